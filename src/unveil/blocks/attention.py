@@ -1,0 +1,115 @@
+"""Scaled dot-product attention with many heads (Transformer, section 3.2)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from unveil.errors import UnveilError
+
+
+def attend(
+    query: Float[Tensor, "B h T d"],
+    key: Float[Tensor, "B h S d"],
+    value: Float[Tensor, "B h S d"],
+    *,
+    allowed: Bool[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B h T d"]:
+    """softmax(Q K^T / sqrt(d) + bias) V.
+
+    Args:
+        query: One row a token that looks.
+        key: One row a token that is looked at.
+        value: What is brought home from it.
+        allowed: True where a token may look; broadcasts to (B, h, T, S). A padding mask is (B, 1, 1, S).
+        bias: Added to the scores before the softmax; broadcasts to (B, h, T, S).
+        causal: Token t sees tokens up to t only.
+        dropout: Share of attention weights dropped.
+    """
+    if query.device.type == "cpu" and query.dtype != torch.float32:
+        # In half precision the fused CPU kernel's backward pass is five times slower than two products and a softmax.
+        return attend_plainly(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
+    if allowed is None and bias is None:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
+    if causal:
+        past = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        allowed = past if allowed is None else allowed & past
+    if bias is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+    scores = bias.to(query.dtype)
+    if allowed is not None:
+        scores = torch.where(allowed, scores, float("-inf"))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=scores, dropout_p=dropout)
+
+
+def attend_plainly(
+    query: Float[Tensor, "B h T d"],
+    key: Float[Tensor, "B h S d"],
+    value: Float[Tensor, "B h S d"],
+    *,
+    allowed: Bool[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B h T d"]:
+    """The formula as it stands: what `attend` is tested against, and the faster way in half precision on a CPU."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT                        # (B, h, T, S)
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    if causal:
+        past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        allowed = past if allowed is None else allowed & past
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return F.dropout(scores.softmax(dim=-1), dropout, dropout > 0) @ value
+
+
+class Attention(nn.Module):
+    """Multi-head attention: project, attend in each head, concatenate, project.
+
+    `query_key_value` holds the three input projections one under the other, so that self-attention is one product.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise UnveilError(f"width {width} does not divide into {heads} heads: use a number of heads that divides it")
+        self.heads, self.dropout = heads, dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (B, heads, tokens, width / heads)."""
+        if context is None:
+            parts = self.query_key_value(x).chunk(3, dim=-1)
+        else:
+            d = x.shape[-1]
+            weight, bias = self.query_key_value.weight, self.query_key_value.bias
+            parts = (F.linear(x, weight[:d], bias[:d]), *F.linear(context, weight[d:], bias[d:]).chunk(2, dim=-1))
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        return query, key, value
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        context: Float[Tensor, "B S D"] | None = None,
+        *,
+        allowed: Bool[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "B T D"]:
+        """Self-attention, or cross-attention to `context`; masks as in `attend`."""
+        query, key, value = self.project(x, context)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))                      # (B, T, D)
+
+    @torch.no_grad()
+    def weights(self, x: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B h T T"]:
+        """The attention weights of self-attention, for looking at them."""
+        query, key, _ = self.project(x, None)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return (scores if bias is None else scores + bias).softmax(dim=-1)

@@ -1,0 +1,60 @@
+"""Where a token stands: sine-cosine and learned positions, their resizing, and BEiT's relative position bias."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unveil.blocks.patches import Size
+from unveil.errors import UnveilError
+
+
+def sincos_1d(places: Float[Tensor, " T"], width: int) -> Float[Tensor, "T {width}"]:
+    """Sines, then cosines, of geometric frequencies (Transformer, section 3.5, with the two kinds side by side)."""
+    if width % 2:
+        raise UnveilError(f"sine-cosine positions need an even width, found {width}")
+    frequency = 1.0 / 10000 ** (torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    angle = places.to(torch.float64)[:, None] * frequency[None, :]
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+def sincos_2d(grid: Size, width: int) -> Float[Tensor, "N {width}"]:
+    """Positions of a grid, row by row: the first half of the width tells the column, the second the row (as public MAE)."""
+    if width % 4:
+        raise UnveilError(f"2-D sine-cosine positions need a width that is a multiple of 4, found {width}")
+    rows, columns = grid
+    y = torch.arange(rows).repeat_interleave(columns)
+    x = torch.arange(columns).repeat(rows)
+    return torch.cat([sincos_1d(x, width // 2), sincos_1d(y, width // 2)], dim=1)
+
+
+def resize_positions(positions: Float[Tensor, "T D"], old: Size, new: Size) -> Float[Tensor, "U D"]:
+    """Positions for another grid, by bicubic interpolation; what stands before the grid (the class token) is kept as it is."""
+    if old == new:
+        return positions
+    prefix = positions.shape[0] - old[0] * old[1]
+    table = positions[prefix:].reshape(1, *old, -1).permute(0, 3, 1, 2).float()
+    table = F.interpolate(table, size=new, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([positions[:prefix], table.permute(0, 2, 3, 1).flatten(1, 2)[0].to(positions.dtype)])
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias of each head for each offset between two patches (BEiT, appendix), with three more for the class token."""
+
+    index: Tensor
+
+    def __init__(self, grid: Size, heads: int, class_token: bool = True) -> None:
+        super().__init__()
+        rows, columns = grid
+        y = torch.arange(rows).repeat_interleave(columns)
+        x = torch.arange(columns).repeat(rows)
+        offsets = (2 * rows - 1) * (2 * columns - 1)
+        index = (y[:, None] - y[None, :] + rows - 1) * (2 * columns - 1) + x[:, None] - x[None, :] + columns - 1
+        if class_token:                                                        # class to patch, patch to class, class to class
+            index = F.pad(index, (1, 0, 1, 0))
+            index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+        self.table = nn.Parameter(torch.zeros(offsets + 3 * class_token, heads))
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self) -> Float[Tensor, "heads T T"]:
+        return self.table[self.index].permute(2, 0, 1).contiguous()

@@ -1,0 +1,118 @@
+"""What the decoder has to say about a hidden patch (MAE, table 1d).
+
+Letters: B images, N patches, M hidden, P values in a patch, Q numbers predicted for a patch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unveil.blocks.patches import Size, gather, patchify
+from unveil.errors import UnveilError
+
+
+class Target(nn.Module, ABC):
+    """Makes the target of each hidden patch, compares, and turns a prediction back into pixels."""
+
+    size: int
+    """Q, how many numbers are predicted for a patch."""
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Tensor:
+        """The targets of the patches at the positions `hide`."""
+
+    def loss(self, predicted: Float[Tensor, "B M Q"], target: Tensor) -> Float[Tensor, ""]:
+        """Mean squared error, in float32."""
+        return F.mse_loss(predicted.float(), target.float())
+
+    @abstractmethod
+    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+        """A prediction for every patch as pixels; the true `images` lend what the target leaves out."""
+
+    def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
+        """Sees a sample of the pictures once, before the first step."""
+
+
+class PixelTarget(Target):
+    """The pixels themselves."""
+
+    def __init__(self, patch_size: Size, channels: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.size = patch_size[0] * patch_size[1] * channels
+
+    def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M Q"]:
+        return gather(patchify(images, self.patch_size), hide)
+
+    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+        return predicted
+
+
+class NormalisedTarget(PixelTarget):
+    """The pixels less their patch's mean, over its standard deviation (unbiased variance + 1e-6, as the public code)."""
+
+    @staticmethod
+    def moments(patches: Float[Tensor, "B M P"]) -> tuple[Float[Tensor, "B M 1"], Float[Tensor, "B M 1"]]:
+        """Mean and standard deviation of each patch."""
+        variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
+        return mean, (variance + 1e-6).sqrt()
+
+    def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M Q"]:
+        patches = super().forward(images, hide)
+        mean, deviation = self.moments(patches)
+        return (patches - mean) / deviation
+
+    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+        """Uses the true mean and deviation of each patch: say so wherever this is shown."""
+        mean, deviation = self.moments(patchify(images, self.patch_size))
+        return predicted * deviation + mean
+
+
+class PCATarget(PixelTarget):
+    """The largest principal coefficients of each patch, 96 in the paper; the axes are fitted once, on a sample."""
+
+    axes: Tensor
+    centre: Tensor
+
+    def __init__(self, patch_size: Size, channels: int, coefficients: int = 96) -> None:
+        super().__init__(patch_size, channels)
+        values = self.size
+        self.size = min(coefficients, values)
+        self.register_buffer("axes", torch.zeros(values, self.size))
+        self.register_buffer("centre", torch.zeros(values))
+
+    def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
+        patches = patchify(images, self.patch_size).flatten(0, 1).double()     # (B * N, P)
+        self.centre.copy_(patches.mean(dim=0))
+        _, axes = torch.linalg.eigh(torch.cov(patches.T).reshape(len(self.centre), -1))
+        axes = axes[:, -self.size :].flip(1)                                   # eigh sorts upwards
+        self.axes.copy_(axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())   # a sign that does not flip
+
+    def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M Q"]:
+        return (super().forward(images, hide) - self.centre) @ self.axes
+
+    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+        return predicted.to(self.axes.dtype) @ self.axes.T + self.centre
+
+
+class TokenTarget(Target):
+    """The visual token that a tokenizer, a map from (B, C, H, W) to (B, N) integers, gives each patch; cross-entropy."""
+
+    def __init__(self, tokenizer: Callable[[Tensor], Tensor], vocabulary: int) -> None:
+        super().__init__()
+        self.tokenizer, self.size = tokenizer, vocabulary
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
+        return self.tokenizer(images).gather(1, hide)
+
+    def loss(self, predicted: Float[Tensor, "B M Q"], target: Tensor) -> Float[Tensor, ""]:
+        return F.cross_entropy(predicted.float().flatten(0, 1), target.flatten())
+
+    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+        """Raises `UnveilError`: a token is no picture."""
+        raise UnveilError("a model that predicts visual tokens cannot draw pixels: train with a pixel target to see them")

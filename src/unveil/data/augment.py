@@ -1,0 +1,190 @@
+"""Augmentation of a whole batch on its device: crop, resize and flip are two matrix products a picture.
+
+A resize is linear, so it is a matrix for the rows and one for the columns; a crop and a flip only move the places where the
+matrices look. The kernel is Pillow's antialiased bicubic. Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unveil.blocks.chance import uniform
+from unveil.blocks.patches import Size
+from unveil.data.batch import Batch
+from unveil.errors import UnveilError
+
+FULL = {torch.uint8: 255.0, torch.uint16: 65535.0}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How pictures are changed before they are seen (MAE, table 1e)."""
+
+    crop: Literal["resized", "fixed", "none"] = "resized"
+    """A random resized crop; a crop of fixed size at a random place; or the centre, without flips."""
+    crop_scale: float = 0.2
+    """Smallest share of a picture's area that a random resized crop takes."""
+    flip: bool = True
+    """Flip half of the pictures left to right; never with crop "none"."""
+    jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation; 0.4 is usual, the paper has it hurt."""
+
+
+class Augment:
+    """Makes normalised float pictures of one size from a batch of uint8 or uint16 canvases."""
+
+    def __init__(self, config: AugmentConfig, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.config, self.image_size, self.mean, self.std = config, image_size, mean, std
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with (B, C, S, T) float pictures; all chance comes from the samples' keys."""
+        config, sizes = self.config, batch.sizes.float()
+        flip = None
+        if config.crop == "resized":
+            boxes = random_boxes(sizes, batch.keys, config.crop_scale, self.image_size)
+        else:
+            boxes = centre_boxes(sizes, self.image_size)
+            if config.crop == "fixed":
+                boxes = moved_boxes(boxes, sizes, batch.keys)
+        if config.flip and config.crop != "none":
+            flip = uniform(batch.keys, 1, stream=12)[:, 0] < 0.5
+        images = crop_resize(batch.images, boxes, batch.sizes, self.image_size, flip)
+        if config.jitter:
+            images = jittered(images, batch.keys, config.jitter)
+        return batch._replace(images=normalise(images, self.mean, self.std))
+
+
+def view(batch: Batch, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Tensor, "B C S T"]:
+    """The pictures as evaluations see them: the centre, resized and normalised."""
+    boxes = centre_boxes(batch.sizes.float(), image_size)
+    return normalise(crop_resize(batch.images, boxes, batch.sizes, image_size), mean, std)
+
+
+def normalise(
+    images: Tensor, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Float[Tensor, "*B C H W"]:
+    """Pictures as encoders take them: scaled to 0 to 1, less the mean, over the deviation of each channel.
+
+    Args:
+        images: (B, C, H, W) or (C, H, W): uint8, uint16, or float already between 0 and 1.
+        mean: Each channel's mean; ImageNet's by default, or its average where there are not three channels.
+        std: Each channel's standard deviation, likewise.
+
+    Raises:
+        UnveilError: When there are not as many means as channels, or the type is another.
+    """
+    if not (images.is_floating_point() or images.dtype in FULL):
+        raise UnveilError(f"pictures are {images.dtype}: give uint8, uint16, or floats between 0 and 1")
+    channels = images.shape[-3]
+    mean = mean or (IMAGENET_MEAN if channels == 3 else (0.449,) * channels)
+    std = std or (IMAGENET_STD if channels == 3 else (0.226,) * channels)
+    if not len(mean) == len(std) == channels:
+        raise UnveilError(f"pictures have {channels} channels, and there are {len(mean)} means and {len(std)} deviations")
+    pixels = images.float() / FULL.get(images.dtype, 1.0)
+    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
+
+
+def random_boxes(
+    sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"], scale: float, image_size: Size, tries: int = 10
+) -> Float[Tensor, "B 4"]:
+    """Boxes (top, left, height, width) of a random resized crop (Szegedy et al., 2014), as torchvision draws them.
+
+    Area uniform between `scale` and 1 of the picture's, aspect between 3/4 and 4/3 of the result's, uniform in its logarithm;
+    the first of ten tries that fits inside the picture, or else the largest box of a fitting aspect in the centre.
+    """
+    height, width = sizes[:, :1], sizes[:, 1:]                                 # (B, 1)
+    u = uniform(keys, 2 * tries + 2, stream=11)
+    area = height * width * (scale + (1 - scale) * u[:, :tries])
+    wanted = image_size[1] / image_size[0]
+    aspect = wanted * torch.exp((2 * u[:, tries : 2 * tries] - 1) * math.log(4 / 3))
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()      # (B, tries)
+    fits = (w >= 1) & (h >= 1) & (w <= width) & (h <= height)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    ratio = (width / height).clamp(wanted * 3 / 4, wanted * 4 / 3)
+    none = ~fits.any(dim=1, keepdim=True)
+    h = torch.where(none, torch.minimum(height, (width / ratio).round()).clamp(min=1), h.gather(1, first))
+    w = torch.where(none, torch.minimum(width, (height * ratio).round()).clamp(min=1), w.gather(1, first))
+    top = torch.where(none, ((height - h) / 2).floor(), (u[:, -2:-1] * (height - h + 1)).floor())
+    left = torch.where(none, ((width - w) / 2).floor(), (u[:, -1:] * (width - w + 1)).floor())
+    return torch.cat([top, left, h, w], dim=1)
+
+
+def centre_boxes(sizes: Float[Tensor, "B 2"], image_size: Size) -> Float[Tensor, "B 4"]:
+    """The largest box of the result's aspect in the centre: 7/8 of it where the picture is larger than 8/7 of the result."""
+    height, width = sizes[:, :1], sizes[:, 1:]
+    aspect = image_size[1] / image_size[0]
+    h = torch.minimum(height, width / aspect)
+    h = torch.where(h >= image_size[0] * 8 / 7, h * 7 / 8, h)
+    w = (h * aspect).round().clamp(min=1).minimum(width)
+    h = h.round().clamp(min=1)
+    return torch.cat([((height - h) / 2).floor(), ((width - w) / 2).floor(), h, w], dim=1)
+
+
+def moved_boxes(boxes: Float[Tensor, "B 4"], sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"]) -> Float[Tensor, "B 4"]:
+    """Boxes of the same size at random places; where there is no room, they reach an eighth over the edge, into black."""
+    side = boxes[:, 2:]
+    room = sizes - side
+    over = torch.where(room < side / 8, (side / 8).floor(), 0.0)
+    start = (uniform(keys, 2, stream=11) * (room + 2 * over + 1)).floor() - over
+    return torch.cat([start, side], dim=1)
+
+
+def crop_resize(
+    images: Tensor,
+    boxes: Float[Tensor, "B 4"],
+    sizes: Int[Tensor, "B 2"],
+    image_size: Size,
+    flip: Tensor | None = None,
+) -> Float[Tensor, "B C S T"]:
+    """Crops and resizes each picture as Pillow's bicubic filter does, to floats between 0 and 1."""
+    rows = resize_matrix(boxes[:, 0], boxes[:, 2], sizes[:, 0], images.shape[2], image_size[0])
+    columns = resize_matrix(boxes[:, 1], boxes[:, 3], sizes[:, 1], images.shape[3], image_size[1])
+    if flip is not None:
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    chunk = max(1, 2**24 // images[0].numel())                                 # canvases become floats a few at a time
+    parts = [
+        (r[:, None] @ (x.to(r.dtype) / FULL[x.dtype]) @ c[:, None].mT).clamp(0, 1)
+        for x, r, c in zip(images.split(chunk), rows.split(chunk), columns.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def resize_matrix(
+    start: Float[Tensor, " B"], length: Float[Tensor, " B"], size: Int[Tensor, " B"], canvas: int, result: int
+) -> Float[Tensor, "B S H"]:
+    """Weights (result, canvas) that crop [start, start + length) and resize it: Pillow's bicubic, widened when shrinking.
+
+    A place outside the box, or outside the picture (which ends at `size`), weighs nothing.
+    """
+    scale = (length / result)[:, None, None]                                   # (B, 1, 1)
+    centre = start[:, None, None] + (torch.arange(result, device=start.device)[None, :, None] + 0.5) * scale
+    place = torch.arange(canvas, device=start.device)[None, None, :]
+    distance = ((place + 0.5 - centre) / scale.clamp(min=1)).abs()
+    near = (1.5 * distance - 2.5) * distance * distance + 1                    # Keys' cubic with a = -0.5
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weight = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    end = torch.minimum(start + length, size)[:, None, None]
+    weight = torch.where((place >= start.clamp(min=0)[:, None, None]) & (place < end), weight, 0.0)
+    total = weight.sum(dim=2, keepdim=True)
+    inside = (centre > 0) & (centre < size[:, None, None])                     # a crop that reaches over the edge sees black
+    return torch.where(inside, weight / torch.where(total == 0, 1.0, total), 0.0)
+
+
+def jittered(images: Float[Tensor, "B C S T"], keys: Int[Tensor, " B"], strength: float) -> Float[Tensor, "B C S T"]:
+    """Random brightness, contrast and, with three channels, saturation: factors between 1 - strength and 1 + strength."""
+    factor = 1 + strength * (2 * uniform(keys, 3, stream=13) - 1)
+    brightness, contrast, saturation = factor[:, :, None, None, None].unbind(1)
+    images = (images * brightness).clamp(0, 1)
+    weights = images.new_tensor([0.299, 0.587, 0.114] if images.shape[1] == 3 else [1 / images.shape[1]] * images.shape[1])
+    grey = (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+    middle = grey.mean(dim=(2, 3), keepdim=True)
+    images = (middle + (images - middle) * contrast).clamp(0, 1)
+    if images.shape[1] != 3:
+        return images
+    grey = (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+    return (grey + (images - grey) * saturation).clamp(0, 1)

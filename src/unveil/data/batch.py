@@ -1,0 +1,24 @@
+"""Pictures on their way to a loss."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Some samples of a run."""
+
+    images: Tensor
+    """(B, C, H, W). Before augmentation: uint8 or uint16, each picture in the upper left corner. After: float, normalised."""
+    sizes: Int[Tensor, "B 2"]
+    """Height and width of each picture inside `images`."""
+    keys: Int[Tensor, " B"]
+    """What is drawn at random for a sample is a function of its key: see `unveil.blocks.chance`."""
+    labels: Tensor | None = None
+    """(B,) classes, or (B, K) shares of classes after mixing."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device, without waiting for the copy."""
+        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in self))

@@ -1,0 +1,192 @@
+"""Pictures by number: kept in memory where they fit, read again and again where they do not."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unveil.data.images import Unreadable, read_picture
+from unveil.data.sources import Source
+from unveil.errors import UnveilError
+
+Progress = Callable[[int, int], None]                                         # pictures read, of how many
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free now; 4 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 * 2**30
+
+
+class Pictures:
+    """The readable pictures of a source, shrunk to what training needs; those that are not are in `skipped`.
+
+    Args:
+        source: Where they come from.
+        side: Pictures are shrunk, never enlarged, until their short side is this many pixels.
+        channels: How many channels each gets; by default what most pictures have, and 3 where some are in colour.
+        dtype: uint8 or uint16; by default uint16 where most pictures are.
+        pixel_limit: No file is decoded beyond this many pixels.
+        memory: Keep all in memory up to this many bytes; a quarter of what is free by default.
+        progress: Called with (pictures read, of how many).
+
+    Raises:
+        UnveilError: When no picture can be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        side: int,
+        channels: int | None = None,
+        dtype: torch.dtype | None = None,
+        pixel_limit: int = 64_000_000,
+        memory: int | None = None,
+        progress: Progress = lambda done, of: None,
+    ) -> None:
+        self.source, self.side, self.pixel_limit = source, side, pixel_limit
+        self.classes = source.classes
+        self.skipped: dict[str, str] = {}
+        self._lock, self._kept = threading.Lock(), None
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pictures")
+        sample = self._sample(64)
+        self.channels = channels or common_channels(sample)
+        deep = sum(x.dtype == np.uint16 for x in sample) * 2 > len(sample)
+        self.dtype = dtype or (torch.uint16 if deep else torch.uint8)
+        self.numbers = np.arange(len(source.names))                            # readable pictures, as numbers of the source
+        each = max(np.mean([x.shape[0] * x.shape[1] for x in sample]) * self.channels * self.dtype.itemsize, 1.0)
+        if each * len(source.names) <= (free_memory() // 4 if memory is None else memory):
+            self._keep_all(progress)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each picture."""
+        return [self.source.names[i] for i in self.numbers]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The class of each picture, -1 where it has none; None where no picture has one."""
+        return None if self.source.labels is None else torch.from_numpy(self.source.labels[self.numbers])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all pictures were read once and are kept."""
+        return self._kept is not None
+
+    def read(self, number: int) -> np.ndarray:
+        """One picture of the source (H, W, C), as it will be batched. Raises `Unreadable` or `OSError`."""
+        name = self.source.names[number]
+        picture = read_picture(
+            self.source.read(number), channels=self.channels, shrink_to=self.side, pixel_limit=self.pixel_limit, name=name
+        )
+        if self.dtype == torch.uint16 and picture.dtype == np.uint8:
+            return picture.astype(np.uint16) * 257
+        if self.dtype == torch.uint8 and picture.dtype == np.uint16:
+            return (picture >> 8).astype(np.uint8)
+        return picture
+
+    def batch(self, places: Int[Tensor, " B"]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
+        """The pictures at these places, each in the upper left corner of a canvas (B, C, H, W), and their heights and widths."""
+        if isinstance(self._kept, Tensor):
+            images = self._kept[places] if self.dtype == torch.uint8 else self._kept.view(torch.int16)[places].view(torch.uint16)
+            return images, torch.tensor(images.shape[2:]).expand(len(places), 2)
+        if self._kept is not None:
+            pictures = [self._kept[i] for i in places.tolist()]
+        else:
+            pictures = list(self._pool.map(self._read_or_next, self.numbers[places.numpy()].tolist()))
+        sizes = torch.tensor([x.shape[:2] for x in pictures])
+        height, width = sizes.amax(dim=0).tolist()
+        canvas = np.zeros((len(pictures), self.channels, height, width), numpy_type(self.dtype))
+        for row, x in zip(canvas, pictures, strict=True):
+            row[:, : x.shape[0], : x.shape[1]] = x.transpose(2, 0, 1)
+        return torch.from_numpy(canvas), sizes
+
+    def _sample(self, count: int) -> list[np.ndarray]:
+        """Up to `count` pictures from all over the source, with their natural channels."""
+        found, n = [], len(self.source.names)
+        for i in dict.fromkeys(np.linspace(0, n - 1, min(count, n)).astype(int).tolist() + list(range(n))):
+            try:
+                raw = self.source.read(i)
+                found.append(read_picture(raw, shrink_to=self.side, pixel_limit=self.pixel_limit, name=self.source.names[i]))
+            except (Unreadable, OSError) as error:
+                self.skipped[self.source.names[i]] = str(error)
+            if len(found) >= min(count, n):
+                break
+        if not found:
+            reasons = Counter(self.skipped.values()).most_common(1)
+            raise UnveilError(f"none of the {n} files of {self.source.name} can be read as a picture: {reasons[0][0]}")
+        return found
+
+    def _keep_all(self, progress: Progress) -> None:
+        """Reads every picture once; those of one size become one tensor (N, C, H, W)."""
+        kept: list[np.ndarray] = []
+        good: list[int] = []
+        self.skipped.clear()
+        total = len(self.source.names)
+        for i, x in enumerate(self._pool.map(self._read_or_reason, range(total), chunksize=64)):
+            if isinstance(x, str):
+                self.skipped[self.source.names[i]] = x
+            else:
+                kept.append(x)
+                good.append(i)
+            if i % 256 == 255 or i + 1 == total:
+                progress(i + 1, total)
+        self.numbers = np.array(good, dtype=np.int64)
+        if not kept:
+            raise UnveilError(f"no picture of {self.source.name} has {self.channels} channels: {next(iter(self.skipped.values()))}")
+        same = all(x.shape == kept[0].shape for x in kept)
+        self._kept = torch.from_numpy(np.stack(kept).transpose(0, 3, 1, 2).copy()) if same else kept
+
+    def _read_or_reason(self, number: int) -> np.ndarray | str:
+        try:
+            return self.read(number)
+        except (Unreadable, OSError) as error:
+            return str(error) or type(error).__name__
+
+    def _read_or_next(self, number: int) -> np.ndarray:
+        """The picture, or in place of one that cannot be read, the next that can: always the same one."""
+        total = len(self.source.names)
+        for i in range(number, number + total):
+            picture = self._read_or_reason(i % total)
+            if not isinstance(picture, str):
+                return picture
+            with self._lock:
+                self.skipped[self.source.names[i % total]] = picture
+        raise UnveilError(f"no picture of {self.source.name} can be read any more: was it moved?")
+
+
+def common_channels(pictures: Iterable[np.ndarray]) -> int:
+    """What most pictures have; 3 where grey and colour are mixed."""
+    counts = Counter(x.shape[2] for x in pictures)
+    return 3 if 3 in counts and set(counts) <= {1, 3, 4} else counts.most_common(1)[0][0]
+
+
+def numpy_type(dtype: torch.dtype) -> type[np.uint8] | type[np.uint16]:
+    """The same type in numpy."""
+    return np.uint16 if dtype == torch.uint16 else np.uint8
+
+
+def channel_moments(pictures: Pictures, count: int = 512) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel on a scale of 0 to 1, over up to `count` pictures from all over the set."""
+    places = torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()
+    total = square = torch.zeros(pictures.channels, dtype=torch.float64)
+    pixels = 0
+    for place in places:
+        image, _ = pictures.batch(place[None])
+        x = image[0].double().flatten(1) / (65535 if pictures.dtype == torch.uint16 else 255)
+        total, square, pixels = total + x.sum(1), square + x.square().sum(1), pixels + x.shape[1]
+    mean = total / pixels
+    deviation = (square / pixels - mean**2).clamp(min=1e-8).sqrt()
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(max(round(v, 4), 1e-4) for v in deviation.tolist())

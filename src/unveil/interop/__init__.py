@@ -1,0 +1,1 @@
+"""Floor 4: weights in and out, one file a format."""

@@ -1,0 +1,72 @@
+"""The one promise: what the loop can train, and what it is given."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unveil.data.batch import Batch
+
+
+class Step(NamedTuple):
+    """What a forward pass returns."""
+
+    loss: Float[Tensor, ""]
+    """To descend."""
+    metrics: dict[str, Tensor]
+    """To write down: scalars, averaged over processes and over the steps between two log lines."""
+
+
+class Learner(nn.Module, ABC):
+    """Anything that the loop can train. `forward` is the loss, so compile, DDP and FSDP2 wrap it with no special case."""
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Step:
+        """A loss to descend, and numbers to write down."""
+
+    def augment(self, batch: Any) -> Any:
+        """Runs before `forward`, on the device, without gradients."""
+        return batch
+
+    def prepare(self, batch: Any) -> None:  # noqa: B027 - most learners need nothing
+        """Sees one augmented batch once, before the first step of a run (never on resume): to fit what is not trained."""
+
+    def after_step(self, progress: float) -> None:  # noqa: B027
+        """Runs after each optimiser step; progress goes from 0 to 1."""
+
+    def frozen(self) -> set[str]:
+        """Prefixes of the names of parameters that are not trained."""
+        return set()
+
+    def layer_of(self, name: str) -> int:
+        """The depth of a parameter, for layer-wise learning rates: 0 is the embedding; the largest is the head."""
+        return 0
+
+
+class Method(Learner, ABC):
+    """A learner that trains an encoder without labels. One file and one line in `unveil.methods.METHODS`."""
+
+    Config: ClassVar[type]
+    """A frozen dataclass: the knobs of the method."""
+    encoder: nn.Module
+    config: Any
+
+    @classmethod
+    @abstractmethod
+    def build(cls, vit: Any, config: Any, augment: Any) -> "Method":
+        """An untrained learner from the configs of the encoder, the method, and the augmentation."""
+
+    def held_out(self, batch: Batch) -> dict[str, float]:
+        """Numbers on normalised pictures that were not trained on; the same samples have the same keys each time."""
+        return {}
+
+
+class Task(Learner, ABC):
+    """A learner that uses labels to judge or to tune an encoder. One file and one line in `unveil.tasks.TASKS`."""
+
+    encoder: nn.Module
+
+    @abstractmethod
+    def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """A score for each class; images are normalised."""

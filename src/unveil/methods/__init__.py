@@ -1,0 +1,22 @@
+"""Floor 3: methods that train an encoder without labels: one file each, unaware of each other."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from unveil.errors import UnveilError
+
+if TYPE_CHECKING:
+    from unveil.learner import Method
+
+METHODS: dict[str, str] = {                                                   # name: "module:class"
+    "mae": "unveil.methods.mae:MAE",
+}
+
+
+def method_class(name: str) -> "type[Method]":
+    """The class of a method. Raises `UnveilError` for a name that is not in the table."""
+    if name not in METHODS:
+        raise UnveilError(f"there is no method {name!r}: use one of {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -1,0 +1,186 @@
+"""Masked autoencoder (He et al., 2021).
+
+    picture -> patches -> [hide 75 %] -> visible patches -> encoder -> [mask tokens in the gaps] -> decoder -> hidden patches
+
+B images, C H W, N patches, V visible, M hidden, P values in a patch, Q numbers predicted for a patch, D width, E decoder width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unveil.blocks.chance import uniform
+from unveil.blocks.masks import Mask, as_bool, block_mask, grid_mask, random_mask, split
+from unveil.blocks.patches import gather, patchify, scatter, unpatchify
+from unveil.blocks.positions import sincos_2d
+from unveil.blocks.targets import NormalisedTarget, PCATarget, PixelTarget, Target
+from unveil.blocks.transformer import Transformer, TransformerConfig, xavier
+from unveil.data.augment import Augment, AugmentConfig
+from unveil.data.batch import Batch
+from unveil.errors import UnveilError
+from unveil.learner import Method, Step
+from unveil.models.vit import ViT, ViTConfig, heads_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig:
+    """The knobs of MAE; each row of the paper's table 1 turns one of them."""
+
+    mask_ratio: float = 0.75
+    """Share of patches that is hidden (figure 5)."""
+    sampling: Literal["random", "block", "grid"] = "random"
+    """Which patches are hidden (table 1f)."""
+    target: Literal["normalised", "pixel", "pca"] = "normalised"
+    """What is predicted: pixels normalised in each patch, raw pixels, or 96 principal coefficients (table 1d)."""
+    mask_tokens_in_encoder: bool = False
+    """The encoder sees mask tokens in place of the hidden patches, at 3.3 times the cost for ViT-L (table 1c)."""
+    loss_on_all: bool = False
+    """Compare all patches, not the hidden ones alone (section 4.1: half a point worse)."""
+    decoder_width: int | None = None
+    """Width of the decoder (table 1b): 512, or the encoder's where that is smaller."""
+    decoder_depth: int | None = None
+    """Blocks of the decoder (table 1a): 8, 4 for encoders narrower than 512, 2 for vit-nano."""
+    decoder_heads: int | None = None
+    """Heads of the decoder: by its width, 16 for 512."""
+
+
+class Reconstruction(NamedTuple):
+    """What a masked autoencoder makes of pictures; all in the range of the pictures it was given."""
+
+    pixels: Float[Tensor, "B C H W"]
+    """Predicted pixels, at every patch."""
+    hidden: Bool[Tensor, "B N"]
+    """True where a patch was hidden."""
+    masked: Float[Tensor, "B C H W"]
+    """The picture with the hidden patches at 0, the mean of normalised pixels."""
+    pasted: Float[Tensor, "B C H W"]
+    """The predicted pixels with the visible patches pasted in."""
+
+
+class MAE(Method):
+    """An encoder that sees the visible patches only, and a light decoder that rebuilds the rest."""
+
+    Config = MAEConfig
+    encoder: ViT
+    config: MAEConfig
+
+    def __init__(self, encoder: ViT, config: MAEConfig, augment: Augment | None = None, target: Target | None = None) -> None:
+        super().__init__()
+        vit = encoder.config
+        self.patches = vit.grid[0] * vit.grid[1]                               # N
+        width = config.decoder_width or min(512, vit.width)
+        depth = config.decoder_depth if config.decoder_depth is not None else (8 if vit.width >= 512 else min(4, vit.depth // 2))
+        self.config, self.encoder, self.augmentation = config, encoder, augment
+        self.target = target or TARGETS[config.target](vit.patch_size, vit.channels)
+        self.mask_token = nn.Parameter(torch.randn(vit.width if config.mask_tokens_in_encoder else width) * 0.02)
+        self.decoder_embed = nn.Linear(vit.width, width)
+        places = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
+        self.decoder_positions = nn.Parameter(places, requires_grad=False)     # (1 + N, E)
+        heads = config.decoder_heads or heads_of(width)
+        self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, recompute=vit.recompute))
+        self.head = nn.Linear(width, self.target.size)
+        xavier(self.decoder_embed)
+        xavier(self.head)
+        self.mask(torch.zeros(1, dtype=torch.int64))                           # a ratio that cannot be hidden is refused now
+
+    @classmethod
+    def build(cls, vit: ViTConfig, config: MAEConfig, augment: AugmentConfig) -> "MAE":
+        """An untrained masked autoencoder."""
+        return cls(ViT(vit), config, Augment(augment, vit.image_size, vit.mean, vit.std))
+
+    def augment(self, batch: Batch) -> Batch:
+        """Crops, flips and normalises."""
+        return batch if self.augmentation is None else self.augmentation(batch)
+
+    def prepare(self, batch: Batch) -> None:
+        """Lets the target see a sample of pictures."""
+        self.target.prepare(batch.images)
+
+    def forward(self, batch: Batch) -> Step:
+        """Hide, encode, paint, compare."""
+        return Step(self.compare(batch.images, *self.mask(batch.keys)), {})
+
+    def mask(self, keys: Int[Tensor, " B"]) -> Mask:
+        """The patches to keep (B, V) and to hide (B, M) of the samples with these keys."""
+        grid, ratio = self.encoder.config.grid, self.config.mask_ratio
+        if self.config.sampling == "grid":
+            return grid_mask(len(keys), grid, ratio, keys.device)
+        if self.config.sampling == "block":
+            return block_mask(uniform(keys, 4 * 64, stream=1), grid, ratio)
+        return random_mask(uniform(keys, grid[0] * grid[1], stream=1), ratio)
+
+    def compare(self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Tensor:
+        """The loss of the patches `hide` when only the patches `keep` are seen."""
+        seen = self.encode(images, keep, hide)                                 # (B, 1 + V, D)
+        compared = torch.cat([keep, hide], dim=1) if self.config.loss_on_all else hide
+        painted = self.decode(seen, keep, compared)                            # (B, M, Q)
+        return self.target.loss(painted, self.target(images, compared))
+
+    def encode(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B T D"]:
+        """The class token and the visible patches; with the ablation 1c, all patches, the hidden ones as mask tokens."""
+        if not self.config.mask_tokens_in_encoder:
+            return self.encoder(images, keep)
+        return self.encoder(images, hidden=as_bool(hide, self.patches), mask_token=self.mask_token)
+
+    def decode(
+        self, seen: Float[Tensor, "B T D"], keep: Int[Tensor, "B V"], wanted: Int[Tensor, "B M"] | None = None
+    ) -> Float[Tensor, "B M Q"]:
+        """Puts mask tokens in the gaps, adds positions, and predicts the patches `wanted`, or all."""
+        x = self.decoder_embed(seen)                                           # (B, 1 + V, E)
+        patches = x[:, 1:]
+        if not self.config.mask_tokens_in_encoder:
+            gaps = self.mask_token.to(x.dtype).expand(len(x), self.patches, -1)
+            patches = scatter(gaps, keep, patches)                             # (B, N, E)
+        x = self.decoder(torch.cat([x[:, :1], patches], dim=1) + self.decoder_positions)[:, 1:]
+        return self.head(x if wanted is None else gather(x, wanted))
+
+    def loss(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
+        """The loss of normalised pictures; `hidden` is True where a patch is hidden, the same count in each row."""
+        return self.compare(images, *self.choose(images, hidden))
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None
+    ) -> Reconstruction:
+        """Rebuilds normalised pictures; a normalised target borrows the true mean and deviation of each patch."""
+        keep, hide = self.choose(images, hidden)
+        painted = self.decode(self.encode(images, keep, hide), keep).float()
+        vit = self.encoder.config
+        pixels = unpatchify(self.target.pixels(painted, images), vit.image_size, vit.patch_size)
+        hidden = as_bool(hide, self.patches)
+        rows, columns = vit.grid
+        gone = hidden.reshape(-1, 1, rows, columns).repeat_interleave(vit.patch_size[0], 2).repeat_interleave(vit.patch_size[1], 3)
+        return Reconstruction(pixels, hidden, images.masked_fill(gone, 0.0), torch.where(gone, pixels, images))
+
+    @torch.no_grad()
+    def held_out(self, batch: Batch) -> dict[str, float]:
+        """Squared error on the hidden patches in normalised pixels, beside two guesses: the patch's and the picture's mean."""
+        keep, hide = self.mask(batch.keys)
+        true = patchify(batch.images, self.encoder.config.patch_size)
+        pixels = self.target.pixels(self.decode(self.encode(batch.images, keep, hide), keep).float(), batch.images)
+        by_channel = true.unflatten(2, (-1, self.encoder.config.channels))     # (B, N, p * q, C)
+        guesses = {
+            "held_out_error": pixels.unflatten(2, (-1, self.encoder.config.channels)),
+            "patch_mean_error": by_channel.mean(dim=2, keepdim=True),
+            "picture_mean_error": gather(true, keep).unflatten(2, by_channel.shape[2:]).mean(dim=(1, 2), keepdim=True),
+        }
+        return {
+            name: float(gather((by_channel - guess).square().flatten(2), hide).mean()) for name, guess in guesses.items()
+        }
+
+    def choose(self, images: Tensor, hidden: Bool[Tensor, "B N"] | None) -> Mask:
+        """The given mask, or a new one from torch's generator."""
+        if hidden is None:
+            return self.mask(torch.randint(2**62, (len(images),), device=images.device))
+        if hidden.shape != (len(images), self.patches) or len(set(hidden.sum(1).tolist())) > 1:
+            raise UnveilError(
+                f"`hidden` is {tuple(hidden.shape)} with {sorted(set(hidden.sum(1).tolist()))[:5]} patches hidden in a row: "
+                f"give {(len(images), self.patches)} bool, the same count in each row"
+            )
+        return split(hidden.bool())
+
+
+TARGETS: dict[str, type[PixelTarget]] = {"pixel": PixelTarget, "normalised": NormalisedTarget, "pca": PCATarget}

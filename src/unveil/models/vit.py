@@ -1,0 +1,141 @@
+"""The Vision Transformer (Dosovitskiy et al., 2020): patches, positions, a Transformer. Any size, patch and channel count."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unveil.blocks.patches import PatchEmbed, Size, grid_size
+from unveil.blocks.positions import resize_positions, sincos_2d
+from unveil.blocks.transformer import Transformer, TransformerConfig, xavier
+from unveil.errors import UnveilError
+
+MODELS: dict[str, tuple[int, int, int]] = {                                   # width, depth, heads
+    "vit-nano": (96, 4, 3),
+    "vit-tiny": (192, 12, 3),
+    "vit-small": (384, 12, 6),
+    "vit-base": (768, 12, 12),
+    "vit-large": (1024, 24, 16),
+    "vit-huge": (1280, 32, 16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The shape of an encoder and of what it takes in."""
+
+    width: int
+    depth: int
+    heads: int
+    image_size: Size
+    patch_size: Size
+    channels: int = 3
+    mlp_ratio: float = 4.0
+    positions: Literal["sincos", "learned"] = "sincos"
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+    recompute: bool = False
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Each channel's mean, on a scale of 0 to 1, that pictures are normalised with."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @property
+    def grid(self) -> Size:
+        """Rows and columns of patches."""
+        return grid_size(self.image_size, self.patch_size)
+
+
+class ViT(nn.Module):
+    """An encoder of pictures: (B, C, H, W) to a class token and one token a patch."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows, columns = config.grid
+        self.embed = PatchEmbed(config.patch_size, config.channels, config.width)
+        xavier(self.embed)
+        self.class_token = nn.Parameter(torch.randn(config.width) * 0.02)
+        learned = config.positions == "learned"
+        places = torch.randn(1 + rows * columns, config.width) * 0.02
+        if not learned:
+            places = torch.cat([torch.zeros(1, config.width), sincos_2d(config.grid, config.width)])
+        self.positions = nn.Parameter(places, requires_grad=learned)           # (1 + N, D)
+        self.transformer = Transformer(
+            TransformerConfig(
+                width=config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio,
+                drop_path=config.drop_path, layer_scale=config.layer_scale, recompute=config.recompute,
+            )
+        )  # fmt: skip
+
+    def tokens(
+        self,
+        images: Float[Tensor, "B C H W"],
+        keep: Int[Tensor, "B V"] | None = None,
+        *,
+        hidden: Bool[Tensor, "B N"] | None = None,
+        mask_token: Float[Tensor, " D"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The class token and the embedded patches, with their positions.
+
+        Args:
+            images: Normalised pictures.
+            keep: Positions of the patches to embed; the others are never touched.
+            hidden: True where `mask_token` stands in for the patch (BEiT, SimMIM, and MAE's ablation 1c).
+            mask_token: The stand-in.
+        """
+        size = (images.shape[2], images.shape[3])
+        if images.shape[1] != self.config.channels or size != self.config.image_size:
+            wanted = (self.config.channels, *self.config.image_size)
+            raise UnveilError(f"pictures are (channels, height, width) {tuple(images.shape[1:])}, the model takes {wanted}")
+        patches = self.embed(images, keep)                                     # (B, V, D)
+        if hidden is not None and mask_token is not None:
+            patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
+        places = self.positions[1:]
+        patches = patches + (places if keep is None else places[keep])
+        first = (self.class_token + self.positions[0]).to(patches.dtype).expand(len(images), 1, -1)
+        return torch.cat([first, patches], dim=1)                              # (B, 1 + V, D)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        keep: Int[Tensor, "B V"] | None = None,
+        *,
+        hidden: Bool[Tensor, "B N"] | None = None,
+        mask_token: Float[Tensor, " D"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The tokens after the last norm, the class token first; arguments as in `tokens`."""
+        return self.transformer(self.tokens(images, keep, hidden=hidden, mask_token=mask_token))  # type: ignore[no-any-return]
+
+    def features(
+        self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean"
+    ) -> Float[Tensor, "B D"]:
+        """One vector a picture: the mean of the patch tokens, or the class token."""
+        tokens = self(images)
+        return tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1)
+
+    @torch.no_grad()
+    def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
+        """How much the class token looks at each patch in the last block, head by head."""
+        x = self.tokens(images)
+        *body, last = self.transformer.blocks
+        for block in body:
+            x = block(x)
+        return last.attention.weights(last.norm1(x))[:, :, 0, 1:]              # type: ignore[no-any-return, union-attr, operator]
+
+    def resized(self, image_size: Size) -> "ViT":
+        """A copy for pictures of another size, with the positions interpolated."""
+        other = ViT(replace(self.config, image_size=image_size))
+        state = self.state_dict()
+        state["positions"] = resize_positions(self.positions.detach(), self.config.grid, other.config.grid)
+        other.load_state_dict(state)
+        return other
+
+
+def heads_of(width: int) -> int:
+    """The usual number of heads of a width. Raises `UnveilError` for a width that has none."""
+    usual = {width: heads for width, _, heads in MODELS.values()} | {512: 16}
+    if width not in usual:
+        raise UnveilError(f"width {width} has no usual number of heads: say how many (heads=, decoder_heads=)")
+    return usual[width]

@@ -1,0 +1,52 @@
+"""Linear probing: a linear classifier on a frozen encoder (MAE, appendix A.1: a BatchNorm without affine before it)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unveil.data.augment import Augment
+from unveil.data.batch import Batch
+from unveil.learner import Step, Task
+from unveil.models.vit import ViT
+
+
+class Linear(Task):
+    """BatchNorm and a linear layer on features: given as they are (B, D), or computed from pictures by a frozen encoder."""
+
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        *,
+        encoder: ViT | None = None,
+        augment: Augment | None = None,
+        pool: Literal["mean", "class"] = "mean",
+    ) -> None:
+        super().__init__()
+        self.encoder, self.augmentation, self.pool = encoder, augment, pool    # type: ignore[assignment]
+        if encoder is not None:
+            encoder.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.head = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def augment(self, batch: Batch) -> Batch:
+        """Random resized crop and flip, where pictures are given."""
+        return batch if self.augmentation is None else self.augmentation(batch)
+
+    def forward(self, batch: Batch) -> Step:
+        """Cross-entropy of the true classes."""
+        scores = self.predict(batch.images)
+        right = (scores.argmax(dim=1) == batch.labels).float().mean()
+        return Step(F.cross_entropy(scores.float(), batch.labels), {"accuracy": right})
+
+    def predict(self, images: Tensor) -> Float[Tensor, "B K"]:
+        """A score for each class, from pictures (B, C, H, W) or features (B, D)."""
+        if self.encoder is not None and images.ndim == 4:
+            with torch.no_grad():
+                images = self.encoder.eval().features(images, self.pool)
+        return self.head(self.norm(images.float()))                            # type: ignore[no-any-return]

@@ -1,0 +1,49 @@
+"""Partial fine-tuning (MAE, section 4.3 and figure 9): the last blocks learn, everything below stays frozen."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unveil.data.augment import Augment
+from unveil.data.batch import Batch
+from unveil.errors import UnveilError
+from unveil.learner import Step, Task
+from unveil.models.vit import ViT
+
+
+class Partial(Task):
+    """An encoder whose last `blocks` blocks are tuned: 0 is a linear probe, 0.5 the MLP of the last block, all of them everything."""
+
+    def __init__(self, encoder: ViT, classes: int, blocks: float, augment: Augment | None = None) -> None:
+        super().__init__()
+        depth = encoder.config.depth
+        if blocks not in {0.5, *range(depth + 1)}:
+            raise UnveilError(f"cannot tune {blocks} blocks: use 0, 0.5 (the last MLP), or 1 to {depth}")
+        self.encoder, self.augmentation = encoder, augment
+        stack = encoder.transformer
+        encoder.requires_grad_(blocks == depth)
+        if blocks == 0.5:
+            stack.blocks[-1].norm2.requires_grad_(True)
+            stack.blocks[-1].mlp.requires_grad_(True)
+        elif blocks:
+            stack.blocks[depth - int(blocks) :].requires_grad_(True)
+        stack.norm.requires_grad_(blocks > 0)
+        encoder.positions.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(encoder.config.width, affine=False, eps=1e-6)
+        self.head = nn.Linear(encoder.config.width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def augment(self, batch: Batch) -> Batch:
+        """Random resized crop and flip."""
+        return batch if self.augmentation is None else self.augmentation(batch)
+
+    def forward(self, batch: Batch) -> Step:
+        """Cross-entropy of the true classes."""
+        scores = self.predict(batch.images)
+        right = (scores.argmax(dim=1) == batch.labels).float().mean()
+        return Step(F.cross_entropy(scores.float(), batch.labels), {"accuracy": right})
+
+    def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """A score for each class."""
+        return self.head(self.norm(self.encoder.features(images).float()))     # type: ignore[no-any-return, operator]

@@ -1,0 +1,144 @@
+"""The training loop, from top to bottom. It knows `Learner` and no method by name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from unveil.data.batch import Batch
+from unveil.data.feed import Feed, share_size, stream
+from unveil.learner import Learner
+from unveil.train.checkpoint import Checkpoints
+from unveil.train.log import Meter, Record, Screen, Sink
+from unveil.train.optim import OptimConfig, build_optimizer, set_rate
+from unveil.train.parallel import Place, SpreadConfig, agree, autocast, last_of, spread, whole
+from unveil.train.schedule import half_cosine
+from unveil.train.state import load_model_state, load_optimizer_state, model_state, optimizer_state
+from unveil.train.watch import Interrupted, Pace, check_finite, seed_all, stop_signals
+
+Monitor = Callable[[Learner], Record]
+"""Looks at the learner now and then, and says what it saw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long to train, on how much at a time."""
+
+    epochs: float = 100.0
+    """Passes over the pictures."""
+    batch_size: int = 256
+    """Samples in a step, over all processes and parts."""
+    accumulate: int = 1
+    """Parts in which a step's samples are computed one after the other, to save memory; the result is the same."""
+    seed: int = 0
+    """Of the weights, the order of the pictures, and all that is drawn."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+    monitor_times: int = 10
+    """How often in a run the encoder is judged on the side."""
+    keep: int = 3
+    """Checkpoints that are kept."""
+
+
+def train(
+    learner: Learner,
+    feed: Feed,
+    config: TrainConfig,
+    optim: OptimConfig,
+    spread_config: SpreadConfig,
+    place: Place,
+    *,
+    checkpoints: Checkpoints | None = None,
+    sinks: Sequence[Sink] = (),
+    screen: Screen | None = None,
+    monitors: Sequence[Monitor] = (),
+) -> None:
+    """Trains a learner in place, going on from the newest checkpoint where there is one.
+
+    Raises:
+        Interrupted: On SIGTERM or Ctrl-C, after saving.
+        UnveilError: On a loss that is not finite, with the cause; the last good checkpoint stays.
+    """
+    total = total_steps(config, feed)
+    share_size(config.batch_size, place.world * config.accumulate)            # a batch that does not divide is refused now
+    learner.to(place.device).train()
+    start = 0
+    if checkpoints:
+        start = agree((checkpoints.newest() or 0) if place.lead else 0, place)
+    if checkpoints and start:
+        load_model_state(learner, checkpoints.load(start, "model"))
+    else:
+        learner.prepare(augmented(learner, feed.batches(0, 0, 1, 1)[0], place))
+    model = spread(learner, spread_config, place)
+    optimizer = build_optimizer(learner, optim)
+    if checkpoints and start:
+        load_optimizer_state(learner, optimizer, checkpoints.load(start, "optimizer"))
+
+    meter, pace = Meter(place), Pace()
+    judged_at = {round(total * (i + 1) / config.monitor_times) for i in range(config.monitor_times)}
+    with stop_signals() as stop:
+        for step, parts in stream(feed, range(start, total), place.rank, place.world, config.accumulate):
+            seed_all(config.seed, step, place.rank)                            # dropout and drop path; all else has keys
+            rate = optim.peak(config.batch_size) * half_cosine(step, total, round(optim.warmup * total))
+            set_rate(optimizer, rate)
+            for i, part in enumerate(parts):
+                batch = augmented(learner, part, place)
+                with last_of(model, i == len(parts) - 1):
+                    with autocast(spread_config, place):
+                        result = model(batch)
+                    (result.loss / len(parts)).backward()
+                meter.add({"loss": result.loss, **result.metrics})
+            norm = whole(nn.utils.clip_grad_norm_(learner.parameters(), optim.clip or float("inf")))
+            optimizer.step()
+            optimizer.zero_grad()
+            meter.step({"gradient_norm": norm}, config.batch_size)
+            done = step + 1
+            learner.after_step(done / total)
+            if screen:
+                screen.advance(done)
+
+            stopping = stop.is_set() and place.world == 1                      # many processes agree at the next log line
+            if not (stopping or done % config.log_every == 0 or done in judged_at or done == total):
+                continue
+            record = {"step": done, "epoch": done * config.batch_size / feed.samples, "learning_rate": rate} | meter.read()
+            check_finite(learner, record, parts)
+            if done in judged_at and place.lead:
+                record |= judge(learner, monitors, spread_config, place)
+            for sink in sinks:
+                sink.write(record)
+            if screen:
+                screen.show(done, record)
+            stopping = bool(agree(stop.is_set(), place))
+            if checkpoints and agree(stopping or done == total or pace.due(), place):
+                with pace.saving():
+                    files = {"model": model_state(learner), "optimizer": optimizer_state(learner, optimizer)}
+                    if place.lead:
+                        checkpoints.save(done, files, {"total": total})
+            if stopping and done < total:
+                raise Interrupted(done, total)
+            meter.restart()
+
+
+def total_steps(config: TrainConfig, feed: Feed) -> int:
+    """Steps of the whole run."""
+    return max(1, round(config.epochs * feed.samples / config.batch_size))
+
+
+def augmented(learner: Learner, batch: Batch, place: Place) -> Batch:
+    """The batch on the device, as the learner wants to see it."""
+    with torch.no_grad():
+        return learner.augment(batch.to(place.device))                         # type: ignore[no-any-return]
+
+
+def judge(learner: Learner, monitors: Sequence[Monitor], spread_config: SpreadConfig, place: Place) -> Record:
+    """What the monitors see. A learner that is sharded over processes is not whole in any of them, and is left alone."""
+    if place.world > 1 and spread_config.parallel == "fsdp":
+        return {}
+    seen: Record = {}
+    learner.eval()
+    with torch.no_grad(), autocast(spread_config, place):
+        for monitor in monitors:
+            seen |= monitor(learner)
+    learner.train()
+    return seen
