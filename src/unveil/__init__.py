@@ -1,1 +1,54 @@
-"""unveil."""
+"""unveil: learns vision models from unlabelled images by masked autoencoding, and shows whether it worked."""
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unveil.data.augment import normalise as normalise
+    from unveil.errors import UnveilError as UnveilError
+    from unveil.interop.load import load as load
+    from unveil.recipes.embed import embed as embed
+    from unveil.recipes.export import export as export
+    from unveil.recipes.finetune import finetune as finetune
+    from unveil.recipes.look import reconstruct as reconstruct
+    from unveil.recipes.look import report as report
+    from unveil.recipes.pretrain import pretrain as pretrain
+    from unveil.recipes.probe import probe as probe
+    from unveil.train.run import Run as Run
+
+_HOMES = {
+    "Run": "unveil.train.run",
+    "UnveilError": "unveil.errors",
+    "embed": "unveil.recipes.embed",
+    "export": "unveil.recipes.export",
+    "finetune": "unveil.recipes.finetune",
+    "load": "unveil.interop.load",
+    "normalise": "unveil.data.augment",
+    "pretrain": "unveil.recipes.pretrain",
+    "probe": "unveil.recipes.probe",
+    "reconstruct": "unveil.recipes.look",
+    "report": "unveil.recipes.look",
+}
+__all__ = list(_HOMES)
+
+try:
+    __version__ = version("unveil")
+except PackageNotFoundError:                                                   # a checkout that is not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are fetched when they are first used, so that `import unveil` takes no time.
+
+    A sub-package of the same name (`unveil.report`) gives way to the function.
+    """
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'unveil' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -29,10 +29,10 @@ class Learner(nn.Module, ABC):
         """Runs before `forward`, on the device, without gradients."""
         return batch
 
-    def prepare(self, batch: Any) -> None:  # noqa: B027 - most learners need nothing
+    def prepare(self, batch: Any) -> None:
         """Sees one augmented batch once, before the first step of a run (never on resume): to fit what is not trained."""
 
-    def after_step(self, progress: float) -> None:  # noqa: B027
+    def after_step(self, progress: float) -> None:
         """Runs after each optimiser step; progress goes from 0 to 1."""
 
     def frozen(self) -> set[str]:

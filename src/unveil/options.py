@@ -48,7 +48,7 @@ def knobs(place: str) -> list[Knob]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             text = str(after.value.value) if told else ""                     # type: ignore[union-attr]
-            kind = eval(ast.unparse(node.annotation), dict(NAMES))             # noqa: S307 - our own source
+            kind = eval(ast.unparse(node.annotation), dict(NAMES))
             result.append(Knob(node.target.id, kind, ast.literal_eval(node.value), " ".join(text.split()), name))
     return result
 

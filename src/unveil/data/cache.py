@@ -58,7 +58,7 @@ class Pictures:
         self.skipped: dict[str, str] = {}
         self._lock, self._kept = threading.Lock(), None
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pictures")
-        sample = self._sample(64)
+        sample = sample_pictures(source, 64, shrink_to=side, pixel_limit=pixel_limit)
         self.channels = channels or common_channels(sample)
         deep = sum(x.dtype == np.uint16 for x in sample) * 2 > len(sample)
         self.dtype = dtype or (torch.uint16 if deep else torch.uint8)
@@ -86,7 +86,7 @@ class Pictures:
         return self._kept is not None
 
     def read(self, number: int) -> np.ndarray:
-        """One picture of the source (H, W, C), as it will be batched. Raises `Unreadable` or `OSError`."""
+        """One picture of the source (H, W, C), as it will be batched. Raises `Unreadable`."""
         name = self.source.names[number]
         picture = read_picture(
             self.source.read(number), channels=self.channels, shrink_to=self.side, pixel_limit=self.pixel_limit, name=name
@@ -113,22 +113,6 @@ class Pictures:
             row[:, : x.shape[0], : x.shape[1]] = x.transpose(2, 0, 1)
         return torch.from_numpy(canvas), sizes
 
-    def _sample(self, count: int) -> list[np.ndarray]:
-        """Up to `count` pictures from all over the source, with their natural channels."""
-        found, n = [], len(self.source.names)
-        for i in dict.fromkeys(np.linspace(0, n - 1, min(count, n)).astype(int).tolist() + list(range(n))):
-            try:
-                raw = self.source.read(i)
-                found.append(read_picture(raw, shrink_to=self.side, pixel_limit=self.pixel_limit, name=self.source.names[i]))
-            except (Unreadable, OSError) as error:
-                self.skipped[self.source.names[i]] = str(error)
-            if len(found) >= min(count, n):
-                break
-        if not found:
-            reasons = Counter(self.skipped.values()).most_common(1)
-            raise UnveilError(f"none of the {n} files of {self.source.name} can be read as a picture: {reasons[0][0]}")
-        return found
-
     def _keep_all(self, progress: Progress) -> None:
         """Reads every picture once; those of one size become one tensor (N, C, H, W)."""
         kept: list[np.ndarray] = []
@@ -152,8 +136,8 @@ class Pictures:
     def _read_or_reason(self, number: int) -> np.ndarray | str:
         try:
             return self.read(number)
-        except (Unreadable, OSError) as error:
-            return str(error) or type(error).__name__
+        except Unreadable as error:
+            return error.reason
 
     def _read_or_next(self, number: int) -> np.ndarray:
         """The picture, or in place of one that cannot be read, the next that can: always the same one."""
@@ -165,6 +149,21 @@ class Pictures:
             with self._lock:
                 self.skipped[self.source.names[i % total]] = picture
         raise UnveilError(f"no picture of {self.source.name} can be read any more: was it moved?")
+
+
+def sample_pictures(source: Source, count: int, *, shrink_to: int, pixel_limit: int) -> list[np.ndarray]:
+    """Up to `count` readable pictures from all over a source. Raises `UnveilError` when none can be read."""
+    found, total, reason = [], len(source.names), ""
+    for i in dict.fromkeys([*np.linspace(0, total - 1, min(count, total)).astype(int).tolist(), *range(total)]):
+        try:
+            found.append(read_picture(source.read(i), shrink_to=shrink_to, pixel_limit=pixel_limit))
+        except Unreadable as error:
+            reason = reason or f"{source.names[i]}: {error.reason}"
+        if len(found) == min(count, total):
+            break
+    if not found:
+        raise UnveilError(f"none of the {total} files of {source.name} can be read as a picture; the first is {reason}")
+    return found
 
 
 def common_channels(pictures: Iterable[np.ndarray]) -> int:

@@ -20,7 +20,7 @@ COUNTS = {"train": 10_000, "test": 2_000}
 @cache
 def scans(split: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
     """The scans (n, 8, 8) uint8 from 0 to 255 and their digits: every fifth scan is a test scan."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - takes a second, and few runs need it
+    from sklearn.datasets import load_digits
 
     data = load_digits()
     test = np.arange(len(data.target)) % 5 == 4

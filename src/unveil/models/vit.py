@@ -94,7 +94,7 @@ class ViT(nn.Module):
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
         places = self.positions[1:]
         patches = patches + (places if keep is None else places[keep])
-        first = (self.class_token + self.positions[0]).to(patches.dtype).expand(len(images), 1, -1)
+        first = (self.class_token + self.positions[0]).to(patches.dtype).expand(images.shape[0], 1, -1)
         return torch.cat([first, patches], dim=1)                              # (B, 1 + V, D)
 
     def forward(

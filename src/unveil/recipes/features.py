@@ -1,7 +1,7 @@
 """Features of pictures, and what they are worth: k-NN and linear accuracy."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -9,38 +9,38 @@ from torch import Tensor
 
 from unveil.data.augment import view
 from unveil.data.batch import Batch
-from unveil.data.cache import Pictures
 from unveil.data.feed import TableFeed
 from unveil.models.vit import ViTConfig
+from unveil.recipes.reading import Part
 from unveil.tasks.knn import knn_scores
 from unveil.tasks.linear import Linear
 from unveil.tasks.score import Score, score
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig
+from unveil.train.parallel import Place, SpreadConfig, autocast
 
-LINEAR = {"epochs": 90.0, "warmup": 10 / 90, "weight_decay": 0.0, "base_lr": 0.1}
-"""The paper's linear probe (appendix A.1): LARS, 90 epochs, 10 of them warm-up."""
+LINEAR_EPOCHS = 30.0
+LINEAR = OptimConfig(optimizer="sgd", base_lr=0.5, weight_decay=0.0, warmup=0.1)
+"""The quick linear probe after pre-training; `unveil probe` has the paper's."""
 
 
 @torch.no_grad()
-def table(
-    of: Callable[[Tensor], Tensor],
-    pictures: Pictures,
-    places: Int[Tensor, " n"],
-    vit: ViTConfig,
-    device: torch.device,
-    context: Callable[[], AbstractContextManager[object]] = nullcontext,
-    batch_size: int = 256,
-) -> Float[Tensor, "n D"]:
-    """What a function of normalised pictures says of each, seen without augmentation."""
+def features_of(
+    function: Callable[[Tensor], Tensor], part: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, batch_size: int = 256
+) -> Float[Tensor, "n ..."]:
+    """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU."""
     rows = []
-    for part in places.split(batch_size):
-        images, sizes = pictures.batch(part)
-        batch = Batch(images, sizes, part).to(device)
-        with context():
-            rows.append(of(view(batch, vit.image_size, vit.mean, vit.std)).float().cpu())
+    for places in part.places.split(batch_size):
+        batch = Batch(*part.pictures.batch(places), places).to(place.device)
+        with autocast(hardware, place):
+            rows.append(function(view(batch, vit.image_size, vit.mean, vit.std)).float().cpu())
     return torch.cat(rows)
+
+
+def views_of(part: Part, vit: ViTConfig) -> Float[Tensor, "n C H W"]:
+    """The pictures as evaluations see them."""
+    exact = SpreadConfig(device="cpu", precision="float32")
+    return features_of(lambda images: images, part, vit, exact, Place(torch.device("cpu")))
 
 
 def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
@@ -49,29 +49,17 @@ def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
 
 
 def fit_linear(
-    bank: Float[Tensor, "n D"],
-    labels: Int[Tensor, " n"],
-    classes: int,
-    *,
-    optimizer: str = "lars",
-    base_lr: float = LINEAR["base_lr"],
-    epochs: float = LINEAR["epochs"],
-    batch_size: int | None = None,
-    seed: int = 0,
+    bank: Float[Tensor, "n D"], labels: Int[Tensor, " n"], classes: int, training: TrainConfig, optim: OptimConfig
 ) -> Linear:
-    """A linear classifier on features, trained by the paper's protocol in smaller batches."""
-    torch.manual_seed(seed)
-    probe = Linear(bank.shape[1], classes)
-    size = batch_size or max(32, min(16384, len(bank) // 10))
-    train(
-        probe,
-        TableFeed(bank, labels, batch_size=size, seed=seed),
-        TrainConfig(epochs=epochs, batch_size=size, seed=seed, log_every=10**9, monitor_times=1),
-        OptimConfig(optimizer=optimizer, base_lr=base_lr, weight_decay=0.0, warmup=LINEAR["warmup"]),  # type: ignore[arg-type]
-        SpreadConfig(device="cpu", precision="float32"),
-        Place(torch.device("cpu")),
-    )
-    return probe.eval()
+    """A linear classifier on features that were computed once; batch size 0 is 1024, or a twentieth of what there is."""
+    torch.manual_seed(training.seed)
+    task = Linear(bank.shape[1], classes)
+    size = training.batch_size or max(32, min(1024, len(bank) // 20))
+    training = replace(training, batch_size=size, log_every=10**9, monitor_times=1)
+    feed = TableFeed(bank, labels, batch_size=size, seed=training.seed)
+    cpu = Place(torch.device("cpu"))
+    train(task, feed, training, optim, SpreadConfig(device="cpu", precision="float32"), cpu)
+    return task.eval()
 
 
 @torch.no_grad()
@@ -86,5 +74,5 @@ def judge_features(
     """k-NN and linear accuracy of features."""
     knn = knn_scores(queries, bank, bank_labels, classes)
     with torch.enable_grad():
-        probe = fit_linear(bank, bank_labels, classes, seed=seed)
-    return {"knn": score(knn, query_labels), "linear": score(probe.predict(queries), query_labels)}
+        task = fit_linear(bank, bank_labels, classes, TrainConfig(epochs=LINEAR_EPOCHS, batch_size=0, seed=seed), LINEAR)
+    return {"knn": score(knn, query_labels), "linear": score(task.predict(queries), query_labels)}

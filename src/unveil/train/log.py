@@ -16,7 +16,6 @@ from unveil.train.checkpoint import write_whole
 from unveil.train.parallel import Place, mean_over_processes
 
 Record = dict[str, Any]
-Tracker = Literal["none", "tensorboard", "wandb"]
 
 
 class Sink(Protocol):
@@ -59,7 +58,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional extra
+            from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UnveilError("TensorBoard is not installed: pip install 'unveil[tensorboard]'") from None
         self._writer = SummaryWriter(str(folder))
@@ -78,7 +77,7 @@ class WeightsAndBiases:
 
     def __init__(self, folder: Path, config: Record) -> None:
         try:
-            import wandb  # noqa: PLC0415 - an optional extra
+            import wandb
         except ImportError:
             raise UnveilError("Weights & Biases is not installed: pip install 'unveil[wandb]'") from None
         self._run = wandb.init(project="unveil", name=folder.name, id=folder.name, dir=folder, config=config, resume="allow")
@@ -88,6 +87,13 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def tracker(kind: Literal["none", "tensorboard", "wandb"], folder: Path, config: Record) -> list[Sink]:
+    """The sink of a kind, if any."""
+    if kind == "tensorboard":
+        return [TensorBoard(folder / "tensorboard")]
+    return [WeightsAndBiases(folder, config)] if kind == "wandb" else []
 
 
 class Meter:
@@ -118,7 +124,9 @@ class Meter:
         means = torch.stack([total / count for total, count in self._sums.values()])
         values = mean_over_processes(means, self.place.world).tolist()
         seconds = time.monotonic() - self._start
-        return dict(zip(self._sums, values, strict=True)) | {"samples_per_second": self._samples / seconds}
+        return dict(zip(self._sums, values, strict=True)) | {
+            "samples_per_second": self._samples / seconds, "seconds": seconds,
+        }  # fmt: skip
 
 
 class Screen:

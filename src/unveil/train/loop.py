@@ -137,7 +137,7 @@ def judge(learner: Learner, monitors: Sequence[Monitor], spread_config: SpreadCo
         return {}
     seen: Record = {}
     learner.eval()
-    with torch.no_grad(), autocast(spread_config, place):
+    with torch.no_grad():
         for monitor in monitors:
             seen |= monitor(learner)
     learner.train()

@@ -2,7 +2,8 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -63,15 +64,23 @@ def join(config: SpreadConfig) -> Place:
     return Place(device, dist.get_rank(), world)
 
 
+def leave(place: Place) -> None:
+    """Waits for the other processes, and parts from them."""
+    if place.world > 1 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
-        return any(word in _cpu_flags() for word in ("avx512_bf16", "amx_bf16", "bf16"))
+        return not _cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16", "bf16"))
     return False
 
 
+@cache
 def _cpu_flags() -> frozenset[str]:
     try:
         with open("/proc/cpuinfo") as file:
@@ -81,9 +90,17 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(line.split())
 
 
+def settled(config: SpreadConfig, place: Place) -> SpreadConfig:
+    """The same with nothing left to choose: a run that goes on elsewhere must not change its precision unseen."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(place.device) else "float32"
+    return replace(config, precision=precision)
+
+
 def autocast(config: SpreadConfig, place: Place) -> AbstractContextManager[object]:
     """The context in which a forward pass runs."""
-    half = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(place.device))
+    half = settled(config, place).precision == "bfloat16"
     return torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from unveil.errors import UnveilError
 from unveil.train.checkpoint import Checkpoints, write_whole
@@ -139,3 +140,9 @@ def receipt() -> dict[str, Any]:
         },
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def tell(lead: bool) -> Callable[[str], None]:
+    """What tells the user something: only the lead process speaks."""
+    console = Console(stderr=True)
+    return (lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)) if lead else (lambda text: None)

@@ -1,0 +1,231 @@
+"""The command line: a verb, its inputs, and the knobs of the configs that it turns.
+
+Nothing here imports torch before a verb runs: options are read from the source of the files that they configure.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from unveil.errors import UnveilError
+from unveil.methods import METHODS
+from unveil.options import knobs, literal
+
+SHARED = {
+    "training": "unveil.train.loop:TrainConfig",
+    "optimizer": "unveil.train.optim:OptimConfig",
+    "hardware": "unveil.train.parallel:SpreadConfig",
+}
+AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
+DATA = "A folder, a .tar, .tar.gz or .zip of pictures, shards-{000..099}.tar, hf://name, a torchvision set (cifar10), or digits."
+RUN = "A run folder, an exported file, a checkpoint laid out as the public MAE release, or a transformers ViTMAE folder."
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An input or an option of a verb that is no knob of a config."""
+
+    type: Any
+    help: str
+    default: Any = REQUIRED
+    positional: bool = False
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: the function it calls, its own arguments, its configs by the title of their group."""
+
+    call: str
+    says: str
+    arguments: dict[str, Argument]
+    configs: dict[str, str]
+    defaults: str = ""
+    """Defaults that differ from the configs', as "module:literal"."""
+
+
+TEST = Argument(str | None, "Labelled pictures to judge on; the test split of DATA by default, or a fifth of it.", None)
+VERBS = {
+    "pretrain": Verb(
+        "unveil.recipes.pretrain:pretrain",
+        "Train an encoder on pictures without labels; the same command again goes on.",
+        {
+            "data": Argument(str, DATA, "digits", True),
+            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),  # type: ignore[valid-type]
+            "model": Argument(
+                Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None,
+                "The encoder: vit-base, or vit-nano for the embedded digits.", None,
+            ),
+            "out": Argument(str | None, "The run folder; runs/<data>-<method>-<model> by default.", None),
+        },
+        {"settings": "unveil.recipes.pretrain:PretrainConfig", "objective": "METHOD", **AUGMENT, **SHARED},
+    ),
+    "finetune": Verb(
+        "unveil.recipes.finetune:finetune",
+        "Tune a whole encoder on labelled pictures, with the paper's recipe; --scratch for the same without pre-training.",
+        {
+            "run": Argument(str, RUN, positional=True),
+            "data": Argument(str | None, "Labelled pictures; those of the run by default. " + DATA, None, True),
+            "test": TEST,
+            "out": Argument(str | None, "The run folder; <run>-finetune or <run>-scratch by default.", None),
+        },
+        {"settings": "unveil.recipes.finetune:FinetuneRunConfig", "recipe": "unveil.tasks.finetune:FinetuneConfig", **AUGMENT, **SHARED},
+        "unveil.recipes.finetune:DEFAULTS",
+    ),
+    "probe": Verb(
+        "unveil.recipes.probe:probe",
+        "Judge an encoder with labels: linear, k-NN, or partial fine-tuning.",
+        {
+            "run": Argument(str, RUN, positional=True),
+            "data": Argument(str | None, "Labelled pictures; those of the run by default. " + DATA, None, True),
+            "test": TEST,
+            "out": Argument(str | None, "A folder for the results; a new <run>/probe-<kind> by default.", None),
+        },
+        {"settings": "unveil.recipes.probe:ProbeConfig", **SHARED},
+        "unveil.recipes.probe:DEFAULTS",
+    ),
+    "embed": Verb(
+        "unveil.recipes.embed:embed",
+        "Write the features of every picture, one row each, as NPZ or Parquet.",
+        {
+            "run": Argument(str, RUN, positional=True),
+            "data": Argument(str, DATA, positional=True),
+            "out": Argument(str | None, "A new .npz or .parquet file; embeddings.npz by default.", None),
+        },
+        {"settings": "unveil.recipes.embed:EmbedConfig", "hardware": SHARED["hardware"]},
+    ),
+    "reconstruct": Verb(
+        "unveil.recipes.look:reconstruct",
+        "Draw pictures masked and rebuilt.",
+        {
+            "run": Argument(str, RUN, positional=True),
+            "data": Argument(str | None, "Pictures to draw; those of the run by default. " + DATA, None, True),
+            "out": Argument(str | None, "A new .png, .pdf or .svg; <run>/reconstruction.png by default.", None),
+        },
+        {"settings": "unveil.recipes.look:ReconstructConfig"},
+    ),
+    "export": Verb(
+        "unveil.recipes.export:export",
+        "Write the model in the format of another library, and check that it agrees there.",
+        {
+            "run": Argument(str, RUN, positional=True),
+            "to": Argument(Literal["timm", "transformers", "mae", "safetensors", "onnx"], "The format."),
+            "out": Argument(str | None, "A new file or folder; <run>/export/... by default.", None),
+        },
+        {},
+    ),
+    "report": Verb(
+        "unveil.recipes.look:report",
+        "Write the page of a run anew.",
+        {"run": Argument(str, "A run folder.", positional=True)},
+        {},
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Exits with 0 (done), 1 (failed, one sentence on stderr) or 2 (usage)."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        sys.exit(0 if argv else 2)
+    if argv[0] in ("-V", "--version"):
+        from unveil import __version__
+
+        print(f"unveil {__version__}")
+        sys.exit(0)
+    if argv[0] not in VERBS:
+        near = difflib.get_close_matches(argv[0], VERBS, n=1)
+        print(f"unveil: there is no command {argv[0]!r}; {f'did you mean {near[0]}?' if near else 'see unveil --help'}", file=sys.stderr)
+        sys.exit(2)
+    verb = VERBS[argv[0]]
+    options = parse(argv[0], verb, argv[1:])
+    sys.exit(run(verb, options))
+
+
+def overview() -> str:
+    """The help of the command itself."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.says}" for name, verb in VERBS.items())
+    return (
+        "usage: unveil COMMAND ...\n\nLearns vision models from unlabelled pictures by masked autoencoding, and shows whether it worked.\n\n"
+        f"{verbs}\n\nunveil COMMAND --help shows its options. Start with: unveil pretrain"
+    )
+
+
+def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
+    """The options that were given, by name. Exits with 2 and a hint where they make no sense."""
+    import tyro
+
+    fields: list[Any] = []
+    for key, argument in verb.arguments.items():
+        marks = [tyro.conf.arg(help=argument.help), *([tyro.conf.Positional] if argument.positional else [])]
+        fields.append(field(key, Annotated[argument.type, *marks], argument.default))
+    module, _, attribute = verb.defaults.partition(":")
+    defaults = literal(module, attribute) if module else {}
+    for title, place in verb.configs.items():
+        own = [
+            field(knob.name, Annotated[knob.type, tyro.conf.arg(help=knob.help)], defaults.get(knob.name, knob.default))
+            for knob in knobs(config_of_method(argv) if place == "METHOD" else place)
+        ]
+        group = dataclasses.make_dataclass(title, own, frozen=True)
+        fields.append((title, group, dataclasses.field(default_factory=group)))
+    shape = dataclasses.make_dataclass(name, fields)
+    parsed = tyro.cli(shape, prog=f"unveil {name}", description=verb.says, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    given = {part[2:].split("=")[0].replace("-", "_") for part in argv if part.startswith("--")}
+    options = {key: getattr(parsed, key) for key in verb.arguments}
+    for title in verb.configs:
+        values = dataclasses.asdict(getattr(parsed, title))
+        options |= {key: value for key, value in values.items() if key in given or f"no_{key}" in given}
+    return options
+
+
+def field(name: str, kind: Any, default: Any) -> tuple[str, Any, Any]:
+    """A field of a dataclass that is made on the fly."""
+    return (name, kind, dataclasses.field() if default is REQUIRED else dataclasses.field(default=default))
+
+
+def config_of_method(argv: list[str]) -> str:
+    """Where the config of the chosen method stands."""
+    named = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--method"]
+    named += [part.removeprefix("--method=") for part in argv if part.startswith("--method=")]
+    return METHODS.get(named[0] if named else "mae", METHODS["mae"]) + "Config"
+
+
+def run(verb: Verb, options: dict[str, Any]) -> int:
+    """Calls the function of a verb; the exit code."""
+    module, _, name = verb.call.partition(":")
+    try:
+        getattr(importlib.import_module(module), name)(**options)
+    except KeyboardInterrupt:
+        return complain("stopped at once: the same command goes on from the last checkpoint")
+    except Exception as error:
+        if os.environ.get("UNVEIL_TRACEBACK"):
+            raise
+        sentence = plain(error)
+        if sentence is None:
+            raise
+        return complain(sentence)
+    return 0
+
+
+def plain(error: Exception) -> str | None:
+    """The sentence that the user should read; None for a fault of our own, which deserves its traceback."""
+    if isinstance(error, UnveilError) or type(error).__name__ == "Interrupted":
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device has too little memory: try --accumulate 2 (or 4, 8), --recompute, or a smaller --batch-size"
+    return None
+
+
+def complain(sentence: str) -> int:
+    """Says what went wrong; the exit code."""
+    print(f"unveil: {sentence}", file=sys.stderr)
+    return 1

@@ -1,0 +1,109 @@
+"""Whether an exported model still says the same: it is loaded by the library that it was written for, and asked about random pictures."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from unveil.blocks.masks import split
+from unveil.data.augment import normalise
+from unveil.interop import native
+from unveil.interop.load import load
+from unveil.learner import Learner, Task
+from unveil.methods.mae import MAE
+
+
+@torch.no_grad()
+def disagreement(learner: Learner, to: str, written: Path) -> tuple[float | None, str]:
+    """The largest difference as a share of the largest value, and who was asked; None where nobody could be.
+
+    Args:
+        learner: What was exported.
+        to: "timm", "transformers", "mae", "safetensors" or "onnx".
+        written: The file or folder.
+    """
+    vit = native.encoder_of(learner).config
+    chance = torch.Generator().manual_seed(0)
+    images = normalise(torch.rand(2, vit.channels, *vit.image_size, generator=chance), vit.mean, vit.std)
+    if to == "timm":
+        return apart(ask_timm(written, images, isinstance(learner, Task)), answer(learner, images)), "timm"
+    if to == "onnx":
+        if importlib.util.find_spec("onnxruntime") is None:
+            return None, "onnxruntime is not installed"
+        return apart(ask_onnxruntime(written, images), answer(learner, images)), "onnxruntime"
+    if to == "transformers" and importlib.util.find_spec("transformers"):
+        noise = torch.rand(2, vit.grid[0] * vit.grid[1], generator=chance)
+        if isinstance(learner, MAE):
+            theirs, hidden = ask_transformers(written, images, noise)
+            return apart(theirs, painted(learner, images, hidden)), "transformers"
+        return apart(ask_transformers_encoder(written, images), answer(learner, images)), "transformers"
+    given: dict[str, Any] = {}
+    if to == "mae":
+        given = {"heads": vit.heads, "image_size": vit.image_size}
+    if to == "mae" and isinstance(learner, MAE):
+        given |= {"decoder_heads": learner.decoder.config.heads, "target": learner.config.target}
+    again = load(written, **given, say=lambda text: None)
+    if isinstance(learner, MAE) and isinstance(again, MAE):
+        hidden = torch.zeros(2, vit.grid[0] * vit.grid[1], dtype=torch.bool)
+        hidden[:, ::2] = True
+        return apart(painted(again, images, hidden), painted(learner, images, hidden)), "the file, read again,"
+    return apart(answer(again, images), answer(learner, images)), "the file, read again,"
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, as a share of the largest value; not a number where the shapes differ."""
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) if a.shape == b.shape else float("nan")
+
+
+def answer(learner: Learner, images: Float[Tensor, "B C H W"]) -> Tensor:
+    """The class scores of a task, or the tokens of another learner's encoder."""
+    said: Tensor = learner.predict(images) if isinstance(learner, Task) else native.encoder_of(learner)(images)
+    return said
+
+
+def painted(learner: MAE, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N Q"]:
+    """What a masked autoencoder predicts for every patch."""
+    keep, hide = split(hidden)
+    return learner.decode(learner.encode(images, keep, hide), keep)
+
+
+def ask_timm(folder: Path, images: Float[Tensor, "B C H W"], scores: bool) -> Tensor:
+    """Tokens, or class scores, by timm."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    found: Tensor = model(images) if scores else model.forward_features(images)
+    return found
+
+
+def ask_transformers(
+    folder: Path, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"]
+) -> tuple[Float[Tensor, "B N Q"], Bool[Tensor, "B N"]]:
+    """The prediction for every patch by transformers, and which patches it hid."""
+    from transformers import ViTMAEForPreTraining
+
+    model: Any = ViTMAEForPreTraining.from_pretrained(folder)
+    found = model.eval()(images, noise=noise)
+    return found.logits, found.mask.bool()
+
+
+def ask_transformers_encoder(folder: Path, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+    """Tokens by transformers, with every patch visible and in order."""
+    from transformers import ViTMAEModel
+
+    model: Any = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0)
+    model.eval()
+    count = model.embeddings.patch_embeddings.num_patches
+    tokens: Tensor = model(images, noise=torch.arange(count).float().expand(len(images), -1)).last_hidden_state
+    return tokens
+
+
+def ask_onnxruntime(path: Path, images: Float[Tensor, "B C H W"]) -> Tensor:
+    """What the graph says, by onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

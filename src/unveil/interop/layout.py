@@ -1,0 +1,132 @@
+"""How the same weights are laid out in two libraries: names, and shapes that differ by a view.
+
+A layout has a line for each tensor of ours: where it stands in the other file, and how it is shaped there. It is read in both
+directions, so whatever can be loaded can be written back.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unveil.blocks.patches import PatchEmbed, Size
+from unveil.errors import UnveilError
+from unveil.interop.files import Tensors
+
+
+class Place(NamedTuple):
+    """Where one of our tensors stands in another library's file."""
+
+    names: tuple[str, ...]
+    """Its name there; three when query, key and value stand apart."""
+    shape: Literal["same", "token", "table", "convolution"] = "same"
+    """`token` is (D) here and (1, 1, D) there, `table` (T, D) and (1, T, D), `convolution` (D, p q C) and (D, C, p, q)."""
+
+
+Layout = dict[str, Place]
+Parts = Mapping[str, str | tuple[str, ...]]
+
+AS_TIMM: Parts = {
+    "norm1": "norm1", "attention.query_key_value": "attn.qkv", "attention.out": "attn.proj",
+    "norm2": "norm2", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2",
+}  # fmt: skip
+"""The parts of a block, as timm and after it the public MAE release call them."""
+
+
+def affine(ours: str, theirs: str | tuple[str, ...]) -> Layout:
+    """A weight and a bias."""
+    names = (theirs,) if isinstance(theirs, str) else theirs
+    return {f"{ours}.{leaf}": Place(tuple(f"{name}.{leaf}" for name in names)) for leaf in ("weight", "bias")}
+
+
+def stack(ours: str, theirs: str, depth: int, parts: Parts = AS_TIMM) -> Layout:
+    """The blocks of a Transformer."""
+    layout: Layout = {}
+    for i in range(depth):
+        for part, there in parts.items():
+            names = (there,) if isinstance(there, str) else there
+            layout |= affine(f"{ours}.{i}.{part}", tuple(f"{theirs}.{i}.{name}" for name in names))
+    return layout
+
+
+def timm_encoder(depth: int, *, ours: str = "", norm: bool = True) -> Layout:
+    """An encoder as timm and the public MAE release lay it out; `ours` stands before our names."""
+    layout: Layout = {
+        f"{ours}class_token": Place(("cls_token",), "token"),
+        f"{ours}positions": Place(("pos_embed",), "table"),
+        f"{ours}embed.weight": Place(("patch_embed.proj.weight",), "convolution"),
+        f"{ours}embed.bias": Place(("patch_embed.proj.bias",)),
+    }
+    layout |= stack(f"{ours}transformer.blocks", "blocks", depth)
+    return layout | affine(f"{ours}transformer.norm", "norm") if norm else layout
+
+
+def blocks_in(state: Mapping[str, Tensor], start: str) -> int:
+    """How many blocks a file has: the different words after `start`, such as "blocks."."""
+    return len({name[len(start) :].split(".")[0] for name in state if name.startswith(start)})
+
+
+def fill(module: nn.Module, layout: Layout, state: Mapping[str, Tensor], source: str | Path) -> int:
+    """Puts the tensors of a file into a module, and says how many of them there were.
+
+    Raises:
+        UnveilError: When one is missing, left over, or of another shape; names them.
+    """
+    wanted = {name for place in layout.values() for name in place.names}
+    refuse_difference(wanted - state.keys(), state.keys() - wanted, len(wanted), source)
+    own = module.state_dict()
+    for name, place in layout.items():
+        there = [state[part] for part in place.names]
+        try:
+            tensor = to_ours(torch.cat(there) if len(there) > 1 else there[0], place.shape)
+        except RuntimeError:
+            tensor = there[0]
+        if tensor.shape != own[name].shape:
+            shapes = ", ".join(f"{part} {tuple(x.shape)}" for part, x in zip(place.names, there, strict=True))
+            raise UnveilError(f"{source}: {shapes} does not fit the rest, which asks for {tuple(own[name].shape)} as {name}")
+        own[name] = tensor.to(own[name].dtype)
+    module.load_state_dict(own)
+    return len(wanted)
+
+
+def refuse_difference(missing: set[str], left: set[str], wanted: int, source: str | Path) -> None:
+    """Raises `UnveilError` where names are missing or left over."""
+    if missing or left:
+        parts = [f"{len(x)} {what} ({some(x)})" for x, what in ((missing, "missing"), (left, "left over")) if x]
+        raise UnveilError(f"{source}: {wanted - len(missing)} of {wanted} tensors matched, {' and '.join(parts)}: it is of another model")
+
+
+def some(names: set[str], most: int = 12) -> str:
+    """Names in order, not too many of them."""
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def lay_out(module: nn.Module, layout: Layout, patch_size: Size) -> Tensors:
+    """The tensors of a module under another library's names and in its shapes; all of them must have a place there."""
+    own = {name: value.detach() for name, value in module.state_dict().items()}
+    homeless = own.keys() - layout.keys()
+    if homeless:
+        raise UnveilError(f"this format has no place for {some(set(homeless))}: export as safetensors instead")
+    result: Tensors = {}
+    for name, place in layout.items():
+        tensor = to_theirs(own[name], place.shape, patch_size)
+        for part, piece in zip(place.names, tensor.chunk(len(place.names)), strict=True):
+            result[part] = piece.clone(memory_format=torch.contiguous_format).cpu()
+    return result
+
+
+def to_ours(tensor: Tensor, shape: str) -> Tensor:
+    """A tensor of theirs in our shape."""
+    if shape == "convolution" and tensor.ndim == 4:
+        return PatchEmbed.from_convolution(tensor)
+    return tensor.reshape(tensor.shape[{"token": 2, "table": 1}[shape] :]) if shape in ("token", "table") else tensor
+
+
+def to_theirs(tensor: Tensor, shape: str, patch_size: Size) -> Tensor:
+    """A tensor of ours in their shape."""
+    if shape == "convolution":
+        return tensor.reshape(len(tensor), *patch_size, -1).permute(0, 3, 1, 2)
+    return tensor.reshape({"token": (1, 1, *tensor.shape), "table": (1, *tensor.shape)}.get(shape, tensor.shape))

@@ -1,0 +1,204 @@
+"""Our own format: tensors as safetensors, and in JSON all that is needed to build the same learner around them.
+
+A run folder holds `model.safetensors` (the whole learner), `encoder.safetensors`, and `config.json`. The same JSON stands in the header
+of both files, so that each can also be taken away alone.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from unveil.data.augment import AugmentConfig
+from unveil.errors import UnveilError
+from unveil.interop.encoder_only import EncoderOnly
+from unveil.interop.files import Tensors, is_safetensors, read_note, read_object, read_tensors, tell, write_tensors
+from unveil.interop.layout import refuse_difference
+from unveil.learner import Learner, Method
+from unveil.methods import METHODS, method_class
+from unveil.models.vit import ViT, ViTConfig
+from unveil.tasks.finetune import Finetune, FinetuneConfig
+from unveil.train.checkpoint import Checkpoints, write_whole
+
+NOTE = "unveil"
+EPS = 1e-6
+Config = TypeVar("Config")
+
+
+def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `rebuild` needs, as JSON values: the method or the task, the encoder, and every knob of both.
+
+    Args:
+        learner: A method, a `Finetune`, or an `EncoderOnly`.
+        classes: The names of the classes of a `Finetune`, in order; their numbers by default.
+    """
+    try:
+        release = version("unveil")
+    except PackageNotFoundError:
+        release = "unknown"
+    encoder = encoder_of(learner)
+    facts: dict[str, Any] = {"format": NOTE, "version": release, "encoder": asdict(encoder.config)}
+    if isinstance(learner, Finetune):
+        count = learner.head.out_features
+        names = list(classes) if classes is not None else [str(i) for i in range(count)]
+        if len(names) != count:
+            raise UnveilError(f"the model tells {count} classes apart, and {len(names)} names were given")
+        facts |= {"task": "finetune", "options": asdict(learner.config), "augment": asdict(learner.crop.config), "classes": names}
+    elif isinstance(learner, Method):
+        place = f"{type(learner).__module__}:{type(learner).__qualname__}"
+        name = next((name for name, known in METHODS.items() if known == place), None)
+        if name is None:
+            raise UnveilError(f"{place} is in no line of unveil.methods.METHODS, so it could not be loaded again")
+        augmentation = getattr(learner, "augmentation", None)
+        augment = AugmentConfig() if augmentation is None else augmentation.config
+        facts |= {"method": name, "options": asdict(learner.config), "augment": asdict(augment)}
+    elif not isinstance(learner, EncoderOnly):
+        raise UnveilError(f"a {type(learner).__name__} cannot be saved in this format: save a method, a Finetune, or an encoder")
+    eps = {layer.eps for layer in learner.modules() if isinstance(layer, nn.LayerNorm)}
+    if eps - {EPS}:                                                            # weights that came from elsewhere
+        facts["eps"] = max(eps)
+    if isinstance(learner, EncoderOnly) and not isinstance(encoder.transformer.norm, nn.LayerNorm):
+        facts["norm"] = False                                                  # fine-tuned: the norm stands after the mean
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Learner:
+    """An untrained learner from what `describe` wrote.
+
+    Raises:
+        UnveilError: When it is not of this format, or of a version that knows other options.
+    """
+    if config.get("format") != NOTE:
+        raise UnveilError(f'{source} is of another format: it says {config.get("format")!r}, expected "format": "{NOTE}"')
+    vit = configured(ViTConfig, config.get("encoder"), f"the encoder of {source}")
+    learner: Learner
+    options: Any
+    if "method" in config:
+        kind = method_class(config["method"])
+        options = configured(kind.Config, config.get("options"), f"the options of {source}")
+        learner = kind.build(vit, options, configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}"))
+    elif config.get("task") == "finetune":
+        options = configured(FinetuneConfig, config.get("options"), f"the options of {source}")
+        augment = configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}")
+        learner = Finetune(ViT(vit), len(config.get("classes", ())), options, augment)
+    elif "task" in config:
+        raise UnveilError(f"{source} is of the task {config['task']!r}, which has no model of its own to load: expected finetune")
+    else:
+        learner = EncoderOnly(ViT(vit), str(source))
+        if not config.get("norm", True):
+            learner.encoder.transformer.norm = nn.Identity()
+    set_eps(learner, config.get("eps", EPS))
+    return learner.eval()
+
+
+def config_of(path: str | Path) -> dict[str, Any] | None:
+    """What `describe` wrote into a run folder or an exported file; None where it is of another format."""
+    path = Path(path)
+    if path.is_dir():
+        found = read_object(path / "config.json") if (path / "config.json").is_file() else {}
+    else:
+        found = (read_note(path, NOTE) if path.is_file() and is_safetensors(path) else None) or {}
+    return found if found.get("format") == NOTE else None
+
+
+def encoder_of(learner: Learner) -> ViT:
+    """The encoder of a learner. Raises `UnveilError` where it has none."""
+    encoder = getattr(learner, "encoder", None)
+    if not isinstance(encoder, ViT):
+        raise UnveilError(f"a {type(learner).__name__} has no encoder of pictures, and there is nothing else to save")
+    return encoder
+
+
+def configured(kind: type[Config], values: Any, place: str) -> Config:
+    """A config from JSON, with lists as tuples. Raises `UnveilError` for options that it does not have, or lacks."""
+    if not isinstance(values, Mapping):
+        raise UnveilError(f"{place} is missing: the file is damaged, or of another version of unveil")
+    known = {field.name for field in fields(kind)}                             # type: ignore[arg-type]
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise UnveilError(f"{place} has options that this version of unveil does not know: {', '.join(unknown)}")
+    try:
+        return kind(**{name: as_tuple(value) for name, value in values.items()})
+    except TypeError as error:
+        raise UnveilError(f"{place} is not complete: {error}") from None
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists, also inside of lists, as tuples."""
+    return tuple(as_tuple(x) for x in value) if isinstance(value, list) else value
+
+
+def set_eps(module: nn.Module, eps: float) -> None:
+    """Changes what every LayerNorm adds to the variance."""
+    for layer in module.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.eps = eps
+
+
+def write_config(learner: Learner, folder: str | Path, *, classes: Sequence[str] | None = None) -> None:
+    """Writes `config.json`: from then on a run can be loaded, from its newest checkpoint."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "config.json", json.dumps(describe(learner, classes=classes), indent=1) + "\n")
+
+
+def save(learner: Learner, folder: str | Path, *, classes: Sequence[str] | None = None) -> None:
+    """Writes `config.json`, `encoder.safetensors` and `model.safetensors`, each in one move, the whole model last."""
+    folder = Path(folder)
+    write_config(learner, folder, classes=classes)
+    encoder = encoder_of(learner)
+    alone = describe(EncoderOnly(encoder))
+    write_tensors(folder / "encoder.safetensors", encoder.state_dict(), {NOTE: json.dumps(alone)})
+    export(learner, folder / "model.safetensors", classes=classes)
+
+
+def export(learner: Learner, out: str | Path, *, classes: Sequence[str] | None = None) -> Path:
+    """Writes one .safetensors file with the config in its header."""
+    out = Path(out)
+    write_tensors(out, learner.state_dict(), {NOTE: json.dumps(describe(learner, classes=classes))})
+    return out
+
+
+def load(path: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
+    """The learner of a run folder or of an exported file, in eval mode.
+
+    A run that is not finished has no `model.safetensors` yet: its newest checkpoint that is whole is used.
+
+    Raises:
+        UnveilError: When something is missing, damaged, or of another format.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        note = read_note(path, NOTE)
+        if note is None:
+            raise UnveilError(f"{path} was not exported by unveil: its header has no config")
+        return filled(rebuild(note, path), read_tensors(path), path, say)
+    config = read_object(path / "config.json")
+    if (path / "model.safetensors").is_file():
+        return filled(rebuild(config, path), read_tensors(path / "model.safetensors"), path / "model.safetensors", say)
+    checkpoints = Checkpoints(path / "checkpoints", warn=say)
+    step = checkpoints.newest()
+    if step is not None:
+        place = checkpoints.path(step)
+        say(f"{path} is not finished: using its checkpoint of step {step:,}")
+        return filled(rebuild(config, path), checkpoints.load(step, "model"), place, say)
+    if (path / "encoder.safetensors").is_file():
+        return load(path / "encoder.safetensors", say=say)
+    raise UnveilError(f"{path} has no weights yet: neither model.safetensors nor a whole checkpoint")
+
+
+def filled(learner: Learner, state: Tensors, source: Path, say: Callable[[str], None]) -> Learner:
+    """A learner with the tensors of a file. Raises `UnveilError` when one is missing, left over, or of another shape."""
+    own = learner.state_dict()
+    refuse_difference(own.keys() - state.keys(), state.keys() - own.keys(), len(own), source)
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise UnveilError(f"{source}: {name} is {tuple(value.shape)}, and its config asks for {tuple(own[name].shape)}")
+    learner.load_state_dict(state)
+    say(f"{source}: {len(state)} of {len(own)} tensors matched ({type(learner).__name__})")
+    return learner.eval()

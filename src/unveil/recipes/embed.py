@@ -1,0 +1,88 @@
+"""Embedding: one row a picture, with its path, for search, clustering or a classifier of one's own."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from unveil.data.sources import Data
+from unveil.errors import UnveilError
+from unveil.interop.load import load
+from unveil.options import configure
+from unveil.recipes.features import features_of
+from unveil.recipes.reading import open_whole, skipped_lines, stored_side
+from unveil.train.parallel import SpreadConfig, join, settled
+from unveil.train.run import tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """What to write for each picture."""
+
+    pool: Literal["mean", "class", "patches"] = "mean"
+    """The mean of the patch tokens, the class token, or every patch token."""
+    batch_size: int = 256
+    """Pictures at a time."""
+    pixel_limit: int = 64_000_000
+    """No file is decoded beyond this many pixels."""
+
+
+def embed(run: str | Path, data: Data, *, out: str | Path | None = None, **options: Any) -> Path:
+    """Writes the features of every picture of DATA.
+
+    Args:
+        run: Whatever `unveil.load` takes.
+        data: See `unveil.data.sources.FORMS`.
+        out: A new file: .npz with "path", "embedding" and, where there are classes, "label"; or .parquet with the same columns.
+        **options: Fields of `EmbedConfig` and `SpreadConfig`.
+
+    Raises:
+        UnveilError: When the file exists, or has another ending.
+    """
+    own, hardware = configure(options, EmbedConfig, SpreadConfig)
+    path = Path(out) if out else Path("embeddings.npz")
+    if path.suffix not in (".npz", ".parquet"):
+        raise UnveilError(f"{path} ends in {path.suffix or 'nothing'}: use .npz or .parquet")
+    if path.exists():
+        raise UnveilError(f"{path} exists: choose another --out")
+    place, say = join(hardware), tell(True)
+    hardware = settled(hardware, place)
+    encoder = load(run, say=say).to(place.device).eval().encoder
+    vit = encoder.config
+    part = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=own.pixel_limit, show=True)
+
+    def tokens(images: torch.Tensor) -> torch.Tensor:
+        every: torch.Tensor = encoder(images)
+        return every[:, 1:]
+
+    features = tokens if own.pool == "patches" else partial(encoder.features, pool=own.pool)
+    rows = features_of(features, part, vit, hardware, place, own.batch_size).numpy()
+    labels = None if part.labels is None else np.array([part.pictures.classes[i] if i >= 0 else "" for i in part.labels.tolist()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.part{path.suffix}")
+    write_table(fresh, np.array(part.names), rows, labels)
+    fresh.rename(path)
+    for line in skipped_lines(part):
+        say(f"skipped {line}")
+    say(f"{len(rows):,} pictures, {' x '.join(map(str, rows.shape[1:]))} numbers each: {path}")
+    return path
+
+
+def write_table(path: Path, names: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) -> None:
+    """One row a picture, as NPZ or Parquet by the ending."""
+    if path.suffix == ".npz":
+        columns = {"path": names, "embedding": rows} | ({} if labels is None else {"label": labels})
+        np.savez(path, **columns)                                              # type: ignore[arg-type]
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[-1])
+    if rows.ndim == 3:
+        lists = pa.FixedSizeListArray.from_arrays(lists, rows.shape[1])
+    arrays = {"path": pa.array(names.tolist()), "embedding": lists}
+    arrays |= {} if labels is None else {"label": pa.array(labels.tolist())}
+    parquet.write_table(pa.table(arrays), path)

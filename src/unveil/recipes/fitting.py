@@ -1,0 +1,48 @@
+"""Training inside a run folder: its log, its checkpoints, a bar on the screen."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from unveil.data.feed import Feed
+from unveil.learner import Learner
+from unveil.train.log import JsonLines, Screen, Sink, tracker
+from unveil.train.loop import Monitor, TrainConfig, total_steps, train
+from unveil.train.optim import OptimConfig
+from unveil.train.parallel import Place, SpreadConfig
+from unveil.train.run import Run, tell
+
+
+def fit(
+    learner: Learner,
+    feed: Feed,
+    run: Run,
+    place: Place,
+    training: TrainConfig,
+    optim: OptimConfig,
+    hardware: SpreadConfig,
+    monitors: Sequence[Monitor],
+    tracked: Literal["none", "tensorboard", "wandb"],
+    title: str,
+) -> None:
+    """Trains, or goes on from the newest whole checkpoint of the run folder."""
+    say = tell(place.lead)
+    checkpoints = run.checkpoints(training.keep, say)
+    first = (checkpoints.newest() or 0) if place.lead else 0
+    sinks: list[Sink] = []
+    screen = None
+    if place.lead:
+        if first:
+            say(f"going on from step {first:,}")
+        sinks = [JsonLines(run.path / "log.jsonl", first), *tracker(tracked, run.path, run.config)]
+        screen = Screen(title, total_steps(training, feed), first)
+        checkpoints.warn = screen.say
+    try:
+        train(
+            learner, feed, training, optim, hardware, place,
+            checkpoints=checkpoints, sinks=sinks, screen=screen, monitors=monitors,
+        )  # fmt: skip
+    finally:
+        for sink in sinks:
+            sink.close()
+        if screen:
+            screen.close()

@@ -1,0 +1,214 @@
+"""Pre-training: from a folder of pictures to an encoder, with proof that it learned."""
+
+import copy
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from unveil.blocks.chance import sample_keys
+from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, view
+from unveil.data.batch import Batch
+from unveil.data.cache import channel_moments
+from unveil.data.feed import PictureFeed
+from unveil.data.sources import Data, open_both
+from unveil.errors import UnveilError
+from unveil.interop import native
+from unveil.learner import Method
+from unveil.methods import method_class
+from unveil.models.vit import MODELS, ViT, ViTConfig
+from unveil.options import configure
+from unveil.recipes.features import features_of, judge_features, raw_pixels, views_of  # judge_features, raw_pixels
+from unveil.recipes.fitting import fit
+from unveil.recipes.reading import Part, natural_side, open_parts, sizes_for, skipped_lines, stored_side, write_skipped
+from unveil.report.page import write_page
+from unveil.report.table import terminal_table
+from unveil.tasks.knn import knn_scores
+from unveil.tasks.score import score
+from unveil.train.log import Record
+from unveil.train.loop import Monitor, TrainConfig, total_steps
+from unveil.train.optim import OptimConfig
+from unveil.train.parallel import Place, SpreadConfig, autocast, join, leave, settled
+from unveil.train.run import Run, open_run, tell
+from unveil.train.state import load_model_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """What to train, and on what."""
+
+    image_size: tuple[int, ...] = ()
+    """Side of the pictures that the encoder takes, or height and width; by default what the data has, up to 224."""
+    patch_size: tuple[int, ...] = ()
+    """Side of a patch, or height and width; by default 16, 14 for vit-huge, and an eighth of pictures smaller than 128."""
+    channels: int = 0
+    """Channels of the pictures; 0 takes what the data has."""
+    pixel_limit: int = 64_000_000
+    """No file is decoded beyond this many pixels."""
+    held_out: int = 1000
+    """Pictures kept aside to judge on where DATA has no test split; at most a tenth of them."""
+    recompute: bool = False
+    """Gradient checkpointing: less memory, a third more time."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Log to TensorBoard or Weights & Biases as well."""
+
+
+DIGITS = {
+    "crop": "none", "epochs": 7.0, "batch_size": 64, "base_lr": 8e-3, "target": "pixel", "decoder_depth": 1,
+}  # fmt: skip
+"""What differs by default for the embedded digits: a minute on two cores."""
+
+
+def pretrain(
+    data: Data = "digits", *, method: str = "mae", model: str | None = None, out: str | Path | None = None, **options: Any
+) -> Run:
+    """Trains an encoder on pictures without labels, or goes on with a run that was stopped.
+
+    Args:
+        data: See `unveil.data.sources.FORMS`; or an array (N, H, W, C) of uint8 or uint16.
+        method: A name from `unveil.methods.METHODS`.
+        model: A name from `unveil.models.vit.MODELS`; vit-base, or vit-nano for the embedded digits.
+        out: The run folder, `runs/<data>-<method>-<model>` by default. If it holds this run already, it goes on.
+        **options: Fields of `PretrainConfig`, the method's `Config`, `AugmentConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
+
+    Raises:
+        UnveilError: On input that cannot be used.
+        Interrupted: On SIGTERM or Ctrl-C, after saving.
+    """
+    kind = method_class(method)
+    embedded = isinstance(data, str) and data.startswith("digits")
+    model = model or ("vit-nano" if embedded else "vit-base")
+    if model not in MODELS:
+        raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
+    own, settings, augment, training, optim, hardware = configure(
+        (DIGITS if embedded else {}) | options, PretrainConfig, kind.Config, AugmentConfig, TrainConfig, OptimConfig, SpreadConfig
+    )
+    place = join(hardware)
+    hardware = settled(hardware, place)
+    say = tell(place.lead)
+    source, test_source = open_both(data)
+    image_size, patch_size = sizes_for(natural_side(source, own.pixel_limit), own.image_size, own.patch_size, model == "vit-huge")
+    config = {
+        "method": method, "model": model,
+        **asdict(own), **asdict(settings), **asdict(augment), **asdict(training), **asdict(optim), **asdict(hardware),
+        "image_size": image_size, "patch_size": patch_size,
+    }  # fmt: skip
+    facts = {"name": source.name, "files": len(source.names), "fingerprint": source.fingerprint}
+    facts |= {"test_fingerprint": test_source.fingerprint} if test_source else {}
+    path = Path(out) if out else Path("runs") / f"{called(source.name)}-{method}-{model}"
+    run = open_run(path, "pretrain", config, facts, write=place.lead, say=say)
+    if run.results:
+        say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
+        return run
+
+    pictures, judged, cut = open_parts(
+        data, None, side=stored_side(image_size), channels=own.channels or None, pixel_limit=own.pixel_limit,
+        share=0.1, most=own.held_out, show=place.lead,
+    )  # fmt: skip
+    write_skipped(run.path, [pictures, judged], place, say)
+    usual = pictures.pictures.channels in (1, 3) and pictures.pictures.dtype == torch.uint8
+    mean, std = channel_moments(pictures.pictures)
+    if usual:
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if len(mean) == 3 else ((0.449,), (0.226,))
+    width, depth, heads = MODELS[model]
+    vit = ViTConfig(
+        width=width, depth=depth, heads=heads, image_size=image_size, patch_size=patch_size, channels=pictures.pictures.channels,
+        mean=mean, std=std, recompute=own.recompute,
+    )  # fmt: skip
+    torch.manual_seed(training.seed)
+    learner = kind.build(vit, settings, augment)
+    untrained = copy.deepcopy(learner.encoder)
+    if place.lead:
+        native.write_config(learner, run.path)
+    feed = PictureFeed(pictures.pictures, places=pictures.places, batch_size=training.batch_size, seed=training.seed)
+    total = total_steps(training, feed)
+    parameters = sum(p.numel() for p in learner.encoder.parameters())
+    say(
+        f"{method} with {model} ({parameters / 1e6:.1f} M parameters) on {len(pictures):,} pictures of {source.name}, "
+        f"{image_size[0]} x {image_size[1]} px in patches of {patch_size[0]} x {patch_size[1]}; {total:,} steps of "
+        f"{training.batch_size} in {hardware.precision} on {place.world} {place.device.type} process{'es' * (place.world > 1)}"
+    )
+    fit(learner, feed, run, place, training, optim, hardware, monitors(pictures, judged, vit, hardware, place), own.tracker, "pretrain")
+    if place.lead:
+        learner = kind.build(vit, settings, augment)
+        load_model_state(learner, run.checkpoints().load(total, "model"))
+        learner.to(place.device).eval()
+        native.save(learner, run.path)
+        save_samples(run, judged if len(judged) else pictures, vit)
+        write_skipped(run.path, [pictures, judged], place, lambda text: None)
+        results: Record = {
+            "pictures": len(pictures), "skipped": len(skipped_lines(pictures, judged)), "pictures_seen": total * training.batch_size,
+            "seconds": sum(line.get("seconds", 0.0) for line in run.log), "held_out": held_out(learner, judged=judged, vit=vit, hardware=hardware, place=place),
+        }  # fmt: skip
+        results |= compare(learner.encoder, untrained, pictures, judged, hardware, place)
+        if cut and len(judged):
+            results["judged_on"] = results.get("judged_on", {}) | {"kept_aside": len(judged)}
+        run.write_results(results)
+        page = write_page(run, learner)
+        terminal_table(results)
+        say(f"The encoder: {run.path / 'encoder.safetensors'}\nThe report:  {page}")
+    leave(place)
+    return run
+
+
+def monitors(pictures: Part, judged: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place) -> list[Monitor]:
+    """What is looked at during a run: error on pictures kept aside, and k-NN accuracy where there are labels."""
+    watched: list[Monitor] = [partial(held_out, judged=judged, vit=vit, hardware=hardware, place=place)]
+    bank, queries = pictures.labelled(5000), judged.labelled(1000)
+    if len(bank) and len(queries):
+        watched.append(partial(online_knn, bank=bank, queries=queries, vit=vit, hardware=hardware, place=place))
+    return watched
+
+
+def online_knn(learner: Method, *, bank: Part, queries: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place) -> Record:
+    """k-NN accuracy of the encoder as it is now."""
+    known, asked = (features_of(learner.encoder.features, part, vit, hardware, place) for part in (bank, queries))
+    return {"knn": score(knn_scores(asked, known, bank.labels, len(bank.pictures.classes)), queries.labels).top1}
+
+
+@torch.no_grad()
+def held_out(
+    learner: Method, *, judged: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, most: int = 256
+) -> Record:
+    """What the method says of pictures that were kept aside, each with the same mask every time."""
+    if not len(judged):
+        return {}
+    places = judged.places[:most]
+    images, sizes = judged.pictures.batch(places)
+    batch = Batch(images, sizes, sample_keys(0, 0, len(places))).to(place.device)
+    with autocast(hardware, place):
+        return learner.held_out(batch._replace(images=view(batch, vit.image_size, vit.mean, vit.std)))
+
+
+def compare(
+    encoder: ViT, untrained: ViT, pictures: Part, judged: Part, hardware: SpreadConfig, place: Place, most: int = 20_000
+) -> Record:
+    """k-NN and linear accuracy of the encoder, of the same encoder untrained, and of raw pixels, where there are labels."""
+    bank, queries = pictures.labelled(most), judged.labelled(most // 2)
+    if not (len(bank) and len(queries)):
+        return {}
+    vit, rows = encoder.config, {}
+    contestants = {"encoder": encoder.features, "untrained": untrained.to(place.device).eval().features, "raw pixels": raw_pixels}
+    for name, features in contestants.items():
+        known, asked = (features_of(features, part, vit, hardware, place) for part in (bank, queries))
+        scores = judge_features(known, bank.labels, asked, queries.labels, len(bank.pictures.classes))
+        rows[name] = {probe: result.top1 for probe, result in scores.items()}
+    sizes = {"train": len(bank), "test": len(queries), "classes": len(bank.pictures.classes)}
+    return {"features": rows, "judged_on": sizes}
+
+
+def save_samples(run: Run, part: Part, vit: ViTConfig, count: int = 8) -> None:
+    """A few pictures for the report, normalised, as `samples.npz`."""
+    chosen = part.spread_out(count)
+    np.savez(run.path / "samples.npz", images=views_of(chosen, vit).numpy(), names=np.array(chosen.names))
+
+
+def called(name: str) -> str:
+    """A short name of DATA for a folder."""
+    last = name.rstrip("/").rsplit("/", 1)[-1].split("{")[0]
+    for suffix in (".tar.gz", ".tgz", ".tar", ".zip"):
+        last = last.removesuffix(suffix)
+    return last.strip("-_. ") or "pictures"

@@ -1,0 +1,171 @@
+"""Probing: what a frozen, or a mostly frozen, encoder knows about classes."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unveil.data.augment import Augment, AugmentConfig
+from unveil.data.feed import PictureFeed
+from unveil.data.sources import Data
+from unveil.errors import UnveilError
+from unveil.interop.load import load
+from unveil.learner import Task
+from unveil.models.vit import ViT
+from unveil.options import configure
+from unveil.recipes.features import features_of, fit_linear, raw_pixels
+from unveil.recipes.labelled import fresh_folder, labelled_parts, predicted, write_json, write_predictions
+from unveil.recipes.reading import Part, few_labels
+from unveil.tasks.knn import knn_scores
+from unveil.tasks.linear import Linear
+from unveil.tasks.partial import Partial
+from unveil.tasks.score import score
+from unveil.train.log import Screen
+from unveil.train.loop import TrainConfig, total_steps, train
+from unveil.train.optim import OptimConfig
+from unveil.train.parallel import Place, SpreadConfig, join, settled
+from unveil.train.run import receipt, tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How to probe."""
+
+    kind: Literal["linear", "knn", "partial"] = "linear"
+    """A linear classifier on the frozen encoder; the nearest neighbours; or tuning the last blocks."""
+    blocks: float = 1.0
+    """Blocks that a partial probe tunes: 0, 0.5 (the last MLP), 1, ... all."""
+    neighbours: int = 20
+    """Neighbours that vote in k-NN."""
+    pool: Literal["mean", "class"] = "mean"
+    """One vector a picture: the mean of the patch tokens, or the class token."""
+    views: bool = False
+    """Train the linear probe on random resized crops and flips, as the paper: the encoder sees every picture in every epoch."""
+    labels: int = 0
+    """Labelled pictures to train on, balanced over the classes; 0 takes all."""
+    compare: bool = True
+    """Probe the same encoder untrained, and raw pixels, as well."""
+    pixel_limit: int = 64_000_000
+    """No file is decoded beyond this many pixels."""
+
+
+DEFAULTS = {"optimizer": "sgd", "base_lr": 0.5, "weight_decay": 0.0, "warmup": 0.1, "epochs": 90.0, "batch_size": 0}
+"""The paper's linear probe (appendix A.1) with SGD in place of LARS, for the small batches of small data; `--optimizer lars
+--base-lr 0.1 --batch-size 16384 --views` is the paper's own. Batch size 0 is 1024, or a twentieth of the pictures."""
+TUNED = {"optimizer": "adamw", "base_lr": 1e-3, "weight_decay": 0.05, "warmup": 0.1, "epochs": 50.0, "batch_size": 256}
+"""The partial probe (appendix A.1: as fine-tuning, 50 epochs), with the augmentation of the linear one."""
+
+
+def probe(
+    run: str | Path, data: Data | None = None, *, test: Data | None = None, out: str | Path | None = None, **options: Any
+) -> dict[str, Any]:
+    """Judges an encoder with labels.
+
+    Args:
+        run: Whatever `unveil.load` takes.
+        data: Labelled pictures to train the probe on; by default those that the run was trained on.
+        test: Labelled pictures to judge on; by default the test split of `data`, or a fifth of it that is kept aside.
+        out: A folder for the results; by default a new one, `<run>/probe-<kind>`.
+        **options: Fields of `ProbeConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
+
+    Returns:
+        What `results.json` in that folder says: scores of the encoder, of the same untrained, and of raw pixels.
+
+    Raises:
+        UnveilError: On input that cannot be used.
+    """
+    usual = TUNED if options.get("kind") == "partial" else DEFAULTS
+    own, training, optim, hardware = configure(usual | options, ProbeConfig, TrainConfig, OptimConfig, SpreadConfig)
+    place, say = join(hardware), tell(True)
+    if place.world > 1:
+        raise UnveilError("a probe runs in one process: start it without torchrun")
+    hardware = settled(hardware, place)
+    learner = load(run).to(place.device).eval()
+    vit = learner.encoder.config
+    known, asked, cut = labelled_parts(run, data, test, vit, pixel_limit=own.pixel_limit, show=True)
+    known = few_labels(known, own.labels, training.seed) if own.labels else known
+    classes = len(known.pictures.classes)
+    aside = " kept aside" if cut else ""
+    say(f"{own.kind} probe on {len(known):,} labelled pictures of {classes} classes, judged on {len(asked):,}{aside}")
+    contestants: dict[str, ViT | None] = {"encoder": learner.encoder}
+    if own.compare:
+        torch.manual_seed(training.seed)
+        contestants["untrained"] = ViT(vit).to(place.device).eval()
+        if own.kind != "partial":
+            contestants["raw pixels"] = None
+    scores = {}
+    for name, encoder in contestants.items():
+        if encoder is not None and (own.kind == "partial" or own.views):
+            task = tuned_task(encoder, classes, own)
+            scores[name] = tuned_scores(name, task, known, asked, training, optim, hardware, place)
+        else:
+            features = raw_pixels if encoder is None else partial(encoder.features, pool=own.pool)
+            scores[name] = frozen_scores(features, known, asked, vit, own, training, optim, hardware, place)
+        result = score(scores[name], asked.labels)
+        say(f"{name:>10}   top-1 {100 * result.top1:5.2f} %   top-5 {100 * result.top5:5.2f} %")
+    folder = Path(out) if out else fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{own.kind}")
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {
+        "kind": own.kind, "classes": known.pictures.classes, "trained_on": len(known), "kept_aside": cut,
+        "top1": {name: score(s, asked.labels).top1 for name, s in scores.items()},
+        "score": score(scores["encoder"], asked.labels).to_json(),
+        "config": asdict(own) | asdict(training) | asdict(optim) | asdict(hardware), "run": str(run), **receipt(),
+    }  # fmt: skip
+    write_predictions(folder / "predictions.csv", asked, scores["encoder"])
+    write_json(folder / "results.json", results)
+    say(f"Per-class accuracy, confusion matrix and predictions: {folder}")
+    return results
+
+
+def frozen_scores(
+    features: Callable[[Tensor], Tensor],
+    known: Part,
+    asked: Part,
+    vit: Any,
+    own: ProbeConfig,
+    training: TrainConfig,
+    optim: OptimConfig,
+    hardware: SpreadConfig,
+    place: Place,
+) -> Float[Tensor, "n K"]:
+    """Scores from features that are computed once."""
+    bank, queries = (features_of(features, part, vit, hardware, place) for part in (known, asked))
+    if own.kind == "knn":
+        return knn_scores(queries, bank, known.labels, len(known.pictures.classes), neighbours=own.neighbours)
+    task = fit_linear(bank, known.labels, len(known.pictures.classes), training, optim)
+    with torch.no_grad():
+        return task.predict(queries)
+
+
+def tuned_task(encoder: ViT, classes: int, own: ProbeConfig) -> Task:
+    """A probe that sees augmented pictures."""
+    vit = encoder.config
+    augment = Augment(AugmentConfig(), vit.image_size, vit.mean, vit.std)
+    if own.kind == "partial":
+        return Partial(encoder, classes, own.blocks, augment)
+    return Linear(vit.width, classes, encoder=encoder, augment=augment, pool=own.pool)
+
+
+def tuned_scores(
+    name: str,
+    task: Task,
+    known: Part,
+    asked: Part,
+    training: TrainConfig,
+    optim: OptimConfig,
+    hardware: SpreadConfig,
+    place: Place,
+) -> Float[Tensor, "n K"]:
+    """Scores after training on augmented pictures."""
+    feed = PictureFeed(known.pictures, places=known.places, batch_size=training.batch_size or 256, seed=training.seed)
+    screen = Screen(name, total_steps(training, feed))
+    try:
+        train(task, feed, training, optim, hardware, place, screen=screen)
+    finally:
+        screen.close()
+    return predicted(task, asked, hardware, place)

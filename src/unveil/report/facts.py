@@ -1,0 +1,109 @@
+"""What a run was made of: its data, what was skipped, its settings, and its receipt."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unveil.report.markup import Markup, element, join, table
+from unveil.train.run import Run
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+NAMED = 50
+"""Skipped pictures that are named."""
+DATA = {
+    "name": "data",
+    "count": "pictures",
+    "test_count": "held-out pictures",
+    "size": "size, px",
+    "channels": "channels",
+    "classes": "classes",
+    "fingerprint": "fingerprint",
+}
+
+
+def data_section(data: Mapping[str, Any]) -> Markup:
+    """The data: name, count, size, channels, fingerprint."""
+    known = [(label, data[key]) for key, label in DATA.items() if data.get(key) is not None]
+    rest = [(spoken(key), value) for key, value in data.items() if key not in DATA and value is not None]
+    return pairs([*known, *rest], "The data")
+
+
+def skipped_section(path: Path) -> Markup | None:
+    """What could not be read, grouped by reason; None where nothing was skipped."""
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line.partition("\t") for line in text.split("\n") if line.strip()]
+    reasons = Counter(reason or "no reason was written down" for _, _, reason in lines)
+    parts: list[object] = [element("p", f"{len(lines):,} {'file was' if len(lines) == 1 else 'files were'} left out.")]
+    shown = lines[:NAMED]
+    for reason, count in reasons.most_common():
+        names = [name for name, _, why in shown if (why or "no reason was written down") == reason]
+        items = [element("li", element("code", name)) for name in names]
+        if count > len(names):
+            items.append(element("li", f"{'and ' if names else ''}{count - len(names):,} more, in {path.name}"))
+        parts += [element("h3", f"{reason} ({count:,})"), element("ul", *items, class_="names")]
+    return join(parts) if lines else None
+
+
+def settings_section(config: Mapping[str, Any]) -> Markup:
+    """Every option."""
+    return pairs(list(config.items()), "Every option, as it was set", "pairs settings")
+
+
+def receipt_section(run: Run) -> Markup:
+    """What made the run: command, time, versions, hardware, seed."""
+    facts = run.facts
+    versions, hardware = facts.get("versions") or {}, facts.get("hardware") or {}
+    gpus = hardware.get("gpus") or []
+    rows = [
+        ("command", element("code", facts["command"]) if facts.get("command") else None),
+        ("started", facts.get("started")),
+        ("took", duration(run.results.get("seconds"))),
+        ("seed", (facts.get("config") or {}).get("seed")),
+        ("versions", ", ".join(f"{name} {number}" for name, number in versions.items()) or None),
+        ("machine", ", ".join(str(hardware[key]) for key in ("host", "platform") if hardware.get(key)) or None),
+        ("cores", hardware.get("cores")),
+        ("GPUs", ", ".join(f"{n} {TIMES} {name}" for name, n in Counter(gpus).items()) or "none"),
+        ("processes", facts.get("world_size")),
+        ("pictures seen", run.results.get("pictures_seen")),
+    ]
+    return pairs([(name, value) for name, value in rows if value is not None], "What made this run")
+
+
+def pairs(rows: list[tuple[str, Any]], caption: str, class_: str = "pairs") -> Markup:
+    """A table of names and values."""
+    cells = [[name, value if isinstance(value, Markup) else written(name, value)] for name, value in rows]
+    return table(["name", "value"], cells, caption=caption, numbers=False, class_=class_)
+
+
+def written(name: str, value: Any) -> Markup | str:
+    """A value as a reader would write it."""
+    if name == "fingerprint":
+        return element("code", value)
+    if value is None or value == "":
+        return "\N{EN DASH}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if name not in ("seed",) else str(value)
+    if isinstance(value, list | tuple):
+        between = f" {TIMES} " if name == "size, px" else ", "
+        many = f", and {len(value) - 24:,} more" if len(value) > 24 else ""
+        return between.join(str(x) for x in value[:24]) + many
+    return str(value)
+
+
+def duration(seconds: float | None) -> str | None:
+    """Seconds as hours and minutes."""
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def spoken(key: str) -> str:
+    """A key as words."""
+    return key.replace("_", " ")

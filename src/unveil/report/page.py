@@ -1,0 +1,76 @@
+"""The report of a run: one page in the run folder that needs no other file, no network, and no script."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from unveil.learner import Learner
+from unveil.report.facts import data_section, receipt_section, settings_section, skipped_section
+from unveil.report.markup import Markup, element, join
+from unveil.report.sections import attention_section, class_results, curve_section, drawn, reconstruction_section
+from unveil.report.style import style_sheet
+from unveil.report.table import html_table
+from unveil.report.verdict import verdict
+from unveil.train.checkpoint import write_whole
+from unveil.train.run import Run
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+KINDS = {"pretrain": "pretrained on", "finetune": "fine-tuned on", "probe": "judged on"}
+
+
+def write_page(run: Run, learner: Learner | None) -> Path:
+    """Writes `report.html` into a run folder; what the run does not have is left out, or said to be missing.
+
+    Args:
+        run: The run.
+        learner: Its trained model, in eval mode, to draw reconstructions and attention with; None leaves them out.
+    """
+    path = run.path / "report.html"
+    text = "<!DOCTYPE html>\n" + page(run, learner) + "\n"
+    write_whole(path, text.encode("ascii", "xmlcharrefreplace").decode())      # whatever the system's encoding is
+    return path
+
+
+def page(run: Run, learner: Learner | None) -> Markup:
+    """The whole document."""
+    makers: list[tuple[str, Callable[[], Markup | None]]] = [
+        ("Results", lambda: html_table(run.results) or None),
+        ("Curves", lambda: curve_section(run)),
+        ("Reconstructions", lambda: drawn(run, learner, reconstruction_section)),
+        ("Attention", lambda: drawn(run, learner, attention_section)),
+        ("Classes", lambda: class_results(run)),
+        ("Data", lambda: data_section(run.facts.get("data") or {})),
+        ("Skipped", lambda: skipped_section(run.path / "skipped.txt")),
+        ("Settings", lambda: settings_section(run.facts.get("config") or {})),
+        ("Receipt", lambda: receipt_section(run)),
+    ]
+    made = [(name, body) for name, make in makers if (body := make())]
+    links = element("nav", *(element("a", name, href=f"#{name.lower()}") for name, _ in made), aria_label="Sections")
+    sections = [element("section", element("h2", name), body, id=name.lower()) for name, body in made]
+    heading, title = headline(run)
+    version = (run.facts.get("versions") or {}).get("unveil")
+    made_by = f", trained with unveil {version}" if version else ""
+    foot = element("footer", f"Written from the run folder {run.path.name}{made_by}.")
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Markup(style_sheet())),
+    )
+    body = element("body", element("header", heading, links), element("main", *sections), foot)
+    return element("html", head, body, lang="en")
+
+
+def headline(run: Run) -> tuple[Markup, str]:
+    """What was trained on what, and a sentence on how it went; and the title of the page."""
+    config, data = run.facts.get("config") or {}, run.facts.get("data") or {}
+    kind = str(run.facts.get("kind", "run"))
+    what = " ".join(str(config[key]) for key in ("model", "method") if config.get(key)) or kind
+    name = str(data.get("name", "unnamed data"))
+    title = f"{what} {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
+    count = f"{data['count']:,} pictures" if isinstance(data.get("count"), int) else ""
+    facts = [count, f"{config['epochs']:g} epochs" if isinstance(config.get("epochs"), int | float) else ""]
+    below = element("p", " · ".join(["run " + run.path.name, *filter(None, facts)]), class_="quiet")
+    return join([element("h1", title), element("p", verdict(run.results), class_="verdict"), below]), title

@@ -1,0 +1,95 @@
+"""The table of results, for a terminal and for a page."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from unveil.report.markup import Markup, element, join, table
+from unveil.report.verdict import COLUMNS, ERRORS, ROWS, Results, comparisons, held_out, percent
+
+
+class Grid(NamedTuple):
+    """A table, and what it says."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+    sentences: list[str]
+
+
+def terminal_table(results: Results) -> RenderableType:
+    """The results as tables for a terminal, each with what it says in sentences below."""
+    parts: list[RenderableType] = []
+    for grid in grids(results):
+        shown = Table(header_style="dim", box=None, padding=(0, 3, 0, 0))
+        for i, head in enumerate(grid.heads):
+            shown.add_column(head, justify="right" if i else "left")
+        for row in grid.rows:
+            shown.add_row(*(Text(cell) for cell in row), style="bold" if row[0] in OURS else None)
+        parts += [Text(grid.title, style="bold"), shown, *(Text(sentence) for sentence in grid.sentences), Text("")]
+    return Group(*parts[:-1]) if parts else Text("There are no results yet: the run has not ended.")
+
+
+def html_table(results: Results) -> Markup:
+    """The same as HTML."""
+    parts: list[object] = []
+    for grid in grids(results):
+        cells = [[row[0], *(cell.replace(" %", "\N{NO-BREAK SPACE}%") for cell in row[1:])] for row in grid.rows]
+        class_ = "results ours" if grid.rows[0][0] in OURS else "results"
+        parts.append(table(grid.heads, cells, caption=grid.title, class_=class_))
+        parts += [element("p", sentence) for sentence in grid.sentences]
+    return join(parts)
+
+
+def grids(results: Results) -> list[Grid]:
+    """The tables that the results have the numbers for."""
+    makers: tuple[Callable[[Results], Grid | None], ...] = (score_grid, feature_grid, error_grid)
+    return [grid for make in makers if (grid := make(results))]
+
+
+def score_grid(results: Results) -> Grid | None:
+    """Accuracies of a classifier."""
+    score = results.get("score")
+    if not score:
+        return None
+    rows = [["first guess", percent(score["top1"])]]
+    if len(score["per_class"]) > 5:
+        rows.append(["within five guesses", percent(score["top5"])])
+    known = [x for x in score["per_class"] if x is not None]
+    if known:
+        rows.append(["first guess, mean over classes", percent(sum(known) / len(known))])
+    return Grid(f"Accuracy on {score['count']:,} test pictures", ["right by", "share"], rows, [])
+
+
+def feature_grid(results: Results) -> Grid | None:
+    """What the features are worth, beside those of an untrained encoder and the pixels themselves."""
+    features = results.get("features")
+    if not features:
+        return None
+    columns = list(dict.fromkeys(column for values in features.values() for column in values))
+    rows = [
+        [ROWS.get(row, row), *(percent(values[column]) if column in values else "" for column in columns)]
+        for row, values in features.items()
+    ]
+    on, title = results.get("judged_on"), "Accuracy of features"
+    if on:
+        title += f": {on['train']:,} training and {on['test']:,} test pictures of {on['classes']:,} classes"
+    heads = ["features of", *(COLUMNS.get(column, column) for column in columns)]
+    return Grid(title, heads, rows, comparisons(results))
+
+
+def error_grid(results: Results) -> Grid | None:
+    """Squared errors on hidden patches, where a method measures them."""
+    errors = results.get("held_out")
+    if not errors:
+        return None
+    rows = [[ERRORS.get(key, key), f"{value:.4g}"] for key, value in errors.items()]
+    title = "Squared error on hidden patches of held-out pictures, in normalised pixels"
+    return Grid(title, ["painted with", "error"], rows, held_out(errors))
+
+
+OURS = (ROWS["encoder"], ERRORS["held_out_error"])
+"""The rows of the model itself, which stand out."""

@@ -1,0 +1,87 @@
+"""What the numbers of a run say, in sentences."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = {"knn": "k-NN classifier", "linear": "linear probe"}
+ROWS = {"encoder": "this encoder", "untrained": "untrained encoder", "raw pixels": "raw pixels"}
+ERRORS = {
+    "held_out_error": "this model",
+    "patch_mean_error": "the patch's own mean",
+    "picture_mean_error": "the picture's mean",
+}
+LENT = "The patch's own mean is the true one; a model with a normalised target is lent it too, and the deviation."
+Results = Mapping[str, Any]
+
+
+def verdict(results: Results) -> str:
+    """One sentence with the numbers that matter most."""
+    score, features, errors = results.get("score"), results.get("features") or {}, results.get("held_out") or {}
+    if score:
+        classes = len(score["per_class"])
+        five = f", {percent(score['top5'])} within five guesses" if classes > 5 else ""
+        guess = f"guessing among {classes} classes would get {percent(1 / classes)}"
+        return f"It recognises {percent(score['top1'])} of {score['count']:,} test pictures{five}; {guess}."
+    if features.get("encoder"):
+        told = []
+        for column, value in features["encoder"].items():
+            compared = ", ".join(against(results, column))
+            kind = COLUMNS.get(column, column)
+            told.append(f"{percent(value)} of the test pictures with a {kind}{f' ({compared})' if compared else ''}")
+        return f"Its features recognise {', and '.join(told)}."
+    if errors:
+        return held_out(errors)[0]
+    return "There are no results yet: the run has not ended."
+
+
+def comparisons(results: Results) -> list[str]:
+    """How the encoder compares to each other row of the table of features, a sentence for each column."""
+    encoder = (results.get("features") or {}).get("encoder") or {}
+    sentences = []
+    for column in encoder:
+        told = against(results, column)
+        if told:
+            sentences.append(f"With a {COLUMNS.get(column, column)} this encoder is {' and '.join(told)}.")
+    margin = chance(results)
+    if sentences and margin:
+        count = results["judged_on"]["test"]
+        sentences.append(f"With {count:,} test pictures, differences of up to about {margin:.1f} points can be chance.")
+    return sentences
+
+
+def against(results: Results, column: str) -> list[str]:
+    """How far the encoder is ahead of each other row, or behind it, in points."""
+    features, told = results["features"], []
+    for row, values in features.items():
+        if row != "encoder" and column in values:
+            points = 100 * (features["encoder"][column] - values[column])
+            side = "level with" if abs(points) < 0.05 else f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
+            told.append(f"{side} {'an ' if row == 'untrained' else ''}{ROWS.get(row, row)}")
+    return told
+
+
+def chance(results: Results) -> float | None:
+    """Points within which two equally good classifiers differ 19 times in 20, at an accuracy of one half, the worst case."""
+    test = (results.get("judged_on") or {}).get("test")
+    return 196 * math.sqrt(2 * 0.25 / test) if test else None
+
+
+def held_out(errors: Mapping[str, float]) -> list[str]:
+    """How the squared error compares to the two guesses that need no model."""
+    mine = errors.get("held_out_error")
+    if mine is None:
+        return []
+    told = []
+    for key in ("patch_mean_error", "picture_mean_error"):
+        if errors.get(key):
+            less = 100 * (1 - mine / errors[key])
+            side = "less" if less >= 0 else "more"
+            told.append(f"{abs(less):.0f} % {side} than painting {ERRORS[key]} ({errors[key]:.3g})")
+    compared = f": {', and '.join(told)}" if told else ""
+    return [f"On hidden patches of held-out pictures its squared error is {mine:.3g}{compared}.", LENT]
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent."""
+    return "no pictures" if share is None or share != share else f"{100 * share:.1f} %"
