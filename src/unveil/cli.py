@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from unveil.errors import UnveilError
@@ -56,7 +57,7 @@ VERBS = {
         "Train an encoder on pictures without labels; the same command again goes on.",
         {
             "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),  # type: ignore[valid-type]
+            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
             "model": Argument(
                 Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None,
                 "The encoder: vit-base, or vit-nano for the embedded digits.", None,
@@ -176,7 +177,7 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
         group = dataclasses.make_dataclass(title, own, frozen=True)
         fields.append((title, group, dataclasses.field(default_factory=group)))
     shape = dataclasses.make_dataclass(name, fields)
-    parsed = tyro.cli(shape, prog=f"unveil {name}", description=verb.says, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    parsed: Any = tyro.cli(shape, prog=f"unveil {name}", description=verb.says, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     given = {part[2:].split("=")[0].replace("-", "_") for part in argv if part.startswith("--")}
     options = {key: getattr(parsed, key) for key in verb.arguments}
     for title in verb.configs:
@@ -192,7 +193,7 @@ def field(name: str, kind: Any, default: Any) -> tuple[str, Any, Any]:
 
 def config_of_method(argv: list[str]) -> str:
     """Where the config of the chosen method stands."""
-    named = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--method"]
+    named = [b for a, b in pairwise(argv) if a == "--method"]
     named += [part.removeprefix("--method=") for part in argv if part.startswith("--method=")]
     return METHODS.get(named[0] if named else "mae", METHODS["mae"]) + "Config"
 

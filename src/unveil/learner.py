@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from unveil.data.batch import Batch
+from unveil.models.vit import ViT
 
 
 class Step(NamedTuple):
@@ -20,6 +22,9 @@ class Step(NamedTuple):
 
 class Learner(nn.Module, ABC):
     """Anything that the loop can train. `forward` is the loss, so compile, DDP and FSDP2 wrap it with no special case."""
+
+    encoder: ViT
+    """What is learned or judged."""
 
     @abstractmethod
     def forward(self, batch: Any) -> Step:
@@ -35,10 +40,6 @@ class Learner(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """Runs after each optimiser step; progress goes from 0 to 1."""
 
-    def frozen(self) -> set[str]:
-        """Prefixes of the names of parameters that are not trained."""
-        return set()
-
     def layer_of(self, name: str) -> int:
         """The depth of a parameter, for layer-wise learning rates: 0 is the embedding; the largest is the head."""
         return 0
@@ -49,7 +50,6 @@ class Method(Learner, ABC):
 
     Config: ClassVar[type]
     """A frozen dataclass: the knobs of the method."""
-    encoder: nn.Module
     config: Any
 
     @classmethod
@@ -62,10 +62,14 @@ class Method(Learner, ABC):
         return {}
 
 
+def judged(scores: Float[Tensor, "B K"], labels: Tensor | None) -> Step:
+    """Cross-entropy of the true classes, and how many were found."""
+    assert labels is not None
+    return Step(F.cross_entropy(scores.float(), labels), {"accuracy": (scores.argmax(dim=1) == labels).float().mean()})
+
+
 class Task(Learner, ABC):
     """A learner that uses labels to judge or to tune an encoder. One file and one line in `unveil.tasks.TASKS`."""
-
-    encoder: nn.Module
 
     @abstractmethod
     def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:

@@ -46,8 +46,7 @@ def knobs(place: str) -> list[Knob]:
     result = []
     for node, after in zip(found.body, [*found.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            text = str(after.value.value) if told else ""                     # type: ignore[union-attr]
+            text = str(after.value.value) if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
             kind = eval(ast.unparse(node.annotation), dict(NAMES))
             result.append(Knob(node.target.id, kind, ast.literal_eval(node.value), " ".join(text.split()), name))
     return result
@@ -56,9 +55,8 @@ def knobs(place: str) -> list[Knob]:
 def literal(module: str, name: str) -> Any:
     """The value of a literal at the top of a module."""
     for node in source_of(module).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets) and node.value:  # type: ignore[attr-defined]
-            return ast.literal_eval(node.value)                                # type: ignore[attr-defined]
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+            return ast.literal_eval(node.value)
     raise KeyError(name)
 
 

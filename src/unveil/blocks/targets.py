@@ -30,8 +30,8 @@ class Target(nn.Module, ABC):
         return F.mse_loss(predicted.float(), target.float())
 
     @abstractmethod
-    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
-        """A prediction for every patch as pixels; the true `images` lend what the target leaves out."""
+    def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
+        """A prediction as pixels; the true patches lend what the target leaves out."""
 
     def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
         """Sees a sample of the pictures once, before the first step."""
@@ -48,7 +48,7 @@ class PixelTarget(Target):
     def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M Q"]:
         return gather(patchify(images, self.patch_size), hide)
 
-    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+    def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
         return predicted
 
 
@@ -66,9 +66,9 @@ class NormalisedTarget(PixelTarget):
         mean, deviation = self.moments(patches)
         return (patches - mean) / deviation
 
-    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+    def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
         """Uses the true mean and deviation of each patch: say so wherever this is shown."""
-        mean, deviation = self.moments(patchify(images, self.patch_size))
+        mean, deviation = self.moments(true)
         return predicted * deviation + mean
 
 
@@ -95,7 +95,7 @@ class PCATarget(PixelTarget):
     def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M Q"]:
         return (super().forward(images, hide) - self.centre) @ self.axes
 
-    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+    def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
         return predicted.to(self.axes.dtype) @ self.axes.T + self.centre
 
 
@@ -113,6 +113,6 @@ class TokenTarget(Target):
     def loss(self, predicted: Float[Tensor, "B M Q"], target: Tensor) -> Float[Tensor, ""]:
         return F.cross_entropy(predicted.float().flatten(0, 1), target.flatten())
 
-    def pixels(self, predicted: Float[Tensor, "B N Q"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+    def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
         """Raises `UnveilError`: a token is no picture."""
         raise UnveilError("a model that predicts visual tokens cannot draw pixels: train with a pixel target to see them")

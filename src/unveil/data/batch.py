@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     keys: Int[Tensor, " B"]
     """What is drawn at random for a sample is a function of its key: see `unveil.blocks.chance`."""
     labels: Tensor | None = None
-    """(B,) classes, or (B, K) shares of classes after mixing."""
+    """(B,) classes, -1 where there is none; or (B, K) shares of classes after mixing."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device, without waiting for the copy."""

@@ -76,9 +76,10 @@ class Pictures:
         return [self.source.names[i] for i in self.numbers]
 
     @property
-    def labels(self) -> Tensor | None:
-        """The class of each picture, -1 where it has none; None where no picture has one."""
-        return None if self.source.labels is None else torch.from_numpy(self.source.labels[self.numbers])
+    def labels(self) -> Int[Tensor, " n"]:
+        """The class of each picture, -1 where it has none."""
+        labels = self.source.labels
+        return torch.full((len(self),), -1) if labels is None else torch.from_numpy(labels[self.numbers])
 
     @property
     def in_memory(self) -> bool:

@@ -55,8 +55,7 @@ class PictureFeed:
         order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
         places = self.places[order]
         images, sizes = self.pictures.batch(places)
-        labels = None if self.labels is None else self.labels[places]
-        return Batch(images, sizes, sample_keys(self.seed, first, size), labels)
+        return Batch(images, sizes, sample_keys(self.seed, first, size), self.labels[places])
 
 
 def share_size(batch_size: int, shares: int) -> int:

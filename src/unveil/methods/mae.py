@@ -121,9 +121,11 @@ class MAE(Method):
 
     def encode(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B T D"]:
         """The class token and the visible patches; with the ablation 1c, all patches, the hidden ones as mask tokens."""
-        if not self.config.mask_tokens_in_encoder:
-            return self.encoder(images, keep)
-        return self.encoder(images, hidden=as_bool(hide, self.patches), mask_token=self.mask_token)
+        if self.config.mask_tokens_in_encoder:
+            seen: Tensor = self.encoder(images, hidden=as_bool(hide, self.patches), mask_token=self.mask_token)
+        else:
+            seen = self.encoder(images, keep)
+        return seen
 
     def decode(
         self, seen: Float[Tensor, "B T D"], keep: Int[Tensor, "B V"], wanted: Int[Tensor, "B M"] | None = None
@@ -135,7 +137,8 @@ class MAE(Method):
             gaps = self.mask_token.to(x.dtype).expand(len(x), self.patches, -1)
             patches = scatter(gaps, keep, patches)                             # (B, N, E)
         x = self.decoder(torch.cat([x[:, :1], patches], dim=1) + self.decoder_positions)[:, 1:]
-        return self.head(x if wanted is None else gather(x, wanted))
+        painted: Tensor = self.head(x if wanted is None else gather(x, wanted))
+        return painted
 
     def loss(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
         """The loss of normalised pictures; `hidden` is True where a patch is hidden, the same count in each row."""
@@ -149,7 +152,7 @@ class MAE(Method):
         keep, hide = self.choose(images, hidden)
         painted = self.decode(self.encode(images, keep, hide), keep).float()
         vit = self.encoder.config
-        pixels = unpatchify(self.target.pixels(painted, images), vit.image_size, vit.patch_size)
+        pixels = unpatchify(self.target.pixels(painted, patchify(images, vit.patch_size)), vit.image_size, vit.patch_size)
         hidden = as_bool(hide, self.patches)
         rows, columns = vit.grid
         gone = hidden.reshape(-1, 1, rows, columns).repeat_interleave(vit.patch_size[0], 2).repeat_interleave(vit.patch_size[1], 3)
@@ -159,17 +162,15 @@ class MAE(Method):
     def held_out(self, batch: Batch) -> dict[str, float]:
         """Squared error on the hidden patches in normalised pixels, beside two guesses: the patch's and the picture's mean."""
         keep, hide = self.mask(batch.keys)
-        true = patchify(batch.images, self.encoder.config.patch_size)
-        pixels = self.target.pixels(self.decode(self.encode(batch.images, keep, hide), keep).float(), batch.images)
-        by_channel = true.unflatten(2, (-1, self.encoder.config.channels))     # (B, N, p * q, C)
+        true = patchify(batch.images, self.encoder.config.patch_size)          # (B, N, P)
+        painted = self.decode(self.encode(batch.images, keep, hide), keep, hide).float()
+        hidden, seen = (gather(true, part).reshape(len(true), part.shape[1], -1, batch.images.shape[1]) for part in (hide, keep))
         guesses = {
-            "held_out_error": pixels.unflatten(2, (-1, self.encoder.config.channels)),
-            "patch_mean_error": by_channel.mean(dim=2, keepdim=True),
-            "picture_mean_error": gather(true, keep).unflatten(2, by_channel.shape[2:]).mean(dim=(1, 2), keepdim=True),
+            "held_out_error": self.target.pixels(painted, gather(true, hide)).reshape(hidden.shape),
+            "patch_mean_error": hidden.mean(dim=2, keepdim=True),
+            "picture_mean_error": seen.mean(dim=(1, 2), keepdim=True),
         }
-        return {
-            name: float(gather((by_channel - guess).square().flatten(2), hide).mean()) for name, guess in guesses.items()
-        }
+        return {name: float((hidden - guess).square().mean()) for name, guess in guesses.items()}
 
     def choose(self, images: Tensor, hidden: Bool[Tensor, "B N"] | None) -> Mask:
         """The given mask, or a new one from torch's generator."""

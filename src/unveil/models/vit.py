@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unveil.blocks.patches import PatchEmbed, Size, grid_size
 from unveil.blocks.positions import resize_positions, sincos_2d
-from unveil.blocks.transformer import Transformer, TransformerConfig, xavier
+from unveil.blocks.transformer import Block, Transformer, TransformerConfig, xavier
 from unveil.errors import UnveilError
 
 MODELS: dict[str, tuple[int, int, int]] = {                                   # width, depth, heads
@@ -106,7 +106,8 @@ class ViT(nn.Module):
         mask_token: Float[Tensor, " D"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The tokens after the last norm, the class token first; arguments as in `tokens`."""
-        return self.transformer(self.tokens(images, keep, hidden=hidden, mask_token=mask_token))  # type: ignore[no-any-return]
+        tokens: Tensor = self.transformer(self.tokens(images, keep, hidden=hidden, mask_token=mask_token))
+        return tokens
 
     def features(
         self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean"
@@ -119,10 +120,11 @@ class ViT(nn.Module):
     def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
         """How much the class token looks at each patch in the last block, head by head."""
         x = self.tokens(images)
-        *body, last = self.transformer.blocks
-        for block in body:
+        for block in self.transformer.blocks[:-1]:
             x = block(x)
-        return last.attention.weights(last.norm1(x))[:, :, 0, 1:]              # type: ignore[no-any-return, union-attr, operator]
+        last = self.transformer.blocks[-1]
+        assert isinstance(last, Block)
+        return last.attention.weights(last.norm1(x))[:, :, 0, 1:]
 
     def resized(self, image_size: Size) -> "ViT":
         """A copy for pictures of another size, with the positions interpolated."""

@@ -60,7 +60,8 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, **optio
 
     features = tokens if own.pool == "patches" else partial(encoder.features, pool=own.pool)
     rows = features_of(features, part, vit, hardware, place, own.batch_size).numpy()
-    labels = None if part.labels is None else np.array([part.pictures.classes[i] if i >= 0 else "" for i in part.labels.tolist()])
+    known = [part.pictures.classes[i] if i >= 0 else "" for i in part.labels.tolist()]
+    labels = np.array(known) if any(known) else None
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.part{path.suffix}")
     write_table(fresh, np.array(part.names), rows, labels)
@@ -74,8 +75,8 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, **optio
 def write_table(path: Path, names: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) -> None:
     """One row a picture, as NPZ or Parquet by the ending."""
     if path.suffix == ".npz":
-        columns = {"path": names, "embedding": rows} | ({} if labels is None else {"label": labels})
-        np.savez(path, **columns)                                              # type: ignore[arg-type]
+        columns: dict[str, Any] = {"path": names, "embedding": rows} | ({} if labels is None else {"label": labels})
+        np.savez(path, **columns)
         return
     import pyarrow as pa
     from pyarrow import parquet

@@ -30,7 +30,7 @@ def features_of(
 ) -> Float[Tensor, "n ..."]:
     """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU."""
     rows = []
-    for places in part.places.split(batch_size):
+    for places in torch.split(part.places, batch_size):
         batch = Batch(*part.pictures.batch(places), places).to(place.device)
         with autocast(hardware, place):
             rows.append(function(view(batch, vit.image_size, vit.mean, vit.std)).float().cpu())

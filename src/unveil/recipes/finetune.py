@@ -105,8 +105,7 @@ def finetune(
     watch = partial(accuracy, part=Part(asked.pictures, asked.places[:1000]), hardware=hardware, place=place)
     fit(learner, feed, result, place, training, optim, hardware, [watch], own.tracker, "scratch" if own.scratch else "finetune")
     if place.lead:
-        learner = Finetune(encoder, len(classes), recipe, augment)
-        load_model_state(learner, result.checkpoints().load(total, "model"))
+        load_model_state(learner := Finetune(encoder, len(classes), recipe, augment), result.checkpoints().load(total, "model"))
         learner.to(place.device).eval()
         native.save(learner, path, classes=classes)
         scores = predicted(learner, asked, hardware, place)

@@ -69,7 +69,6 @@ def predicted(task: Task, part: Part, hardware: SpreadConfig, place: Place) -> F
 def write_predictions(path: Path, part: Part, scores: Float[Tensor, "n K"]) -> None:
     """A table with a row a picture: its name, its class, the predicted one and its probability, and the score of each class."""
     classes, labels = part.pictures.classes, part.labels
-    assert labels is not None
     sure, best = scores.softmax(dim=1).max(dim=1)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

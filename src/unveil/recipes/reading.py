@@ -34,10 +34,9 @@ class Part:
         return len(self.places)
 
     @property
-    def labels(self) -> Int[Tensor, " n"] | None:
+    def labels(self) -> Int[Tensor, " n"]:
         """The class of each, -1 where it has none."""
-        labels = self.pictures.labels
-        return None if labels is None else labels[self.places]
+        return self.pictures.labels[self.places]
 
     @property
     def names(self) -> list[str]:
@@ -51,8 +50,7 @@ class Part:
 
     def labelled(self, most: int | None = None) -> "Part":
         """Those that have a class; at most so many, from all over the set."""
-        labels = self.labels
-        places = self.places[:0] if labels is None else self.places[labels >= 0]
+        places = self.places[self.labels >= 0]
         if most is not None and len(places) > most:
             places = places[shuffled(1, torch.arange(most), len(places))]
         return Part(self.pictures, places)
@@ -62,11 +60,11 @@ def few_labels(part: Part, count: int, seed: int) -> Part:
     """`count` labelled pictures, as many of each class as there can be; which ones depends on the seed."""
     part = part.labelled()
     labels = part.labels
-    if labels is None or not 0 < count <= len(part):
+    if not 0 < count <= len(part):
         raise UnveilError(f"{count} labels were asked for, and there are {len(part)}: use --labels up to that, or 0 for all")
     order = shuffled(seed, torch.arange(len(part)), len(part))
     turn = torch.zeros(len(part), dtype=torch.int64)                           # a picture's turn within its class
-    for c in labels.unique():
+    for c in torch.unique(labels):
         members = order[labels[order] == c]
         turn[members] = torch.arange(len(members))
     chosen = order[turn[order].argsort(stable=True)][:count]

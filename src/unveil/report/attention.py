@@ -14,7 +14,7 @@ from unveil.report.cells import Sheet, channel_note, displayable
 
 Weights = Float[np.ndarray, "rows columns"]
 Picture = Float[np.ndarray, "H W 3"]
-WIDEST = 6
+WIDEST = 5
 """Cells in a line, so that a line can be read on a phone."""
 NOTE = (
     "Brightness runs from no attention to each map's own maximum; the number says how many times more that is than "
@@ -57,13 +57,13 @@ def figure(
     sheet = Sheet(
         len(images) * lines, (across,), (images.shape[2], images.shape[3]),
         names=[name for name in names for name in (name, *[""] * (lines - 1))] if names else None,
-        notes=notes(config.channels) if noted else (), headed=False, label_rows=range(len(images) * lines),
+        notes=notes(config.channels) if noted else (), headed=False, label_rows=range(len(images) * lines), side=0.78,
     )  # fmt: skip
     originals = displayable(images, mean or config.mean, std or config.std)
     for i, (picture, looking) in enumerate(zip(originals, maps, strict=True)):
         average = looking.mean(axis=0)
-        cells = [("picture", picture), (f"all · {peak(average)}", overlaid(picture, average))]
-        cells += [(f"head {head} · {peak(one)}", coloured(one, picture)) for head, one in enumerate(looking, start=1)]
+        cells = [("picture", picture), (f"all heads\n{peak(average)}", overlaid(picture, average))]
+        cells += [(f"head {head}\n{peak(one)}", coloured(one, picture)) for head, one in enumerate(looking, start=1)]
         for place, (label, cell) in enumerate(cells):
             sheet.show(i * lines + place // across, place % across, cell, label)
     return sheet.figure

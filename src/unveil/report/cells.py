@@ -16,7 +16,7 @@ from unveil.report.markup import clean
 from unveil.report.style import LIGHT, TYPE
 
 GAP, GROUP_GAP, MARGIN = 0.05, 0.24, 0.06                                     # inches
-LABEL, HEADING, LINE = 0.36, 0.3, 0.165
+LABEL, HEADING, LINE = 0.36, 0.3, 0.165                                       # labels of up to two lines
 
 
 def displayable(
@@ -59,6 +59,7 @@ class Sheet:
         notes: Sentences below.
         headed: Whether the groups have headings.
         label_rows: The rows that have labels above them; the first by default.
+        side: Of a square cell, in inches; labels must fit.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class Sheet:
         notes: Sequence[str] = (),
         headed: bool = True,
         label_rows: Sequence[int] = (0,),
+        side: float = 0.96,
     ) -> None:
         ratio = picture[0] / picture[1]
-        self.width = min(max(ratio**-0.5, 0.92), 2.2)                          # narrower, and the labels would touch
+        self.width = side * min(max(ratio**-0.5, 1.0), 2.2)                    # narrower, and labels would touch
         self.height = self.width * ratio
-        self.smooth = max(picture) > 96                                        # small pictures show their pixels
+        self.enlarged = -(-160 // max(picture)) if max(picture) <= 96 else 1   # small pictures show their pixels
         gutter = MARGIN + (max(len(short(name)) for name in names) * 0.075 + 0.08 if names else 0.0)
         self.left = [
             gutter + column * (self.width + GAP) + group * (GROUP_GAP - GAP)
@@ -102,17 +104,19 @@ class Sheet:
         place = (self.left[column], self.top[row] - self.height, self.width, self.height)
         with rc_context(TYPE):
             axes = self.figure.add_axes(self.share(place))
-        axes.imshow(picture, interpolation="auto" if self.smooth else "none", aspect="auto")
+        if self.enlarged > 1:                                                  # by hand: viewers of PDF would smooth it
+            picture = picture.repeat(self.enlarged, axis=0).repeat(self.enlarged, axis=1)
+        axes.imshow(picture, interpolation="none" if self.enlarged > 1 else "auto", aspect="auto")
         axes.set_axis_off()
         if label:
-            self.text(place[0] + self.width / 2, self.top[row] + 0.05, label, ha="center", va="bottom", color="quiet")
+            self.text(place[0] + self.width / 2, self.top[row] + 0.07, label, ha="center", va="baseline", color="quiet")
         return axes
 
     def heading(self, first: int, last: int, text: str) -> None:
         """A heading over the columns `first` to `last`, with a line under it."""
         left, right = self.left[first], self.left[last] + self.width
         y = self.tall - MARGIN - HEADING + 0.08
-        self.text((left + right) / 2, y + 0.05, text, ha="center", va="bottom", color="ink", weight="bold", size=10)
+        self.text((left + right) / 2, y + 0.08, text, ha="center", va="baseline", color="ink", weight="bold", size=10)
         with rc_context(TYPE):
             line = self.figure.add_axes(self.share((left, y, right - left, 0.012)))
         line.set_axis_off()
@@ -131,7 +135,7 @@ class Sheet:
         *,
         color: str,
         ha: Literal["left", "center", "right"] = "left",
-        va: Literal["top", "center", "bottom"] = "top",
+        va: Literal["top", "center", "baseline"] = "top",
         weight: str = "normal",
         size: float = 9,
     ) -> None:

@@ -18,8 +18,8 @@ SIZE = (4.4, 2.5)
 """Inches: small enough that the type is legible where a phone shrinks the figure."""
 ERRORS = (
     ("held_out_error", "this model", "model", "-"),
-    ("patch_mean_error", "mean of\nthe patch", "rival", (0, (5, 2))),
-    ("picture_mean_error", "mean of\nthe picture", "other", (0, (1, 1.6))),
+    ("patch_mean_error", "patch mean", "rival", (0, (5, 2))),
+    ("picture_mean_error", "picture mean", "other", (0, (1, 1.6))),
 )
 SHARES = (("knn", "k-NN accuracy"), ("accuracy", "Accuracy in training"))
 
@@ -60,7 +60,7 @@ def loss_curve(log: Sequence[Record], unit: str) -> Curve | None:
         axes.plot(line.x, line.y, color=LIGHT["model"], linewidth=0.8, alpha=0.35)
     axes.plot(line.x, smooth, color=LIGHT["model"], linewidth=1.8)
     end(axes, line.x[-1], smooth[-1], f"{smooth[-1]:.3g}", "model")
-    text = f"The loss goes from {smooth[0]:.3g} to {smooth[-1]:.3g} in {line.x[-1]:.4g} {unit}s."
+    text = f"The loss goes from {smooth[0]:.3g} to {smooth[-1]:.3g} in {line.x[-1]:.3g} {unit}s."
     return Curve("Loss", figure, text + (f" The strong line is the mean of {window} log lines." if window > 1 else ""))
 
 
@@ -80,7 +80,7 @@ def error_curve(log: Sequence[Record], unit: str) -> Curve | None:
     """Squared error on hidden patches of held-out pictures, beside two guesses that need no model."""
     if not read(log, unit, "held_out_error").y:
         return None
-    figure, axes = paper(unit, right=1.0)
+    figure, axes = paper(unit, right=1.25)
     ends, told = [], []
     for key, name, colour, dashes in ERRORS:
         line = read(log, unit, key)
@@ -88,11 +88,11 @@ def error_curve(log: Sequence[Record], unit: str) -> Curve | None:
             dot = 3 if colour == "model" else 0
             axes.plot(line.x, line.y, color=LIGHT[colour], linewidth=1.8, linestyle=dashes, marker="o", markersize=dot)
             ends.append((line.x[-1], line.y[-1], f"{name} {line.y[-1]:.3g}", colour))
-            told.append(f"{name.replace(chr(10), ' ')} {line.y[-1]:.3g}")
+            told.append(f"{name} {line.y[-1]:.3g}")
     axes.set_ylim(bottom=0)
-    for (x, _, text, colour), y in zip(ends, apart([y for _, y, _, _ in ends], 0.19 * axes.get_ylim()[1]), strict=True):
+    for (x, _, text, colour), y in zip(ends, apart([y for _, y, _, _ in ends], 0.1 * axes.get_ylim()[1]), strict=True):
         end(axes, x, y, text, colour)
-    summary = f"At the end: {', '.join(told)}. Lower is better."
+    summary = f"At the end: {', '.join(told)}. Lower is better; the means are those of the true pixels."
     return Curve("Squared error on hidden patches of held-out pictures", figure, summary)
 
 
@@ -103,7 +103,8 @@ def share_curve(log: Sequence[Record], unit: str, key: str, title: str) -> Curve
         return None
     figure, axes = paper(unit, right=0.62)
     axes.plot(line.x, line.y, color=LIGHT["model"], linewidth=1.8, marker="o" if len(line.y) < 40 else "", markersize=3)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+    axes.set_ylim(bottom=0)                                                    # small changes look small
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 2):g} %"))
     end(axes, line.x[-1], line.y[-1], f"{100 * line.y[-1]:.1f} %", "model")
     first, last, best = (f"{100 * share:.1f} %" for share in (line.y[0], line.y[-1], max(line.y)))
     return Curve(title, figure, f"From {first} to {last}; the best is {best}.")

@@ -9,8 +9,8 @@ from unveil.report.markup import Markup, element, join, table
 from unveil.train.run import Run
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-NAMED = 50
-"""Skipped pictures that are named."""
+NAMED, REASONS = 50, 10
+"""Skipped pictures that are named, and reasons that are told."""
 DATA = {
     "name": "data",
     "count": "pictures",
@@ -35,15 +35,19 @@ def skipped_section(path: Path) -> Markup | None:
         return None
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = [line.partition("\t") for line in text.split("\n") if line.strip()]
-    reasons = Counter(reason or "no reason was written down" for _, _, reason in lines)
+    files: dict[str, list[str]] = {}
+    for name, _, reason in lines:
+        files.setdefault(reason or "no reason was written down", []).append(name)
+    often = sorted(files.items(), key=lambda item: -len(item[1]))[:REASONS]
     parts: list[object] = [element("p", f"{len(lines):,} {'file was' if len(lines) == 1 else 'files were'} left out.")]
-    shown = lines[:NAMED]
-    for reason, count in reasons.most_common():
-        names = [name for name, _, why in shown if (why or "no reason was written down") == reason]
-        items = [element("li", element("code", name)) for name in names]
-        if count > len(names):
-            items.append(element("li", f"{'and ' if names else ''}{count - len(names):,} more, in {path.name}"))
-        parts += [element("h3", f"{reason} ({count:,})"), element("ul", *items, class_="names")]
+    for reason, names in often:
+        shown = names[: NAMED // len(often)]
+        items = [element("li", element("code", name)) for name in shown]
+        if len(names) > len(shown):
+            items.append(element("li", f"and {len(names) - len(shown):,} more, in {path.name}"))
+        parts += [element("h3", f"{reason} ({len(names):,})"), element("ul", *items, class_="names")]
+    if len(files) > len(often):
+        parts.append(element("p", f"{len(files) - len(often):,} rarer reasons are in {path.name}."))
     return join(parts) if lines else None
 
 

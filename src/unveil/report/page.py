@@ -67,9 +67,9 @@ def headline(run: Run) -> tuple[Markup, str]:
     """What was trained on what, and a sentence on how it went; and the title of the page."""
     config, data = run.facts.get("config") or {}, run.facts.get("data") or {}
     kind = str(run.facts.get("kind", "run"))
-    what = " ".join(str(config[key]) for key in ("model", "method") if config.get(key)) or kind
+    what = " with ".join(str(config[key]) for key in ("method", "model") if config.get(key)) or kind
     name = str(data.get("name", "unnamed data"))
-    title = f"{what} {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
+    title = f"{what}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
     count = f"{data['count']:,} pictures" if isinstance(data.get("count"), int) else ""
     facts = [count, f"{config['epochs']:g} epochs" if isinstance(config.get("epochs"), int | float) else ""]
     below = element("p", " · ".join(["run " + run.path.name, *filter(None, facts)]), class_="quiet")

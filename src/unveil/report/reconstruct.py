@@ -26,6 +26,7 @@ from unveil.report.style import HIDDEN
 
 RATIOS = (0.5, 0.75, 0.9)
 LABELS = ("masked", "reconstruction", "visible patches\npasted in")
+UNTRAINED = "Training compares hidden patches alone: what is painted over visible ones means nothing."
 BORROWED = "The target is normalised per patch: each reconstructed patch borrows the true patch's mean and variance."
 
 
@@ -103,7 +104,9 @@ def trained_ratio(mae: Learner) -> float:
 def notes(mae: Learner) -> list[str]:
     """What a reader has to know to judge the reconstructions."""
     borrowed = BORROWED if isinstance(getattr(mae, "target", None), NormalisedTarget) else None
-    return [note for note in (borrowed, channel_note(shape(mae).channels)) if note]
+    knobs = getattr(mae, "config", None)
+    untrained = UNTRAINED if getattr(knobs, "loss_on_all", None) is False else None
+    return [note for note in (borrowed, untrained, channel_note(shape(mae).channels)) if note]
 
 
 def masks(mae: Learner, count: int, ratio: float, seed: int) -> Bool[Tensor, "B N"]:

@@ -81,23 +81,24 @@ class Finetune(Task):
 
     def randaugment(self, image: np.ndarray, key: int) -> np.ndarray:
         """One picture (H, W, 3) uint8, changed as its key says."""
+        assert self.policy is not None
         random.seed(key)
         np.random.seed(key & 0xFFFFFFFF)
-        return np.asarray(self.policy(Image.fromarray(image)))                 # type: ignore[misc]
+        return np.asarray(self.policy(Image.fromarray(image)))
 
     def forward(self, batch: Batch) -> Step:
         """Cross-entropy with the mixed and smoothed classes."""
-        scores, labels = self.predict(batch.images).float(), batch.labels
-        if labels is not None and labels.ndim == 1:
-            return Step(F.cross_entropy(scores, labels, label_smoothing=self.config.smoothing), {})
-        return Step(F.cross_entropy(scores, labels), {})
+        assert batch.labels is not None
+        smoothing = self.config.smoothing if batch.labels.ndim == 1 else 0.0   # mixed classes are smooth already
+        return Step(F.cross_entropy(self.predict(batch.images).float(), batch.labels, label_smoothing=smoothing), {})
 
     def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """A score for each class; images are normalised."""
-        return self.head(self.norm(self.encoder.features(images)))             # type: ignore[no-any-return, operator]
+        scores: Tensor = self.head(self.norm(self.encoder.features(images)))
+        return scores
 
     def layer_of(self, name: str) -> int:
         """0 for the embedding, 1 to depth for the blocks, depth + 1 for what comes after (BEiT's layer-wise decay)."""
         if name.startswith("encoder.transformer.blocks."):
             return int(name.split(".")[3]) + 1
-        return 0 if name.startswith("encoder.") else self.encoder.config.depth + 1  # type: ignore[union-attr, return-value, operator]
+        return 0 if name.startswith("encoder.") else self.encoder.config.depth + 1

@@ -3,13 +3,12 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from unveil.data.augment import Augment
 from unveil.data.batch import Batch
-from unveil.learner import Step, Task
+from unveil.learner import Step, Task, judged
 from unveil.models.vit import ViT
 
 
@@ -26,9 +25,10 @@ class Linear(Task):
         pool: Literal["mean", "class"] = "mean",
     ) -> None:
         super().__init__()
-        self.encoder, self.augmentation, self.pool = encoder, augment, pool    # type: ignore[assignment]
+        self.augmentation, self.pool = augment, pool
+        self.sees = encoder is not None
         if encoder is not None:
-            encoder.requires_grad_(False)
+            self.encoder = encoder.requires_grad_(False)
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.head = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
@@ -40,13 +40,12 @@ class Linear(Task):
 
     def forward(self, batch: Batch) -> Step:
         """Cross-entropy of the true classes."""
-        scores = self.predict(batch.images)
-        right = (scores.argmax(dim=1) == batch.labels).float().mean()
-        return Step(F.cross_entropy(scores.float(), batch.labels), {"accuracy": right})
+        return judged(self.predict(batch.images), batch.labels)
 
     def predict(self, images: Tensor) -> Float[Tensor, "B K"]:
         """A score for each class, from pictures (B, C, H, W) or features (B, D)."""
-        if self.encoder is not None and images.ndim == 4:
+        if self.sees:
             with torch.no_grad():
                 images = self.encoder.eval().features(images, self.pool)
-        return self.head(self.norm(images.float()))                            # type: ignore[no-any-return]
+        scores: Tensor = self.head(self.norm(images.float()))
+        return scores

@@ -128,7 +128,8 @@ def total_steps(config: TrainConfig, feed: Feed) -> int:
 def augmented(learner: Learner, batch: Batch, place: Place) -> Batch:
     """The batch on the device, as the learner wants to see it."""
     with torch.no_grad():
-        return learner.augment(batch.to(place.device))                         # type: ignore[no-any-return]
+        seen: Batch = learner.augment(batch.to(place.device))
+    return seen
 
 
 def judge(learner: Learner, monitors: Sequence[Monitor], spread_config: SpreadConfig, place: Place) -> Record:

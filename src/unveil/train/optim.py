@@ -51,7 +51,7 @@ def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimi
         return torch.optim.AdamW(settings, lr=config.base_lr, betas=(config.beta1, config.beta2), fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.base_lr, momentum=config.beta1)
-    from timm.optim import Lars
+    from timm.optim.lars import Lars
 
     for group in settings:                                                     # without this, LARS without decay is plain SGD
         group["always_adapt"] = group.pop("decays")

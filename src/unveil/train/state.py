@@ -22,7 +22,7 @@ def load_model_state(learner: Learner, state: dict[str, Tensor]) -> None:
 
 def optimizer_state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What the optimiser remembers of each parameter, whole, as "<parameter>:<key>"; every process must call it."""
-    names = {parameter: name for name, parameter in learner.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
     return {
         f"{names[parameter]}:{key}": whole(value).detach()
         for parameter, memory in optimizer.state.items()
