@@ -74,7 +74,14 @@ def test_goes_in_and_out_unchanged(tmp_path, said, decoder, ending):
 def test_shape_follows_from_the_tensors(tmp_path):
     learner = load(saved(tmp_path / "x.pth", release(384, 3, 5, (6, 6), 2, (512, 2))))
     vit = learner.encoder.config
-    assert (vit.width, vit.depth, vit.heads, vit.image_size, vit.patch_size, vit.channels) == (384, 3, 6, (30, 30), (6, 6), 2)
+    assert (vit.width, vit.depth, vit.heads, vit.image_size, vit.patch_size, vit.channels) == (
+        384,
+        3,
+        6,
+        (30, 30),
+        (6, 6),
+        2,
+    )
     assert (learner.config.decoder_width, learner.config.decoder_depth, learner.decoder.config.heads) == (512, 2, 16)
     assert learner.config.target == "normalised"
     assert not learner.training
@@ -105,7 +112,15 @@ def test_grid_that_is_no_square_asks_for_its_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["norm.bias", "blocks.1.attn.qkv.weight", "decoder_norm.weight", "mask_token", "decoder_pred.bias", "decoder_pos_embed"]
+    "name",
+    [
+        "norm.bias",
+        "blocks.1.attn.qkv.weight",
+        "decoder_norm.weight",
+        "mask_token",
+        "decoder_pred.bias",
+        "decoder_pos_embed",
+    ],
 )
 def test_missing_tensor_is_named(tmp_path, name):
     state = release()
@@ -114,7 +129,9 @@ def test_missing_tensor_is_named(tmp_path, name):
         load(saved(tmp_path / "x.pth", state), decoder_heads=4)
 
 
-@pytest.mark.parametrize("name", ["cls_token", "pos_embed", "patch_embed.proj.weight", "decoder_embed.weight", "decoder_pred.weight"])
+@pytest.mark.parametrize(
+    "name", ["cls_token", "pos_embed", "patch_embed.proj.weight", "decoder_embed.weight", "decoder_pred.weight"]
+)
 def test_missing_tensor_that_tells_the_shape_is_named(tmp_path, name):
     state = release()
     del state[name]
@@ -125,11 +142,13 @@ def test_missing_tensor_that_tells_the_shape_is_named(tmp_path, name):
 @pytest.mark.parametrize("name", ["head.weight", "blocks.0.attn.relative", "blocks.7.norm1.weight", "decoder_extra"])
 def test_left_over_tensor_is_named(tmp_path, name):
     state = release() | {name: torch.zeros(3)}
-    with pytest.raises(UnveilError, match=f"1 left over.*{name}|left over.*{name}"):
+    with pytest.raises(UnveilError, match=rf"left over \(.*{name}"):
         load(saved(tmp_path / "x.pth", state), decoder_heads=4)
 
 
-@pytest.mark.parametrize("name", ["blocks.1.mlp.fc1.bias", "norm.weight", "decoder_pos_embed", "mask_token", "cls_token"])
+@pytest.mark.parametrize(
+    "name", ["blocks.1.mlp.fc1.bias", "norm.weight", "decoder_pos_embed", "mask_token", "cls_token"]
+)
 def test_tensor_of_another_shape_is_named(tmp_path, name):
     state = release()
     state[name] = torch.zeros(*state[name].shape[:-1], state[name].shape[-1] + 4)

@@ -25,7 +25,7 @@ def test_folder_comes_back(make_mae, tmp_path, said, target):
     again = load(tmp_path, say=said)
     assert isinstance(again, MAE)
     assert not again.training
-    assert again.encoder.config == learner.encoder.config                      # tuples, too
+    assert again.encoder.config == learner.encoder.config  # tuples, too
     assert again.config == learner.config
     assert same(again.state_dict(), learner.state_dict())
     count = len(learner.state_dict())
@@ -134,6 +134,8 @@ def test_another_epsilon_is_kept(make_mae, tmp_path):
 
 
 def test_bare_encoder_can_be_exported(tmp_path):
-    encoder = EncoderOnly(ViT(ViTConfig(width=48, depth=1, heads=3, image_size=(8, 8), patch_size=(4, 4), layer_scale=0.1)))
+    encoder = EncoderOnly(
+        ViT(ViTConfig(width=48, depth=1, heads=3, image_size=(8, 8), patch_size=(4, 4), layer_scale=0.1))
+    )
     again = load(native.export(encoder, tmp_path / "encoder.safetensors"))
     assert same(again.state_dict(), encoder.state_dict())

@@ -47,7 +47,9 @@ def compare(vit: ViTConfig, config: MAEConfig, batch: int) -> dict[str, float]:
     reference = theirs(vit, config)
     perturbed(reference)
     ours = MAE.build(vit, config, AugmentConfig())
-    count = fill(ours, layout_of(vit.depth, config.decoder_depth, "vit."), renamed(reference.state_dict()), "transformers")
+    count = fill(
+        ours, layout_of(vit.depth, config.decoder_depth, "vit."), renamed(reference.state_dict()), "transformers"
+    )
     assert count == len(reference.state_dict())
     return differences_of(ours, reference, batch)
 
@@ -76,13 +78,16 @@ def differences_of(ours: MAE, reference: transformers.ViTMAEForPreTraining, batc
     for name, parameter in ours.named_parameters():
         places = layout[name].names
         if not parameter.requires_grad:
-            assert all(place not in gradients for place in places)             # positions are fixed in both
+            assert all(place not in gradients for place in places)  # positions are fixed in both
             continue
         true = torch.cat([gradients[place] for place in places])
         if layout[name].shape == "convolution":
             true = true.permute(0, 2, 3, 1).flatten(1)
         true = true.reshape(parameter.shape)
-        differences[name], differences[f"{name}, largest"] = distance(parameter.grad, true), largest(parameter.grad, true)
+        differences[name], differences[f"{name}, largest"] = (
+            distance(parameter.grad, true),
+            largest(parameter.grad, true),
+        )
         seen += len(places)
     assert seen == len(gradients)
     return differences
@@ -114,7 +119,9 @@ def test_vit_base_equals_transformers():
     torch.manual_seed(0)
     reference, ours = theirs(vit, config), MAE.build(vit, config, AugmentConfig())
     perturbed(reference)
-    assert fill(ours, layout_of(12, 8, "vit."), renamed(reference.state_dict()), "transformers") == len(reference.state_dict())
+    assert fill(ours, layout_of(12, 8, "vit."), renamed(reference.state_dict()), "transformers") == len(
+        reference.state_dict()
+    )
     assert worst(differences_of(ours, reference, batch=2)) < (1e-5, "")
 
     reference.config.norm_pix_loss = False
@@ -127,7 +134,7 @@ def test_positions_equal_those_of_transformers(side, width):
     from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 
     config = transformers.ViTMAEConfig(hidden_size=width, num_attention_heads=4, image_size=2 * side, patch_size=2)
-    embeddings = ViTMAEEmbeddings(config)                                      # in 5.23 the whole model leaves them at zero
+    embeddings = ViTMAEEmbeddings(config)  # in 5.23 the whole model leaves them at zero
     embeddings.initialize_weights()
     true = embeddings.position_embeddings[0]
     assert torch.equal(true[0], torch.zeros(width))

@@ -105,11 +105,13 @@ class Attention(nn.Module):
         query, key, value = self.project(x, context)
         dropout = self.dropout if self.training else 0.0
         mixed = attend(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
-        return self.out(mixed.transpose(1, 2).flatten(2))                      # (B, T, D)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))               # (B, T, D)
+        return out
 
     @torch.no_grad()
     def weights(self, x: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B h T T"]:
         """The attention weights of self-attention, for looking at them."""
         query, key, _ = self.project(x, None)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return (scores if bias is None else scores + bias).softmax(dim=-1)
+        weights: Tensor = (scores if bias is None else scores + bias).softmax(dim=-1)
+        return weights

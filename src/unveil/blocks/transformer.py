@@ -88,11 +88,13 @@ class Block(nn.Module):
             x = x + self.branch1(self.attention(self.norm1(x), allowed=allowed, bias=bias, causal=causal))
             if context is not None:
                 x = x + self.branch_cross(self.cross(self.norm_cross(x), context, allowed=context_allowed))
-            return x + self.branch2(self.mlp(self.norm2(x)))
+            x = x + self.branch2(self.mlp(self.norm2(x)))
+            return x
         x = self.norm1(x + self.branch1(self.attention(x, allowed=allowed, bias=bias, causal=causal)))
         if context is not None:
             x = self.norm_cross(x + self.branch_cross(self.cross(x, context, allowed=context_allowed)))
-        return self.norm2(x + self.branch2(self.mlp(x)))
+        x = self.norm2(x + self.branch2(self.mlp(x)))
+        return x
 
 
 class Transformer(nn.Module):
@@ -113,7 +115,8 @@ class Transformer(nn.Module):
         recompute = self.config.recompute and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             x = checkpoint(block, x, context, use_reentrant=False, **masks) if recompute else block(x, context, **masks)
-        return self.norm(x)
+        x = self.norm(x)
+        return x
 
 
 def xavier(module: nn.Module) -> None:

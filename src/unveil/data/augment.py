@@ -149,7 +149,7 @@ def crop_resize(
     chunk = max(1, 2**24 // images[0].numel())                                 # canvases become floats a few at a time
     parts = [
         (r[:, None] @ (x.to(r.dtype) / FULL[x.dtype]) @ c[:, None].mT).clamp(0, 1)
-        for x, r, c in zip(images.split(chunk), rows.split(chunk), columns.split(chunk), strict=True)
+        for x, r, c in zip(*(torch.split(x, chunk) for x in (images, rows, columns)), strict=True)
     ]
     return torch.cat(parts)
 

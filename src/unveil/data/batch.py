@@ -21,4 +21,5 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device, without waiting for the copy."""
-        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in self))
+        images, sizes, keys = (part.to(device, non_blocking=True) for part in self[:3])
+        return Batch(images, sizes, keys, None if self.labels is None else self.labels.to(device, non_blocking=True))

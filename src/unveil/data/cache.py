@@ -56,7 +56,8 @@ class Pictures:
         self.source, self.side, self.pixel_limit = source, side, pixel_limit
         self.classes = source.classes
         self.skipped: dict[str, str] = {}
-        self._lock, self._kept = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._kept: Tensor | list[np.ndarray] | None = None
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pictures")
         sample = sample_pictures(source, 64, shrink_to=side, pixel_limit=pixel_limit)
         self.channels = channels or common_channels(sample)
@@ -73,7 +74,7 @@ class Pictures:
     @property
     def names(self) -> list[str]:
         """The name of each picture."""
-        return [self.source.names[i] for i in self.numbers]
+        return [self.source.names[i] for i in self.numbers.tolist()]
 
     @property
     def labels(self) -> Int[Tensor, " n"]:

@@ -1,9 +1,10 @@
-"""Whether an exported model still says the same: it is loaded by the library that it was written for, and asked about random pictures."""
+"""Whether an exported model still says the same: its own library loads it, and is asked about random pictures."""
 
 import importlib.util
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -12,6 +13,7 @@ from unveil.blocks.masks import split
 from unveil.data.augment import normalise
 from unveil.interop import native
 from unveil.interop.load import load
+from unveil.interop.quiet import quiet
 from unveil.learner import Learner, Task
 from unveil.methods.mae import MAE
 
@@ -60,8 +62,10 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 def answer(learner: Learner, images: Float[Tensor, "B C H W"]) -> Tensor:
     """The class scores of a task, or the tokens of another learner's encoder."""
-    said: Tensor = learner.predict(images) if isinstance(learner, Task) else native.encoder_of(learner)(images)
-    return said
+    if isinstance(learner, Task):
+        return learner.predict(images)
+    tokens: Tensor = native.encoder_of(learner)(images)
+    return tokens
 
 
 def painted(learner: MAE, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N Q"]:
@@ -72,9 +76,8 @@ def painted(learner: MAE, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor,
 
 def ask_timm(folder: Path, images: Float[Tensor, "B C H W"], scores: bool) -> Tensor:
     """Tokens, or class scores, by timm."""
-    import timm
-
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with quiet():
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     found: Tensor = model(images) if scores else model.forward_features(images)
     return found
 
@@ -85,7 +88,8 @@ def ask_transformers(
     """The prediction for every patch by transformers, and which patches it hid."""
     from transformers import ViTMAEForPreTraining
 
-    model: Any = ViTMAEForPreTraining.from_pretrained(folder)
+    with quiet():
+        model: Any = ViTMAEForPreTraining.from_pretrained(folder)
     found = model.eval()(images, noise=noise)
     return found.logits, found.mask.bool()
 
@@ -94,10 +98,10 @@ def ask_transformers_encoder(folder: Path, images: Float[Tensor, "B C H W"]) -> 
     """Tokens by transformers, with every patch visible and in order."""
     from transformers import ViTMAEModel
 
-    model: Any = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0)
-    model.eval()
-    count = model.embeddings.patch_embeddings.num_patches
-    tokens: Tensor = model(images, noise=torch.arange(count).float().expand(len(images), -1)).last_hidden_state
+    with quiet():
+        model: Any = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0)
+    order = torch.arange(float(model.embeddings.patch_embeddings.num_patches))
+    tokens: Tensor = model.eval()(images, noise=order.expand(len(images), -1)).last_hidden_state
     return tokens
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,17 @@ def read_tensors(path: Path) -> Tensors:
     if not is_torch(path):
         raise UnveilError(f"{path} is neither a .safetensors file nor one of torch.save: it begins otherwise")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):           # training checkpoints carry their command's options
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")                                    # of old pickles: no user can change them
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can raise anything here
         raise UnveilError(
-            f"{path} cannot be read as plain tensors, and nothing else is read, because it could run code: {one_line(error)}"
+            f"{path} cannot be read as plain tensors, and nothing else is read, as it could run code: {one_line(error)}"
         ) from None
     state = found.get("model", found) if isinstance(found, dict) else found
     if not (isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
-        kind = f"a dict with {', '.join(map(repr, list(found)[:8]))}" if isinstance(found, dict) else type(found).__name__
+        keys = ", ".join(map(repr, list(found)[:8])) if isinstance(found, dict) else ""
+        kind = f"a dict with {keys}" if keys else type(found).__name__
         raise UnveilError(f'{path} holds {kind}, expected {{"model": named tensors}}, or named tensors alone')
     return dict(state)
 

@@ -1,7 +1,7 @@
 """How the same weights are laid out in two libraries: names, and shapes that differ by a view.
 
-A layout has a line for each tensor of ours: where it stands in the other file, and how it is shaped there. It is read in both
-directions, so whatever can be loaded can be written back.
+A layout has a line for each tensor of ours: where it stands in the other file, and how it is shaped there. It is read in
+both directions, so whatever can be loaded can be written back.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Place(NamedTuple):
     names: tuple[str, ...]
     """Its name there; three when query, key and value stand apart."""
     shape: Literal["same", "token", "table", "convolution"] = "same"
-    """`token` is (D) here and (1, 1, D) there, `table` (T, D) and (1, T, D), `convolution` (D, p q C) and (D, C, p, q)."""
+    """`token`: (D) here and (1, 1, D) there; `table`: (T, D), (1, T, D); `convolution`: (D, p q C), (D, C, p, q)."""
 
 
 Layout = dict[str, Place]
@@ -85,7 +85,8 @@ def fill(module: nn.Module, layout: Layout, state: Mapping[str, Tensor], source:
             tensor = there[0]
         if tensor.shape != own[name].shape:
             shapes = ", ".join(f"{part} {tuple(x.shape)}" for part, x in zip(place.names, there, strict=True))
-            raise UnveilError(f"{source}: {shapes} does not fit the rest, which asks for {tuple(own[name].shape)} as {name}")
+            wished = tuple(own[name].shape)
+            raise UnveilError(f"{source}: {shapes} does not fit the rest, which asks for {wished} as {name}")
         own[name] = tensor.to(own[name].dtype)
     module.load_state_dict(own)
     return len(wanted)
@@ -95,7 +96,8 @@ def refuse_difference(missing: set[str], left: set[str], wanted: int, source: st
     """Raises `UnveilError` where names are missing or left over."""
     if missing or left:
         parts = [f"{len(x)} {what} ({some(x)})" for x, what in ((missing, "missing"), (left, "left over")) if x]
-        raise UnveilError(f"{source}: {wanted - len(missing)} of {wanted} tensors matched, {' and '.join(parts)}: it is of another model")
+        matched = f"{wanted - len(missing)} of {wanted} tensors matched"
+        raise UnveilError(f"{source} is of another model: {matched}, {' and '.join(parts)}")
 
 
 def some(names: set[str], most: int = 12) -> str:

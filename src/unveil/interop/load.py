@@ -9,12 +9,12 @@ import torch
 from unveil.blocks.patches import Size
 from unveil.errors import UnveilError
 from unveil.interop import mae_release, native, timm_vit, transformers_vit_mae
-from unveil.interop.files import is_safetensors, is_torch, read_note, read_object, tell
+from unveil.interop.files import is_safetensors, is_torch, one_line, read_note, read_object, tell
 from unveil.learner import Learner
 
 EXPECTED = (
-    "expected a run folder, a file that unveil exported, a checkpoint laid out as the public MAE release (.pth or .safetensors), "
-    "a folder of transformers' ViTMAE, or a folder of timm's VisionTransformer"
+    "expected a run folder, a file that unveil exported, a checkpoint laid out as the public MAE release "
+    "(.pth or .safetensors), a folder of transformers' ViTMAE, or a folder of timm's VisionTransformer"
 )
 
 
@@ -30,9 +30,9 @@ def load(
     """The learner that a path holds, in eval mode, on the CPU.
 
     Args:
-        path: A run folder, also of a run that is not finished; an exported .safetensors file; a checkpoint laid out as the public MAE
-            release, with or without its decoder; a folder of transformers' ViTMAE; a folder that was exported for timm.
-        heads: Of the encoder. For a checkpoint of the MAE release, which does not tell: by its width, if that is a usual one.
+        path: A run folder, also of a run that is not finished; an exported .safetensors file; a checkpoint laid out as the
+            public MAE release, with or without its decoder; a folder of transformers' ViTMAE; a folder exported for timm.
+        heads: Of the encoder. For a checkpoint of the MAE release, which does not tell: by its width, if it is a usual one.
         decoder_heads: Of the decoder, likewise.
         image_size: Side, or height and width, likewise: a square grid of patches is assumed.
         target: What the decoder predicts, likewise: normalised pixels are assumed.
@@ -49,20 +49,25 @@ def load(
     useless = [name for name, value in given.items() if value is not None]
     if useless and kind != "mae":
         raise UnveilError(f"{path} tells its own {' and '.join(useless)}: leave that out")
-    with torch.random.fork_rng(devices=[]):                                    # building draws weights that are then replaced
-        if kind == "unveil":
-            return native.load(path, say=say)
-        if kind == "transformers":
-            return transformers_vit_mae.load(path, say=say)
-        if kind == "timm":
-            return timm_vit.load(path, say=say)
-        return mae_release.load(
-            path, heads=heads, decoder_heads=decoder_heads, image_size=image_size, target=target, say=say
-        )
+    try:
+        with torch.random.fork_rng(devices=[]):                                # building draws weights, only to replace them
+            if kind == "unveil":
+                return native.load(path, say=say)
+            if kind == "transformers":
+                return transformers_vit_mae.load(path, say=say)
+            if kind == "timm":
+                return timm_vit.load(path, say=say)
+            return mae_release.load(
+                path, heads=heads, decoder_heads=decoder_heads, image_size=image_size, target=target, say=say
+            )
+    except UnveilError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UnveilError(f"{path} has values that describe no model: {one_line(error)}") from error
 
 
 def kind_of(path: Path) -> Literal["unveil", "transformers", "timm", "mae"]:
-    """The format of a path that exists. Raises `UnveilError` for none of ours: says what was found and what is expected."""
+    """The format of a path that exists. Raises `UnveilError` for another: says what was found and what is expected."""
     if not path.is_dir():
         if is_safetensors(path):
             return "unveil" if read_note(path, native.NOTE) is not None else "mae"

@@ -1,7 +1,7 @@
 """Our own format: tensors as safetensors, and in JSON all that is needed to build the same learner around them.
 
-A run folder holds `model.safetensors` (the whole learner), `encoder.safetensors`, and `config.json`. The same JSON stands in the header
-of both files, so that each can also be taken away alone.
+A run folder holds `model.safetensors` (the whole learner), `encoder.safetensors`, and `config.json`. The same JSON stands in
+the header of both files, so that each can also be taken away alone.
 """
 
 import json
@@ -47,7 +47,8 @@ def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[
         names = list(classes) if classes is not None else [str(i) for i in range(count)]
         if len(names) != count:
             raise UnveilError(f"the model tells {count} classes apart, and {len(names)} names were given")
-        facts |= {"task": "finetune", "options": asdict(learner.config), "augment": asdict(learner.crop.config), "classes": names}
+        facts |= {"task": "finetune", "options": asdict(learner.config), "augment": asdict(learner.crop.config)}
+        facts["classes"] = names
     elif isinstance(learner, Method):
         place = f"{type(learner).__module__}:{type(learner).__qualname__}"
         name = next((name for name, known in METHODS.items() if known == place), None)
@@ -57,12 +58,13 @@ def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[
         augment = AugmentConfig() if augmentation is None else augmentation.config
         facts |= {"method": name, "options": asdict(learner.config), "augment": asdict(augment)}
     elif not isinstance(learner, EncoderOnly):
-        raise UnveilError(f"a {type(learner).__name__} cannot be saved in this format: save a method, a Finetune, or an encoder")
+        kind = type(learner).__name__
+        raise UnveilError(f"a {kind} cannot be saved in this format: save a method, a Finetune, or an encoder")
     eps = {layer.eps for layer in learner.modules() if isinstance(layer, nn.LayerNorm)}
     if eps - {EPS}:                                                            # weights that came from elsewhere
         facts["eps"] = max(eps)
     if isinstance(learner, EncoderOnly) and not isinstance(encoder.transformer.norm, nn.LayerNorm):
-        facts["norm"] = False                                                  # fine-tuned: the norm stands after the mean
+        facts["norm"] = False                                                  # fine-tuned: its norm is after the mean
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
 
@@ -74,20 +76,19 @@ def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Le
         UnveilError: When it is not of this format, or of a version that knows other options.
     """
     if config.get("format") != NOTE:
-        raise UnveilError(f'{source} is of another format: it says {config.get("format")!r}, expected "format": "{NOTE}"')
+        found = config.get("format")
+        raise UnveilError(f'{source} is of another format: it says {found!r}, expected "format": "{NOTE}"')
     vit = configured(ViTConfig, config.get("encoder"), f"the encoder of {source}")
     learner: Learner
     options: Any
-    if "method" in config:
-        kind = method_class(config["method"])
-        options = configured(kind.Config, config.get("options"), f"the options of {source}")
-        learner = kind.build(vit, options, configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}"))
-    elif config.get("task") == "finetune":
-        options = configured(FinetuneConfig, config.get("options"), f"the options of {source}")
+    if config.get("task", "finetune") != "finetune":
+        raise UnveilError(f"{source} is of the task {config['task']!r}, which has no model to load: expected finetune")
+    if "method" in config or "task" in config:
+        kind = method_class(config["method"]) if "method" in config else None
+        options = configured(kind.Config if kind else FinetuneConfig, config.get("options"), f"the options of {source}")
         augment = configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}")
-        learner = Finetune(ViT(vit), len(config.get("classes", ())), options, augment)
-    elif "task" in config:
-        raise UnveilError(f"{source} is of the task {config['task']!r}, which has no model of its own to load: expected finetune")
+        classes = len(config.get("classes", ()))
+        learner = kind.build(vit, options, augment) if kind else Finetune(ViT(vit), classes, options, augment)
     else:
         learner = EncoderOnly(ViT(vit), str(source))
         if not config.get("norm", True):
@@ -151,16 +152,14 @@ def save(learner: Learner, folder: str | Path, *, classes: Sequence[str] | None 
     """Writes `config.json`, `encoder.safetensors` and `model.safetensors`, each in one move, the whole model last."""
     folder = Path(folder)
     write_config(learner, folder, classes=classes)
-    encoder = encoder_of(learner)
-    alone = describe(EncoderOnly(encoder))
-    write_tensors(folder / "encoder.safetensors", encoder.state_dict(), {NOTE: json.dumps(alone)})
+    export(EncoderOnly(encoder_of(learner)), folder / "encoder.safetensors")
     export(learner, folder / "model.safetensors", classes=classes)
 
 
 def export(learner: Learner, out: str | Path, *, classes: Sequence[str] | None = None) -> Path:
     """Writes one .safetensors file with the config in its header."""
     out = Path(out)
-    write_tensors(out, learner.state_dict(), {NOTE: json.dumps(describe(learner, classes=classes))})
+    write_tensors(out, holder(learner).state_dict(), {NOTE: json.dumps(describe(learner, classes=classes))})
     return out
 
 
@@ -192,13 +191,19 @@ def load(path: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
     raise UnveilError(f"{path} has no weights yet: neither model.safetensors nor a whole checkpoint")
 
 
+def holder(learner: Learner) -> nn.Module:
+    """The module whose names a file uses: the learner, or, where there is only an encoder, that."""
+    return learner.encoder if isinstance(learner, EncoderOnly) else learner
+
+
 def filled(learner: Learner, state: Tensors, source: Path, say: Callable[[str], None]) -> Learner:
-    """A learner with the tensors of a file. Raises `UnveilError` when one is missing, left over, or of another shape."""
-    own = learner.state_dict()
+    """A learner with the tensors of a file. Raises `UnveilError` when one is missing, left over, or misshapen."""
+    own = holder(learner).state_dict()
     refuse_difference(own.keys() - state.keys(), state.keys() - own.keys(), len(own), source)
     for name, value in state.items():
         if value.shape != own[name].shape:
-            raise UnveilError(f"{source}: {name} is {tuple(value.shape)}, and its config asks for {tuple(own[name].shape)}")
-    learner.load_state_dict(state)
+            wished = tuple(own[name].shape)
+            raise UnveilError(f"{source}: {name} is {tuple(value.shape)}, and its config asks for {wished}")
+    holder(learner).load_state_dict(state)
     say(f"{source}: {len(state)} of {len(own)} tensors matched ({type(learner).__name__})")
     return learner.eval()

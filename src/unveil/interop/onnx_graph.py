@@ -1,12 +1,7 @@
 """An encoder or a classifier as an ONNX graph, for programs without torch."""
 
-import contextlib
 import importlib.util
-import io
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,12 +9,13 @@ from torch import Tensor, nn
 
 from unveil.errors import UnveilError
 from unveil.interop.files import fresh_name, settle
+from unveil.interop.quiet import quiet
 from unveil.learner import Task
 from unveil.models.vit import ViT, ViTConfig
 
 OPSET = 18
 LARGEST = 1_900_000_000
-"""Bytes of weights that fit into one ONNX file, whose limit is 2 GiB; more of them stand beside it, in `<name>.data`."""
+"""Bytes of weights that fit into one ONNX file, whose limit is 2 GiB; more stand beside it, in `<name>.data`."""
 
 
 class Predict(nn.Module):
@@ -37,14 +33,15 @@ def export(model: nn.Module, out: str | Path) -> Path:
     """Writes a graph from `images` (B, C, H, W), float32 and normalised, of any batch size.
 
     Args:
-        model: A `Task`, for `scores` (B, K); or a ViT or a learner with an encoder, for `tokens` (B, 1 + N, D) after the last norm.
+        model: A `Task`, for `scores` (B, K); or a ViT or a learner that has one, for `tokens` (B, 1 + N, D), after the last
+            norm.
         out: The file; weights of more than 1.9 GB go to `<out>.data` beside it.
 
     Raises:
         UnveilError: When the extra `onnx` is not installed, or there is no encoder.
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise UnveilError("ONNX export needs the packages onnx and onnxscript: install them with pip install 'unveil[onnx]'")
+        raise UnveilError("ONNX export needs the packages onnx and onnxscript: run pip install 'unveil[onnx]'")
     out = Path(out)
     encoder = model if isinstance(model, ViT) else getattr(model, "encoder", None)
     if not isinstance(encoder, ViT):
@@ -65,21 +62,8 @@ def export(model: nn.Module, out: str | Path) -> Path:
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 external_data=sum(x.numel() * x.element_size() for x in graph.state_dict().values()) > LARGEST,
             )  # fmt: skip
-        for path in sorted(folder.iterdir(), reverse=True):                    # the weights first, then the graph that asks for them
+        for path in sorted(folder.iterdir(), reverse=True):                    # the weights before the graph that needs them
             settle(path, out.parent / path.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return out
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the exporter's progress, warnings and log lines off the screen."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -1,6 +1,7 @@
-"""Encoders as timm's `VisionTransformer`, in a folder that `timm.create_model("local-dir:...", pretrained=True)` loads."""
+"""Encoders as timm's `VisionTransformer`: a folder for `timm.create_model("local-dir:...", pretrained=True)`."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def layout_of_finetune(vit: ViTConfig) -> Layout:
 def state_of(model: nn.Module) -> Tensors:
     """The timm state dict of an encoder, of a learner's encoder, or of a `Finetune`."""
     if isinstance(model, Finetune):
-        vit: ViTConfig = model.encoder.config                                  # type: ignore[assignment]
+        vit: ViTConfig = model.encoder.config
         return lay_out(model, layout_of_finetune(vit), vit.patch_size)
     encoder = vit_of(model)
     norm = isinstance(encoder.transformer.norm, nn.LayerNorm)
@@ -63,9 +64,9 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
     encoder = vit_of(model)
     vit = encoder.config
     arguments: dict[str, Any] = {
-        "img_size": list(vit.image_size), "patch_size": list(vit.patch_size), "in_chans": vit.channels, "embed_dim": vit.width,
-        "depth": vit.depth, "num_heads": vit.heads, "mlp_ratio": vit.mlp_ratio, "qkv_bias": True, "class_token": True,
-        "global_pool": "avg", "fc_norm": isinstance(model, Finetune),
+        "img_size": list(vit.image_size), "patch_size": list(vit.patch_size), "in_chans": vit.channels,
+        "embed_dim": vit.width, "depth": vit.depth, "num_heads": vit.heads, "mlp_ratio": vit.mlp_ratio,
+        "qkv_bias": True, "class_token": True, "global_pool": "avg", "fc_norm": isinstance(model, Finetune),
     }  # fmt: skip
     if not isinstance(model, Finetune):
         arguments["final_norm"] = isinstance(encoder.transformer.norm, nn.LayerNorm)
@@ -84,9 +85,10 @@ def describe(model: nn.Module, classes: Sequence[str] | None = None) -> dict[str
         "global_pool": "avg",
         "model_args": arguments_of(model),
         "pretrained_cfg": {
-            "tag": "unveil", "custom_load": False, "input_size": [vit.channels, *vit.image_size], "fixed_input_size": True,
-            "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center", "mean": list(vit.mean), "std": list(vit.std),
-            "num_classes": count, "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head",
+            "tag": "unveil", "custom_load": False, "num_classes": count, "pool_size": None,
+            "input_size": [vit.channels, *vit.image_size], "fixed_input_size": True, "interpolation": "bicubic",
+            "crop_pct": 0.875, "crop_mode": "center", "mean": list(vit.mean), "std": list(vit.std),
+            "first_conv": "patch_embed.proj", "classifier": "head",
         },
     }  # fmt: skip
     return facts | ({"label_names": list(classes)} if classes and count else {})
@@ -138,6 +140,9 @@ def encoder_from(
 def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
     """A folder that `export` wrote, or timm's own `save_for_hf` of a plain ViT; in eval mode."""
     folder = Path(folder)
+    name = str(read_object(folder / "config.json").get("architecture"))
+    if not re.fullmatch(r"vit_(tiny|small|base|large|huge)_patch\d+_\d+", name):
+        raise UnveilError(f"{folder} is timm's {name!r}, expected a plain Vision Transformer such as 'vit_base_patch16_224'")
     config, state = read_object(folder / "config.json"), read_tensors(folder / "model.safetensors")
     arguments, known = config.get("model_args", {}), config.get("pretrained_cfg", {})
     size = arguments.get("img_size") or known.get("input_size", [None, None, None])[1:]
@@ -146,7 +151,8 @@ def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
     moments = {name: tuple(known[name]) for name in ("mean", "std") if len(known.get(name, ())) == vit.channels}
     scale = arguments.get("init_values") if "blocks.0.ls1.gamma" in state else None
     vit = ViTConfig(**{**vars(vit), **moments, "positions": "learned", "layer_scale": scale})
-    if "fc_norm.weight" in state:
+    tuned = "fc_norm.weight" in state
+    if tuned:
         count = len(state["head.bias"]) if "head.bias" in state else 0
         learner: Learner = Finetune(ViT(vit), count, FinetuneConfig(), AugmentConfig())
         layout = layout_of_finetune(vit)
@@ -157,5 +163,5 @@ def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
             encoder.transformer.norm = nn.Identity()
         learner, layout = EncoderOnly(encoder, str(folder)), layout_of(vit, ours="encoder.", norm=norm)
     matched = fill(learner, layout, state, folder)
-    say(f"{folder}: {matched} of {matched} tensors matched (timm, {'a fine-tuned model' if 'fc_norm.weight' in state else 'an encoder'})")
+    say(f"{folder}: {matched} of {matched} tensors matched (timm, {'a fine-tuned model' if tuned else 'an encoder'})")
     return learner.eval()

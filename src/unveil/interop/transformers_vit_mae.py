@@ -1,7 +1,7 @@
 """MAE as `ViTMAEForPreTraining` or `ViTMAEModel` of transformers: a folder with config.json and model.safetensors.
 
-Reading needs no transformers. Version 5 renamed the modules, and still writes most tensors under the names of version 4; both are read,
-and those of version 4 are written, which every version loads.
+Reading needs no transformers. Version 5 renamed the modules, and still writes most tensors under the names of version 4; both
+are read, and those of version 4 are written, which every version loads.
 """
 
 import json
@@ -43,7 +43,7 @@ RENAMED = (
 
 
 def layout_of(depth: int, decoder_depth: int | None, start: str) -> Layout:
-    """Where each tensor stands: without the decoder where its depth is None; `start` stands before the encoder's names."""
+    """Where each tensor stands; no decoder where its depth is None; `start` stands before the encoder's names."""
     layout: Layout = {
         "encoder.class_token": Place((f"{start}embeddings.cls_token",), "token"),
         "encoder.positions": Place((f"{start}embeddings.position_embeddings",), "table"),
@@ -83,7 +83,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
     facts = read_object(folder / "config.json")
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
     if not files:
-        raise UnveilError(f"{folder} has a config of transformers' ViTMAE and no model.safetensors beside it, whole and not in shards")
+        raise UnveilError(f"{folder} has a config of transformers' ViTMAE, and no model.safetensors (one file, no shards)")
     state = renamed(read_tensors(files[0]))
     vit, config = configs(facts, folder)
     start = "vit." if any(name.startswith("vit.") for name in state) else ""
@@ -103,13 +103,13 @@ def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAEConfi
     """Our configs from the config of transformers; what it leaves out is its ViT-B/16. Raises `UnveilError`."""
     if facts.get("model_type") != "vit_mae":
         raise UnveilError(f"{folder} is a {facts.get('model_type')!r} of transformers, expected 'vit_mae'")
-    act = facts.get("hidden_act", "gelu")
+    act, biases = facts.get("hidden_act", "gelu"), facts.get("qkv_bias", True)
     width, decoder_width = facts.get("hidden_size", 768), facts.get("decoder_hidden_size", 512)
     decoder_mlp = facts.get("decoder_intermediate_size", 2048)
-    if act != "gelu" or decoder_mlp != 4 * decoder_width or not facts.get("qkv_bias", True):
+    if act != "gelu" or decoder_mlp != 4 * decoder_width or not biases:
         raise UnveilError(
             f"{folder} has {act} and a decoder MLP of {decoder_mlp} values for a width of {decoder_width}, "
-            f"{'with' if facts.get('qkv_bias', True) else 'without'} biases: expected gelu, {4 * decoder_width}, and biases"
+            f"{'with' if biases else 'without'} biases: expected gelu, {4 * decoder_width}, and biases"
         )
     channels = facts.get("num_channels", 3)
     mean, std = preprocessing(folder) or moments(channels)
@@ -152,15 +152,18 @@ def state_of(learner: Learner) -> Tensors:
 def refuse(learner: Learner) -> None:
     """Raises `UnveilError` for what transformers' ViTMAE cannot express."""
     if not isinstance(learner, MAE | EncoderOnly):
-        raise UnveilError(f"a {type(learner).__name__} is no masked autoencoder: export as safetensors or for timm instead")
+        kind = type(learner).__name__
+        raise UnveilError(f"a {kind} is no masked autoencoder: export as safetensors or for timm instead")
     vit = encoder_of(learner).config
     if vit.image_size[0] != vit.image_size[1] or vit.patch_size[0] != vit.patch_size[1]:
         raise UnveilError(
-            f"transformers' ViTMAE takes square pictures and patches only, and this model takes {vit.image_size} px in patches of "
-            f"{vit.patch_size}: export for timm or as safetensors instead"
+            f"transformers' ViTMAE takes square pictures and patches only, and this model takes {vit.image_size} px in "
+            f"patches of {vit.patch_size}: export for timm or as safetensors instead"
         )
     if isinstance(learner, MAE) and (learner.config.mask_tokens_in_encoder or learner.config.target == "pca"):
-        raise UnveilError("transformers' ViTMAE has no mask tokens in the encoder and no PCA target: export as safetensors instead")
+        raise UnveilError(
+            "transformers' ViTMAE has no mask tokens in the encoder and no PCA target: export as safetensors instead"
+        )
 
 
 def describe(learner: Learner) -> dict[str, Any]:
@@ -168,18 +171,20 @@ def describe(learner: Learner) -> dict[str, Any]:
     encoder = encoder_of(learner)
     vit, norm = encoder.config, encoder.transformer.norm
     facts: dict[str, Any] = {
-        "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"], "model_type": "vit_mae",
+        "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"],
+        "model_type": "vit_mae", "dtype": "float32",
         "hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.heads,
         "intermediate_size": int(vit.width * vit.mlp_ratio), "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02, "layer_norm_eps": getattr(norm, "eps", EPS),
-        "image_size": vit.image_size[0], "patch_size": vit.patch_size[0], "num_channels": vit.channels, "qkv_bias": True,
-        "dtype": "float32",
+        "image_size": vit.image_size[0], "patch_size": vit.patch_size[0], "num_channels": vit.channels,
+        "qkv_bias": True,
     }  # fmt: skip
     if isinstance(learner, MAE):
         decoder = learner.decoder.config
         facts |= {
             "decoder_hidden_size": decoder.width, "decoder_num_hidden_layers": decoder.depth,
-            "decoder_num_attention_heads": decoder.heads, "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
+            "decoder_num_attention_heads": decoder.heads,
+            "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
             "mask_ratio": learner.config.mask_ratio, "norm_pix_loss": learner.config.target == "normalised",
         }  # fmt: skip
     return facts

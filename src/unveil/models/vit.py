@@ -113,7 +113,7 @@ class ViT(nn.Module):
         self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean"
     ) -> Float[Tensor, "B D"]:
         """One vector a picture: the mean of the patch tokens, or the class token."""
-        tokens = self(images)
+        tokens: Tensor = self(images)
         return tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1)
 
     @torch.no_grad()

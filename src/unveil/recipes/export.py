@@ -1,4 +1,4 @@
-"""Export: the weights of a run in another library's format, reloaded by that library and compared before they get their name."""
+"""Export: the weights of a run in another library's format, reloaded by that library and compared before they are kept."""
 
 import os
 import shutil
@@ -18,21 +18,26 @@ from unveil.train.run import Run
 
 Format = Literal["timm", "transformers", "mae", "safetensors", "onnx"]
 NAMES: dict[str, str] = {
-    "timm": "timm", "transformers": "transformers", "mae": "mae.pth", "safetensors": "unveil.safetensors", "onnx": "encoder.onnx",
+    "timm": "timm", "transformers": "transformers", "mae": "mae.pth", "safetensors": "unveil.safetensors",
+    "onnx": "model.onnx",
 }  # fmt: skip
 """The format, and what its file or folder is called by default."""
 LIMIT = 1e-4
 """The largest difference, as a share of the largest value, that an export may make."""
 
 
-def export(run: str | Path | Run, *, to: Format, out: str | Path | None = None, say: Callable[[str], None] = tell) -> Path:
+def export(
+    run: str | Path | Run, *, to: Format, out: str | Path | None = None, say: Callable[[str], None] = tell
+) -> Path:
     """Writes a model in the format of another library, and proves that it still says the same.
 
     Args:
         run: A run folder, or anything else that `unveil.load` opens.
-        to: "timm": the encoder, or a fine-tuned model with its head, for `timm.create_model("local-dir:<out>", pretrained=True)`.
-            "transformers": the MAE for `ViTMAEForPreTraining.from_pretrained`, or for `ViTMAEModel` where there is no decoder.
-            "mae": a checkpoint laid out as the public MAE release. "safetensors": one file with everything that unveil needs.
+        to: "timm": the encoder, or a fine-tuned model with its head, for
+            `timm.create_model("local-dir:<out>", pretrained=True)`.
+            "transformers": the MAE for `ViTMAEForPreTraining.from_pretrained`, or, without decoder, for `ViTMAEModel`.
+            "mae": a checkpoint laid out as the public MAE release.
+            "safetensors": one file with everything that unveil needs.
             "onnx": a graph from normalised pictures to tokens, or to class scores of a fine-tuned model.
         out: `<run>/export/<name>` by default. What is there already is not overwritten.
         say: Tells the user.
@@ -59,13 +64,13 @@ def export(run: str | Path | Run, *, to: Format, out: str | Path | None = None, 
         written = write(learner, to, fresh / target.name, facts.get("classes"))
         difference, judge = disagreement(learner, to, written)
         if difference is not None and not difference <= LIMIT:                 # NaN is no agreement either
-            raise UnveilError(f"{judge} disagrees by {difference:.1e} with the model that was exported: nothing was kept")
+            raise UnveilError(f"{judge} disagrees by {difference:.1e} with what was exported: nothing was kept")
         for path in sorted(fresh.iterdir(), key=lambda path: path == written):
             os.replace(path, target.parent / path.name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    found = f"not checked: {judge}" if difference is None else f"{judge} agrees on random pictures, largest difference {difference:.1e}"
-    say(f"{target}: {found}")
+    agreed = f"{judge} agrees on random pictures, largest difference {difference or 0.0:.1e} of the largest value"
+    say(f"{target}: {agreed if difference is not None else f'not checked, as {judge}'}")
     return target
 
 
@@ -78,5 +83,5 @@ def write(learner: Learner, to: str, out: Path, classes: list[str] | None) -> Pa
     if to == "onnx":
         return onnx_graph.export(learner, out)
     if not isinstance(learner, MAE | EncoderOnly | Task):
-        learner = EncoderOnly(native.encoder_of(learner))                      # another method: its encoder can still go
+        learner = EncoderOnly(native.encoder_of(learner))                      # of another method the encoder goes
     return transformers_vit_mae.export(learner, out) if to == "transformers" else mae_release.export(learner, out)

@@ -12,7 +12,7 @@ from unveil.data.feed import PictureFeed
 from unveil.data.sources import Data
 from unveil.interop import native
 from unveil.interop.load import load
-from unveil.learner import Learner
+from unveil.learner import Learner, Task
 from unveil.models.vit import ViT
 from unveil.options import configure
 from unveil.recipes.fitting import fit
@@ -102,7 +102,7 @@ def finetune(
         f"{'training from scratch' if own.scratch else 'fine-tuning'} on {len(known):,} labelled pictures of {len(classes)} classes, "
         f"judged on {len(asked):,}{' kept aside' if cut else ''}; {total:,} steps of {training.batch_size} in {hardware.precision}"
     )
-    watch = partial(accuracy, part=Part(asked.pictures, asked.places[:1000]), hardware=hardware, place=place)
+    watch = partial(accuracy, part=asked.labelled(1000), hardware=hardware, place=place)
     fit(learner, feed, result, place, training, optim, hardware, [watch], own.tracker, "scratch" if own.scratch else "finetune")
     if place.lead:
         load_model_state(learner := Finetune(encoder, len(classes), recipe, augment), result.checkpoints().load(total, "model"))
@@ -125,6 +125,7 @@ def finetune(
 
 def accuracy(learner: Learner, *, part: Part, hardware: SpreadConfig, place: Place) -> Record:
     """Accuracy on up to 1,000 of the pictures that the end result is judged on."""
+    assert isinstance(learner, Task)
     return {"accuracy": score(predicted(learner, part, hardware, place), part.labels).top1}
 
 

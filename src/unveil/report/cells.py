@@ -107,7 +107,8 @@ class Sheet:
         if self.enlarged > 1:                                                  # by hand: viewers of PDF would smooth it
             picture = picture.repeat(self.enlarged, axis=0).repeat(self.enlarged, axis=1)
         axes.imshow(picture, interpolation="none" if self.enlarged > 1 else "auto", aspect="auto")
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(visible=True, linewidth=0.5, color=LIGHT["rule"])   # white pictures have an edge too
         if label:
             self.text(place[0] + self.width / 2, self.top[row] + 0.07, label, ha="center", va="baseline", color="quiet")
         return axes

@@ -28,16 +28,16 @@ def class_section(score: dict[str, Any], classes: Sequence[str]) -> Markup:
 def per_class(shares: Sequence[float | None], names: Sequence[str], counts: np.ndarray) -> Markup:
     """A bar for each class, the worst first; of many classes the worst and the best."""
     order = sorted(range(len(names)), key=lambda i: (shares[i] is None, shares[i] or 0.0))
-    caption = "Accuracy of each class, the worst first"
+    title = "Accuracy of each class, the worst first"
     if len(order) > MOST:
         known = [i for i in order if shares[i] is not None]
         order = list(dict.fromkeys([*known[: MOST // 2], *known[-MOST // 2 :]]))
-        caption = f"Accuracy of classes: the {MOST // 2} worst and the {MOST // 2} best of {len(names)}"
+        title = f"Accuracy of classes: the {MOST // 2} worst and the {MOST // 2} best of {len(names)}"
     rows = []
     for i in order:
         bar = element("td", element("span", style=f"width:{100 * (shares[i] or 0):.1f}%"), class_="bar")
         rows.append([names[i], percent(shares[i]).replace(" ", "\N{NO-BREAK SPACE}"), f"{counts[i].sum():,}", bar])
-    return table(["class", "right", "pictures", ""], rows, caption=caption)
+    return table(["class", "right", "pictures", "share"], rows, title=title, class_="numbers bars")
 
 
 def matrix(counts: np.ndarray, names: Sequence[str]) -> Markup:
@@ -49,9 +49,9 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> Markup:
             element("td", f"{n:,}" if n else "", class_="strong" if s > 0.5 else "cell", style=f"--share:{s:.3f}")
             for n, s in zip(line.tolist(), share.tolist(), strict=True)
         ]
-        rows.append([name, *cells])
-    caption = "Confusion: rows are the true classes, columns what they were taken for; colour is the share of the row"
-    return table(["", *(short(name, 12) for name in names)], rows, caption=caption, class_="confusion")
+        rows.append([short(name, 16), *cells])
+    title = "Confusion: rows are the true classes, columns what they were taken for; colour is the share of the row"
+    return table(["", *(short(name, 12) for name in names)], rows, title=title, class_="confusion")
 
 
 def picture_of(counts: np.ndarray) -> Markup:
@@ -78,7 +78,7 @@ def mistakes(counts: np.ndarray, names: Sequence[str], most: int = 8) -> Markup:
     if not found:
         return element("p", "No picture was taken for one of another class.")
     rows = [
-        [names[true], element("td", names[taken], class_="words"), f"{n:,}", f"{counts[true].sum():,}"]
+        [names[true], names[taken], f"{n:,}", f"{counts[true].sum():,}"]
         for true, taken, n in found
     ]
-    return table(["class", "taken for", "times", "of"], rows, caption="Most frequent mistakes")
+    return table(["class", "taken for", "times", "of"], rows, title="Most frequent mistakes", class_="numbers mistakes")

@@ -142,7 +142,7 @@ def paper(unit: str, right: float = 0.55) -> tuple[Figure, Axes]:
         box = (left / SIZE[0], bottom / SIZE[1], 1 - (left + right) / SIZE[0], 1 - (bottom + top) / SIZE[1])
         axes = figure.add_axes(box)
         axes.set_xlabel(unit)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=unit == "step"))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.01, y=0.08)

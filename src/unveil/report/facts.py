@@ -53,7 +53,7 @@ def skipped_section(path: Path) -> Markup | None:
 
 def settings_section(config: Mapping[str, Any]) -> Markup:
     """Every option."""
-    return pairs(list(config.items()), "Every option, as it was set", "pairs settings")
+    return pairs(list(config.items()), "Every option, as it was set", "settings")
 
 
 def receipt_section(run: Run) -> Markup:
@@ -76,10 +76,10 @@ def receipt_section(run: Run) -> Markup:
     return pairs([(name, value) for name, value in rows if value is not None], "What made this run")
 
 
-def pairs(rows: list[tuple[str, Any]], caption: str, class_: str = "pairs") -> Markup:
+def pairs(rows: list[tuple[str, Any]], title: str, class_: str = "") -> Markup:
     """A table of names and values."""
     cells = [[name, value if isinstance(value, Markup) else written(name, value)] for name, value in rows]
-    return table(["name", "value"], cells, caption=caption, numbers=False, class_=class_)
+    return table(["name", "value"], cells, title=title, titled=False, class_=f"pairs {class_}".strip())
 
 
 def written(name: str, value: Any) -> Markup | str:
@@ -94,8 +94,9 @@ def written(name: str, value: Any) -> Markup | str:
         return f"{value:,}" if name not in ("seed",) else str(value)
     if isinstance(value, list | tuple):
         between = f" {TIMES} " if name == "size, px" else ", "
+        count = f"{len(value):,}: " if name == "classes" else ""
         many = f", and {len(value) - 24:,} more" if len(value) > 24 else ""
-        return between.join(str(x) for x in value[:24]) + many
+        return count + between.join(str(x) for x in value[:24]) + many
     return str(value)
 
 

@@ -38,15 +38,15 @@ def join(parts: Iterable[object]) -> Markup:
 
 
 def table(
-    head: Iterable[object], rows: Iterable[Iterable[object]], *, caption: str, numbers: bool = True, class_: str = ""
+    head: Iterable[object], rows: Iterable[Iterable[object]], *, title: str, titled: bool = True, class_: str = "numbers"
 ) -> Markup:
     """A table that scrolls inside its own box; the first column names the rows.
 
     Args:
         head: A name for each column.
         rows: Their cells: text, or a whole `td`.
-        caption: What the table shows.
-        numbers: Whether all but the first column are numbers, which stand at the right.
+        title: What the table shows; it stands above the box, so that it does not scroll with it.
+        titled: Whether the title is seen, or only heard.
         class_: For the style sheet.
     """
     top = element("tr", *(element("th", cell, scope="col") for cell in head))
@@ -54,6 +54,6 @@ def table(
     for first, *rest in rows:
         cells = (cell if isinstance(cell, Markup) and cell.startswith("<td") else element("td", cell) for cell in rest)
         lines.append(element("tr", element("th", first, scope="row"), *cells))
-    body = element("table", element("caption", caption), element("thead", top), element("tbody", *lines))
-    kind = " ".join(filter(None, ["table", "numbers" if numbers else "", class_]))
-    return element("div", body, class_=kind, tabindex=0, role="region", aria_label=caption)
+    body = element("table", element("thead", top), element("tbody", *lines))
+    box = element("div", body, class_=f"table {class_}", tabindex=0, role="region", aria_label=title)
+    return join([element("p", title, class_="title"), box]) if titled else box

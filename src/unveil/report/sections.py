@@ -40,9 +40,10 @@ def curve_section(run: Run) -> Markup:
     return element("div", *drawn, class_="figures") if drawn else element("p", "The log has no lines yet.")
 
 
-def reconstruction_section(samples: Samples, learner: Learner) -> Markup:
-    """A figure for each ratio, side by side, or one below the other on a phone."""
-    reconstruct.painter(learner)
+def reconstruction_section(samples: Samples, learner: Learner) -> Markup | None:
+    """A figure for each ratio, side by side, or one below the other on a phone; None for a learner that paints nothing."""
+    if not hasattr(learner, "reconstruct"):
+        return None
     numbers = [str(i + 1) for i in range(len(samples.names))]
     drawn = []
     for ratio in reconstruct.suitable_ratios(learner):
@@ -72,7 +73,7 @@ def attention_section(samples: Samples, learner: Learner) -> Markup:
     return join([figures, element("p", " ".join(notes)), name_list(samples.names[:4])])
 
 
-def drawn(run: Run, learner: Learner | None, make: Callable[[Samples, Learner], Markup]) -> Markup | None:
+def drawn(run: Run, learner: Learner | None, make: Callable[[Samples, Learner], Markup | None]) -> Markup | None:
     """What the model draws of the samples, or why it does not."""
     samples = read_samples(run.path / "samples.npz")
     if samples is None:

@@ -38,8 +38,8 @@ def html_table(results: Results) -> Markup:
     parts: list[object] = []
     for grid in grids(results):
         cells = [[row[0], *(cell.replace(" %", "\N{NO-BREAK SPACE}%") for cell in row[1:])] for row in grid.rows]
-        class_ = "results ours" if grid.rows[0][0] in OURS else "results"
-        parts.append(table(grid.heads, cells, caption=grid.title, class_=class_))
+        class_ = "numbers ours" if grid.rows[0][0] in OURS else "numbers"
+        parts.append(table(grid.heads, cells, title=grid.title, class_=class_))
         parts += [element("p", sentence) for sentence in grid.sentences]
     return join(parts)
 

@@ -30,7 +30,7 @@ def verdict(results: Results) -> str:
             kind = COLUMNS.get(column, column)
             told.append(f"{percent(value)} of the test pictures with a {kind}{f' ({compared})' if compared else ''}")
         return f"Its features recognise {', and '.join(told)}."
-    if errors:
+    if errors.get("held_out_error") is not None:
         return held_out(errors)[0]
     return "There are no results yet: the run has not ended."
 
@@ -62,9 +62,10 @@ def against(results: Results, column: str) -> list[str]:
 
 
 def chance(results: Results) -> float | None:
-    """Points within which two equally good classifiers differ 19 times in 20, at an accuracy of one half, the worst case."""
+    """Points within which two equally good classifiers differ 19 times in 20, for the least certain of the accuracies."""
     test = (results.get("judged_on") or {}).get("test")
-    return 196 * math.sqrt(2 * 0.25 / test) if test else None
+    shares = [share for values in (results.get("features") or {}).values() for share in values.values()]
+    return 196 * math.sqrt(2 * max(share * (1 - share) for share in shares) / test) if test and shares else None
 
 
 def held_out(errors: Mapping[str, float]) -> list[str]:
@@ -76,8 +77,8 @@ def held_out(errors: Mapping[str, float]) -> list[str]:
     for key in ("patch_mean_error", "picture_mean_error"):
         if errors.get(key):
             less = 100 * (1 - mine / errors[key])
-            side = "less" if less >= 0 else "more"
-            told.append(f"{abs(less):.0f} % {side} than painting {ERRORS[key]} ({errors[key]:.3g})")
+            side = f"{abs(less):.0f} % {'less' if less > 0 else 'more'} than" if abs(less) >= 0.5 else "level with"
+            told.append(f"{side} painting {ERRORS[key]} ({errors[key]:.3g})")
     compared = f": {', and '.join(told)}" if told else ""
     return [f"On hidden patches of held-out pictures its squared error is {mine:.3g}{compared}.", LENT]
 

@@ -27,7 +27,7 @@ def knn_scores(
     """
     bank = F.normalize(bank.float(), dim=1)
     votes = []
-    for part in F.normalize(queries.float(), dim=1).split(1024):
+    for part in torch.split(F.normalize(queries.float(), dim=1), 1024):
         cosine, nearest = (part @ bank.T).topk(min(neighbours, len(bank)), dim=1)                  # (q, k)
         weight = (cosine / temperature).exp()
         votes.append(torch.zeros(len(part), classes, device=part.device).scatter_add_(1, labels[nearest], weight))

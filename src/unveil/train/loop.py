@@ -37,6 +37,8 @@ class TrainConfig:
     """Steps between two lines of the log."""
     monitor_times: int = 10
     """How often in a run the encoder is judged on the side."""
+    save_seconds: float = 20.0
+    """Seconds between two checkpoints, or more, so that saving takes less than a fiftieth of the time."""
     keep: int = 3
     """Checkpoints that are kept."""
 
@@ -75,7 +77,7 @@ def train(
     if checkpoints and start:
         load_optimizer_state(learner, optimizer, checkpoints.load(start, "optimizer"))
 
-    meter, pace = Meter(place), Pace()
+    meter, pace = Meter(place), Pace(config.save_seconds)
     judged_at = {round(total * (i + 1) / config.monitor_times) for i in range(config.monitor_times)}
     with stop_signals() as stop:
         for step, parts in stream(feed, range(start, total), place.rank, place.world, config.accumulate):

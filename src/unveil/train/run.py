@@ -19,7 +19,7 @@ from unveil.errors import UnveilError
 from unveil.train.checkpoint import Checkpoints, write_whole
 from unveil.train.log import Record, read_lines
 
-HARMLESS = frozenset({"log_every", "keep", "device", "parallel", "monitor_times", "accumulate", "tracker", "memory"})
+HARMLESS = frozenset({"log_every", "keep", "device", "parallel", "monitor_times", "accumulate", "save_seconds", "tracker"})
 """Options that may differ on resume: they change how a run is computed or shown, and not what it learns."""
 
 

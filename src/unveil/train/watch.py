@@ -48,9 +48,9 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 class Pace:
-    """When to save: every 20 seconds, or more rarely so that saving takes less than one fiftieth of the time."""
+    """When to save: every so many seconds, or more rarely so that saving takes less than one fiftieth of the time."""
 
-    def __init__(self, seconds: float = 20.0, share: float = 0.02) -> None:
+    def __init__(self, seconds: float, share: float = 0.02) -> None:
         self._seconds, self._share, self._cost, self._last = seconds, share, 0.0, time.monotonic()
 
     def due(self) -> bool:

@@ -1,0 +1,99 @@
+import json
+
+import pytest
+import timm
+import torch
+
+from unveil.errors import UnveilError
+from unveil.interop import timm_vit
+from unveil.interop.encoder_only import EncoderOnly
+from unveil.interop.load import load
+from unveil.models.vit import ViT, ViTConfig
+from unveil.tasks.finetune import Finetune
+
+
+def apart(a, b):
+    assert a.shape == b.shape
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+def timm_model(folder):
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_vit_base_equals_timm():
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_base_patch16_224", num_classes=0).eval()
+    for parameter in theirs.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    ours = timm_vit.encoder_from(theirs)
+    images = torch.randn(2, 3, 224, 224)
+    assert apart(ours(images), theirs.forward_features(images)) < 1e-5
+    assert apart(ours.features(images, "class"), theirs(images)) < 1e-5
+    state = timm_vit.state_of(ours)
+    assert state.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in theirs.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "shape", [{}, {"image_size": (24, 40), "channels": 2, "mean": (0.5, 0.4), "std": (0.2, 0.1)}, {"layer_scale": 0.1, "mlp_ratio": 3.0},
+              {"patch_size": (4, 8)}]
+)  # fmt: skip
+def test_timm_loads_what_was_exported(make_mae, tmp_path, shape):
+    learner = make_mae(**shape)
+    vit = learner.encoder.config
+    timm_vit.export(learner, tmp_path / "out")
+    theirs = timm_model(tmp_path / "out")
+    images = torch.randn(3, vit.channels, *vit.image_size)
+    assert apart(theirs.forward_features(images), learner.encoder(images)) < 1e-5
+    assert apart(theirs(images), learner.encoder.features(images)) < 1e-5
+    assert all(layer.eps == 1e-6 for layer in theirs.modules() if isinstance(layer, torch.nn.LayerNorm))
+    data = timm.data.resolve_model_data_config(theirs)
+    assert tuple(data["input_size"]) == (vit.channels, *vit.image_size)
+    assert (tuple(data["mean"]), tuple(data["std"])) == (vit.mean, vit.std)
+    assert data["interpolation"] == "bicubic"
+
+    again = load(tmp_path / "out", say=lambda text: None)
+    assert isinstance(again, EncoderOnly)
+    assert torch.equal(again.encoder(images), learner.encoder(images))
+    assert (again.encoder.config.mean, again.encoder.config.grid) == (vit.mean, vit.grid)
+
+
+@torch.no_grad()
+def test_timm_loads_a_fine_tuned_model_with_its_head(make_finetune, tmp_path, images, said):
+    learner = make_finetune(3)
+    timm_vit.export(learner, tmp_path / "out", classes=["cat", "dog", "cow"])
+    theirs = timm_model(tmp_path / "out")
+    assert apart(theirs(images), learner.predict(images)) < 1e-5
+    assert theirs.num_classes == 3
+    assert theirs.pretrained_cfg["label_names"] == ["cat", "dog", "cow"]
+    again = load(tmp_path / "out", say=said)
+    assert isinstance(again, Finetune)
+    assert torch.equal(again.predict(images), learner.predict(images))
+    assert "tensors matched" in said[-1]
+
+
+def test_folder_that_timm_wrote_is_read(tmp_path, images):
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0).eval()
+    timm.models.save_for_hf(theirs, tmp_path / "out", safe_serialization=True)
+    assert apart(load(tmp_path / "out").encoder(images), theirs.forward_features(images)) < 1e-5
+
+
+def test_what_is_another_model_is_refused(tmp_path, make_mae):
+    timm_vit.export(make_mae(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"]["img_size"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnveilError, match="positions of 16 patches"):
+        load(tmp_path)
+    with pytest.raises(UnveilError, match=r"left over .*k_norm"):
+        timm_vit.encoder_from(timm.create_model("vit_tiny_patch16_224", num_classes=0, qk_norm=True))
+
+
+def test_bare_encoder_and_back(tmp_path, images):
+    encoder = ViT(ViTConfig(width=48, depth=1, heads=3, image_size=(32, 32), patch_size=(8, 8))).eval()
+    again = timm_vit.encoder_from(timm_vit.state_of(encoder), heads=3)
+    assert torch.equal(again(images), encoder(images))

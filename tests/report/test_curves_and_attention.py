@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.report.conftest import make_mae
+from unveil.errors import UnveilError
+from unveil.report import attention
+from unveil.report.curves import apart, curves, running_mean
+from unveil.train.run import Run
+
+
+def test_every_curve_that_the_log_has_numbers_for(run: Run):
+    drawn = {curve.title: curve for curve in curves(run.log)}
+    assert list(drawn) == ["Loss", "Learning rate", "Squared error on hidden patches of held-out pictures", "k-NN accuracy"]
+    error = drawn["Squared error on hidden patches of held-out pictures"]
+    assert len(error.figure.axes[0].lines) == 3
+    assert "this model 0.121, patch mean 0.242, picture mean 0.847" in error.summary
+    assert drawn["k-NN accuracy"].summary == "From 10.0 % to 40.0 %; the best is 40.0 %."
+    assert drawn["Loss"].figure.axes[0].get_xlabel() == "epoch"
+
+
+def test_a_short_or_broken_log_draws_what_it_can():
+    assert curves([]) == []
+    assert curves([{"step": 1}]) == []
+    (loss,) = curves([{"step": 1, "loss": 0.5}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": None}])
+    assert loss.figure.axes[0].get_xlabel() == "step"
+
+
+def test_the_running_mean_is_centred_and_keeps_the_ends():
+    assert running_mean([1, 2, 3, 4, 5], 3) == pytest.approx([1.5, 2, 3, 4, 4.5])
+    assert running_mean([7.0], 1) == [7]
+
+
+def test_labels_do_not_touch():
+    assert apart([0.5, 0.5, 2.0], 1.0) == [0.5, 1.5, 2.5]
+
+
+def test_attention_has_a_cell_for_the_picture_the_mean_and_each_head():
+    drawn = attention.figure(make_mae().encoder, torch.randn(2, 3, 16, 16), names=["one", "two"])
+    assert sum(bool(axes.images) for axes in drawn.axes) == 2 * (2 + 3)
+    said = "\n".join(text.get_text() for text in drawn.texts)
+    assert "head 3" in said
+    assert "each map's own maximum" in said
+
+
+def test_the_mean_map_is_the_mean_of_the_heads():
+    mae, images = make_mae(), torch.randn(1, 3, 16, 16)
+    expected = mae.encoder.attention(images)[0].mean(0)
+    drawn = attention.figure(mae.encoder, images)
+    label = next(text.get_text() for text in drawn.texts if "all heads" in text.get_text())
+    assert f"{float(expected.max() / expected.mean()):.1f}" in label
+
+
+def test_large_attention_is_bright():
+    weights, picture = np.array([[0.0, 1.0]]), np.full((2, 4, 3), 0.5)
+    shown = attention.coloured(weights, picture)
+    assert shown.shape == (2, 4, 3)
+    assert shown[:, 2:].min() > shown[:, :2].max()
+
+
+def test_an_encoder_without_a_class_token_is_refused():
+    with pytest.raises(UnveilError, match="Identity has no class token"):
+        attention.figure(nn.Identity(), torch.randn(1, 3, 16, 16))

@@ -1,0 +1,104 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from tests.report.conftest import make_mae
+from unveil.errors import UnveilError
+from unveil.learner import Learner, Step
+from unveil.report.cells import channel_note, displayable, short
+from unveil.report.reconstruct import BORROWED, HIDDEN, figure, masks, suitable_ratios
+
+
+def texts(drawn: Figure) -> str:
+    return "\n".join(text.get_text() for text in drawn.texts)
+
+
+def pictures(drawn: Figure) -> list[np.ndarray]:
+    return [np.asarray(axes.images[0].get_array()) for axes in drawn.axes if axes.images]
+
+
+def test_the_figure_has_a_row_for_each_picture_and_three_columns_for_each_ratio():
+    drawn = figure(make_mae(), torch.randn(2, 3, 16, 16), names=["first.png", "second.png"])
+    said = texts(drawn)
+    assert len(pictures(drawn)) == 2 * (1 + 3 * 3)
+    for heading in ("50 % hidden", "75 % hidden, as in training", "94 % hidden", "first.png", "second.png"):
+        assert heading in said
+    assert said.count("masked") == 3
+    sizes = {tuple(np.round(axes.get_position().size, 6)) for axes in drawn.axes if axes.images}
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize(("target", "borrows"), [("normalised", True), ("pixel", False), ("pca", False)])
+def test_a_normalised_target_says_what_it_borrows(target: str, borrows: bool):
+    assert (BORROWED in texts(figure(make_mae(target=target), torch.randn(1, 3, 16, 16), ratios=(0.5,)))) == borrows
+
+
+def test_masks_nest_and_follow_the_seed():
+    mae = make_mae()
+    few, more, most = (masks(mae, 4, ratio, seed=3) for ratio in (0.5, 0.75, 0.9))
+    assert (few <= more).all()
+    assert (more <= most).all()
+    assert more.sum(1).tolist() == [12] * 4
+    assert torch.equal(more, masks(mae, 4, 0.75, seed=3))
+    assert not torch.equal(more, masks(mae, 4, 0.75, seed=4))
+
+
+def test_another_sampling_is_shown_at_its_own_ratio():
+    hidden = masks(make_mae(sampling="grid"), 2, 0.75, seed=0).reshape(2, 4, 4)
+    assert not hidden[:, ::2, ::2].any()
+    assert hidden.sum() == 24
+
+
+def test_hidden_patches_are_grey_and_visible_ones_are_pasted():
+    mae, images = make_mae(), torch.randn(1, 3, 16, 16)
+    drawn = [picture[::10, ::10] for picture in pictures(figure(mae, images, ratios=(0.75,)))]   # enlarged ten times
+    original, masked, _, pasted = drawn
+    hidden = masks(mae, 1, 0.75, 0)[0].reshape(4, 4).numpy().repeat(4, 0).repeat(4, 1)
+    assert (masked[hidden] == HIDDEN).all()
+    np.testing.assert_allclose(masked[~hidden], original[~hidden])
+    np.testing.assert_allclose(pasted[~hidden], original[~hidden])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_any_number_of_channels_is_shown(channels: int):
+    said = texts(figure(make_mae(channels), torch.randn(1, channels, 16, 16), ratios=(0.5,)))
+    assert (f"{channels} channels" in said) == (channels in (2, 5)) == bool(channel_note(channels))
+
+
+def test_colours_are_unnormalised_and_clipped():
+    values = torch.tensor([-10.0, 0.0, 1.0, 10.0]).reshape(1, 1, 2, 2)
+    shown = displayable(values, (0.4,), (0.2,))
+    np.testing.assert_allclose(shown[0, ..., 0], [[0, 0.4], [0.6, 1]], rtol=1e-6)
+    assert shown.shape == (1, 2, 2, 3)
+
+
+def test_a_rectangle_keeps_its_shape():
+    drawn = figure(make_mae(size=(8, 16)), torch.randn(1, 3, 8, 16), ratios=(0.5,))
+    width, height = drawn.axes[0].get_position().size * drawn.get_size_inches()
+    assert width / height == pytest.approx(2)
+
+
+def test_ratios_hold_the_trained_one_and_fit_the_picture():
+    assert suitable_ratios(make_mae(mask_ratio=0.6)) == (0.6, 0.75, 0.9)
+    assert suitable_ratios(make_mae(mask_ratio=0.75)) == (0.5, 0.75, 0.9)
+    assert suitable_ratios(make_mae(size=(4, 8), mask_ratio=0.5)) == (0.5,)
+
+
+def test_a_learner_that_paints_nothing_is_refused():
+    class Mute(Learner):
+        def forward(self, batch: object) -> Step:
+            raise NotImplementedError
+
+    with pytest.raises(UnveilError, match="Mute draws no pictures: only a masked autoencoder"):
+        figure(Mute(), torch.randn(1, 3, 16, 16))
+
+
+def test_names_are_shortened_in_the_middle_and_never_read_as_formulas():
+    assert short("a" * 30 + ".png") == "aaaaaaaaaa…aaaaaaa.png"
+    assert "\x1b" not in short("a\x1bb")
+    mae = make_mae()
+    figure(mae, torch.randn(1, 3, 16, 16), ratios=(0.5,), names=["$\\frac$"]).savefig("/dev/null", format="png")
+    assert dataclasses.is_dataclass(mae.config)

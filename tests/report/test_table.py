@@ -1,0 +1,52 @@
+import io
+
+from rich.console import Console
+
+from tests.report.conftest import FEATURES, RESULTS, SCORE
+from unveil.report.table import html_table, terminal_table
+from unveil.report.verdict import verdict
+
+
+def printed(results: dict) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(terminal_table(results))
+    return stream.getvalue()
+
+
+def test_the_terminal_shows_the_numbers_and_says_who_is_ahead():
+    text = printed(RESULTS)
+    for part in (
+        "41.3 %", "70.5 %", "0.121", "2,000 test pictures of 10 classes",
+        "With a k-NN classifier this encoder is 22.3 points ahead of an untrained encoder and 29.2 points behind raw pixels.",
+        "With a linear probe this encoder is 27.8 points ahead of an untrained encoder and 37.0 points ahead of raw pixels.",
+        "50 % less than painting the patch's own mean (0.242), and 86 % less than painting the picture's mean (0.847)",
+        "With 2,000 test pictures, differences of up to about 3.1 points can be chance.",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_a_tie_is_a_tie():
+    errors = {"held_out_error": 0.2, "patch_mean_error": 0.2}
+    text = printed({"features": {"encoder": {"knn": 0.5}, "untrained": {"knn": 0.5}}, "held_out": errors})
+    assert "level with an untrained encoder" in text
+    assert "level with painting the patch's own mean" in text
+
+
+def test_a_classifier_and_a_run_without_results():
+    assert "60.0 %" in printed(SCORE)
+    assert "within five guesses" not in printed(SCORE)                        # there are three classes
+    assert "no results yet" in printed({})
+    assert html_table({}) == ""
+
+
+def test_the_page_has_the_same_numbers():
+    page = html_table(RESULTS)
+    assert "41.3\N{NO-BREAK SPACE}%" in page
+    assert "29.2 points behind raw pixels" in page
+
+
+def test_the_verdict_is_a_sentence_with_numbers():
+    assert "41.3 %" in verdict({"features": FEATURES})
+    assert verdict(SCORE) == "It recognises 60.0 % of 10 test pictures; guessing among 3 classes would get 33.3 %."
+    assert "0.121" in verdict({"held_out": RESULTS["held_out"]})
+    assert "no results yet" in verdict({})

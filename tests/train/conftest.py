@@ -1,0 +1,49 @@
+"""A small folder of pictures, and the command in other processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+OPTIONS = (
+    "--model vit-nano --image-size 16 --patch-size 4 --batch-size 16 --base-lr 2e-3 --log-every 1 --precision float32 "
+    "--monitor-times 1 --held-out 4 --device cpu --save-seconds 0"
+).split()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    chance = np.random.default_rng(0)
+    for i in range(64):
+        np.save(folder / f"{i:03d}.npy", chance.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    return folder
+
+
+def start(pictures: Path, out: Path, *more: str, processes: int = 1) -> "subprocess.Popen[str]":
+    """Starts `unveil pretrain` on so many processes."""
+    port = str(20000 + (os.getpid() * 7 + processes) % 9000)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", port]
+    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unveil", "pretrain", str(pictures), *OPTIONS]
+    return subprocess.Popen(
+        [*command, "--out", str(out), *more],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    """Waits for the end of a run that must succeed; what it said."""
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log that are whole."""
+    lines = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
