@@ -75,7 +75,12 @@ VERBS = {
             "test": TEST,
             "out": Argument(str | None, "The run folder; <run>-finetune or <run>-scratch by default.", None),
         },
-        {"settings": "unveil.recipes.finetune:FinetuneRunConfig", "recipe": "unveil.tasks.finetune:FinetuneConfig", **AUGMENT, **SHARED},
+        {
+            "settings": "unveil.recipes.finetune:FinetuneRunConfig",
+            "recipe": "unveil.tasks.finetune:FinetuneConfig",
+            **AUGMENT,
+            **SHARED,
+        },
         "unveil.recipes.finetune:DEFAULTS",
     ),
     "probe": Verb(
@@ -142,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     if argv[0] not in VERBS:
         near = difflib.get_close_matches(argv[0], VERBS, n=1)
-        print(f"unveil: there is no command {argv[0]!r}; {f'did you mean {near[0]}?' if near else 'see unveil --help'}", file=sys.stderr)
+        hint = f"did you mean {near[0]}?" if near else "see unveil --help"
+        print(f"unveil: there is no command {argv[0]!r}; {hint}", file=sys.stderr)
         sys.exit(2)
     verb = VERBS[argv[0]]
     options = parse(argv[0], verb, argv[1:])
@@ -154,7 +160,8 @@ def overview() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {verb.says}" for name, verb in VERBS.items())
     return (
-        "usage: unveil COMMAND ...\n\nLearns vision models from unlabelled pictures by masked autoencoding, and shows whether it worked.\n\n"
+        "usage: unveil COMMAND ...\n\n"
+        "Learns vision models from unlabelled pictures by masked autoencoding, and shows whether it worked.\n\n"
         f"{verbs}\n\nunveil COMMAND --help shows its options. Start with: unveil pretrain"
     )
 

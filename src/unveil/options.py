@@ -1,7 +1,7 @@
 """Reads the knobs of a file without running it, so that `--help` need not wait for torch.
 
-A knob is a field of a frozen dataclass beside the class that it configures. The command line is made of these fields: their names, their
-types, their defaults, and the sentence under each.
+A knob is a field of a frozen dataclass beside the class that it configures. The command line is made of these fields: their
+names, their types, their defaults, and the sentence under each.
 """
 
 import ast

@@ -210,7 +210,7 @@ def test_other_content_is_refused(tmp_path, content, match):
 def test_what_the_layout_cannot_express_is_refused(make_mae, make_finetune, tmp_path):
     with pytest.raises(UnveilError, match="no PCA target"):
         mae_release.export(make_mae(target="pca"), tmp_path / "x.pth")
-    with pytest.raises(UnveilError, match="no place for encoder.transformer.blocks.0.branch1.scale"):
+    with pytest.raises(UnveilError, match=r"no place for encoder.transformer.blocks.0.branch1.scale"):
         mae_release.export(make_mae(layer_scale=0.1), tmp_path / "x.pth")
     with pytest.raises(UnveilError, match="no masked autoencoder"):
         mae_release.export(make_finetune(), tmp_path / "x.pth")

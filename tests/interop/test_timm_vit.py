@@ -39,9 +39,14 @@ def test_vit_base_equals_timm():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "shape", [{}, {"image_size": (24, 40), "channels": 2, "mean": (0.5, 0.4), "std": (0.2, 0.1)}, {"layer_scale": 0.1, "mlp_ratio": 3.0},
-              {"patch_size": (4, 8)}]
-)  # fmt: skip
+    "shape",
+    [
+        {},
+        {"image_size": (24, 40), "channels": 2, "mean": (0.5, 0.4), "std": (0.2, 0.1)},
+        {"layer_scale": 0.1, "mlp_ratio": 3.0},
+        {"patch_size": (4, 8)},
+    ],
+)
 def test_timm_loads_what_was_exported(make_mae, tmp_path, shape):
     learner = make_mae(**shape)
     vit = learner.encoder.config
@@ -88,6 +93,9 @@ def test_what_is_another_model_is_refused(tmp_path, make_mae):
     config["model_args"]["img_size"] = 64
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnveilError, match="positions of 16 patches"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "vit_base_patch16_clip_quickgelu_224"}))
+    with pytest.raises(UnveilError, match="expected a plain Vision Transformer"):
         load(tmp_path)
     with pytest.raises(UnveilError, match=r"left over .*k_norm"):
         timm_vit.encoder_from(timm.create_model("vit_tiny_patch16_224", num_classes=0, qk_norm=True))

@@ -111,7 +111,8 @@ def test_what_transformers_cannot_express_is_refused(make_mae, make_finetune, tm
     out = tmp_path / "out"
     for learner, match in (
         (make_mae(image_size=(32, 48)), "square pictures and patches only"), (make_mae(patch_size=(8, 4)), "square"),
-        (make_mae(target="pca"), "no PCA target"), (make_mae(layer_scale=0.1), "no place for"), (make_finetune(), "no masked autoencoder"),
+        (make_mae(target="pca"), "no PCA target"), (make_mae(layer_scale=0.1), "no place for"),
+        (make_finetune(), "no masked autoencoder"),
     ):  # fmt: skip
         with pytest.raises(UnveilError, match=match):
             transformers_vit_mae.export(learner, out)
@@ -122,8 +123,10 @@ def test_what_our_model_does_not_do_is_refused(make_mae, tmp_path):
     transformers_vit_mae.export(make_mae(), tmp_path)
     facts = json.loads((tmp_path / "config.json").read_text())
     for change, match in (
-        ({"hidden_act": "relu"}, "relu"), ({"decoder_intermediate_size": 64}, "decoder MLP of 64"), ({"qkv_bias": False}, "without biases"),
-        ({"num_hidden_layers": 3}, "16 missing"), ({"image_size": 64}, "does not fit"), ({"model_type": "vit"}, "config.json that is vit"),
+        ({"hidden_act": "relu"}, "relu"), ({"decoder_intermediate_size": 64}, "decoder MLP of 64"),
+        ({"qkv_bias": False}, "without biases"), ({"image_size": "large"}, "describe no model"),
+        ({"num_hidden_layers": 3}, "16 missing"), ({"image_size": 64}, "does not fit"),
+        ({"model_type": "vit"}, "config.json that is vit"),
     ):  # fmt: skip
         (tmp_path / "config.json").write_text(json.dumps(facts | change))
         with pytest.raises(UnveilError, match=match):

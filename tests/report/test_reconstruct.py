@@ -13,7 +13,7 @@ from unveil.report.reconstruct import BORROWED, HIDDEN, figure, masks, suitable_
 
 
 def texts(drawn: Figure) -> str:
-    return "\n".join(text.get_text() for text in drawn.texts)
+    return " ".join(" ".join(text.get_text() for text in drawn.texts).split())
 
 
 def pictures(drawn: Figure) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tests.train.conftest import finish, records, start
 
 KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "3"))

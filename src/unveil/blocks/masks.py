@@ -22,6 +22,8 @@ def visible_count(patches: int, ratio: float) -> int:
     visible = int(patches * (1 - ratio))
     if visible < 1:
         raise UnveilError(f"mask ratio {ratio} hides all of {patches} patches: use a smaller ratio or smaller patches")
+    if visible == patches:
+        raise UnveilError(f"mask ratio {ratio} hides none of {patches} patches: use a larger ratio, for example 0.75")
     return visible
 
 
@@ -40,9 +42,9 @@ def random_mask(noise: Float[Tensor, "B N"], ratio: float) -> Mask:
 def block_mask(noise: Float[Tensor, "B _"], grid: Size, ratio: float, smallest: int = 16) -> Mask:
     """Hides rectangles until the ratio is reached (BEiT, section 2.3 and algorithm 1).
 
-    Each picture gets a row of rectangles with 4 numbers of noise each: area (`smallest` patches up to the ratio's share), aspect (0.3
-    to 1/0.3, uniform in its logarithm), and place. A patch is hidden at the turn of the first rectangle that covers it, until enough
-    are; the last rectangle is cut short, row by row, so that the count is exact.
+    Each picture gets a row of rectangles with 4 numbers of noise each: area (`smallest` patches up to the ratio's share),
+    aspect (0.3 to 1/0.3, uniform in its logarithm), and place. A patch is hidden at the turn of the first rectangle that
+    covers it, until enough are; the last rectangle is cut short, row by row, so that the count is exact.
     """
     (rows, columns), n = grid, grid[0] * grid[1]
     visible = visible_count(n, ratio)

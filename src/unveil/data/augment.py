@@ -1,7 +1,9 @@
 """Augmentation of a whole batch on its device: crop, resize and flip are two matrix products a picture.
 
 A resize is linear, so it is a matrix for the rows and one for the columns; a crop and a flip only move the places where the
-matrices look. The kernel is Pillow's antialiased bicubic. Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
+matrices look. The kernel is Pillow's antialiased bicubic.
+
+Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
 """
 
 import math

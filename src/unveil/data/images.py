@@ -34,7 +34,7 @@ from unveil.data.arrays import (
 __all__ = ["FILE_LIMIT", "PICTURE_SUFFIXES", "Pixels", "Unreadable", "fit_size", "picture_format", "read_picture"]
 
 PICTURE_SUFFIXES = tuple(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .tif .tiff .bmp .dib .npy .ppm .pgm .pbm .pnm .pfm "  # noqa: SIM905
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .tif .tiff .bmp .dib .npy .ppm .pgm .pbm .pnm .pfm "
     ".avif .avifs .jp2 .j2k .jpx .j2c .qoi .dds .ico".split()
 )
 """Endings (lower case) of files that are meant to be pictures: one that is not is reported, not passed over."""

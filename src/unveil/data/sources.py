@@ -23,6 +23,8 @@ from unveil.errors import UnveilError
 Raw = bytes | Image.Image | NDArray[Any]
 Data = str | Path | NDArray[Any]
 DIGITS = ("digits", "digits-plain")
+LABEL_ENDINGS = ("labels.csv", ".cls", ".json")
+"""Files beside pictures that may say what is in them."""
 FORMS = (
     "a folder of pictures, a .tar, .tar.gz or .zip of one, shards-{000..099}.tar, hf://name, "
     f"or one of {', '.join((*DIGITS, *TORCHVISION_SETS))}"
@@ -249,6 +251,8 @@ def _archive_parts(text: str, archive: Archive) -> _Parts:
     if not candidates:
         others = f"; its {len(archive.names):,} files are none" if archive.names else " and no files at all"
         raise UnveilError(f"no pictures in {text!r}{others}. DATA is {FORMS}")
+    others = {archive.names[index] for index in set(range(len(archive.names))) - set(candidates)}
+    unused = {name: "no picture, by its name or its first bytes" for name in others if not name.endswith(LABEL_ENDINGS)}
     names = _told_names(archive, candidates)
     splits = split_folders(names)
     parts = splits or {"train": list(range(len(names)))}
@@ -279,7 +283,7 @@ def _archive_parts(text: str, archive: Archive) -> _Parts:
             classes if known is not None else [],
             digest.hexdigest(),
             lambda index: archive.read(chosen[index]),
-            archive.refused,
+            unused | dict(archive.refused),
         )
 
     return _Parts(partial(make, train), partial(make, tests[0]) if tests else None)

@@ -6,15 +6,16 @@ the header of both files, so that each can also be taken away alone.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
+from unveil.interop.configs import configured
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, is_safetensors, read_note, read_object, read_tensors, tell, write_tensors
 from unveil.interop.layout import refuse_difference
@@ -26,7 +27,6 @@ from unveil.train.checkpoint import Checkpoints, write_whole
 
 NOTE = "unveil"
 EPS = 1e-6
-Config = TypeVar("Config")
 
 
 def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[str, Any]:
@@ -113,25 +113,6 @@ def encoder_of(learner: Learner) -> ViT:
     if not isinstance(encoder, ViT):
         raise UnveilError(f"a {type(learner).__name__} has no encoder of pictures, and there is nothing else to save")
     return encoder
-
-
-def configured(kind: type[Config], values: Any, place: str) -> Config:
-    """A config from JSON, with lists as tuples. Raises `UnveilError` for options that it does not have, or lacks."""
-    if not isinstance(values, Mapping):
-        raise UnveilError(f"{place} is missing: the file is damaged, or of another version of unveil")
-    known = {field.name for field in fields(kind)}                             # type: ignore[arg-type]
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise UnveilError(f"{place} has options that this version of unveil does not know: {', '.join(unknown)}")
-    try:
-        return kind(**{name: as_tuple(value) for name, value in values.items()})
-    except TypeError as error:
-        raise UnveilError(f"{place} is not complete: {error}") from None
-
-
-def as_tuple(value: Any) -> Any:
-    """Lists, also inside of lists, as tuples."""
-    return tuple(as_tuple(x) for x in value) if isinstance(value, list) else value
 
 
 def set_eps(module: nn.Module, eps: float) -> None:

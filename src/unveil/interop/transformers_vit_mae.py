@@ -54,10 +54,8 @@ def layout_of(depth: int, decoder_depth: int | None, start: str) -> Layout:
     layout |= affine("encoder.transformer.norm", f"{start}layernorm")
     if decoder_depth is None:
         return layout
-    layout |= {
-        "mask_token": Place(("decoder.mask_token",), "token"),
-        "decoder_positions": Place(("decoder.decoder_pos_embed",), "table"),
-    }
+    layout["mask_token"] = Place(("decoder.mask_token",), "token")
+    layout["decoder_positions"] = Place(("decoder.decoder_pos_embed",), "table")
     layout |= affine("decoder_embed", "decoder.decoder_embed")
     layout |= stack("decoder.blocks", "decoder.decoder_layers", decoder_depth, PARTS)
     return layout | affine("decoder.norm", "decoder.decoder_norm") | affine("head", "decoder.decoder_pred")
@@ -161,9 +159,7 @@ def refuse(learner: Learner) -> None:
             f"patches of {vit.patch_size}: export for timm or as safetensors instead"
         )
     if isinstance(learner, MAE) and (learner.config.mask_tokens_in_encoder or learner.config.target == "pca"):
-        raise UnveilError(
-            "transformers' ViTMAE has no mask tokens in the encoder and no PCA target: export as safetensors instead"
-        )
+        raise UnveilError("transformers' ViTMAE has no mask tokens in the encoder and no PCA target: export as safetensors instead")
 
 
 def describe(learner: Learner) -> dict[str, Any]:
@@ -171,20 +167,18 @@ def describe(learner: Learner) -> dict[str, Any]:
     encoder = encoder_of(learner)
     vit, norm = encoder.config, encoder.transformer.norm
     facts: dict[str, Any] = {
-        "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"],
-        "model_type": "vit_mae", "dtype": "float32",
+        "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"], "model_type": "vit_mae",
         "hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.heads,
         "intermediate_size": int(vit.width * vit.mlp_ratio), "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02, "layer_norm_eps": getattr(norm, "eps", EPS),
-        "image_size": vit.image_size[0], "patch_size": vit.patch_size[0], "num_channels": vit.channels,
-        "qkv_bias": True,
+        "image_size": vit.image_size[0], "patch_size": vit.patch_size[0], "num_channels": vit.channels, "qkv_bias": True,
+        "dtype": "float32",
     }  # fmt: skip
     if isinstance(learner, MAE):
         decoder = learner.decoder.config
         facts |= {
             "decoder_hidden_size": decoder.width, "decoder_num_hidden_layers": decoder.depth,
-            "decoder_num_attention_heads": decoder.heads,
-            "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
+            "decoder_num_attention_heads": decoder.heads, "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
             "mask_ratio": learner.config.mask_ratio, "norm_pix_loss": learner.config.target == "normalised",
         }  # fmt: skip
     return facts

@@ -84,7 +84,10 @@ def finetune(
         "from": "scratch" if own.scratch else str(run),
         **asdict(own), **asdict(recipe), **asdict(augment), **asdict(training), **asdict(optim), **asdict(hardware),
     }  # fmt: skip
-    facts = {"name": source.name, "fingerprint": source.fingerprint, "test": judged.name, "test_fingerprint": judged.fingerprint}
+    facts = {
+        "name": source.name, "count": len(source.names), "fingerprint": source.fingerprint,
+        "test": judged.name, "test_count": len(judged.names), "test_fingerprint": judged.fingerprint,
+    }  # fmt: skip
     path = Path(out) if out else beside(run, "scratch" if own.scratch else "finetune")
     result = open_run(path, "finetune", config, facts, write=place.lead, say=say)
     if result.results:
@@ -99,8 +102,9 @@ def finetune(
     feed = PictureFeed(known.pictures, places=known.places, batch_size=training.batch_size, seed=training.seed)
     total = total_steps(training, feed)
     say(
-        f"{'training from scratch' if own.scratch else 'fine-tuning'} on {len(known):,} labelled pictures of {len(classes)} classes, "
-        f"judged on {len(asked):,}{' kept aside' if cut else ''}; {total:,} steps of {training.batch_size} in {hardware.precision}"
+        f"{'training from scratch' if own.scratch else 'fine-tuning'} on {len(known):,} labelled pictures "
+        f"of {len(classes)} classes, judged on {len(asked):,}{' kept aside' if cut else ''}; {total:,} steps of "
+        f"{training.batch_size} in {hardware.precision}"
     )
     watch = partial(accuracy, part=asked.labelled(1000), hardware=hardware, place=place)
     fit(learner, feed, result, place, training, optim, hardware, [watch], own.tracker, "scratch" if own.scratch else "finetune")

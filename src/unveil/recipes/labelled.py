@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from unveil.data.sources import Data
+from unveil.data.sources import Data, open_both
 from unveil.errors import UnveilError
 from unveil.learner import Task
 from unveil.models.vit import ViTConfig
@@ -35,9 +35,12 @@ def labelled_parts(
     Raises:
         UnveilError: Where there are no labels, or only one class.
     """
-    data = data if data is not None else data_of(run)
+    source, test_source = open_both(data if data is not None else data_of(run))
+    if test is not None:
+        training, testing = open_both(test)
+        test_source = training if testing is None else testing
     known, asked, cut = open_parts(
-        data, test, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=pixel_limit,
+        source, test_source, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=pixel_limit,
         share=0.2, most=10_000, show=show,
     )  # fmt: skip
     known, asked = known.labelled(), asked.labelled()

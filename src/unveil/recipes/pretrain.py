@@ -12,7 +12,7 @@ import torch
 from unveil.blocks.chance import sample_keys
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, view
 from unveil.data.batch import Batch
-from unveil.data.cache import channel_moments
+from unveil.data.cache import Pictures, channel_moments
 from unveil.data.feed import PictureFeed
 from unveil.data.sources import Data, open_both
 from unveil.errors import UnveilError
@@ -32,7 +32,7 @@ from unveil.train.log import Record
 from unveil.train.loop import Monitor, TrainConfig, total_steps
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import Place, SpreadConfig, autocast, join, leave, settled
-from unveil.train.run import Run, open_run, tell
+from unveil.train.run import Run, open_run, show, tell
 from unveil.train.state import load_model_state
 
 
@@ -96,8 +96,9 @@ def pretrain(
         **asdict(own), **asdict(settings), **asdict(augment), **asdict(training), **asdict(optim), **asdict(hardware),
         "image_size": image_size, "patch_size": patch_size,
     }  # fmt: skip
-    facts = {"name": source.name, "files": len(source.names), "fingerprint": source.fingerprint}
-    facts |= {"test_fingerprint": test_source.fingerprint} if test_source else {}
+    facts = {"name": source.name, "count": len(source.names), "fingerprint": source.fingerprint}
+    if test_source:
+        facts |= {"test_count": len(test_source.names), "test_fingerprint": test_source.fingerprint}
     path = Path(out) if out else Path("runs") / f"{called(source.name)}-{method}-{model}"
     run = open_run(path, "pretrain", config, facts, write=place.lead, say=say)
     if run.results:
@@ -105,17 +106,14 @@ def pretrain(
         return run
 
     pictures, judged, cut = open_parts(
-        data, None, side=stored_side(image_size), channels=own.channels or None, pixel_limit=own.pixel_limit,
+        source, test_source, side=stored_side(image_size), channels=own.channels or None, pixel_limit=own.pixel_limit,
         share=0.1, most=own.held_out, show=place.lead,
     )  # fmt: skip
     write_skipped(run.path, [pictures, judged], place, say)
-    usual = pictures.pictures.channels in (1, 3) and pictures.pictures.dtype == torch.uint8
-    mean, std = channel_moments(pictures.pictures)
-    if usual:
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if len(mean) == 3 else ((0.449,), (0.226,))
     width, depth, heads = MODELS[model]
+    mean, std = moments(pictures.pictures)
     vit = ViTConfig(
-        width=width, depth=depth, heads=heads, image_size=image_size, patch_size=patch_size, channels=pictures.pictures.channels,
+        width=width, depth=depth, heads=heads, image_size=image_size, patch_size=patch_size, channels=len(mean),
         mean=mean, std=std, recompute=own.recompute,
     )  # fmt: skip
     torch.manual_seed(training.seed)
@@ -129,9 +127,11 @@ def pretrain(
     say(
         f"{method} with {model} ({parameters / 1e6:.1f} M parameters) on {len(pictures):,} pictures of {source.name}, "
         f"{image_size[0]} x {image_size[1]} px in patches of {patch_size[0]} x {patch_size[1]}; {total:,} steps of "
-        f"{training.batch_size} in {hardware.precision} on {place.world} {place.device.type} process{'es' * (place.world > 1)}"
+        f"{training.batch_size} in {hardware.precision} on {place.world} {place.device.type} "
+        f"process{'es' * (place.world > 1)}"
     )
-    fit(learner, feed, run, place, training, optim, hardware, monitors(pictures, judged, vit, hardware, place), own.tracker, "pretrain")
+    watched = monitors(pictures, judged, vit, hardware, place)
+    fit(learner, feed, run, place, training, optim, hardware, watched, own.tracker, "pretrain")
     if place.lead:
         learner = kind.build(vit, settings, augment)
         load_model_state(learner, run.checkpoints().load(total, "model"))
@@ -139,19 +139,31 @@ def pretrain(
         native.save(learner, run.path)
         save_samples(run, judged if len(judged) else pictures, vit)
         write_skipped(run.path, [pictures, judged], place, lambda text: None)
-        results: Record = {
-            "pictures": len(pictures), "skipped": len(skipped_lines(pictures, judged)), "pictures_seen": total * training.batch_size,
-            "seconds": sum(line.get("seconds", 0.0) for line in run.log), "held_out": held_out(learner, judged=judged, vit=vit, hardware=hardware, place=place),
-        }  # fmt: skip
-        results |= compare(learner.encoder, untrained, pictures, judged, hardware, place)
-        if cut and len(judged):
-            results["judged_on"] = results.get("judged_on", {}) | {"kept_aside": len(judged)}
-        run.write_results(results)
+        results = prove(learner, untrained, pictures, judged, hardware, place)
+        seconds = sum(line.get("seconds", 0.0) for line in run.log)
+        run.write_results(results | {"pictures_seen": total * training.batch_size, "seconds": seconds, "kept_aside": cut})
         page = write_page(run, learner)
-        terminal_table(results)
+        show(terminal_table(run.results))
         say(f"The encoder: {run.path / 'encoder.safetensors'}\nThe report:  {page}")
     leave(place)
     return run
+
+
+def moments(pictures: Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel to normalise with: ImageNet's for 8-bit grey and colour, else the data's own."""
+    if pictures.dtype == torch.uint8 and pictures.channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    if pictures.dtype == torch.uint8 and pictures.channels == 1:
+        return (0.449,), (0.226,)
+    return channel_moments(pictures)
+
+
+def prove(learner: Method, untrained: ViT, pictures: Part, judged: Part, hardware: SpreadConfig, place: Place) -> Record:
+    """What was learned: error on pictures kept aside, and what the features are worth."""
+    return {
+        "pictures": len(pictures), "skipped": len(skipped_lines(pictures, judged)),
+        "held_out": held_out(learner, judged=judged, vit=learner.encoder.config, hardware=hardware, place=place),
+    } | compare(learner.encoder, untrained, pictures, judged, hardware, place)  # fmt: skip
 
 
 def monitors(pictures: Part, judged: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place) -> list[Monitor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from unveil.blocks.patches import Size
 from unveil.data.cache import Pictures, sample_pictures
 from unveil.data.order import shuffled
-from unveil.data.sources import Data, Source, open_both, open_source
+from unveil.data.sources import Data, Source, open_source
 from unveil.errors import UnveilError
 from unveil.train.checkpoint import write_whole
 from unveil.train.parallel import Place
@@ -107,8 +107,8 @@ def stored_side(image_size: Size) -> int:
 
 
 def open_parts(
-    data: Data,
-    test: Data | None,
+    source: Source,
+    test_source: Source | None,
     *,
     side: int,
     channels: int | None,
@@ -116,28 +116,19 @@ def open_parts(
     share: float,
     most: int,
     show: bool,
-    classes: list[str] | None = None,
 ) -> tuple[Part, Part, bool]:
     """The pictures to train on, those to judge on, and whether the latter were cut off the former.
 
     Args:
-        data: DATA to train on.
-        test: DATA to judge on; by default the test split of `data`, or else a share of it that is kept aside.
+        source: What to train on.
+        test_source: What to judge on; where there is none, a share of `source` is kept aside.
         side: As for `Pictures`.
         channels: As for `Pictures`.
         pixel_limit: As for `Pictures`.
-        share: How much is kept aside where there is no test split; the same pictures each time.
+        share: How much is kept aside; the same pictures each time.
         most: The largest number that is kept aside.
         show: Whether to show a progress bar.
-        classes: Number the labels as these; by default as `data` has them.
     """
-    source, test_source = open_both(data)
-    if test is not None:
-        part = open_source(test, split=None)
-        whole = open_both(test)[1]
-        test_source = whole if whole is not None else part
-    if classes is not None:
-        source = source.with_classes(classes)
     with reading(source.name, show) as progress:
         pictures = Pictures(source, side=side, channels=channels, pixel_limit=pixel_limit, progress=progress)
     if test_source is not None:

@@ -38,9 +38,9 @@ def page(run: Run, learner: Learner | None) -> Markup:
         ("Reconstructions", lambda: drawn(run, learner, reconstruction_section)),
         ("Attention", lambda: drawn(run, learner, attention_section)),
         ("Classes", lambda: class_results(run)),
-        ("Data", lambda: data_section(run.facts.get("data") or {})),
+        ("Data", lambda: data_section(data) if (data := run.facts.get("data")) else None),
         ("Skipped", lambda: skipped_section(run.path / "skipped.txt")),
-        ("Settings", lambda: settings_section(run.facts.get("config") or {})),
+        ("Settings", lambda: settings_section(config) if (config := run.facts.get("config")) else None),
         ("Receipt", lambda: receipt_section(run)),
     ]
     made = [(name, body) for name, make in makers if (body := make())]
@@ -67,7 +67,7 @@ def headline(run: Run) -> tuple[Markup, str]:
     """What was trained on what, and a sentence on how it went; and the title of the page."""
     config, data = run.facts.get("config") or {}, run.facts.get("data") or {}
     kind = str(run.facts.get("kind", "run"))
-    what = " with ".join(str(config[key]) for key in ("method", "model") if config.get(key)) or kind
+    what = " with ".join(str(config[key]) for key in ("method", "model") if config.get(key)) or "a model"
     name = str(data.get("name", "unnamed data"))
     title = f"{what}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
     count = f"{data['count']:,} pictures" if isinstance(data.get("count"), int) else ""

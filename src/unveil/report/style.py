@@ -78,13 +78,15 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
     """
     stream = io.StringIO()
     with rc_context(TYPE):
-        figure.savefig(stream, format="svg", transparent=True, dpi=170, metadata={"Date": None})
+        figure.savefig(stream, format="svg", transparent=True, dpi=130, metadata={"Date": None})
     svg = stream.getvalue()
     width, height = (float(x) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2])
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = body.replace("xlink:href=", "href=")
-    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)
     for variable, colour in LIGHT.items():
         body = body.replace(colour, f"var(--{variable})")
     pixels = f'width="{width / 0.75:g}" height="{height / 0.75:g}"'             # 72 points are 96 pixels

@@ -11,7 +11,10 @@ from unveil.models.vit import ViT
 
 
 class Partial(Task):
-    """An encoder whose last `blocks` blocks are tuned: 0 is a linear probe, 0.5 the MLP of the last block, all of them everything."""
+    """An encoder whose last `blocks` blocks are tuned.
+
+    0 is a linear probe, 0.5 tunes the MLP of the last block only, and all of them everything.
+    """
 
     def __init__(self, encoder: ViT, classes: int, blocks: float, augment: Augment | None = None) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ def sync(path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replaces a text file in one move: a reader sees the old one or the new one."""
     fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    fresh.write_text(text)
+    fresh.write_text(text, encoding="utf-8")
     sync(fresh)
     os.replace(fresh, path)
     sync(path.parent)

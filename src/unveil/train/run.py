@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from unveil.errors import UnveilError
 from unveil.train.checkpoint import Checkpoints, write_whole
@@ -140,6 +140,11 @@ def receipt() -> dict[str, Any]:
         },
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def show(table: RenderableType) -> None:
+    """Shows something that rich can draw; on the standard output, for it is a result."""
+    Console().print(table)
 
 
 def tell(lead: bool) -> Callable[[str], None]:
