@@ -39,10 +39,7 @@ except PackageNotFoundError:                                                   #
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are fetched when they are first used, so that `import unveil` takes no time.
-
-    A sub-package of the same name (`unveil.report`) gives way to the function.
-    """
+    """Public names are fetched when they are first used, so that `import unveil` takes no time."""
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value

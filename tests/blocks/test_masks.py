@@ -34,7 +34,7 @@ def test_counts_and_partition_of_random_masks(patches, ratio, seed):
     check_partition(keep, hide, 2, patches, visible)
 
 
-@pytest.mark.parametrize(("patches", "ratio", "visible"), [(196, 0.75, 49), (196, 0.6, 78), (10, 0.3, 7), (64, 0.9, 6), (256, 0.75, 64)])
+@pytest.mark.parametrize(("patches", "ratio", "visible"), [(196, 0.75, 49), (196, 0.6, 78), (10, 0.3, 7), (64, 0.9, 6)])
 def test_known_counts(patches, ratio, visible):
     assert visible_count(patches, ratio) == visible
 
@@ -65,8 +65,9 @@ def test_random_masks_are_uniform():
 
 
 @given(
-    rows=st.integers(2, 16), columns=st.integers(2, 16), ratio=st.floats(0.1, 0.9), seed=st.integers(0, 2**20), smallest=st.integers(1, 20)
-)
+    rows=st.integers(2, 16), columns=st.integers(2, 16), ratio=st.floats(0.1, 0.9), seed=st.integers(0, 2**20),
+    smallest=st.integers(1, 20),
+)  # fmt: skip
 @settings(max_examples=80, deadline=None)
 def test_block_masks_hide_the_exact_count(rows, columns, ratio, seed, smallest):
     patches = rows * columns

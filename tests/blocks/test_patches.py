@@ -24,8 +24,7 @@ def slowly(images: Tensor, patch: tuple[int, int]) -> Tensor:
                 values = []
                 for row in range(patch[0]):
                     for column in range(patch[1]):
-                        for channel in range(c):
-                            values.append(float(images[image, channel, top + row, left + column]))
+                        values += [float(images[image, channel, top + row, left + column]) for channel in range(c)]
                 patches.append(values)
         all_patches.append(patches)
     return torch.tensor(all_patches)

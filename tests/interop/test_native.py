@@ -126,8 +126,7 @@ def test_loading_leaves_chance_alone(make_mae, tmp_path):
 
 
 def test_another_epsilon_is_kept(make_mae, tmp_path):
-    learner = make_mae()
-    native.set_eps(learner, 1e-12)
+    learner = make_mae(eps=1e-12)
     native.save(learner, tmp_path)
     for again in (load(tmp_path), load(tmp_path / "encoder.safetensors")):
         assert again.encoder.transformer.norm.eps == 1e-12

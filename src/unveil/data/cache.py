@@ -57,6 +57,7 @@ class Pictures:
         self.classes = source.classes
         self.skipped: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._stand_ins: dict[int, int] = {}                                   # shown in place of one that cannot be read
         self._kept: Tensor | list[np.ndarray] | None = None
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pictures")
         sample = sample_pictures(source, 64, shrink_to=side, pixel_limit=pixel_limit)
@@ -79,8 +80,16 @@ class Pictures:
     @property
     def labels(self) -> Int[Tensor, " n"]:
         """The class of each picture, -1 where it has none."""
-        labels = self.source.labels
-        return torch.full((len(self),), -1) if labels is None else torch.from_numpy(labels[self.numbers])
+        return self.labels_of(torch.arange(len(self)))
+
+    def labels_of(self, places: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """The classes of what `batch` gave for these places: a picture that stood in for an unreadable one brings its own."""
+        if self.source.labels is None:
+            return torch.full((len(places),), -1)
+        numbers = self.numbers[places.numpy()]
+        if self._stand_ins:
+            numbers = np.array([self._stand_ins.get(i, i) for i in numbers.tolist()], dtype=np.int64)
+        return torch.from_numpy(self.source.labels[numbers])
 
     @property
     def in_memory(self) -> bool:
@@ -146,9 +155,11 @@ class Pictures:
         total = len(self.source.names)
         for i in range(number, number + total):
             picture = self._read_or_reason(i % total)
-            if not isinstance(picture, str):
-                return picture
             with self._lock:
+                if not isinstance(picture, str):
+                    if i != number:
+                        self._stand_ins[number] = i % total
+                    return picture
                 self.skipped[self.source.names[i % total]] = picture
         raise UnveilError(f"no picture of {self.source.name} can be read any more: was it moved?")
 

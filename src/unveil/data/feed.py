@@ -42,7 +42,6 @@ class PictureFeed:
         self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
         self.places = torch.arange(len(pictures)) if places is None else places
         self.samples = len(self.places)
-        self.labels = pictures.labels
 
     def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
         """See `Feed`."""
@@ -55,7 +54,7 @@ class PictureFeed:
         order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
         places = self.places[order]
         images, sizes = self.pictures.batch(places)
-        return Batch(images, sizes, sample_keys(self.seed, first, size), self.labels[places])
+        return Batch(images, sizes, sample_keys(self.seed, first, size), self.pictures.labels_of(places))
 
 
 def share_size(batch_size: int, shares: int) -> int:

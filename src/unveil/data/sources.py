@@ -251,8 +251,8 @@ def _archive_parts(text: str, archive: Archive) -> _Parts:
     if not candidates:
         others = f"; its {len(archive.names):,} files are none" if archive.names else " and no files at all"
         raise UnveilError(f"no pictures in {text!r}{others}. DATA is {FORMS}")
-    others = {archive.names[index] for index in set(range(len(archive.names))) - set(candidates)}
-    unused = {name: "no picture, by its name or its first bytes" for name in others if not name.endswith(LABEL_ENDINGS)}
+    rest = (archive.names[index] for index in sorted(set(range(len(archive.names))) - set(candidates)))
+    unused = {name: "no picture, by its name or its first bytes" for name in rest if not name.endswith(LABEL_ENDINGS)}
     names = _told_names(archive, candidates)
     splits = split_folders(names)
     parts = splits or {"train": list(range(len(names)))}

@@ -26,7 +26,6 @@ from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.train.checkpoint import Checkpoints, write_whole
 
 NOTE = "unveil"
-EPS = 1e-6
 
 
 def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[str, Any]:
@@ -60,9 +59,6 @@ def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[
     elif not isinstance(learner, EncoderOnly):
         kind = type(learner).__name__
         raise UnveilError(f"a {kind} cannot be saved in this format: save a method, a Finetune, or an encoder")
-    eps = {layer.eps for layer in learner.modules() if isinstance(layer, nn.LayerNorm)}
-    if eps - {EPS}:                                                            # weights that came from elsewhere
-        facts["eps"] = max(eps)
     if isinstance(learner, EncoderOnly) and not isinstance(encoder.transformer.norm, nn.LayerNorm):
         facts["norm"] = False                                                  # fine-tuned: its norm is after the mean
     plain: dict[str, Any] = json.loads(json.dumps(facts))
@@ -93,7 +89,6 @@ def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Le
         learner = EncoderOnly(ViT(vit), str(source))
         if not config.get("norm", True):
             learner.encoder.transformer.norm = nn.Identity()
-    set_eps(learner, config.get("eps", EPS))
     return learner.eval()
 
 
@@ -113,13 +108,6 @@ def encoder_of(learner: Learner) -> ViT:
     if not isinstance(encoder, ViT):
         raise UnveilError(f"a {type(learner).__name__} has no encoder of pictures, and there is nothing else to save")
     return encoder
-
-
-def set_eps(module: nn.Module, eps: float) -> None:
-    """Changes what every LayerNorm adds to the variance."""
-    for layer in module.modules():
-        if isinstance(layer, nn.LayerNorm):
-            layer.eps = eps
 
 
 def write_config(learner: Learner, folder: str | Path, *, classes: Sequence[str] | None = None) -> None:

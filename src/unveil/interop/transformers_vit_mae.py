@@ -17,7 +17,7 @@ from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
 from unveil.interop.layout import Layout, Parts, Place, affine, fill, lay_out, stack
 from unveil.interop.mae_release import mlp_ratio, moments
-from unveil.interop.native import EPS, encoder_of, set_eps
+from unveil.interop.native import encoder_of
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT, ViTConfig
@@ -91,7 +91,6 @@ def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
     else:
         learner, layout = EncoderOnly(ViT(vit), str(folder)), layout_of(vit.depth, None, start)
     matched = fill(learner, layout, state, folder)
-    set_eps(learner, facts.get("layer_norm_eps", 1e-12))
     kind = "ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel, no decoder"
     say(f"{folder}: {matched} of {matched} tensors matched (transformers, {kind})")
     return learner.eval()
@@ -115,7 +114,7 @@ def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAEConfi
         width=width, depth=facts.get("num_hidden_layers", 12), heads=facts.get("num_attention_heads", 12),
         image_size=pair(facts.get("image_size", 224)), patch_size=pair(facts.get("patch_size", 16)), channels=channels,
         mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
-        mean=mean, std=std,
+        eps=facts.get("layer_norm_eps", 1e-12), mean=mean, std=std,
     )  # fmt: skip
     config = MAEConfig(
         mask_ratio=facts.get("mask_ratio", 0.75), target="normalised" if facts.get("norm_pix_loss", False) else "pixel",
@@ -165,12 +164,12 @@ def refuse(learner: Learner) -> None:
 def describe(learner: Learner) -> dict[str, Any]:
     """The `config.json` of transformers."""
     encoder = encoder_of(learner)
-    vit, norm = encoder.config, encoder.transformer.norm
+    vit = encoder.config
     facts: dict[str, Any] = {
         "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"], "model_type": "vit_mae",
         "hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.heads,
         "intermediate_size": int(vit.width * vit.mlp_ratio), "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02, "layer_norm_eps": getattr(norm, "eps", EPS),
+        "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02, "layer_norm_eps": vit.eps,
         "image_size": vit.image_size[0], "patch_size": vit.patch_size[0], "num_channels": vit.channels, "qkv_bias": True,
         "dtype": "float32",
     }  # fmt: skip

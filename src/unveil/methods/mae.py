@@ -80,7 +80,9 @@ class MAE(Method):
         places = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
         self.decoder_positions = nn.Parameter(places, requires_grad=False)     # (1 + N, E)
         heads = config.decoder_heads or heads_of(width)
-        self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, recompute=vit.recompute))
+        self.decoder = Transformer(
+            TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, recompute=vit.recompute)
+        )
         self.head = nn.Linear(width, self.target.size)
         xavier(self.decoder_embed)
         xavier(self.head)

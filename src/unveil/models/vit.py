@@ -36,6 +36,7 @@ class ViTConfig:
     positions: Literal["sincos", "learned"] = "sincos"
     drop_path: float = 0.0
     layer_scale: float | None = None
+    eps: float = 1e-6
     recompute: bool = False
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Each channel's mean, on a scale of 0 to 1, that pictures are normalised with."""
@@ -65,7 +66,7 @@ class ViT(nn.Module):
         self.transformer = Transformer(
             TransformerConfig(
                 width=config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio,
-                drop_path=config.drop_path, layer_scale=config.layer_scale, recompute=config.recompute,
+                drop_path=config.drop_path, layer_scale=config.layer_scale, eps=config.eps, recompute=config.recompute,
             )
         )  # fmt: skip
 

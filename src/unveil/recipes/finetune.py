@@ -18,7 +18,7 @@ from unveil.options import configure
 from unveil.recipes.fitting import fit
 from unveil.recipes.labelled import labelled_parts, predicted, write_predictions
 from unveil.recipes.reading import Part, few_labels, write_skipped
-from unveil.report.page import write_page
+from unveil.reports.page import write_page
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.tasks.score import score
 from unveil.train.log import Record

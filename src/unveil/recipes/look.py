@@ -11,8 +11,8 @@ from unveil.options import configure
 from unveil.recipes.features import views_of
 from unveil.recipes.labelled import data_of
 from unveil.recipes.reading import open_whole, stored_side
-from unveil.report.page import write_page
-from unveil.report.reconstruct import figure
+from unveil.reports.page import write_page
+from unveil.reports.reconstruct import figure
 from unveil.train.run import Run, tell
 
 

@@ -24,8 +24,8 @@ from unveil.options import configure
 from unveil.recipes.features import features_of, judge_features, raw_pixels, views_of  # judge_features, raw_pixels
 from unveil.recipes.fitting import fit
 from unveil.recipes.reading import Part, natural_side, open_parts, sizes_for, skipped_lines, stored_side, write_skipped
-from unveil.report.page import write_page
-from unveil.report.table import terminal_table
+from unveil.reports.page import write_page
+from unveil.reports.table import terminal_table
 from unveil.tasks.knn import knn_scores
 from unveil.tasks.score import score
 from unveil.train.log import Record

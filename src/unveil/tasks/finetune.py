@@ -48,7 +48,7 @@ class Finetune(Task):
         tuned.load_state_dict(encoder.state_dict())
         tuned.transformer.norm = nn.Identity()                                 # its place is after the mean
         self.encoder, self.config = tuned, config
-        self.norm = nn.LayerNorm(vit.width, eps=1e-6)
+        self.norm = nn.LayerNorm(vit.width, eps=vit.eps)
         self.head = nn.Linear(vit.width, classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unveil.report.markup import Markup, element, join, table
-from unveil.report.verdict import COLUMNS, ERRORS, ROWS, Results, comparisons, held_out, percent
+from unveil.reports.markup import Markup, element, join, table
+from unveil.reports.verdict import COLUMNS, ERRORS, ROWS, Results, comparisons, held_out, percent
 
 
 class Grid(NamedTuple):

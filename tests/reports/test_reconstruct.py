@@ -5,11 +5,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tests.report.conftest import make_mae
+from tests.reports.conftest import make_mae
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
-from unveil.report.cells import channel_note, displayable, short
-from unveil.report.reconstruct import BORROWED, HIDDEN, figure, masks, suitable_ratios
+from unveil.reports.cells import channel_note, displayable, short
+from unveil.reports.reconstruct import BORROWED, HIDDEN, figure, masks, suitable_ratios
 
 
 def texts(drawn: Figure) -> str:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from unveil.errors import UnveilError
 from unveil.learner import Learner
-from unveil.report import attention, reconstruct
-from unveil.report.classes import class_section
-from unveil.report.curves import curves
-from unveil.report.markup import Markup, element, join
-from unveil.report.style import inline
+from unveil.reports import attention, reconstruct
+from unveil.reports.classes import class_section
+from unveil.reports.curves import curves
+from unveil.reports.markup import Markup, element, join
+from unveil.reports.style import inline
 from unveil.train.run import Run
 
 

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tests.report.conftest import make_mae, write_samples
+from tests.reports.conftest import make_mae, write_samples
 from unveil.data.augment import AugmentConfig
 from unveil.models.vit import ViT
-from unveil.report.page import write_page
+from unveil.reports.page import write_page
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.train.run import Run
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unveil.learner import Learner
-from unveil.report.facts import data_section, receipt_section, settings_section, skipped_section
-from unveil.report.markup import Markup, element, join
-from unveil.report.sections import attention_section, class_results, curve_section, drawn, reconstruction_section
-from unveil.report.style import style_sheet
-from unveil.report.table import html_table
-from unveil.report.verdict import verdict
+from unveil.reports.facts import data_section, receipt_section, settings_section, skipped_section
+from unveil.reports.markup import Markup, element, join
+from unveil.reports.sections import attention_section, class_results, curve_section, drawn, reconstruction_section
+from unveil.reports.style import style_sheet
+from unveil.reports.table import html_table
+from unveil.reports.verdict import verdict
 from unveil.train.checkpoint import write_whole
 from unveil.train.run import Run
 

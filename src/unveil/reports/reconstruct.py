@@ -21,8 +21,8 @@ from unveil.blocks.targets import NormalisedTarget
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.models.vit import ViTConfig
-from unveil.report.cells import Sheet, channel_note, displayable
-from unveil.report.style import HIDDEN
+from unveil.reports.cells import Sheet, channel_note, displayable
+from unveil.reports.style import HIDDEN
 
 RATIOS = (0.5, 0.75, 0.9)
 LABELS = ("masked", "reconstruction", "visible patches\npasted in")

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from unveil.blocks.patches import Size
-from unveil.report.markup import clean
-from unveil.report.style import LIGHT, TYPE
+from unveil.reports.markup import clean
+from unveil.reports.style import LIGHT, TYPE
 
 GAP, GROUP_GAP, MARGIN = 0.05, 0.24, 0.06                                     # inches
 LABEL, HEADING, LINE = 0.36, 0.3, 0.165                                       # labels of up to two lines

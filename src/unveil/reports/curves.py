@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from unveil.report.style import LIGHT, TYPE
+from unveil.reports.style import LIGHT, TYPE
 from unveil.train.log import Record
 
 SIZE = (4.4, 2.5)

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from unveil.report.cells import short
-from unveil.report.markup import Markup, element, join, table
-from unveil.report.style import LIGHT, TYPE, inline
-from unveil.report.verdict import percent
+from unveil.reports.cells import short
+from unveil.reports.markup import Markup, element, join, table
+from unveil.reports.style import LIGHT, TYPE, inline
+from unveil.reports.verdict import percent
 
 MOST = 20
 """Classes that a table has room for."""

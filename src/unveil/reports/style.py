@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from unveil.report.markup import Markup, escape
+from unveil.reports.markup import Markup, escape
 
 LIGHT = {
     "paper": "#ffffff",
@@ -64,7 +64,7 @@ TYPE: dict[Any, Any] = {
 def style_sheet() -> str:
     """The CSS of a page."""
     light, dark = ("".join(f"--{name}:{value};" for name, value in palette.items()) for palette in (LIGHT, DARK))
-    rest = files("unveil.report").joinpath("page.css").read_text(encoding="utf-8")
+    rest = files("unveil.reports").joinpath("page.css").read_text(encoding="utf-8")
     return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}\n{rest}"
 
 

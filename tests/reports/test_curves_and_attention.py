@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.report.conftest import make_mae
+from tests.reports.conftest import make_mae
 from unveil.errors import UnveilError
-from unveil.report import attention
-from unveil.report.curves import apart, curves, running_mean
+from unveil.reports import attention
+from unveil.reports.curves import apart, curves, running_mean
 from unveil.train.run import Run
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unveil.report.markup import Markup, element, join, table
+from unveil.reports.markup import Markup, element, join, table
 from unveil.train.run import Run
 
 TIMES = "\N{MULTIPLICATION SIGN}"

@@ -2,9 +2,9 @@ import io
 
 from rich.console import Console
 
-from tests.report.conftest import FEATURES, RESULTS, SCORE
-from unveil.report.table import html_table, terminal_table
-from unveil.report.verdict import verdict
+from tests.reports.conftest import FEATURES, RESULTS, SCORE
+from unveil.reports.table import html_table, terminal_table
+from unveil.reports.verdict import verdict
 
 
 def printed(results: dict) -> str:

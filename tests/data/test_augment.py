@@ -1,0 +1,253 @@
+"""Augmentation against Pillow and torchvision, picture by picture."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as V
+
+from unveil.blocks.chance import sample_keys, uniform
+from unveil.data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augment,
+    AugmentConfig,
+    centre_boxes,
+    crop_resize,
+    jittered,
+    moved_boxes,
+    normalise,
+    random_boxes,
+    resize_matrix,
+    view,
+)  # fmt: skip
+from unveil.data.batch import Batch
+from unveil.errors import UnveilError
+
+SIZES = [(24, 31), (40, 17), (9, 12), (33, 33), (40, 31)]
+
+
+def picture(height: int, width: int, seed: int, channels: int = 3) -> np.ndarray:
+    """Stripes, a bright square and some noise (H, W, C) uint8."""
+    chance = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    image = 100 + 60 * np.sin(x[..., None] / 3 + np.arange(channels)) + 40 * np.cos(y[..., None] / 5)
+    image[height // 4 : height // 2, width // 4 : width // 2] = 255
+    return (image + chance.normal(0, 8, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+def canvases(pictures: list[np.ndarray], fill: int = 0) -> tuple[Tensor, Tensor]:
+    sizes = [x.shape[:2] for x in pictures]
+    height, width = max(s[0] for s in sizes), max(s[1] for s in sizes)
+    canvas = np.full((len(pictures), pictures[0].shape[2], height, width), fill, pictures[0].dtype)
+    for row, x in zip(canvas, pictures, strict=True):
+        row[:, : x.shape[0], : x.shape[1]] = x.transpose(2, 0, 1)
+    return torch.from_numpy(canvas), torch.tensor(sizes)
+
+
+def by_pillow(x: np.ndarray, box: list[int], size: tuple[int, int], flip: bool, exact: bool) -> np.ndarray:
+    """Crop and resize by Pillow, on bytes or, `exact`, in floats without rounding; (S, T, C), on the input's scale."""
+    top, left, height, width = box
+    planes = []
+    for c in range(x.shape[2]):
+        image = Image.fromarray(x[..., c].astype(np.float32) if exact else x[..., c])
+        image = image.crop((left, top, left + width, top + height)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        planes.append(np.asarray(image, dtype=np.float64))
+    out = np.stack(planes, axis=-1)
+    return out[:, ::-1] if flip else out
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 12), (20, 48), (5, 33)])
+@pytest.mark.parametrize("deep", [False, True])
+def test_crop_and_resize_equal_pillow(size, deep):
+    chance = np.random.default_rng(1)
+    pictures = [picture(h, w, i) for i, (h, w) in enumerate(SIZES * 4)]
+    if deep:
+        pictures = [x.astype(np.uint16) * 257 for x in pictures]
+    boxes = []
+    for i, x in enumerate(pictures):
+        h, w = (int(chance.integers(1, side + 1)) for side in x.shape[:2])
+        boxes.append([int(chance.integers(0, x.shape[0] - h + 1)), int(chance.integers(0, x.shape[1] - w + 1)), h, w])
+        if i % 4 == 0:
+            boxes[-1] = [0, 0, *x.shape[:2]]
+    flips = [i % 3 == 0 for i in range(len(pictures))]
+    images, sizes = canvases(pictures, fill=255)                               # what is outside a picture must not leak in
+    found = crop_resize(images, torch.tensor(boxes).float(), sizes, size, torch.tensor(flips))
+    assert found.shape == (len(pictures), 3, *size)
+    full, near = 65535 if deep else 255, []
+    for ours, x, box, flip in zip(found.permute(0, 2, 3, 1).numpy(), pictures, boxes, flips, strict=True):
+        exact = by_pillow(x, box, size, flip, exact=True).clip(0, full)
+        np.testing.assert_allclose(ours * full, exact, atol=3e-5 * full)
+        if not deep:
+            apart = np.abs(ours * 255 - by_pillow(x, box, size, flip, exact=False))
+            assert apart.mean() < 0.6                                          # rounding to bytes, no shift
+            near.append((apart <= 3).flatten())                                # Pillow also clips between its two passes
+    assert deep or np.concatenate(near).mean() > 0.995
+
+
+def test_same_size_is_the_picture_itself():
+    images, sizes = canvases([picture(12, 16, 0)])
+    found = crop_resize(images, torch.tensor([[0.0, 0, 12, 16]]), sizes, (12, 16))
+    torch.testing.assert_close(found * 255, images.float(), rtol=0, atol=1e-3)
+
+
+def test_rows_of_the_matrix_sum_to_1_inside():
+    rows = resize_matrix(torch.tensor([3.0]), torch.tensor([10.0]), torch.tensor([20]), 32, 7)
+    torch.testing.assert_close(rows.sum(2), torch.ones(1, 7))
+    assert not rows[:, :, :3].any()
+    assert not rows[:, :, 13:].any()
+
+
+@pytest.mark.parametrize("image_size", [(16, 16), (12, 24)])
+@pytest.mark.parametrize("scale", [0.08, 0.2, 0.7])
+def test_random_boxes_obey_the_ranges(image_size, scale):
+    count, height, width = 4000, 200, 260
+    boxes = random_boxes(torch.tensor([[height, width]] * count).float(), sample_keys(0, 0, count), scale, image_size).double()
+    top, left, h, w = boxes.unbind(1)
+    assert torch.equal(boxes, boxes.round())
+    assert bool(((top >= 0) & (left >= 0) & (top + h <= height) & (left + w <= width)).all())
+    area, aspect = h * w / (height * width), w / h / (image_size[1] / image_size[0])
+    assert scale * 0.97 < area.min() < scale * 1.1                             # rounding to pixels moves it a little
+    assert area.max() <= 1
+    assert aspect.min() > 0.75 * 0.97
+    assert aspect.max() < 4 / 3 * 1.03
+    torch.manual_seed(0)
+    canvas, wanted = torch.zeros(3, height, width), image_size[1] / image_size[0]
+    peer = [RandomResizedCrop.get_params(canvas, [scale, 1.0], [wanted * 3 / 4, wanted * 4 / 3]) for _ in range(count)]
+    for i in range(4):                                                         # distributed as torchvision's
+        assert stats.ks_2samp(boxes[:, i].numpy(), [box[i] for box in peer]).pvalue > 0.001
+
+
+def slow_box(height: int, width: int, u: list[float], scale: float, tries: int = 10) -> list[int]:
+    """torchvision's RandomResizedCrop.get_params, with its draws given; square results."""
+    for i in range(tries):
+        area = height * width * (scale + (1 - scale) * u[i])
+        aspect = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[tries + i])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return [int(u[-2] * (height - h + 1)), int(u[-1] * (width - w + 1)), h, w]
+    ratio = width / height
+    w, h = width, height
+    if ratio < 3 / 4:
+        h = round(w / (3 / 4))
+    elif ratio > 4 / 3:
+        w = round(h * 4 / 3)
+    return [(height - h) // 2, (width - w) // 2, h, w]
+
+
+def test_random_boxes_equal_torchvisions_loop():
+    keys = sample_keys(2, 0, 400)
+    sizes = torch.tensor([(32, 32), (40, 60), (100, 4), (5, 90), (7, 3), (1, 1), (3, 300), (48, 36)] * 50)
+    found = random_boxes(sizes.float(), keys, 0.2, (16, 16))
+    drawn = uniform(keys, 22, stream=11).tolist()
+    slow = [slow_box(h, w, u, 0.2) for (h, w), u in zip(sizes.tolist(), drawn, strict=True)]
+    same = [a == b for a, b in zip(found.int().tolist(), slow, strict=True)]
+    assert sum(same) >= 398                                                    # a side at x.5 may round the other way in float32
+    assert found.int().tolist()[2] == [(100 - 5) // 2, 0, 5, 4]                # the fallback: no square fits
+
+
+def test_draws_do_not_depend_on_the_batch():
+    images, sizes = canvases([picture(h, w, i) for i, (h, w) in enumerate(SIZES)])
+    batch = Batch(images, sizes, sample_keys(0, 0, 5))
+    augment = Augment(AugmentConfig(jitter=0.4), (10, 14), (0.5,) * 3, (0.25,) * 3)
+    whole = augment(batch).images
+    for i, (h, w) in enumerate(SIZES):
+        alone = Batch(images[i : i + 1, :, :h, :w], sizes[i : i + 1], batch.keys[i : i + 1])
+        torch.testing.assert_close(augment(alone).images[0], whole[i], rtol=1e-4, atol=1e-4)
+    other = augment(batch._replace(keys=sample_keys(0, 5, 5))).images
+    assert (other - whole).abs().amax(dim=(1, 2, 3)).min() > 0.1
+
+
+def test_flips_half_and_never_without_crop():
+    images, sizes = canvases([picture(8, 8, 0)] * 400)
+    batch = Batch(images, sizes, sample_keys(0, 0, 400))
+    plain = view(batch._replace(images=images[:1], sizes=sizes[:1]), (8, 8), (0.0,) * 3, (1.0,) * 3)
+    boxes = torch.tensor([[0.0, 0, 8, 8]] * 400)
+    flip = uniform(batch.keys, 1, stream=12)[:, 0] < 0.5
+    assert abs(flip.float().mean() - 0.5) < 0.1
+    found = crop_resize(images, boxes, sizes, (8, 8), flip)
+    for x, turned in zip(found, flip, strict=True):
+        torch.testing.assert_close(x, plain[0].flip(2) if turned else plain[0], rtol=0, atol=1e-5)
+    none = Augment(AugmentConfig(crop="none", flip=True), (8, 8), (0.0,) * 3, (1.0,) * 3)(batch).images
+    torch.testing.assert_close(none, plain.expand_as(none), rtol=0, atol=1e-5)
+    boxes = random_boxes(sizes.float(), batch.keys, 0.2, (8, 8))
+    for wanted in (True, False):
+        found = Augment(AugmentConfig(flip=wanted), (8, 8), (0.0,) * 3, (1.0,) * 3)(batch).images
+        assert torch.equal(found, crop_resize(images, boxes, sizes, (8, 8), flip if wanted else None))
+
+
+def test_fixed_crops_move_into_black():
+    x = picture(16, 16, 0) // 2 + 100                                          # nowhere black itself
+    images, sizes = canvases([x] * 300)
+    keys = sample_keys(0, 0, 300)
+    boxes = moved_boxes(torch.tensor([[0.0, 0, 16, 16]] * 300), sizes.float(), keys)
+    assert boxes[:, 2:].unique().tolist() == [16]
+    for axis in range(2):
+        assert sorted(boxes[:, axis].unique().tolist()) == [-2, -1, 0, 1, 2]
+    found = crop_resize(images, boxes, sizes, (16, 16))
+    padded = np.zeros((20, 20, 3))
+    padded[2:18, 2:18] = x
+    for ours, (top, left, _, _) in zip(found, boxes.int().tolist(), strict=True):
+        expected = padded[2 + top : 18 + top, 2 + left : 18 + left]
+        np.testing.assert_allclose(ours.permute(1, 2, 0).numpy() * 255, expected, atol=1e-2)
+    roomy = moved_boxes(torch.tensor([[0.0, 0, 16, 16]] * 300), torch.tensor([[32.0, 40.0]] * 300), keys)
+    assert roomy[:, :2].min() == 0                                             # no black where there is room
+    assert roomy[:, 0].max() == 16
+    assert roomy[:, 1].max() == 24
+
+
+def test_jitter_equals_torchvision_and_stays_in_bounds():
+    keys = sample_keys(4, 0, 40)
+    images = torch.rand(40, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    found = jittered(images, keys, 0.4)
+    factors = 1 + 0.4 * (2 * uniform(keys, 3, stream=13) - 1)
+    assert 0.6 <= factors.min() < 0.65
+    assert 1.35 < factors.max() <= 1.4
+    for x, ours, (brightness, contrast, saturation) in zip(images, found, factors.tolist(), strict=True):
+        x = V.adjust_contrast(V.adjust_brightness(x, brightness), contrast)
+        torch.testing.assert_close(ours, V.adjust_saturation(x, saturation), rtol=0, atol=1e-3)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert jittered(images[:, :2], keys, 0.4).shape == (40, 2, 6, 7)           # no saturation without three channels
+    torch.testing.assert_close(jittered(images, keys, 0.0), images)
+
+
+def test_normalise():
+    x = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    expected = torch.stack([(x[:, c] / 255 - IMAGENET_MEAN[c]) / IMAGENET_STD[c] for c in range(3)], dim=1)
+    torch.testing.assert_close(normalise(x), expected)
+    torch.testing.assert_close(normalise(x.float() / 255), expected)
+    torch.testing.assert_close(normalise((x.int() * 257).to(torch.uint16)), expected)
+    torch.testing.assert_close(normalise(x[0]), expected[0])
+    torch.testing.assert_close(normalise(x[:, :2]), (x[:, :2] / 255 - 0.449) / 0.226)
+    torch.testing.assert_close(normalise(x[:, :1], (0.5,), (0.25,)), (x[:, :1] / 255 - 0.5) / 0.25)
+    with pytest.raises(UnveilError, match="pictures have 3 channels, and there are 2 means and 3 deviations"):
+        normalise(x, (0.5, 0.5))
+    with pytest.raises(UnveilError, match=r"pictures are torch\.int64: give uint8"):
+        normalise(x.long())
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        (256, 256, (224, 224), [16, 16, 224, 224]),                            # 7/8 of a larger picture
+        (256, 341, (224, 224), [16, 58, 224, 224]),
+        (16, 16, (16, 16), [0, 0, 16, 16]),                                    # all of one that is not larger
+        (18, 24, (16, 16), [0, 3, 18, 18]),
+        (100, 50, (32, 32), [28, 3, 44, 44]),
+        (64, 64, (16, 32), [18, 4, 28, 56]),
+        (10, 10, (32, 32), [0, 0, 10, 10]),
+    ],
+)  # fmt: skip
+def test_views_show_the_centre(height, width, size, box):
+    assert centre_boxes(torch.tensor([[height, width]]).float(), size)[0].int().tolist() == box
+    x = picture(height, width, 0)
+    images, sizes = canvases([x])
+    found = view(Batch(images, sizes, torch.zeros(1, dtype=torch.int64)), size, (0.5,) * 3, (0.25,) * 3)
+    true = (by_pillow(x, box, size, False, exact=True).clip(0, 255) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), true, atol=1e-3)

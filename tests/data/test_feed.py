@@ -1,0 +1,122 @@
+"""Batches: the same samples on one process or many, in the order of the run."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from unveil.blocks.chance import sample_keys
+from unveil.data.batch import Batch
+from unveil.data.cache import Pictures
+from unveil.data.feed import PictureFeed, TableFeed, share_size, stream
+from unveil.data.order import shuffled
+from unveil.data.sources import array_source
+from unveil.errors import UnveilError
+
+COUNT, SIZE = 22, 8
+
+
+def picture_feed(places: torch.Tensor | None = None, memory: int | None = None) -> PictureFeed:
+    array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
+    pictures = Pictures(array_source(array, np.arange(COUNT) % 7), side=4, memory=memory)
+    return PictureFeed(pictures, batch_size=SIZE, seed=3, places=places)
+
+
+def table_feed() -> TableFeed:
+    return TableFeed(torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0)), torch.arange(COUNT) % 7, batch_size=SIZE, seed=3)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+@pytest.mark.parametrize("make", [picture_feed, table_feed])
+@pytest.mark.parametrize(("world", "parts"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2)])
+def test_shares_make_up_the_same_step(make, world, parts):
+    feed = make()
+    for step in (0, 1, 2, 7):                                                  # step 2 crosses the end of an epoch
+        (whole,) = feed.batches(step, 0, 1, 1)
+        by_rank = [feed.batches(step, rank, world, parts) for rank in range(world)]
+        shares = [by_rank[rank][part] for part in range(parts) for rank in range(world)]
+        assert {len(share.keys) for share in shares} == {SIZE // (world * parts)}
+        for ours, true in zip(joined(shares), whole, strict=True):
+            assert torch.equal(ours, true)
+
+
+def test_a_step_is_what_the_order_says():
+    feed = picture_feed()
+    array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
+    for step in range(6):
+        (batch,) = feed.batches(step, 0, 1, 1)
+        for i in range(SIZE):
+            number = step * SIZE + i
+            place = int(shuffled(3, torch.tensor([number]), COUNT))
+            assert torch.equal(batch.images[i].permute(1, 2, 0), torch.from_numpy(array[place]))
+            assert batch.labels[i] == place % 7
+            assert batch.keys[i] == sample_keys(3, number, 1)
+            assert batch.sizes[i].tolist() == [4, 5]
+
+
+def test_an_epoch_shows_each_picture_once():
+    places = torch.tensor([1, 4, 9, 16, 0, 21])
+    feed = picture_feed(places)
+    assert feed.samples == 6
+    seen = torch.cat([feed.batches(step, 0, 1, 1)[0].images for step in range(3)])   # 24 samples: 4 epochs of 6
+    array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
+    wanted = sorted(array[i].transpose(2, 0, 1).tobytes() for i in places.tolist())
+    for epoch in range(4):
+        assert sorted(x.numpy().tobytes() for x in seen[epoch * 6 : epoch * 6 + 6]) == wanted
+
+
+def test_on_demand_equals_in_memory():
+    kept, fresh = picture_feed(), picture_feed(memory=0)
+    assert kept.pictures.in_memory
+    assert not fresh.pictures.in_memory
+    for step in range(4):
+        for a, b in zip(kept.batches(step, 0, 1, 1)[0], fresh.batches(step, 0, 1, 1)[0], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_batches_that_do_not_divide_are_refused():
+    assert share_size(12, 3) == 4
+    with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(processes x accumulation\): use 6"):
+        picture_feed().batches(0, 0, 3, 1)
+    with pytest.raises(UnveilError, match="batch size 2 does not divide by 4.*use 4"):
+        share_size(2, 4)
+
+
+class Slow:
+    """A feed that notes what it is asked for."""
+
+    samples, batch_size = 4, 2
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.asked: list[tuple[int, int, int, int]] = []
+        self.threads: set[str] = set()
+        self.broken = broken
+
+    def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
+        self.asked.append((step, rank, world, parts))
+        self.threads.add(threading.current_thread().name)
+        if step == self.broken:
+            raise UnveilError(f"step {step} cannot be read")
+        return [Batch(torch.tensor([step]), torch.ones(1, 2), torch.tensor([step]))]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 9])
+@pytest.mark.parametrize("steps", [range(5, 12), range(3, 4), range(2, 2)])
+def test_the_stream_keeps_the_order_and_runs_ahead(ahead, steps):
+    feed = Slow()
+    for wanted, (step, (batch,)) in zip(steps, stream(feed, steps, 1, 2, 3, ahead=ahead), strict=True):
+        assert step == wanted == int(batch.images)
+        assert len(feed.asked) <= step - steps.start + 1 + ahead               # no further ahead than asked
+    assert feed.asked == [(step, 1, 2, 3) for step in steps]
+    assert threading.current_thread().name not in feed.threads
+
+
+def test_an_error_comes_out_at_its_step():
+    seen = []
+    with pytest.raises(UnveilError, match="step 4 cannot be read"):
+        seen.extend(step for step, _ in stream(Slow(broken=4), range(8), 0, 1, 1))
+    assert seen == [0, 1, 2, 3]

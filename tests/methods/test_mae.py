@@ -1,0 +1,249 @@
+"""MAE, recomputed one picture and one patch at a time."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil.blocks.chance import sample_keys, uniform
+from unveil.blocks.masks import block_mask, split
+from unveil.data.augment import AugmentConfig
+from unveil.data.batch import Batch
+from unveil.errors import UnveilError
+from unveil.methods.mae import MAE, MAEConfig
+from unveil.models.vit import ViTConfig
+
+VIT = ViTConfig(width=24, depth=2, heads=3, image_size=(8, 12), patch_size=(2, 3), channels=5, mean=(0.5,) * 5, std=(0.25,) * 5)
+N, DECODER = 16, {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+
+
+def build(vit: ViTConfig = VIT, **options: object) -> MAE:
+    torch.manual_seed(0)
+    mae = MAE.build(vit, MAEConfig(**{**DECODER, **options}), AugmentConfig())
+    with torch.no_grad():
+        for name, parameter in mae.named_parameters():
+            if not name.endswith("positions"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return mae
+
+
+def pictures(count: int = 3) -> Tensor:
+    return torch.randn(count, 5, 8, 12, generator=torch.Generator().manual_seed(1)) + 0.3
+
+
+def batch(images: Tensor, first: int = 0) -> Batch:
+    return Batch(images, torch.tensor([[8, 12]] * len(images)), sample_keys(0, first, len(images)))
+
+
+def patch_of(picture: Tensor, n: int) -> Tensor:
+    """The values of patch n in the order (row, column, channel)."""
+    top, left = n // 4 * 2, n % 4 * 3
+    return torch.stack([picture[c, top + i, left + j] for i in range(2) for j in range(3) for c in range(5)])
+
+
+def paint_slowly(mae: MAE, picture: Tensor, keep: list[int]) -> list[Tensor]:
+    """What is predicted for each patch of one picture of which the patches `keep` are seen."""
+    vit, instead = mae.encoder, mae.config.mask_tokens_in_encoder
+    tokens = [vit.class_token + vit.positions[0]]
+    for n in range(N) if instead else keep:
+        embedded = vit.embed.weight @ patch_of(picture, n) + vit.embed.bias
+        tokens.append((embedded if n in keep else mae.mask_token) + vit.positions[1 + n])
+    x = torch.stack(tokens)[None]
+    for block in vit.transformer.blocks:
+        x = block(x)
+    x = mae.decoder_embed(vit.transformer.norm(x))[0]
+    places = list(range(N)) if instead else keep
+    tokens = [x[0] + mae.decoder_positions[0]]
+    for n in range(N):
+        token = x[1 + places.index(n)] if n in places else mae.mask_token
+        tokens.append(token + mae.decoder_positions[1 + n])
+    x = torch.stack(tokens)[None]
+    for block in mae.decoder.blocks:
+        x = block(x)
+    x = mae.decoder.norm(x)[0]
+    return [mae.head.weight @ x[1 + n] + mae.head.bias for n in range(N)]
+
+
+def target_slowly(mae: MAE, picture: Tensor, n: int) -> Tensor:
+    patch = patch_of(picture, n)
+    if mae.config.target != "normalised":
+        return patch
+    mean = sum(patch) / len(patch)
+    variance = sum((value - mean) ** 2 for value in patch) / (len(patch) - 1)
+    return (patch - mean) / (variance + 1e-6) ** 0.5
+
+
+def loss_slowly(mae: MAE, images: Tensor, hidden: Tensor) -> Tensor:
+    errors = []
+    for picture, gone in zip(images, hidden.tolist(), strict=True):
+        painted = paint_slowly(mae, picture, [n for n in range(N) if not gone[n]])
+        for n in range(N):
+            if gone[n] or mae.config.loss_on_all:
+                errors.extend((painted[n] - target_slowly(mae, picture, n)) ** 2)
+    return sum(errors) / len(errors)
+
+
+def hidden_of(mae: MAE, keys: Tensor) -> Tensor:
+    keep, hide = mae.mask(keys)
+    rows = []
+    for b in range(len(keys)):
+        assert sorted(keep[b].tolist() + hide[b].tolist()) == list(range(N))
+        rows.append([n in hide[b].tolist() for n in range(N)])
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixel"])
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_the_loss_one_picture_and_one_patch_at_a_time(target, everywhere, tokens):
+    mae = build(target=target, loss_on_all=everywhere, mask_tokens_in_encoder=tokens)
+    images, given = pictures(), batch(pictures())
+    hidden = hidden_of(mae, given.keys)
+    assert hidden.sum(dim=1).tolist() == [12, 12, 12]
+    assert len({tuple(row) for row in hidden.tolist()}) == 3
+    loss = mae(given).loss
+    expected = loss_slowly(mae, images, hidden)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mae.loss(images, hidden), expected, rtol=1e-5, atol=1e-6)
+    trained = {name: p for name, p in mae.named_parameters() if p.requires_grad}
+    assert set(dict(mae.named_parameters())) - set(trained) == {"encoder.positions", "decoder_positions"}
+    ours, slow = (torch.autograd.grad(x, list(trained.values())) for x in (loss, expected))
+    for name, a, b in zip(trained, ours, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
+        assert b.any(), name
+
+
+def test_pca_target_compares_coefficients():
+    mae = build(target="pca")
+    images = pictures(20)
+    mae.prepare(batch(images))
+    assert mae.head.out_features == 30
+    hidden = hidden_of(mae, sample_keys(0, 0, 2))
+    errors = []
+    for picture, gone in zip(images[:2], hidden.tolist(), strict=True):
+        painted = paint_slowly(mae, picture, [n for n in range(N) if not gone[n]])
+        for n in range(N):
+            if gone[n]:
+                errors.extend((painted[n] - (patch_of(picture, n) - mae.target.centre) @ mae.target.axes) ** 2)
+    torch.testing.assert_close(mae.loss(images[:2], hidden), sum(errors) / len(errors), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_patches_never_reach_the_encoder():
+    mae, images = build(), pictures()
+    keep, hide = mae.mask(sample_keys(0, 0, 3))
+    expected = mae.decode(mae.encode(images, keep, hide), keep)
+    poisoned = images.clone()
+    for b in range(3):
+        for n in hide[b].tolist():
+            top, left = n // 4 * 2, n % 4 * 3
+            poisoned[b, :, top : top + 2, left : left + 3] = float("nan")
+    assert torch.equal(mae.decode(mae.encode(poisoned, keep, hide), keep), expected)
+    assert mae.compare(poisoned, keep, hide).isnan()                           # they are what is compared with
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("ratio", [0.75, 0.5, 0.3])
+def test_the_encoder_sees_one_token_a_visible_patch(tokens, ratio):
+    mae = build(mask_tokens_in_encoder=tokens, mask_ratio=ratio)
+    seen, decoded = [], []
+    mae.encoder.transformer.blocks[0].register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
+    mae.decoder.blocks[0].register_forward_pre_hook(lambda _, x: decoded.append(x[0].shape[1]))
+    mae(batch(pictures()))
+    assert seen == [1 + N if tokens else 1 + int(N * (1 - ratio))]
+    assert decoded == [1 + N]
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixel"])
+def test_reconstruct(target):
+    mae, images = build(target=target), pictures()
+    hidden = hidden_of(mae, sample_keys(3, 0, 3))
+    found = mae.reconstruct(images, hidden)
+    assert torch.equal(found.hidden, hidden)
+    for b in range(3):
+        painted = paint_slowly(mae, images[b], [n for n in range(N) if not hidden[b, n]])
+        for n in range(N):
+            true = patch_of(images[b], n)
+            pixels = painted[n] if target == "pixel" else painted[n] * (true.var() + 1e-6).sqrt() + true.mean()
+            torch.testing.assert_close(patch_of(found.pixels[b], n), pixels, rtol=1e-4, atol=1e-5)
+            gone = bool(hidden[b, n])
+            assert torch.equal(patch_of(found.masked[b], n), torch.zeros_like(true) if gone else true)
+            assert torch.equal(patch_of(found.pasted[b], n), patch_of(found.pixels[b], n) if gone else true)
+    assert not found.pixels.requires_grad
+
+
+def test_held_out():
+    mae, images = build(), pictures()
+    given = batch(images)
+    hidden = hidden_of(mae, given.keys)
+    rebuilt, errors = mae.reconstruct(images, hidden).pixels, {"held_out": [], "patch_mean": [], "picture_mean": []}
+    for b in range(3):
+        seen = [patch_of(images[b], n).reshape(6, 5) for n in range(N) if not hidden[b, n]]
+        picture_mean = torch.cat(seen).mean(dim=0)
+        for n in range(N):
+            if hidden[b, n]:
+                true = patch_of(images[b], n).reshape(6, 5)
+                errors["held_out"] += (true - patch_of(rebuilt[b], n).reshape(6, 5)).square().flatten().tolist()
+                errors["patch_mean"] += (true - true.mean(dim=0)).square().flatten().tolist()
+                errors["picture_mean"] += (true - picture_mean).square().flatten().tolist()
+    assert mae.held_out(given) == pytest.approx({f"{k}_error": sum(v) / len(v) for k, v in errors.items()}, rel=1e-4)
+
+
+def test_sampling():
+    keys = sample_keys(0, 0, 4)
+    assert hidden_of(build(sampling="grid"), keys)[0].tolist() == [(n // 4 % 2 + n % 4 % 2) > 0 for n in range(N)]
+    keep, hide = build(sampling="block", mask_ratio=0.5).mask(keys)
+    assert torch.equal(hide, block_mask(uniform(keys, 256, stream=1), (4, 4), 0.5)[1])
+    assert keep.shape == hide.shape == (4, 8)
+    with pytest.raises(UnveilError, match=r"grid sampling cannot hide 0\.5"):
+        build(sampling="grid", mask_ratio=0.5)
+
+
+@pytest.mark.parametrize("sampling", ["random", "block"])
+def test_the_mask_depends_on_the_key_alone(sampling):
+    mae, keys = build(sampling=sampling, mask_ratio=0.6), sample_keys(0, 0, 12)
+    whole = hidden_of(mae, keys)
+    assert torch.equal(torch.cat([hidden_of(mae, keys[:5]), hidden_of(mae, keys[5:])]), whole)
+    assert torch.equal(hidden_of(mae, keys.flip(0)), whole.flip(0))
+    assert len({tuple(row) for row in whole.tolist()}) > 6
+    images = pictures(12)
+    split_loss = (5 * mae(batch(images[:5])).loss + 7 * mae(batch(images[5:], first=5)).loss) / 12
+    torch.testing.assert_close(mae(batch(images)).loss, split_loss)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 0.99])
+def test_ratios_that_hide_nothing_or_all_are_refused_at_once(ratio):
+    with pytest.raises(UnveilError, match=f"mask ratio {ratio}"):
+        build(mask_ratio=ratio)
+
+
+def test_wrong_masks_are_refused():
+    mae, images = build(), pictures(2)
+    uneven = torch.zeros(2, N, dtype=torch.bool)
+    uneven[0, 0] = True
+    for hidden in (uneven, torch.ones(2, N - 1, dtype=torch.bool), torch.ones(3, N, dtype=torch.bool)):
+        with pytest.raises(UnveilError, match="the same count in each row"):
+            mae.loss(images, hidden)
+
+
+def test_a_mask_is_drawn_where_none_is_given():
+    mae, images = build(), pictures(2)
+    torch.manual_seed(5)
+    first = mae.reconstruct(images).hidden
+    second = mae.reconstruct(images).hidden
+    assert first.sum(1).tolist() == second.sum(1).tolist() == [12, 12]
+    assert not torch.equal(first, second)
+    keep, hide = split(first)
+    torch.manual_seed(5)
+    torch.testing.assert_close(mae.loss(images), mae.compare(images, keep, hide))
+
+
+def test_the_decoder_follows_the_encoder():
+    for width, depth, heads, expected in [(768, 2, 12, (512, 8)), (96, 4, 3, (96, 2)), (384, 12, 6, (384, 4))]:
+        vit = replace(VIT, width=width, depth=depth, heads=heads)
+        mae = MAE.build(vit, MAEConfig(), AugmentConfig())
+        assert (mae.decoder.config.width, mae.decoder.config.depth) == expected
+    assert math.isclose(float(mae.mask_token.std()), 0.02, rel_tol=0.3)
+    with pytest.raises(UnveilError, match="width 20 has no usual number of heads"):
+        MAE.build(VIT, MAEConfig(decoder_width=20), AugmentConfig())

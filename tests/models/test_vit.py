@@ -1,0 +1,141 @@
+"""The encoder: its size against timm's, its positions, its ways out."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from unveil.blocks.positions import resize_positions, sincos_2d
+from unveil.errors import UnveilError
+from unveil.models.vit import MODELS, ViT, ViTConfig, heads_of
+
+TINY = ViTConfig(width=24, depth=2, heads=3, image_size=(8, 12), patch_size=(4, 4), channels=2, mean=(0.5,) * 2, std=(0.5,) * 2)
+
+
+def tiny(**changes: object) -> ViT:
+    torch.manual_seed(0)
+    return ViT(replace(TINY, **changes)).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "peer", "patch"),
+    [
+        ("vit-tiny", "vit_tiny_patch16_224", 16),
+        ("vit-small", "vit_small_patch16_224", 16),
+        ("vit-base", "vit_base_patch16_224", 16),
+        ("vit-large", "vit_large_patch16_224", 16),
+        ("vit-huge", "vit_huge_patch14_224", 14),
+    ],
+)
+def test_as_many_parameters_as_timm(name, peer, patch):
+    width, depth, heads = MODELS[name]
+    with torch.device("meta"):
+        ours = ViT(ViTConfig(width=width, depth=depth, heads=heads, image_size=(224, 224), patch_size=(patch, patch)))
+        theirs = timm.create_model(peer, num_classes=0)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert theirs.blocks[0].attn.num_heads == heads == ours.transformer.blocks[0].attention.heads
+    assert len(theirs.blocks) == len(ours.transformer.blocks)
+
+
+def test_the_base_model_has_the_known_size():
+    with torch.device("meta"):
+        ours = ViT(ViTConfig(width=768, depth=12, heads=12, image_size=(224, 224), patch_size=(16, 16)))
+    assert sum(p.numel() for p in ours.parameters()) == 85_798_656
+
+
+def test_tokens_in_and_out():
+    vit, x = tiny(), torch.randn(3, 2, 8, 12)
+    out = vit(x)
+    assert out.shape == (3, 1 + 6, 24)
+    patches = F.conv2d(x, vit.embed.as_convolution(), vit.embed.bias, stride=4).flatten(2).mT
+    tokens = torch.cat([vit.class_token.expand(3, 1, 24), patches], dim=1) + vit.positions
+    torch.testing.assert_close(vit.tokens(x), tokens)
+    for block in vit.transformer.blocks:
+        tokens = block(tokens)
+    torch.testing.assert_close(out, vit.transformer.norm(tokens))
+    torch.testing.assert_close(vit.features(x), out[:, 1:].mean(dim=1))
+    torch.testing.assert_close(vit.features(x, "class"), out[:, 0])
+    torch.testing.assert_close(out[1:2], vit(x[1:2]))                          # pictures do not see each other
+
+
+def test_keep_takes_patches_with_their_own_positions():
+    vit, x = tiny(), torch.randn(2, 2, 8, 12)
+    keep = torch.tensor([[5, 0], [2, 3]])
+    some, every = vit.tokens(x, keep), vit.tokens(x)
+    for b in range(2):
+        torch.testing.assert_close(some[b, 0], every[b, 0])
+        for v in range(2):
+            torch.testing.assert_close(some[b, 1 + v], every[b, 1 + keep[b, v]])
+    kept_in_order = vit(x, torch.arange(6).expand(2, 6))
+    torch.testing.assert_close(kept_in_order, vit(x))
+    shuffled = vit(x, torch.tensor([[3, 1, 0, 5, 4, 2]] * 2))                  # a Transformer does not care for the order
+    torch.testing.assert_close(shuffled[:, 0], vit(x)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_mask_tokens_stand_in_before_the_positions():
+    vit, x, token = tiny(), torch.randn(2, 2, 8, 12), torch.randn(24)
+    hidden = torch.tensor([[True, False, False, True, False, False], [False] * 5 + [True]])
+    found, plain = vit.tokens(x, hidden=hidden, mask_token=token), vit.tokens(x)
+    for b in range(2):
+        for n in range(6):
+            torch.testing.assert_close(found[b, 1 + n], token + vit.positions[1 + n] if hidden[b, n] else plain[b, 1 + n])
+
+
+def test_positions_fixed_or_learned():
+    fixed, learned = tiny(), tiny(positions="learned")
+    assert not fixed.positions.requires_grad
+    assert learned.positions.requires_grad
+    assert torch.equal(fixed.positions[1:], sincos_2d((2, 3), 24))
+    assert not fixed.positions[0].any()
+    assert learned.positions.shape == fixed.positions.shape
+    assert 0.01 < learned.positions.std() < 0.03
+
+
+def test_attention_of_the_class_token():
+    vit, x = tiny(), torch.randn(2, 2, 8, 12)
+    seen = []
+    last = vit.transformer.blocks[-1].attention
+    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    vit(x)
+    handle.remove()
+    query, key, _ = last.query_key_value(seen[0]).unflatten(-1, (3, 3, 8)).unbind(2)
+    for b in range(2):
+        for head in range(3):
+            scores = torch.stack([query[b, 0, head] @ key[b, t, head] / 8**0.5 for t in range(7)])
+            torch.testing.assert_close(vit.attention(x)[b, head], (scores.exp() / scores.exp().sum())[1:], rtol=1e-4, atol=1e-6)
+
+
+def test_resized():
+    vit = tiny(positions="learned")
+    before = {name: value.clone() for name, value in vit.state_dict().items()}
+    other = vit.resized((16, 16))
+    assert other.config == replace(vit.config, image_size=(16, 16))
+    assert other(torch.randn(1, 2, 16, 16)).shape == (1, 17, 24)
+    assert torch.equal(other.positions, resize_positions(vit.positions, (2, 3), (4, 4)))
+    for name, value in before.items():
+        assert torch.equal(vit.state_dict()[name], value)
+        if name != "positions":
+            assert torch.equal(other.state_dict()[name], value)
+            assert other.state_dict()[name].data_ptr() != vit.state_dict()[name].data_ptr()
+    same = vit.resized((8, 12)).eval()
+    x = torch.randn(1, 2, 8, 12)
+    assert torch.equal(same(x), vit(x))
+    with pytest.raises(UnveilError, match="image side 10 is not a multiple of patch 4"):
+        vit.resized((10, 12))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 12), (2, 12, 8), (2, 8, 16)])
+def test_other_pictures_are_refused(shape):
+    with pytest.raises(UnveilError) as caught:
+        tiny()(torch.zeros(1, *shape))
+    assert str(caught.value) == f"pictures are (channels, height, width) {shape}, the model takes (2, 8, 12)"
+
+
+def test_heads_of():
+    assert {width: heads_of(width) for width in (192, 384, 768, 1024, 1280, 512)} == {
+        192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 512: 16,
+    }  # fmt: skip
+    with pytest.raises(UnveilError, match="width 100 has no usual number of heads"):
+        heads_of(100)
