@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -60,12 +59,6 @@ class Method(Learner, ABC):
     def held_out(self, batch: Batch) -> dict[str, float]:
         """Numbers on normalised pictures that were not trained on; the same samples have the same keys each time."""
         return {}
-
-
-def judged(scores: Float[Tensor, "B K"], labels: Tensor | None) -> Step:
-    """Cross-entropy of the true classes, and how many were found."""
-    assert labels is not None
-    return Step(F.cross_entropy(scores.float(), labels), {"accuracy": (scores.argmax(dim=1) == labels).float().mean()})
 
 
 class Task(Learner, ABC):

@@ -24,7 +24,8 @@ def picture_feed(places: torch.Tensor | None = None, memory: int | None = None) 
 
 
 def table_feed() -> TableFeed:
-    return TableFeed(torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0)), torch.arange(COUNT) % 7, batch_size=SIZE, seed=3)
+    features = torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0))
+    return TableFeed(features, torch.arange(COUNT) % 7, batch_size=SIZE, seed=3)
 
 
 def joined(batches: list[Batch]) -> Batch:
@@ -82,7 +83,7 @@ def test_batches_that_do_not_divide_are_refused():
     assert share_size(12, 3) == 4
     with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(processes x accumulation\): use 6"):
         picture_feed().batches(0, 0, 3, 1)
-    with pytest.raises(UnveilError, match="batch size 2 does not divide by 4.*use 4"):
+    with pytest.raises(UnveilError, match=r"batch size 2 does not divide by 4 .*use 4"):
         share_size(2, 4)
 
 

@@ -55,9 +55,7 @@ class PatchEmbed(nn.Linear):
         super().__init__(patch_size[0] * patch_size[1] * channels, width)
         self.patch_size = patch_size
 
-    def forward(
-        self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None
-    ) -> Float[Tensor, "B V D"]:
+    def forward(self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None) -> Float[Tensor, "B V D"]:
         """Embeds the patches at the positions `keep` only, or all of them: what is hidden is never touched."""
         patches = patchify(images, self.patch_size)
         return super().forward(patches if keep is None else gather(patches, keep))

@@ -74,15 +74,10 @@ class Block(nn.Module):
         self.branch2 = Branch(config, drop_path)
 
     def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        context: Float[Tensor, "B S D"] | None = None,
-        *,
-        allowed: Bool[Tensor, "..."] | None = None,
-        context_allowed: Bool[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
-        causal: bool = False,
-    ) -> Float[Tensor, "B T D"]:
+        self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S D"] | None = None, *,
+        allowed: Bool[Tensor, "..."] | None = None, context_allowed: Bool[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | None = None, causal: bool = False,
+    ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """One block; masks as in `attend`, those of the context apart."""
         if self.pre:
             x = x + self.branch1(self.attention(self.norm1(x), allowed=allowed, bias=bias, causal=causal))
@@ -108,9 +103,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else nn.Identity()
         self.apply(xavier)
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S D"] | None = None, **masks: Any
-    ) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], context: Tensor | None = None, **masks: Any) -> Float[Tensor, "B T D"]:
         """All blocks and the last norm; `masks` as in `Block.forward`."""
         recompute = self.config.recompute and self.training and torch.is_grad_enabled()
         for block in self.blocks:

@@ -80,9 +80,7 @@ class MAE(Method):
         places = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
         self.decoder_positions = nn.Parameter(places, requires_grad=False)     # (1 + N, E)
         heads = config.decoder_heads or heads_of(width)
-        self.decoder = Transformer(
-            TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, recompute=vit.recompute)
-        )
+        self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, recompute=vit.recompute))
         self.head = nn.Linear(width, self.target.size)
         xavier(self.decoder_embed)
         xavier(self.head)
@@ -123,15 +121,12 @@ class MAE(Method):
 
     def encode(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B T D"]:
         """The class token and the visible patches; with the ablation 1c, all patches, the hidden ones as mask tokens."""
-        if self.config.mask_tokens_in_encoder:
-            seen: Tensor = self.encoder(images, hidden=as_bool(hide, self.patches), mask_token=self.mask_token)
-        else:
-            seen = self.encoder(images, keep)
+        masked = self.config.mask_tokens_in_encoder
+        stand_in = {"hidden": as_bool(hide, self.patches), "mask_token": self.mask_token} if masked else {"keep": keep}
+        seen: Tensor = self.encoder(images, **stand_in)
         return seen
 
-    def decode(
-        self, seen: Float[Tensor, "B T D"], keep: Int[Tensor, "B V"], wanted: Int[Tensor, "B M"] | None = None
-    ) -> Float[Tensor, "B M Q"]:
+    def decode(self, seen: Float[Tensor, "B T D"], keep: Int[Tensor, "B V"], wanted: Int[Tensor, "B M"] | None = None) -> Tensor:
         """Puts mask tokens in the gaps, adds positions, and predicts the patches `wanted`, or all."""
         x = self.decoder_embed(seen)                                           # (B, 1 + V, E)
         patches = x[:, 1:]
@@ -140,24 +135,20 @@ class MAE(Method):
             patches = scatter(gaps, keep, patches)                             # (B, N, E)
         x = self.decoder(torch.cat([x[:, :1], patches], dim=1) + self.decoder_positions)[:, 1:]
         painted: Tensor = self.head(x if wanted is None else gather(x, wanted))
-        return painted
+        return painted                                                         # (B, M, Q), or (B, N, Q)
 
     def loss(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
         """The loss of normalised pictures; `hidden` is True where a patch is hidden, the same count in each row."""
         return self.compare(images, *self.choose(images, hidden))
 
     @torch.no_grad()
-    def reconstruct(
-        self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None
-    ) -> Reconstruction:
+    def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
         """Rebuilds normalised pictures; a normalised target borrows the true mean and deviation of each patch."""
-        keep, hide = self.choose(images, hidden)
+        (keep, hide), vit = self.choose(images, hidden), self.encoder.config
         painted = self.decode(self.encode(images, keep, hide), keep).float()
-        vit = self.encoder.config
-        pixels = unpatchify(self.target.pixels(painted, patchify(images, vit.patch_size)), vit.image_size, vit.patch_size)
-        hidden = as_bool(hide, self.patches)
-        rows, columns = vit.grid
-        gone = hidden.reshape(-1, 1, rows, columns).repeat_interleave(vit.patch_size[0], 2).repeat_interleave(vit.patch_size[1], 3)
+        true, hidden = patchify(images, vit.patch_size), as_bool(hide, self.patches)
+        pixels = unpatchify(self.target.pixels(painted, true), vit.image_size, vit.patch_size)
+        gone = unpatchify(hidden[:, :, None].expand_as(true), vit.image_size, vit.patch_size)
         return Reconstruction(pixels, hidden, images.masked_fill(gone, 0.0), torch.where(gone, pixels, images))
 
     @torch.no_grad()
@@ -178,11 +169,10 @@ class MAE(Method):
         """The given mask, or a new one from torch's generator."""
         if hidden is None:
             return self.mask(torch.randint(2**62, (len(images),), device=images.device))
-        if hidden.shape != (len(images), self.patches) or len(set(hidden.sum(1).tolist())) > 1:
-            raise UnveilError(
-                f"`hidden` is {tuple(hidden.shape)} with {sorted(set(hidden.sum(1).tolist()))[:5]} patches hidden in a row: "
-                f"give {(len(images), self.patches)} bool, the same count in each row"
-            )
+        wanted, counts = (len(images), self.patches), sorted(set(hidden.sum(1).tolist()))
+        if hidden.shape != wanted or len(counts) > 1:
+            found = f"`hidden` is {tuple(hidden.shape)} with {counts[:5]} patches hidden in a row"
+            raise UnveilError(f"{found}: give {wanted} bool, the same count in each row")
         return split(hidden.bool())
 
 

@@ -58,11 +58,11 @@ class ViT(nn.Module):
         self.embed = PatchEmbed(config.patch_size, config.channels, config.width)
         xavier(self.embed)
         self.class_token = nn.Parameter(torch.randn(config.width) * 0.02)
-        learned = config.positions == "learned"
-        places = torch.randn(1 + rows * columns, config.width) * 0.02
-        if not learned:
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.randn(1 + rows * columns, config.width) * 0.02)            # (1 + N, D)
+        else:
             places = torch.cat([torch.zeros(1, config.width), sincos_2d(config.grid, config.width)])
-        self.positions = nn.Parameter(places, requires_grad=learned)           # (1 + N, D)
+            self.positions = nn.Parameter(places, requires_grad=False)
         self.transformer = Transformer(
             TransformerConfig(
                 width=config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio,
@@ -71,13 +71,9 @@ class ViT(nn.Module):
         )  # fmt: skip
 
     def tokens(
-        self,
-        images: Float[Tensor, "B C H W"],
-        keep: Int[Tensor, "B V"] | None = None,
-        *,
-        hidden: Bool[Tensor, "B N"] | None = None,
-        mask_token: Float[Tensor, " D"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
+        self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None,
+        *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None,
+    ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """The class token and the embedded patches, with their positions.
 
         Args:
@@ -99,20 +95,14 @@ class ViT(nn.Module):
         return torch.cat([first, patches], dim=1)                              # (B, 1 + V, D)
 
     def forward(
-        self,
-        images: Float[Tensor, "B C H W"],
-        keep: Int[Tensor, "B V"] | None = None,
-        *,
-        hidden: Bool[Tensor, "B N"] | None = None,
-        mask_token: Float[Tensor, " D"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
+        self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None,
+        *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None,
+    ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """The tokens after the last norm, the class token first; arguments as in `tokens`."""
         tokens: Tensor = self.transformer(self.tokens(images, keep, hidden=hidden, mask_token=mask_token))
         return tokens
 
-    def features(
-        self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean"
-    ) -> Float[Tensor, "B D"]:
+    def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:
         """One vector a picture: the mean of the patch tokens, or the class token."""
         tokens: Tensor = self(images)
         return tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1)

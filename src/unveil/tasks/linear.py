@@ -4,11 +4,12 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from unveil.blocks.heads import ProbeHead, classify
 from unveil.data.augment import Augment
 from unveil.data.batch import Batch
-from unveil.learner import Step, Task, judged
+from unveil.learner import Step, Task
 from unveil.models.vit import ViT
 
 
@@ -29,10 +30,7 @@ class Linear(Task):
         self.sees = encoder is not None
         if encoder is not None:
             self.encoder = encoder.requires_grad_(False)
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
-        self.head = nn.Linear(width, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.head = ProbeHead(width, classes)
 
     def augment(self, batch: Batch) -> Batch:
         """Random resized crop and flip, where pictures are given."""
@@ -40,12 +38,13 @@ class Linear(Task):
 
     def forward(self, batch: Batch) -> Step:
         """Cross-entropy of the true classes."""
-        return judged(self.predict(batch.images), batch.labels)
+        assert batch.labels is not None
+        return Step(*classify(self.predict(batch.images), batch.labels))
 
     def predict(self, images: Tensor) -> Float[Tensor, "B K"]:
         """A score for each class, from pictures (B, C, H, W) or features (B, D)."""
         if self.sees:
             with torch.no_grad():
                 images = self.encoder.eval().features(images, self.pool)
-        scores: Tensor = self.head(self.norm(images.float()))
+        scores: Tensor = self.head(images)
         return scores

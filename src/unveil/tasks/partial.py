@@ -1,12 +1,13 @@
 """Partial fine-tuning (MAE, section 4.3 and figure 9): the last blocks learn, everything below stays frozen."""
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from unveil.blocks.heads import ProbeHead, classify
 from unveil.data.augment import Augment
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
-from unveil.learner import Step, Task, judged
+from unveil.learner import Step, Task
 from unveil.models.vit import ViT
 
 
@@ -31,10 +32,7 @@ class Partial(Task):
             stack.blocks[depth - int(blocks) :].requires_grad_(True)
         stack.norm.requires_grad_(blocks > 0)
         encoder.positions.requires_grad_(False)
-        self.norm = nn.BatchNorm1d(encoder.config.width, affine=False, eps=1e-6)
-        self.head = nn.Linear(encoder.config.width, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.head = ProbeHead(encoder.config.width, classes)
 
     def augment(self, batch: Batch) -> Batch:
         """Random resized crop and flip."""
@@ -42,9 +40,10 @@ class Partial(Task):
 
     def forward(self, batch: Batch) -> Step:
         """Cross-entropy of the true classes."""
-        return judged(self.predict(batch.images), batch.labels)
+        assert batch.labels is not None
+        return Step(*classify(self.predict(batch.images), batch.labels))
 
     def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """A score for each class."""
-        scores: Tensor = self.head(self.norm(self.encoder.features(images).float()))
+        scores: Tensor = self.head(self.encoder.features(images))
         return scores

@@ -6,19 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from unveil.data.batch import Batch
 from unveil.data.feed import Feed, share_size, stream
 from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
 from unveil.train.optim import OptimConfig, build_optimizer, set_rate
-from unveil.train.parallel import Place, SpreadConfig, agree, autocast, last_of, spread, whole
+from unveil.train.parallel import Place, SpreadConfig, agree, autocast, last_of, spread, whole, whole_here
 from unveil.train.schedule import half_cosine
 from unveil.train.state import load_model_state, load_optimizer_state, model_state, optimizer_state
 from unveil.train.watch import Interrupted, Pace, check_finite, seed_all, stop_signals
 
-Monitor = Callable[[Learner], Record]
-"""Looks at the learner now and then, and says what it saw."""
+Monitor = Callable[[Learner], Record]                                         # says what it sees of a learner now and then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,8 @@ def train(
     if checkpoints and start:
         load_model_state(learner, checkpoints.load(start, "model"))
     else:
-        learner.prepare(augmented(learner, feed.batches(0, 0, 1, 1)[0], place))
+        with torch.no_grad():
+            learner.prepare(learner.augment(feed.batches(0, 0, 1, 1)[0].to(place.device)))
     model = spread(learner, spread_config, place)
     optimizer = build_optimizer(learner, optim)
     if checkpoints and start:
@@ -85,7 +84,8 @@ def train(
             rate = optim.peak(config.batch_size) * half_cosine(step, total, round(optim.warmup * total))
             set_rate(optimizer, rate)
             for i, part in enumerate(parts):
-                batch = augmented(learner, part, place)
+                with torch.no_grad():
+                    batch = learner.augment(part.to(place.device))
                 with last_of(model, i == len(parts) - 1):
                     with autocast(spread_config, place):
                         result = model(batch)
@@ -105,8 +105,8 @@ def train(
                 continue
             record = {"step": done, "epoch": done * config.batch_size / feed.samples, "learning_rate": rate} | meter.read()
             check_finite(learner, record, parts)
-            if done in judged_at and place.lead:
-                record |= judge(learner, monitors, spread_config, place)
+            if done in judged_at and place.lead and whole_here(spread_config, place):
+                record |= judge(learner, monitors)
             for sink in sinks:
                 sink.write(record)
             if screen:
@@ -127,21 +127,10 @@ def total_steps(config: TrainConfig, feed: Feed) -> int:
     return max(1, round(config.epochs * feed.samples / config.batch_size))
 
 
-def augmented(learner: Learner, batch: Batch, place: Place) -> Batch:
-    """The batch on the device, as the learner wants to see it."""
-    with torch.no_grad():
-        seen: Batch = learner.augment(batch.to(place.device))
-    return seen
-
-
-def judge(learner: Learner, monitors: Sequence[Monitor], spread_config: SpreadConfig, place: Place) -> Record:
-    """What the monitors see. A learner that is sharded over processes is not whole in any of them, and is left alone."""
-    if place.world > 1 and spread_config.parallel == "fsdp":
-        return {}
-    seen: Record = {}
+def judge(learner: Learner, monitors: Sequence[Monitor]) -> Record:
+    """What the monitors see."""
     learner.eval()
     with torch.no_grad():
-        for monitor in monitors:
-            seen |= monitor(learner)
+        seen = {key: value for monitor in monitors for key, value in monitor(learner).items()}
     learner.train()
     return seen

@@ -131,6 +131,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_here(config: SpreadConfig, place: Place) -> bool:
+    """Whether this process holds all of the model, and can use it on its own."""
+    return place.world == 1 or config.parallel == "ddp"
+
+
 def like(tensor: Tensor, place: Tensor) -> Tensor:
     """A whole tensor, sharded as `place` is, on its device."""
     if isinstance(place, DTensor):

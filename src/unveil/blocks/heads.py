@@ -1,0 +1,25 @@
+"""What stands between features and classes."""
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class ProbeHead(nn.Module):
+    """A BatchNorm without affine, then a linear layer (MAE, appendix A.1): features of any scale, (B, D), to scores, (B, K)."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        scores: Tensor = self.linear(self.norm(features.float()))
+        return scores
+
+
+def classify(scores: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the true classes, and the share that was found."""
+    return F.cross_entropy(scores.float(), labels), {"accuracy": (scores.argmax(dim=1) == labels).float().mean()}

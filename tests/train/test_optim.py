@@ -1,0 +1,105 @@
+"""Which parameters decay, how fast each layer learns, and what LARS does."""
+
+import pytest
+import torch
+
+from unveil.data.augment import AugmentConfig
+from unveil.learner import Learner
+from unveil.methods.mae import MAE, MAEConfig
+from unveil.models.vit import ViT, ViTConfig
+from unveil.tasks.finetune import Finetune, FinetuneConfig
+from unveil.tasks.linear import Linear
+from unveil.train.optim import OptimConfig, build_optimizer, set_rate
+
+VIT = ViTConfig(width=24, depth=3, heads=3, image_size=(8, 8), patch_size=(4, 4), positions="learned")
+LEARNERS = {
+    "mae": lambda: MAE.build(VIT, MAEConfig(decoder_width=16, decoder_depth=2, decoder_heads=2), AugmentConfig()),
+    "finetune": lambda: Finetune(ViT(VIT), 4, FinetuneConfig(), AugmentConfig()),
+    "linear": lambda: Linear(24, 4, encoder=ViT(VIT)),
+}
+
+
+def settings(learner: Learner, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:
+    """The group of each parameter by name."""
+    names = {parameter: name for name, parameter in learner.named_parameters()}
+    found = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert names[parameter] not in found, "in two groups"
+            found[names[parameter]] = group
+    return found
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_biases_norms_tokens_and_positions_do_not_decay(name, kind):
+    learner = LEARNERS[name]()
+    groups = settings(learner, build_optimizer(learner, OptimConfig(optimizer=kind, weight_decay=0.3)))
+    assert set(groups) == {name for name, p in learner.named_parameters() if p.requires_grad}
+    for parameter, group in groups.items():
+        weight = parameter.endswith("weight") and "norm" not in parameter
+        assert group["weight_decay"] == (0.3 if weight else 0.0), parameter
+    spared = {parameter for parameter, group in groups.items() if not group["weight_decay"]}
+    if name == "mae":
+        assert {"mask_token", "encoder.class_token", "encoder.positions", "encoder.transformer.norm.weight", "head.bias"} <= spared
+        assert "decoder_positions" not in groups
+
+
+def test_layer_decay():
+    learner = LEARNERS["finetune"]()
+    groups = settings(learner, build_optimizer(learner, OptimConfig(layer_decay=0.5, weight_decay=0.1)))
+    for name, group in groups.items():
+        depth = 4 if not name.startswith("encoder.") else int(name.split("blocks.")[1][0]) + 1 if "blocks." in name else 0
+        assert group["scale"] == pytest.approx(0.5 ** (4 - depth)), name
+    assert len({id(group) for group in groups.values()}) == 2 * 5
+    plain = build_optimizer(learner, OptimConfig())
+    assert {group["scale"] for group in plain.param_groups} == {1.0}
+    assert len(plain.param_groups) == 2
+
+
+def test_set_rate():
+    learner = LEARNERS["finetune"]()
+    optimizer = build_optimizer(learner, OptimConfig(layer_decay=0.65))
+    set_rate(optimizer, 0.02)
+    for name, group in settings(learner, optimizer).items():
+        depth = learner.layer_of(name)
+        assert group["lr"] == pytest.approx(0.02 * 0.65 ** (4 - depth))
+
+
+def test_a_rate_of_the_layer_moves_it():
+    """One AdamW step moves each number by its group's rate, whatever the gradient."""
+    learner = LEARNERS["finetune"]()
+    optimizer = build_optimizer(learner, OptimConfig(layer_decay=0.5, weight_decay=0.0))
+    set_rate(optimizer, 0.01)
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    for parameter in learner.parameters():
+        parameter.grad = torch.randn_like(parameter).sign() * 3
+    optimizer.step()
+    for name, p in learner.named_parameters():
+        step = (p.detach() - before[name]).abs()
+        torch.testing.assert_close(step, torch.full_like(step, 0.01 * 0.5 ** (4 - learner.layer_of(name))), rtol=1e-3, atol=1e-6)
+
+
+def test_the_settings_reach_the_optimizer():
+    learner = LEARNERS["linear"]()
+    adamw = build_optimizer(learner, OptimConfig(beta1=0.8, beta2=0.7))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.param_groups[0]["betas"] == (0.8, 0.7)
+    assert build_optimizer(learner, OptimConfig(optimizer="sgd", beta1=0.6)).param_groups[0]["momentum"] == 0.6
+    assert OptimConfig(base_lr=0.1).peak(4096) == pytest.approx(1.6)
+    assert OptimConfig().peak(256) == 1.5e-4
+
+
+def test_lars_adapts_weights_without_decay_and_leaves_biases():
+    torch.manual_seed(0)
+    learner = LEARNERS["linear"]()
+    optimizer = build_optimizer(learner, OptimConfig(optimizer="lars", weight_decay=0.0, beta1=0.9))
+    set_rate(optimizer, 0.1)
+    weight, bias = learner.head.weight, learner.head.bias
+    old_weight, old_bias = weight.detach().clone(), bias.detach().clone()
+    weight.grad, bias.grad = torch.randn_like(weight), torch.randn_like(bias)
+    optimizer.step()
+    trust = 0.001 * old_weight.norm() / weight.grad.norm()
+    torch.testing.assert_close(weight.detach(), old_weight - 0.1 * trust * weight.grad, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(bias.detach(), old_bias - 0.1 * bias.grad)
+    assert (old_weight - weight.detach()).norm() < 0.01 * (0.1 * weight.grad).norm()   # not plain SGD
