@@ -71,7 +71,12 @@ def knob_table(found: list[Knob]) -> str:
 def table(rows: list[tuple[str, str, str, str]]) -> str:
     """A table in Markdown."""
     lines = ["| option | value | default | what it does |", "| --- | --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)])
+    return "\n".join([*lines, *(f"| {' | '.join(map(escape, row))} |" for row in rows)])
+
+
+def escape(cell: str) -> str:
+    """Text inside a table of Markdown."""
+    return cell.replace("<", "&lt;").replace("|", "\\|")
 
 
 def told(key: str, argument: Argument) -> str:

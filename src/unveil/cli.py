@@ -172,7 +172,9 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
 
     fields: list[Any] = []
     for key, argument in verb.arguments.items():
-        marks = [tyro.conf.arg(help=argument.help), *([tyro.conf.Positional] if argument.positional else [])]
+        marks = [tyro.conf.arg(help=argument.help)]
+        if argument.positional:
+            marks = [tyro.conf.arg(help=argument.help, metavar=key.upper()), tyro.conf.Positional]
         fields.append(field(key, Annotated[argument.type, *marks], argument.default))
     module, _, attribute = verb.defaults.partition(":")
     defaults = literal(module, attribute) if module else {}

@@ -25,8 +25,8 @@ def check_partition(keep: torch.Tensor, hide: torch.Tensor, batch: int, patches:
 @settings(max_examples=150, deadline=None)
 def test_counts_and_partition_of_random_masks(patches, ratio, seed):
     visible = int(patches * (1 - ratio))
-    if visible < 1 or visible == patches:
-        with pytest.raises(UnveilError, match="hides all of" if visible < 1 else "hides none of"):
+    if visible < 1:
+        with pytest.raises(UnveilError, match="hides all of"):
             visible_count(patches, ratio)
         return
     assert visible_count(patches, ratio) == visible

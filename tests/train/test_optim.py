@@ -95,7 +95,7 @@ def test_lars_adapts_weights_without_decay_and_leaves_biases():
     learner = LEARNERS["linear"]()
     optimizer = build_optimizer(learner, OptimConfig(optimizer="lars", weight_decay=0.0, beta1=0.9))
     set_rate(optimizer, 0.1)
-    weight, bias = learner.head.weight, learner.head.bias
+    weight, bias = learner.head.linear.weight, learner.head.linear.bias
     old_weight, old_bias = weight.detach().clone(), bias.detach().clone()
     weight.grad, bias.grad = torch.randn_like(weight), torch.randn_like(bias)
     optimizer.step()

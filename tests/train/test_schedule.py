@@ -1,6 +1,7 @@
 """The learning rate against its formula."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -22,8 +23,8 @@ def test_shape():
     factors = [half_cosine(step, 200, 20) for step in range(200)]
     assert max(factors) == factors[19] == factors[20] == 1
     assert factors[0] == pytest.approx(1 / 20)
-    assert all(b > a for a, b in zip(factors[:19], factors[1:20], strict=True))
-    assert all(b < a for a, b in zip(factors[20:-1], factors[21:], strict=True))
+    assert all(b > a for a, b in pairwise(factors[:20]))
+    assert all(b < a for a, b in pairwise(factors[20:]))
     assert factors[110] == pytest.approx(0.5)
     assert 0 < factors[-1] < 1e-3                                              # the last step is not wasted
     assert half_cosine(200, 200, 20) == half_cosine(999, 200, 20) == 0

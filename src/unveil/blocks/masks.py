@@ -16,14 +16,12 @@ Mask = tuple[Int[Tensor, "B V"], Int[Tensor, "B M"]]
 
 
 def visible_count(patches: int, ratio: float) -> int:
-    """How many patches stay visible. Raises `UnveilError` where none would, or none would be hidden."""
+    """How many patches stay visible. Raises `UnveilError` where none would."""
     if not 0 <= ratio < 1:
         raise UnveilError(f"mask ratio {ratio} is outside 0 to 1: use for example 0.75")
     visible = int(patches * (1 - ratio))
     if visible < 1:
         raise UnveilError(f"mask ratio {ratio} hides all of {patches} patches: use a smaller ratio or smaller patches")
-    if visible == patches:
-        raise UnveilError(f"mask ratio {ratio} hides none of {patches} patches: use a larger ratio, for example 0.75")
     return visible
 
 

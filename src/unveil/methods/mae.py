@@ -84,7 +84,9 @@ class MAE(Method):
         self.head = nn.Linear(width, self.target.size)
         xavier(self.decoder_embed)
         xavier(self.head)
-        self.mask(torch.zeros(1, dtype=torch.int64))                           # a ratio that cannot be hidden is refused now
+        _, hide = self.mask(torch.zeros(1, dtype=torch.int64))                 # a ratio that cannot be hidden is refused now
+        if not (hide.shape[1] or config.loss_on_all):
+            raise UnveilError(f"mask ratio {config.mask_ratio} hides none of {self.patches} patches: use 0.75, or --loss-on-all")
 
     @classmethod
     def build(cls, vit: ViTConfig, config: MAEConfig, augment: AugmentConfig) -> "MAE":

@@ -54,8 +54,9 @@ class Finetune(Task):
         nn.init.zeros_(self.head.bias)
         self.crop = Augment(augment, vit.image_size, (0.0,) * vit.channels, (1.0,) * vit.channels)
         colour = vit.channels == 3 and config.randaugment > 0
-        mean = tuple(round(255 * x) for x in vit.mean)
-        self.policy = rand_augment_transform(f"rand-m{config.randaugment}-mstd0.5-inc1", {"img_mean": mean}) if colour else None
+        fill = tuple(round(255 * x) for x in vit.mean)
+        hints = {"img_mean": fill, "magnitude_max": 9.99}                      # at 10, posterize keeps 0 bits: an error
+        self.policy = rand_augment_transform(f"rand-m{config.randaugment}-mstd0.5-inc1", hints) if colour else None
         self.erase = RandomErasing(config.erasing, mode="pixel", device="cpu") if config.erasing else None
         mixes = config.mixup > 0 or config.cutmix > 0
         self.mix = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes) if mixes else None

@@ -63,8 +63,9 @@ class Checkpoints:
             shutil.rmtree(final)
         os.replace(fresh, final)
         sync(self.folder)
-        for old in self.steps()[self.keep :]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
+        later = [other for other in self.steps() if other > step]              # damaged ones that were passed over
+        for other in later + [other for other in self.steps() if other <= step][self.keep :]:
+            shutil.rmtree(self.path(other), ignore_errors=True)
         return final
 
     def sweep(self) -> None:

@@ -91,7 +91,7 @@ def open_run(
         refuse_changes(run, facts, say)
         return run
     if write:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not inside.name.startswith(".run.json-") for inside in path.iterdir())):
             raise UnveilError(f"{path} exists and is no run folder: choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         write_whole(path / "run.json", json.dumps(facts | receipt(), indent=1) + "\n")

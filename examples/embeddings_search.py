@@ -1,0 +1,34 @@
+"""Finds the pictures of a folder that look most like one of them.
+
+python examples/embeddings_search.py runs/photos photos/ cats/0007.jpg
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import unveil
+
+
+def main(run: str, folder: str, query: str = "", count: int = 5) -> None:
+    """Embeds the folder once, into a file beside the run, and ranks it by cosine similarity."""
+    table = Path(run) / "embeddings.npz"
+    if not table.exists():                                                     # remove it when the folder has changed
+        unveil.embed(run, folder, out=table)
+    with np.load(table) as found:
+        paths, vectors = found["path"], found["embedding"]                     # (n,), (n, D)
+    vectors = vectors - vectors.mean(axis=0)                                   # what all pictures share tells nothing
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    if query and query not in paths:
+        sys.exit(f"{query} is not in {table}: it has names such as {paths[0]}")
+    chosen = int(np.flatnonzero(paths == query)[0]) if query else 0
+    similarity = vectors @ vectors[chosen]
+    for i in np.argsort(-similarity)[: count + 1]:
+        print(f"{similarity[i]:6.3f}  {paths[i]}{'   (the query)' if i == chosen else ''}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:4])

@@ -1,0 +1,36 @@
+"""Draws docs/images/reconstruction.png, in two minutes on two cores: an MAE trained on four pictures of scikit-image.
+
+python examples/readme_picture.py docs/images/reconstruction.png
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from skimage import data
+
+import unveil
+
+SIDE = 96
+SQUARES = {"astronaut": (60, 0, 360), "cat": (75, 0, 300), "coffee": (100, 0, 400), "rocket": (156, 0, 427)}  # left, top, side
+SETTINGS = {
+    "model": "vit-nano", "image_size": (SIDE,), "patch_size": (8,), "target": "pixel", "decoder_width": 192, "loss_on_all": True,
+    "crop_scale": 0.8, "flip": False, "epochs": 4400, "batch_size": 16, "base_lr": 3e-2, "clip": 1.0, "log_every": 100,
+}  # fmt: skip
+
+
+def main(out: str) -> None:
+    """Trains on random crops of the four pictures, then draws the whole pictures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        photos, run = Path(scratch) / "photos", Path(scratch) / "run"
+        photos.mkdir()
+        for name, (left, top, side) in SQUARES.items():
+            square = Image.fromarray(getattr(data, name)()).crop((left, top, left + side, top + side))
+            square.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(photos / f"{name}.png")
+        unveil.pretrain(photos, out=run, **SETTINGS)
+        unveil.reconstruct(run, out=out, ratios=(0.5, 0.75), count=4)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
