@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 
-import torch
+from torch import nn, randn_like
 
 import unveil
 from unveil.blocks.patches import patchify
@@ -26,14 +26,13 @@ class Denoise(Method):
     @classmethod
     def build(cls, vit, config, augment):
         self, values = cls(), vit.patch_size[0] * vit.patch_size[1] * vit.channels
-        self.encoder, self.head, self.config = ViT(vit), torch.nn.Linear(vit.width, values), config
+        self.config, self.encoder, self.head = config, ViT(vit), nn.Linear(vit.width, values)
         self.augment = self.augmentation = Augment(augment, vit.image_size, vit.mean, vit.std)
         return self
 
     def forward(self, batch):
-        noisy = batch.images + self.config.noise * torch.randn_like(batch.images)
-        clean = patchify(batch.images, self.encoder.config.patch_size)         # (B, N, P)
-        return Step((self.head(self.encoder(noisy)[:, 1:]) - clean).square().mean(), {})
+        noisy, patch = batch.images + self.config.noise * randn_like(batch.images), self.encoder.config.patch_size
+        return Step((self.head(self.encoder(noisy)[:, 1:]) - patchify(batch.images, patch)).square().mean(), {})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data.cache import Pictures, channel_moments, common_channels, sample_pictures
+from unveil.data.cache import MEMORY, Pictures, channel_moments, common_channels, sample_pictures
 from unveil.data.feed import PictureFeed
 from unveil.data.images import Unreadable
 from unveil.data.sources import Source
@@ -46,7 +46,7 @@ def with_faults(count: int = 10) -> tuple[list[np.ndarray], list[object]]:
 @pytest.mark.parametrize("same", [True, False])
 def test_on_demand_equals_in_memory(same):
     arrays = pictures_of(7, same)
-    kept, fresh = (Pictures(source([png(x) for x in arrays]), side=100, memory=memory) for memory in (None, 0))
+    kept, fresh = (Pictures(source([png(x) for x in arrays]), side=100, memory=memory) for memory in (MEMORY, 0))
     assert kept.in_memory
     assert not fresh.in_memory
     for places in (torch.tensor([6, 0, 3, 3]), torch.arange(7)):
@@ -126,7 +126,7 @@ def test_without_any_readable_file():
         pictures.batch(torch.tensor([0]))
 
 
-@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("memory", [MEMORY, 0])
 @pytest.mark.parametrize("deep", [False, True])
 def test_mixed_depths_become_one(memory, deep):
     shallow = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -171,3 +171,11 @@ def test_moments_equal_numpys():
     pixels = np.concatenate([x.reshape(-1, 3) for x in arrays]) / 255
     assert mean == pytest.approx(pixels.mean(axis=0), abs=1e-4)
     assert deviation == pytest.approx(pixels.std(axis=0), abs=1e-4)
+
+
+def test_stand_ins_come_from_the_same_part():
+    """A picture that is kept aside does not slip into training in place of one that cannot be read."""
+    arrays, files = with_faults()
+    pictures = Pictures(source(files), side=100, memory=0)
+    images, _ = pictures.batch(torch.tensor([3]), among=torch.tensor([0, 3, 9]))
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), arrays[9])

@@ -8,7 +8,7 @@ import torch
 
 from unveil.blocks.chance import sample_keys
 from unveil.data.batch import Batch
-from unveil.data.cache import Pictures
+from unveil.data.cache import MEMORY, Pictures
 from unveil.data.feed import PictureFeed, TableFeed, share_size, stream
 from unveil.data.order import shuffled
 from unveil.data.sources import array_source
@@ -17,7 +17,7 @@ from unveil.errors import UnveilError
 COUNT, SIZE = 22, 8
 
 
-def picture_feed(places: torch.Tensor | None = None, memory: int | None = None) -> PictureFeed:
+def picture_feed(places: torch.Tensor | None = None, memory: int = MEMORY) -> PictureFeed:
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     pictures = Pictures(array_source(array, np.arange(COUNT) % 7), side=4, memory=memory)
     return PictureFeed(pictures, batch_size=SIZE, seed=3, places=places)

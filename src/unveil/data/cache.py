@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,12 +19,8 @@ from unveil.errors import UnveilError
 Progress = Callable[[int, int], None]                                         # pictures read, of how many
 
 
-def free_memory() -> int:
-    """Bytes of memory that are free now; 4 GiB where the system does not tell."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 4 * 2**30
+MEMORY = 2 * 2**30
+"""Bytes of pictures that are kept in memory: a fixed number, so that the same run takes the same way on every machine."""
 
 
 class Pictures:
@@ -35,7 +32,7 @@ class Pictures:
         channels: How many channels each gets; by default what most pictures have, and 3 where some are in colour.
         dtype: uint8 or uint16; by default uint16 where most pictures are.
         pixel_limit: No file is decoded beyond this many pixels.
-        memory: Keep all in memory up to this many bytes; a quarter of what is free by default.
+        memory: Keep all in memory where they take up to this many bytes.
         progress: Called with (pictures read, of how many).
 
     Raises:
@@ -50,7 +47,7 @@ class Pictures:
         channels: int | None = None,
         dtype: torch.dtype | None = None,
         pixel_limit: int = 64_000_000,
-        memory: int | None = None,
+        memory: int = MEMORY,
         progress: Progress = lambda done, of: None,
     ) -> None:
         self.source, self.side, self.pixel_limit = source, side, pixel_limit
@@ -66,7 +63,7 @@ class Pictures:
         self.dtype = dtype or (torch.uint16 if deep else torch.uint8)
         self.numbers = np.arange(len(source.names))                            # readable pictures, as numbers of the source
         each = max(np.mean([x.shape[0] * x.shape[1] for x in sample]) * self.channels * self.dtype.itemsize, 1.0)
-        if each * len(source.names) <= (free_memory() // 4 if memory is None else memory):
+        if each * len(source.names) <= memory:
             self._keep_all(progress)
 
     def __len__(self) -> int:
@@ -108,15 +105,20 @@ class Pictures:
             return (picture >> 8).astype(np.uint8)
         return picture
 
-    def batch(self, places: Int[Tensor, " B"]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
-        """The pictures at these places, each in the upper left corner of a canvas (B, C, H, W), and their heights and widths."""
+    def batch(self, places: Int[Tensor, " B"], among: Int[Tensor, " n"] | None = None) -> tuple[Tensor, Int[Tensor, "B 2"]]:
+        """The pictures at these places, each in the upper left corner of a canvas (B, C, H, W), and their heights and widths.
+
+        Read on demand, one that proves unreadable gives its turn to the next readable one `among` these places (all by
+        default): what is kept aside must not slip into training.
+        """
         if isinstance(self._kept, Tensor):
             images = self._kept[places] if self.dtype == torch.uint8 else self._kept.view(torch.int16)[places].view(torch.uint16)
             return images, torch.tensor(images.shape[2:]).expand(len(places), 2)
         if self._kept is not None:
             pictures = [self._kept[i] for i in places.tolist()]
         else:
-            pictures = list(self._pool.map(self._read_or_next, self.numbers[places.numpy()].tolist()))
+            ring = self.numbers if among is None else self.numbers[among.numpy()]
+            pictures = list(self._pool.map(partial(self._read_or_next, ring=ring), self.numbers[places.numpy()].tolist()))
         sizes = torch.tensor([x.shape[:2] for x in pictures])
         height, width = sizes.amax(dim=0).tolist()
         canvas = np.zeros((len(pictures), self.channels, height, width), numpy_type(self.dtype))
@@ -141,8 +143,13 @@ class Pictures:
         self.numbers = np.array(good, dtype=np.int64)
         if not kept:
             raise UnveilError(f"no picture of {self.source.name} has {self.channels} channels: {next(iter(self.skipped.values()))}")
-        same = all(x.shape == kept[0].shape for x in kept)
-        self._kept = torch.from_numpy(np.stack(kept).transpose(0, 3, 1, 2).copy()) if same else kept
+        self._kept = kept
+        if all(x.shape == kept[0].shape for x in kept):
+            height, width, channels = kept[0].shape
+            images = np.empty((len(kept), channels, height, width), kept[0].dtype)
+            for i, row in enumerate(images):
+                row[:], kept[i] = kept[i].transpose(2, 0, 1), kept[0][:0]      # let go of each, so that memory does not double
+            self._kept = torch.from_numpy(images)
 
     def _read_or_reason(self, number: int) -> np.ndarray | str:
         try:
@@ -150,17 +157,18 @@ class Pictures:
         except Unreadable as error:
             return error.reason
 
-    def _read_or_next(self, number: int) -> np.ndarray:
-        """The picture, or in place of one that cannot be read, the next that can: always the same one."""
-        total = len(self.source.names)
-        for i in range(number, number + total):
-            picture = self._read_or_reason(i % total)
+    def _read_or_next(self, number: int, ring: np.ndarray) -> np.ndarray:
+        """The picture, or in place of one that cannot be read, the next in the ring that can: always the same one."""
+        start, i = int(np.searchsorted(ring, number)), number
+        for turn in range(1, len(ring) + 1):
+            picture = self._read_or_reason(i)
             with self._lock:
                 if not isinstance(picture, str):
                     if i != number:
-                        self._stand_ins[number] = i % total
+                        self._stand_ins[number] = i
                     return picture
-                self.skipped[self.source.names[i % total]] = picture
+                self.skipped[self.source.names[i]] = picture
+            i = int(ring[(start + turn) % len(ring)])
         raise UnveilError(f"no picture of {self.source.name} can be read any more: was it moved?")
 
 

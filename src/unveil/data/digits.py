@@ -45,7 +45,7 @@ def canvas(scan: np.ndarray, draw: np.ndarray) -> np.ndarray:
     side = 9 + int(draw[1]) % 6                                                # 9 to 14 px
     top, left = int(draw[2]) % (SIDE - side + 1), int(draw[3]) % (SIDE - side + 1)
     ink = np.asarray(Image.fromarray(scan).resize((side, side), Image.Resampling.BICUBIC), dtype=np.int64)
-    colour, ground = 80 + draw[4:7] % 176, draw[7:10] % 32                     # 80 to 255, and 0 to 31
+    colour, ground = 112 + draw[4:7] % 144, draw[7:10] % 32                    # 112 to 255, and 0 to 31
     picture = np.empty((SIDE, SIDE, 3), dtype=np.int64)
     picture[:] = ground
     patch = picture[top : top + side, left : left + side]

@@ -41,7 +41,7 @@ class PictureFeed:
     def __init__(self, pictures: Pictures, *, batch_size: int, seed: int, places: Int[Tensor, " n"] | None = None) -> None:
         self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
         self.places = torch.arange(len(pictures)) if places is None else places
-        self.samples = len(self.places)
+        self.samples, self.ring = len(self.places), self.places.sort().values
 
     def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
         """See `Feed`."""
@@ -53,7 +53,7 @@ class PictureFeed:
         first = step * self.batch_size + share * size
         order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
         places = self.places[order]
-        images, sizes = self.pictures.batch(places)
+        images, sizes = self.pictures.batch(places, among=self.ring)
         return Batch(images, sizes, sample_keys(self.seed, first, size), self.pictures.labels_of(places))
 
 

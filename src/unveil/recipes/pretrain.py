@@ -57,9 +57,9 @@ class PretrainConfig:
 
 
 DIGITS = {
-    "crop": "none", "epochs": 7.0, "batch_size": 64, "base_lr": 8e-3, "target": "pixel", "decoder_depth": 1,
+    "crop": "none", "target": "pixel", "mask_ratio": 0.5, "decoder_depth": 1, "epochs": 9.0, "batch_size": 64, "base_lr": 8e-3,
 }  # fmt: skip
-"""What differs by default for the embedded digits: a minute on two cores."""
+"""What differs by default for the embedded digits, whose 64 patches of 4 pixels say little: a minute on two cores."""
 
 
 def pretrain(
@@ -139,6 +139,7 @@ def pretrain(
         native.save(learner, run.path)
         save_samples(run, judged if len(judged) else pictures, vit)
         write_skipped(run.path, [pictures, judged], place, lambda text: None)
+        say("judging what was learned ...")
         results = prove(learner, untrained, pictures, judged, hardware, place)
         seconds = sum(line.get("seconds", 0.0) for line in run.log)
         run.write_results(results | {"pictures_seen": total * training.batch_size, "seconds": seconds, "kept_aside": cut})
