@@ -50,7 +50,7 @@ class Verb:
     """Defaults that differ from the configs', as "module:literal"."""
 
 
-TEST = Argument(str | None, "Labelled pictures to judge on; the test split of DATA by default, or a fifth of it.", None)
+TEST = Argument(str | None, "Labelled pictures to judge on; the test split of DATA by default, or a tenth of it.", None)
 VERBS = {
     "pretrain": Verb(
         "unveil.recipes.pretrain:pretrain",

@@ -50,6 +50,7 @@ class Method(Learner, ABC):
     Config: ClassVar[type]
     """A frozen dataclass: the knobs of the method."""
     config: Any
+    augmentation: Any
 
     @classmethod
     @abstractmethod

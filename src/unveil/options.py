@@ -68,6 +68,12 @@ def configure(options: Mapping[str, Any], *configs: type) -> list[Any]:
     return [config(**{k: v for k, v in options.items() if k in names}) for config, names in fields.items()]
 
 
+def known_to(options: Mapping[str, Any], *configs: type) -> dict[str, Any]:
+    """Those of the options that some config has a field for."""
+    names = {field.name for config in configs for field in dataclasses.fields(config)}
+    return {name: value for name, value in options.items() if name in names}
+
+
 def refuse_unknown(options: Iterable[str], known: Iterable[str]) -> None:
     """Raises `UnveilError` for the first option that is not known, with what may have been meant."""
     known = sorted(known)

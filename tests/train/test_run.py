@@ -67,6 +67,7 @@ def test_a_new_run_writes_its_receipt_and_opens_again(tmp_path):
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):
     opened(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
     before = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(UnveilError) as caught:
         opened(tmp_path / "run", config={**CONFIG, "epochs": 4, "log_every": 1, "flip": True})
@@ -83,11 +84,19 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
 
 def test_harmless_changes_are_allowed_and_said(tmp_path):
     opened(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
     changed = {**CONFIG, "log_every": 1, "accumulate": 2, **dict.fromkeys(HARMLESS - CONFIG.keys(), "x")}
     _, said = opened(tmp_path / "run", config=changed)
     assert len(said) == 1
     for name in HARMLESS:
         assert f"  config {name}: was " in said[0]
+
+
+def test_a_start_that_was_refused_does_not_lock_the_folder(tmp_path):
+    opened(tmp_path / "run")
+    corrected, said = opened(tmp_path / "run", config={**CONFIG, "epochs": 4})
+    assert corrected.config["epochs"] == 4
+    assert not said
 
 
 def test_foreign_folders_are_refused(tmp_path):

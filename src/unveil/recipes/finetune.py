@@ -58,7 +58,7 @@ def finetune(
     Args:
         run: Whatever `unveil.load` takes.
         data: Labelled pictures; by default those that the run was trained on.
-        test: Labelled pictures to judge on; by default the test split of `data`, or a fifth of it that is kept aside.
+        test: Labelled pictures to judge on; by default the test split of `data`, or a tenth of it that is kept aside.
         out: The run folder; by default `<run>-finetune`, or `<run>-scratch`.
         **options: Fields of `FinetuneRunConfig`, `FinetuneConfig`, `AugmentConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
 
@@ -122,7 +122,8 @@ def finetune(
             }
         )  # fmt: skip
         page = write_page(result, learner)
-        say(f"top-1 {100 * final.top1:.2f} %   top-5 {100 * final.top5:.2f} %   on {final.count:,} pictures\nThe report:  {page}")
+        five = f"   top-5 {100 * final.top5:.2f} %" if len(classes) > 5 else ""
+        say(f"top-1 {100 * final.top1:.2f} %{five}   on {final.count:,} pictures\nThe report:  {page}")
     leave(place)
     return result
 

@@ -27,7 +27,7 @@ def labelled_parts(
     Args:
         run: Where the encoder comes from: its data is taken where none is given.
         data: Labelled pictures to train on.
-        test: Labelled pictures to judge on; by default the test split of `data`, or a fifth of it.
+        test: Labelled pictures to judge on; by default the test split of `data`, or a tenth of it.
         vit: What the encoder takes.
         pixel_limit: No file is decoded beyond this many pixels.
         show: Whether to show a progress bar.
@@ -41,7 +41,7 @@ def labelled_parts(
         test_source = training if testing is None else testing
     known, asked, cut = open_parts(
         source, test_source, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=pixel_limit,
-        share=0.2, most=10_000, show=show,
+        share=0.1, most=kept_aside(run), show=show,
     )  # fmt: skip
     known, asked = known.labelled(), asked.labelled()
     for part, role in ((known, "to train on"), (asked, "to judge on")):
@@ -53,6 +53,13 @@ def labelled_parts(
     if len(known.pictures.classes) < 2:
         raise UnveilError(f"{known.pictures.source.name} has one class only: {known.pictures.classes[0]}")
     return known, asked, cut
+
+
+def kept_aside(run: str | Path) -> int:
+    """The most pictures that are kept aside: as many as the run had, so that none was seen in pre-training."""
+    if (Path(run) / "run.json").is_file():
+        return int(Run(run).config.get("held_out", 1000))
+    return 1000
 
 
 def data_of(run: str | Path) -> str:
@@ -92,6 +99,14 @@ def fresh_folder(path: Path) -> Path:
             continue
         return free
     raise UnveilError(f"there are 10,000 folders called {path}-...: remove some")
+
+
+def free_file(path: Path) -> Path:
+    """This path, or the first of name-2, name-3, ... that is not there: nothing is overwritten."""
+    number = 1
+    while (free := path if number == 1 else path.with_stem(f"{path.stem}-{number}")).exists():
+        number += 1
+    return free
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:

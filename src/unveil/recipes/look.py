@@ -9,7 +9,7 @@ from unveil.errors import UnveilError
 from unveil.interop.load import load
 from unveil.options import configure
 from unveil.recipes.features import views_of
-from unveil.recipes.labelled import data_of
+from unveil.recipes.labelled import data_of, free_file
 from unveil.recipes.reading import open_whole, stored_side
 from unveil.reports.page import write_page
 from unveil.reports.reconstruct import figure
@@ -43,8 +43,8 @@ def reconstruct(run: str | Path, data: Data | None = None, *, out: str | Path | 
         UnveilError: When the model cannot reconstruct, or the file exists.
     """
     (own,) = configure(options, ReconstructConfig)
-    path = Path(out) if out else (Path(run) if Path(run).is_dir() else Path()) / "reconstruction.png"
-    if path.exists() and out:
+    path = Path(out) if out else free_file((Path(run) if Path(run).is_dir() else Path()) / "reconstruction.png")
+    if path.exists():
         raise UnveilError(f"{path} exists: choose another --out")
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise UnveilError(f"{path} ends in {path.suffix or 'nothing'}: use .png, .pdf or .svg")

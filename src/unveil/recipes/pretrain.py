@@ -20,7 +20,7 @@ from unveil.interop import native
 from unveil.learner import Method
 from unveil.methods import method_class
 from unveil.models.vit import MODELS, ViT, ViTConfig
-from unveil.options import configure
+from unveil.options import configure, known_to
 from unveil.recipes.features import features_of, judge_features, raw_pixels, views_of  # judge_features, raw_pixels
 from unveil.recipes.fitting import fit
 from unveil.recipes.reading import Part, natural_side, open_parts, sizes_for, skipped_lines, stored_side, write_skipped
@@ -49,7 +49,7 @@ class PretrainConfig:
     pixel_limit: int = 64_000_000
     """No file is decoded beyond this many pixels."""
     held_out: int = 1000
-    """Pictures kept aside to judge on where DATA has no test split; at most a tenth of them."""
+    """Pictures kept aside to judge on where DATA has no test split; at most a tenth of them. Probes of this run take the same."""
     recompute: bool = False
     """Gradient checkpointing: less memory, a third more time."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
@@ -83,9 +83,9 @@ def pretrain(
     model = model or ("vit-nano" if embedded else "vit-base")
     if model not in MODELS:
         raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
-    own, settings, augment, training, optim, hardware = configure(
-        (DIGITS if embedded else {}) | options, PretrainConfig, kind.Config, AugmentConfig, TrainConfig, OptimConfig, SpreadConfig
-    )
+    configs = (PretrainConfig, kind.Config, AugmentConfig, TrainConfig, OptimConfig, SpreadConfig)
+    usual = known_to(DIGITS, *configs) if embedded else {}
+    own, settings, augment, training, optim, hardware = configure(usual | options, *configs)
     place = join(hardware)
     hardware = settled(hardware, place)
     say = tell(place.lead)
@@ -130,6 +130,8 @@ def pretrain(
         f"{training.batch_size} in {hardware.precision} on {place.world} {place.device.type} "
         f"process{'es' * (place.world > 1)}"
     )
+    if total < 500:
+        say(f"{total} steps are few to learn from: think of more --epochs, or of a smaller --batch-size")
     watched = monitors(pictures, judged, vit, hardware, place)
     fit(learner, feed, run, place, training, optim, hardware, watched, own.tracker, "pretrain")
     if place.lead:
@@ -170,7 +172,7 @@ def prove(learner: Method, untrained: ViT, pictures: Part, judged: Part, hardwar
 def monitors(pictures: Part, judged: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place) -> list[Monitor]:
     """What is looked at during a run: error on pictures kept aside, and k-NN accuracy where there are labels."""
     watched: list[Monitor] = [partial(held_out, judged=judged, vit=vit, hardware=hardware, place=place)]
-    bank, queries = pictures.labelled(5000), judged.labelled(1000)
+    bank, queries = pictures.labelled(2000), judged.labelled(500)
     if len(bank) and len(queries):
         watched.append(partial(online_knn, bank=bank, queries=queries, vit=vit, hardware=hardware, place=place))
     return watched

@@ -69,7 +69,7 @@ def probe(
     Args:
         run: Whatever `unveil.load` takes.
         data: Labelled pictures to train the probe on; by default those that the run was trained on.
-        test: Labelled pictures to judge on; by default the test split of `data`, or a fifth of it that is kept aside.
+        test: Labelled pictures to judge on; by default the test split of `data`, or a tenth of it that is kept aside.
         out: A folder for the results; by default a new one, `<run>/probe-<kind>`.
         **options: Fields of `ProbeConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
 
@@ -107,7 +107,7 @@ def probe(
             features = raw_pixels if encoder is None else partial(encoder.features, pool=own.pool)
             scores[name] = frozen_scores(features, known, asked, vit, own, training, optim, hardware, place)
         result = score(scores[name], asked.labels)
-        say(f"{name:>10}   top-1 {100 * result.top1:5.2f} %   top-5 {100 * result.top5:5.2f} %")
+        say(f"{name:>10}   top-1 {100 * result.top1:5.2f} %" + (f"   top-5 {100 * result.top5:5.2f} %" if classes > 5 else ""))
     folder = Path(out) if out else fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{own.kind}")
     folder.mkdir(parents=True, exist_ok=True)
     results = {

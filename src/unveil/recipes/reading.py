@@ -170,7 +170,7 @@ def write_skipped(folder: Path, parts: Sequence[Part], place: Place, say: Say) -
     lines = skipped_lines(*parts)
     if lines and place.lead:
         write_whole(folder / "skipped.txt", "\n".join(lines) + "\n")
-        say(f"{len(lines):,} files could not be used: see {folder / 'skipped.txt'}")
+        say(f"{len(lines):,} file{'s' * (len(lines) > 1)} could not be used: see {folder / 'skipped.txt'}")
 
 
 def open_whole(data: Data, *, side: int, channels: int | None, pixel_limit: int, show: bool) -> Part:

@@ -30,7 +30,9 @@ def terminal_table(results: Results) -> RenderableType:
         for row in grid.rows:
             shown.add_row(*(Text(cell) for cell in row), style="bold" if row[0] in OURS else None)
         parts += [Text(grid.title, style="bold"), shown, *(Text(sentence) for sentence in grid.sentences), Text("")]
-    return Group(*parts[:-1]) if parts else Text("There are no results yet: the run has not ended.")
+    if not parts:
+        return Text("Nothing was kept aside, so nothing could be judged." if results else "There are no results yet.")
+    return Group(*parts[:-1])
 
 
 def html_table(results: Results) -> Markup:

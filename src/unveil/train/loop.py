@@ -118,7 +118,7 @@ def train(
                     if place.lead:
                         checkpoints.save(done, files, {"total": total})
             if stopping and done < total:
-                raise Interrupted(done, total)
+                raise Interrupted(done, total, checkpoints is not None)
             meter.restart()
 
 

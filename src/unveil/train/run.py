@@ -86,12 +86,15 @@ def open_run(
         UnveilError: When the folder holds something else, or going on would silently change the run; the message is the difference.
     """
     facts = {"kind": kind, "config": json.loads(json.dumps(config)), "data": json.loads(json.dumps(data))}
-    if (path / "run.json").is_file():
+    begun = any((path / name).exists() for name in ("checkpoints", "results.json"))
+    if (path / "run.json").is_file() and begun:
         run = Run(path)
         refuse_changes(run, facts, say)
         return run
     if write:
-        if path.exists() and (not path.is_dir() or any(not inside.name.startswith(".run.json-") for inside in path.iterdir())):
+        ours = (path / "run.json").is_file() and "kind" in Run(path).facts      # a start that was refused: nothing to lose
+        inside = [each.name for each in path.iterdir() if not each.name.startswith(".run.json-")] if path.is_dir() else []
+        if path.exists() and not ours and (inside or not path.is_dir()):
             raise UnveilError(f"{path} exists and is no run folder: choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         write_whole(path / "run.json", json.dumps(facts | receipt(), indent=1) + "\n")

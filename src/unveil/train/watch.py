@@ -20,10 +20,11 @@ from unveil.train.log import Record
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: somebody asked
-    """The run was asked to stop, and saved first."""
+    """The run was asked to stop, and saved first where it has a folder."""
 
-    def __init__(self, step: int, total: int) -> None:
-        super().__init__(f"stopped and saved after step {step} of {total}: the same command goes on from there")
+    def __init__(self, step: int, total: int, saved: bool) -> None:
+        told = "and saved after step {} of {}: the same command goes on from there" if saved else "after step {} of {}"
+        super().__init__(f"stopped {told.format(step, total)}")
 
 
 @contextmanager
