@@ -51,11 +51,17 @@ def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
 def fit_linear(
     bank: Float[Tensor, "n D"], labels: Int[Tensor, " n"], classes: int, training: TrainConfig, optim: OptimConfig
 ) -> Linear:
-    """A linear classifier on features that were computed once; batch size 0 is 1024, or a twentieth of what there is."""
+    """A linear classifier on features that were computed once.
+
+    Batch size 0 is 1024, or a twentieth of what there is. The rate of SGD is for 64 features: with normalised features the
+    curvature of the loss grows with their number, so it is divided by it, or wide features (raw pixels) would be wronged.
+    """
     torch.manual_seed(training.seed)
     task = Linear(bank.shape[1], classes)
     size = training.batch_size or max(32, min(1024, len(bank) // 20))
     training = replace(training, batch_size=size, log_every=10**9, monitor_times=1)
+    if optim.optimizer == "sgd":
+        optim = replace(optim, base_lr=optim.base_lr * 64 / bank.shape[1])
     feed = TableFeed(bank, labels, batch_size=size, seed=training.seed)
     cpu = Place(torch.device("cpu"))
     train(task, feed, training, optim, SpreadConfig(device="cpu", precision="float32"), cpu)

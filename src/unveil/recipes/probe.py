@@ -55,8 +55,11 @@ class ProbeConfig:
 
 
 DEFAULTS = {"optimizer": "sgd", "base_lr": 0.5, "weight_decay": 0.0, "warmup": 0.1, "epochs": 90.0, "batch_size": 0}
-"""The paper's linear probe (appendix A.1) with SGD in place of LARS, for the small batches of small data; `--optimizer lars
---base-lr 0.1 --batch-size 16384 --views` is the paper's own. Batch size 0 is 1024, or a twentieth of the pictures."""
+"""The paper's linear probe (appendix A.1) with SGD in place of LARS, for the small batches of small data.
+
+`--optimizer lars --base-lr 0.1 --batch-size 16384 --views` is the paper's own. Batch size 0 is 1024, or a twentieth of the
+pictures; the rate of SGD is for 64 features, and less for more.
+"""
 TUNED = {"optimizer": "adamw", "base_lr": 1e-3, "weight_decay": 0.05, "warmup": 0.1, "epochs": 50.0, "batch_size": 256}
 """The partial probe (appendix A.1: as fine-tuning, 50 epochs), with the augmentation of the linear one."""
 
