@@ -95,7 +95,7 @@ class Slow:
     def __init__(self, broken: int | None = None) -> None:
         self.asked: list[tuple[int, int, int, int]] = []
         self.threads: set[str] = set()
-        self.broken = broken
+        self.broken, self.instant = broken, False
 
     def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
         self.asked.append((step, rank, world, parts))
@@ -121,3 +121,10 @@ def test_an_error_comes_out_at_its_step():
     with pytest.raises(UnveilError, match="step 4 cannot be read"):
         seen.extend(step for step, _ in stream(Slow(broken=4), range(8), 0, 1, 1))
     assert seen == [0, 1, 2, 3]
+
+
+def test_instant_batches_need_no_thread():
+    feed = Slow()
+    feed.instant = True
+    assert [step for step, _ in stream(feed, range(3), 0, 1, 1)] == [0, 1, 2]
+    assert feed.threads == {threading.current_thread().name}

@@ -23,6 +23,8 @@ class Feed(Protocol):
     """Samples in an epoch."""
     batch_size: int
     """Samples in a step, over all processes."""
+    instant: bool
+    """Whether a batch costs next to nothing, so that a thread which makes it ahead of its time would only be in the way."""
 
     def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
         """What process `rank` of `world` sees in a step, in `parts` equal batches."""
@@ -42,6 +44,7 @@ class PictureFeed:
         self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
         self.places = torch.arange(len(pictures)) if places is None else places
         self.samples, self.ring = len(self.places), self.places.sort().values
+        self.instant = pictures.in_memory
 
     def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
         """See `Feed`."""
@@ -67,6 +70,10 @@ def share_size(batch_size: int, shares: int) -> int:
 
 def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: int = 2) -> Iterator[tuple[int, list[Batch]]]:
     """The steps and their batches, up to `ahead` of them made in advance."""
+    if feed.instant:
+        for step in steps:
+            yield step, feed.batches(step, rank, world, parts)
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
         waiting: deque[tuple[int, Future[list[Batch]]]] = deque()
         for step in steps:
@@ -80,6 +87,8 @@ def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: i
 
 class TableFeed:
     """Shuffled rows of a table of features, fed like pictures."""
+
+    instant = True
 
     def __init__(self, features: Tensor, labels: Tensor, *, batch_size: int, seed: int) -> None:
         self.features, self.labels, self.batch_size, self.seed = features, labels, batch_size, seed
