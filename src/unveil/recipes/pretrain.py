@@ -57,7 +57,7 @@ class PretrainConfig:
 
 
 DIGITS = {
-    "crop": "none", "target": "pixel", "mask_ratio": 0.6, "decoder_depth": 1, "epochs": 7.0, "batch_size": 64, "base_lr": 8e-3,
+    "crop": "none", "target": "pixel", "mask_ratio": 0.6, "decoder_depth": 1, "epochs": 7.5, "batch_size": 64, "base_lr": 8e-3,
     "monitor_times": 4,
 }  # fmt: skip
 """What differs by default for the embedded digits, whose 64 patches of 4 pixels say little: a minute on two cores."""
