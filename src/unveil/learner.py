@@ -63,7 +63,7 @@ class Method(Learner, ABC):
 
 
 class Task(Learner, ABC):
-    """A learner that uses labels to judge or to tune an encoder. One file and one line in `unveil.tasks.TASKS`."""
+    """A learner that uses labels to judge or to tune an encoder. One file."""
 
     @abstractmethod
     def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:

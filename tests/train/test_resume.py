@@ -28,7 +28,7 @@ def wait_for_step(process: object, out: Path, step: int) -> None:
 @pytest.mark.slow
 def test_killed_runs_end_bit_identical(pictures: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, the same command again each time: the same weights, and every step logged once."""
-    options = ("--epochs", "20.01")
+    options = ("--epochs", f"{7 * KILLS}.01")
     whole = start(pictures, tmp_path / "whole", *options)
     chance = random.Random(1)
     killed = 0
