@@ -42,7 +42,7 @@ def make_mae(channels: int = 3, size: tuple[int, int] = (16, 16), **options: Any
         mean=(0.4,) * channels, std=(0.2,) * channels,
     )  # fmt: skip
     config = MAEConfig(decoder_width=48, decoder_depth=1, decoder_heads=3, **options)
-    return MAE.build(vit, config, AugmentConfig()).eval()  # type: ignore[return-value]
+    return MAE.build(vit, config, AugmentConfig()).eval()
 
 
 def write_samples(path: Path, channels: int = 3, names: tuple[str, ...] = ("<img onerror=x>", "$x$")) -> None:

@@ -122,7 +122,8 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     ones = np.ones(window)
     total = np.convolve(values, ones, mode="full")[window // 2 : window // 2 + len(values)]
     count = np.convolve(np.ones(len(values)), ones, mode="full")[window // 2 : window // 2 + len(values)]
-    return (total / count).tolist()                                            # type: ignore[no-any-return]
+    means: list[float] = (total / count).tolist()
+    return means
 
 
 def apart(places: Sequence[float], room: float) -> list[float]:
