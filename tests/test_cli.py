@@ -65,7 +65,9 @@ def test_help_of_pretrain_tells_the_knobs(capsys):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for flag in ("--mask-ratio", "--epochs", "--base-lr", "--crop-scale", "--device", "--image-size", "--flip"):
         assert flag in shown
-    assert "Share of patches that is hidden (figure 5)." in shown
+    assert "Share of patches that is hidden (figure 5). (default: 0.75; 0.6 for the digits)" in shown
+    assert "--model {vit-nano,vit-tiny," in shown
+    assert "None" not in shown
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from unveil.errors import UnveilError
 from unveil.methods import METHODS
@@ -26,6 +27,7 @@ AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
 DATA = "A folder, a .tar, .tar.gz or .zip of pictures, shards-{000..099}.tar, hf://name, a torchvision set (cifar10), or digits."
 RUN = "A run folder, an exported file, a checkpoint laid out as the public MAE release, or a transformers ViTMAE folder."
 REQUIRED = object()
+WORDS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT"}     # where the type is no name for a reader
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Verb:
     configs: dict[str, str]
     defaults: str = ""
     """Defaults that differ from the configs', as "module:literal"."""
+    digits: str = ""
+    """Defaults that differ for the embedded digits."""
 
 
 TEST = Argument(str | None, "Labelled pictures to judge on; the test split of DATA by default, or a tenth of it.", None)
@@ -64,7 +68,8 @@ VERBS = {
             ),
             "out": Argument(str | None, "The run folder; runs/<data>-<method>-<model> by default.", None),
         },
-        {"settings": "unveil.recipes.pretrain:PretrainConfig", "objective": "METHOD", **AUGMENT, **SHARED},
+        {"run": "unveil.recipes.pretrain:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
+        digits="unveil.recipes.pretrain:DIGITS",
     ),
     "finetune": Verb(
         "unveil.recipes.finetune:finetune",
@@ -170,34 +175,50 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
     """The options that were given, by name. Exits with 2 and a hint where they make no sense."""
     import tyro
 
-    fields: list[Any] = []
-    for key, argument in verb.arguments.items():
-        marks = [tyro.conf.arg(help=argument.help)]
-        if argument.positional:
-            marks = [tyro.conf.arg(help=argument.help, metavar=key.upper()), tyro.conf.Positional]
-        fields.append(field(key, Annotated[argument.type, *marks], argument.default))
-    module, _, attribute = verb.defaults.partition(":")
-    defaults = literal(module, attribute) if module else {}
+    fields = [field(key, argument.type, argument.help, argument.default, positional=argument.positional)
+              for key, argument in verb.arguments.items()]  # fmt: skip
+    defaults, digits = literals(verb.defaults), literals(verb.digits)
     for title, place in verb.configs.items():
-        own = [
-            field(knob.name, Annotated[knob.type, tyro.conf.arg(help=knob.help)], defaults.get(knob.name, knob.default))
-            for knob in knobs(config_of_method(argv) if place == "METHOD" else place)
-        ]
+        own = []
+        for knob in knobs(config_of_method(argv) if place == "METHOD" else place):
+            special = f"; {plainly(digits[knob.name])} for the digits" if knob.name in digits else ""
+            own.append(field(knob.name, knob.type, knob.help, defaults.get(knob.name, knob.default), special))
         group = dataclasses.make_dataclass(title, own, frozen=True)
-        fields.append((title, group, dataclasses.field(default_factory=group)))
+        fields.append((f"{title}_", Annotated[group, tyro.conf.arg(name=title)], dataclasses.field(default_factory=group)))
     shape = dataclasses.make_dataclass(name, fields)
     parsed: Any = tyro.cli(shape, prog=f"unveil {name}", description=verb.says, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     given = {part[2:].split("=")[0].replace("-", "_") for part in argv if part.startswith("--")}
     options = {key: getattr(parsed, key) for key in verb.arguments}
     for title in verb.configs:
-        values = dataclasses.asdict(getattr(parsed, title))
+        values = dataclasses.asdict(getattr(parsed, f"{title}_"))
         options |= {key: value for key, value in values.items() if key in given or f"no_{key}" in given}
     return options
 
 
-def field(name: str, kind: Any, default: Any) -> tuple[str, Any, Any]:
-    """A field of a dataclass that is made on the fly."""
-    return (name, kind, dataclasses.field() if default is REQUIRED else dataclasses.field(default=default))
+def literals(place: str) -> dict[str, Any]:
+    """The dictionary at "module:name"; an empty one for no place."""
+    module, _, name = place.partition(":")
+    return dict(literal(module, name)) if module else {}
+
+
+def field(name: str, kind: Any, says: str, default: Any, special: str = "", *, positional: bool = False) -> tuple[str, Any, Any]:
+    """A field of a dataclass that is made on the fly, with what `--help` says of it."""
+    import tyro
+
+    marks: list[Any] = [tyro.conf.Positional] if positional else []
+    told = "" if default in (None, (), "") else f"(default: {plainly(default)}{special})"
+    if default is REQUIRED:
+        told = "(required)"
+    metavar = name.upper() if positional else WORDS.get(kind)
+    if metavar is None and get_origin(kind) in (Union, UnionType):             # of one of these names, or none
+        metavar = "{" + ",".join(name for part in get_args(kind) for name in get_args(part)) + "}"
+    marks.append(tyro.conf.arg(help=says, metavar=metavar, help_behavior_hint=told))
+    return (name, Annotated[kind, *marks], dataclasses.field() if default is REQUIRED else dataclasses.field(default=default))
+
+
+def plainly(value: Any) -> str:
+    """A default as one would type it."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def config_of_method(argv: list[str]) -> str:

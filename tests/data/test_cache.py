@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unveil.data.cache import MEMORY, Pictures, channel_moments, common_channels, sample_pictures
-from unveil.data.feed import PictureFeed
+from unveil.data.feed import PictureFeed, batches
 from unveil.data.images import Unreadable
 from unveil.data.sources import Source
 from unveil.errors import UnveilError
@@ -104,7 +104,7 @@ def test_unreadable_files_are_replaced_on_demand():
 def test_a_stand_in_brings_its_label_into_the_batch():
     arrays, files = with_faults()
     feed = PictureFeed(Pictures(source(files), side=100, memory=0), batch_size=10, seed=0)
-    (batch,) = feed.batches(0, 0, 1, 1)
+    (batch,) = batches(feed, 0, 0, 1, 1)
     for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), arrays[label // 10])
 

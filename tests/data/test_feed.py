@@ -9,7 +9,7 @@ import torch
 from unveil.blocks.chance import sample_keys
 from unveil.data.batch import Batch
 from unveil.data.cache import MEMORY, Pictures
-from unveil.data.feed import PictureFeed, TableFeed, share_size, stream
+from unveil.data.feed import PictureFeed, TableFeed, batches, share_size, stream, taste
 from unveil.data.order import shuffled
 from unveil.data.sources import array_source
 from unveil.errors import UnveilError
@@ -28,8 +28,8 @@ def table_feed() -> TableFeed:
     return TableFeed(features, torch.arange(COUNT) % 7, batch_size=SIZE, seed=3)
 
 
-def joined(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+def joined(parts: list[Batch]) -> Batch:
+    return Batch(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 @pytest.mark.parametrize("make", [picture_feed, table_feed])
@@ -37,8 +37,8 @@ def joined(batches: list[Batch]) -> Batch:
 def test_shares_make_up_the_same_step(make, world, parts):
     feed = make()
     for step in (0, 1, 2, 7):                                                  # step 2 crosses the end of an epoch
-        (whole,) = feed.batches(step, 0, 1, 1)
-        by_rank = [feed.batches(step, rank, world, parts) for rank in range(world)]
+        (whole,) = batches(feed, step, 0, 1, 1)
+        by_rank = [batches(feed, step, rank, world, parts) for rank in range(world)]
         shares = [by_rank[rank][part] for part in range(parts) for rank in range(world)]
         assert {len(share.keys) for share in shares} == {SIZE // (world * parts)}
         for ours, true in zip(joined(shares), whole, strict=True):
@@ -49,7 +49,7 @@ def test_a_step_is_what_the_order_says():
     feed = picture_feed()
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     for step in range(6):
-        (batch,) = feed.batches(step, 0, 1, 1)
+        (batch,) = batches(feed, step, 0, 1, 1)
         for i in range(SIZE):
             number = step * SIZE + i
             place = int(shuffled(3, torch.tensor([number]), COUNT))
@@ -63,7 +63,7 @@ def test_an_epoch_shows_each_picture_once():
     places = torch.tensor([1, 4, 9, 16, 0, 21])
     feed = picture_feed(places)
     assert feed.samples == 6
-    seen = torch.cat([feed.batches(step, 0, 1, 1)[0].images for step in range(3)])   # 24 samples: 4 epochs of 6
+    seen = torch.cat([batches(feed, step, 0, 1, 1)[0].images for step in range(3)])   # 24 samples: 4 epochs of 6
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     wanted = sorted(array[i].transpose(2, 0, 1).tobytes() for i in places.tolist())
     for epoch in range(4):
@@ -75,14 +75,14 @@ def test_on_demand_equals_in_memory():
     assert kept.pictures.in_memory
     assert not fresh.pictures.in_memory
     for step in range(4):
-        for a, b in zip(kept.batches(step, 0, 1, 1)[0], fresh.batches(step, 0, 1, 1)[0], strict=True):
+        for a, b in zip(batches(kept, step, 0, 1, 1)[0], batches(fresh, step, 0, 1, 1)[0], strict=True):
             assert torch.equal(a, b)
 
 
 def test_batches_that_do_not_divide_are_refused():
     assert share_size(12, 3) == 4
     with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(processes x accumulation\): use 6"):
-        picture_feed().batches(0, 0, 3, 1)
+        batches(picture_feed(), 0, 0, 3, 1)
     with pytest.raises(UnveilError, match=r"batch size 2 does not divide by 4 .*use 4"):
         share_size(2, 4)
 
@@ -93,26 +93,26 @@ class Slow:
     samples, batch_size = 4, 2
 
     def __init__(self, broken: int | None = None) -> None:
-        self.asked: list[tuple[int, int, int, int]] = []
+        self.asked: list[tuple[int, int, int]] = []
         self.threads: set[str] = set()
         self.broken, self.instant = broken, False
 
-    def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
-        self.asked.append((step, rank, world, parts))
+    def share(self, step: int, share: int, shares: int) -> Batch:
+        self.asked.append((step, share, shares))
         self.threads.add(threading.current_thread().name)
         if step == self.broken:
             raise UnveilError(f"step {step} cannot be read")
-        return [Batch(torch.tensor([step]), torch.ones(1, 2), torch.tensor([step]))]
+        return Batch(torch.tensor([step]), torch.ones(1, 2), torch.tensor([step]))
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 9])
 @pytest.mark.parametrize("steps", [range(5, 12), range(3, 4), range(2, 2)])
 def test_the_stream_keeps_the_order_and_runs_ahead(ahead, steps):
     feed = Slow()
-    for wanted, (step, (batch,)) in zip(steps, stream(feed, steps, 1, 2, 3, ahead=ahead), strict=True):
-        assert step == wanted == int(batch.images)
-        assert len(feed.asked) <= step - steps.start + 1 + ahead               # no further ahead than asked
-    assert feed.asked == [(step, 1, 2, 3) for step in steps]
+    for wanted, (step, parts) in zip(steps, stream(feed, steps, 1, 2, 3, ahead=ahead), strict=True):
+        assert [step] * 3 == [wanted] * 3 == [int(part.images) for part in parts]
+        assert len(feed.asked) <= 3 * (step - steps.start + 1 + ahead)         # no further ahead than asked
+    assert feed.asked == [(step, share, 6) for step in steps for share in (1, 3, 5)]
     assert threading.current_thread().name not in feed.threads
 
 
@@ -128,3 +128,12 @@ def test_instant_batches_need_no_thread():
     feed.instant = True
     assert [step for step, _ in stream(feed, range(3), 0, 1, 1)] == [0, 1, 2]
     assert feed.threads == {threading.current_thread().name}
+
+
+@pytest.mark.parametrize(("size", "most", "wanted"), [(12, 12, 12), (12, 5, 4), (7, 6, 1)])
+def test_a_taste_is_the_first_share_that_is_small_enough(size, most, wanted):
+    feed = PictureFeed(picture_feed().pictures, batch_size=size, seed=5)
+    few = taste(feed, most)
+    (whole,) = batches(feed, 0, 0, 1, 1)
+    assert torch.equal(few.images, whole.images[:wanted])
+    assert torch.equal(few.keys, whole.keys[:wanted])

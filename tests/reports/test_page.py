@@ -82,7 +82,7 @@ def test_names_are_text(run: Run):
 def test_the_page_tells_all(run: Run):
     page = read(run, make_mae())
     for part in (
-        "mae with vit-nano, pretrained on", "60.0 %",
+        "MAE with vit-nano, pretrained on", "60.0 %",
         "41.3\N{NO-BREAK SPACE}%", "22.3 points ahead", "0.121", "75 % hidden, as in training",
         "borrows the true patch's mean", "head 3", "81 files were left out", "no picture (80)", "and 55 more, in skipped.txt",
         "abc123", "9,000", "16 \N{MULTIPLICATION SIGN} 16", "unveil pretrain 'pets <b>' --seed 7", "torch 2.11", "1 h 1 min",

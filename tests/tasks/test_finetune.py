@@ -1,40 +1,18 @@
 """Fine-tuning: what it starts from, what it trains, and what its recipe does to a batch."""
 
-import hashlib
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from unveil.blocks.chance import sample_keys
+from tests.tasks.conftest import VIT, batch, digest, encoder, normal
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
-from unveil.models.vit import ViT, ViTConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 
-VIT = ViTConfig(width=24, depth=3, heads=3, image_size=(8, 8), patch_size=(4, 4), mean=(0.5,) * 3, std=(0.25,) * 3)
 OFF = {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "randaugment": 0, "erasing": 0.0}
-
-
-def encoder() -> ViT:
-    torch.manual_seed(0)
-    return ViT(VIT)
-
-
-def digest(module: nn.Module) -> str:
-    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in module.state_dict().values())).hexdigest()
-
-
-def batch(count: int = 6, first: int = 0) -> Batch:
-    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(first))
-    return Batch(images, torch.full((count, 2), 8), sample_keys(0, first, count), torch.arange(count) % 4)
-
-
-def normal(count: int = 6) -> Batch:
-    return batch(count)._replace(images=torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
 
 
 def finetune(classes: int = 4, **options: object) -> Finetune:

@@ -1,45 +1,20 @@
 """What judges an encoder, against scikit-learn, and against what each task promises to leave alone."""
 
-import hashlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
-from torch import nn
 from torch.nn import functional as F
 
-from unveil.blocks.chance import sample_keys
+from tests.tasks.conftest import batch, digest, encoder, normal
 from unveil.data.augment import Augment, AugmentConfig
-from unveil.data.batch import Batch
 from unveil.errors import UnveilError
-from unveil.models.vit import ViT, ViTConfig
 from unveil.tasks.knn import knn_scores
 from unveil.tasks.linear import Linear
 from unveil.tasks.partial import Partial
 from unveil.tasks.score import score
-
-VIT = ViTConfig(width=24, depth=3, heads=3, image_size=(8, 8), patch_size=(4, 4), mean=(0.5,) * 3, std=(0.25,) * 3)
-
-
-def encoder(**changes: object) -> ViT:
-    torch.manual_seed(0)
-    return ViT(replace(VIT, **changes))
-
-
-def digest(module: nn.Module) -> str:
-    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in module.state_dict().values())).hexdigest()
-
-
-def batch(count: int = 6, first: int = 0) -> Batch:
-    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(first))
-    return Batch(images, torch.full((count, 2), 8), sample_keys(0, first, count), torch.arange(count) % 4)
-
-
-def normal(count: int = 6) -> Batch:
-    return batch(count)._replace(images=torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])

@@ -23,3 +23,7 @@ class Batch(NamedTuple):
         """The same on another device, without waiting for the copy."""
         images, sizes, keys = (part.to(device, non_blocking=True) for part in self[:3])
         return Batch(images, sizes, keys, None if self.labels is None else self.labels.to(device, non_blocking=True))
+
+    def first(self, count: int) -> "Batch":
+        """The first so many samples."""
+        return Batch(*(None if part is None else part[:count] for part in self))

@@ -26,8 +26,8 @@ class Feed(Protocol):
     instant: bool
     """Whether a batch costs next to nothing, so that a thread which makes it ahead of its time would only be in the way."""
 
-    def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
-        """What process `rank` of `world` sees in a step, in `parts` equal batches."""
+    def share(self, step: int, share: int, shares: int) -> Batch:
+        """One of the equal shares of a step's samples."""
 
 
 class PictureFeed:
@@ -46,43 +46,14 @@ class PictureFeed:
         self.samples, self.ring = len(self.places), self.places.sort().values
         self.instant = pictures.in_memory
 
-    def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
-        """See `Feed`."""
-        return [self.share(step, part * world + rank, world * parts) for part in range(parts)]
-
     def share(self, step: int, share: int, shares: int) -> Batch:
-        """One of the equal shares of a step's samples."""
+        """See `Feed`."""
         size = share_size(self.batch_size, shares)
         first = step * self.batch_size + share * size
         order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
         places = self.places[order]
         images, sizes = self.pictures.batch(places, among=self.ring)
         return Batch(images, sizes, sample_keys(self.seed, first, size), self.pictures.labels_of(places))
-
-
-def share_size(batch_size: int, shares: int) -> int:
-    """Samples in each of the equal shares of a batch. Raises `UnveilError` where it does not divide."""
-    if batch_size % shares:
-        better = max(batch_size // shares, 1) * shares
-        raise UnveilError(f"batch size {batch_size} does not divide by {shares} (processes x accumulation): use {better}")
-    return batch_size // shares
-
-
-def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: int = 2) -> Iterator[tuple[int, list[Batch]]]:
-    """The steps and their batches, up to `ahead` of them made in advance."""
-    if feed.instant:
-        for step in steps:
-            yield step, feed.batches(step, rank, world, parts)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
-        waiting: deque[tuple[int, Future[list[Batch]]]] = deque()
-        for step in steps:
-            waiting.append((step, pool.submit(feed.batches, step, rank, world, parts)))
-            if len(waiting) > ahead:
-                first, batches = waiting.popleft()
-                yield first, batches.result()
-        for first, batches in waiting:
-            yield first, batches.result()
 
 
 class TableFeed:
@@ -94,13 +65,46 @@ class TableFeed:
         self.features, self.labels, self.batch_size, self.seed = features, labels, batch_size, seed
         self.samples = len(features)
 
-    def batches(self, step: int, rank: int, world: int, parts: int) -> list[Batch]:
+    def share(self, step: int, share: int, shares: int) -> Batch:
         """See `Feed`."""
-        size = share_size(self.batch_size, world * parts)
-        rows = []
-        for part in range(parts):
-            first = step * self.batch_size + (part * world + rank) * size
-            order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
-            keys = sample_keys(self.seed, first, size)
-            rows.append(Batch(self.features[order], torch.ones(size, 2, dtype=torch.int64), keys, self.labels[order]))
-        return rows
+        size = share_size(self.batch_size, shares)
+        first = step * self.batch_size + share * size
+        order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
+        keys = sample_keys(self.seed, first, size)
+        return Batch(self.features[order], torch.ones(size, 2, dtype=torch.int64), keys, self.labels[order])
+
+
+def share_size(batch_size: int, shares: int) -> int:
+    """Samples in each of the equal shares of a batch. Raises `UnveilError` where it does not divide."""
+    if batch_size % shares:
+        better = max(batch_size // shares, 1) * shares
+        raise UnveilError(f"batch size {batch_size} does not divide by {shares} (processes x accumulation): use {better}")
+    return batch_size // shares
+
+
+def taste(feed: Feed, most: int = 256) -> Batch:
+    """Some of the first samples of a run, at most so many: the same ones on any number of processes."""
+    shares = next(n for n in range(1, feed.batch_size + 1) if feed.batch_size % n == 0 and feed.batch_size // n <= most)
+    return feed.share(0, 0, shares)
+
+
+def batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Batch]:
+    """What process `rank` of `world` sees in a step, in `parts` equal batches."""
+    return [feed.share(step, part * world + rank, world * parts) for part in range(parts)]
+
+
+def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: int = 2) -> Iterator[tuple[int, list[Batch]]]:
+    """The steps and their batches, up to `ahead` of them made in advance."""
+    if feed.instant:
+        for step in steps:
+            yield step, batches(feed, step, rank, world, parts)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+        waiting: deque[tuple[int, Future[list[Batch]]]] = deque()
+        for step in steps:
+            waiting.append((step, pool.submit(batches, feed, step, rank, world, parts)))
+            if len(waiting) > ahead:
+                first, made = waiting.popleft()
+                yield first, made.result()
+        for first, made in waiting:
+            yield first, made.result()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unveil.errors import UnveilError
-from unveil.train.checkpoint import sync
+from unveil.train.checkpoint import share_with_folder, sync
 
 Tensors = dict[str, Tensor]
 
@@ -114,6 +114,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str,
     try:
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(plain, fresh, metadata={"format": "pt", **(notes or {})})
+        share_with_folder(fresh)
         settle(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from unveil.errors import UnveilError
 from unveil.interop.load import load
 from unveil.options import configure
 from unveil.recipes.features import features_of
-from unveil.recipes.reading import open_whole, skipped_lines, stored_side
+from unveil.recipes.reading import Part, open_whole, skipped_lines, stored_side
 from unveil.train.parallel import SpreadConfig, join, settled
 from unveil.train.run import tell
 
@@ -60,6 +60,8 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, **optio
 
     features = tokens if own.pool == "patches" else partial(encoder.features, pool=own.pool)
     rows = features_of(features, part, vit, hardware, place, own.batch_size).numpy()
+    readable = np.array([name not in part.pictures.skipped for name in part.names])      # read on demand, others stood in for them
+    rows, part = rows[readable], Part(part.pictures, part.places[torch.from_numpy(readable)])
     known = [part.pictures.classes[i] if i >= 0 else "" for i in part.labels.tolist()]
     labels = np.array(known) if any(known) else None
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,7 @@ def pretrain(
     total = total_steps(training, feed)
     parameters = sum(p.numel() for p in learner.encoder.parameters())
     say(
-        f"{method} with {model} ({parameters / 1e6:.1f} M parameters) on {len(pictures):,} pictures of {source.name}, "
+        f"{kind.__name__} with {model} ({parameters / 1e6:.1f} M parameters) on {len(pictures):,} pictures of {source.name}, "
         f"{image_size[0]} x {image_size[1]} px in patches of {patch_size[0]} x {patch_size[1]}; {total:,} steps of "
         f"{training.batch_size} in {hardware.precision} on {place.world} {place.device.type} "
         f"process{'es' * (place.world > 1)}"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unveil.learner import Learner
+from unveil.methods import METHODS
 from unveil.reports.facts import data_section, receipt_section, settings_section, skipped_section
 from unveil.reports.markup import Markup, element, join
 from unveil.reports.sections import attention_section, class_results, curve_section, drawn, reconstruction_section
@@ -66,8 +67,10 @@ def page(run: Run, learner: Learner | None) -> Markup:
 def headline(run: Run) -> tuple[Markup, str]:
     """What was trained on what, and a sentence on how it went; and the title of the page."""
     config, data = run.facts.get("config") or {}, run.facts.get("data") or {}
+    called = {key: place.rpartition(":")[2] for key, place in METHODS.items()}
     kind = str(run.facts.get("kind", "run"))
-    what = " with ".join(str(config[key]) for key in ("method", "model") if config.get(key)) or "a model"
+    names = [called.get(str(config.get("method")), config.get("method")), config.get("model")]
+    what = " with ".join(str(each) for each in names if each) or "a model"
     name = str(data.get("name", "unnamed data"))
     title = f"{what}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
     count = f"{data['count']:,} pictures" if isinstance(data.get("count"), int) else ""

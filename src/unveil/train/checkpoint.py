@@ -52,6 +52,7 @@ class Checkpoints:
         for name, tensors in files.items():
             path = fresh / f"{name}.safetensors"
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+            share_with_folder(path)
             sync(path)
             sums[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
         manifest = fresh / MANIFEST
@@ -121,6 +122,11 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def share_with_folder(path: Path) -> None:
+    """Lets those read a file who may read its folder: safetensors writes for the owner alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def write_whole(path: Path, text: str) -> None:

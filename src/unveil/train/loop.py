@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from unveil.data.feed import Feed, share_size, stream
+from unveil.data.feed import Feed, stream, taste
 from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
+from unveil.train.memory import parts_of_step
 from unveil.train.optim import OptimConfig, build_optimizer, set_rate
 from unveil.train.parallel import Place, SpreadConfig, agree, autocast, last_of, spread, whole, whole_here
 from unveil.train.schedule import half_cosine
@@ -27,8 +28,8 @@ class TrainConfig:
     """Passes over the pictures."""
     batch_size: int = 256
     """Samples in a step, over all processes and parts."""
-    accumulate: int = 1
-    """Parts in which a step's samples are computed one after the other, to save memory; the result is the same."""
+    accumulate: int = 0
+    """Parts in which a step's samples are computed one after the other, with the same result; 0 takes as few as fit the memory."""
     seed: int = 0
     """Of the weights, the order of the pictures, and all that is drawn."""
     log_every: int = 10
@@ -60,26 +61,26 @@ def train(
         Interrupted: On SIGTERM or Ctrl-C, after saving.
         UnveilError: On a loss that is not finite, with the cause; the last good checkpoint stays.
     """
-    total = total_steps(config, feed)
-    share_size(config.batch_size, place.world * config.accumulate)            # a batch that does not divide is refused now
+    total, few = total_steps(config, feed), taste(feed)
     learner.to(place.device).train()
-    start = 0
-    if checkpoints:
-        start = agree((checkpoints.newest() or 0) if place.lead else 0, place)
+    count = agree(parts_of_step(learner, few, config.batch_size, config.accumulate, spread_config, place), place)
+    start = agree((checkpoints.newest() or 0) if checkpoints and place.lead else 0, place)
     if checkpoints and start:
         load_model_state(learner, checkpoints.load(start, "model"))
     else:
         with torch.no_grad():
-            learner.prepare(learner.augment(feed.batches(0, 0, 1, 1)[0].to(place.device)))
+            learner.prepare(learner.augment(few.to(place.device)))
     model = spread(learner, spread_config, place)
     optimizer = build_optimizer(learner, optim)
     if checkpoints and start:
         load_optimizer_state(learner, optimizer, checkpoints.load(start, "optimizer"))
 
+    if screen and not config.accumulate and count > 1:
+        screen.say(f"each step is computed in {count} parts, one after the other, to fit the memory")
     meter, pace = Meter(place), Pace(config.save_seconds)
     judged_at = {round(total * (i + 1) / config.monitor_times) for i in range(config.monitor_times)}
     with stop_signals() as stop:
-        for step, parts in stream(feed, range(start, total), place.rank, place.world, config.accumulate):
+        for step, parts in stream(feed, range(start, total), place.rank, place.world, count):
             seed_all(config.seed, step, place.rank)                            # dropout and drop path; all else has keys
             rate = optim.peak(config.batch_size) * half_cosine(step, total, round(optim.warmup * total))
             set_rate(optimizer, rate)
