@@ -18,19 +18,19 @@ COUNTS = {"train": 10_000, "test": 2_000}
 
 
 @cache
-def scans(split: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
-    """The scans (n, 8, 8) uint8 from 0 to 255 and their digits: every fifth scan is a test scan."""
+def scans(split: Literal["train", "test"], fold: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """The scans (n, 8, 8) uint8 from 0 to 255 and their digits: every fifth scan is a test scan, beginning with scan `fold`."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    test = np.arange(len(data.target)) % 5 == 4
+    test = np.arange(len(data.target)) % 5 == fold
     chosen = test if split == "test" else ~test
     return np.round(data.images[chosen] * (255 / 16)).astype(np.uint8), data.target[chosen].astype(np.int64)
 
 
-def digits(split: Literal["train", "test"], *, plain: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, H, W, C) uint8 and their digits; `plain`: the scans themselves, grey, 8 px."""
-    pictures, labels = scans(split)
+def digits(split: Literal["train", "test"], *, plain: bool = False, fold: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, H, W, C) uint8 and their digits; `plain`: the scans themselves, grey, 8 px; `fold` as in `scans`."""
+    pictures, labels = scans(split, fold)
     if plain:
         return pictures[..., None], labels
     count = COUNTS[split]
