@@ -83,7 +83,8 @@ class Block(nn.Module):
             x = x + self.branch1(self.attention(self.norm1(x), allowed=allowed, bias=bias, causal=causal))
             if context is not None:
                 x = x + self.branch_cross(self.cross(self.norm_cross(x), context, allowed=context_allowed))
-            return x + self.branch2(self.mlp(self.norm2(x)))
+            x = x + self.branch2(self.mlp(self.norm2(x)))
+            return x
         x = self.norm1(x + self.branch1(self.attention(x, allowed=allowed, bias=bias, causal=causal)))
         if context is not None:
             x = self.norm_cross(x + self.branch_cross(self.cross(x, context, allowed=context_allowed)))

@@ -26,4 +26,5 @@ class Batch(NamedTuple):
 
     def first(self, count: int) -> "Batch":
         """The first so many samples."""
-        return Batch(*(None if part is None else part[:count] for part in self))
+        labels = None if self.labels is None else self.labels[:count]
+        return Batch(self.images[:count], self.sizes[:count], self.keys[:count], labels)

@@ -22,7 +22,7 @@ class Live(TorchDispatchMode):
     """Counts the bytes of the tensors that are made inside and still alive; `peak` is the most at any time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -57,7 +57,8 @@ def bytes_of_step(learner: Learner, batch: Batch, hardware: SpreadConfig, place:
         with autocast(hardware, place):
             loss = trial(batch).loss
         loss.backward()
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 def parts_of_step(
