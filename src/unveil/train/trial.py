@@ -1,16 +1,19 @@
-"""In how many parts a step has to be computed to fit the memory: measured, before the first step, on a few samples."""
+"""What a step costs, tried on a few samples before the first one: memory, so that it fits, and FLOPs, so that the log can judge."""
 
 import copy
 import os
+import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from unveil.data.batch import Batch
 from unveil.data.feed import share_size
@@ -45,28 +48,43 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-def bytes_of_step(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place) -> int:
-    """The most memory that a forward and a backward pass of a batch take at one time, in bytes, beside what the model itself does.
+class Cost(NamedTuple):
+    """What a batch costs, forward and backward."""
 
-    The learner is left as it was: a copy of it is tried.
-    """
+    memory: float
+    """The most bytes of tensors at one time, beside the model itself."""
+    flops: float
+    """FLOPs of matrix products that are really run."""
+
+
+class Trial(NamedTuple):
+    """What came out."""
+
+    parts: int
+    """In how many parts a step fits the memory."""
+    flops: float
+    """FLOPs of a sample, forward and backward; 0 where it was not tried."""
+
+
+def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place) -> Cost:
+    """What a forward and a backward pass of a batch cost. The learner is left as it was: a copy of it is tried."""
     trial = copy.deepcopy(learner).to(place.device).train()
-    with torch.random.fork_rng(devices=[]), Live() as live:
+    with torch.random.fork_rng(devices=[]), Live() as live, FlopCounterMode(display=False) as counter:
         with torch.no_grad():
             batch = trial.augment(batch.to(place.device))
         with autocast(hardware, place):
             loss = trial(batch).loss
         loss.backward()
-    return live.peak
+    return Cost(live.peak, counter.get_total_flops())
 
 
-def parts_of_step(
+def try_step(
     learner: Learner, few: Batch, batch_size: int, asked: int, hardware: SpreadConfig, place: Place, memory: int | None = None
-) -> int:
-    """In how many equal parts to compute a step: as many as asked for, or (0) as few as fit the memory.
+) -> Trial:
+    """In how many equal parts to compute a step: as many as asked for, or (0) as few as fit the memory; and its FLOPs.
 
     Only fixed numbers go in (the size of the machine, not what is free right now), so that a run that goes on takes the same
-    parts. Activations grow with the samples, so two small batches tell the slope.
+    parts. Costs grow with the samples, so two small batches tell the slope.
 
     Args:
         learner: What is trained; left as it was.
@@ -82,13 +100,32 @@ def parts_of_step(
     """
     share = share_size(batch_size, place.world * max(asked, 1))
     sizes = [size for size in (2, 6) if size <= min(share, len(few.images))]
-    if asked or len(sizes) < 2:
-        return max(asked, 1)
-    low, high = (bytes_of_step(learner, few.first(size), hardware, place) for size in sizes)
-    each = max(0, high - low) / (sizes[1] - sizes[0])
+    if len(sizes) < 2:
+        return Trial(max(asked, 1), 0.0)
+    low, high = (cost_of(learner, few.first(size), hardware, place) for size in sizes)
+    each = Cost(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
     model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())     # weights, gradients, two moments
     room = (memory_of(place.device) if memory is None else memory) * 0.6 - model
-    return next((n for n in range(1, share + 1) if share % n == 0 and share // n * each <= room), share)
+    fitting = (n for n in range(1, share + 1) if share % n == 0 and share // n * each.memory <= room)
+    return Trial(asked or next(fitting, share), each.flops)
+
+
+@cache
+def matrix_peak(device: torch.device, precision: str) -> float:
+    """FLOPs a second of a large product of two matrices: what this device can do at best, measured in a moment."""
+    side = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
 
 
 def memory_of(device: torch.device) -> int:
