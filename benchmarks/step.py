@@ -59,12 +59,17 @@ def main() -> None:
     width, depth, heads = MODELS[args.model]
     vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=side, patch_size=(args.patch_size,) * 2)
     config = MAEConfig(
-        mask_ratio=args.mask_ratio, decoder_width=args.decoder_width, decoder_depth=args.decoder_depth, decoder_heads=args.decoder_heads
+        mask_ratio=args.mask_ratio,
+        decoder_width=args.decoder_width,
+        decoder_depth=args.decoder_depth,
+        decoder_heads=args.decoder_heads,
     )
     torch.manual_seed(0)
     ours = MAE.build(vit, config, AugmentConfig())
     peer_precision = args.peer_precision or args.precision
-    sizes = {"unveil": args.batch} | dict.fromkeys(("transformers", "transformers, compiled", "public"), args.peer_batch or args.batch)
+    sizes = {"unveil": args.batch} | dict.fromkeys(
+        ("transformers", "transformers, compiled", "public"), args.peer_batch or args.batch
+    )
     makers: dict[str, Callable[[int], Stepper]] = {"unveil": lambda n: our_step(ours, n, args.precision, args.compile, device)}
     makers["transformers"] = lambda n: transformers_step(ours, n, peer_precision, False, device)
     if args.compiled_peer:
@@ -123,7 +128,9 @@ def our_step(ours: MAE, count: int, precision: str, compiled: bool, device: torc
     """Ours, as the loop calls it."""
     model = ours.to(device).train()
     vit = ours.encoder.config
-    batch = Batch(pictures(vit, count, device), torch.tensor([vit.image_size] * count, device=device), sample_keys(0, 0, count).to(device))
+    batch = Batch(
+        pictures(vit, count, device), torch.tensor([vit.image_size] * count, device=device), sample_keys(0, 0, count).to(device)
+    )
     if compiled:
         model.compile()
     return stepper(lambda: model(batch).loss, model, lambda: half(precision, device))
@@ -145,7 +152,7 @@ def transformers_step(ours: MAE, count: int, precision: str, compiled: bool, dev
 
 def noise_of(ours: MAE, count: int) -> Tensor:
     """Noise whose order hides what ours hides: peers keep the lowest."""
-    keep, hide = ours.mask(sample_keys(0, 0, count))
+    _, hide = ours.mask(sample_keys(0, 0, count))
     return as_bool(hide, ours.patches).float() + torch.linspace(0, 0.5, ours.patches)
 
 
@@ -154,13 +161,14 @@ def public_step(folder: str, ours: MAE, count: int, device: torch.device) -> Ste
     import timm.models.vision_transformer as timm_vit
 
     block = timm_vit.Block
-    timm_vit.Block = lambda *args, qk_scale=None, **kwargs: block(*args, **kwargs)         # an argument that timm has dropped
+    timm_vit.Block = lambda *args, qk_scale=None, **kwargs: block(*args, **kwargs)  # an argument that timm has dropped
     sys.path.insert(0, folder)
     vit, config = ours.encoder.config, ours.config
     model = importlib.import_module("models_mae").MaskedAutoencoderViT(
         img_size=vit.image_size[0], patch_size=vit.patch_size[0], in_chans=vit.channels, embed_dim=vit.width, depth=vit.depth,
         num_heads=vit.heads, decoder_embed_dim=config.decoder_width, decoder_depth=config.decoder_depth,
-        decoder_num_heads=config.decoder_heads, norm_layer=lambda size: nn.LayerNorm(size, eps=1e-6), norm_pix_loss=config.target == "normalised",
+        decoder_num_heads=config.decoder_heads, norm_layer=lambda size: nn.LayerNorm(size, eps=1e-6),
+        norm_pix_loss=config.target == "normalised",
     )  # fmt: skip
     model.load_state_dict(mae_release.state_of(ours))
     model = model.to(device).train()
@@ -170,7 +178,7 @@ def public_step(folder: str, ours: MAE, count: int, device: torch.device) -> Ste
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-12, betas=(0.9, 0.95))
 
     def step() -> Tensor:
-        torch.rand = lambda *args, **kwargs: noise                             # the code draws its mask from here
+        torch.rand = lambda *args, **kwargs: noise  # the code draws its mask from here
         with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
             loss, _, _ = model(images, mask_ratio=config.mask_ratio)
         torch.rand = rand

@@ -23,11 +23,15 @@ def keep_heap() -> None:
 def receipt(device: torch.device) -> str:
     """Commit, machine and versions, for a table's caption."""
     here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=here).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=here
+    ).stdout.strip()
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     threads = f"{torch.get_num_threads()} threads" if device.type == "cpu" else ""
     when = time.strftime("%Y-%m-%d %H:%M")
-    return ", ".join(filter(None, [when, f"commit {commit}", chip, threads, f"torch {torch.__version__}", f"Python {platform.python_version()}"]))
+    return ", ".join(
+        filter(None, [when, f"commit {commit}", chip, threads, f"torch {torch.__version__}", f"Python {platform.python_version()}"])
+    )
 
 
 def processor() -> str:
@@ -66,7 +70,7 @@ def take_turns(
 
 
 def table(seconds: Mapping[str, list[float]], samples: int, unit: str = "images/s") -> str:
-    """A line a contestant: speed by the median and by the best round, and how many times as fast the first one is, round by round."""
+    """A line a contestant: speed by median and by best round, and how many times as fast the first one is, round by round."""
     first = next(iter(seconds))
     width = max(map(len, seconds))
     lines = [f"{'':{width}}  {unit + ', median':>18}  {'best':>10}  {first + ' is faster by (quartiles)':>34}  {'by best':>8}"]
@@ -75,5 +79,7 @@ def table(seconds: Mapping[str, list[float]], samples: int, unit: str = "images/
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         told = f"{middle:.2f} times ({low:.2f} to {high:.2f})" if name != first else ""
         best = f"{min(times) / min(seconds[first]):.2f}" if name != first else ""
-        lines.append(f"{name:{width}}  {samples / statistics.median(times):18,.1f}  {samples / min(times):10,.1f}  {told:>34}  {best:>8}")
+        lines.append(
+            f"{name:{width}}  {samples / statistics.median(times):18,.1f}  {samples / min(times):10,.1f}  {told:>34}  {best:>8}"
+        )
     return "\n".join(lines)

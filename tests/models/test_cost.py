@@ -30,7 +30,9 @@ def counted(mae: MAE, back: bool) -> int:
     return int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("options", [{}, {"loss_on_all": True}, {"mask_tokens_in_encoder": True}, {"mask_ratio": 0.5, "target": "pca"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"loss_on_all": True}, {"mask_tokens_in_encoder": True}, {"mask_ratio": 0.5, "target": "pca"}]
+)
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_the_formula_counts_what_is_run(options, depth):
     mae = MAE(ViT(SMALL), MAEConfig(decoder_width=32, decoder_depth=depth, decoder_heads=2, **options))
@@ -59,10 +61,13 @@ def test_an_encoder_alone():
     [("vit-base", 16, 49, 58.5, 2.35, 3.7), ("vit-large", 16, 49, 124.2, 3.23, 1.9), ("vit-huge", 14, 64, 291.0, 3.60, 1.0)],
 )
 def test_figures_of_the_paper_s_models(model, patch, visible, giga, ratio, saved):
-    """GFLOPs of a step of the plain method; with mask tokens in the encoder; and what the exact savings take off the forward pass."""
+    """GFLOPs of a step of the plain method; with mask tokens in the encoder; what the exact savings take off the forward pass."""
     vit = paper(model, patch)
     shape = {"width": 512, "depth": 8, "predicted": patch * patch * 3}
-    plain, full = mae_cost(vit, visible, plain=True, **shape), mae_cost(vit, visible, plain=True, mask_tokens_in_encoder=True, **shape)
+    plain, full = (
+        mae_cost(vit, visible, plain=True, **shape),
+        mae_cost(vit, visible, plain=True, mask_tokens_in_encoder=True, **shape),
+    )
     assert plain.step / 1e9 == pytest.approx(giga, rel=0.002)
     assert full.step / plain.step == pytest.approx(ratio, abs=0.01)
     assert 100 * (1 - mae_cost(vit, visible, **shape).forward / plain.forward) == pytest.approx(saved, abs=0.3)

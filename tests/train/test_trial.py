@@ -13,8 +13,8 @@ from unveil.learner import Learner, Step
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.cost import mae_cost
 from unveil.models.vit import ViT, ViTConfig
-from unveil.train.trial import Live, cost_of, matrix_peak, memory_of, try_step
 from unveil.train.parallel import Place, SpreadConfig
+from unveil.train.trial import Live, cost_of, matrix_peak, memory_of, try_step
 
 CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
 MB = 2**20

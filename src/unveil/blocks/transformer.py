@@ -60,7 +60,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B _ D"]:  # fmt: skip
         """One block; masks as in `attend`, that of the context apart.
 
-        `gaps` are mask tokens that go behind `x` first (pre-norm); only the `last` so many of all tokens are computed and come back.
+        `gaps` are mask tokens that go behind `x` first (pre-norm); of all only the `last` so many are computed and come back.
         """
         if gaps is not None:
             x, attention["projected"] = append_projected(x, gaps, self.norm1, self.attention.query_key_value)
