@@ -69,7 +69,8 @@ class Block(nn.Module):
         if self.pre:
             if context is not None:
                 x = x + self.branch_cross(self.cross(self.norm_cross(x), context, allowed=context_allowed))
-            return x + self.branch2(self.mlp(self.norm2(x)))
+            x = x + self.branch2(self.mlp(self.norm2(x)))
+            return x
         x = self.norm1(x)
         if context is not None:
             x = self.norm_cross(x + self.branch_cross(self.cross(x, context, allowed=context_allowed)))

@@ -26,8 +26,10 @@ class Batch(NamedTuple):
 
     def first(self, count: int) -> "Batch":
         """The first so many samples."""
-        return Batch(*(None if part is None else part[:count] for part in self))
+        labels = None if self.labels is None else self.labels[:count]
+        return Batch(self.images[:count], self.sizes[:count], self.keys[:count], labels)
 
     def pinned(self) -> "Batch":
         """The same in page-locked memory, which a GPU copies from on its own."""
-        return Batch(*(None if part is None else part.pin_memory() for part in self))
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), self.keys.pin_memory(), labels)

@@ -56,6 +56,7 @@ class Pictures:
         self._lock = threading.Lock()
         self._stand_ins: dict[int, int] = {}                                   # shown in place of one that cannot be read
         self._kept: Tensor | list[np.ndarray] | None = None
+        self._size = torch.zeros(2, dtype=torch.int64)                         # of all pictures, where they are one tensor
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pictures")
         sample = sample_pictures(source, 64, shrink_to=side, pixel_limit=pixel_limit)
         self.channels = channels or common_channels(sample)

@@ -120,9 +120,8 @@ class ViT(nn.Module):
     def resized(self, image_size: Size) -> "ViT":
         """A copy for pictures of another size, with the positions interpolated."""
         other = ViT(replace(self.config, image_size=image_size))
-        state = self.state_dict()
-        state["positions"] = resize_positions(self.positions.detach(), self.config.grid, other.config.grid)
-        other.load_state_dict(state)
+        places = resize_positions(self.positions.detach(), self.config.grid, other.config.grid)
+        other.load_state_dict(self.state_dict() | {"positions": places})
         return other
 
 

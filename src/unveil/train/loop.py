@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from unveil.data.feed import Feed, stream, taste
 from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
-from unveil.train.optim import OptimConfig, build_optimizer, set_rate
+from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_rate
 from unveil.train.parallel import Place, SpreadConfig, agree, autocast, last_of, spread, whole, whole_here
 from unveil.train.schedule import half_cosine
 from unveil.train.state import load_model_state, load_optimizer_state, model_state, optimizer_state
@@ -94,7 +93,7 @@ def train(
                         result = model(batch)
                     (result.loss / len(parts)).backward()
                 meter.add({"loss": result.loss, **result.metrics})
-            norm = whole(nn.utils.clip_grad_norm_(learner.parameters(), optim.clip or float("inf")))
+            norm = whole(gradient_norm(learner, optim.clip))
             optimizer.step()
             optimizer.zero_grad()
             meter.step({"gradient_norm": norm}, config.batch_size)

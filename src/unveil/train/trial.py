@@ -4,7 +4,7 @@ import copy
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from unveil.data.batch import Batch
 from unveil.data.feed import share_size
@@ -22,17 +22,20 @@ from unveil.train.parallel import Place, SpreadConfig, autocast
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside and still alive; `peak` is the most at any time."""
+    """Counts the bytes of the tensors that are made inside and still alive (`peak` is the most at any time), and FLOPs."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = self.flops = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=made)
         given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
@@ -69,13 +72,13 @@ class Trial(NamedTuple):
 def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place) -> Cost:
     """What a forward and a backward pass of a batch cost. The learner is left as it was: a copy of it is tried."""
     trial = copy.deepcopy(learner).to(place.device).train()
-    with torch.random.fork_rng(devices=[]), Live() as live, FlopCounterMode(display=False) as counter:
+    with torch.random.fork_rng(devices=[]), Live() as live:
         with torch.no_grad():
             batch = trial.augment(batch.to(place.device))
         with autocast(hardware, place):
             loss = trial(batch).loss
         loss.backward()
-    return Cost(live.peak, counter.get_total_flops())
+    return Cost(live.peak, live.flops)
 
 
 def try_step(
