@@ -539,3 +539,12 @@ def test_a_real_archive() -> None:
     assert test.labels is not None
     assert np.bincount(test.labels).tolist() == [1000] * 10
     assert read_picture(test.read(9_999), channels=3).shape == (32, 32, 3)
+
+
+def test_what_is_no_picture_is_listed_and_what_speaks_of_one_is_not(tmp_path):
+    files = {"a.png": picture(1), "a.json": b'{"label": 1}', "b.c.png": picture(2), "b.cls": b"2"}
+    files["labels.csv"] = b"file,label\na.png,x\n"
+    others = {"notes.txt": b"no", "expected.json": b"{}", "lonely.cls": b"3", "my_labels.csv": b"file,label"}
+    source = open_source(write("folder", tmp_path, {f"set/{name}": data for name, data in (files | others).items()}))
+    assert {name.rpartition("/")[2] for name in source.skipped} == others.keys()
+    assert set(source.skipped.values()) == {"no picture, by its name or its first bytes"}

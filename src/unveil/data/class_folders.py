@@ -82,6 +82,12 @@ def written_labels(archive: Archive, candidates: Sequence[int], where: str) -> t
     return numbered(values, where) if values else None
 
 
+def keys_of(name: str) -> tuple[str, str]:
+    """What the files that belong to a picture are called, before their ending: up to the first dot (WebDataset), or the last."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".")[0], os.path.splitext(name)[0]
+
+
 def _siblings(archive: Archive, candidates: Sequence[int]) -> list[str | None]:
     for ending, read in ((".cls", _class_text), (".json", _json_label)):
         files = {name.removesuffix(ending): at for at, name in enumerate(archive.names) if name.endswith(ending)}
@@ -89,9 +95,8 @@ def _siblings(archive: Archive, candidates: Sequence[int]) -> list[str | None]:
             continue
         found = []
         for at in candidates:
-            folder, _, base = archive.names[at].rpartition("/")
-            first = f"{folder}/{base.split('.')[0]}" if folder else base.split(".")[0]
-            found.append(files.get(first, files.get(os.path.splitext(archive.names[at])[0])))
+            first, other = keys_of(archive.names[at])
+            found.append(files.get(first, files.get(other)))
         present = [at for at in found if at is not None]
         # JSON beside pictures is as often an outline or a caption: the first one tells, without reading a million.
         if present and (ending == ".cls" or read(archive.read(present[0])) is not None):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unveil.data.archives import Archive, Folder, Shards, is_archive, open_archive
-from unveil.data.class_folders import SPLITS, TEST_ORDER, Labels, folder_labels, split_folders, written_labels
+from unveil.data.class_folders import SPLITS, TEST_ORDER, Labels, folder_labels, keys_of, split_folders, written_labels
 from unveil.data.hubs import TORCHVISION_SETS, Listing, hugging_face_parts, torchvision_parts
 from unveil.data.images import PICTURE_SUFFIXES, Unreadable, picture_format
 from unveil.errors import UnveilError
@@ -23,7 +23,6 @@ from unveil.errors import UnveilError
 Raw = bytes | Image.Image | NDArray[Any]
 Data = str | Path | NDArray[Any]
 DIGITS = ("digits", "digits-plain")
-LABEL_ENDINGS = ("labels.csv", ".cls", ".json")
 """Files beside pictures that may say what is in them."""
 FORMS = (
     "a folder of pictures, a .tar, .tar.gz or .zip of one, shards-{000..099}.tar, hf://name, "
@@ -246,13 +245,20 @@ def _candidates(archive: Archive) -> list[int]:
     return found
 
 
+def speaks_of(name: str, keys: set[str]) -> bool:
+    """Whether a file says something about pictures: a labels.csv, or a .cls or .json that is called like one of them."""
+    stem, ending = os.path.splitext(name)
+    return name.rpartition("/")[2] == "labels.csv" or (ending in (".cls", ".json") and stem in keys)
+
+
 def _archive_parts(text: str, archive: Archive) -> _Parts:
     candidates = _candidates(archive)
     if not candidates:
         others = f"; its {len(archive.names):,} files are none" if archive.names else " and no files at all"
         raise UnveilError(f"no pictures in {text!r}{others}. DATA is {FORMS}")
     rest = (archive.names[index] for index in sorted(set(range(len(archive.names))) - set(candidates)))
-    unused = {name: "no picture, by its name or its first bytes" for name in rest if not name.endswith(LABEL_ENDINGS)}
+    keys = {key for index in candidates for key in keys_of(archive.names[index])}
+    unused = {name: "no picture, by its name or its first bytes" for name in rest if not speaks_of(name, keys)}
     names = _told_names(archive, candidates)
     splits = split_folders(names)
     parts = splits or {"train": list(range(len(names)))}

@@ -21,7 +21,7 @@ from unveil.learner import Method
 from unveil.methods import method_class
 from unveil.models.vit import MODELS, ViT, ViTConfig
 from unveil.options import configure, known_to
-from unveil.recipes.features import features_of, judge_features, raw_pixels, views_of  # judge_features, raw_pixels
+from unveil.recipes.features import features_of, judge_features, raw_pixels, views_of
 from unveil.recipes.fitting import fit
 from unveil.recipes.reading import Part, natural_side, open_parts, sizes_for, skipped_lines, stored_side, write_skipped
 from unveil.reports.page import write_page
