@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["raw", "jpeg"])
 def packed(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unveil.pack(data, tmp_path_factory.mktemp("packs") / request.param, side=24, store=request.param, shard_bytes=6000)
+    return unveil.pack(data, tmp_path_factory.mktemp("packs") / request.param, side=24, store=request.param, shard_bytes=4000)
 
 
 def every(pictures: Pictures) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ from unveil.errors import UnveilError
 from unveil.recipes import pack as recipe
 from unveil.recipes import packing
 
-SMALL = {"side": 24, "shard_bytes": 5000, "workers": 2}
+SMALL = {"side": 24, "shard_bytes": 2500, "workers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def run(out, fatal):
         setattr(home, name, call)
     for home, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (packing, "stored"), (packing.Draft, "add"), (os, "mkdir")):
         watch(home, name)
-    recipe.pack(data, out, side=24, shard_bytes=5000, workers=1)
+    recipe.pack(data, out, side=24, shard_bytes=2500, workers=1)
     os.write(writer, str(events).encode())
     os._exit(0)
 
@@ -279,7 +279,7 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         return caught.value.code, capsys.readouterr().err
 
     out = str(tmp_path / "out")
-    code, said = main(str(data), out, "--side", "24", "--shard-bytes", "5000", "--verify")
+    code, said = main(str(data), out, "--side", "24", "--shard-bytes", "2500", "--verify")
     assert code == 0
     assert "every byte" in said
     assert files_of(tmp_path / "out") == whole

@@ -61,13 +61,7 @@ def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **o
         if begin(folder, facts):
             say(f"{folder} exists already, and is whole: nothing was left to do")
         else:
-            try:
-                with reading(train.name, True, doing="packing") as bar:
-                    shards = pack_shards(splits, folder, how, bar if Console(stderr=True).is_terminal else lines(say))
-                finish_pack(splits, folder, facts, shards)
-            except OSError as error:                                           # of writing: one of reading is that picture's
-                fault = error.strerror or error
-                raise UnveilError(f"cannot write into {folder}: {fault}; the same command goes on after the last shard") from error
+            write_pack(splits, folder, facts, how, say)
         tell_of(Pack(folder), say)
     return check(folder, say) if verify else folder
 
@@ -97,6 +91,17 @@ def begin(folder: Path, facts: Facts) -> bool:
         refuse_taken(folder)                                                   # again: now nobody else is writing
         write(folder / UNFINISHED, seal(facts))
     return False
+
+
+def write_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, how: PackConfig, say: Say) -> None:
+    """Packs what is not packed yet. Raises `UnveilError` where the disk does not take it."""
+    try:
+        with reading(splits["train"].name, True, doing="packing") as bar:
+            shards = pack_shards(splits, folder, how, bar if Console(stderr=True).is_terminal else lines(say))
+        finish_pack(splits, folder, facts, shards)
+    except OSError as error:                                                   # of writing: a file that cannot be read is skipped
+        fault = error.strerror or error
+        raise UnveilError(f"cannot write into {folder}: {fault}; the same command goes on after the last shard") from error
 
 
 def refuse_changes(folder: Path, old: Facts, new: Facts, what: str) -> None:
