@@ -168,6 +168,26 @@ def test_depths_that_are_mixed_become_one_as_they_would_have(tmp_path: Path) -> 
         alike(open_source(tmp_path / "set"), open_source(out), 0 if store == "raw" else 1)
 
 
+def test_16_bits_may_begin_at_an_odd_byte(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for number, array in enumerate([np.full((3, 5), 7, np.uint8), DEEP, DEEP + 1]):
+        np.save(tmp_path / "set" / f"{number}.npy", array)
+    source = open_source(unveil.pack(tmp_path / "set", tmp_path / "out", store="raw"))
+    assert Pack(tmp_path / "out").table["offset"][1] % 2 == 1
+    assert np.array_equal(Pictures(source, side=256).read(2)[:, :, 0], DEEP + 1)
+    assert Pictures(source, side=10).read(1).shape == (10, 13, 1)
+
+
+def test_what_jpeg_cannot_hold_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for number, shape in enumerate([(8, 8), (8, 8), (8, 8, 4), (1, 66_000)]):
+        np.save(tmp_path / "set" / f"{number}.npy", np.zeros(shape, np.uint8))
+    source = open_source(unveil.pack(tmp_path / "set", tmp_path / "out", side=40_000))
+    assert len(source) == 2
+    assert source.skipped["2.npy"].startswith("has 4 channels, and JPEG holds 1 or 3")
+    assert source.skipped["3.npy"].startswith("66000 x 1 pixels, and JPEG holds sides up to 65,500")
+
+
 def test_a_jpeg_that_needs_no_shrinking_is_kept_as_it_is(tmp_path: Path) -> None:
     pixels = photo(np.random.default_rng(0), 40, 50)
     (tmp_path / "set").mkdir()

@@ -179,6 +179,20 @@ def test_a_damaged_part_of_an_unfinished_pack_is_made_again(
     assert files_of(tmp_path / "out") == whole
 
 
+def test_files_that_go_bad_while_it_is_stopped_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    for i in range(9):
+        Image.fromarray(photo(np.random.default_rng(i), 24, 24)).save(tmp_path / "set" / f"{i}.bmp")
+    stopped(tmp_path / "set", tmp_path / "out", monkeypatch)
+    first = packing.finished_shards(tmp_path / "out")[-1].stop
+    for i in range(first, 9):
+        path = tmp_path / "set" / f"{i}.bmp"
+        path.write_bytes(bytes(path.stat().st_size))                           # of the same size: the same fingerprint
+    source = open_source(unveil.pack(tmp_path / "set", tmp_path / "out", **SMALL, verify=True))
+    assert len(source) == first
+    assert list(source.skipped) == [f"{i}.bmp" for i in range(first, 9)]
+
+
 def test_the_same_command_again_says_that_it_is_done(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = unveil.pack(data, tmp_path / "out", **SMALL)
     said = capfd.readouterr().err

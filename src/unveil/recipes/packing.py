@@ -40,6 +40,8 @@ COLUMNS = {
     "bits": np.uint8, "crc": np.uint32,
 }  # fmt: skip
 """What is known of a picture when its shard is written; `item` counts the candidates of all splits."""
+JPEG_SIDE = 65_500
+"""Pixels of the longest side that libjpeg writes."""
 OURS = re.compile(r"\.(shard-\d+\.bin|index\.safetensors|skipped\.txt|unveil-\w+\.json|\.rows-\d+\.json)\.part|\.rows-\d+\.json")
 """What a killed run may leave beside the files of a pack."""
 
@@ -111,7 +113,7 @@ class Draft:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.close()
-        columns = zip(*self.rows, strict=True)
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(COLUMNS)
         rows: Table = {name: np.array(column, kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
         shard = Shard(self.size, self._digest.hexdigest(), stop, rows, self.skipped)
         write(rows_path(self.folder, self.number), seal({
@@ -149,7 +151,7 @@ def pack_shards(splits: Mapping[str, Source], folder: Path, how: PackConfig, pro
                         draft = Draft(folder, len(shards))
                     draft.add(item, result)
                 progress(item + 1, total)
-        if not draft.rows:
+        if not (shards or draft.rows):
             sweep(folder)
             raise UnveilError(f"none of the {total:,} files of {splits['train'].name} can be packed; the first {draft.skipped[0]}")
         shards.append(draft.finish(total))
@@ -248,6 +250,8 @@ def stored(source: Source, number: int, how: PackConfig) -> Stored:
         raise Unreadable(f"has {channels} channels, and JPEG holds 1 or 3: `--store raw` keeps them")
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)                                # as it is batched among pictures of 8 bits
+    if max(height, width) > JPEG_SIDE:
+        raise Unreadable(f"{width} x {height} pixels, and JPEG holds sides up to {JPEG_SIDE:,}: `--store raw` keeps it")
     data = jpeg(pixels, how.quality)
     if isinstance(raw, bytes) and len(raw) <= 1.1 * len(data) and says_the_same(raw, pixels, how.pixel_limit):
         data = raw                                                             # nothing is lost a second time
@@ -256,7 +260,9 @@ def stored(source: Source, number: int, how: PackConfig) -> Stored:
 
 def says_the_same(raw: bytes, pixels: Pixels, pixel_limit: int) -> bool:
     """Whether a file is a JPEG of these very pixels."""
-    return picture_format(raw[:32]) == "JPEG" and np.array_equal(read_picture(raw, pixel_limit=pixel_limit), pixels)
+    with suppress(Unreadable):
+        return picture_format(raw[:32]) == "JPEG" and np.array_equal(read_picture(raw, pixel_limit=pixel_limit), pixels)
+    return False
 
 
 def jpeg(pixels: Pixels, quality: int) -> bytes:
