@@ -12,8 +12,10 @@ import argparse
 import importlib
 import math
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -138,11 +140,11 @@ def our_step(ours: MAE, count: int, precision: str, compiled: bool, device: torc
 
 def transformers_step(ours: MAE, count: int, precision: str, compiled: bool, device: torch.device) -> Stepper:
     """ViTMAEForPreTraining with our weights and our mask, with attention by sdpa."""
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+    from transformers import ViTMAEForPreTraining
 
-    facts = transformers_vit_mae.describe(ours)
-    model = ViTMAEForPreTraining._from_config(ViTMAEConfig(**facts), attn_implementation="sdpa")
-    model.load_state_dict(transformers_vit_mae.state_of(ours))
+    with tempfile.TemporaryDirectory() as folder:
+        written = transformers_vit_mae.export(ours, Path(folder) / "ours")
+        model = ViTMAEForPreTraining.from_pretrained(written, attn_implementation="sdpa")
     model = model.to(device).train()
     images, noise = pictures(ours.encoder.config, count, device), noise_of(ours, count).to(device)
     if compiled:
