@@ -24,7 +24,7 @@ SHARED = {
     "hardware": "unveil.train.parallel:SpreadConfig",
 }
 AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
-DATA = "A folder, a .tar, .tar.gz or .zip of pictures, shards-{000..099}.tar, hf://name, a torchvision set (cifar10), or digits."
+DATA = "A folder, a .tar, .tar.gz or .zip of pictures, a pack, shards-{000..099}.tar, hf://name, a torchvision set, or digits."
 RUN = "A run folder, an exported file, a checkpoint laid out as the public MAE release, or a transformers ViTMAE folder."
 REQUIRED = object()
 WORDS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT"}     # where the type is no name for a reader
@@ -130,6 +130,16 @@ VERBS = {
         },
         {},
     ),
+    "pack": Verb(
+        "unveil.recipes.pack:pack",
+        "Decode and shrink every picture once, into a few large files that train faster.",
+        {
+            "data": Argument(str, DATA, positional=True),
+            "out": Argument(str | None, "A new folder; the same command again goes on.", None, True),
+            "verify": Argument(bool, "Read every byte of OUT again; without OUT, of DATA, which then is a pack.", False),
+        },
+        {"settings": "unveil.recipes.packing:PackConfig"},
+    ),
     "report": Verb(
         "unveil.recipes.look:report",
         "Write the page of a run anew.",
@@ -234,7 +244,7 @@ def run(verb: Verb, options: dict[str, Any]) -> int:
     try:
         getattr(importlib.import_module(module), name)(**options)
     except KeyboardInterrupt:
-        return complain("stopped at once: the same command goes on from the last checkpoint")
+        return complain("stopped at once: the same command goes on from what it saved last")
     except Exception as error:
         if os.environ.get("UNVEIL_TRACEBACK"):
             raise

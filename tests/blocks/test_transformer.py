@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.blocks.attention import Attention
-from unveil.blocks.transformer import Block, Branch, Transformer, TransformerConfig
+from unveil.blocks.branch import Branch
+from unveil.blocks.transformer import Block, Transformer, TransformerConfig
 
 B, T, S, D = 2, 5, 4, 12
 PLAIN = TransformerConfig(width=D, depth=2, heads=3)
@@ -99,7 +100,7 @@ def test_linear_layers_begin_xavier_uniform_with_zero_biases():
 
 
 def test_drop_path_keeps_the_expectation_and_whole_samples():
-    branch = Branch(PLAIN, drop_path=0.25)
+    branch = Branch(PLAIN.width, dropout=0.0, drop_path=0.25, layer_scale=None)
     torch.manual_seed(1)
     x = torch.randn(4000, 2, D)
     dropped = branch(x)

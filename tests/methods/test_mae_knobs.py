@@ -42,7 +42,7 @@ def test_the_encoder_sees_one_token_a_visible_patch(tokens, ratio):
     mae = build(mask_tokens_in_encoder=tokens, mask_ratio=ratio)
     seen, decoded = [], []
     mae.encoder.transformer.blocks[0].register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
-    mae.decoder.blocks[0].register_forward_pre_hook(lambda _, x: decoded.append(x[0].shape[1]))
+    mae.decoder.blocks[0].mlp.register_forward_pre_hook(lambda _, x: decoded.append(x[0].shape[1]))
     mae(batch(pictures()))
     assert seen == [1 + N if tokens else 1 + int(N * (1 - ratio))]
     assert decoded == [1 + N]

@@ -68,7 +68,7 @@ def differences_of(ours: MAE, reference: transformers.ViTMAEForPreTraining, batc
     loss.backward()
     keep, hide = split(hidden)
     with torch.no_grad():
-        painted = ours.decode(ours.encode(images, keep, hide), keep)
+        painted = ours.paint(images, keep, hide)
 
     assert hidden.sum(1).tolist() == [hide.shape[1]] * batch
     gradients = renamed({name: p.grad for name, p in reference.named_parameters() if p.grad is not None})

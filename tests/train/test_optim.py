@@ -9,7 +9,7 @@ from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT, ViTConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.tasks.linear import Linear
-from unveil.train.optim import OptimConfig, build_optimizer, set_rate
+from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_rate
 
 VIT = ViTConfig(width=24, depth=3, heads=3, image_size=(8, 8), patch_size=(4, 4), positions="learned")
 LEARNERS = {
@@ -103,3 +103,16 @@ def test_lars_adapts_weights_without_decay_and_leaves_biases():
     torch.testing.assert_close(weight.detach(), old_weight - 0.1 * trust * weight.grad, rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(bias.detach(), old_bias - 0.1 * bias.grad)
     assert (old_weight - weight.detach()).norm() < 0.01 * (0.1 * weight.grad).norm()   # not plain SGD
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
+def test_the_norm_of_all_gradients_and_clipping(clip):
+    learner = LEARNERS["linear"]()
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    for i, parameter in enumerate(trained):
+        parameter.grad = torch.full_like(parameter, 0.1 * (i + 1))
+    before = [p.grad.clone() for p in trained]
+    slowly = sum(float((grad.double() ** 2).sum()) for grad in before) ** 0.5
+    assert float(gradient_norm(learner, clip)) == pytest.approx(slowly)
+    for parameter, grad in zip(trained, before, strict=True):
+        torch.testing.assert_close(parameter.grad, grad * min(1.0, clip / slowly) if clip else grad)

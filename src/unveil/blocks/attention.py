@@ -81,14 +81,18 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, each (B, heads, tokens, width / heads)."""
-        if context is None:
-            parts = self.query_key_value(x).chunk(3, dim=-1)
+    def project(
+        self, x: Tensor, context: Tensor | None = None, projected: Tensor | None = None, last: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (B, heads, tokens, width / heads); arguments as in `forward`."""
+        weight, bias, d = self.query_key_value.weight, self.query_key_value.bias, x.shape[-1]
+        if context is not None or (last is not None and projected is None):
+            asking = x if last is None else x[:, -last:]
+            told = F.linear(x if context is None else context, weight[d:], bias[d:])
+            parts = (F.linear(asking, weight[:d], bias[:d]), *told.chunk(2, dim=-1))
         else:
-            d = x.shape[-1]
-            weight, bias = self.query_key_value.weight, self.query_key_value.bias
-            parts = (F.linear(x, weight[:d], bias[:d]), *F.linear(context, weight[d:], bias[d:]).chunk(2, dim=-1))
+            query, key, value = (self.query_key_value(x) if projected is None else projected).chunk(3, dim=-1)
+            parts = (query if last is None else query[:, -last:], key, value)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         return query, key, value
 
@@ -100,9 +104,21 @@ class Attention(nn.Module):
         allowed: Bool[Tensor, "..."] | None = None,
         bias: Float[Tensor, "..."] | None = None,
         causal: bool = False,
-    ) -> Float[Tensor, "B T D"]:
-        """Self-attention, or cross-attention to `context`; masks as in `attend`."""
-        query, key, value = self.project(x, context)
+        projected: Float[Tensor, "B T D3"] | None = None,
+        last: int | None = None,
+    ) -> Float[Tensor, "B _ D"]:
+        """Self-attention, or cross-attention to `context`; masks as in `attend`.
+
+        Args:
+            x: Tokens that look.
+            context: Tokens that are looked at; `x` by default.
+            allowed: As in `attend`.
+            bias: As in `attend`.
+            causal: As in `attend`.
+            projected: `query_key_value(x)`, where it is known already.
+            last: Only the last so many tokens of `x` look, and only they come back; all are looked at.
+        """
+        query, key, value = self.project(x, context, projected, last)
         dropout = self.dropout if self.training else 0.0
         mixed = attend(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))               # (B, T, D)
@@ -111,7 +127,7 @@ class Attention(nn.Module):
     @torch.no_grad()
     def weights(self, x: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B h T T"]:
         """The attention weights of self-attention, for looking at them."""
-        query, key, _ = self.project(x, None)
+        query, key, _ = self.project(x)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         weights: Tensor = (scores if bias is None else scores + bias).softmax(dim=-1)
         return weights

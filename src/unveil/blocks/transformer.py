@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unveil.blocks.attention import Attention
+from unveil.blocks.branch import Branch
+from unveil.blocks.gaps import Gaps, append, append_projected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +36,6 @@ class TransformerConfig:
     """Gradient checkpointing: forget activations inside a block and compute them again, for a third more time."""
 
 
-class Branch(nn.Module):
-    """What stands between a residual sum and a branch: dropout, layer scale, drop path."""
-
-    def __init__(self, config: TransformerConfig, drop_path: float) -> None:
-        super().__init__()
-        self.drop_path = drop_path
-        self.dropout = nn.Dropout(config.dropout)
-        scaled = config.layer_scale is not None
-        self.scale = nn.Parameter(torch.full((config.width,), config.layer_scale or 0.0)) if scaled else None
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        x = self.dropout(x)
-        if self.scale is not None:
-            x = x * self.scale
-        if self.training and self.drop_path:
-            kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
-            x = x * kept.to(x.dtype) / (1 - self.drop_path)
-        return x
-
-
 class Block(nn.Module):
     """Self-attention, perhaps cross-attention, then an MLP, each around a residual sum."""
 
@@ -63,29 +45,33 @@ class Block(nn.Module):
         self.pre = config.norm == "pre"
         self.norm1 = nn.LayerNorm(width, eps=config.eps)
         self.attention = Attention(width, config.heads, config.dropout)
-        self.branch1 = Branch(config, drop_path)
+        self.branch1, self.branch2 = (Branch(width, config.dropout, drop_path, config.layer_scale) for _ in range(2))
         if config.cross:
             self.norm_cross = nn.LayerNorm(width, eps=config.eps)
             self.cross = Attention(width, config.heads, config.dropout)
-            self.branch_cross = Branch(config, drop_path)
+            self.branch_cross = Branch(width, config.dropout, drop_path, config.layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=config.eps)
         activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
         self.mlp = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
-        self.branch2 = Branch(config, drop_path)
 
     def forward(
         self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S D"] | None = None, *,
-        allowed: Bool[Tensor, "..."] | None = None, context_allowed: Bool[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None, causal: bool = False,
-    ) -> Float[Tensor, "B T D"]:  # fmt: skip
-        """One block; masks as in `attend`, those of the context apart."""
+        context_allowed: Bool[Tensor, "..."] | None = None, gaps: Gaps | None = None, last: int | None = None, **attention: Any,
+    ) -> Float[Tensor, "B _ D"]:  # fmt: skip
+        """One block; masks as in `attend`, that of the context apart.
+
+        `gaps` are mask tokens that go behind `x` first (pre-norm); of all only the `last` so many are computed and come back.
+        """
+        if gaps is not None:
+            x, attention["projected"] = append_projected(x, gaps, self.norm1, self.attention.query_key_value)
+        mixed = self.attention(self.norm1(x) if self.pre and gaps is None else x, last=last, **attention)
+        x = (x if last is None else x[:, -last:]) + self.branch1(mixed)
         if self.pre:
-            x = x + self.branch1(self.attention(self.norm1(x), allowed=allowed, bias=bias, causal=causal))
             if context is not None:
                 x = x + self.branch_cross(self.cross(self.norm_cross(x), context, allowed=context_allowed))
             x = x + self.branch2(self.mlp(self.norm2(x)))
             return x
-        x = self.norm1(x + self.branch1(self.attention(x, allowed=allowed, bias=bias, causal=causal)))
+        x = self.norm1(x)
         if context is not None:
             x = self.norm_cross(x + self.branch_cross(self.cross(x, context, allowed=context_allowed)))
         x = self.norm2(x + self.branch2(self.mlp(x)))
@@ -103,12 +89,18 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else nn.Identity()
         self.apply(xavier)
 
-    def forward(self, x: Float[Tensor, "B T D"], context: Tensor | None = None, **masks: Any) -> Float[Tensor, "B T D"]:
-        """All blocks and the last norm; `masks` as in `Block.forward`."""
+    def forward(
+        self, x: Float[Tensor, "B T D"], context: Tensor | None = None, *,
+        gaps: Gaps | None = None, last: int | None = None, **masks: Any,
+    ) -> Float[Tensor, "B _ D"]:  # fmt: skip
+        """All blocks and the last norm; arguments as in `Block.forward`."""
+        if gaps is not None and not self.blocks:
+            x = append(x, gaps)
         recompute = self.config.recompute and self.training and torch.is_grad_enabled()
-        for block in self.blocks:
-            x = checkpoint(block, x, context, use_reentrant=False, **masks) if recompute else block(x, context, **masks)
-        x = self.norm(x)
+        for i, block in enumerate(self.blocks):
+            options = {"gaps": gaps if i == 0 else None, "last": last if i == len(self.blocks) - 1 else None, **masks}
+            x = checkpoint(block, x, context, use_reentrant=False, **options) if recompute else block(x, context, **options)
+        x = self.norm(x if last is None else x[:, -last:])
         return x
 
 

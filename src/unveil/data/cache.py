@@ -56,6 +56,7 @@ class Pictures:
         self._lock = threading.Lock()
         self._stand_ins: dict[int, int] = {}                                   # shown in place of one that cannot be read
         self._kept: Tensor | list[np.ndarray] | None = None
+        self._size = torch.zeros(2, dtype=torch.int64)                         # of all pictures, where they are one tensor
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pictures")
         sample = sample_pictures(source, 64, shrink_to=side, pixel_limit=pixel_limit)
         self.channels = channels or common_channels(sample)
@@ -112,8 +113,9 @@ class Pictures:
         default): what is kept aside must not slip into training.
         """
         if isinstance(self._kept, Tensor):
-            images = self._kept[places] if self.dtype == torch.uint8 else self._kept.view(torch.int16)[places].view(torch.uint16)
-            return images, torch.tensor(images.shape[2:]).expand(len(places), 2)
+            kept, places = self._kept, places.to(self._kept.device, non_blocking=True)
+            images = kept[places] if self.dtype == torch.uint8 else kept.view(torch.int16)[places].view(torch.uint16)
+            return images, self._size.expand(len(places), 2)
         if self._kept is not None:
             pictures = [self._kept[i] for i in places.tolist()]
         else:
@@ -125,6 +127,15 @@ class Pictures:
         for row, x in zip(canvas, pictures, strict=True):
             row[:, : x.shape[0], : x.shape[1]] = x.transpose(2, 0, 1)
         return torch.from_numpy(canvas), sizes
+
+    def reside(self, device: torch.device) -> bool:
+        """Moves all pictures to a GPU, where they are of one size and take less than a fifth of its memory; says whether it did."""
+        if device.type != "cuda" or not isinstance(self._kept, Tensor):
+            return False
+        if self._kept.nbytes > 0.2 * torch.cuda.get_device_properties(device).total_memory:
+            return False
+        self._kept, self._size = self._kept.to(device), self._size.to(device)
+        return True
 
     def _keep_all(self, progress: Progress) -> None:
         """Reads every picture once; those of one size become one tensor (N, C, H, W)."""
@@ -149,7 +160,7 @@ class Pictures:
             images = np.empty((len(kept), channels, height, width), kept[0].dtype)
             for i, row in enumerate(images):
                 row[:], kept[i] = kept[i].transpose(2, 0, 1), kept[0][:0]      # let go of each, so that memory does not double
-            self._kept = torch.from_numpy(images)
+            self._kept, self._size = torch.from_numpy(images), torch.tensor([height, width])
 
     def _read_or_reason(self, number: int) -> np.ndarray | str:
         try:

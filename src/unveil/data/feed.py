@@ -93,6 +93,12 @@ def batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Ba
     return [feed.share(step, part * world + rank, world * parts) for part in range(parts)]
 
 
+def pinned_batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Batch]:
+    """The same, in memory that a GPU reads without making the processor wait."""
+    made = batches(feed, step, rank, world, parts)
+    return [batch.pinned() for batch in made] if torch.cuda.is_available() else made
+
+
 def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: int = 2) -> Iterator[tuple[int, list[Batch]]]:
     """The steps and their batches, up to `ahead` of them made in advance."""
     if feed.instant:
@@ -102,7 +108,7 @@ def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: i
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
         waiting: deque[tuple[int, Future[list[Batch]]]] = deque()
         for step in steps:
-            waiting.append((step, pool.submit(batches, feed, step, rank, world, parts)))
+            waiting.append((step, pool.submit(pinned_batches, feed, step, rank, world, parts)))
             if len(waiting) > ahead:
                 first, made = waiting.popleft()
                 yield first, made.result()

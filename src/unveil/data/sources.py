@@ -1,4 +1,4 @@
-"""DATA in all its forms: a folder, an archive, shards, a named set or an array, as a list of candidate pictures."""
+"""DATA in all its forms: a folder, an archive, shards, a pack, a named set or an array, as a list of candidate pictures."""
 
 import difflib
 import hashlib
@@ -18,6 +18,7 @@ from unveil.data.archives import Archive, Folder, Shards, is_archive, open_archi
 from unveil.data.class_folders import SPLITS, TEST_ORDER, Labels, folder_labels, keys_of, split_folders, written_labels
 from unveil.data.hubs import TORCHVISION_SETS, Listing, hugging_face_parts, torchvision_parts
 from unveil.data.images import PICTURE_SUFFIXES, Unreadable, picture_format
+from unveil.data.pack import Pack, is_pack
 from unveil.errors import UnveilError
 
 Raw = bytes | Image.Image | NDArray[Any]
@@ -25,7 +26,7 @@ Data = str | Path | NDArray[Any]
 DIGITS = ("digits", "digits-plain")
 """Files beside pictures that may say what is in them."""
 FORMS = (
-    "a folder of pictures, a .tar, .tar.gz or .zip of one, shards-{000..099}.tar, hf://name, "
+    "a folder of pictures, a .tar, .tar.gz or .zip of one, what `unveil pack` wrote, shards-{000..099}.tar, hf://name, "
     f"or one of {', '.join((*DIGITS, *TORCHVISION_SETS))}"
 )
 """What DATA may be, for error messages and help."""
@@ -148,7 +149,7 @@ def _parts(data: Data) -> _Parts:
             return _listed_parts(text, hugging_face_parts(text))
     path = Path(text).expanduser()
     if path.is_dir():
-        return _folder_parts(text, path)
+        return _pack_parts(text, path) if is_pack(path) else _folder_parts(text, path)
     if path.is_file():
         if is_archive(path) or not _is_picture(path):
             return _archive_parts(text, open_archive(path))
@@ -220,6 +221,16 @@ def _listed_parts(name: str, parts: Mapping[str, Callable[[], Listing]]) -> _Par
         return next((source for source in made if source.labels is not None), made[0])
 
     return _Parts(partial(make, train), make_test if tests else None)
+
+
+def _pack_parts(text: str, path: Path) -> _Parts:
+    pack = Pack(path)
+
+    def make(name: str) -> Source:
+        split = pack.split(name)
+        return Source(text, split.names, split.labels, split.classes, split.fingerprint, split.read, split.skipped)
+
+    return _Parts(partial(make, "train"), partial(make, "test") if "test" in pack.facts["splits"] else None)
 
 
 def _folder_parts(text: str, path: Path) -> _Parts:

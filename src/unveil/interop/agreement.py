@@ -70,8 +70,7 @@ def answer(learner: Learner, images: Float[Tensor, "B C H W"]) -> Tensor:
 
 def painted(learner: MAE, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N Q"]:
     """What a masked autoencoder predicts for every patch."""
-    keep, hide = split(hidden)
-    return learner.decode(learner.encode(images, keep, hide), keep)
+    return learner.paint(images, *split(hidden))
 
 
 def ask_timm(folder: Path, images: Float[Tensor, "B C H W"], scores: bool) -> Tensor:

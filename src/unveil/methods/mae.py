@@ -116,9 +116,8 @@ class MAE(Method):
 
     def compare(self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Tensor:
         """The loss of the patches `hide` when only the patches `keep` are seen."""
-        seen = self.encode(images, keep, hide)                                 # (B, 1 + V, D)
+        painted = self.decode(self.encode(images, keep, hide), keep, hide, self.config.loss_on_all)     # (B, M, Q), or (B, N, Q)
         compared = torch.cat([keep, hide], dim=1) if self.config.loss_on_all else hide
-        painted = self.decode(seen, keep, compared)                            # (B, M, Q)
         return self.target.loss(painted, self.target(images, compared))
 
     def encode(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B T D"]:
@@ -128,16 +127,23 @@ class MAE(Method):
         seen: Tensor = self.encoder(images, **stand_in)
         return seen
 
-    def decode(self, seen: Float[Tensor, "B T D"], keep: Int[Tensor, "B V"], wanted: Int[Tensor, "B M"] | None = None) -> Tensor:
-        """Puts mask tokens in the gaps, adds positions, and predicts the patches `wanted`, or all."""
-        x = self.decoder_embed(seen)                                           # (B, 1 + V, E)
-        patches = x[:, 1:]
-        if not self.config.mask_tokens_in_encoder:
-            gaps = self.mask_token.to(x.dtype).expand(len(x), self.patches, -1)
-            patches = scatter(gaps, keep, patches)                             # (B, N, E)
-        x = self.decoder(torch.cat([x[:, :1], patches], dim=1) + self.decoder_positions)[:, 1:]
-        painted: Tensor = self.head(x if wanted is None else gather(x, wanted))
-        return painted                                                         # (B, M, Q), or (B, N, Q)
+    def decode(
+        self, seen: Float[Tensor, "B T D"], keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"], every: bool = False
+    ) -> Float[Tensor, "B _ Q"]:
+        """Puts mask tokens behind what was seen, and predicts the hidden patches; or every one, the visible ones first."""
+        x, places, wanted = self.decoder_embed(seen), self.decoder_positions, hide.shape[1] + every * keep.shape[1]
+        order = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)   # (B, 1 + V): the class token, the visible patches
+        if self.config.mask_tokens_in_encoder:                                 # all are there, each in its place
+            x = self.decoder(gather(x + places, torch.cat([order, 1 + hide], dim=1)), last=wanted)
+        else:
+            x = self.decoder(x + places[order], gaps=(self.mask_token + places[1:], hide), last=wanted)
+        painted: Tensor = self.head(x)
+        return painted
+
+    def paint(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N Q"]:
+        """Predicts every patch, each in its place."""
+        painted = self.decode(self.encode(images, keep, hide), keep, hide, every=True)
+        return scatter(torch.empty_like(painted), torch.cat([keep, hide], dim=1), painted)
 
     def loss(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
         """The loss of normalised pictures; `hidden` is True where a patch is hidden, the same count in each row."""
@@ -147,7 +153,7 @@ class MAE(Method):
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
         """Rebuilds normalised pictures; a normalised target borrows the true mean and deviation of each patch."""
         (keep, hide), vit = self.choose(images, hidden), self.encoder.config
-        painted = self.decode(self.encode(images, keep, hide), keep).float()
+        painted = self.paint(images, keep, hide).float()
         true, hidden = patchify(images, vit.patch_size), as_bool(hide, self.patches)
         pixels = unpatchify(self.target.pixels(painted, true), vit.image_size, vit.patch_size)
         gone = unpatchify(hidden[:, :, None].expand_as(true), vit.image_size, vit.patch_size)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from unveil.data.feed import Feed
+from unveil.data.feed import PictureFeed
 from unveil.learner import Learner
 from unveil.train.log import JsonLines, Screen, Sink, tracker
 from unveil.train.loop import Monitor, TrainConfig, total_steps, train
@@ -14,7 +14,7 @@ from unveil.train.run import Run, tell
 
 def fit(
     learner: Learner,
-    feed: Feed,
+    feed: PictureFeed,
     run: Run,
     place: Place,
     training: TrainConfig,
@@ -26,6 +26,10 @@ def fit(
 ) -> None:
     """Trains, or goes on from the newest whole checkpoint of the run folder."""
     say = tell(place.lead)
+    if feed.pictures.reside(place.device):
+        say("all pictures fit into the memory of the GPU, and stay there")
+    elif place.device.type != "cpu":
+        feed.instant = False                                                   # a GPU leaves the processor to make batches ahead
     checkpoints = run.checkpoints(training.keep, say)
     first = (checkpoints.newest() or 0) if place.lead else 0
     sinks: list[Sink] = []

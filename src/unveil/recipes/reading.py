@@ -144,7 +144,7 @@ def open_parts(
 
 
 @contextmanager
-def reading(name: str, show: bool) -> Iterator[Callable[[int, int], None]]:
+def reading(name: str, show: bool, doing: str = "reading") -> Iterator[Callable[[int, int], None]]:
     """A progress bar for reading pictures, in a terminal."""
     console = Console(stderr=True)
     if not (show and console.is_terminal):
@@ -152,7 +152,7 @@ def reading(name: str, show: bool) -> Iterator[Callable[[int, int], None]]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"reading {name}", total=None)
+        task = bar.add_task(f"{doing} {name}", total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 

@@ -132,7 +132,7 @@ def share_with_folder(path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replaces a text file in one move: a reader sees the old one or the new one."""
     fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    fresh.write_text(text, encoding="utf-8")
+    fresh.write_text(text, encoding="utf-8", errors="surrogateescape")        # names of files may be any bytes
     sync(fresh)
     os.replace(fresh, path)
     sync(path.parent)

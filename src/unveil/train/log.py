@@ -3,8 +3,9 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -16,6 +17,7 @@ from unveil.train.checkpoint import write_whole
 from unveil.train.parallel import Place, mean_over_processes
 
 Record = dict[str, Any]
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -99,14 +101,24 @@ def tracker(kind: Literal["none", "tensorboard", "wandb"], folder: Path, config:
 class Meter:
     """Sums of scalars between two log lines, kept on the device: reading them is the only time that the host waits."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, place: Place, effort: float = 0.0) -> None:
+        self.place, self.effort = place, effort                                # seconds that a sample would take at the matrix peak
         self.restart()
 
     def restart(self) -> None:
         """Forgets the sums, and starts the clock again."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._samples, self._start = 0, time.monotonic()
+        self._samples, self._start, self._waited = 0, time.monotonic(), 0.0
+
+    def waits(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches, noting how long each was waited for."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Adds a value to each sum."""
@@ -124,8 +136,10 @@ class Meter:
         means = torch.stack([total / count for total, count in self._sums.values()])
         values = mean_over_processes(means, self.place.world).tolist()
         seconds = time.monotonic() - self._start
+        speed = self._samples / seconds
         return dict(zip(self._sums, values, strict=True)) | {
-            "samples_per_second": self._samples / seconds, "seconds": seconds,
+            "samples_per_second": speed, "peak_share": speed / self.place.world * self.effort, "waiting": self._waited / seconds,
+            "seconds": seconds,
         }  # fmt: skip
 
 
@@ -135,6 +149,7 @@ class Screen:
     def __init__(self, title: str, total: int, first: int = 0, seconds: float = 5.0) -> None:
         self.title, self.total, self.first, self.seconds = title, total, first, seconds
         self._last = self._start = time.monotonic()
+        self._waited = 0.0
         self._bar: Progress | None = None
         self.console = Console(stderr=True)
         if self.console.is_terminal:
@@ -153,7 +168,8 @@ class Screen:
 
     def show(self, done: int, record: Record) -> None:
         """Shows the newest log line."""
-        news = f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} a second"
+        self._waited += record["waiting"] * record["seconds"]
+        news = f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} a second, {record['peak_share']:.0%} of peak"
         news += "".join(f"  {key} {value:.3f}" for key, value in record.items() if key in SHOWN)
         if self._bar is not None:
             self._bar.update(self._task, news=news)
@@ -167,9 +183,13 @@ class Screen:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Leaves the bar as it is, and says what to do where pictures came too slowly."""
+        waited = self._waited / max(time.monotonic() - self._start, 1e-9)
+        if waited > WAITING:
+            self.say(f"{waited:.0%} of the time went by waiting for pictures: `unveil pack DATA OUT` shrinks and stores them once")
         if self._bar is not None:
             self._bar.stop()
 
 
 SHOWN = ("knn", "accuracy")
+WAITING = 0.05

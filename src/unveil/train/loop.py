@@ -4,17 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from unveil.data.feed import Feed, stream, taste
 from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
-from unveil.train.memory import parts_of_step
-from unveil.train.optim import OptimConfig, build_optimizer, set_rate
+from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_rate
 from unveil.train.parallel import Place, SpreadConfig, agree, autocast, last_of, spread, whole, whole_here
 from unveil.train.schedule import half_cosine
 from unveil.train.state import load_model_state, load_optimizer_state, model_state, optimizer_state
+from unveil.train.trial import matrix_peak, try_step
 from unveil.train.watch import Interrupted, Pace, check_finite, seed_all, stop_signals
 
 Monitor = Callable[[Learner], Record]                                         # says what it sees of a learner now and then
@@ -63,7 +62,8 @@ def train(
     """
     total, few = total_steps(config, feed), taste(feed)
     learner.to(place.device).train()
-    count = agree(parts_of_step(learner, few, config.batch_size, config.accumulate, spread_config, place), place)
+    trial = try_step(learner, few, config.batch_size, config.accumulate, spread_config, place)
+    count = agree(trial.parts, place)
     start = agree((checkpoints.newest() or 0) if checkpoints and place.lead else 0, place)
     if checkpoints and start:
         load_model_state(learner, checkpoints.load(start, "model"))
@@ -77,10 +77,11 @@ def train(
 
     if screen and not config.accumulate and count > 1:
         screen.say(f"each step is computed in {count} parts, one after the other, to fit the memory")
-    meter, pace = Meter(place), Pace(config.save_seconds)
+    meter = Meter(place, trial.flops / matrix_peak(place.device, spread_config.precision))
+    pace = Pace(config.save_seconds)
     judged_at = {round(total * (i + 1) / config.monitor_times) for i in range(config.monitor_times)}
     with stop_signals() as stop:
-        for step, parts in stream(feed, range(start, total), place.rank, place.world, count):
+        for step, parts in meter.waits(stream(feed, range(start, total), place.rank, place.world, count)):
             seed_all(config.seed, step, place.rank)                            # dropout and drop path; all else has keys
             rate = optim.peak(config.batch_size) * half_cosine(step, total, round(optim.warmup * total))
             set_rate(optimizer, rate)
@@ -92,7 +93,7 @@ def train(
                         result = model(batch)
                     (result.loss / len(parts)).backward()
                 meter.add({"loss": result.loss, **result.metrics})
-            norm = whole(nn.utils.clip_grad_norm_(learner.parameters(), optim.clip or float("inf")))
+            norm = whole(gradient_norm(learner, optim.clip))
             optimizer.step()
             optimizer.zero_grad()
             meter.step({"gradient_norm": norm}, config.batch_size)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unveil.learner import Learner
 
@@ -57,6 +57,15 @@ def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimi
         group["always_adapt"] = group.pop("decays")
     lars: torch.optim.Optimizer = Lars(settings, lr=config.base_lr, momentum=config.beta1)
     return lars
+
+
+def gradient_norm(learner: nn.Module, clip: float = 0.0) -> Tensor:
+    """The norm of all gradients together; where `clip` is above 0 they are scaled down to it, else they are left untouched."""
+    trained = [p for p in learner.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    if clip:
+        nn.utils.clip_grads_with_norm_(trained, clip, norm)
+    return norm
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -108,6 +108,7 @@ def spread(learner: Learner, config: SpreadConfig, place: Place) -> nn.Module:
     """What to call in place of the learner: compiled, and copied or sharded over the processes."""
     if config.compile:
         learner.compile()
+        learner.augment = torch.compile(learner.augment)  # type: ignore[method-assign]
     if place.world == 1:
         return learner
     if config.parallel == "ddp":

@@ -1,4 +1,4 @@
-"""How much memory a step takes, and in how many parts it has to be computed."""
+"""What a step costs, and in how many parts it has to be computed."""
 
 import copy
 
@@ -11,9 +11,10 @@ from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
 from unveil.methods.mae import MAE, MAEConfig
+from unveil.models.cost import mae_cost
 from unveil.models.vit import ViT, ViTConfig
-from unveil.train.memory import Live, bytes_of_step, memory_of, parts_of_step
 from unveil.train.parallel import Place, SpreadConfig
+from unveil.train.trial import Live, cost_of, matrix_peak, memory_of, try_step
 
 CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
 MB = 2**20
@@ -52,7 +53,7 @@ def test_live_counts_what_is_alive_and_no_view():
 
 
 def test_a_step_costs_what_it_keeps_for_going_back():
-    low, high = (bytes_of_step(Chain(), batch(n), EXACT, CPU) for n in (2, 6))
+    low, high = (cost_of(Chain(), batch(n), EXACT, CPU).memory for n in (2, 6))
     each = (high - low) / 4
     assert 4 * MB <= each <= 7 * MB                                            # x, its squares, and gradients on the way
 
@@ -60,15 +61,15 @@ def test_a_step_costs_what_it_keeps_for_going_back():
 @pytest.mark.parametrize(("fitting", "parts"), [(99, 1), (12, 1), (11, 2), (6, 2), (5, 3), (3, 4), (1, 12), (0, 12)])
 def test_as_few_parts_as_fit(fitting, parts):
     learner = Chain()
-    each = (bytes_of_step(learner, batch(6), EXACT, CPU) - bytes_of_step(learner, batch(2), EXACT, CPU)) / 4
+    each = (cost_of(learner, batch(6), EXACT, CPU).memory - cost_of(learner, batch(2), EXACT, CPU).memory) / 4
     memory = int((fitting + 0.5) * each / 0.6)                                 # 60 % of it is for the samples
-    assert parts_of_step(learner, batch(12), 12, 0, EXACT, CPU, memory=memory) == parts
+    assert try_step(learner, batch(12), 12, 0, EXACT, CPU, memory=memory).parts == parts
 
 
 def test_what_was_asked_for_is_done_and_what_does_not_divide_is_refused():
-    assert parts_of_step(Chain(), batch(12), 12, 3, EXACT, CPU, memory=1) == 3
+    assert try_step(Chain(), batch(12), 12, 3, EXACT, CPU, memory=1).parts == 3
     with pytest.raises(UnveilError, match="does not divide by 5"):
-        parts_of_step(Chain(), batch(12), 12, 5, EXACT, CPU)
+        try_step(Chain(), batch(12), 12, 5, EXACT, CPU)
 
 
 def mae(recompute: bool) -> MAE:
@@ -81,8 +82,8 @@ def test_recomputing_is_seen_to_save_memory_and_the_learner_is_left_as_it_was():
     pictures = Batch(torch.randn(6, 3, 32, 32), torch.full((6, 2), 32), sample_keys(0, 0, 6))
     learner = mae(recompute=False)
     before, chance = copy.deepcopy(learner.state_dict()), torch.get_rng_state()
-    plain = bytes_of_step(learner, pictures, EXACT, CPU)
-    assert bytes_of_step(mae(recompute=True), pictures, EXACT, CPU) < 0.6 * plain
+    plain = cost_of(learner, pictures, EXACT, CPU).memory
+    assert cost_of(mae(recompute=True), pictures, EXACT, CPU).memory < 0.6 * plain
     assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
     assert all(p.grad is None for p in learner.parameters())
     assert torch.equal(chance, torch.get_rng_state())
@@ -93,3 +94,17 @@ def test_a_machine_has_some_memory(monkeypatch):
     assert whole > 2**28
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert memory_of(torch.device("cpu")) == whole // 2
+
+
+def test_flops_of_a_sample_are_those_of_the_formula():
+    learner, half = mae(recompute=False), SpreadConfig(device="cpu", precision="bfloat16")
+    pictures = Batch(torch.randn(12, 3, 32, 32), torch.full((12, 2), 32), sample_keys(0, 0, 12))
+    trial = try_step(learner, pictures, 12, 0, half, CPU)
+    formula = mae_cost(learner.encoder.config, visible=16, width=48, depth=1, predicted=48, batch=10**9)
+    assert trial.flops == pytest.approx(formula.step, rel=1e-6)
+
+
+def test_a_peak_is_measured_once():
+    first = matrix_peak(torch.device("cpu"), "float32")
+    assert 1e8 < first < 1e15
+    assert matrix_peak(torch.device("cpu"), "float32") == first

@@ -1,16 +1,19 @@
-"""In how many parts a step has to be computed to fit the memory: measured, before the first step, on a few samples."""
+"""What a step costs, tried on a few samples before the first one: memory, so that it fits, and FLOPs, so that the log can judge."""
 
 import copy
 import os
+import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from unveil.data.batch import Batch
 from unveil.data.feed import share_size
@@ -19,17 +22,20 @@ from unveil.train.parallel import Place, SpreadConfig, autocast
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside and still alive; `peak` is the most at any time."""
+    """Counts the bytes of the tensors that are made inside and still alive (`peak` is the most at any time), and FLOPs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=made)
         given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
@@ -45,11 +51,26 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-def bytes_of_step(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place) -> int:
-    """The most memory that a forward and a backward pass of a batch take at one time, in bytes, beside what the model itself does.
+class Cost(NamedTuple):
+    """What a batch costs, forward and backward."""
 
-    The learner is left as it was: a copy of it is tried.
-    """
+    memory: float
+    """The most bytes of tensors at one time, beside the model itself."""
+    flops: float
+    """FLOPs of matrix products that are really run."""
+
+
+class Trial(NamedTuple):
+    """What came out."""
+
+    parts: int
+    """In how many parts a step fits the memory."""
+    flops: float
+    """FLOPs of a sample, forward and backward; 0 where it was not tried."""
+
+
+def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place) -> Cost:
+    """What a forward and a backward pass of a batch cost. The learner is left as it was: a copy of it is tried."""
     trial = copy.deepcopy(learner).to(place.device).train()
     with torch.random.fork_rng(devices=[]), Live() as live:
         with torch.no_grad():
@@ -57,17 +78,16 @@ def bytes_of_step(learner: Learner, batch: Batch, hardware: SpreadConfig, place:
         with autocast(hardware, place):
             loss = trial(batch).loss
         loss.backward()
-    peak: int = live.peak
-    return peak
+    return Cost(live.peak, live.flops)
 
 
-def parts_of_step(
+def try_step(
     learner: Learner, few: Batch, batch_size: int, asked: int, hardware: SpreadConfig, place: Place, memory: int | None = None
-) -> int:
-    """In how many equal parts to compute a step: as many as asked for, or (0) as few as fit the memory.
+) -> Trial:
+    """In how many equal parts to compute a step: as many as asked for, or (0) as few as fit the memory; and its FLOPs.
 
     Only fixed numbers go in (the size of the machine, not what is free right now), so that a run that goes on takes the same
-    parts. Activations grow with the samples, so two small batches tell the slope.
+    parts. Costs grow with the samples, so two small batches tell the slope.
 
     Args:
         learner: What is trained; left as it was.
@@ -83,13 +103,32 @@ def parts_of_step(
     """
     share = share_size(batch_size, place.world * max(asked, 1))
     sizes = [size for size in (2, 6) if size <= min(share, len(few.images))]
-    if asked or len(sizes) < 2:
-        return max(asked, 1)
-    low, high = (bytes_of_step(learner, few.first(size), hardware, place) for size in sizes)
-    each = max(0, high - low) / (sizes[1] - sizes[0])
+    if len(sizes) < 2:
+        return Trial(max(asked, 1), 0.0)
+    low, high = (cost_of(learner, few.first(size), hardware, place) for size in sizes)
+    each = Cost(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
     model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())     # weights, gradients, two moments
     room = (memory_of(place.device) if memory is None else memory) * 0.6 - model
-    return next((n for n in range(1, share + 1) if share % n == 0 and share // n * each <= room), share)
+    fitting = (n for n in range(1, share + 1) if share % n == 0 and share // n * each.memory <= room)
+    return Trial(asked or next(fitting, share), each.flops)
+
+
+@cache
+def matrix_peak(device: torch.device, precision: str) -> float:
+    """FLOPs a second of a large product of two matrices: what this device can do at best, measured in a moment."""
+    side = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
 
 
 def memory_of(device: torch.device) -> int:

@@ -1,0 +1,163 @@
+"""The whole loop against a plain one, and against its own step on one resident batch.
+
+    python benchmarks/end_to_end.py DATA --model vit-base --batch 256          # a packed set: what the pictures cost
+    python benchmarks/end_to_end.py cifar/train.tar.gz --model vit-tiny --image-size 32 --patch-size 2 \
+        --decoder-width 192 --decoder-depth 4 --batch 1024 --plain             # small pictures
+
+Contestants, in turns: the step on one batch that never changes; our loop with its feed and all augmentation; and with --plain a
+PyTorch loop as most people write it (DataLoader with workers, per-picture transforms of torchvision, the same model and step).
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from turns import keep_heap, receipt, table, take_turns
+
+from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from unveil.data.batch import Batch
+from unveil.data.cache import Pictures
+from unveil.data.feed import PictureFeed, stream
+from unveil.data.sources import open_source
+from unveil.learner import Learner
+from unveil.methods.mae import MAE, MAEConfig
+from unveil.models.cost import mae_cost
+from unveil.models.vit import MODELS, ViTConfig
+from unveil.recipes.reading import stored_side
+from unveil.train.optim import OptimConfig, build_optimizer
+from unveil.train.parallel import Place, SpreadConfig, autocast, settled, spread
+from unveil.train.trial import matrix_peak
+
+
+class Files(Dataset[tuple[Tensor, int]]):
+    """One picture at a time, decoded and augmented as torchvision does it."""
+
+    def __init__(self, source: Any, side: int) -> None:
+        from torchvision import transforms
+
+        self.source = source
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(side, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.source.names)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        import io
+
+        import numpy as np
+        from PIL import Image
+
+        found = self.source.read(number)
+        image = Image.fromarray(found) if isinstance(found, np.ndarray) else Image.open(io.BytesIO(found))
+        return self.transform(image.convert("RGB")), number
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--model", choices=MODELS, default="vit-base")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--patch-size", type=int, default=16)
+    parser.add_argument("--decoder-width", type=int, default=512)
+    parser.add_argument("--decoder-depth", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--workers", type=int, default=8, help="of the plain loop")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="in a turn")
+    args = parser.parse_args()
+    place = Place(torch.device(args.device))
+    hardware = settled(SpreadConfig(device=args.device, compile=args.compile), place)
+    width, depth, heads = MODELS[args.model]
+    vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=(args.image_size,) * 2, patch_size=(args.patch_size,) * 2)
+    torch.manual_seed(0)
+    config = MAEConfig(decoder_width=args.decoder_width, decoder_depth=args.decoder_depth)
+    learner = MAE.build(vit, config, AugmentConfig()).to(place.device).train()
+    spread(learner, hardware, place)
+    optimizer = build_optimizer(learner, OptimConfig(base_lr=1e-9))
+    source = open_source(args.data)
+    pictures = Pictures(source, side=stored_side(vit.image_size))
+    resident = pictures.reside(place.device)
+    feed = PictureFeed(pictures, batch_size=args.batch, seed=0)
+    feed.instant = resident or (place.device.type == "cpu" and pictures.in_memory)
+    print(
+        f"{args.model}/{args.patch_size} at {args.image_size} px, batch {args.batch}, {len(pictures):,} pictures;",
+        receipt(place.device),
+    )
+    print(f"in memory: {pictures.in_memory}; on the GPU: {resident}")
+    fixed = learner.augment(feed.share(0, 0, 1).to(place.device))
+    batches: Iterator[tuple[int, list[Batch]]] = stream(feed, range(10**9), 0, 1, 1)
+
+    def ours() -> None:
+        _, (batch,) = next(batches)
+        with torch.no_grad():
+            batch = learner.augment(batch.to(place.device))
+        step(learner, optimizer, batch, hardware, place)
+
+    contestants: dict[str, Callable[[], object]] = {
+        "the loop": ours, "one resident batch": lambda: step(learner, optimizer, fixed, hardware, place)
+    }  # fmt: skip
+    if args.plain:
+        contestants["a plain loop"] = plain_loop(args, source, learner, optimizer, hardware, place)
+    seconds = take_turns(contestants, place.device, rounds=args.rounds, repeat=args.steps)
+    print(table(seconds, args.batch))
+    visible = learner.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
+    cost = mae_cost(
+        vit, visible, width=args.decoder_width, depth=args.decoder_depth, predicted=learner.target.size, plain=True
+    ).step
+    rate = cost * args.batch / min(seconds["the loop"])
+    peak = matrix_peak(place.device, hardware.precision)
+    print(
+        f"the loop at its best: {rate / 1e12:.2f} TFLOP/s of the plain method, {rate / peak:.1%} of the measured matrix peak",
+        f"of {peak / 1e12:.1f}",
+    )
+
+
+def step(learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, hardware: SpreadConfig, place: Place) -> None:
+    """Forward, backward, optimiser."""
+    with autocast(hardware, place):
+        loss = learner(batch).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def plain_loop(
+    args: argparse.Namespace, source: Any, learner: Learner, optimizer: torch.optim.Optimizer, hardware: SpreadConfig, place: Place
+) -> Callable[[], object]:
+    """Pictures by a DataLoader; the step is the same."""
+    loader = DataLoader(
+        Files(source, args.image_size), args.batch, shuffle=True, num_workers=args.workers, drop_last=True,
+        pin_memory=place.device.type == "cuda", persistent_workers=args.workers > 0,
+    )  # fmt: skip
+
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from loader
+
+    pairs = endless()
+    sizes = torch.full((args.batch, 2), args.image_size, device=place.device)
+
+    def run() -> None:
+        images, numbers = next(pairs)
+        images, numbers = images.to(place.device, non_blocking=True), numbers.to(place.device, non_blocking=True)
+        step(learner, optimizer, Batch(images, sizes, numbers), hardware, place)
+
+    return run
+
+
+if __name__ == "__main__":
+    keep_heap()
+    main()

@@ -1,0 +1,85 @@
+"""Contestants take turns in one process: what slows the machine for a while slows them all."""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+KEPT_HEAP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+
+
+def keep_heap() -> None:
+    """Starts this program again with a heap that is not given back to the system after each step, for all contestants alike."""
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": KEPT_HEAP})
+
+
+def receipt(device: torch.device) -> str:
+    """Commit, machine and versions, for a table's caption."""
+    here = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=here
+    ).stdout.strip()
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    threads = f"{torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    when = time.strftime("%Y-%m-%d %H:%M")
+    return ", ".join(
+        filter(None, [when, f"commit {commit}", chip, threads, f"torch {torch.__version__}", f"Python {platform.python_version()}"])
+    )
+
+
+def processor() -> str:
+    """The name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def take_turns(
+    contestants: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 10, repeat: int = 1, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round; the order turns from round to round."""
+    for run in contestants.values():
+        for _ in range(warmup):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            wait(device)
+            start = time.perf_counter()
+            for _ in range(repeat):
+                contestants[name]()
+            wait(device)
+            seconds[name].append((time.perf_counter() - start) / repeat)
+    return seconds
+
+
+def table(seconds: Mapping[str, list[float]], samples: int, unit: str = "images/s") -> str:
+    """A line a contestant: speed by median and by best round, and how many times as fast the first one is, round by round."""
+    first = next(iter(seconds))
+    width = max(map(len, seconds))
+    lines = [f"{'':{width}}  {unit + ', median':>18}  {'best':>10}  {first + ' is faster by (quartiles)':>34}  {'by best':>8}"]
+    for name, times in seconds.items():
+        ratios = sorted(theirs / ours for ours, theirs in zip(seconds[first], times, strict=True))
+        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        told = f"{middle:.2f} times ({low:.2f} to {high:.2f})" if name != first else ""
+        best = f"{min(times) / min(seconds[first]):.2f}" if name != first else ""
+        lines.append(
+            f"{name:{width}}  {samples / statistics.median(times):18,.1f}  {samples / min(times):10,.1f}  {told:>34}  {best:>8}"
+        )
+    return "\n".join(lines)

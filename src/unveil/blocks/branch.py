@@ -1,0 +1,24 @@
+"""Between a residual sum and a branch of a block: dropout, layer scale (Touvron et al., 2021), drop path (Huang et al., 2016)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Branch(nn.Module):
+    """What stands between a residual sum and a branch: dropout, layer scale, drop path."""
+
+    def __init__(self, width: int, dropout: float, drop_path: float, layer_scale: float | None) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.dropout = nn.Dropout(dropout)
+        self.scale = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        x = self.dropout(x)
+        if self.scale is not None:
+            x = x * self.scale
+        if self.training and self.drop_path:
+            kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
+            x = x * kept.to(x.dtype) / (1 - self.drop_path)
+        return x

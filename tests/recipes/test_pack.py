@@ -1,0 +1,338 @@
+"""`unveil pack`: killed at any moment it goes on, and what it writes depends on the pictures and the settings alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unveil
+from tests.data.test_pack import photo, write_set
+from unveil import cli
+from unveil.data.pack import FACTS, UNFINISHED
+from unveil.data.sources import open_source
+from unveil.errors import UnveilError
+from unveil.recipes import pack as recipe
+from unveil.recipes import packing
+
+SMALL = {"side": 24, "shard_bytes": 2500, "workers": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("pictures") / "set", 4)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a pack that was made in one go."""
+    return files_of(unveil.pack(data, tmp_path_factory.mktemp("packs") / "whole", **SMALL))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_the_same_bytes_for_any_number_of_workers(data: Path, tmp_path: Path, store: str) -> None:
+    one, four = (unveil.pack(data, tmp_path / str(n), **SMALL | {"workers": n, "store": store}) for n in (1, 4))
+    assert files_of(one) == files_of(four)
+    assert len(files_of(one)) > 5
+
+
+KILLS = """
+import os, signal, sys
+from pathlib import Path
+import unveil.recipes.pack as recipe
+from unveil.recipes import packing
+
+data, root = Path(sys.argv[1]), Path(sys.argv[2])
+
+def run(out, fatal):
+    # In a process of its own, which is killed at the n-th of its reads, writes and renames; how it ended, and how many there were.
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        counted = os.read(reader, 100)
+        os.close(reader)
+        return os.waitpid(child, 0)[1], int(counted or 0)
+    events = 0
+    def watch(home, name):
+        real = getattr(home, name)
+        def call(*values, **named):
+            nonlocal events
+            events += 1
+            if events == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*values, **named)
+        setattr(home, name, call)
+    for home, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (packing, "stored"), (packing.Draft, "add"), (os, "mkdir")):
+        watch(home, name)
+    recipe.pack(data, out, side=24, shard_bytes=2500, workers=1)
+    os.write(writer, str(events).encode())
+    os._exit(0)
+
+def files(out):
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+status, events = run(root / "whole", 0)
+assert status == 0 and events > 40, (status, events)
+wanted = files(root / "whole")
+for fatal in range(1, events + 1):
+    out = root / str(fatal)
+    assert run(out, fatal)[0] == signal.SIGKILL, fatal
+    assert run(out, 0)[0] == 0, fatal
+    assert files(out) == wanted, fatal
+fatal, times = 1, 0
+while run(root / "often", fatal)[0] == signal.SIGKILL:
+    fatal, times = fatal + 4, times + 1
+assert times > 5, times
+assert run(root / "often", 0)[0] == 0
+assert files(root / "often") == wanted
+print("KILLED", events)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_every_moment(data: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, str(data), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "KILLED" in done.stdout
+    assert files_of(tmp_path / "whole") == whole
+
+
+def test_killed_from_outside(tmp_path: Path) -> None:
+    """The command itself, killed when its first shards are there."""
+    chance = np.random.default_rng(0)
+    (tmp_path / "set").mkdir()
+    for i in range(400):
+        Image.fromarray(photo(chance, 96, 128)).save(tmp_path / "set" / f"{i}.png")
+    options = {"side": 64, "shard_bytes": 20_000}
+    argv = [sys.executable, "-m", "unveil", "pack", str(tmp_path / "set"), str(tmp_path / "out"), "--side", "64"]
+    argv += ["--shard-bytes", "20000", "--workers", "1"]
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "out" / "shard-00001.bin").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "out" / UNFINISHED).exists()
+    with pytest.raises(UnveilError, match="is a pack that is not finished: give the `unveil pack` command"):
+        open_source(tmp_path / "out")
+    unveil.pack(str(tmp_path / "set"), tmp_path / "out", **options)
+    assert files_of(tmp_path / "out") == files_of(unveil.pack(str(tmp_path / "set"), tmp_path / "again", **options))
+
+
+def stopped(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
+    """A pack that was stopped when it had so many shards."""
+    finish = packing.Draft.finish
+
+    def fails(self: packing.Draft, stop: int) -> packing.Shard:
+        if self.number == after:
+            raise KeyboardInterrupt
+        return finish(self, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.Draft, "finish", fails)
+        with pytest.raises(KeyboardInterrupt):
+            unveil.pack(data, out, **SMALL)
+
+
+def test_finished_shards_are_never_decoded_again(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(data, tmp_path / "out", monkeypatch)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard-*")}
+    assert len(before) == 2
+    first = packing.finished_shards(tmp_path / "out")[-1].stop
+    assert first > 1
+    read: list[int] = []
+    real = packing.stored_or_reason
+
+    def watched(sources: object, item: int, *, how: packing.PackConfig) -> packing.Stored | str:
+        read.append(item)
+        return real(sources, item, how=how)
+
+    monkeypatch.setattr(packing, "stored_or_reason", watched)
+    unveil.pack(data, tmp_path / "out", **SMALL)
+    assert sorted(read) == list(range(first, 13))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert files_of(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("name", ["shard-00001.bin", ".rows-00001.json"])
+def test_a_damaged_part_of_an_unfinished_pack_is_made_again(
+    name: str, data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(data, tmp_path / "out", monkeypatch)
+    (tmp_path / "out" / name).write_bytes((tmp_path / "out" / name).read_bytes()[:-1])
+    unveil.pack(data, tmp_path / "out", **SMALL)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_files_that_go_bad_while_it_is_stopped_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    for i in range(9):
+        Image.fromarray(photo(np.random.default_rng(i), 24, 24)).save(tmp_path / "set" / f"{i}.bmp")
+    stopped(tmp_path / "set", tmp_path / "out", monkeypatch)
+    first = packing.finished_shards(tmp_path / "out")[-1].stop
+    for i in range(first, 9):
+        path = tmp_path / "set" / f"{i}.bmp"
+        path.write_bytes(bytes(path.stat().st_size))                           # of the same size: the same fingerprint
+    source = open_source(unveil.pack(tmp_path / "set", tmp_path / "out", **SMALL, verify=True))
+    assert len(source) == first
+    assert list(source.skipped) == [f"{i}.bmp" for i in range(first, 9)]
+
+
+def test_the_same_command_again_says_that_it_is_done(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = unveil.pack(data, tmp_path / "out", **SMALL)
+    said = capfd.readouterr().err
+    assert "8 train, 4 test pictures" in said
+    assert "2 files could not be used: see" in said
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / ".rows-00000.json").write_text("left by a kill")
+    assert unveil.pack(data, out, **SMALL | {"workers": 3}) == out
+    assert "exists already, and is whole" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_another_command_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(data, tmp_path / "begun", monkeypatch)
+    unveil.pack(data, tmp_path / "done", **SMALL)
+    more = write_set(tmp_path / "more", 3)
+    for out, told in ((tmp_path / "begun", "is a pack that another command began"), (tmp_path / "done", "exists already")):
+        before = files_of(out)
+        with pytest.raises(UnveilError, match=rf"{told}.*\(side: was 24, is 25; quality: was 90, is 80\): give that command"):
+            unveil.pack(data, out, **SMALL | {"side": 25, "quality": 80})
+        with pytest.raises(UnveilError, match="store: was 'jpeg', is 'raw'; quality: was 90, is None"):
+            unveil.pack(data, out, **SMALL, store="raw")
+        with pytest.raises(UnveilError, match=r"data name: was '.*set', is '.*more'; data train: was 9, is 7; data train_finger"):
+            unveil.pack(more, out, **SMALL)
+        assert files_of(out) == before
+
+
+def test_nothing_else_is_written_into(data: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("years")
+    with pytest.raises(UnveilError, match="taken exists already and is no pack: choose another OUT"):
+        unveil.pack(data, taken, **SMALL)
+    with pytest.raises(UnveilError, match=r"thesis.txt exists already and is a file"):
+        unveil.pack(data, taken / "thesis.txt", **SMALL)
+    assert files_of(taken) == {"thesis.txt": b"years"}
+    for inside in (data, data / "train", data / "new" / "pack"):
+        with pytest.raises(UnveilError, match="nothing is ever written into DATA"):
+            unveil.pack(data, inside, **SMALL)
+    assert not (data / "new").exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert (unveil.pack(data, empty, **SMALL) / FACTS).is_file()
+
+
+def test_a_full_disk_ends_it_and_the_same_command_goes_on(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: packing.Draft, item: int, picture: packing.Stored) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.Draft, "add", full)
+        with pytest.raises(UnveilError, match=r"cannot write into .*out: No space left on device; the same command goes on"):
+            unveil.pack(data, tmp_path / "out", **SMALL)
+    unveil.pack(data, tmp_path / "out", **SMALL)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_two_at_once_are_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with recipe.alone(tmp_path / "out"), pytest.raises(UnveilError, match="another process is packing into"):
+        unveil.pack(data, tmp_path / "out", **SMALL)
+    unveil.pack(data, tmp_path / "out", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "told"),
+    [
+        (np.zeros((3, 8, 8), np.uint16), {}, "have 16 bits, and JPEG holds 8: use --store raw"),
+        (np.zeros((3, 8, 8, 5), np.uint8), {}, "have 5 channels, and JPEG holds 1 or 3: use --store raw"),
+        (np.zeros((3, 8, 8, 5), np.uint8), {"store": "raw", "channels": 3}, "can be packed; the first has 5 channels, expected 3"),
+        (np.zeros((3, 8, 8), np.uint8), {"side": 0}, "side is 0: use 1 or more"),
+        (np.zeros((3, 8, 8), np.uint8), {"quality": 101}, "quality is 101: use 1 to 100"),
+        (np.zeros((3, 8, 8), np.uint8), {"store": "png"}, "store is 'png': use jpeg or raw"),
+        (np.zeros((3, 8, 8), np.uint8), {"shard_byte": 1}, "there is no option 'shard_byte'; did you mean shard_bytes?"),
+    ],
+)
+def test_what_cannot_be_meant(array: np.ndarray, options: dict[str, object], told: str, tmp_path: Path) -> None:
+    with pytest.raises(UnveilError) as caught:
+        unveil.pack(array, tmp_path / "out", **options)
+    assert told in str(caught.value)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_without_a_readable_picture(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jpg").write_bytes(b"nothing")
+    with pytest.raises(UnveilError, match="none of the 1 files"):
+        unveil.pack(tmp_path / "set", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: dict[str, bytes]) -> None:
+    def main(*argv: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["pack", *argv])
+        return caught.value.code, capsys.readouterr().err
+
+    out = str(tmp_path / "out")
+    code, said = main(str(data), out, "--side", "24", "--shard-bytes", "2500", "--verify")
+    assert code == 0
+    assert "every byte" in said
+    assert files_of(tmp_path / "out") == whole
+    assert main(out, "--verify")[0] == 0
+    code, said = main(out)
+    assert code == 1
+    assert said.startswith("unveil: where to?")
+    code, said = main(str(tmp_path), "--verify")
+    assert code == 1
+    assert said == f"unveil: {tmp_path} is no pack: it has no {FACTS}\n"
+    shard = tmp_path / "out" / "shard-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    code, said = main(out, "--verify")
+    assert code == 1
+    assert len(said.splitlines()) == 1
+
+
+def test_lines_tell_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 6, 12, 18, 24])
+    monkeypatch.setattr(recipe.time, "monotonic", lambda: next(clock))
+    said: list[str] = []
+    progress = recipe.lines(said.append)
+    for done in (100, 220, 340, 460):
+        progress(done, 1000)
+    assert said == ["packed 220 of 1,000 pictures, 10 a second, 78 s left", "packed 460 of 1,000 pictures, 15 a second, 36 s left"]
+
+
+def test_training_from_a_raw_pack_is_training_from_the_folder(data: Path, tmp_path: Path) -> None:
+    """Where nothing had to be shrunk, the losses are the same to the last bit, and what was skipped is told again."""
+    options = {
+        "model": "vit-nano", "image_size": (16,), "patch_size": (4,), "batch_size": 4, "epochs": 1.0, "device": "cpu",
+        "precision": "float32", "log_every": 1, "monitor_times": 1,
+    }  # fmt: skip
+    packed = unveil.pack(data, tmp_path / "pack", store="raw")
+    runs = [unveil.pretrain(str(each), out=tmp_path / f"run-{each.name}", **options) for each in (data, packed)]
+    losses = [[line["loss"] for line in run.log if "loss" in line] for run in runs]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
+    assert runs[0].results["held_out"] == runs[1].results["held_out"]
+    skipped = [(run.path / "skipped.txt").read_text() for run in runs]
+    assert skipped[0] == skipped[1]
+    assert json.loads((runs[1].path / "run.json").read_text())["data"]["name"] == str(packed)
