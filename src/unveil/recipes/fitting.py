@@ -38,7 +38,7 @@ def fit(
         if first:
             say(f"going on from step {first:,}")
         sinks = [JsonLines(run.path / "log.jsonl", first), *tracker(tracked, run.path, run.config)]
-        screen = Screen(title, total_steps(training, feed), first)
+        screen = Screen(title, total_steps(training, feed), first, reads=not feed.pictures.in_memory)
         checkpoints.warn = screen.say
     try:
         train(

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unveil.errors import UnveilError
@@ -144,9 +144,18 @@ class Meter:
 
 
 class Screen:
-    """A progress bar in a terminal; elsewhere a plain line every few seconds."""
+    """A progress bar in a terminal; elsewhere a plain line every few seconds.
 
-    def __init__(self, title: str, total: int, first: int = 0, seconds: float = 5.0) -> None:
+    Args:
+        title: What is going on.
+        total: Steps of the whole run.
+        first: Steps done before.
+        seconds: Between two plain lines.
+        reads: Whether pictures are read from files meanwhile, so that waiting for them is worth a word.
+    """
+
+    def __init__(self, title: str, total: int, first: int = 0, seconds: float = 5.0, *, reads: bool = False) -> None:
+        self.reads = reads
         self.title, self.total, self.first, self.seconds = title, total, first, seconds
         self._last = self._start = time.monotonic()
         self._waited = 0.0
@@ -154,8 +163,8 @@ class Screen:
         self.console = Console(stderr=True)
         if self.console.is_terminal:
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[news]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+                TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("{task.fields[news]}"),
+                TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
             )  # fmt: skip
             self._bar = Progress(*columns, console=self.console)
             self._task = self._bar.add_task(title, total=total, completed=first, news="")
@@ -169,14 +178,15 @@ class Screen:
     def show(self, done: int, record: Record) -> None:
         """Shows the newest log line."""
         self._waited += record["waiting"] * record["seconds"]
-        news = f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} a second, {record['peak_share']:.0%} of peak"
+        news = f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f}/s"
         news += "".join(f"  {key} {value:.3f}" for key, value in record.items() if key in SHOWN)
         if self._bar is not None:
             self._bar.update(self._task, news=news)
         elif time.monotonic() - self._last > self.seconds or done == self.total:
             self._last = time.monotonic()
             left = (self._last - self._start) / max(done - self.first, 1) * (self.total - done)
-            print(f"{self.title}  {done}/{self.total}  {news}  {left:,.0f} s left", file=sys.stderr, flush=True)
+            news += f"  {record['peak_share']:.0%} of peak  {left:,.0f} s left"
+            print(f"{self.title}  {done}/{self.total}  {news}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line above the bar."""
@@ -185,7 +195,7 @@ class Screen:
     def close(self) -> None:
         """Leaves the bar as it is, and says what to do where pictures came too slowly."""
         waited = self._waited / max(time.monotonic() - self._start, 1e-9)
-        if waited > WAITING:
+        if self.reads and waited > WAITING:
             self.say(f"{waited:.0%} of the time went by waiting for pictures: `unveil pack DATA OUT` shrinks and stores them once")
         if self._bar is not None:
             self._bar.stop()
