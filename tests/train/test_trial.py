@@ -66,6 +66,16 @@ def test_as_few_parts_as_fit(fitting, parts):
     assert try_step(learner, batch(12), 12, 0, EXACT, CPU, memory=memory).parts == parts
 
 
+def test_the_gradients_of_a_large_model_do_not_hide_what_samples_take():
+    """With few samples the peak is at the end, in the gradients: the slope must come from what is kept."""
+    learner = mae(recompute=False)
+    few, many = (Batch(torch.randn(n, 3, 32, 32), torch.full((n, 2), 32), sample_keys(0, 0, n)) for n in (6, 96))
+    each = cost_of(learner, many, EXACT, CPU).memory / 96
+    model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())
+    assert try_step(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 1.2) / 0.6)).parts == 1
+    assert try_step(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 0.8) / 0.6)).parts == 2
+
+
 def test_what_was_asked_for_is_done_and_what_does_not_divide_is_refused():
     assert try_step(Chain(), batch(12), 12, 3, EXACT, CPU, memory=1).parts == 3
     with pytest.raises(UnveilError, match="does not divide by 5"):

@@ -56,6 +56,8 @@ class Cost(NamedTuple):
 
     memory: float
     """The most bytes of tensors at one time, beside the model itself."""
+    kept: float
+    """Bytes that the forward pass keeps for the backward pass."""
     flops: float
     """FLOPs of matrix products that are really run."""
 
@@ -77,8 +79,9 @@ def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place
             batch = trial.augment(batch.to(place.device))
         with autocast(hardware, place):
             loss = trial(batch).loss
+        kept = live.now
         loss.backward()
-    return Cost(live.peak, live.flops)
+    return Cost(live.peak, kept, live.flops)
 
 
 def try_step(
@@ -109,7 +112,8 @@ def try_step(
     each = Cost(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
     model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())     # weights, gradients, two moments
     room = (memory_of(place.device) if memory is None else memory) * 0.6 - model
-    fitting = (n for n in range(1, share + 1) if share % n == 0 and share // n * each.memory <= room)
+    sample = max(each.memory, each.kept)                                       # of few samples, the peak is in the gradients alone
+    fitting = (n for n in range(1, share + 1) if share % n == 0 and share // n * sample <= room)
     return Trial(asked or next(fitting, share), each.flops)
 
 
