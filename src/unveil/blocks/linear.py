@@ -1,7 +1,6 @@
-"""A linear layer whose backward pass is written by hand for half precision on a CPU; elsewhere it is PyTorch's.
+"""A linear layer that computes a norm or an activation before it a second time, instead of keeping what came out of it.
 
-Autograd keeps what a norm or an activation puts out, though it is cheap to compute again, and multiplies the gradient of a weight
-in a layout that processors are slow in. The first costs memory, the second time.
+In half precision on a CPU, where memory is what limits a batch: a quarter less for 2 % more time. Elsewhere it is PyTorch's.
 """
 
 from typing import Any
@@ -51,16 +50,7 @@ class Product(torch.autograd.Function):
             to_y = (rows @ weight).view_as(x).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
             y = x if ctx.before is None else ctx.before(x).to(rows.dtype)
-            to_weight = gradient_of_weight(rows, y.flatten(0, -2))
+            to_weight = (rows.t() @ y.flatten(0, -2)).float()
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0).float()
         return to_y, to_weight, to_bias, None, None
-
-
-def gradient_of_weight(gradient: Float[Tensor, "N O"], y: Float[Tensor, "N I"]) -> Float[Tensor, "O I"]:
-    """gradient^T y in float32. A product with a transposed left side is slow: the narrower of the two is laid out anew for it."""
-    if gradient.shape[1] <= y.shape[1]:
-        return (gradient.t().contiguous() @ y).float()
-    if len(y) >= 2 * y.shape[1]:
-        return (y.t().contiguous() @ gradient).t().contiguous().float()
-    return (gradient.t() @ y).float()
