@@ -264,8 +264,8 @@ def plain(error: Exception) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":
         return "the device has too little memory: try --accumulate 2 (or 4, 8), --recompute, or a smaller --batch-size"
     if "by peer" in str(error) or type(error).__name__ == "DistBackendError":
-        first = str(error).splitlines()[0].split(". This")[0]
-        return f"lost touch with another process of this run ({first}): `torchrun --max-restarts 3` would start all of them again"
+        cause = str(error).splitlines()[0].split("] ", 1)[-1].split(". This")[0]
+        return f"lost touch with another process of this run ({cause}): torchrun starts all again where --max-restarts allows"
     return None
 
 
