@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from tests.train.conftest import finish, records, start
 from tests.train.test_resume import wait_for_step
 from unveil.blocks.transformer import Block, TransformerConfig
+from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
 from unveil.train import parallel
-from unveil.train.parallel import SpreadConfig, fresh, join, shard
+from unveil.train.parallel import Place, SpreadConfig, fresh, join, shard, spread
 
 PROCESSES = int(os.environ.get("UNVEIL_TEST_PROCESSES", "2"))
 KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "1"))
@@ -97,8 +98,10 @@ class Stack(Learner):
         torch.manual_seed(0)
         self.blocks = torch.nn.ModuleList(Block(TransformerConfig(width=16, depth=2, heads=2)) for _ in range(2))
         self.head = torch.nn.Linear(16, 4)
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, batch: torch.Tensor) -> Step:
+        self.seen += 1
         for block in self.blocks:
             batch = block(batch)
         return Step(self.head(batch).float().square().mean(), {})
@@ -137,3 +140,16 @@ def test_a_process_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LOCAL_RANK", "5")
     with pytest.raises(UnveilError, match=r"process 5 .* sees 4: use --nproc-per-node 4"):
         join(SpreadConfig())
+
+
+@pytest.mark.usefixtures("group")
+def test_the_first_step_already_sums_gradients_in_the_order_of_all_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that goes on would drift from one that was never stopped, where three or more processes sum."""
+    learner = Stack()
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    few = Batch(torch.randn(4, 5, 16), torch.ones(4, 2), torch.arange(4))
+    monkeypatch.setattr(Stack, "augment", lambda self, batch: batch.images)
+    model = spread(learner, SpreadConfig(precision="float32"), Place(torch.device("cpu"), 0, 2), few)
+    assert all(p.grad is None for p in learner.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+    assert model.reducer._rebuild_buckets()

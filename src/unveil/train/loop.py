@@ -70,7 +70,7 @@ def train(
     else:
         with torch.no_grad():
             learner.prepare(learner.augment(few.to(place.device)))
-    model = spread(learner, spread_config, place)
+    model = spread(learner, spread_config, place, few)
     optimizer = build_optimizer(learner, optim)
     if checkpoints and start:
         load_optimizer_state(learner, optimizer, checkpoints.load(start, "optimizer"))

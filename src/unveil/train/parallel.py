@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unveil.blocks.transformer import Block
+from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 
@@ -147,27 +148,52 @@ def autocast(config: SpreadConfig, place: Place) -> AbstractContextManager[objec
     return torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext()
 
 
-def spread(learner: Learner, config: SpreadConfig, place: Place) -> nn.Module:
-    """What to call in place of the learner: compiled, and copied or sharded over the processes.
+def spread(learner: Learner, config: SpreadConfig, place: Place, few: Batch) -> nn.Module:
+    """What to call in place of the learner: copied or sharded over the processes, and compiled.
 
     One process compiles the learner as a whole. Many compile block by block, so that gradients (DDP) and weights (FSDP2) of one
     block travel while the next one computes, and the hooks that send them stay outside of what is compiled.
+
+    Args:
+        learner: On its device, with the weights to start from.
+        config: How.
+        place: Where.
+        few: Some samples.
     """
     blocks = [module for module in learner.modules() if isinstance(module, Block)]
+    model: nn.Module = learner
+    if place.world > 1 and config.parallel == "ddp":
+        model = copy_everywhere(learner, config, place, few)
+    elif place.world > 1:
+        shard(learner, blocks, settled(config, place).precision)
     if config.compile:
+        learner.augment = torch.compile(learner.augment)  # type: ignore[method-assign]
         if place.world == 1:
             learner.compile()
         else:
             torch._dynamo.config.recompile_limit = 2 * len(blocks) + 8         # each rate of drop path is a graph of its own
             for block in blocks:
                 block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
-        learner.augment = torch.compile(learner.augment)  # type: ignore[method-assign]
-    if place.world == 1:
-        return learner
-    if config.parallel == "fsdp":
-        return shard(learner, blocks, settled(config, place).precision)
+    return model
+
+
+def copy_everywhere(learner: Learner, config: SpreadConfig, place: Place, few: Batch) -> DistributedDataParallel:
+    """The learner under DDP, which has seen in one backward pass in which order gradients come.
+
+    It sums them in that order from its second pass on. Without this one, the first step of a run that goes on would be summed in
+    another order than the same step of a run that was never stopped, and they would drift apart by rounding.
+    """
     model = DistributedDataParallel(learner, gradient_as_bucket_view=True)
     model.broadcast_buffers = False                                            # they are the same everywhere; synced once, above
+    kept = [buffer.clone() for buffer in learner.buffers()]
+    with torch.no_grad():
+        batch = learner.augment(few.first(2).to(place.device))
+    with autocast(config, place):
+        loss = model(batch).loss
+    loss.backward()
+    learner.zero_grad()
+    for buffer, value in zip(learner.buffers(), kept, strict=True):
+        buffer.copy_(value)
     return model
 
 
