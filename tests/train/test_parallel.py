@@ -20,7 +20,7 @@ from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
 from unveil.train import parallel
-from unveil.train.parallel import Place, SpreadConfig, fresh, join, shard, spread
+from unveil.train.parallel import Place, SpreadConfig, fresh, join, shard, spread, whole_for_lead
 
 PROCESSES = int(os.environ.get("UNVEIL_TEST_PROCESSES", "2"))
 KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "1"))
@@ -131,6 +131,7 @@ def test_matrices_travel_in_bfloat16_and_the_gradients_are_those_of_autocast() -
     for (name, one), (_, two) in zip(plain.named_parameters(), sharded.named_parameters(), strict=True):
         assert two.grad.full_tensor().dtype == torch.float32
         assert torch.equal(one.grad, two.grad.full_tensor()), name
+        assert torch.equal(one.detach(), whole_for_lead(two)), name
 
 
 def test_a_process_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

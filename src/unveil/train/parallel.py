@@ -231,6 +231,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_for_lead(tensor: Tensor) -> Tensor:
+    """All of a tensor, to be saved; every process must call it.
+
+    One that is sharded goes to the lead's main memory and nowhere else: no device has to hold all of a model at once.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    full = tensor.detach().full_tensor()
+    return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
+
+
 def whole_here(config: SpreadConfig, place: Place) -> bool:
     """Whether this process holds all of the model, and can use it on its own."""
     return place.world == 1 or config.parallel == "ddp"
