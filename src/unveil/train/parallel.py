@@ -238,7 +238,7 @@ def whole_for_lead(tensor: Tensor) -> Tensor:
     """
     if not isinstance(tensor, DTensor):
         return tensor.detach()
-    full = tensor.detach().full_tensor()
+    full: Tensor = tensor.full_tensor().detach()
     return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
 
 
