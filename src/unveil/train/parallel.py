@@ -72,6 +72,8 @@ def join(config: SpreadConfig) -> Place:
         if local >= found:
             raise UnveilError(f"process {local} of this machine has no GPU, for torch sees {found}: use --nproc-per-node {found}")
         torch.cuda.set_device(device := torch.device(kind, local))
+    if dist.is_initialized():                                                  # by our caller, who also ends it
+        return Place(device, dist.get_rank(), dist.get_world_size())
     shared, rank, world = next(rendezvous("env://"))
     store = fresh(shared, rank, world)
     backend, bound = ("nccl", device) if kind == "cuda" else ("gloo", None)
