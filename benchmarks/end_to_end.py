@@ -20,7 +20,7 @@ from turns import keep_heap, receipt, table, take_turns
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.cache import Pictures
-from unveil.data.feed import PictureFeed, stream
+from unveil.data.feed import PictureFeed, stream, taste
 from unveil.data.sources import open_source
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
@@ -85,13 +85,13 @@ def main() -> None:
     torch.manual_seed(0)
     config = MAEConfig(decoder_width=args.decoder_width, decoder_depth=args.decoder_depth)
     learner = MAE.build(vit, config, AugmentConfig()).to(place.device).train()
-    spread(learner, hardware, place)
     optimizer = build_optimizer(learner, OptimConfig(base_lr=1e-9))
     source = open_source(args.data)
     pictures = Pictures(source, side=stored_side(vit.image_size))
     resident = pictures.reside(place.device)
     feed = PictureFeed(pictures, batch_size=args.batch, seed=0)
     feed.instant = resident or (place.device.type == "cpu" and pictures.in_memory)
+    spread(learner, hardware, place, taste(feed))
     print(
         f"{args.model}/{args.patch_size} at {args.image_size} px, batch {args.batch}, {len(pictures):,} pictures;",
         receipt(place.device),

@@ -102,8 +102,9 @@ def pretrain(
         facts |= {"test_count": len(test_source.names), "test_fingerprint": test_source.fingerprint}
     path = Path(out) if out else Path("runs") / f"{called(source.name)}-{method}-{model}"
     run = open_run(path, "pretrain", config, facts, write=place.lead, say=say)
-    if run.results:
+    if run.results and (run.path / "report.html").exists():
         say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
+        leave(place)
         return run
 
     pictures, judged, cut = open_parts(
