@@ -113,7 +113,8 @@ class Pictures:
         default): what is kept aside must not slip into training.
         """
         if isinstance(self._kept, Tensor):
-            kept, places = self._kept, places.to(self._kept.device, non_blocking=True)
+            kept = self._kept
+            places = places.pin_memory().to(kept.device, non_blocking=True) if kept.is_cuda else places
             images = kept[places] if self.dtype == torch.uint8 else kept.view(torch.int16)[places].view(torch.uint16)
             return images, self._size.expand(len(places), 2)
         if self._kept is not None:

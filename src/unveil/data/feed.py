@@ -57,7 +57,8 @@ class PictureFeed:
         order = shuffled(self.seed, torch.arange(first, first + size) // self.repeats, self.samples)
         places = self.places[order]
         images, sizes = self.pictures.batch(places, among=self.ring)
-        return Batch(images, sizes, sample_keys(self.seed, first, size), self.pictures.labels_of(places))
+        batch = Batch(images, sizes, sample_keys(self.seed, first, size), self.pictures.labels_of(places))
+        return batch.pinned() if images.is_cuda else batch
 
 
 class TableFeed:
