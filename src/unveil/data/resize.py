@@ -64,7 +64,10 @@ def by_products(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def one_by_one(images: Tensor, boxes: Tensor, sizes: Tensor, image_size: Size, flip: Tensor) -> Float[Tensor, "B C S T"]:
-    """The same on a CPU, picture by picture, rounded to bytes as Pillow does it; a crop that reaches over the edge by products."""
+    """The same on a CPU, picture by picture, rounded to bytes between the two passes as Pillow does it.
+
+    Torch takes the rows first where Pillow takes the columns, if that is less work: a fifth of the bytes then differ, by 1.
+    """
     result = torch.empty(*images.shape[:2], *image_size)
     inside = ((boxes[:, :2] >= 0) & (boxes[:, :2] + boxes[:, 2:] <= sizes)).all(dim=1).tolist()
     for i, (top, left, height, width) in enumerate(boxes.int().tolist()):
@@ -73,7 +76,7 @@ def one_by_one(images: Tensor, boxes: Tensor, sizes: Tensor, image_size: Size, f
             x = F.interpolate(crop, image_size, mode="bicubic", antialias=True)[0]
             result[i] = (x.flip(2) if flip[i] else x).contiguous()             # as bytes first: a quarter of the way
             result[i].div_(FULL[torch.uint8])
-        else:
+        else:                                                                  # reaches over the edge
             each = slice(i, i + 1)
             result[each] = by_products(images[each], boxes[each], sizes[each], image_size, flip[each], torch.float32)
     return result
