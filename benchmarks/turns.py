@@ -50,9 +50,10 @@ def wait(device: torch.device) -> None:
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 10, repeat: int = 1, warmup: int = 2
-) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; the order turns from round to round."""
+    contestants: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 10, repeat: int = 1, warmup: int = 2,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of each contestant in each round; the order turns from round to round. What runs `before` a turn is not timed."""
     for run in contestants.values():
         for _ in range(warmup):
             run()
@@ -60,6 +61,8 @@ def take_turns(
     names = list(contestants)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if before and name in before:
+                before[name]()
             wait(device)
             start = time.perf_counter()
             for _ in range(repeat):

@@ -50,6 +50,9 @@ class PretrainConfig:
     """No file is decoded beyond this many pixels."""
     held_out: int = 1000
     """Pictures kept aside to judge on where DATA has no test split; at most a tenth of them. Probes of this run take the same."""
+    repeats: int = 1
+    """Samples that are made of a picture when it is read, each with its own crop and mask: fewer pictures are read in a step.
+    `epochs` go on to count samples, so a run takes as many steps, and passes over the pictures less often."""
     recompute: bool = False
     """Gradient checkpointing: less memory, a third more time."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
@@ -123,7 +126,9 @@ def pretrain(
     untrained = copy.deepcopy(learner.encoder)
     if place.lead:
         native.write_config(learner, run.path)
-    feed = PictureFeed(pictures.pictures, places=pictures.places, batch_size=training.batch_size, seed=training.seed)
+    feed = PictureFeed(
+        pictures.pictures, places=pictures.places, batch_size=training.batch_size, seed=training.seed, repeats=own.repeats
+    )
     total = total_steps(training, feed)
     parameters = sum(p.numel() for p in learner.encoder.parameters())
     say(
