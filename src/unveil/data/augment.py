@@ -87,8 +87,8 @@ def normalise(
     std = std or (IMAGENET_STD if channels == 3 else (0.226,) * channels)
     if not len(mean) == len(std) == channels:
         raise UnveilError(f"pictures have {channels} channels, and there are {len(mean)} means and {len(std)} deviations")
-    pixels = images.float() / FULL.get(images.dtype, 1.0)
-    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
+    centre, spread = torch.tensor([mean, std]).to(images.device, non_blocking=True)[:, :, None, None]     # no wait for a GPU
+    return (images.float() / FULL.get(images.dtype, 1.0) - centre) / spread
 
 
 def random_boxes(
@@ -179,14 +179,14 @@ def resize_matrix(
 
 def jittered(images: Float[Tensor, "B C S T"], keys: Int[Tensor, " B"], strength: float) -> Float[Tensor, "B C S T"]:
     """Random brightness, contrast and, with three channels, saturation: factors between 1 - strength and 1 + strength."""
-    factor = 1 + strength * (2 * uniform(keys, 3, stream=13) - 1)
-    brightness, contrast, saturation = factor[:, :, None, None, None].unbind(1)
+    brightness, contrast, saturation = (1 + strength * (2 * uniform(keys, 3, stream=13) - 1))[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp(0, 1)
-    weights = images.new_tensor([0.299, 0.587, 0.114] if images.shape[1] == 3 else [1 / images.shape[1]] * images.shape[1])
-    grey = (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+    shares = [0.299, 0.587, 0.114] if images.shape[1] == 3 else [1 / images.shape[1]] * images.shape[1]
+    weights = torch.tensor(shares).to(images.device, non_blocking=True)[:, None, None]
+    grey = (images * weights).sum(dim=1, keepdim=True)
     middle = grey.mean(dim=(2, 3), keepdim=True)
     images = (middle + (images - middle) * contrast).clamp(0, 1)
     if images.shape[1] != 3:
         return images
-    grey = (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+    grey = (images * weights).sum(dim=1, keepdim=True)
     return (grey + (images - grey) * saturation).clamp(0, 1)
