@@ -87,7 +87,7 @@ def normalise(
     std = std or (IMAGENET_STD if channels == 3 else (0.226,) * channels)
     if not len(mean) == len(std) == channels:
         raise UnveilError(f"pictures have {channels} channels, and there are {len(mean)} means and {len(std)} deviations")
-    centre, spread = torch.tensor([mean, std]).to(images.device, non_blocking=True)[:, :, None, None]     # no wait for a GPU
+    centre, spread = torch.tensor([mean, std]).to(images.device, non_blocking=True)[..., None, None].unbind()  # no wait for a GPU
     return (images.float() / FULL.get(images.dtype, 1.0) - centre) / spread
 
 
