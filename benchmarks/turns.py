@@ -1,12 +1,13 @@
 """Contestants take turns in one process: what slows the machine for a while slows them all."""
 
+import gc
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -47,6 +48,44 @@ def wait(device: torch.device) -> None:
     """Until the device has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free() -> None:
+    """Gives back to the device what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def at_batches(
+    at: Callable[[int], Callable[[], object]], batches: Iterable[int], device: torch.device, *, steps: int = 4
+) -> Iterator[tuple[int, float]]:
+    """Rising batches with their samples a second, until one does not fit the device, or two in a row are no gain.
+
+    Args:
+        at: Makes the step of a batch size.
+        batches: What to try.
+        device: Where; a CPU has no limit that could be caught.
+        steps: How many are timed, after one that is not; the fastest counts.
+    """
+    best, idle = 0.0, 0
+    for count in batches:
+        speed = speed_at(at, count, device, steps)
+        free()                                                                 # its tensors go, before the next batch is made
+        if speed is None:
+            return
+        yield count, speed
+        best, idle = max(best, speed), 0 if speed > best else idle + 1
+        if idle == 2:
+            return
+
+
+def speed_at(at: Callable[[int], Callable[[], object]], count: int, device: torch.device, steps: int) -> float | None:
+    """Samples a second; nothing where the memory does not do."""
+    try:
+        return count / min(take_turns({"step": at(count)}, device, rounds=steps, warmup=1)["step"])
+    except torch.OutOfMemoryError:
+        return None
 
 
 def take_turns(

@@ -5,7 +5,6 @@ Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
@@ -85,15 +84,8 @@ def normalise(
     std = std or (IMAGENET_STD if channels == 3 else (0.226,) * channels)
     if not len(mean) == len(std) == channels:
         raise UnveilError(f"pictures have {channels} channels, and there are {len(mean)} means and {len(std)} deviations")
-    pixels = images.float() if images.is_floating_point() else images.float() / FULL[images.dtype]
-    return (pixels - by_channel(mean, images.device)).div_(by_channel(std, images.device))
-
-
-@cache
-def by_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "C 1 1"]:
-    """A number a channel, copied to a device once: a processor waits for the GPU with each copy."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device)[:, None, None]
+    centre, spread = torch.tensor([mean, std]).to(images.device, non_blocking=True)[..., None, None].unbind()  # no wait for a GPU
+    return (images.float() / FULL.get(images.dtype, 1.0) - centre) / spread
 
 
 def random_boxes(
@@ -143,10 +135,10 @@ def moved_boxes(boxes: Float[Tensor, "B 4"], sizes: Float[Tensor, "B 2"], keys: 
 
 def jittered(images: Float[Tensor, "B C S T"], keys: Int[Tensor, " B"], strength: float) -> Float[Tensor, "B C S T"]:
     """Random brightness, contrast and, with three channels, saturation: factors between 1 - strength and 1 + strength."""
-    factor = 1 + strength * (2 * uniform(keys, 3, stream=13) - 1)
-    brightness, contrast, saturation = factor[:, :, None, None, None].unbind(1)
+    brightness, contrast, saturation = (1 + strength * (2 * uniform(keys, 3, stream=13) - 1))[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp(0, 1)
-    weights = by_channel((0.299, 0.587, 0.114) if images.shape[1] == 3 else (1 / images.shape[1],) * images.shape[1], images.device)
+    shares = [0.299, 0.587, 0.114] if images.shape[1] == 3 else [1 / images.shape[1]] * images.shape[1]
+    weights = torch.tensor(shares).to(images.device, non_blocking=True)[:, None, None]
     grey = (images * weights).sum(dim=1, keepdim=True)
     middle = grey.mean(dim=(2, 3), keepdim=True)
     images = (middle + (images - middle) * contrast).clamp(0, 1)
