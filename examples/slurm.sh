@@ -16,6 +16,7 @@
 #SBATCH --signal=B:TERM@90
 set -u
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1                                    # else no node is taken back in (docs/many-gpus.md)
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" --max-restarts 10 \
