@@ -5,7 +5,6 @@ Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
@@ -89,11 +88,9 @@ def normalise(
     return (pixels - by_channel(mean, images.device)).div_(by_channel(std, images.device))
 
 
-@cache
 def by_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "C 1 1"]:
-    """A number a channel, copied to a device once: a processor waits for the GPU with each copy."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device)[:, None, None]
+    """A number a channel, made on the device: to copy them there would make the processor wait for a GPU in every step."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 def random_boxes(
