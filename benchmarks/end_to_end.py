@@ -26,7 +26,7 @@ from turns import keep_heap, receipt, table, take_turns
 
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.cache import Pictures
+from unveil.data.cache import MEMORY, Pictures
 from unveil.data.feed import PictureFeed, stream, taste
 from unveil.data.sources import Source, open_source
 from unveil.learner import Learner
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--workers", type=int, default=8, help="of the plain loop")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--memory", type=int, default=MEMORY, help="bytes of pictures that are kept in memory; 0 reads them always")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50, help="in a turn")
     args = parser.parse_args()
@@ -87,7 +88,7 @@ def main() -> None:
     learner = MAE.build(vit, config, AugmentConfig()).to(place.device).train()
     optimizer = build_optimizer(learner, OptimConfig(base_lr=1e-9))
     source = open_source(args.data)
-    pictures = Pictures(source, side=stored_side(vit.image_size))
+    pictures = Pictures(source, side=stored_side(vit.image_size), memory=args.memory)
     resident = pictures.reside(place.device)
     feed = PictureFeed(pictures, batch_size=args.batch, seed=0)
     feed.instant = resident or (place.device.type == "cpu" and pictures.in_memory)
