@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from unveil.recipes.finetune import finetune as finetune
     from unveil.recipes.look import reconstruct as reconstruct
     from unveil.recipes.look import report as report
+    from unveil.recipes.plan import plan as plan
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
     from unveil.train.run import Run as Run
@@ -25,6 +26,7 @@ _HOMES = {
     "finetune": "unveil.recipes.finetune",
     "load": "unveil.interop.load",
     "normalise": "unveil.data.augment",
+    "plan": "unveil.recipes.plan",
     "pretrain": "unveil.recipes.pretrain",
     "probe": "unveil.recipes.probe",
     "reconstruct": "unveil.recipes.look",
