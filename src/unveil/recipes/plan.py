@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -242,31 +243,32 @@ def show_plan(made: Plan, setting: Setting, trial: Trial, found: Machine) -> Non
     chip = f"{found.name} with {found.cores} cores" if found.device == "cpu" else found.name
     many = f"{found.processes} processes, each on " if found.processes > 1 else ""
     total = steps_of(setting.training, trial.train)
-    chosen = table(f"{setting.source.name}: {trial.train:,} pictures to train on; {many}{chip}, {spell_bytes(found.memory)}")
+    say = f"{setting.source.name}: {trial.train:,} pictures to train on; {many}{chip}, {spell_bytes(found.memory)} of memory"
+    chosen = table()
     for name, choice in made.choices.items():
         chosen.add_row(name.replace("_", " "), " ".join(flag(name, choice.value)[1:]), choice.why)
-    show(chosen)
+    show(Group(Text(say, style="bold"), chosen, Text("")))
     told = {
         "training": f"{total:,} {PARTS['training']} of {trial.step:.3g} s",
         "looking": f"{trial.looks(total, setting.training)} {PARTS['looking']}",
         "saving": f"{trial.saves(total, setting.training)} {PARTS['saving']}",
     }
-    times = table("What it will take")
+    times = table()
     for name, seconds in made.parts.items():
         times.add_row(name, spell_time(seconds), told.get(name, PARTS[name]))
-    times.add_row("time in all", spell_time(made.seconds), "after Python and torch have loaded", style="bold")
+    times.add_row("time in all", spell_time(made.seconds), "from when Python and torch have loaded", style="bold")
     memory = "not known" if made.memory is None else spell_bytes(made.memory)
     whose = "of the GPU, by tensors" if found.device == "cuda" else "of the process"
     times.add_row("memory", memory, f"{whose}, at the most", style="bold")
-    show(times)
+    show(Group(Text("What it will take", style="bold"), times, Text("")))
     for note in made.notes:
         show(Text(f"Note: {note}."))
     print(f"\n{made.command}")
 
 
-def table(title: str) -> Table:
+def table() -> Table:
     """An empty table of names, values and remarks."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 3, 0, 0))
+    made = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
     made.add_column(no_wrap=True)
     made.add_column(justify="right")
     made.add_column(style="dim")
