@@ -76,7 +76,7 @@ VERBS = {
         {
             "data": Argument(str, DATA, "digits", True),
             "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
-            "model": Argument(MODEL, "The encoder; chosen where it is not given, like all options below.", None),
+            "model": Argument(MODEL, "The encoder; chosen where not given, as are sizes, decoder, batch, rate and epochs.", None),
             "out": Argument(str | None, "The run folder of the printed command; runs/<data>-<method>-<model> by default.", None),
             "hours": Argument(float | None, "The time that the run may take; 1 on a CPU and 8 on a GPU by default.", None),
             "seconds": Argument(float, "About how long the trial takes.", 30.0),

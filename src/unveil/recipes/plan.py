@@ -82,6 +82,7 @@ def plan(
     if not 1 <= seconds <= 3600:
         raise UnveilError(f"--seconds is {seconds:g}: give the seconds that the trial may take, 1 to 3600; 30 are enough")
     given = options | ({"model": model} if model else {})
+    others = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     place = join(SpreadConfig(device=options.get("device", "auto")))
     found = hardware_found(place, options.get("precision", "auto"))
     allowed, clock = budget(found, hours), Clock()
@@ -109,7 +110,7 @@ def plan(
     made = Plan(
         path=folder, command=command_of(setting, data, method, out, options | {k: v.value for k, v in choices.items()}, place),
         choices=choices, config=setting.config, seconds=sum(bill.values()), memory=trial.memory, parts=bill,
-        notes=tuple(notes_of(trial, total, sum(bill.values()), allowed, found)),
+        notes=tuple(notes_of(trial, total, sum(bill.values()), allowed, found, others)),
     )  # fmt: skip
     if place.lead:
         write_plan(made, setting, trial, found)
@@ -173,7 +174,7 @@ def refuse_run(folder: Path) -> None:
         raise UnveilError(f"{folder} holds something already, so no run can be planned there: choose another --out")
 
 
-def notes_of(trial: Trial, total: int, seconds: float, allowed: float, found: Machine) -> list[str]:
+def notes_of(trial: Trial, total: int, seconds: float, allowed: float, found: Machine, others: float) -> list[str]:
     """What the reader should know beside the numbers."""
     notes = list(trial.notes)
     if trial.read < 1:
@@ -185,6 +186,8 @@ def notes_of(trial: Trial, total: int, seconds: float, allowed: float, found: Ma
         notes.append(f"{total} steps are few to learn from: think of more --hours, or of a smaller --batch-size")
     if trial.waiting > 0.05:
         notes.append(f"{trial.waiting:.0%} of the time goes by waiting for pictures")
+    if others > 0.25 * found.cores:
+        notes.append(f"other programs kept {others:.1f} of {found.cores} cores busy when this began: times are for such company")
     if found.processes > 1:
         notes.append("the memory is that of the first process; the pictures are kept by each")
     notes.append("other hardware is not guessed at: there, run `unveil plan` again, or see docs/scaling.md")
