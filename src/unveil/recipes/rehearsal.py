@@ -21,7 +21,7 @@ from unveil.data.feed import Feed, taste
 from unveil.data.sources import Source
 from unveil.interop import native
 from unveil.learner import Method
-from unveil.models.vit import ViT
+from unveil.models.vit import ViTConfig
 from unveil.recipes.features import LINEAR, LINEAR_EPOCHS, features_of, fit_linear, raw_pixels
 from unveil.recipes.fitting import at_hand
 from unveil.recipes.pretrain import Setting, held_out, save_samples
@@ -31,13 +31,13 @@ from unveil.tasks.knn import knn_scores
 from unveil.train.bill import Clock, memory_now, peak_memory
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import JsonLines, Record
-from unveil.train.loop import TrainConfig, train
+from unveil.train.loop import TrainConfig, judge, train
 from unveil.train.parallel import Place, agree, whole_here
 from unveil.train.run import open_run
 from unveil.train.trial import try_step
 
-STEPPING = 0.35
-"""Share of the trial's seconds that goes into steps."""
+STEPPING, LOOKING = 0.35, 0.15
+"""Shares of the trial's seconds that go into steps, and into each thing that is looked at."""
 CHUNK = 256
 """Pictures that are judged at a time."""
 
@@ -108,10 +108,13 @@ class Enough(Exception):  # noqa: N818 - no error: the time is up
 
 
 class Stopwatch:
-    """Notes what each step took, and ends the loop when the time is up; many processes end it together."""
+    """Notes what each step took, and ends the loop when the time is up; many processes end it together.
 
-    def __init__(self, place: Place, seconds: float, least: int = 4) -> None:
-        self.place, self.seconds, self.least = place, seconds, least
+    After the second step it calls `look`, where a monitor would: memory is at its fullest there.
+    """
+
+    def __init__(self, place: Place, seconds: float, look: Callable[[], None] = lambda: None, least: int = 4) -> None:
+        self.place, self.seconds, self.look, self.least = place, seconds, look, least
         self.records: list[Record] = []
         self._clock = Clock()
         self.began = self._end = float("inf")
@@ -120,8 +123,11 @@ class Stopwatch:
         """Takes a log line."""
         if not self.records:
             self.began = self._clock.seconds - record["seconds"]
-            self._end = self._clock.seconds + self.seconds
         self.records.append(record)
+        if len(self.records) == 2:
+            self.look()
+        if len(self.records) <= 2:
+            self._end = self._clock.seconds + self.seconds
         if agree(int(self._clock.seconds > self._end), self.place) and len(self.records) >= self.least:
             raise Enough
 
@@ -160,7 +166,7 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
     vit = setting.vit(pictures.pictures)
     torch.manual_seed(setting.training.seed)
     learner = setting.build(vit)
-    untrained = copy.deepcopy(learner.encoder)
+    untrained = copy.deepcopy(learner.encoder)                                 # `pretrain` keeps one, too
     feed = setting.feed(pictures)
     at_hand(feed, place)
     building = clock.seconds
@@ -168,16 +174,18 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-trial-", dir=folder.parent) as beside:
         checkpoints = TimedCheckpoints(Path(beside) / "checkpoints")
-        watch = steps(setting, learner, feed, checkpoints, seconds * STEPPING)
+        eye = Eye(setting, pictures, judged, counts, seconds * LOOKING)
+        watch = steps(setting, learner, feed, checkpoints, eye, seconds * STEPPING)
         few = taste(feed)
         parts = try_step(setting.build(vit), few, feed.batch_size, setting.training.accumulate, setting.hardware, place).parts
         look = close = 0.0
         if place.lead:
-            clock = Clock()
             learner = setting.build(vit).to(place.device).eval()               # as `pretrain` does: this one is whole
-            room = seconds * (1 - STEPPING) / 4
-            look, close = judging(setting, learner, untrained, pictures, judged, counts, room, notes)
+            look, close = judging(setting, learner, pictures, counts, eye)
             close += ending(setting, learner, judged if len(judged) else pictures, Path(beside), watch.records)
+        if eye.cut:
+            notes.append(f"judging {CHUNK} pictures at a time was too slow to rehearse: the memory of that is not in the figure")
+        del untrained
         memory = most_memory(setting, vit.channels, counts, kept, share)
     if memory is None:
         notes.append(f"nobody counts the memory of {place.device.type} here, so it is not known")
@@ -243,11 +251,42 @@ class Counts:
         )  # fmt: skip
 
 
-def steps(setting: Setting, learner: Method, feed: Feed, checkpoints: Checkpoints, seconds: float) -> Stopwatch:
-    """The loop itself, ended when the time is up; it saves a checkpoint after the first step."""
+class Eye:
+    """Looks at the encoder as the monitors would, for as long as there is time, and notes what it took."""
+
+    def __init__(self, setting: Setting, pictures: Part, judged: Part, counts: Counts, room: float) -> None:
+        self.setting, self.pictures, self.judged, self.counts, self.room = setting, pictures, judged, counts, room
+        self.hold = self.encode = 0.0
+        self.cut = False
+
+    def look(self, learner: Any) -> Record:
+        """Seconds of the error on pictures kept aside, and of the features of a picture."""
+        vit, hardware, place = learner.encoder.config, self.setting.hardware, self.setting.place
+        if len(self.judged):
+            hold = partial(held_out, learner, judged=self.judged, vit=vit, hardware=hardware, place=place)
+            self.hold = timed(lambda count: hold(most=count), min(CHUNK, self.counts.judged), self.room)
+        if self.counts.bank:
+            self.encode = self.each(learner.encoder.features, vit)
+        self.cut = max(self.hold, self.encode * CHUNK) > self.room
+        return {}
+
+    def each(self, function: Callable[[Tensor], Tensor], vit: ViTConfig) -> float:
+        """Seconds that a function of normalised pictures takes for one."""
+        few, most = partial(Part, self.pictures.pictures), min(2500, len(self.pictures))
+        hardware, place, places = self.setting.hardware, self.setting.place, self.pictures.places
+        return timed(lambda n: features_of(function, few(places[:n]), vit, hardware, place), most, self.room) / most
+
+
+def steps(setting: Setting, learner: Method, feed: Feed, checkpoints: Checkpoints, eye: Eye, seconds: float) -> Stopwatch:
+    """The loop itself, ended when the time is up; it saves a checkpoint after the first step, and looks after the second."""
     place, hardware = setting.place, setting.hardware
+
+    def look() -> None:
+        if place.lead and whole_here(hardware, place):
+            judge(learner, [eye.look])
+
     eager = replace(setting.training, log_every=1, save_seconds=0.0, monitor_times=0)
-    watch = Stopwatch(place, seconds)
+    watch = Stopwatch(place, seconds, look)
     with suppress(Enough):
         train(learner, feed, eager, setting.optim, hardware, place, checkpoints=checkpoints, sinks=[watch])
     typical = float(np.median([record["seconds"] for record in watch.records]))
@@ -260,47 +299,33 @@ def steps(setting: Setting, learner: Method, feed: Feed, checkpoints: Checkpoint
     return watch
 
 
-def judging(
-    setting: Setting, learner: Method, untrained: ViT, pictures: Part, judged: Part, counts: Counts, room: float, notes: list[str]
-) -> tuple[float, float]:
-    """Seconds of a look, and of the closing evaluation; each thing that is timed takes about `room` seconds at the most."""
-    vit, hardware, place = learner.encoder.config, setting.hardware, setting.place
-    looks = whole_here(hardware, place)                                        # no monitor looks at a learner that is shared out
-    hold = 0.0
-    if len(judged):
-        look = partial(held_out, learner, judged=judged, vit=vit, hardware=hardware, place=place)
-        hold = timed(lambda count: look(most=count), min(CHUNK, counts.judged), room)
+def judging(setting: Setting, learner: Method, pictures: Part, counts: Counts, eye: Eye) -> tuple[float, float]:
+    """Seconds of a look, and of the closing evaluation."""
+    vit = learner.encoder.config
+    looks = whole_here(setting.hardware, setting.place)                        # no monitor looks at a learner that is shared out
+    if not (looks and eye.hold + eye.encode):
+        eye.look(learner)
     if not counts.bank:
-        return hold * looks, hold
-    most = min(CHUNK, len(pictures))
-
-    def each(function: Callable[[Tensor], Tensor]) -> float:
-        few = partial(Part, pictures.pictures)
-        return timed(lambda n: features_of(function, few(pictures.places[:n]), vit, hardware, place), most, room) / most
-
-    encode, raw = each(learner.encoder.features), each(raw_pixels)
-    if encode * CHUNK > room:
-        notes.append(f"judging {CHUNK} pictures at a time was too slow to rehearse: the memory of that is not in the figure")
+        return eye.hold * looks, eye.hold
     bank, queries = min(counts.bank, 2000), min(counts.queries, 500)
-    seen = hold + (bank + queries) * encode + neighbours(vit.width, counts, bank, queries)
-    close = hold + (counts.bank + counts.queries) * (2 * encode + raw)
+    look = eye.hold + (bank + queries) * eye.encode + neighbours(vit.width, counts, bank, queries)
+    close = eye.hold + (counts.bank + counts.queries) * (2 * eye.encode + eye.each(raw_pixels, vit))
     for width in (vit.width, vit.width, vit.channels * vit.image_size[0] * vit.image_size[1]):
         close += neighbours(width, counts, counts.bank, counts.queries) + probing(width, counts)
-    return seen * looks, close
+    return look * looks, close
 
 
 def timed(run: Callable[[int], object], count: int, room: float) -> float:
-    """Seconds that `run(count)` takes: measured, or where that would take longer than `room`, by a few and the rule of three."""
+    """Seconds that `run(count)` takes: measured, or where that would take longer than `room`, by a part and the rule of three."""
     few = max(1, min(count, 16))
     run(few)                                                                   # a warm-up
     clock = Clock()
     run(few)
-    guess = clock.seconds / few * count
-    if few == count or guess > room:
-        return guess
+    guess = clock.seconds / few
+    part = min(count, max(few, int(room / guess)))
     clock = Clock()
-    run(count)
-    return clock.seconds
+    run(part)
+    return clock.seconds / part * count
 
 
 def neighbours(width: int, counts: Counts, bank: int, queries: int) -> float:
