@@ -37,6 +37,7 @@ from unveil.train.optim import OptimConfig
 from unveil.train.parallel import Place, SpreadConfig, autocast, join, leave, settled
 from unveil.train.run import Run, open_run, show, tell
 from unveil.train.state import load_model_state
+from unveil.train.trial import give_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +216,7 @@ def pretrain(
     watched = monitors(pictures, judged, vit, hardware, place)
     first = fit(learner, feed, run, place, training, setting.optim, hardware, watched, own.tracker, "pretrain")
     if place.lead:
+        give_back()
         learner = setting.build(vit)
         load_model_state(learner, run.checkpoints().load(total, "model"))
         learner.to(place.device).eval()

@@ -34,7 +34,7 @@ from unveil.train.log import JsonLines, Record
 from unveil.train.loop import TrainConfig, judge, train
 from unveil.train.parallel import Place, agree, whole_here
 from unveil.train.run import open_run
-from unveil.train.trial import try_step
+from unveil.train.trial import give_back, try_step
 
 STEPPING, LOOKING = 0.35, 0.15
 """Shares of the trial's seconds that go into steps, and into each thing that is looked at."""
@@ -180,6 +180,7 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
         parts = try_step(setting.build(vit), few, feed.batch_size, setting.training.accumulate, setting.hardware, place).parts
         look = close = 0.0
         if place.lead:
+            give_back()
             learner = setting.build(vit).to(place.device).eval()               # as `pretrain` does: this one is whole
             look, close = judging(setting, learner, pictures, counts, eye)
             close += ending(setting, learner, judged if len(judged) else pictures, Path(beside), watch.records)
