@@ -1,7 +1,8 @@
 """Pre-training: from a folder of pictures to an encoder, with proof that it learned."""
 
 import copy
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 
 from unveil.blocks.chance import sample_keys
+from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, view
 from unveil.data.batch import Batch
 from unveil.data.cache import Pictures, channel_moments
 from unveil.data.feed import PictureFeed
-from unveil.data.sources import Data, open_both
+from unveil.data.sources import Data, Source, open_both
 from unveil.errors import UnveilError
 from unveil.interop import native
 from unveil.learner import Method
@@ -28,12 +30,14 @@ from unveil.reports.page import write_page
 from unveil.reports.table import terminal_table
 from unveil.tasks.knn import knn_scores
 from unveil.tasks.score import score
+from unveil.train.bill import Clock, cost_line, cost_of_run
 from unveil.train.log import Record
 from unveil.train.loop import Monitor, TrainConfig, total_steps
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import Place, SpreadConfig, autocast, join, leave, settled
 from unveil.train.run import Run, open_run, show, tell
 from unveil.train.state import load_model_state
+from unveil.train.trial import give_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,107 @@ DIGITS = {
 """What differs by default for the embedded digits, whose 64 patches of 4 pixels say little: a minute on two cores."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A run before it begins: every knob settled and DATA listed, with no picture kept and nothing written."""
+
+    method: str
+    model: str
+    own: PretrainConfig
+    settings: Any
+    """The knobs of the method."""
+    augment: AugmentConfig
+    training: TrainConfig
+    optim: OptimConfig
+    hardware: SpreadConfig
+    place: Place
+    source: Source
+    test_source: Source | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every option, by name, as `run.json` has it."""
+        groups = (self.own, self.settings, self.augment, self.training, self.optim, self.hardware)
+        return {"method": self.method, "model": self.model} | {k: v for group in groups for k, v in asdict(group).items()}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the data is: name, count, fingerprint."""
+        facts = {"name": self.source.name, "count": len(self.source.names), "fingerprint": self.source.fingerprint}
+        if self.test_source:
+            facts |= {"test_count": len(self.test_source.names), "test_fingerprint": self.test_source.fingerprint}
+        return facts
+
+    @property
+    def sizes(self) -> tuple[Size, Size]:
+        """Picture and patch size."""
+        (height, width), (rows, columns) = self.own.image_size, self.own.patch_size
+        return (height, width), (rows, columns)
+
+    def path(self, out: str | Path | None) -> Path:
+        """The run folder."""
+        return Path(out) if out else Path("runs") / f"{called(self.source.name)}-{self.method}-{self.model}"
+
+    def open_parts(self) -> tuple[Part, Part, bool]:
+        """See `unveil.recipes.reading.open_parts`."""
+        return open_parts(
+            self.source, self.test_source, side=stored_side(self.sizes[0]), channels=self.own.channels or None,
+            pixel_limit=self.own.pixel_limit, share=0.1, most=self.own.held_out, show=self.place.lead,
+        )  # fmt: skip
+
+    def vit(self, pictures: Pictures) -> ViTConfig:
+        """The shape of the encoder."""
+        (width, depth, heads), (image_size, patch_size), (mean, std) = MODELS[self.model], self.sizes, moments(pictures)
+        return ViTConfig(
+            width=width, depth=depth, heads=heads, image_size=image_size, patch_size=patch_size, channels=len(mean),
+            mean=mean, std=std, recompute=self.own.recompute,
+        )  # fmt: skip
+
+    def build(self, vit: ViTConfig) -> Method:
+        """An untrained learner."""
+        return method_class(self.method).build(vit, self.settings, self.augment)
+
+    def feed(self, pictures: Part) -> PictureFeed:
+        """The pictures in the order of the run."""
+        size, seed = self.training.batch_size, self.training.seed
+        return PictureFeed(pictures.pictures, places=pictures.places, batch_size=size, seed=seed)
+
+
+def settle(
+    data: Data, method: str, model: str | None, options: Mapping[str, Any], opened: tuple[Source, Source | None] | None = None
+) -> Setting:
+    """Settles every knob by what DATA and the hardware are; `opened` are its parts, where they are listed already.
+
+    Raises:
+        UnveilError: On input that cannot be used.
+    """
+    usual = usual_for(data, method)
+    model = model or usual["model"]
+    if model not in MODELS:
+        raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
+    configs = configs_of(method)
+    own, settings, augment, training, optim, hardware = configure(known_to(usual, *configs) | dict(options), *configs)
+    place = join(hardware)
+    source, test_source = opened or open_both(data)
+    image_size, patch_size = sizes_for(natural_side(source, own.pixel_limit), own.image_size, own.patch_size, model == "vit-huge")
+    return Setting(
+        method=method, model=model, own=replace(own, image_size=image_size, patch_size=patch_size), settings=settings,
+        augment=augment, training=training, optim=optim, hardware=settled(hardware, place), place=place,
+        source=source, test_source=test_source,
+    )  # fmt: skip
+
+
+def configs_of(method: str) -> tuple[type, ...]:
+    """The dataclasses whose fields are the options of pre-training with a method."""
+    return (PretrainConfig, method_class(method).Config, AugmentConfig, TrainConfig, OptimConfig, SpreadConfig)
+
+
+def usual_for(data: Data, method: str) -> dict[str, Any]:
+    """Defaults that hang on DATA: the model, and those of the embedded digits."""
+    embedded = isinstance(data, str) and data.startswith("digits")
+    return {"model": "vit-nano"} | known_to(DIGITS, *configs_of(method)) if embedded else {"model": "vit-base"}
+
+
 def pretrain(
     data: Data = "digits", *, method: str = "mae", model: str | None = None, out: str | Path | None = None, **options: Any
 ) -> Run:
@@ -79,64 +184,40 @@ def pretrain(
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
-    kind = method_class(method)
-    embedded = isinstance(data, str) and data.startswith("digits")
-    model = model or ("vit-nano" if embedded else "vit-base")
-    if model not in MODELS:
-        raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
-    configs = (PretrainConfig, kind.Config, AugmentConfig, TrainConfig, OptimConfig, SpreadConfig)
-    usual = known_to(DIGITS, *configs) if embedded else {}
-    own, settings, augment, training, optim, hardware = configure(usual | options, *configs)
-    place = join(hardware)
-    hardware = settled(hardware, place)
+    clock = Clock()
+    setting = settle(data, method, model, options)
+    own, training, hardware, place = setting.own, setting.training, setting.hardware, setting.place
     say = tell(place.lead)
-    source, test_source = open_both(data)
-    image_size, patch_size = sizes_for(natural_side(source, own.pixel_limit), own.image_size, own.patch_size, model == "vit-huge")
-    config = {
-        "method": method, "model": model,
-        **asdict(own), **asdict(settings), **asdict(augment), **asdict(training), **asdict(optim), **asdict(hardware),
-        "image_size": image_size, "patch_size": patch_size,
-    }  # fmt: skip
-    facts = {"name": source.name, "count": len(source.names), "fingerprint": source.fingerprint}
-    if test_source:
-        facts |= {"test_count": len(test_source.names), "test_fingerprint": test_source.fingerprint}
-    path = Path(out) if out else Path("runs") / f"{called(source.name)}-{method}-{model}"
-    run = open_run(path, "pretrain", config, facts, write=place.lead, say=say)
+    run = open_run(setting.path(out), "pretrain", setting.config, setting.facts, write=place.lead, say=say)
     if run.results:
         say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
         return run
 
-    pictures, judged, cut = open_parts(
-        source, test_source, side=stored_side(image_size), channels=own.channels or None, pixel_limit=own.pixel_limit,
-        share=0.1, most=own.held_out, show=place.lead,
-    )  # fmt: skip
+    pictures, judged, cut = setting.open_parts()
     write_skipped(run.path, [pictures, judged], place, say)
-    width, depth, heads = MODELS[model]
-    mean, std = moments(pictures.pictures)
-    vit = ViTConfig(
-        width=width, depth=depth, heads=heads, image_size=image_size, patch_size=patch_size, channels=len(mean),
-        mean=mean, std=std, recompute=own.recompute,
-    )  # fmt: skip
+    vit = setting.vit(pictures.pictures)
     torch.manual_seed(training.seed)
-    learner = kind.build(vit, settings, augment)
+    learner = setting.build(vit)
     untrained = copy.deepcopy(learner.encoder)
     if place.lead:
         native.write_config(learner, run.path)
-    feed = PictureFeed(pictures.pictures, places=pictures.places, batch_size=training.batch_size, seed=training.seed)
+    feed = setting.feed(pictures)
     total = total_steps(training, feed)
     parameters = sum(p.numel() for p in learner.encoder.parameters())
+    (height, width), (rows, columns) = setting.sizes
     say(
-        f"{kind.__name__} with {model} ({parameters / 1e6:.1f} M parameters) on {len(pictures):,} pictures of {source.name}, "
-        f"{image_size[0]} x {image_size[1]} px in patches of {patch_size[0]} x {patch_size[1]}; {total:,} steps of "
+        f"{type(learner).__name__} with {setting.model} ({parameters / 1e6:.1f} M parameters) on {len(pictures):,} pictures of "
+        f"{setting.source.name}, {height} x {width} px in patches of {rows} x {columns}; {total:,} steps of "
         f"{training.batch_size} in {hardware.precision} on {place.world} {place.device.type} "
         f"process{'es' * (place.world > 1)}"
     )
     if total < 500:
         say(f"{total} steps are few to learn from: think of more --epochs, or of a smaller --batch-size")
     watched = monitors(pictures, judged, vit, hardware, place)
-    fit(learner, feed, run, place, training, optim, hardware, watched, own.tracker, "pretrain")
+    first = fit(learner, feed, run, place, training, setting.optim, hardware, watched, own.tracker, "pretrain")
     if place.lead:
-        learner = kind.build(vit, settings, augment)
+        give_back()
+        learner = setting.build(vit)
         load_model_state(learner, run.checkpoints().load(total, "model"))
         learner.to(place.device).eval()
         native.save(learner, run.path)
@@ -145,10 +226,11 @@ def pretrain(
         say("judging what was learned ...")
         results = prove(learner, untrained, pictures, judged, hardware, place)
         seconds = sum(line.get("seconds", 0.0) for line in run.log)
-        run.write_results(results | {"pictures_seen": total * training.batch_size, "seconds": seconds, "kept_aside": cut})
-        page = write_page(run, learner)
+        results |= {"pictures_seen": total * training.batch_size, "seconds": seconds, "kept_aside": cut}
+        run.write_results(results)
+        page = write_page(run, learner, lambda: run.write_results(results | {"cost": cost_of_run(run, clock, first, place)}))
         show(terminal_table(run.results))
-        say(f"The encoder: {run.path / 'encoder.safetensors'}\nThe report:  {page}")
+        say(f"{cost_line(run.results['cost'])}\nThe encoder: {run.path / 'encoder.safetensors'}\nThe report:  {page}")
     leave(place)
     return run
 

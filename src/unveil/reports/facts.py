@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.reports.markup import Markup, element, join, table
+from unveil.train.bill import spell_bytes, spell_time, took
 from unveil.train.run import Run
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -60,11 +61,12 @@ def receipt_section(run: Run) -> Markup:
     """What made the run: command, time, versions, hardware, seed."""
     facts = run.facts
     versions, hardware = facts.get("versions") or {}, facts.get("hardware") or {}
-    gpus = hardware.get("gpus") or []
+    gpus, cost = hardware.get("gpus") or [], run.results.get("cost")
     rows = [
         ("command", element("code", facts["command"]) if facts.get("command") else None),
         ("started", facts.get("started")),
-        ("took", duration(run.results.get("seconds"))),
+        ("took", took(cost, "seconds", spell_time) if cost else duration(run.results.get("seconds"))),
+        ("memory at the most", took(cost, "memory", spell_bytes) if cost else None),
         ("seed", (facts.get("config") or {}).get("seed")),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions.items()) or None),
         ("machine", ", ".join(str(hardware[key]) for key in ("host", "platform") if hardware.get(key)) or None),
@@ -102,11 +104,7 @@ def written(name: str, value: Any) -> Markup | str:
 
 def duration(seconds: float | None) -> str | None:
     """Seconds as hours and minutes."""
-    if seconds is None:
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    return None if seconds is None else spell_time(seconds)
 
 
 def spoken(key: str) -> str:
