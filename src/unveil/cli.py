@@ -67,8 +67,8 @@ VERBS = {
             "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
             "out": Argument(str | None, "The run folder; runs/<data>-<method>-<model> by default.", None),
         },
-        {"run": "unveil.recipes.pretrain:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
-        digits="unveil.recipes.pretrain:DIGITS",
+        {"run": "unveil.recipes.setting:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
+        digits="unveil.recipes.setting:DIGITS",
     ),
     "plan": Verb(
         "unveil.recipes.plan:plan",
@@ -81,8 +81,8 @@ VERBS = {
             "hours": Argument(float | None, "The time that the run may take; 1 on a CPU and 8 on a GPU by default.", None),
             "seconds": Argument(float, "About how long the trial takes.", 30.0),
         },
-        {"run": "unveil.recipes.pretrain:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
-        digits="unveil.recipes.pretrain:DIGITS",
+        {"run": "unveil.recipes.setting:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
+        digits="unveil.recipes.setting:DIGITS",
     ),
     "finetune": Verb(
         "unveil.recipes.finetune:finetune",

@@ -29,12 +29,16 @@ def features_of(
     function: Callable[[Tensor], Tensor], part: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, batch_size: int = 256
 ) -> Float[Tensor, "n ..."]:
     """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU."""
-    rows = []
+    table, done = torch.empty(0), 0
     for places in torch.split(part.places, batch_size):
         batch = Batch(*part.pictures.batch(places), places).to(place.device)
         with autocast(hardware, place):
-            rows.append(function(view(batch, vit.image_size, vit.mean, vit.std)).float().cpu())
-    return torch.cat(rows)
+            rows = function(view(batch, vit.image_size, vit.mean, vit.std))
+        if not done:
+            table = torch.empty(len(part), *rows.shape[1:])                    # made once: joining the rows would hold them twice
+        table[done : done + len(rows)] = rows
+        done += len(rows)
+    return table
 
 
 def views_of(part: Part, vit: ViTConfig) -> Float[Tensor, "n C H W"]:

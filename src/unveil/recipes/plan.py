@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,12 +19,11 @@ from unveil.data.sources import Data, open_both
 from unveil.errors import UnveilError
 from unveil.options import refuse_unknown
 from unveil.recipes.choices import Choice, Choices, Glance, Machine, budget, choose, epochs_for
-from unveil.recipes.pretrain import Setting, configs_of, settle, usual_for
 from unveil.recipes.reading import natural_side
 from unveil.recipes.rehearsal import Trial, rehearse
-from unveil.train.bill import Clock, machine, spell_bytes, spell_time
+from unveil.recipes.setting import Setting, configs_of, settle, usual_for
+from unveil.train.bill import machine, spell_bytes, spell_time
 from unveil.train.checkpoint import write_whole
-from unveil.train.loop import TrainConfig
 from unveil.train.parallel import Place, SpreadConfig, join, leave, settled
 from unveil.train.run import PLAN, show, tell
 from unveil.train.trial import matrix_peak, memory_of
@@ -85,36 +85,37 @@ def plan(
     others = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     place = join(SpreadConfig(device=options.get("device", "auto")))
     found = hardware_found(place, options.get("precision", "auto"))
-    allowed, clock = budget(found, hours), Clock()
+    allowed, start = budget(found, hours), time.monotonic()
     opened = open_both(data)
-    listing = clock.seconds
+    listing = time.monotonic() - start
     glance = glance_at(opened, given)
     usual = usual_for(data, method)
     usual = usual if "epochs" in usual else {}                                 # those of the digits, which were made for them
     choices = choose(glance, found, allowed, given, usual, known)
-    chosen = {name: choice.value for name, choice in choices.items() if name != "model"}
-    clock = Clock()
-    setting = settle(data, method, choices["model"].value, usual_knobs(usual) | options | chosen, opened)
+    chosen = {name: choice.value for name, choice in choices.items()}
+    start = time.monotonic()
+    setting = settle(data, method, chosen.pop("model"), {k: v for k, v in usual.items() if k != "model"} | options | chosen, opened)
     folder = setting.path(out)
     refuse_run(folder)
     say = tell(place.lead)
-    say(f"trying {choices['model'].value} on {glance.count:,} pictures for about {seconds:g} seconds ...")
-    trial = rehearse(setting, folder, listing + clock.seconds, seconds)
-    glance = replace(glance, count=trial.train)
-    choices["accumulate"] = Choice(trial.parts, "as given" if options.get("accumulate") else parts_reason(trial.parts))
-    choices["epochs"] = epochs_of(setting, glance, allowed, trial, given, usual)
+    say(f"trying {setting.model} on {glance.count:,} pictures for about {seconds:g} seconds ...")
+    trial = rehearse(setting, folder, listing + time.monotonic() - start, seconds)
+    whole = replace(glance, count=trial.train)
+    choices["accumulate"] = Choice(trial.parts, "as given" if options.get("accumulate") else "as few parts as fit the memory")
+    choices["epochs"] = epochs_of(setting, whole, allowed, trial, given, usual)
     training = replace(setting.training, epochs=choices["epochs"].value, accumulate=trial.parts)
     setting = replace(setting, training=training)
-    total = steps_of(training, trial.train)
+    total = max(1, round(training.epochs * trial.train / training.batch_size))  # as `unveil.train.loop.total_steps`
     bill = trial.bill(total, training)
+    options |= {name: choice.value for name, choice in choices.items()}
     made = Plan(
-        path=folder, command=command_of(setting, data, method, out, options | {k: v.value for k, v in choices.items()}, place),
-        choices=choices, config=setting.config, seconds=sum(bill.values()), memory=trial.memory, parts=bill,
+        path=folder, command=command_of(setting, data, method, out, options, place), choices=choices, config=setting.config,
+        seconds=sum(bill.values()), memory=trial.memory, parts=bill,
         notes=tuple(notes_of(trial, total, sum(bill.values()), allowed, found, others)),
     )  # fmt: skip
     if place.lead:
         write_plan(made, setting, trial, found)
-        show_plan(made, setting, trial, found)
+        show_plan(made, setting, trial, found, total)
     leave(place)
     return made
 
@@ -140,11 +141,6 @@ def glance_at(opened: Any, given: Mapping[str, Any]) -> Glance:
     return Glance(count=count, side=natural_side(source, given.get("pixel_limit", 64_000_000)))
 
 
-def usual_knobs(usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs among the usual values."""
-    return {name: value for name, value in usual.items() if name != "model"}
-
-
 def epochs_of(
     setting: Setting, glance: Glance, allowed: float, trial: Trial, given: Mapping[str, Any], usual: Mapping[str, Any]
 ) -> Choice:
@@ -158,16 +154,6 @@ def epochs_of(
     return epochs_for(glance, allowed, max(0.0, one - probe * each), each / batch, usual.get("epochs"))
 
 
-def steps_of(training: TrainConfig, count: int) -> int:
-    """Steps of the whole run: as `unveil.train.loop.total_steps`, for the whole data."""
-    return max(1, round(training.epochs * count / training.batch_size))
-
-
-def parts_reason(parts: int) -> str:
-    """Why a step is computed in so many parts."""
-    return "a step fits the memory" if parts == 1 else "so that a step fits the memory"
-
-
 def refuse_run(folder: Path) -> None:
     """Raises `UnveilError` where the folder holds something already."""
     if folder.exists() and (not folder.is_dir() or any(each.name != PLAN for each in folder.iterdir())):
@@ -176,7 +162,11 @@ def refuse_run(folder: Path) -> None:
 
 def notes_of(trial: Trial, total: int, seconds: float, allowed: float, found: Machine, others: float) -> list[str]:
     """What the reader should know beside the numbers."""
-    notes = list(trial.notes)
+    notes = []
+    if trial.memory is None:
+        notes.append(f"nobody counts the memory of {found.device} here, so it is not known")
+    if not trial.rehearsed:
+        notes.append("judging a full batch of pictures was too slow to rehearse: the memory of that is not in the figure")
     if trial.read < 1:
         notes.append(f"{trial.read:.0%} of the pictures were read; time and memory of reading the rest are extrapolated")
     if seconds > 1.05 * allowed:
@@ -241,11 +231,10 @@ def write_plan(made: Plan, setting: Setting, trial: Trial, found: Machine) -> No
     write_whole(made.path / PLAN, json.dumps(facts, indent=1) + "\n")
 
 
-def show_plan(made: Plan, setting: Setting, trial: Trial, found: Machine) -> None:
+def show_plan(made: Plan, setting: Setting, trial: Trial, found: Machine, total: int) -> None:
     """The tables, and the command as a line of its own."""
     chip = f"{found.name} with {found.cores} cores" if found.device == "cpu" else found.name
     many = f"{found.processes} processes, each on " if found.processes > 1 else ""
-    total = steps_of(setting.training, trial.train)
     say = f"{setting.source.name}: {trial.train:,} pictures to train on; {many}{chip}, {spell_bytes(found.memory)} of memory"
     chosen = table()
     for name, choice in made.choices.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.reports.markup import Markup, element, join, table
-from unveil.train.bill import spell_bytes, spell_time, took
+from unveil.train.bill import spell_time
 from unveil.train.run import Run
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -61,12 +61,11 @@ def receipt_section(run: Run) -> Markup:
     """What made the run: command, time, versions, hardware, seed."""
     facts = run.facts
     versions, hardware = facts.get("versions") or {}, facts.get("hardware") or {}
-    gpus, cost = hardware.get("gpus") or [], run.results.get("cost")
+    gpus = hardware.get("gpus") or []
     rows = [
         ("command", element("code", facts["command"]) if facts.get("command") else None),
         ("started", facts.get("started")),
-        ("took", took(cost, "seconds", spell_time) if cost else duration(run.results.get("seconds"))),
-        ("memory at the most", took(cost, "memory", spell_bytes) if cost else None),
+        ("took", duration(run.results.get("seconds"))),
         ("seed", (facts.get("config") or {}).get("seed")),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions.items()) or None),
         ("machine", ", ".join(str(hardware[key]) for key in ("host", "platform") if hardware.get(key)) or None),

@@ -18,27 +18,21 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 KINDS = {"pretrain": "pretrained on", "finetune": "fine-tuned on", "probe": "judged on"}
 
 
-def write_page(run: Run, learner: Learner | None, finish: Callable[[], None] = lambda: None) -> Path:
+def write_page(run: Run, learner: Learner | None) -> Path:
     """Writes `report.html` into a run folder; what the run does not have is left out, or said to be missing.
 
     Args:
         run: The run.
         learner: Its trained model, in eval mode, to draw reconstructions and attention with; None leaves them out.
-        finish: Called when all is drawn but the receipt: only then is it known what the run took.
     """
     path = run.path / "report.html"
-    text = "<!DOCTYPE html>\n" + page(run, learner, finish) + "\n"
+    text = "<!DOCTYPE html>\n" + page(run, learner) + "\n"
     write_whole(path, text.encode("ascii", "xmlcharrefreplace").decode())      # whatever the system's encoding is
     return path
 
 
-def page(run: Run, learner: Learner | None, finish: Callable[[], None] = lambda: None) -> Markup:
+def page(run: Run, learner: Learner | None) -> Markup:
     """The whole document."""
-
-    def receipt() -> Markup:
-        finish()
-        return receipt_section(run)
-
     makers: list[tuple[str, Callable[[], Markup | None]]] = [
         ("Results", lambda: html_table(run.results) or None),
         ("Curves", lambda: curve_section(run)),
@@ -48,7 +42,7 @@ def page(run: Run, learner: Learner | None, finish: Callable[[], None] = lambda:
         ("Data", lambda: data_section(data) if (data := run.facts.get("data")) else None),
         ("Skipped", lambda: skipped_section(run.path / "skipped.txt")),
         ("Settings", lambda: settings_section(config) if (config := run.facts.get("config")) else None),
-        ("Receipt", receipt),
+        ("Receipt", lambda: receipt_section(run)),
     ]
     made = [(name, body) for name, make in makers if (body := make())]
     links = element("nav", *(element("a", name, href=f"#{name.lower()}") for name, _ in made), aria_label="Sections")

@@ -1,8 +1,8 @@
 """What a run took, in time and memory, beside what `unveil plan` said that it would take."""
 
 import json
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,15 @@ from unveil.train.parallel import Place
 from unveil.train.run import PLAN, Run
 
 
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Until now."""
-        return time.monotonic() - self._start
-
-
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes that this process has held so far: tensors of a GPU, or all of it on a CPU; None where nobody counts."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    if device.type != "cpu":
-        return None
-    found = status("VmHWM")                                                    # ru_maxrss would count the parent's, too
-    if found is not None:
-        return found
-    try:
-        import resource
-    except ImportError:                                                        # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return process_bytes("VmHWM") if device.type == "cpu" else None
 
 
-def memory_now() -> int | None:
-    """Bytes that this process holds; None where nobody counts."""
-    return status("VmRSS")
-
-
-def status(key: str) -> int | None:
-    """A number of bytes that Linux tells of this process."""
+def process_bytes(key: str) -> int | None:
+    """What Linux tells of this process: VmRSS is what it holds now, VmHWM the most that it ever held; None elsewhere."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -55,17 +29,21 @@ def status(key: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
-def cost_of_run(run: Run, clock: Clock, first: int, place: Place) -> Record:
+def bill_of(run: Run, began: float, first: int, place: Place) -> Record:
     """What a run took, beside the plan in its folder where that was made for these settings on this hardware.
 
-    A run that went on from step `first` cannot say how long its first part took: then there is no time.
+    Args:
+        run: The run, at its end.
+        began: `time.monotonic()` at its start.
+        first: The step that it went on from: if not 0, nobody knows how long the part before took, and there is no time.
+        place: Where it ran.
     """
-    cost: Record = {"seconds": None if first else clock.seconds, "memory": peak_memory(place.device)}
-    plan = planned(run, place)
-    return cost if plan is None else cost | {"planned": {key: plan["predicted"][key] for key in ("seconds", "memory")}}
+    bill: Record = {"seconds": None if first else time.monotonic() - began, "memory": peak_memory(place.device)}
+    plan = plan_of(run, place)
+    return bill if plan is None else bill | {"planned": {key: plan["predicted"][key] for key in ("seconds", "memory")}}
 
 
-def planned(run: Run, place: Place) -> dict[str, Any] | None:
+def plan_of(run: Run, place: Place) -> dict[str, Any] | None:
     """The plan of a run; None where there is none, or where it was made for other settings or other hardware."""
     try:
         plan: dict[str, Any] = json.loads((run.path / PLAN).read_text())
@@ -82,19 +60,19 @@ def machine(place: Place) -> dict[str, Any]:
     return {"device": chip, "processes": place.world, "threads": None if gpu else torch.get_num_threads()}
 
 
-def cost_line(cost: Record) -> str:
+def bill_line(bill: Record) -> str:
     """The same in a sentence."""
-    return f"It took {took(cost, 'seconds', spell_time)}, and {took(cost, 'memory', spell_bytes)} of memory at the most."
+    return f"It took {told(bill, 'seconds', spell_time)}, and {told(bill, 'memory', spell_bytes)} of memory at the most."
 
 
-def took(cost: Record, key: str, spell: Any) -> str:
+def told(bill: Record, key: str, spell: Callable[[float], str]) -> str:
     """A number of the bill, beside the planned one."""
-    actual, plan = cost.get(key), (cost.get("planned") or {}).get(key)
-    told = spell(actual) if actual is not None else "an unknown " + {"seconds": "time", "memory": "amount"}[key]
+    actual, plan = bill.get(key), (bill.get("planned") or {}).get(key)
+    text = spell(actual) if actual is not None else "an unknown " + {"seconds": "time", "memory": "amount"}[key]
     if plan is None:
-        return str(told)
+        return text
     ratio = f", {actual / plan:.2f} times that" if actual is not None and plan else ""
-    return f"{told} (planned: {spell(plan)}{ratio})"
+    return f"{text} (planned: {spell(plan)}{ratio})"
 
 
 def spell_time(seconds: float) -> str:

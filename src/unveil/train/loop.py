@@ -13,7 +13,7 @@ from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_
 from unveil.train.parallel import Place, SpreadConfig, agree, autocast, last_of, spread, whole, whole_here
 from unveil.train.schedule import half_cosine
 from unveil.train.state import load_model_state, load_optimizer_state, model_state, optimizer_state
-from unveil.train.trial import give_back, matrix_peak, try_step
+from unveil.train.trial import matrix_peak, try_step
 from unveil.train.watch import Interrupted, Pace, check_finite, seed_all, stop_signals
 
 Monitor = Callable[[Learner], Record]                                         # says what it sees of a learner now and then
@@ -132,9 +132,7 @@ def total_steps(config: TrainConfig, feed: Feed) -> int:
 def judge(learner: Learner, monitors: Sequence[Monitor]) -> Record:
     """What the monitors see."""
     learner.eval()
-    give_back()
     with torch.no_grad():
         seen = {key: value for monitor in monitors for key, value in monitor(learner).items()}
-    give_back()
     learner.train()
     return seen
