@@ -1,9 +1,9 @@
 """What `unveil plan` predicts beside what the run takes, for several configurations one after the other.
 
-    python benchmarks/planned.py --out runs/planned "digits" "digits --model vit-tiny --epochs 1.5" "photos/ --image-size 64"
+    python benchmarks/planned.py --out runs/planned "digits" "digits --model vit-tiny --epochs 1" "photos/ --image-size 64"
 
-Each argument is what stands behind `unveil plan`. Prints a table in Markdown, with the share of the cores that other programs took
-during the run (Linux): where that is not near 0, the ratio says little.
+Each argument is what stands behind `unveil plan`. Prints a table in Markdown. Its last column is the share of the cores that other
+programs took during the plan and during the run (Linux): where that is not near 0, the times say little.
 """
 
 import argparse
@@ -19,7 +19,11 @@ from turns import receipt
 
 from unveil.train.bill import spell_bytes, spell_time
 
-HEADS = ("configuration", "time: planned", "actual", "ratio", "memory: planned", "actual", "ratio", "others on the cores")
+HEADS = (
+    "configuration", "time: planned", "actual", "ratio", "memory: planned", "actual", "ratio", "steps alone: planned", "actual",
+    "others on the cores: plan, run",
+)  # fmt: skip
+AIMS = {"seconds": 0.15, "memory": 0.10}
 
 
 def main() -> None:
@@ -31,16 +35,22 @@ def main() -> None:
     folder.mkdir(parents=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{receipt(device)}\n\n| {' | '.join(HEADS)} |\n| {' | '.join(['---'] * len(HEADS))} |", flush=True)
+    met = dict.fromkeys(AIMS, 0)
     for number, configuration in enumerate(args.configurations):
         out = folder / str(number)
-        called(["plan", *shlex.split(configuration), "--out", str(out)])
+        others = [called(["plan", *shlex.split(configuration), "--out", str(out)])]
         plan = json.loads((out / "plan.json").read_text())
-        others = called(shlex.split(plan["command"])[1:])
-        cost, planned = json.loads((out / "results.json").read_text())["cost"], plan["predicted"]
-        cells = [configuration]
+        others.append(called(shlex.split(plan["command"])[1:]))
+        results, planned, cells = json.loads((out / "results.json").read_text()), plan["predicted"], [configuration]
         for key, spell in (("seconds", spell_time), ("memory", spell_bytes)):
-            cells += [spell(planned[key]), spell(cost[key]), f"{cost[key] / planned[key]:.2f}"]
-        print("| " + " | ".join([*cells, "unknown" if others is None else f"{others:.0%}"]) + " |", flush=True)
+            ratio = results["cost"][key] / planned[key]
+            cells += [spell(planned[key]), spell(results["cost"][key]), f"{ratio:.2f}"]
+            met[key] += abs(ratio - 1) <= AIMS[key]
+        cells += [spell_time(planned["parts"]["training"]), spell_time(results["seconds"])]
+        cells += [", ".join("unknown" if share is None else f"{share:.0%}" for share in others)]
+        print("| " + " | ".join(cells) + " |", flush=True)
+    told = [f"{name} within {AIMS[name]:.0%} for {met[name]}" for name in AIMS]
+    print(f"\n{' and '.join(told)} of {len(args.configurations)} configurations")
 
 
 def called(words: list[str]) -> float | None:
@@ -60,12 +70,12 @@ def own() -> float:
 
 
 def busy() -> float | None:
-    """Processor seconds of everybody, but for what idles or runs niced."""
+    """Processor seconds of everybody, with what other guests of the same machine took (Linux)."""
     try:
-        found = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     except OSError:
         return None
-    return (sum(found) - found[1] - found[3] - found[4]) / os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

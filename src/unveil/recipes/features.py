@@ -26,10 +26,14 @@ LINEAR = OptimConfig(optimizer="sgd", base_lr=0.5, weight_decay=0.0, warmup=0.1)
 
 @torch.no_grad()
 def features_of(
-    function: Callable[[Tensor], Tensor], part: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, batch_size: int = 256
+    function: Callable[[Tensor], Tensor], part: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, batch_size: int = 0
 ) -> Float[Tensor, "n ..."]:
-    """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU."""
+    """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU.
+
+    Batch size 0 is 256 on a GPU. On a CPU it is 64, which is as fast: 256 would take more memory than training does.
+    """
     table, done = torch.empty(0), 0
+    batch_size = batch_size or (64 if place.device.type == "cpu" else 256)
     for places in torch.split(part.places, batch_size):
         batch = Batch(*part.pictures.batch(places), places).to(place.device)
         with autocast(hardware, place):

@@ -141,7 +141,7 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
         waiting=sum(r["waiting"] * r["seconds"] for r in watch.records) / sum(r["seconds"] for r in watch.records),
         parts=parts, save=max(checkpoints.seconds, default=0.0), look=eye.seconds(), judging=close,
         memory=most_memory(setting, vit.channels, counts, kept, share), train=counts.train, read=share,
-        rehearsed=max(eye.kept_aside, 256 * eye.encoding) < eye.room,
+        rehearsed=max(eye.kept_aside, 64 * eye.encoding) < eye.room,
     )  # fmt: skip
 
 
