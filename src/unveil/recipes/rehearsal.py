@@ -34,9 +34,10 @@ from unveil.train.log import JsonLines, Record
 from unveil.train.loop import TrainConfig, judge, train
 from unveil.train.parallel import Place, agree, whole_here
 from unveil.train.run import open_run
+from unveil.train.state import load_model_state
 from unveil.train.trial import try_step
 
-STEPPING, LOOKING = 0.35, 0.15
+STEPPING, LOOKING = 0.35, 0.1
 """Shares of the trial's seconds that go into steps, and into each thing that is looked at."""
 
 
@@ -129,17 +130,19 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
         checkpoints = TimedCheckpoints(Path(beside) / "checkpoints")
         eye = Eye(setting, pictures, judged, counts, seconds * LOOKING)
         watch = stepped(setting, learner, feed, checkpoints, eye, seconds * STEPPING)
-        close = 0.0
+        look = close = 0.0
         if place.lead:
-            learner = setting.build(vit).to(place.device).eval()               # as `pretrain` does: this one is whole
-            close = closing(setting, learner, eye, counts)
+            look, learner = eye.seconds(), setting.build(vit)                  # as `pretrain` does: this one is whole
+            load_model_state(learner, checkpoints.load(checkpoints.steps()[0], "model"))
+            learner.to(place.device).eval()
+            close = closing(learner, eye, counts)
             close += ending(setting, learner, judged if len(judged) else pictures, Path(beside), watch.records)
         del untrained
     taken = [record["seconds"] / watch.every for record in watch.records for _ in range(watch.every)]
     return Trial(
         reading=listing + opening / share + building + watch.began, steps=tuple(taken),
         waiting=sum(r["waiting"] * r["seconds"] for r in watch.records) / sum(r["seconds"] for r in watch.records),
-        parts=parts, save=max(checkpoints.seconds, default=0.0), look=eye.seconds(), judging=close,
+        parts=parts, save=max(checkpoints.seconds, default=0.0), look=look, judging=close,
         memory=most_memory(setting, vit.channels, counts, kept, share), train=counts.train, read=share,
         rehearsed=max(eye.kept_aside, 64 * eye.encoding) < eye.room,
     )  # fmt: skip
@@ -266,9 +269,8 @@ class Eye:
         )  # fmt: skip
 
     def seconds(self) -> float:
-        """A look's: none looks at a learner that is shared out over processes."""
-        looks = whole_here(self.setting.hardware, self.setting.place)
-        return looks * (self.kept_aside + (min(self.counts.bank, 2000) + min(self.counts.queries, 500)) * self.encoding)
+        """Of a whole look; 0 where it could not look, for the learner is shared out over processes."""
+        return self.kept_aside + (min(self.counts.bank, 2000) + min(self.counts.queries, 500)) * self.encoding
 
 
 def stepped(
@@ -302,10 +304,10 @@ def timed(run: Callable[[int], object], most: int, room: float) -> float:
     return (time.monotonic() - start) / count
 
 
-def closing(setting: Setting, learner: Method, eye: Eye, counts: Counts) -> float:
+def closing(learner: Method, eye: Eye, counts: Counts) -> float:
     """Seconds of the closing evaluation: the encoder, the same untrained, and raw pixels."""
     vit = learner.encoder.config
-    if not (eye.kept_aside or eye.encoding):                                   # it could not look in the loop
+    with torch.no_grad():
         eye.look(learner)
     if not counts.bank:
         return eye.kept_aside
