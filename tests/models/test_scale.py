@@ -1,6 +1,7 @@
 """The model of many GPUs: its bytes against a real learner's, its volumes against the definition, and what must grow grows."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from unveil.models.vit import MODELS, ViT, ViTConfig
 from unveil.train.optim import OptimConfig, build_optimizer
 from unveil.train.parallel import Place, SpreadConfig
 from unveil.train.trial import cost_of
+
+DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
 
 
 def paper(model: str = "vit-large", **options) -> Work:
@@ -104,3 +107,16 @@ def test_a_step_is_computed_in_equal_parts_that_fit():
     assert told.memory.total <= 0.9 * 80e9
     with pytest.raises(UnveilError, match="a batch of 4096 does not divide by 3 GPUs: use 4095"):
         forecast(paper(), Cluster(gpus=3))
+
+
+def test_the_tables_of_the_docs_are_the_model_s():
+    """By step time, memory, hours and what binds; `benchmarks/scaling.py` prints them whole."""
+    text, compared = DOCS.read_text(), 0
+    for name in ("vit-base", "vit-large", "vit-huge"):
+        lines = text.partition(f"**{name}**")[2].partition("**")[0].splitlines()
+        for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:3].strip("| ").isdigit()):
+            told = forecast(paper(name), Cluster(gpus=int(row[0])), "fsdp" if row[1] == "FSDP2" else "ddp")
+            figures = [f"{told.memory.total / 1e9:.1f}", f"{1e3 * told.time.step:.1f}", f"{told.hours:,.1f}", told.binds]
+            assert [row[2], row[6], row[13], row[14]] == figures, row
+            compared += 1
+    assert compared == 21                                                      # 3 encoders on 1 GPU, and on 8, 64 and 512 both ways
