@@ -30,11 +30,10 @@ def features_of(
 ) -> Float[Tensor, "n ..."]:
     """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU.
 
-    Batch size 0 is 256 on a GPU. On a CPU it is 64, which is as fast: 256 would take more memory than training does.
+    Batch size 0 is `at_once`.
     """
     table, done = torch.empty(0), 0
-    batch_size = batch_size or (64 if place.device.type == "cpu" else 256)
-    for places in torch.split(part.places, batch_size):
+    for places in torch.split(part.places, batch_size or at_once(place)):
         batch = Batch(*part.pictures.batch(places), places).to(place.device)
         with autocast(hardware, place):
             rows = function(view(batch, vit.image_size, vit.mean, vit.std))
@@ -43,6 +42,11 @@ def features_of(
         table[done : done + len(rows)] = rows
         done += len(rows)
     return table
+
+
+def at_once(place: Place) -> int:
+    """Pictures that are judged at a time: few on a CPU, which is as fast, for many would take more memory than training does."""
+    return 64 if place.device.type == "cpu" else 256
 
 
 def views_of(part: Part, vit: ViTConfig) -> Float[Tensor, "n C H W"]:

@@ -165,8 +165,6 @@ def notes_of(trial: Trial, total: int, seconds: float, allowed: float, found: Ma
     notes = []
     if trial.memory is None:
         notes.append(f"nobody counts the memory of {found.device} here, so it is not known")
-    if not trial.rehearsed:
-        notes.append("judging a full batch of pictures was too slow to rehearse: the memory of that is not in the figure")
     if trial.read < 1:
         notes.append(f"{trial.read:.0%} of the pictures were read; time and memory of reading the rest are extrapolated")
     if seconds > 1.05 * allowed:

@@ -16,7 +16,7 @@ from unveil.data.sources import Data
 from unveil.interop import native
 from unveil.learner import Method
 from unveil.models.vit import ViT, ViTConfig
-from unveil.recipes.features import features_of, judge_features, raw_pixels, views_of
+from unveil.recipes.features import at_once, features_of, judge_features, raw_pixels, views_of
 from unveil.recipes.fitting import fit
 from unveil.recipes.reading import Part, skipped_lines, write_skipped
 from unveil.recipes.setting import settle
@@ -129,11 +129,14 @@ def held_out(
     """What the method says of pictures that were kept aside, each with the same mask every time."""
     if not len(judged):
         return {}
-    places = judged.places[:most]
-    images, sizes = judged.pictures.batch(places)
-    batch = Batch(images, sizes, sample_keys(0, 0, len(places))).to(place.device)
-    with autocast(hardware, place):
-        return learner.held_out(batch._replace(images=view(batch, vit.image_size, vit.mean, vit.std)))
+    places, totals = judged.places[:most], dict[str, float]()
+    for numbers in torch.split(torch.arange(len(places)), at_once(place)):
+        images, sizes = judged.pictures.batch(places[numbers])
+        batch = Batch(images, sizes, sample_keys(0, int(numbers[0]), len(numbers))).to(place.device)
+        with autocast(hardware, place):
+            seen = learner.held_out(batch._replace(images=view(batch, vit.image_size, vit.mean, vit.std)))
+        totals = {key: totals.get(key, 0.0) + len(numbers) / len(places) * value for key, value in seen.items()}
+    return totals
 
 
 def compare(

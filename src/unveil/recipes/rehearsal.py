@@ -21,7 +21,7 @@ from unveil.data.feed import PictureFeed, taste
 from unveil.data.sources import Source
 from unveil.interop import native
 from unveil.learner import Method
-from unveil.recipes.features import LINEAR, LINEAR_EPOCHS, features_of, fit_linear, raw_pixels
+from unveil.recipes.features import LINEAR, LINEAR_EPOCHS, at_once, features_of, fit_linear, raw_pixels
 from unveil.recipes.fitting import at_hand
 from unveil.recipes.pretrain import held_out, save_samples
 from unveil.recipes.reading import Part, stored_side
@@ -65,8 +65,6 @@ class Trial:
     """Pictures to train on."""
     read: float
     """Share of the pictures that was really read."""
-    rehearsed: bool = True
-    """Whether there was time to judge a full batch of pictures, so that `memory` knows of it."""
 
     @property
     def warm(self) -> int:
@@ -144,7 +142,6 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
         waiting=sum(r["waiting"] * r["seconds"] for r in watch.records) / sum(r["seconds"] for r in watch.records),
         parts=parts, save=max(checkpoints.seconds, default=0.0), look=look, judging=close,
         memory=most_memory(setting, vit.channels, counts, kept, share), train=counts.train, read=share,
-        rehearsed=max(eye.kept_aside, 64 * eye.encoding) < eye.room,
     )  # fmt: skip
 
 
@@ -241,7 +238,10 @@ class TimedCheckpoints(Checkpoints):
 
 
 class Eye:
-    """Looks at the encoder as the monitors do, on as many pictures as there is time for, and notes what one takes."""
+    """Looks at the encoder as the monitors do, on as many pictures as there is time for, and notes what one takes.
+
+    A full batch of them in any case: the memory that it takes may be the most of all.
+    """
 
     def __init__(self, setting: Setting, pictures: Part, judged: Part, counts: Counts, room: float) -> None:
         self.setting, self.pictures, self.judged, self.counts, self.room = setting, pictures, judged, counts, room
@@ -254,7 +254,7 @@ class Eye:
         if len(self.judged):
             hold = partial(held_out, learner, judged=self.judged, vit=vit, hardware=hardware, place=place)
             most = min(256, self.counts.judged)
-            self.kept_aside = most * timed(lambda count: hold(most=count), most, self.room)
+            self.kept_aside = most * timed(lambda count: hold(most=count), most, self.room, at_once(place))
         if self.counts.bank:
             self.encoding = self.each(learner, learner.encoder.features)
         return {}
@@ -265,7 +265,7 @@ class Eye:
         few = partial(Part, self.pictures.pictures)
         return timed(
             lambda count: features_of(function, few(self.pictures.places[:count]), vit, hardware, place),
-            min(2500, len(self.pictures)), self.room,
+            min(2500, len(self.pictures)), self.room, at_once(place),
         )  # fmt: skip
 
     def seconds(self) -> float:
@@ -291,14 +291,14 @@ def stepped(
     return watch
 
 
-def timed(run: Callable[[int], object], most: int, room: float) -> float:
-    """Seconds a picture that `run(count)` takes, with as many as `room` seconds allow, but no more than `most`."""
+def timed(run: Callable[[int], object], most: int, room: float, least: int = 16) -> float:
+    """Seconds a picture that `run(count)` takes, with as many as `room` seconds allow, between `least` and `most`."""
     few = min(most, 16)
     run(few)                                                                   # a warm-up
     start = time.monotonic()
     run(few)
     each = (time.monotonic() - start) / few
-    count = min(most, max(few, int(room / each)))
+    count = min(most, max(least, int(room / each)))
     start = time.monotonic()
     run(count)
     return (time.monotonic() - start) / count
