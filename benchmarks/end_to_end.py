@@ -1,27 +1,34 @@
 """The whole loop against a plain one, and against its own step on one resident batch.
 
-    python benchmarks/end_to_end.py DATA --model vit-base --batch 256          # a packed set: what the pictures cost
-    python benchmarks/end_to_end.py cifar/train.tar.gz --model vit-tiny --image-size 32 --patch-size 2 \
+    python benchmarks/make_pictures.py photos/ /tmp/made --count 20000         # once
+    python benchmarks/end_to_end.py /tmp/made/raw --model vit-base --batch 256 # a packed set: what the pictures cost
+    python benchmarks/end_to_end.py cifar10/train.tar.gz --model vit-tiny --image-size 32 --patch-size 2 \
         --decoder-width 192 --decoder-depth 4 --batch 1024 --plain             # small pictures
 
 Contestants, in turns: the step on one batch that never changes; our loop with its feed and all augmentation; and with --plain a
 PyTorch loop as most people write it (DataLoader with workers, per-picture transforms of torchvision, the same model and step).
+Batches that were made during the turns of others are thrown away before a turn: what is timed are batches made meanwhile.
 """
 
 import argparse
+import io
+import statistics
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 from turns import keep_heap, receipt, table, take_turns
 
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.cache import Pictures
-from unveil.data.feed import PictureFeed, stream
-from unveil.data.sources import open_source
+from unveil.data.feed import PictureFeed, stream, taste
+from unveil.data.sources import Source, open_source
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.cost import mae_cost
@@ -35,9 +42,7 @@ from unveil.train.trial import matrix_peak
 class Files(Dataset[tuple[Tensor, int]]):
     """One picture at a time, decoded and augmented as torchvision does it."""
 
-    def __init__(self, source: Any, side: int) -> None:
-        from torchvision import transforms
-
+    def __init__(self, source: Source, side: int) -> None:
         self.source = source
         self.transform = transforms.Compose(
             [
@@ -52,11 +57,6 @@ class Files(Dataset[tuple[Tensor, int]]):
         return len(self.source.names)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        import io
-
-        import numpy as np
-        from PIL import Image
-
         found = self.source.read(number)
         image = Image.fromarray(found) if isinstance(found, np.ndarray) else Image.open(io.BytesIO(found))
         return self.transform(image.convert("RGB")), number
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8, help="of the plain loop")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="in a turn")
+    parser.add_argument("--steps", type=int, default=50, help="in a turn")
     args = parser.parse_args()
     place = Place(torch.device(args.device))
     hardware = settled(SpreadConfig(device=args.device, compile=args.compile), place)
@@ -85,13 +85,13 @@ def main() -> None:
     torch.manual_seed(0)
     config = MAEConfig(decoder_width=args.decoder_width, decoder_depth=args.decoder_depth)
     learner = MAE.build(vit, config, AugmentConfig()).to(place.device).train()
-    spread(learner, hardware, place)
     optimizer = build_optimizer(learner, OptimConfig(base_lr=1e-9))
     source = open_source(args.data)
     pictures = Pictures(source, side=stored_side(vit.image_size))
     resident = pictures.reside(place.device)
     feed = PictureFeed(pictures, batch_size=args.batch, seed=0)
     feed.instant = resident or (place.device.type == "cpu" and pictures.in_memory)
+    spread(learner, hardware, place, taste(feed))
     print(
         f"{args.model}/{args.patch_size} at {args.image_size} px, batch {args.batch}, {len(pictures):,} pictures;",
         receipt(place.device),
@@ -106,13 +106,18 @@ def main() -> None:
             batch = learner.augment(batch.to(place.device))
         step(learner, optimizer, batch, hardware, place)
 
+    before: dict[str, Callable[[], object]] = {"the loop": lambda: [next(batches) for _ in range(0 if feed.instant else 3)]}
     contestants: dict[str, Callable[[], object]] = {
         "the loop": ours, "one resident batch": lambda: step(learner, optimizer, fixed, hardware, place)
     }  # fmt: skip
     if args.plain:
-        contestants["a plain loop"] = plain_loop(args, source, learner, optimizer, hardware, place)
-    seconds = take_turns(contestants, place.device, rounds=args.rounds, repeat=args.steps)
+        pairs = plain_batches(args, source, place)
+        contestants["a plain loop"] = partial(plain_step, pairs, learner, optimizer, hardware, place)
+        before["a plain loop"] = lambda: [next(pairs) for _ in range(2 * args.workers)]
+    seconds = take_turns(contestants, place.device, rounds=args.rounds, repeat=args.steps, before=before)
     print(table(seconds, args.batch))
+    share = statistics.median(a / b for a, b in zip(seconds["one resident batch"], seconds["the loop"], strict=True))
+    print(f"the loop has {share:.1%} of the speed on one resident batch")
     visible = learner.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
     cost = mae_cost(
         vit, visible, width=args.decoder_width, depth=args.decoder_depth, predicted=learner.target.size, plain=True
@@ -134,28 +139,23 @@ def step(learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, hardw
     optimizer.zero_grad()
 
 
-def plain_loop(
-    args: argparse.Namespace, source: Any, learner: Learner, optimizer: torch.optim.Optimizer, hardware: SpreadConfig, place: Place
-) -> Callable[[], object]:
-    """Pictures by a DataLoader; the step is the same."""
+def plain_batches(args: argparse.Namespace, source: Source, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures and their numbers by a DataLoader, without end."""
     loader = DataLoader(
         Files(source, args.image_size), args.batch, shuffle=True, num_workers=args.workers, drop_last=True,
         pin_memory=place.device.type == "cuda", persistent_workers=args.workers > 0,
     )  # fmt: skip
+    while True:
+        yield from loader
 
-    def endless() -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield from loader
 
-    pairs = endless()
-    sizes = torch.full((args.batch, 2), args.image_size, device=place.device)
-
-    def run() -> None:
-        images, numbers = next(pairs)
-        images, numbers = images.to(place.device, non_blocking=True), numbers.to(place.device, non_blocking=True)
-        step(learner, optimizer, Batch(images, sizes, numbers), hardware, place)
-
-    return run
+def plain_step(
+    pairs: Iterator[tuple[Tensor, Tensor]], learner: Learner, optimizer: torch.optim.Optimizer, hardware: SpreadConfig, place: Place
+) -> None:
+    """The same step on a DataLoader's batch."""
+    images, numbers = (part.to(place.device, non_blocking=True) for part in next(pairs))
+    sizes = torch.ones(len(images), 2, dtype=torch.int64, device=place.device)
+    step(learner, optimizer, Batch(images, sizes, numbers), hardware, place)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from step import our_step, peak_bytes
+from step import our_side, peak_bytes
 from turns import keep_heap, receipt, take_turns
 
 from unveil.data.augment import AugmentConfig
@@ -64,7 +64,7 @@ def main() -> None:
             vit, visible, width=shape["decoder_width"], depth=shape["decoder_depth"], predicted=mae.target.size, batch=args.batch,
             every=config.loss_on_all, mask_tokens_in_encoder=config.mask_tokens_in_encoder,
         ).step  # fmt: skip
-        steps[name] = our_step(mae, args.batch, args.precision, False, device)
+        steps[name] = our_side(mae, args.precision, device)(args.batch, None)
         steps[name]()                                                          # the optimiser's moments are there from now on
         peaks[name] = peak_bytes(steps[name], device)
     seconds = take_turns(steps, device, rounds=args.rounds)

@@ -1,12 +1,13 @@
 """Contestants take turns in one process: what slows the machine for a while slows them all."""
 
+import gc
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -49,10 +50,49 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def free() -> None:
+    """Gives back to the device what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def at_batches(
+    at: Callable[[int], Callable[[], object]], batches: Iterable[int], device: torch.device, *, steps: int = 4
+) -> Iterator[tuple[int, float]]:
+    """Rising batches with their samples a second, until one does not fit the device, or two in a row are no gain.
+
+    Args:
+        at: Makes the step of a batch size.
+        batches: What to try.
+        device: Where; a CPU has no limit that could be caught.
+        steps: How many are timed, after one that is not; the fastest counts.
+    """
+    best, idle = 0.0, 0
+    for count in batches:
+        speed = speed_at(at, count, device, steps)
+        free()                                                                 # its tensors go, before the next batch is made
+        if speed is None:
+            return
+        yield count, speed
+        best, idle = max(best, speed), 0 if speed > best else idle + 1
+        if idle == 2:
+            return
+
+
+def speed_at(at: Callable[[int], Callable[[], object]], count: int, device: torch.device, steps: int) -> float | None:
+    """Samples a second; nothing where the memory does not do."""
+    try:
+        return count / min(take_turns({"step": at(count)}, device, rounds=steps, warmup=1)["step"])
+    except torch.OutOfMemoryError:
+        return None
+
+
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 10, repeat: int = 1, warmup: int = 2
-) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; the order turns from round to round."""
+    contestants: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 10, repeat: int = 1, warmup: int = 2,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of each contestant in each round; the order turns from round to round. What runs `before` a turn is not timed."""
     for run in contestants.values():
         for _ in range(warmup):
             run()
@@ -60,6 +100,8 @@ def take_turns(
     names = list(contestants)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if before and name in before:
+                before[name]()
             wait(device)
             start = time.perf_counter()
             for _ in range(repeat):

@@ -4,8 +4,9 @@
 #   GPUS=8 examples/torchrun.sh photos/ --model vit-base --out runs/photos
 #
 # On the CPU, to try it out:  GPUS=2 examples/torchrun.sh digits --device cpu --epochs 0.2 --out runs/two
+# Kill one of its processes:  kill -9 PID    (all start again, and go on from the last checkpoint; up to ten times)
 # Too large for one GPU: add  --parallel fsdp   (each process holds a share of the model)
-# On two machines: replace --standalone by  --nnodes 2 --node-rank 0 (or 1) --rdzv-backend c10d --rdzv-endpoint HOST:29500
+# On several machines: see docs/many-gpus.md; under Slurm: examples/slurm.sh
 set -eu
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
-exec torchrun --standalone --nproc-per-node "${GPUS:-1}" --module unveil pretrain "$@"
+exec torchrun --standalone --nproc-per-node "${GPUS:-1}" --max-restarts 10 --module unveil pretrain "$@"

@@ -166,3 +166,10 @@ def test_the_options_reach_the_function(monkeypatch):
     monkeypatch.setattr("unveil.recipes.pretrain.pretrain", lambda **options: seen.update(options))
     assert main("pretrain", "photos", "--epochs", "2", "--out", "here") == 0
     assert seen == {"data": "photos", "method": "mae", "model": None, "out": "here", "epochs": 2.0}
+
+
+def test_a_process_that_lost_another_says_so_in_a_sentence():
+    gloo = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:5000. This is typically\nmore")
+    said = cli.plain(gloo)
+    assert said.startswith("lost touch with another process of this run (Connection closed by peer [127.0.0.1]:5000): torchrun")
+    assert cli.plain(RuntimeError("a fault of our own")) is None

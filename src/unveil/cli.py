@@ -276,6 +276,9 @@ def plain(error: Exception) -> str | None:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if type(error).__name__ == "OutOfMemoryError":
         return "the device has too little memory: try --accumulate 2 (or 4, 8), --recompute, or a smaller --batch-size"
+    if "by peer" in str(error) or type(error).__name__ == "DistBackendError":
+        cause = str(error).splitlines()[0].split("] ", 1)[-1].split(". This")[0]
+        return f"lost touch with another process of this run ({cause}): torchrun starts all again where --max-restarts allows"
     return None
 
 

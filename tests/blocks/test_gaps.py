@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.blocks.gaps import append
+from unveil.blocks.gaps import append, append_projected
+from unveil.blocks.linear import Linear
+from unveil.blocks.norm import LayerNorm
 from unveil.blocks.transformer import Transformer, TransformerConfig
 
 B, T, N, M, D = 3, 4, 9, 5, 12
@@ -84,3 +86,18 @@ def test_the_last_block_asks_for_the_wanted_tokens_only():
     made.blocks[-1].attention.out.register_forward_hook(lambda module, args, out: rows.append(out.shape[1]))
     made(seen, gaps=(tokens, hide), last=M)
     assert rows == [M, M]
+
+
+def test_gradients_of_mask_tokens_do_not_get_stuck_in_half_precision() -> None:
+    """Four thousand pictures that pull in one direction: a sum in bfloat16 stops growing at 256 times a part."""
+    tokens = torch.zeros(2, 8, requires_grad=True)
+    project, norm = Linear(8, 24), LayerNorm(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        gaps = (tokens, torch.tensor([[0, 1]] * 4096))
+        seen, projected = append_projected(torch.zeros(4096, 1, 8).bfloat16(), gaps, norm, project)
+    seen.sum().backward()
+    assert tokens.grad is not None
+    assert torch.equal(tokens.grad, torch.full((2, 8), 4096.0))
+    projected.sum().backward()
+    assert project.bias.grad is not None
+    assert torch.allclose(project.bias.grad, torch.tensor(3 * 4096.0), rtol=4e-3)

@@ -15,15 +15,14 @@ from unveil.data.augment import (
     Augment,
     AugmentConfig,
     centre_boxes,
-    crop_resize,
     jittered,
     moved_boxes,
     normalise,
     random_boxes,
-    resize_matrix,
     view,
 )  # fmt: skip
 from unveil.data.batch import Batch
+from unveil.data.resize import by_products, crop_resize, one_by_one, resize_matrix
 from unveil.errors import UnveilError
 
 SIZES = [(24, 31), (40, 17), (9, 12), (33, 33), (40, 31)]
@@ -85,6 +84,36 @@ def test_crop_and_resize_equal_pillow(size, deep):
             assert apart.mean() < 0.6                                          # rounding to bytes, no shift
             near.append((apart <= 3).flatten())                                # Pillow also clips between its two passes
     assert deep or np.concatenate(near).mean() > 0.995
+
+
+@pytest.mark.parametrize("how", ["one by one", "float32", "float16"])
+def test_large_pictures_equal_pillow_in_bytes(how):
+    """On a CPU in whole numbers; on a GPU by products in half precision, which is tried here on the CPU."""
+    chance = np.random.default_rng(2)
+    pictures = [picture(h, w, i) // 2 + 40 for i, (h, w) in enumerate([(150, 200), (120, 90), (70, 70), (128, 128)])]
+    boxes = [[int(chance.integers(0, side // 2)) for side in x.shape[:2]] + [x.shape[0] // 2, x.shape[1] // 2] for x in pictures]
+    boxes[2] = [0, 0, 70, 70]
+    flips = [True, False, True, False]
+    images, sizes = canvases(pictures, fill=255)
+    given = (images, torch.tensor(boxes).float(), sizes, (96, 96), torch.tensor(flips))
+    found = one_by_one(*given) if how == "one by one" else by_products(*given, getattr(torch, how))
+    if how == "one by one":
+        assert torch.equal(found, crop_resize(*given))
+        strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as `Pictures` batches what it reads
+        assert torch.equal(found, crop_resize(strided, *given[1:]))
+    true = np.stack([by_pillow(x, box, (96, 96), flip, exact=False) for x, box, flip in zip(pictures, boxes, flips, strict=True)])
+    apart = np.abs((found.permute(0, 2, 3, 1).numpy() * 255).round() - true)
+    assert apart.max() <= 2
+    assert (apart == 0).mean() > 0.75                                          # the others: which pass is rounded first
+
+
+def test_large_crops_over_the_edge_see_black():
+    images, sizes = canvases([picture(80, 90, 0) // 2 + 40] * 2)
+    boxes = torch.tensor([[-5.0, 3, 80, 80], [0.0, 0, 80, 80]])
+    found = crop_resize(images, boxes, sizes, (64, 64))
+    products = by_products(images, boxes, sizes, (64, 64), torch.zeros(2).bool(), torch.float32)
+    torch.testing.assert_close(found, products, rtol=0, atol=2 / 255)
+    assert not found[0, :, :3].any()
 
 
 def test_rows_of_the_matrix_sum_to_1_inside():

@@ -1,6 +1,8 @@
 """Batches: the same samples on one process or many, in the order of the run."""
 
 import threading
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,10 +19,10 @@ from unveil.errors import UnveilError
 COUNT, SIZE = 22, 8
 
 
-def picture_feed(places: torch.Tensor | None = None, memory: int = MEMORY) -> PictureFeed:
+def picture_feed(places: torch.Tensor | None = None, memory: int = MEMORY, repeats: int = 1) -> PictureFeed:
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     pictures = Pictures(array_source(array, np.arange(COUNT) % 7), side=4, memory=memory)
-    return PictureFeed(pictures, batch_size=SIZE, seed=3, places=places)
+    return PictureFeed(pictures, batch_size=SIZE, seed=3, places=places, repeats=repeats)
 
 
 def table_feed() -> TableFeed:
@@ -32,7 +34,9 @@ def joined(parts: list[Batch]) -> Batch:
     return Batch(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-@pytest.mark.parametrize("make", [picture_feed, table_feed])
+@pytest.mark.parametrize(
+    "make", [picture_feed, table_feed, partial(picture_feed, repeats=4), partial(picture_feed, memory=0, repeats=2)]
+)
 @pytest.mark.parametrize(("world", "parts"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2)])
 def test_shares_make_up_the_same_step(make, world, parts):
     feed = make()
@@ -70,6 +74,42 @@ def test_an_epoch_shows_each_picture_once():
         assert sorted(x.numpy().tobytes() for x in seen[epoch * 6 : epoch * 6 + 6]) == wanted
 
 
+@pytest.mark.parametrize("repeats", [1, 2, 4, 8])
+@pytest.mark.parametrize("memory", [0, MEMORY])
+def test_repeats_are_samples_of_one_picture_with_keys_of_their_own(repeats, memory):
+    feed = picture_feed(repeats=repeats, memory=memory)
+    assert feed.samples == COUNT                                               # an epoch has as many samples as ever
+    array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
+    for step in range(7):
+        (batch,) = batches(feed, step, 0, 1, 1)
+        assert len(set(batch.keys.tolist())) == SIZE
+        for i in range(SIZE):
+            number = step * SIZE + i
+            place = int(shuffled(3, torch.tensor([number // repeats]), COUNT))
+            assert torch.equal(batch.images[i].permute(1, 2, 0), torch.from_numpy(array[place]))
+            assert batch.labels[i] == place % 7
+            assert batch.keys[i] == sample_keys(3, number, 1)
+    passes = torch.cat([batches(feed, step, 0, 1, 1)[0].images for step in range(11 * repeats)])[::repeats]   # 4 passes
+    wanted = sorted(x.transpose(2, 0, 1).tobytes() for x in array)
+    for i in range(0, len(passes), COUNT):
+        assert sorted(x.numpy().tobytes() for x in passes[i : i + COUNT]) == wanted
+
+
+@pytest.mark.parametrize(("repeats", "shares", "reads"), [(1, 1, 8), (2, 1, 4), (4, 1, 2), (8, 1, 1), (4, 2, 1), (4, 4, 1)])
+def test_a_share_reads_a_repeated_picture_once(repeats, shares, reads):
+    feed, asked = picture_feed(memory=0, repeats=repeats), []
+    whole = batches(feed, 1, 0, 1, 1)[0]
+    read = feed.pictures.source.reader
+    feed.pictures.source = replace(feed.pictures.source, reader=lambda number: asked.append(number) or read(number))
+    parts = []
+    for share in range(shares):
+        asked.clear()
+        parts.append(feed.share(1, share, shares))
+        assert len(asked) == reads
+    for ours, true in zip(joined(parts), whole, strict=True):
+        assert torch.equal(ours, true)
+
+
 def test_on_demand_equals_in_memory():
     kept, fresh = picture_feed(), picture_feed(memory=0)
     assert kept.pictures.in_memory
@@ -85,6 +125,10 @@ def test_batches_that_do_not_divide_are_refused():
         batches(picture_feed(), 0, 0, 3, 1)
     with pytest.raises(UnveilError, match=r"batch size 2 does not divide by 4 .*use 4"):
         share_size(2, 4)
+    with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(repeats\): use 6"):
+        picture_feed(repeats=3)
+    with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 0 \(repeats\): use 1 or more"):
+        picture_feed(repeats=0)
 
 
 class Slow:

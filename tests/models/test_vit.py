@@ -97,7 +97,7 @@ def test_attention_of_the_class_token():
     vit, x = tiny(), torch.randn(2, 2, 8, 12)
     seen = []
     last = vit.transformer.blocks[-1].attention
-    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = last.register_forward_pre_hook(lambda _, inputs, options: seen.append(options["norm"](inputs[0])), with_kwargs=True)
     vit(x)
     handle.remove()
     query, key, _ = last.query_key_value(seen[0]).unflatten(-1, (3, 3, 8)).unbind(2)

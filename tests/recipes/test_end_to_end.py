@@ -1,12 +1,14 @@
 """From a folder of pictures to an encoder, its proof and its files, in one go and at tiny size."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import unveil
 from unveil.data.cache import MEMORY, Pictures
@@ -65,6 +67,20 @@ def test_the_same_command_again_touches_nothing(run: Run, pictures: Path) -> Non
     again = unveil.pretrain(str(pictures), out=run.path, held_out=4, **TINY)
     assert again.results == run.results
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("missing", ["report.html", "report.html results.json model.safetensors encoder.safetensors samples.npz"])
+def test_a_run_that_was_killed_while_it_was_judged_is_judged_again(
+    run: Run, pictures: Path, tmp_path: Path, missing: str
+) -> None:
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    for name in missing.split():
+        (folder / name).unlink()
+    again = unveil.pretrain(str(pictures), out=folder, held_out=4, **TINY)
+    assert again.results == run.results
+    assert {path.name for path in folder.iterdir()} == {path.name for path in run.path.iterdir()}
+    expected, found = (load_file(path / "model.safetensors") for path in (run.path, folder))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_other_settings_and_other_data_are_refused(run: Run, pictures: Path, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(pictures: Path, out: Path, *more: str, processes: int = 1) -> "subprocess.Popen[str]":
-    """Starts `unveil pretrain` on so many processes."""
-    port = str(20000 + (os.getpid() * 7 + processes) % 9000)
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", port]
+def start(pictures: Path, out: Path, *more: str, processes: int = 1, restarts: int = 0) -> "subprocess.Popen[str]":
+    """Starts `unveil pretrain` on so many processes, which are all started again so many times when one dies."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    torchrun += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unveil", "pretrain", str(pictures), *OPTIONS]
     return subprocess.Popen(
         [*command, "--out", str(out), *more],

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from unveil.blocks.linear import Linear, linear
 from unveil.errors import UnveilError
 
 
@@ -78,20 +79,21 @@ class Attention(nn.Module):
         if width % heads:
             raise UnveilError(f"width {width} does not divide into {heads} heads: use a number of heads that divides it")
         self.heads, self.dropout = heads, dropout
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def project(
-        self, x: Tensor, context: Tensor | None = None, projected: Tensor | None = None, last: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Tensor, context: Tensor | None = None, norm: nn.Module | None = None,
+        projected: Tensor | None = None, last: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Query, key and value, each (B, heads, tokens, width / heads); arguments as in `forward`."""
         weight, bias, d = self.query_key_value.weight, self.query_key_value.bias, x.shape[-1]
         if context is not None or (last is not None and projected is None):
-            asking = x if last is None else x[:, -last:]
-            told = F.linear(x if context is None else context, weight[d:], bias[d:])
-            parts = (F.linear(asking, weight[:d], bias[:d]), *told.chunk(2, dim=-1))
+            x = x if norm is None else norm(x)
+            asking = linear(x if last is None else x[:, -last:], weight[:d], bias[:d])
+            parts = (asking, *linear(x if context is None else context, weight[d:], bias[d:]).chunk(2, dim=-1))
         else:
-            query, key, value = (self.query_key_value(x) if projected is None else projected).chunk(3, dim=-1)
+            query, key, value = (self.query_key_value(x, norm) if projected is None else projected).chunk(3, dim=-1)
             parts = (query if last is None else query[:, -last:], key, value)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         return query, key, value
@@ -101,6 +103,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "B T D"],
         context: Float[Tensor, "B S D"] | None = None,
         *,
+        norm: nn.Module | None = None,
         allowed: Bool[Tensor, "..."] | None = None,
         bias: Float[Tensor, "..."] | None = None,
         causal: bool = False,
@@ -112,13 +115,14 @@ class Attention(nn.Module):
         Args:
             x: Tokens that look.
             context: Tokens that are looked at; `x` by default.
+            norm: What `x` goes through first.
             allowed: As in `attend`.
             bias: As in `attend`.
             causal: As in `attend`.
-            projected: `query_key_value(x)`, where it is known already.
+            projected: `query_key_value(norm(x))`, where it is known already.
             last: Only the last so many tokens of `x` look, and only they come back; all are looked at.
         """
-        query, key, value = self.project(x, context, projected, last)
+        query, key, value = self.project(x, context, norm, projected, last)
         dropout = self.dropout if self.training else 0.0
         mixed = attend(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))               # (B, T, D)

@@ -17,7 +17,7 @@ class Branch(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         x = self.dropout(x)
         if self.scale is not None:
-            x = x * self.scale
+            x = x * self.scale.to(x.dtype)
         if self.training and self.drop_path:
             kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
             x = x * kept.to(x.dtype) / (1 - self.drop_path)

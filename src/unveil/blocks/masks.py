@@ -71,7 +71,9 @@ def grid_mask(batch: int, grid: Size, ratio: float, device: torch.device) -> Mas
         raise UnveilError(f"grid sampling cannot hide {ratio}: use 0.75 (one of 4 stays), 0.889 (of 9) or 0.9375 (of 16)")
     y = torch.arange(grid[0], device=device)[:, None] % side
     x = torch.arange(grid[1], device=device)[None, :] % side
-    return split(((y + x) > 0).flatten().expand(batch, -1))
+    order = ((y + x) > 0).flatten().to(torch.uint8).argsort(stable=True).expand(batch, -1)
+    visible = -(-grid[0] // side) * -(-grid[1] // side)                        # counted here: a GPU's answer would be waited for
+    return order[:, :visible], order[:, visible:]
 
 
 def split(hidden: Bool[Tensor, "B N"]) -> Mask:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unveil.blocks.linear import linear
 from unveil.errors import UnveilError
 
 Size = tuple[int, int]                                                        # (height, width)
@@ -58,7 +59,7 @@ class PatchEmbed(nn.Linear):
     def forward(self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None) -> Float[Tensor, "B V D"]:
         """Embeds the patches at the positions `keep` only, or all of them: what is hidden is never touched."""
         patches = patchify(images, self.patch_size)
-        return super().forward(patches if keep is None else gather(patches, keep))
+        return linear(patches if keep is None else gather(patches, keep), self.weight, self.bias)
 
     def as_convolution(self) -> Tensor:
         """The weight in the layout of a convolution, (D, C, p, q)."""

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from unveil.blocks.attention import Attention
 from unveil.blocks.branch import Branch
 from unveil.blocks.gaps import Gaps, append, append_projected
+from unveil.blocks.linear import Linear
+from unveil.blocks.norm import LayerNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +45,16 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.pre = config.norm == "pre"
-        self.norm1 = nn.LayerNorm(width, eps=config.eps)
+        self.norm1 = LayerNorm(width, eps=config.eps)
         self.attention = Attention(width, config.heads, config.dropout)
         self.branch1, self.branch2 = (Branch(width, config.dropout, drop_path, config.layer_scale) for _ in range(2))
         if config.cross:
-            self.norm_cross = nn.LayerNorm(width, eps=config.eps)
+            self.norm_cross = LayerNorm(width, eps=config.eps)
             self.cross = Attention(width, config.heads, config.dropout)
             self.branch_cross = Branch(width, config.dropout, drop_path, config.layer_scale)
-        self.norm2 = nn.LayerNorm(width, eps=config.eps)
+        self.norm2 = LayerNorm(width, eps=config.eps)
         activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
+        self.mlp = MLP(Linear(width, hidden), activation, Linear(hidden, width))
 
     def forward(
         self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S D"] | None = None, *,
@@ -64,18 +66,28 @@ class Block(nn.Module):
         """
         if gaps is not None:
             x, attention["projected"] = append_projected(x, gaps, self.norm1, self.attention.query_key_value)
-        mixed = self.attention(self.norm1(x) if self.pre and gaps is None else x, last=last, **attention)
+        mixed = self.attention(x, norm=self.norm1 if self.pre and gaps is None else None, last=last, **attention)
         x = (x if last is None else x[:, -last:]) + self.branch1(mixed)
         if self.pre:
             if context is not None:
                 x = x + self.branch_cross(self.cross(self.norm_cross(x), context, allowed=context_allowed))
-            x = x + self.branch2(self.mlp(self.norm2(x)))
+            x = x + self.branch2(self.mlp(x, self.norm2))
             return x
         x = self.norm1(x)
         if context is not None:
             x = self.norm_cross(x + self.branch_cross(self.cross(x, context, allowed=context_allowed)))
         x = self.norm2(x + self.branch2(self.mlp(x)))
         return x
+
+
+class MLP(nn.Sequential):
+    """Linear, activation, linear."""
+
+    def forward(self, x: Float[Tensor, "B T D"], norm: nn.Module | None = None) -> Float[Tensor, "B T D"]:
+        """`norm` is what x goes through first."""
+        widen, activation, narrow = self
+        out: Tensor = narrow(widen(x, norm), activation)
+        return out
 
 
 class Transformer(nn.Module):
@@ -86,7 +98,7 @@ class Transformer(nn.Module):
         self.config = config
         steps = max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / steps) for i in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else nn.Identity()
+        self.norm = LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else nn.Identity()
         self.apply(xavier)
 
     def forward(

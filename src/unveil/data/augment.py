@@ -1,7 +1,4 @@
-"""Augmentation of a whole batch on its device: crop, resize and flip are two matrix products a picture.
-
-A resize is linear, so it is a matrix for the rows and one for the columns; a crop and a flip only move the places where the
-matrices look. The kernel is Pillow's antialiased bicubic.
+"""Augmentation of a whole batch on its device: what is cropped, flipped and coloured, and how; `resize` does the work.
 
 Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
 """
@@ -17,9 +14,9 @@ from torch import Tensor
 from unveil.blocks.chance import uniform
 from unveil.blocks.patches import Size
 from unveil.data.batch import Batch
+from unveil.data.resize import FULL, crop_resize
 from unveil.errors import UnveilError
 
-FULL = {torch.uint8: 255.0, torch.uint16: 65535.0}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -87,8 +84,8 @@ def normalise(
     std = std or (IMAGENET_STD if channels == 3 else (0.226,) * channels)
     if not len(mean) == len(std) == channels:
         raise UnveilError(f"pictures have {channels} channels, and there are {len(mean)} means and {len(std)} deviations")
-    pixels = images.float() / FULL.get(images.dtype, 1.0)
-    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
+    centre, spread = torch.tensor([mean, std]).to(images.device, non_blocking=True)[..., None, None].unbind()  # no wait for a GPU
+    return (images.float() / FULL.get(images.dtype, 1.0) - centre) / spread
 
 
 def random_boxes(
@@ -136,57 +133,16 @@ def moved_boxes(boxes: Float[Tensor, "B 4"], sizes: Float[Tensor, "B 2"], keys: 
     return torch.cat([start, side], dim=1)
 
 
-def crop_resize(
-    images: Tensor,
-    boxes: Float[Tensor, "B 4"],
-    sizes: Int[Tensor, "B 2"],
-    image_size: Size,
-    flip: Tensor | None = None,
-) -> Float[Tensor, "B C S T"]:
-    """Crops and resizes each picture as Pillow's bicubic filter does, to floats between 0 and 1."""
-    rows = resize_matrix(boxes[:, 0], boxes[:, 2], sizes[:, 0], images.shape[2], image_size[0])
-    columns = resize_matrix(boxes[:, 1], boxes[:, 3], sizes[:, 1], images.shape[3], image_size[1])
-    if flip is not None:
-        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    chunk = max(1, 2**24 // images[0].numel())                                 # canvases become floats a few at a time
-    parts = [
-        (r[:, None] @ (x.to(r.dtype) / FULL[x.dtype]) @ c[:, None].mT).clamp(0, 1)
-        for x, r, c in zip(*(torch.split(x, chunk) for x in (images, rows, columns)), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def resize_matrix(
-    start: Float[Tensor, " B"], length: Float[Tensor, " B"], size: Int[Tensor, " B"], canvas: int, result: int
-) -> Float[Tensor, "B S H"]:
-    """Weights (result, canvas) that crop [start, start + length) and resize it: Pillow's bicubic, widened when shrinking.
-
-    A place outside the box, or outside the picture (which ends at `size`), weighs nothing.
-    """
-    scale = (length / result)[:, None, None]                                   # (B, 1, 1)
-    centre = start[:, None, None] + (torch.arange(result, device=start.device)[None, :, None] + 0.5) * scale
-    place = torch.arange(canvas, device=start.device)[None, None, :]
-    distance = ((place + 0.5 - centre) / scale.clamp(min=1)).abs()
-    near = (1.5 * distance - 2.5) * distance * distance + 1                    # Keys' cubic with a = -0.5
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    weight = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-    end = torch.minimum(start + length, size)[:, None, None]
-    weight = torch.where((place >= start.clamp(min=0)[:, None, None]) & (place < end), weight, 0.0)
-    total = weight.sum(dim=2, keepdim=True)
-    inside = (centre > 0) & (centre < size[:, None, None])                     # a crop that reaches over the edge sees black
-    return torch.where(inside, weight / torch.where(total == 0, 1.0, total), 0.0)
-
-
 def jittered(images: Float[Tensor, "B C S T"], keys: Int[Tensor, " B"], strength: float) -> Float[Tensor, "B C S T"]:
     """Random brightness, contrast and, with three channels, saturation: factors between 1 - strength and 1 + strength."""
-    factor = 1 + strength * (2 * uniform(keys, 3, stream=13) - 1)
-    brightness, contrast, saturation = factor[:, :, None, None, None].unbind(1)
+    brightness, contrast, saturation = (1 + strength * (2 * uniform(keys, 3, stream=13) - 1))[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp(0, 1)
-    weights = images.new_tensor([0.299, 0.587, 0.114] if images.shape[1] == 3 else [1 / images.shape[1]] * images.shape[1])
-    grey = (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+    shares = [0.299, 0.587, 0.114] if images.shape[1] == 3 else [1 / images.shape[1]] * images.shape[1]
+    weights = torch.tensor(shares).to(images.device, non_blocking=True)[:, None, None]
+    grey = (images * weights).sum(dim=1, keepdim=True)
     middle = grey.mean(dim=(2, 3), keepdim=True)
     images = (middle + (images - middle) * contrast).clamp(0, 1)
     if images.shape[1] != 3:
         return images
-    grey = (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+    grey = (images * weights).sum(dim=1, keepdim=True)
     return (grey + (images - grey) * saturation).clamp(0, 1)

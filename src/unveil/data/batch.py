@@ -1,5 +1,6 @@
 """Pictures on their way to a loss."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,16 +21,17 @@ class Batch(NamedTuple):
     """(B,) classes, -1 where there is none; or (B, K) shares of classes after mixing."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on another device, without waiting for the copy."""
-        images, sizes, keys = (part.to(device, non_blocking=True) for part in self[:3])
-        return Batch(images, sizes, keys, None if self.labels is None else self.labels.to(device, non_blocking=True))
+        """The same on another device; a GPU is not waited for, but what it sends to the processor is."""
+        return self._each(lambda part: part.to(device, non_blocking=device.type != "cpu"))
 
     def first(self, count: int) -> "Batch":
         """The first so many samples."""
-        labels = None if self.labels is None else self.labels[:count]
-        return Batch(self.images[:count], self.sizes[:count], self.keys[:count], labels)
+        return self._each(lambda part: part[:count])
 
     def pinned(self) -> "Batch":
-        """The same in page-locked memory, which a GPU copies from on its own."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), self.keys.pin_memory(), labels)
+        """The same in page-locked memory, which a GPU copies from on its own; what is on a GPU already stays there."""
+        return self._each(lambda part: part if part.is_cuda else part.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        images, sizes, keys = map(change, self[:3])
+        return Batch(images, sizes, keys, None if self.labels is None else change(self.labels))

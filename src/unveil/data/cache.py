@@ -113,20 +113,25 @@ class Pictures:
         default): what is kept aside must not slip into training.
         """
         if isinstance(self._kept, Tensor):
-            kept, places = self._kept, places.to(self._kept.device, non_blocking=True)
+            kept = self._kept
+            places = places.pin_memory().to(kept.device, non_blocking=True) if kept.is_cuda else places
             images = kept[places] if self.dtype == torch.uint8 else kept.view(torch.int16)[places].view(torch.uint16)
             return images, self._size.expand(len(places), 2)
         if self._kept is not None:
             pictures = [self._kept[i] for i in places.tolist()]
         else:
             ring = self.numbers if among is None else self.numbers[among.numpy()]
-            pictures = list(self._pool.map(partial(self._read_or_next, ring=ring), self.numbers[places.numpy()].tolist()))
+            wanted = self.numbers[places.numpy()].tolist()
+            once = list(dict.fromkeys(wanted))                                 # what comes several times is read once
+            read = dict(zip(once, self._pool.map(partial(self._read_or_next, ring=ring), once), strict=True))
+            pictures = [read[i] for i in wanted]
         sizes = torch.tensor([x.shape[:2] for x in pictures])
         height, width = sizes.amax(dim=0).tolist()
-        canvas = np.zeros((len(pictures), self.channels, height, width), numpy_type(self.dtype))
+        new = np.zeros if len(sizes.unique(dim=0)) > 1 else np.empty
+        canvas = new((len(pictures), height, width, self.channels), numpy_type(self.dtype))
         for row, x in zip(canvas, pictures, strict=True):
-            row[:, : x.shape[0], : x.shape[1]] = x.transpose(2, 0, 1)
-        return torch.from_numpy(canvas), sizes
+            row[: x.shape[0], : x.shape[1]] = x                                # in the order of files: turning it would take longer
+        return torch.from_numpy(canvas).permute(0, 3, 1, 2), sizes
 
     def reside(self, device: torch.device) -> bool:
         """Moves all pictures to a GPU, where they are of one size and take less than a fifth of its memory; says whether it did."""

@@ -38,10 +38,14 @@ class PictureFeed:
         places: The pictures to use; all by default.
         batch_size: Samples in a step, over all processes and parts.
         seed: Of the order, and of all that is drawn for a sample.
+        repeats: Samples in a row that are made of a picture, each with its own key; an epoch has as many samples as ever.
     """
 
-    def __init__(self, pictures: Pictures, *, batch_size: int, seed: int, places: Int[Tensor, " n"] | None = None) -> None:
-        self.pictures, self.batch_size, self.seed = pictures, batch_size, seed
+    def __init__(
+        self, pictures: Pictures, *, batch_size: int, seed: int, places: Int[Tensor, " n"] | None = None, repeats: int = 1
+    ) -> None:
+        self.pictures, self.batch_size, self.seed, self.repeats = pictures, batch_size, seed, repeats
+        share_size(batch_size, repeats, "repeats")
         self.places = torch.arange(len(pictures)) if places is None else places
         self.samples, self.ring = len(self.places), self.places.sort().values
         self.instant = pictures.in_memory
@@ -50,10 +54,11 @@ class PictureFeed:
         """See `Feed`."""
         size = share_size(self.batch_size, shares)
         first = step * self.batch_size + share * size
-        order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
+        order = shuffled(self.seed, torch.arange(first, first + size) // self.repeats, self.samples)
         places = self.places[order]
         images, sizes = self.pictures.batch(places, among=self.ring)
-        return Batch(images, sizes, sample_keys(self.seed, first, size), self.pictures.labels_of(places))
+        batch = Batch(images, sizes, sample_keys(self.seed, first, size), self.pictures.labels_of(places))
+        return batch.pinned() if images.is_cuda else batch
 
 
 class TableFeed:
@@ -74,11 +79,11 @@ class TableFeed:
         return Batch(self.features[order], torch.ones(size, 2, dtype=torch.int64), keys, self.labels[order])
 
 
-def share_size(batch_size: int, shares: int) -> int:
+def share_size(batch_size: int, shares: int, why: str = "processes x accumulation") -> int:
     """Samples in each of the equal shares of a batch. Raises `UnveilError` where it does not divide."""
-    if batch_size % shares:
-        better = max(batch_size // shares, 1) * shares
-        raise UnveilError(f"batch size {batch_size} does not divide by {shares} (processes x accumulation): use {better}")
+    if shares < 1 or batch_size % shares:
+        better = f"use {max(batch_size // shares, 1) * shares}" if shares > 0 else "use 1 or more"
+        raise UnveilError(f"batch size {batch_size} does not divide by {shares} ({why}): {better}")
     return batch_size // shares
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.chance import uniform
+from unveil.blocks.linear import Linear
 from unveil.blocks.masks import Mask, as_bool, block_mask, grid_mask, random_mask, split
 from unveil.blocks.patches import gather, patchify, scatter, unpatchify
 from unveil.blocks.positions import sincos_2d
@@ -76,12 +77,12 @@ class MAE(Method):
         self.config, self.encoder, self.augmentation = config, encoder, augment
         self.target = target or TARGETS[config.target](vit.patch_size, vit.channels)
         self.mask_token = nn.Parameter(torch.randn(vit.width if config.mask_tokens_in_encoder else width) * 0.02)
-        self.decoder_embed = nn.Linear(vit.width, width)
+        self.decoder_embed = Linear(vit.width, width)
         places = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
         self.decoder_positions = nn.Parameter(places, requires_grad=False)     # (1 + N, E)
         heads = config.decoder_heads or heads_of(width)
         self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, recompute=vit.recompute))
-        self.head = nn.Linear(width, self.target.size)
+        self.head = Linear(width, self.target.size)
         xavier(self.decoder_embed)
         xavier(self.head)
         _, hide = self.mask(torch.zeros(1, dtype=torch.int64))                 # a ratio that cannot be hidden is refused now
@@ -134,9 +135,9 @@ class MAE(Method):
         x, places, wanted = self.decoder_embed(seen), self.decoder_positions, hide.shape[1] + every * keep.shape[1]
         order = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)   # (B, 1 + V): the class token, the visible patches
         if self.config.mask_tokens_in_encoder:                                 # all are there, each in its place
-            x = self.decoder(gather(x + places, torch.cat([order, 1 + hide], dim=1)), last=wanted)
+            x = self.decoder(gather(x + places.to(x.dtype), torch.cat([order, 1 + hide], dim=1)), last=wanted)
         else:
-            x = self.decoder(x + places[order], gaps=(self.mask_token + places[1:], hide), last=wanted)
+            x = self.decoder(x + places[order].to(x.dtype), gaps=(self.mask_token + places[1:], hide), last=wanted)
         painted: Tensor = self.head(x)
         return painted
 

@@ -89,8 +89,8 @@ class ViT(nn.Module):
         patches = self.embed(images, keep)                                     # (B, V, D)
         if hidden is not None and mask_token is not None:
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
-        places = self.positions[1:]
-        patches = patches + (places if keep is None else places[keep])
+        places = self.positions[1:] if keep is None else self.positions[1:][keep]
+        patches = patches + places.to(patches.dtype)                           # under autocast, tokens stay in half precision
         first = (self.class_token + self.positions[0]).to(patches.dtype).expand(images.shape[0], 1, -1)
         return torch.cat([first, patches], dim=1)                              # (B, 1 + V, D)
 
@@ -105,7 +105,8 @@ class ViT(nn.Module):
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:
         """One vector a picture: the mean of the patch tokens, or the class token."""
         tokens: Tensor = self(images)
-        return tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1)
+        exact = torch.promote_types(tokens.dtype, torch.float32)
+        return tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1, dtype=exact)
 
     @torch.no_grad()
     def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:

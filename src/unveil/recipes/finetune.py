@@ -90,8 +90,9 @@ def finetune(
     }  # fmt: skip
     path = Path(out) if out else beside(run, "scratch" if own.scratch else "finetune")
     result = open_run(path, "finetune", config, facts, write=place.lead, say=say)
-    if result.results:
+    if result.results and (path / "report.html").exists():
         say(f"{path} is finished. Its report: {path / 'report.html'}")
+        leave(place)
         return result
     write_skipped(result.path, [known, asked], place, say)
     classes = known.pictures.classes

@@ -53,8 +53,9 @@ def pretrain(
     own, training, hardware, place = setting.own, setting.training, setting.hardware, setting.place
     say = tell(place.lead)
     run = open_run(setting.path(out), "pretrain", setting.config, setting.facts, write=place.lead, say=say)
-    if run.results:
+    if run.results and (run.path / "report.html").exists():
         say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
+        leave(place)
         return run
 
     pictures, judged, cut = setting.open_parts()

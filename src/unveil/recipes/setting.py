@@ -37,6 +37,9 @@ class PretrainConfig:
     """No file is decoded beyond this many pixels."""
     held_out: int = 1000
     """Pictures kept aside to judge on where DATA has no test split; at most a tenth of them. Probes of this run take the same."""
+    repeats: int = 1
+    """Samples that are made of a picture when it is read, each with its own crop and mask: fewer pictures are read in a step.
+    `epochs` go on to count samples, so a run takes as many steps, and passes over the pictures less often."""
     recompute: bool = False
     """Gradient checkpointing: less memory, a third more time."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
@@ -112,8 +115,8 @@ class Setting:
 
     def feed(self, pictures: Part) -> PictureFeed:
         """The pictures in the order of the run."""
-        size, seed = self.training.batch_size, self.training.seed
-        return PictureFeed(pictures.pictures, places=pictures.places, batch_size=size, seed=seed)
+        size, seed, repeats = self.training.batch_size, self.training.seed, self.own.repeats
+        return PictureFeed(pictures.pictures, places=pictures.places, batch_size=size, seed=seed, repeats=repeats)
 
 
 def settle(

@@ -13,8 +13,9 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
-from unveil.data.augment import FULL, Augment, AugmentConfig, normalise
+from unveil.data.augment import Augment, AugmentConfig, normalise
 from unveil.data.batch import Batch
+from unveil.data.resize import FULL
 from unveil.errors import UnveilError
 from unveil.learner import Step, Task
 from unveil.models.vit import ViT

@@ -10,7 +10,7 @@ from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
 from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_rate
-from unveil.train.parallel import Place, SpreadConfig, agree, autocast, last_of, spread, whole, whole_here
+from unveil.train.parallel import Place, SpreadConfig, agree, any_process, autocast, last_of, spread, whole, whole_here
 from unveil.train.schedule import half_cosine
 from unveil.train.state import load_model_state, load_optimizer_state, model_state, optimizer_state
 from unveil.train.trial import matrix_peak, try_step
@@ -70,7 +70,7 @@ def train(
     else:
         with torch.no_grad():
             learner.prepare(learner.augment(few.to(place.device)))
-    model = spread(learner, spread_config, place)
+    model = spread(learner, spread_config, place, few)
     optimizer = build_optimizer(learner, optim)
     if checkpoints and start:
         load_optimizer_state(learner, optimizer, checkpoints.load(start, "optimizer"))
@@ -113,7 +113,7 @@ def train(
                 sink.write(record)
             if screen:
                 screen.show(done, record)
-            stopping = bool(agree(stop.is_set(), place))
+            stopping = any_process(stop.is_set(), place)
             if checkpoints and agree(stopping or done == total or pace.due(), place):
                 with pace.saving():
                     files = {"model": model_state(learner), "optimizer": optimizer_state(learner, optimizer)}

@@ -1,19 +1,25 @@
 """One device or many: a learner is written for one, and spread from outside."""
 
 import os
+import time
+import uuid
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 from functools import cache
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unveil.blocks.transformer import Block
+from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 
@@ -39,6 +45,8 @@ class Place:
     device: torch.device
     rank: int = 0
     world: int = 1
+    store: Store | None = None
+    """Words that the processes leave for each other; none where there is one process."""
 
     @property
     def lead(self) -> bool:
@@ -56,19 +64,57 @@ def join(config: SpreadConfig) -> Place:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Place(torch.device(kind))
-    device = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+    if kind == "mps":
+        raise UnveilError("many processes need GPUs of NVIDIA or the CPU: give --device cpu")
+    device = torch.device(kind)
     if kind == "cuda":
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=device if kind == "cuda" else None)
-    return Place(device, dist.get_rank(), world)
+        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= found:
+            raise UnveilError(f"process {local} of this machine has no GPU, for torch sees {found}: use --nproc-per-node {found}")
+        torch.cuda.set_device(device := torch.device(kind, local))
+    if dist.is_initialized():                                                  # by our caller, who also ends it
+        return Place(device, dist.get_rank(), dist.get_world_size())
+    shared, rank, world = next(rendezvous("env://"))
+    store = fresh(shared, rank, world)
+    backend, bound = ("nccl", device) if kind == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world, device_id=bound)
+    return Place(device, rank, world, store)
+
+
+def fresh(shared: Store, rank: int, world: int) -> Store:
+    """The part of a store that only the processes of this start know; every process must call it.
+
+    The agent of torchrun keeps one store while it restarts its processes again and again. Those of the next start would find the
+    addresses of the dead there, and try to reach them (pytorch issues 135712 and 167288). So each one brings a name that was never
+    used before, and the lead answers it with the name of this start.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        shared.set(f"hello-{rank}", mine)
+        start = shared.get(f"welcome-{mine}").decode()                         # waits for the lead
+        shared.set(f"{start}-{rank}", "here")
+        return PrefixStore(start, shared)
+    awaited = set(range(1, world))
+    while awaited:
+        for other in sorted(awaited):
+            if shared.check([f"hello-{other}"]):                               # perhaps of an earlier start: asked until it answers
+                shared.set(f"welcome-{shared.get(f'hello-{other}').decode()}", mine)
+            if shared.check([f"{mine}-{other}"]):
+                awaited.remove(other)
+        time.sleep(0.02)
+    return PrefixStore(mine, shared)
 
 
 def leave(place: Place) -> None:
-    """Waits for the other processes, and parts from them."""
-    if place.world > 1 and dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    """Parts from the other processes; they wait for the lead, which may judge for longer than a collective may take."""
+    if place.store is None:
+        return
+    if place.lead:
+        place.store.set("done", "")
+    else:
+        place.store.wait(["done"], timedelta(days=7))
+    dist.barrier()                                                             # the store may live in the lead: all have read it
+    dist.destroy_process_group()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -104,24 +150,79 @@ def autocast(config: SpreadConfig, place: Place) -> AbstractContextManager[objec
     return torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext()
 
 
-def spread(learner: Learner, config: SpreadConfig, place: Place) -> nn.Module:
-    """What to call in place of the learner: compiled, and copied or sharded over the processes."""
+def spread(learner: Learner, config: SpreadConfig, place: Place, few: Batch) -> nn.Module:
+    """What to call in place of the learner: copied or sharded over the processes, and compiled.
+
+    One process compiles the learner as a whole. Many compile block by block, so that gradients (DDP) and weights (FSDP2) of one
+    block travel while the next one computes, and the hooks that send them stay outside of what is compiled.
+
+    Args:
+        learner: On its device, with the weights to start from.
+        config: How.
+        place: Where.
+        few: Some samples.
+    """
+    blocks = [module for module in learner.modules() if isinstance(module, Block)]
+    model: nn.Module = learner
+    if place.world > 1 and config.parallel == "ddp":
+        model = copy_everywhere(learner, config, place, few)
+    elif place.world > 1:
+        shard(learner, blocks, settled(config, place).precision)
     if config.compile:
-        learner.compile()
         learner.augment = torch.compile(learner.augment)  # type: ignore[method-assign]
-    if place.world == 1:
-        return learner
-    if config.parallel == "ddp":
-        return DistributedDataParallel(learner, broadcast_buffers=False, gradient_as_bucket_view=True)
-    for module in learner.modules():
-        if isinstance(module, Block):
-            fully_shard(module)
+        if place.world == 1:
+            learner.compile()
+        else:
+            torch._dynamo.config.recompile_limit = 2 * len(blocks) + 8         # each rate of drop path is a graph of its own
+            for block in blocks:
+                block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+    return model
+
+
+def copy_everywhere(learner: Learner, config: SpreadConfig, place: Place, few: Batch) -> DistributedDataParallel:
+    """The learner under DDP, which has seen in one backward pass in which order gradients come.
+
+    It sums them in that order from its second pass on. Without this one, the first step of a run that goes on would be summed in
+    another order than the same step of a run that was never stopped, and they would drift apart by rounding.
+    """
+    model = DistributedDataParallel(learner, gradient_as_bucket_view=True)
+    model.broadcast_buffers = False                                            # they are the same everywhere; synced once, above
+    kept = [buffer.clone() for buffer in learner.buffers()]
+    with torch.no_grad():
+        batch = learner.augment(few.first(2).to(place.device))
+    with autocast(config, place):
+        loss = model(batch).loss
+    loss.backward()
+    learner.zero_grad()
+    for buffer, value in zip(learner.buffers(), kept, strict=True):
+        buffer.copy_(value)
+    return model
+
+
+def shard(learner: Learner, blocks: list[Block], precision: str) -> Learner:
+    """The learner with a share of each parameter here: a block's are gathered while it computes, all others during a step.
+
+    Under autocast the matrices of blocks are gathered in bfloat16, which is what autocast would make of them: half of the bytes,
+    and none of the copies that it would keep until the backward pass. Gradients are summed in float32. Where torch cannot leave
+    norms out of this (before 2.15), float32 is gathered.
+    """
+    policy = MixedPrecisionPolicy()
+    if precision == "bfloat16" and "param_dtype_override_fn" in {field.name for field in fields(policy)}:
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False,
+            param_dtype_override_fn=lambda parameter: None if parameter.ndim > 1 else parameter.dtype,
+        )  # fmt: skip
+    for block in blocks:
+        fully_shard(block, mp_policy=policy)
     fully_shard(learner)
     return learner
 
 
 def last_of(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Around the parts of an accumulated step: gradients travel between processes in the last one only."""
+    """Around the parts of an accumulated step: DDP sums gradients over processes in the last one only.
+
+    FSDP2 sums them in every part: to wait, it would have to keep whole gradients, which is what it is there to avoid.
+    """
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
@@ -130,6 +231,17 @@ def last_of(model: nn.Module, last: bool) -> AbstractContextManager[object]:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_for_lead(tensor: Tensor) -> Tensor:
+    """All of a tensor, to be saved; every process must call it.
+
+    One that is sharded goes to the lead's main memory and nowhere else: no device has to hold all of a model at once.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    full: Tensor = tensor.full_tensor().detach()
+    return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
 
 
 def whole_here(config: SpreadConfig, place: Place) -> bool:

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from unveil.errors import UnveilError
 from unveil.learner import Learner
-from unveil.train.parallel import like, whole
+from unveil.train.parallel import like, whole_for_lead
 
 
 def model_state(learner: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, whole; every process must call it."""
-    return {name: whole(value).detach() for name, value in learner.state_dict().items()}
+    """All parameters and buffers, whole on the lead; every process must call it."""
+    return {name: whole_for_lead(value) for name, value in learner.state_dict().items()}
 
 
 def load_model_state(learner: Learner, state: dict[str, Tensor]) -> None:
@@ -21,10 +21,10 @@ def load_model_state(learner: Learner, state: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimiser remembers of each parameter, whole, as "<parameter>:<key>"; every process must call it."""
+    """What the optimiser remembers of each parameter, whole on the lead, as "<parameter>:<key>"; every process must call it."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
     return {
-        f"{names[parameter]}:{key}": whole(value).detach()
+        f"{names[parameter]}:{key}": whole_for_lead(value)
         for parameter, memory in optimizer.state.items()
         for key, value in memory.items()
         if isinstance(value, Tensor)

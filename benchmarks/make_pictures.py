@@ -1,0 +1,48 @@
+"""Many pictures from a few: random crops of photographs, a quarter to all of each side, as JPEG files and as two packs.
+
+    python benchmarks/make_pictures.py photos/ /tmp/made --count 20000         # 256 px: some 0.5 GB, and 4 GB of bare pixels
+
+They cost what as many photographs cost, and nothing can be learned from them. The same command makes the same files.
+"""
+
+import argparse
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+import unveil
+from unveil.data.images import read_picture
+from unveil.data.sources import open_source
+from unveil.recipes.packing import cores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--side", type=int, default=256)
+    args = parser.parse_args()
+    source = open_source(args.photographs)
+    files = args.out / "files"
+    files.mkdir(parents=True, exist_ok=True)
+
+    def make(name: str, picture: Image.Image) -> None:
+        chance = random.Random(name)
+        side = chance.randint(min(picture.size) // 4, min(picture.size))
+        left, top = chance.randint(0, picture.width - side), chance.randint(0, picture.height - side)
+        made = picture.resize((args.side, args.side), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        made.save(files / name, quality=90)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        for each in range(min(len(source), args.count)):                       # one photograph in memory at a time
+            picture = Image.fromarray(read_picture(source.read(each), channels=3))
+            list(pool.map(lambda i, picture=picture: make(f"{i:06d}.jpg", picture), range(each, args.count, len(source))))
+    for store in ("jpeg", "raw"):
+        unveil.pack(files, args.out / store, store=store, side=args.side)
+
+
+if __name__ == "__main__":
+    main()
