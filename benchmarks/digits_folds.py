@@ -15,7 +15,7 @@ from PIL import Image
 
 import unveil
 from unveil.data.digits import digits
-from unveil.recipes.pretrain import DIGITS
+from unveil.recipes.setting import DIGITS
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 

@@ -9,7 +9,7 @@ from unveil.methods import METHODS
 from unveil.options import Knob, knobs, literal
 
 DIFFERENT = {
-    "`pretrain` on the embedded digits": "unveil.recipes.pretrain:DIGITS",
+    "`pretrain` on the embedded digits": "unveil.recipes.setting:DIGITS",
     "`probe`": "unveil.recipes.probe:DEFAULTS",
     "`probe --kind partial`": "unveil.recipes.probe:TUNED",
     "`finetune`": "unveil.recipes.finetune:DEFAULTS",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unveil.recipes.look import reconstruct as reconstruct
     from unveil.recipes.look import report as report
     from unveil.recipes.pack import pack as pack
+    from unveil.recipes.plan import plan as plan
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
     from unveil.train.run import Run as Run
@@ -27,6 +28,7 @@ _HOMES = {
     "load": "unveil.interop.load",
     "normalise": "unveil.data.augment",
     "pack": "unveil.recipes.pack",
+    "plan": "unveil.recipes.plan",
     "pretrain": "unveil.recipes.pretrain",
     "probe": "unveil.recipes.probe",
     "reconstruct": "unveil.recipes.look",

@@ -27,7 +27,8 @@ AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
 DATA = "A folder, a .tar, .tar.gz or .zip of pictures, a pack, shards-{000..099}.tar, hf://name, a torchvision set, or digits."
 RUN = "A run folder, an exported file, a checkpoint laid out as the public MAE release, or a transformers ViTMAE folder."
 REQUIRED = object()
-WORDS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT"}     # where the type is no name for a reader
+WORDS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT", float | None: "FLOAT"}
+"""What a type is called where its own name is none for a reader."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Verb:
     """Defaults that differ for the embedded digits."""
 
 
+MODEL = Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None
 TEST = Argument(str | None, "Labelled pictures to judge on; the test split of DATA by default, or a tenth of it.", None)
 VERBS = {
     "pretrain": Verb(
@@ -62,14 +64,25 @@ VERBS = {
         {
             "data": Argument(str, DATA, "digits", True),
             "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
-            "model": Argument(
-                Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None,
-                "The encoder: vit-base, or vit-nano for the embedded digits.", None,
-            ),
+            "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
             "out": Argument(str | None, "The run folder; runs/<data>-<method>-<model> by default.", None),
         },
-        {"run": "unveil.recipes.pretrain:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
-        digits="unveil.recipes.pretrain:DIGITS",
+        {"run": "unveil.recipes.setting:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
+        digits="unveil.recipes.setting:DIGITS",
+    ),
+    "plan": Verb(
+        "unveil.recipes.plan:plan",
+        "Choose what to train on DATA with this hardware, try it for a moment, and predict time and memory.",
+        {
+            "data": Argument(str, DATA, "digits", True),
+            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
+            "model": Argument(MODEL, "The encoder; chosen where not given, as are sizes, decoder, batch, rate and epochs.", None),
+            "out": Argument(str | None, "The run folder of the printed command; runs/<data>-<method>-<model> by default.", None),
+            "hours": Argument(float | None, "The time that the run may take; 1 on a CPU and 8 on a GPU by default.", None),
+            "seconds": Argument(float, "About how long the trial takes.", 30.0),
+        },
+        {"run": "unveil.recipes.setting:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
+        digits="unveil.recipes.setting:DIGITS",
     ),
     "finetune": Verb(
         "unveil.recipes.finetune:finetune",

@@ -26,15 +26,27 @@ LINEAR = OptimConfig(optimizer="sgd", base_lr=0.5, weight_decay=0.0, warmup=0.1)
 
 @torch.no_grad()
 def features_of(
-    function: Callable[[Tensor], Tensor], part: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, batch_size: int = 256
+    function: Callable[[Tensor], Tensor], part: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, batch_size: int = 0
 ) -> Float[Tensor, "n ..."]:
-    """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU."""
-    rows = []
-    for places in torch.split(part.places, batch_size):
+    """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU.
+
+    Batch size 0 is `at_once`.
+    """
+    table, done = torch.empty(0), 0
+    for places in torch.split(part.places, batch_size or at_once(place)):
         batch = Batch(*part.pictures.batch(places), places).to(place.device)
         with autocast(hardware, place):
-            rows.append(function(view(batch, vit.image_size, vit.mean, vit.std)).float().cpu())
-    return torch.cat(rows)
+            rows = function(view(batch, vit.image_size, vit.mean, vit.std))
+        if not done:
+            table = torch.empty(len(part), *rows.shape[1:])                    # made once: joining the rows would hold them twice
+        table[done : done + len(rows)] = rows
+        done += len(rows)
+    return table
+
+
+def at_once(place: Place) -> int:
+    """Pictures that are judged at a time: few on a CPU, which is as fast, for many would take more memory than training does."""
+    return 64 if place.device.type == "cpu" else 256
 
 
 def views_of(part: Part, vit: ViTConfig) -> Float[Tensor, "n C H W"]:

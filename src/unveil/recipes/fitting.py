@@ -23,13 +23,11 @@ def fit(
     monitors: Sequence[Monitor],
     tracked: Literal["none", "tensorboard", "wandb"],
     title: str,
-) -> None:
-    """Trains, or goes on from the newest whole checkpoint of the run folder."""
+) -> int:
+    """Trains, or goes on from the newest whole checkpoint of the run folder; says from which step."""
     say = tell(place.lead)
-    if feed.pictures.reside(place.device):
+    if at_hand(feed, place):
         say("all pictures fit into the memory of the GPU, and stay there")
-    elif place.device.type != "cpu":
-        feed.instant = False                                                   # a GPU leaves the processor to make batches ahead
     checkpoints = run.checkpoints(training.keep, say)
     first = (checkpoints.newest() or 0) if place.lead else 0
     sinks: list[Sink] = []
@@ -50,3 +48,12 @@ def fit(
             sink.close()
         if screen:
             screen.close()
+    return first
+
+
+def at_hand(feed: PictureFeed, place: Place) -> bool:
+    """Takes the pictures as near to the device as they fit; whether they are all on a GPU now."""
+    resides = feed.pictures.reside(place.device)
+    if not resides and place.device.type != "cpu":
+        feed.instant = False                                                   # a GPU leaves the processor to make batches ahead
+    return resides

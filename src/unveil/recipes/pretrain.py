@@ -1,69 +1,35 @@
 """Pre-training: from a folder of pictures to an encoder, with proof that it learned."""
 
 import copy
-from dataclasses import asdict, dataclass
+import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from unveil.blocks.chance import sample_keys
-from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, view
+from unveil.data.augment import view
 from unveil.data.batch import Batch
-from unveil.data.cache import Pictures, channel_moments
-from unveil.data.feed import PictureFeed
-from unveil.data.sources import Data, open_both
-from unveil.errors import UnveilError
+from unveil.data.sources import Data
 from unveil.interop import native
 from unveil.learner import Method
-from unveil.methods import method_class
-from unveil.models.vit import MODELS, ViT, ViTConfig
-from unveil.options import configure, known_to
-from unveil.recipes.features import features_of, judge_features, raw_pixels, views_of
+from unveil.models.vit import ViT, ViTConfig
+from unveil.recipes.features import at_once, features_of, judge_features, raw_pixels, views_of
 from unveil.recipes.fitting import fit
-from unveil.recipes.reading import Part, natural_side, open_parts, sizes_for, skipped_lines, stored_side, write_skipped
+from unveil.recipes.reading import Part, skipped_lines, write_skipped
+from unveil.recipes.setting import settle
 from unveil.reports.page import write_page
 from unveil.reports.table import terminal_table
 from unveil.tasks.knn import knn_scores
 from unveil.tasks.score import score
+from unveil.train.bill import bill_line, bill_of
 from unveil.train.log import Record
-from unveil.train.loop import Monitor, TrainConfig, total_steps
-from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, autocast, join, leave, settled
+from unveil.train.loop import Monitor, total_steps
+from unveil.train.parallel import Place, SpreadConfig, autocast, leave
 from unveil.train.run import Run, open_run, show, tell
 from unveil.train.state import load_model_state
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """What to train, and on what."""
-
-    image_size: tuple[int, ...] = ()
-    """Side of the pictures that the encoder takes, or height and width; by default what the data has, up to 224."""
-    patch_size: tuple[int, ...] = ()
-    """Side of a patch, or height and width; by default 16, 14 for vit-huge, and an eighth of pictures smaller than 128."""
-    channels: int = 0
-    """Channels of the pictures; 0 takes what the data has."""
-    pixel_limit: int = 64_000_000
-    """No file is decoded beyond this many pixels."""
-    held_out: int = 1000
-    """Pictures kept aside to judge on where DATA has no test split; at most a tenth of them. Probes of this run take the same."""
-    repeats: int = 1
-    """Samples that are made of a picture when it is read, each with its own crop and mask: fewer pictures are read in a step.
-    `epochs` go on to count samples, so a run takes as many steps, and passes over the pictures less often."""
-    recompute: bool = False
-    """Gradient checkpointing: less memory, a third more time."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Log to TensorBoard or Weights & Biases as well."""
-
-
-DIGITS = {
-    "crop": "none", "target": "pixel", "mask_ratio": 0.6, "decoder_depth": 1, "epochs": 7.5, "batch_size": 64, "base_lr": 8e-3,
-    "monitor_times": 4,
-}  # fmt: skip
-"""What differs by default for the embedded digits, whose 64 patches of 4 pixels say little: a minute on two cores."""
 
 
 def pretrain(
@@ -82,67 +48,40 @@ def pretrain(
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
-    kind = method_class(method)
-    embedded = isinstance(data, str) and data.startswith("digits")
-    model = model or ("vit-nano" if embedded else "vit-base")
-    if model not in MODELS:
-        raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
-    configs = (PretrainConfig, kind.Config, AugmentConfig, TrainConfig, OptimConfig, SpreadConfig)
-    usual = known_to(DIGITS, *configs) if embedded else {}
-    own, settings, augment, training, optim, hardware = configure(usual | options, *configs)
-    place = join(hardware)
-    hardware = settled(hardware, place)
+    began = time.monotonic()
+    setting = settle(data, method, model, options)
+    own, training, hardware, place = setting.own, setting.training, setting.hardware, setting.place
     say = tell(place.lead)
-    source, test_source = open_both(data)
-    image_size, patch_size = sizes_for(natural_side(source, own.pixel_limit), own.image_size, own.patch_size, model == "vit-huge")
-    config = {
-        "method": method, "model": model,
-        **asdict(own), **asdict(settings), **asdict(augment), **asdict(training), **asdict(optim), **asdict(hardware),
-        "image_size": image_size, "patch_size": patch_size,
-    }  # fmt: skip
-    facts = {"name": source.name, "count": len(source.names), "fingerprint": source.fingerprint}
-    if test_source:
-        facts |= {"test_count": len(test_source.names), "test_fingerprint": test_source.fingerprint}
-    path = Path(out) if out else Path("runs") / f"{called(source.name)}-{method}-{model}"
-    run = open_run(path, "pretrain", config, facts, write=place.lead, say=say)
+    run = open_run(setting.path(out), "pretrain", setting.config, setting.facts, write=place.lead, say=say)
     if run.results and (run.path / "report.html").exists():
         say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
         leave(place)
         return run
 
-    pictures, judged, cut = open_parts(
-        source, test_source, side=stored_side(image_size), channels=own.channels or None, pixel_limit=own.pixel_limit,
-        share=0.1, most=own.held_out, show=place.lead,
-    )  # fmt: skip
+    pictures, judged, cut = setting.open_parts()
     write_skipped(run.path, [pictures, judged], place, say)
-    width, depth, heads = MODELS[model]
-    mean, std = moments(pictures.pictures)
-    vit = ViTConfig(
-        width=width, depth=depth, heads=heads, image_size=image_size, patch_size=patch_size, channels=len(mean),
-        mean=mean, std=std, recompute=own.recompute,
-    )  # fmt: skip
+    vit = setting.vit(pictures.pictures)
     torch.manual_seed(training.seed)
-    learner = kind.build(vit, settings, augment)
+    learner = setting.build(vit)
     untrained = copy.deepcopy(learner.encoder)
     if place.lead:
         native.write_config(learner, run.path)
-    feed = PictureFeed(
-        pictures.pictures, places=pictures.places, batch_size=training.batch_size, seed=training.seed, repeats=own.repeats
-    )
+    feed = setting.feed(pictures)
     total = total_steps(training, feed)
     parameters = sum(p.numel() for p in learner.encoder.parameters())
+    (height, width), (rows, columns) = setting.sizes
     say(
-        f"{kind.__name__} with {model} ({parameters / 1e6:.1f} M parameters) on {len(pictures):,} pictures of {source.name}, "
-        f"{image_size[0]} x {image_size[1]} px in patches of {patch_size[0]} x {patch_size[1]}; {total:,} steps of "
+        f"{type(learner).__name__} with {setting.model} ({parameters / 1e6:.1f} M parameters) on {len(pictures):,} pictures of "
+        f"{setting.source.name}, {height} x {width} px in patches of {rows} x {columns}; {total:,} steps of "
         f"{training.batch_size} in {hardware.precision} on {place.world} {place.device.type} "
         f"process{'es' * (place.world > 1)}"
     )
     if total < 500:
         say(f"{total} steps are few to learn from: think of more --epochs, or of a smaller --batch-size")
     watched = monitors(pictures, judged, vit, hardware, place)
-    fit(learner, feed, run, place, training, optim, hardware, watched, own.tracker, "pretrain")
+    first = fit(learner, feed, run, place, training, setting.optim, hardware, watched, own.tracker, "pretrain")
     if place.lead:
-        learner = kind.build(vit, settings, augment)
+        learner = setting.build(vit)
         load_model_state(learner, run.checkpoints().load(total, "model"))
         learner.to(place.device).eval()
         native.save(learner, run.path)
@@ -151,21 +90,14 @@ def pretrain(
         say("judging what was learned ...")
         results = prove(learner, untrained, pictures, judged, hardware, place)
         seconds = sum(line.get("seconds", 0.0) for line in run.log)
-        run.write_results(results | {"pictures_seen": total * training.batch_size, "seconds": seconds, "kept_aside": cut})
+        results |= {"pictures_seen": total * training.batch_size, "seconds": seconds, "kept_aside": cut}
+        run.write_results(results)
         page = write_page(run, learner)
+        run.write_results(results | {"cost": bill_of(run, began, first, place)})
         show(terminal_table(run.results))
-        say(f"The encoder: {run.path / 'encoder.safetensors'}\nThe report:  {page}")
+        say(f"{bill_line(run.results['cost'])}\nThe encoder: {run.path / 'encoder.safetensors'}\nThe report:  {page}")
     leave(place)
     return run
-
-
-def moments(pictures: Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel to normalise with: ImageNet's for 8-bit grey and colour, else the data's own."""
-    if pictures.dtype == torch.uint8 and pictures.channels == 3:
-        return IMAGENET_MEAN, IMAGENET_STD
-    if pictures.dtype == torch.uint8 and pictures.channels == 1:
-        return (0.449,), (0.226,)
-    return channel_moments(pictures)
 
 
 def prove(learner: Method, untrained: ViT, pictures: Part, judged: Part, hardware: SpreadConfig, place: Place) -> Record:
@@ -198,11 +130,14 @@ def held_out(
     """What the method says of pictures that were kept aside, each with the same mask every time."""
     if not len(judged):
         return {}
-    places = judged.places[:most]
-    images, sizes = judged.pictures.batch(places)
-    batch = Batch(images, sizes, sample_keys(0, 0, len(places))).to(place.device)
-    with autocast(hardware, place):
-        return learner.held_out(batch._replace(images=view(batch, vit.image_size, vit.mean, vit.std)))
+    places, totals = judged.places[:most], dict[str, float]()
+    for numbers in torch.split(torch.arange(len(places)), at_once(place)):
+        images, sizes = judged.pictures.batch(places[numbers])
+        batch = Batch(images, sizes, sample_keys(0, int(numbers[0]), len(numbers))).to(place.device)
+        with autocast(hardware, place):
+            seen = learner.held_out(batch._replace(images=view(batch, vit.image_size, vit.mean, vit.std)))
+        totals = {key: totals.get(key, 0.0) + len(numbers) / len(places) * value for key, value in seen.items()}
+    return totals
 
 
 def compare(
@@ -226,11 +161,3 @@ def save_samples(run: Run, part: Part, vit: ViTConfig, count: int = 8) -> None:
     """A few pictures for the report, normalised, as `samples.npz`."""
     chosen = part.spread_out(count)
     np.savez(run.path / "samples.npz", images=views_of(chosen, vit).numpy(), names=np.array(chosen.names))
-
-
-def called(name: str) -> str:
-    """A short name of DATA for a folder."""
-    last = name.rstrip("/").rsplit("/", 1)[-1].split("{")[0]
-    for suffix in (".tar.gz", ".tgz", ".tar", ".zip"):
-        last = last.removesuffix(suffix)
-    return last.strip("-_. ") or "pictures"

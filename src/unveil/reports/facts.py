@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.reports.markup import Markup, element, join, table
+from unveil.train.bill import spell_time
 from unveil.train.run import Run
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -102,11 +103,7 @@ def written(name: str, value: Any) -> Markup | str:
 
 def duration(seconds: float | None) -> str | None:
     """Seconds as hours and minutes."""
-    if seconds is None:
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    return None if seconds is None else spell_time(seconds)
 
 
 def spoken(key: str) -> str:

@@ -22,6 +22,9 @@ from unveil.train.log import Record, read_lines
 HARMLESS = frozenset({"log_every", "keep", "device", "parallel", "monitor_times", "accumulate", "save_seconds", "tracker"})
 """Options that may differ on resume: they change how a run is computed or shown, and not what it learns."""
 
+PLAN = "plan.json"
+"""What `unveil plan` leaves in the folder of a run that is yet to begin."""
+
 
 class Run:
     """A run folder.
@@ -93,7 +96,8 @@ def open_run(
         return run
     if write:
         ours = (path / "run.json").is_file() and "kind" in Run(path).facts      # a start that was refused: nothing to lose
-        inside = [each.name for each in path.iterdir() if not each.name.startswith(".run.json-")] if path.is_dir() else []
+        harmless = (PLAN, ".run.json-")                                        # a plan, or what a killed start left behind
+        inside = [each.name for each in path.iterdir() if not each.name.startswith(harmless)] if path.is_dir() else []
         if path.exists() and not ours and (inside or not path.is_dir()):
             raise UnveilError(f"{path} exists and is no run folder: choose another --out")
         path.mkdir(parents=True, exist_ok=True)

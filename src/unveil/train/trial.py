@@ -51,7 +51,7 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-class Cost(NamedTuple):
+class Measured(NamedTuple):
     """What a batch costs, forward and backward."""
 
     memory: float
@@ -71,7 +71,7 @@ class Trial(NamedTuple):
     """FLOPs of a sample, forward and backward; 0 where it was not tried."""
 
 
-def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place) -> Cost:
+def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place) -> Measured:
     """What a forward and a backward pass of a batch cost. The learner is left as it was: a copy of it is tried."""
     trial = copy.deepcopy(learner).to(place.device).train()
     with torch.random.fork_rng(devices=[]), Live() as live:
@@ -81,7 +81,7 @@ def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place
             loss = trial(batch).loss
         kept = live.now
         loss.backward()
-    return Cost(live.peak, kept, live.flops)
+    return Measured(live.peak, kept, live.flops)
 
 
 def try_step(
@@ -109,7 +109,7 @@ def try_step(
     if len(sizes) < 2:
         return Trial(max(asked, 1), 0.0)
     low, high = (cost_of(learner, few.first(size), hardware, place) for size in sizes)
-    each = Cost(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
+    each = Measured(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
     model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())     # weights, gradients, two moments
     room = (memory_of(place.device) if memory is None else memory) * 0.6 - model
     sample = max(each.memory, each.kept)                                       # of few samples, the peak is in the gradients alone

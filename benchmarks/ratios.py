@@ -1,0 +1,88 @@
+"""What hiding saves: time and memory of a step at several mask ratios, beside its FLOPs; and the encoder with mask tokens.
+
+    python benchmarks/ratios.py --model vit-large --batch 64                   # on a GPU
+    python benchmarks/ratios.py --model vit-small --image-size 224 --batch 8   # on a CPU
+
+At ratio 0 nothing is hidden, so there the loss is taken on all patches. The paper's table 1c: an encoder that sees mask tokens
+costs ViT-L 3.3 times the FLOPs. All take turns in one process, and ratios of time are medians of ratios within a round.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from step import our_side, peak_bytes
+from turns import keep_heap, receipt, take_turns
+
+from unveil.data.augment import AugmentConfig
+from unveil.methods.mae import MAE, MAEConfig
+from unveil.models.cost import mae_cost
+from unveil.models.vit import MODELS, ViTConfig
+
+HEADS = (
+    "hidden", "patches in the encoder", "GFLOPs a picture", "ratio", "ms a step", "ratio (quartiles)", "MiB of tensors", "ratio"
+)  # fmt: skip
+BASE, MASKED, PAPER = "75%", "75%, mask tokens in the encoder", 3.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="vit-small")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--patch-size", type=int, default=16)
+    parser.add_argument("--decoder-width", type=int, help="512, or the encoder's where that is smaller")
+    parser.add_argument("--decoder-depth", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=8)
+    args = parser.parse_args()
+    device, (width, depth, heads) = torch.device(args.device), MODELS[args.model]
+    side, patch = (args.image_size,) * 2, (args.patch_size,) * 2
+    vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=side, patch_size=patch)
+    shape: dict[str, Any] = {"decoder_width": args.decoder_width or min(512, width), "decoder_depth": args.decoder_depth}
+    configs = {
+        "0%, loss on all": MAEConfig(mask_ratio=0.0, loss_on_all=True, **shape),
+        "50%": MAEConfig(mask_ratio=0.5, **shape),
+        BASE: MAEConfig(mask_ratio=0.75, **shape),
+        "90%": MAEConfig(mask_ratio=0.9, **shape),
+        MASKED: MAEConfig(mask_ratio=0.75, mask_tokens_in_encoder=True, **shape),
+    }
+    decoder = f"{shape['decoder_width']} x {args.decoder_depth}"
+    print(f"{args.model}/{args.patch_size} at {args.image_size} px, decoder {decoder}, batch {args.batch}, {args.precision}")
+    print(f"{receipt(device)}\n")
+    steps: dict[str, Callable[[], object]] = {}
+    flops, peaks, seen = {}, {}, {}
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        mae = MAE.build(vit, config, AugmentConfig())
+        visible = mae.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
+        seen[name] = vit.grid[0] * vit.grid[1] if config.mask_tokens_in_encoder else visible
+        flops[name] = mae_cost(
+            vit, visible, width=shape["decoder_width"], depth=shape["decoder_depth"], predicted=mae.target.size, batch=args.batch,
+            every=config.loss_on_all, mask_tokens_in_encoder=config.mask_tokens_in_encoder,
+        ).step  # fmt: skip
+        steps[name] = our_side(mae, args.precision, device)(args.batch, None)
+        steps[name]()                                                          # the optimiser's moments are there from now on
+        peaks[name] = peak_bytes(steps[name], device)
+    seconds = take_turns(steps, device, rounds=args.rounds)
+    slower = {name: sorted(a / b for a, b in zip(seconds[name], seconds[BASE], strict=True)) for name in configs}
+    print(f"Ratios are to {BASE} hidden.\n\n| {' | '.join(HEADS)} |\n| {' | '.join(['---'] * len(HEADS))} |")
+    for name in configs:
+        low, middle, high = statistics.quantiles(slower[name], n=4)
+        cells = [
+            name, f"{seen[name]}", f"{flops[name] / 1e9:.2f}", f"{flops[name] / flops[BASE]:.2f}",
+            f"{1e3 * statistics.median(seconds[name]):.1f}", f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            f"{peaks[name] / 2**20:,.1f}", f"{peaks[name] / peaks[BASE]:.2f}",
+        ]  # fmt: skip
+        print("| " + " | ".join(cells) + " |")
+    more, longer = flops[MASKED] / flops[BASE], statistics.median(slower[MASKED])
+    print(f"\nWith mask tokens in the encoder: {more:.2f} times the FLOPs and {longer:.2f} times the time;", end=" ")
+    print(f"the paper says {PAPER} times the FLOPs, for ViT-L with its decoder of 512 x 8.")
+
+
+if __name__ == "__main__":
+    keep_heap()
+    main()

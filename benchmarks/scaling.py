@@ -1,0 +1,196 @@
+"""Time and memory of pre-training on many GPUs: tables of a model, and a check of what can be measured here.
+
+    python benchmarks/scaling.py                                               # the tables of docs/scaling.md: modelled
+    python benchmarks/scaling.py --peak 312e12 --traffic 1.6e12 --memory 40e9 --inside 240e9 --between 20e9     # other hardware
+    python benchmarks/scaling.py --measure                                     # bytes, and 1 against 2 processes: measured
+
+`--measure` needs no GPU: two processes with a thread each talk by gloo. It prints what the model says beside what was measured.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from turns import receipt
+
+from unveil.blocks.chance import sample_keys
+from unveil.data.augment import AugmentConfig
+from unveil.data.batch import Batch
+from unveil.methods.mae import MAE, MAEConfig
+from unveil.models.scale import Cluster, Work, activations, forecast, parameters, volume
+from unveil.models.vit import MODELS, ViTConfig
+from unveil.train.optim import OptimConfig, build_optimizer
+from unveil.train.parallel import SpreadConfig, autocast, join, leave, spread
+from unveil.train.trial import cost_of
+
+PATCH = {"vit-huge": 14}
+HEADS = (
+    "GPUs", "spread by", "GB a GPU", "state", "activations", "parts", "ms a step", "work", "network, not hidden", "optimiser",
+    "GB sent", "pictures/s", "of peak", "hours", "binds",
+)  # fmt: skip
+TRIED = ("vit-tiny", 32, 4, 192, 4)
+"""What is measured: encoder, picture, patch, width and depth of the decoder."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["vit-base", "vit-large", "vit-huge"])
+    parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8, 64, 512])
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=4096, help="over all GPUs")
+    parser.add_argument("--epochs", type=float, default=800.0)
+    parser.add_argument("--pictures", type=int, default=1_281_167)
+    parser.add_argument("--recompute", action="store_true")
+    for field in dataclasses.fields(Cluster):
+        if field.name != "gpus":
+            kind = int if field.name == "per_node" else float
+            parser.add_argument("--" + field.name.replace("_", "-"), type=kind, default=field.default)
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--local-batch", type=int, default=128, help="of --measure")
+    parser.add_argument("--steps", type=int, default=20, help="of --measure")
+    parser.add_argument("--worker", choices=["ddp", "fsdp"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args)
+    elif args.measure:
+        measure(args)
+    else:
+        tables(args)
+
+
+def tables(args: argparse.Namespace) -> None:
+    """The model's tables, as Markdown."""
+    shape = {field.name: getattr(args, field.name) for field in dataclasses.fields(Cluster) if field.name != "gpus"}
+    print(f"Modelled, not measured. {', '.join(f'{name} {value:g}' for name, value in shape.items())}.")
+    for model in args.models:
+        width, depth, heads = MODELS[model]
+        side, patch = (args.image_size,) * 2, (PATCH.get(model, 16),) * 2
+        vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=side, patch_size=patch)
+        work = Work(vit=vit, batch=args.batch, epochs=args.epochs, pictures=args.pictures, recompute=args.recompute)
+        size, effort = f"{parameters(work) / 1e6:.0f} M parameters", f"{work.flops / 1e9:.1f} GFLOPs a picture"
+        print(f"\n{model}: {size}, {effort}, {work.steps:,} steps\n")
+        print(f"| {' | '.join(HEADS)} |\n| {' | '.join(['---'] * len(HEADS))} |")
+        for gpus in args.gpus:
+            for parallel in ("ddp", "fsdp") if gpus > 1 else ("ddp",):
+                told = forecast(work, Cluster(gpus=gpus, **shape), parallel)
+                t, m = told.time, told.memory
+                busy = max(t.compute + t.traffic, t.launches)
+                cells = [
+                    f"{gpus}", {"ddp": "DDP", "fsdp": "FSDP2"}[parallel] if gpus > 1 else "",
+                    f"{m.total / 1e9:.1f}", f"{m.state / 1e9:.1f}", f"{m.activations / 1e9:.1f}", f"{told.parts}",
+                    f"{1e3 * t.step:.1f}", f"{1e3 * busy:.1f}", f"{1e3 * t.exposed:.1f} of {1e3 * t.network:.1f}",
+                    f"{1e3 * t.optimizer:.1f}", f"{told.volume / 1e9:.2f}", f"{work.batch / t.step:,.0f}",
+                    f"{t.compute / t.step:.0%}", f"{told.hours:,.1f}", told.binds,
+                ]  # fmt: skip
+                print("| " + " | ".join(cells) + " |")
+
+
+def tried() -> tuple[MAE, Work]:
+    """What is measured, and the model's view of it."""
+    model, side, patch, decoder, blocks = TRIED
+    width, depth, heads = MODELS[model]
+    vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=(side, side), patch_size=(patch, patch))
+    torch.manual_seed(0)
+    learner = MAE.build(vit, MAEConfig(decoder_width=decoder, decoder_depth=blocks), AugmentConfig(crop="none"))
+    return learner, Work(vit=vit, decoder_width=decoder, decoder_depth=blocks)
+
+
+def batch_of(vit: ViTConfig, count: int) -> Batch:
+    """Random pictures."""
+    images = torch.randint(0, 256, (count, vit.channels, *vit.image_size), dtype=torch.uint8)
+    return Batch(images, torch.tensor([vit.image_size] * count), sample_keys(0, 0, count))
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Bytes, and speed on one process and on two."""
+    print(f"Measured: {receipt(torch.device('cpu'))}, a thread a process; {TRIED[0]}/{TRIED[2]} at {TRIED[1]} px, float32\n")
+    learner, work = tried()
+    state = sum(p.numel() * p.element_size() for p in learner.parameters() if p.requires_grad)
+    print(f"weights: {state:,} bytes; the model says {4 * parameters(work):,.0f}")
+    place = join(SpreadConfig(device="cpu"))
+    for precision in ("bfloat16", "float32"):
+        hardware = SpreadConfig(device="cpu", precision=precision)
+        low, high = (cost_of(learner, batch_of(work.vit, n), hardware, place).memory for n in (8, 24))
+        each = (high - low) / 16
+        print(
+            f"activations of a picture in {precision}: {each:,.0f} bytes; the model, for bfloat16 with fused attention, says "
+            f"{activations(work, 1):,.0f}: ratio {each / activations(work, 1):.2f}"
+        )
+    alone = launch(args, 1, "ddp", args.local_batch)
+    half = launch(args, 1, "ddp", args.local_batch // 2)
+    whole, part = args.local_batch, args.local_batch // 2
+    print(f"\none process, batch {whole}: {alone['step']:.4f} s a step; batch {part}: {half['step']:.4f} s")
+    for parallel in ("ddp", "fsdp"):
+        both = launch(args, 2, parallel, args.local_batch)
+        sent = volume(parameters(work), 2, parallel)
+        model = half["step"] + sent / both["bandwidth"]
+        print(
+            f"two processes, {parallel}, batch {args.local_batch}: {both['step']:.4f} s a step, {alone['step'] / both['step']:.2f} "
+            f"times as fast as one; the model says {model:.4f} s ({sent / 1e6:.1f} MB sent at the measured "
+            f"{both['bandwidth'] / 1e6:,.0f} MB/s, none of it hidden): ratio {both['step'] / model:.2f}"
+        )
+        held = both["held"] / (16 * parameters(work))
+        print(f"  weights, gradients and moments on the first process: {both['held']:,} bytes, {held:.3f} of 16 a parameter")
+
+
+def launch(args: argparse.Namespace, processes: int, parallel: str, batch: int) -> dict[str, float]:
+    """Runs this script under torchrun; what its first process prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), __file__]
+    command += ["--worker", parallel, "--local-batch", str(batch), "--steps", str(args.steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def worker(args: argparse.Namespace) -> None:
+    """One process: seconds of a step, bytes a second of an all-reduce, bytes of the state."""
+    hardware = SpreadConfig(device="cpu", precision="float32", parallel=args.worker)
+    place = join(hardware)
+    learner, work = tried()
+    batch = batch_of(work.vit, args.local_batch // place.world)
+    batch = learner.augment(batch)
+    model = spread(learner.train(), hardware, place)
+    optimizer = build_optimizer(learner, OptimConfig(base_lr=1e-9))
+
+    def step() -> None:
+        with autocast(hardware, place):
+            loss = model(batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = median_seconds(step, args.steps)
+    held = 0
+    for parameter in learner.parameters():
+        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        held += 4 * local.numel() * local.element_size() * parameter.requires_grad
+    numbers, bandwidth = torch.zeros(round(parameters(work))), float("inf")
+    if place.world > 1:
+        sent = volume(numbers.numel(), place.world, "ddp")
+        bandwidth = sent / median_seconds(lambda: dist.all_reduce(numbers), 10)
+    if place.lead:
+        print(json.dumps({"step": seconds, "bandwidth": min(bandwidth, 1e30), "held": held}))
+    leave(place)
+
+
+def median_seconds(run: Callable[[], object], times: int) -> float:
+    """Of several runs, after two that do not count."""
+    found = []
+    for _ in range(times + 2):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return sorted(found[2:])[times // 2]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Judging in small batches says what judging at once says."""
+
+import numpy as np
+import pytest
+import torch
+
+from unveil.recipes import features, pretrain
+from unveil.recipes.setting import settle
+from unveil.train.parallel import Place, SpreadConfig
+
+CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
+
+
+def test_batches_do_not_change_errors_and_features(monkeypatch):
+    pictures = np.random.default_rng(0).integers(0, 255, (40, 20, 20, 3), dtype=np.uint8)
+    setting = settle(pictures, "mae", "vit-nano", {"image_size": (16,), "patch_size": (4,), "device": "cpu"})
+    part = setting.open_parts()[0]
+    vit = setting.vit(part.pictures)
+    torch.manual_seed(0)
+    learner = setting.build(vit).eval()
+    found = []
+    for size in (7, 100):
+        monkeypatch.setattr(pretrain, "at_once", lambda place, size=size: size)
+        errors = pretrain.held_out(learner, judged=part, vit=vit, hardware=EXACT, place=CPU)
+        table = features.features_of(learner.encoder.features, part, vit, EXACT, CPU, batch_size=size)
+        found.append((errors, table))
+    (few, rows), (many, whole) = found
+    assert few == pytest.approx(many, rel=1e-5)
+    assert few["held_out_error"] > 0
+    assert torch.allclose(rows, whole, atol=1e-5)

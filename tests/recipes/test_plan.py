@@ -1,0 +1,262 @@
+"""The plan: its choices as pure functions, its arithmetic, its command, its file, and what a run says of it afterwards."""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unveil
+from unveil import cli
+from unveil.cli import VERBS, parse
+from unveil.errors import UnveilError
+from unveil.recipes.choices import Glance, Machine, budget, choose, epochs_for
+from unveil.recipes.plan import command_of, flag
+from unveil.recipes.rehearsal import Trial, part_of, timed
+from unveil.recipes.setting import configs_of, settle
+from unveil.train.bill import bill_line, bill_of, peak_memory, spell_bytes, spell_time
+from unveil.train.loop import TrainConfig
+from unveil.train.parallel import Place
+from unveil.train.run import Run
+
+CPU = Machine(device="cpu", name="CPU", memory=24 * 2**30, cores=2, processes=1, peak=4e11, precision="bfloat16")
+GPU = Machine(device="cuda", name="H100", memory=80 * 10**9, cores=16, processes=1, peak=7e14, precision="bfloat16")
+EIGHT = Machine(**(asdict(GPU) | {"processes": 8}))
+KNOWN = {"model", "image_size", "patch_size", "decoder_width", "decoder_depth", "batch_size", "base_lr", "precision", "parallel"}
+
+
+def chosen(count: int, side: int, machine: Machine = CPU, hours: float | None = None, **given):
+    made = choose(Glance(count=count, side=side), machine, budget(machine, hours), given, {}, KNOWN)
+    assert all(choice.why for choice in made.values())
+    return {name: choice.value for name, choice in made.items()}
+
+
+def test_choices_for_pictures_and_hardware():
+    cifar = chosen(50_000, 32)
+    assert (cifar["image_size"], cifar["patch_size"]) == ((32, 32), (4, 4))
+    assert cifar["batch_size"] == 128
+    assert cifar["decoder_depth"] == 2
+    photos = chosen(70, 375)
+    assert (photos["image_size"], photos["patch_size"], photos["model"]) == ((64, 64), (8, 8), "vit-tiny")
+    assert photos["batch_size"] == 16
+    imagenet = chosen(1_281_167, 400, EIGHT, hours=72)
+    assert imagenet == {
+        "model": "vit-large", "image_size": (224, 224), "patch_size": (16, 16), "decoder_width": 512, "decoder_depth": 8,
+        "batch_size": 4096, "base_lr": 1.5e-4, "precision": "bfloat16", "parallel": "ddp",
+    }  # fmt: skip
+    assert chosen(10, 32)["batch_size"] == 10                                  # never more than there are
+    assert chosen(1000, 32, EIGHT)["batch_size"] % 8 == 0
+    assert chosen(1_281_167, 400, GPU, patch_size=(32,))["patch_size"] == (32,)
+
+
+def test_more_time_and_faster_hardware_never_make_the_model_smaller():
+    names = list(VERBS["plan"].arguments["model"].type.__args__[0].__args__)
+    for machines in ([CPU, GPU, EIGHT], [CPU] * 3):
+        models = [chosen(200_000, 224, machine, hours)["model"] for machine, hours in zip(machines, (0.1, 2, 50), strict=True)]
+        assert [names.index(name) for name in models] == sorted(names.index(name) for name in models)
+    sizes = [names.index(chosen(count, 224, EIGHT, 1000)["model"]) for count in (100, 5_000, 100_000, 2_000_000)]
+    assert sizes == [1, 2, 3, 4]
+    assert chosen(2_000_000, 32, EIGHT, 1000)["model"] == "vit-small"          # small pictures do not fill a large one
+    assert chosen(2_000_000, 224, CPU, 1)["model"] == "vit-nano"
+
+
+def test_what_is_given_is_not_chosen():
+    given = {"model": "vit-small", "batch_size": 24, "decoder_depth": 7, "base_lr": 1e-3, "image_size": (96,)}
+    made = choose(Glance(count=1000, side=300), CPU, 3600, given, {}, KNOWN)
+    for name, value in given.items():
+        if name != "image_size":
+            assert made[name] == (value, "as given")
+    assert made["patch_size"].value == (12, 12)                                # follows the picture's size
+    usual = choose(Glance(count=1000, side=16), CPU, 3600, {}, {"batch_size": 64}, KNOWN)
+    assert usual["batch_size"] == (64, "made for this data")
+    assert "parallel" not in made
+
+
+def test_the_rate_is_the_paper_s_at_the_paper_s_batch_and_what_worked_on_small_ones():
+    assert chosen(1_281_167, 400, GPU, model="vit-base")["base_lr"] == 1.5e-4
+    for model, batch, worked in (("vit-small", 128, 5e-4), ("vit-tiny", 128, 1.2e-3), ("vit-nano", 64, 2e-3)):
+        peak = chosen(10_000, 32, model=model, batch_size=batch)["base_lr"] * batch / 256
+        assert 0.6 < peak / worked < 1.6
+
+
+def test_epochs_fill_the_budget():
+    glance = Glance(count=10_000, side=32)
+    assert epochs_for(glance, 3600, 100, 1e-6).value == 800
+    assert epochs_for(Glance(count=100, side=32), 3600, 100, 1e-6).value == 1600
+    assert epochs_for(glance, 3600, 100, 0.01) == (35.0, "what fits into 1 hour; 800 would be better")
+    assert epochs_for(glance, 1e9, 0, 1e-6, most=7.5) == (7.5, "made for this data")
+    assert 0 < epochs_for(glance, 101, 100, 0.01).value * 100 <= 1
+    with pytest.raises(UnveilError, match="alone take 100 seconds; give more --hours"):
+        epochs_for(glance, 99, 100, 0.01)
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UnveilError, match="give the hours that the run may take"):
+            budget(CPU, wrong)
+    assert budget(CPU, None) == 3600
+    assert budget(GPU, None) == 8 * 3600
+
+
+def test_the_bill_of_a_run_whose_costs_are_known():
+    """Ten steps were tried: two of 3 seconds to warm up, eight of 1."""
+    trial = Trial(
+        reading=5, steps=(3, 3, *([1] * 8)), waiting=0, parts=1, save=0.5, look=2, judging=7, memory=1, train=100, read=1
+    )
+    config = TrainConfig(monitor_times=4, save_seconds=20, log_every=10)
+    bill = trial.bill(100, config)
+    assert bill == {"reading": 5, "training": 104, "looking": 8, "saving": 0.5 * (1 + 104 // 25), "judging": 7}
+    assert trial.training(1) == 3
+    assert trial.looks(2, config) == 2                                         # two looks at one step are one
+
+
+def test_a_few_and_the_rule_of_three_where_all_take_too_long():
+    seen = []
+
+    timed(seen.append, 100, room=1.0)
+    assert seen == [16, 16, 100]
+    seen.clear()
+    timed(seen.append, 100, room=0.0)
+    assert seen == [16, 16, 16]
+
+
+def write_pictures(folder: Path, count: int = 40) -> Path:
+    chance = np.random.default_rng(0)
+    for i in range(count):
+        name = folder / "ab"[i % 2] / f"{i:02d}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(chance.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("plan") / "pictures")
+
+
+TINY = {"model": "vit-nano", "image_size": (16,), "patch_size": (4,), "device": "cpu", "precision": "float32", "epochs": 2.0}
+
+
+@pytest.fixture(scope="module")
+def made(pictures, tmp_path_factory):
+    return unveil.plan(str(pictures), out=tmp_path_factory.mktemp("runs") / "run", seconds=2, monitor_times=2, **TINY)
+
+
+def test_the_command_is_understood_and_means_the_plan(made, pictures):
+    words = shlex.split(made.command)
+    assert words[:3] == ["unveil", "pretrain", str(pictures)]
+    options = parse("pretrain", VERBS["pretrain"], words[2:])
+    assert Path(options.pop("out")) == made.path
+    setting = settle(options.pop("data"), options.pop("method"), options.pop("model"), options)
+    assert setting.config == made.config
+
+
+def test_the_folder_holds_the_plan_and_nothing_else(made):
+    assert [path.name for path in made.path.iterdir()] == ["plan.json"]
+    assert [path.name for path in made.path.parent.iterdir()] == ["run"]       # the trial's own folder is gone
+    facts = json.loads((made.path / "plan.json").read_text())
+    assert facts["predicted"]["seconds"] == made.seconds == sum(facts["predicted"]["parts"].values())
+    assert facts["predicted"]["memory"] == made.memory > 2**27
+    assert facts["command"] == made.command
+    assert facts["choices"]["batch_size"]["why"]
+
+
+def test_the_run_says_what_it_took_beside_the_plan(made, pictures, capsys):
+    words = shlex.split(made.command)
+    options = parse("pretrain", VERBS["pretrain"], words[2:])
+    run = unveil.pretrain(**options)
+    cost = run.results["cost"]
+    assert cost["planned"] == {"seconds": made.seconds, "memory": made.memory}
+    assert cost["seconds"] > 0
+    assert cost["memory"] == pytest.approx(peak_memory(torch.device("cpu")), rel=0.2)
+    line = " ".join(capsys.readouterr().err.split())
+    assert bill_line(cost) in line
+    assert f"(planned: {spell_time(made.seconds)}" in line
+    assert unveil.pretrain(**options).results["cost"] == cost                  # and again touches nothing
+    with pytest.raises(UnveilError, match="holds something already, so no run can be planned there"):
+        unveil.plan(str(pictures), out=run.path, seconds=2, **TINY)
+    place = Place(torch.device("cpu"))
+    assert bill_of(run, 0.0, 5, place)["seconds"] is None              # one that went on cannot know
+    (run.path / "plan.json").write_text("{")
+    assert "planned" not in bill_of(run, 0.0, 0, place)
+
+
+def test_a_plan_for_other_settings_is_not_compared(tmp_path, pictures):
+    small = TINY | {"epochs": 1.0, "monitor_times": 1}
+    plan = unveil.plan(str(pictures), out=tmp_path / "run", seconds=1, **small)
+    assert plan.config["epochs"] == 1.0
+    run = unveil.pretrain(str(pictures), out=plan.path, **small, batch_size=8)
+    assert "planned" not in run.results["cost"]
+    assert Run(run.path).results["cost"]["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "sentence"),
+    [
+        (["--hours", "0"], 1, "--hours is 0: give the hours that the run may take, more than 0"),
+        (["--seconds", "0"], 1, "--seconds is 0: give the seconds that the trial may take"),
+        (["--hours", "soon"], 2, "soon"),
+        (["--model", "vit-nano", "--image-size", "16", "--patch-size", "5"], 1, "image side 16 is not a multiple of patch 5"),
+        (["--device", "cuda"], 1, "torch sees no GPU"),
+        (["--model", "vit-giant"], 2, "vit-giant"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(argv, code, sentence, pictures, tmp_path, capsys):
+    if "cuda" in argv and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["plan", str(pictures), "--out", str(tmp_path / "run"), *argv])
+    assert caught.value.code == code
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UnveilError, match="there is no option 'mask_ratoi'; did you mean mask_ratio"):
+        unveil.plan(str(pictures), mask_ratoi=0.5)
+
+
+def test_options_as_they_are_typed():
+    assert flag("flip", False) == ["--no-flip"]
+    assert flag("compile", True) == ["--compile"]
+    assert flag("image_size", (64, 64)) == ["--image-size", "64"]
+    assert flag("image_size", (64, 96)) == ["--image-size", "64", "96"]
+    assert flag("base_lr", 1.5e-4) == ["--base-lr", "0.00015"]
+    assert flag("decoder_heads", None) == flag("image_size", ()) == []
+
+
+def test_commands_for_many_processes(pictures, monkeypatch):
+    setting = settle(str(pictures), "mae", "vit-nano", {"device": "cpu"})
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    told = command_of(setting, "photos", "mae", "run", {}, Place(torch.device("cpu"), 0, 2))
+    assert told == "torchrun --standalone --nproc-per-node 2 --module unveil pretrain photos --method mae --out run"
+    assert command_of(setting, "photos", "mae", "run", {}, Place(torch.device("cpu"), 0, 4)).startswith("torchrun ... --module")
+
+
+def test_a_part_of_a_source_reads_the_same_pictures(pictures):
+    source = settle(str(pictures), "mae", "vit-nano", {}).source
+    part = part_of(source, 0.25)
+    assert len(part) == 10
+    assert set(part.names) <= set(source.names)
+    for i, name in enumerate(part.names):
+        assert part.read(i) == source.read(source.names.index(name))
+    assert part.labels is not None
+    assert part.labels.tolist() == [source.labels[source.names.index(name)] for name in part.names]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counted by Linux")
+def test_memory_is_counted():
+    before = peak_memory(torch.device("cpu"))
+    block = np.ones(2**24)                                                     # 128 MiB
+    assert peak_memory(torch.device("cpu")) >= before
+    del block
+    assert peak_memory(torch.device("mps")) is None
+    assert bill_line({"seconds": None, "memory": None}) == "It took an unknown time, and an unknown amount of memory at the most."
+
+
+def test_times_and_bytes_in_words():
+    told = [spell_time(x) for x in (3.21, 65, 3700, 90_000)]
+    assert told == ["3.2 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
+    assert spell_bytes(2**20 * 12) == "12 MiB"
+    assert spell_bytes(3 * 2**29) == "1.50 GiB"
+    assert {"method", "model"} <= set(VERBS["plan"].arguments)
+    assert len(configs_of("mae")) == 6
