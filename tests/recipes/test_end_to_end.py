@@ -46,6 +46,21 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return unveil.pretrain(str(pictures), out=tmp_path_factory.mktemp("runs") / "run", held_out=4, **TINY)
 
 
+def test_repeats_reach_the_feed(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def fit(learner: object, feed: object, *others: object) -> None:
+        seen.append(feed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unveil.recipes.pretrain.fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        unveil.pretrain(str(pictures), out=tmp_path / "run", held_out=4, repeats=4, **TINY)
+    assert (seen[0].repeats, seen[0].samples) == (4, 22)
+    with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(repeats\): use 6"):
+        unveil.pretrain(str(pictures), out=tmp_path / "other", repeats=3, **TINY)
+
+
 def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
     files = {path.name for path in run.path.iterdir()}
     assert files >= {
