@@ -117,7 +117,7 @@ def measure(args: argparse.Namespace) -> None:
     place = join(SpreadConfig(device="cpu"))
     for precision in ("bfloat16", "float32"):
         hardware = SpreadConfig(device="cpu", precision=precision)
-        low, high = (cost_of(learner, batch_of(work.vit, n), hardware, place).memory for n in (8, 24))
+        low, high = (cost_of(learner, batch_of(work.vit, n), hardware, place).kept for n in (8, 24))
         each = (high - low) / 16
         print(
             f"activations of a picture in {precision}: {each:,.0f} bytes; the model, for bfloat16 with fused attention, says "
