@@ -92,7 +92,8 @@ def test_a_run_that_was_killed_while_it_was_judged_is_judged_again(
     for name in missing.split():
         (folder / name).unlink()
     again = unveil.pretrain(str(pictures), out=folder, held_out=4, **TINY)
-    assert again.results == run.results
+    both = [{key: value for key, value in each.results.items() if key != "cost"} for each in (again, run)]
+    assert both[0] == both[1]                                                  # the time of a run that was cut is not known
     assert {path.name for path in folder.iterdir()} == {path.name for path in run.path.iterdir()}
     expected, found = (load_file(path / "model.safetensors") for path in (run.path, folder))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
