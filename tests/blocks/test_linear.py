@@ -5,11 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import unveil.blocks.linear
 from unveil.blocks.linear import Linear
 from unveil.blocks.norm import LayerNorm
 from unveil.train.trial import Live
 
 BEFORE = {"nothing": lambda width: None, "norm": LayerNorm, "gelu": lambda width: nn.GELU()}
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small inputs are worth it here."""
+    monkeypatch.setattr(unveil.blocks.linear, "WORTH", 0)
 
 
 @pytest.mark.parametrize("before", BEFORE)
@@ -49,6 +56,13 @@ def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
         layer(x, nn.GELU()).sum().backward()
     got = {"weight": layer.weight.grad, "bias": layer.bias.grad, "x": x.grad}
     assert {name for name, each in got.items() if each is None} == {frozen}
+
+
+def test_small_inputs_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unveil.blocks.linear, "WORTH", 2**19)
+    layer, x = Linear(8, 12), torch.randn(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x, nn.GELU()).grad_fn.name() == "AddmmBackward0"
 
 
 def test_what_goes_before_is_not_kept() -> None:

@@ -11,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+WORTH = 2**19
+"""Numbers in x from which on it is worth the trouble: a MiB."""
+
 
 class Linear(nn.Linear):
     """x W^T + b, or f(x) W^T + b for a cheap f (a norm, an activation) whose result is not worth keeping."""
@@ -22,24 +25,24 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"], before: nn.Module | None = None) -> Tensor:
     """The same with a weight and a bias, or some of their rows."""
-    y = x if before is None else before(x)
+    if before is None:
+        return F.linear(x, weight, bias)
     half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    if half and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        out: Tensor = Product.apply(y, weight, bias, before, x.detach())
+    if half and x.numel() >= WORTH and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        out: Tensor = Product.apply(before(x), weight, bias, before, x.detach())
         return out
-    return F.linear(y, weight, bias)
+    return F.linear(before(x), weight, bias)
 
 
 class Product(torch.autograd.Function):
     """y W^T + b under autocast, where y = f(x): keeps x, and computes y again."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, before: nn.Module | None, x: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, before: nn.Module, x: Tensor) -> Tensor:
         half = torch.get_autocast_dtype("cpu")
-        ctx.before, ctx.dtype = before, y.dtype
-        y, weight = y.to(half), weight.to(half)
-        ctx.save_for_backward(y if before is None else x, weight)
-        return F.linear(y, weight, bias.to(half))
+        ctx.before, ctx.dtype, weight = before, y.dtype, weight.to(half)
+        ctx.save_for_backward(x, weight)
+        return F.linear(y.to(half), weight, bias.to(half))
 
     @staticmethod
     @once_differentiable
@@ -49,8 +52,7 @@ class Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_y = (rows @ weight).view_as(x).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
-            y = x if ctx.before is None else ctx.before(x).to(rows.dtype)
-            to_weight = (rows.t() @ y.flatten(0, -2)).float()
+            to_weight = (rows.t() @ ctx.before(x).to(rows.dtype).flatten(0, -2)).float()
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0).float()
         return to_y, to_weight, to_bias, None, None

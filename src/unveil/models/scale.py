@@ -20,13 +20,13 @@ Bound = Literal["compute", "memory traffic", "network", "global batch size", "do
 
 WEIGHT, GRADIENT, MOMENTS, HALF = 4, 4, 8, 2
 """Bytes a parameter: its weight, its gradient and AdamW's two moments in float32; and the copy that autocast multiplies with."""
-TRAFFIC = 200
+TRAFFIC = 180
 """Bytes that move between memory and chip for each token, block and unit of width. By count 76 forward (38 reads and writes of 2
-bytes: norms, sums, GELU, both sides of each product), twice that on the way back, and 24 to compute norms and GELU again; that a
-fifth of it never leaves the caches is a guess."""
-KEPT = 20
-"""Bytes kept for going back for each token, block and unit of width, in bfloat16 with fused attention: two residual sums (4), query,
-key and value (6), attention's result (2), the MLP before GELU (8); norms and GELU are computed again."""
+bytes: norms, sums, GELU, both sides of each product) and twice that on the way back; that a fifth of it never leaves the caches is
+a guess."""
+KEPT = 32
+"""Bytes kept for going back for each token, block and unit of width, in bfloat16 with fused attention: two residual sums (4), what
+the norms make of them (4), query, key and value (6), attention's result (2), the MLP before and after GELU (16)."""
 KERNELS = 60
 """Kernels that a block launches, forward and backward."""
 
