@@ -88,6 +88,9 @@ def main() -> None:
     learner = MAE.build(vit, config, AugmentConfig()).to(place.device).train()
     optimizer = build_optimizer(learner, OptimConfig(base_lr=1e-9))
     source = open_source(args.data)
+    pairs = plain_batches(args, source, place)
+    if args.plain:
+        next(pairs)                                                            # its processes are forked before there are threads
     pictures = Pictures(source, side=stored_side(vit.image_size), memory=args.memory)
     resident = pictures.reside(place.device)
     feed = PictureFeed(pictures, batch_size=args.batch, seed=0)
@@ -112,7 +115,6 @@ def main() -> None:
         "the loop": ours, "one resident batch": lambda: step(learner, optimizer, fixed, hardware, place)
     }  # fmt: skip
     if args.plain:
-        pairs = plain_batches(args, source, place)
         contestants["a plain loop"] = partial(plain_step, pairs, learner, optimizer, hardware, place)
         before["a plain loop"] = lambda: [next(pairs) for _ in range(2 * args.workers)]
     seconds = take_turns(contestants, place.device, rounds=args.rounds, repeat=args.steps, before=before)
