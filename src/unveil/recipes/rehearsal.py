@@ -317,21 +317,27 @@ def closing(learner: Method, eye: Eye, counts: Counts) -> float:
 
 
 def comparing(width: int, counts: Counts) -> float:
-    """Seconds of k-NN and of the linear probe on features of this width: by a part of the bank, and by the probe's first steps."""
+    """Seconds of k-NN and of the linear probe on features of this width: by the first queries, and by the probe's first steps.
+
+    The bank has its own size, up to a quarter of a GiB: one that fits the caches would be read faster.
+    """
     size = max(32, min(1024, counts.bank // 20))
-    rows, asked = min(counts.bank, 2048), min(counts.queries, 256)
-    features, labels = torch.rand(max(rows, 2 * size), width), torch.arange(max(rows, 2 * size)) % counts.classes
-    each = timed(lambda n: knn_scores(features[:n], features[:rows], labels, counts.classes), asked, 1.0)
+    rows = max(2 * size, min(counts.bank, 2**26 // width))
+    features, labels = torch.rand(rows, width), torch.arange(rows) % counts.classes
+    asked = features[: min(counts.queries, 1024)]                              # so many at a time, as `knn_scores` takes them
+    start = time.monotonic()
+    knn_scores(asked, features, labels, counts.classes)
+    each = (time.monotonic() - start) / len(asked)
 
     def fit(count: int) -> float:
         start = time.monotonic()
-        config = TrainConfig(epochs=count * size / len(features), batch_size=size)
+        config = TrainConfig(epochs=count * size / rows, batch_size=size)
         fit_linear(features, labels, counts.classes, config, LINEAR)
         return time.monotonic() - start
 
     fit(2)
-    few, more = fit(4), fit(24)
-    linear = few + max(0.0, more - few) / 20 * (LINEAR_EPOCHS * counts.bank / size - 4)
+    few, more = fit(4), fit(44)
+    linear = few + max(0.0, more - few) / 40 * (LINEAR_EPOCHS * counts.bank / size - 4)
     return each * counts.queries * (counts.bank / rows) + linear
 
 
