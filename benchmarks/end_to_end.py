@@ -1,7 +1,7 @@
 """The whole loop against a plain one, and against its own step on one resident batch.
 
-    python benchmarks/make_pictures.py photos/ /tmp/made --count 20000         # once
-    python benchmarks/end_to_end.py /tmp/made/raw --model vit-base --batch 256 # a packed set: what the pictures cost
+    python benchmarks/make_pictures.py photos/ runs/made --count 20000         # once
+    python benchmarks/end_to_end.py runs/made/raw --model vit-base --batch 256 # a packed set: what the pictures cost
     python benchmarks/end_to_end.py cifar10/train.tar.gz --model vit-tiny --image-size 32 --patch-size 2 \
         --decoder-width 192 --decoder-depth 4 --batch 1024 --plain             # small pictures
 

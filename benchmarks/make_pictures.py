@@ -1,6 +1,6 @@
 """Many pictures from a few: random crops of photographs, a quarter to all of each side, as JPEG files and as two packs.
 
-    python benchmarks/make_pictures.py photos/ /tmp/made --count 20000         # 256 px: some 0.5 GB, and 4 GB of bare pixels
+    python benchmarks/make_pictures.py photos/ runs/made --count 20000         # 256 px: some 0.5 GB, and 4 GB of bare pixels
 
 They cost what as many photographs cost, and nothing can be learned from them. The same command makes the same files.
 """

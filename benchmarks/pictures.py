@@ -1,7 +1,7 @@
 """Pictures a second on one thread: from files to normalised pictures of one size, ours in batches against peers picture by picture.
 
     python benchmarks/pictures.py photos/                                      # JPEG files to random resized crops of 224 px
-    python benchmarks/pictures.py photos/ --pack /tmp/packs                    # the same, and from packs that are made there once
+    python benchmarks/pictures.py photos/ --pack runs/packs                    # the same, and from packs that are made there once
     python benchmarks/pictures.py cifar10/train.tar.gz --image-size 32 --batch 1024
 
 First the same boxes and flips are given to both, and the results compared as bytes. Then the contestants take turns; each does all
