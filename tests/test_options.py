@@ -7,9 +7,9 @@ import typing
 
 import pytest
 
-from unveil.cli import REQUIRED, VERBS, config_of_method
+from unveil.cli import REQUIRED, VERBS, method_of
 from unveil.errors import UnveilError
-from unveil.methods import METHODS, method_class
+from unveil.methods import METHODS, usual_of
 from unveil.options import configure, knobs, literal, refuse_unknown
 
 PLACES = sorted(
@@ -41,9 +41,14 @@ def test_knobs_are_the_fields_of_the_class(place):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_command_line_finds_the_config_of_a_method(name):
     for argv in (["x", "--method", name], [f"--method={name}"]):
-        assert real(config_of_method(argv)) is method_class(name).Config
-    assert real(config_of_method([])) is method_class("mae").Config
-    assert real(config_of_method(["--method", "nonsense"])) is method_class("mae").Config
+        assert method_of(argv) == name
+    assert method_of([]) == method_of(["--method", "nonsense"]) == "mae"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_usual_for_a_method_are_knobs_of_its_command(name):
+    places = [f"{METHODS[name]}Config" if place == "METHOD" else place for place in VERBS["pretrain"].configs.values()]
+    assert set(usual_of(name)) <= {knob.name for place in places for knob in knobs(place)}
 
 
 @pytest.mark.parametrize("name", VERBS)

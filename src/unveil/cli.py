@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from unveil.errors import UnveilError
-from unveil.methods import METHODS
+from unveil.methods import METHODS, usual_of
 from unveil.options import knobs, literal
 
 SHARED = {
@@ -201,10 +201,12 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
     fields = [field(key, argument.type, argument.help, argument.default, positional=argument.positional)
               for key, argument in verb.arguments.items()]  # fmt: skip
     defaults, digits = literals(verb.defaults), literals(verb.digits)
+    if "METHOD" in verb.configs.values():
+        defaults |= usual_of(method_of(argv))
     for title, place in verb.configs.items():
         own = []
-        for knob in knobs(config_of_method(argv) if place == "METHOD" else place):
-            special = f"; {plainly(digits[knob.name])} for the digits" if knob.name in digits else ""
+        for knob in knobs(f"{METHODS[method_of(argv)]}Config" if place == "METHOD" else place):
+            special = f"; {plainly(digits[knob.name])} for the digits" if knob.name in digits.keys() - defaults.keys() else ""
             own.append(field(knob.name, knob.type, knob.help, defaults.get(knob.name, knob.default), special))
         group = dataclasses.make_dataclass(title, own, frozen=True)
         fields.append((f"{title}_", Annotated[group, tyro.conf.arg(name=title)], dataclasses.field(default_factory=group)))
@@ -244,11 +246,11 @@ def plainly(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def config_of_method(argv: list[str]) -> str:
-    """Where the config of the chosen method stands."""
+def method_of(argv: list[str]) -> str:
+    """The method that is asked for; mae where there is no such one, which is refused later."""
     named = [b for a, b in pairwise(argv) if a == "--method"]
     named += [part.removeprefix("--method=") for part in argv if part.startswith("--method=")]
-    return METHODS.get(named[0] if named else "mae", METHODS["mae"]) + "Config"
+    return named[0] if named and named[0] in METHODS else "mae"
 
 
 def run(verb: Verb, options: dict[str, Any]) -> int:

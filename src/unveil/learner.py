@@ -22,8 +22,10 @@ class Step(NamedTuple):
 class Learner(nn.Module, ABC):
     """Anything that the loop can train. `forward` is the loss, so compile, DDP and FSDP2 wrap it with no special case."""
 
-    encoder: ViT
+    encoder: Any
     """What is learned or judged."""
+    coupled: ClassVar[bool] = False
+    """Whether the loss compares the samples of a batch with each other, so that no step can be computed in parts."""
 
     @abstractmethod
     def forward(self, batch: Any) -> Step:
@@ -45,8 +47,10 @@ class Learner(nn.Module, ABC):
 
 
 class Method(Learner, ABC):
-    """A learner that trains an encoder without labels. One file and one line in `unveil.methods.METHODS`."""
+    """A learner that trains an encoder of pictures without labels. One file and one line in `unveil.methods.METHODS`."""
 
+    encoder: ViT
+    """What is learned."""
     Config: ClassVar[type]
     """A frozen dataclass: the knobs of the method."""
     config: Any
@@ -64,6 +68,9 @@ class Method(Learner, ABC):
 
 class Task(Learner, ABC):
     """A learner that uses labels to judge or to tune an encoder. One file."""
+
+    encoder: ViT
+    """What is judged."""
 
     @abstractmethod
     def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:

@@ -9,7 +9,7 @@ from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT, ViTConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.tasks.linear import Linear
-from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_rate
+from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_pace
 
 VIT = ViTConfig(width=24, depth=3, heads=3, image_size=(8, 8), patch_size=(4, 4), positions="learned")
 LEARNERS = {
@@ -57,20 +57,29 @@ def test_layer_decay():
     assert len(plain.param_groups) == 2
 
 
-def test_set_rate():
+def test_set_pace():
     learner = LEARNERS["finetune"]()
     optimizer = build_optimizer(learner, OptimConfig(layer_decay=0.65))
-    set_rate(optimizer, 0.02)
+    set_pace(optimizer, 0.02, 0.3)
+    decays = set()
     for name, group in settings(learner, optimizer).items():
         depth = learner.layer_of(name)
         assert group["lr"] == pytest.approx(0.02 * 0.65 ** (4 - depth))
+        decays.add((group["decays"], group["weight_decay"]))
+    assert decays == {(True, 0.3), (False, 0.0)}
+
+
+def test_weight_decay_goes_along_half_a_cosine():
+    usual, dino = OptimConfig(), OptimConfig(weight_decay=0.04, last_weight_decay=0.4)
+    assert [usual.at(step, 100, 256)[1] for step in (0, 50, 99)] == [0.05] * 3
+    assert [dino.at(step, 100, 256)[1] for step in (0, 50, 100)] == pytest.approx([0.04, 0.22, 0.4])
 
 
 def test_a_rate_of_the_layer_moves_it():
     """One AdamW step moves each number by its group's rate, whatever the gradient."""
     learner = LEARNERS["finetune"]()
     optimizer = build_optimizer(learner, OptimConfig(layer_decay=0.5, weight_decay=0.0))
-    set_rate(optimizer, 0.01)
+    set_pace(optimizer, 0.01, 0.0)
     before = {name: p.detach().clone() for name, p in learner.named_parameters()}
     for parameter in learner.parameters():
         parameter.grad = torch.randn_like(parameter).sign() * 3
@@ -94,7 +103,7 @@ def test_lars_adapts_weights_without_decay_and_leaves_biases():
     torch.manual_seed(0)
     learner = LEARNERS["linear"]()
     optimizer = build_optimizer(learner, OptimConfig(optimizer="lars", weight_decay=0.0, beta1=0.9))
-    set_rate(optimizer, 0.1)
+    set_pace(optimizer, 0.1, 0.0)
     weight, bias = learner.head.linear.weight, learner.head.linear.bias
     old_weight, old_bias = weight.detach().clone(), bias.detach().clone()
     weight.grad, bias.grad = torch.randn_like(weight), torch.randn_like(bias)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from unveil.train.schedule import half_cosine
+from unveil.train.schedule import half_cosine, line, root
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(100, 10), (7, 0), (10, 10), (1, 0), (1, 1), (50, 49)])
@@ -29,3 +29,17 @@ def test_shape():
     assert 0 < factors[-1] < 1e-3                                              # the last step is not wasted
     assert half_cosine(200, 200, 20) == half_cosine(999, 200, 20) == 0
     assert half_cosine(200, 200, 20, floor=0.1) == pytest.approx(0.1)
+
+
+def test_bert_falls_in_a_line():
+    assert [line(step, 100, 10) for step in (0, 9, 10, 55, 100, 200)] == pytest.approx([0.1, 1, 1, 0.5, 0, 0])
+    assert line(0, 4, 0) == 1
+
+
+def test_the_transformer_falls_as_one_over_the_root():
+    """Section 5.3's formula, with its largest value, 1 / sqrt(width x warmup), as the peak."""
+    width, warmup = 512, 4000
+    for step in (1, 100, 4000, 4001, 16000):
+        formula = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert root(step - 1, 10**5, warmup) * (width * warmup) ** -0.5 == pytest.approx(formula)
+    assert root(3, 10, 0) == 0.5

@@ -1,15 +1,32 @@
-"""Pictures on their way to a loss."""
+"""Samples on their way to a loss."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 
+class Samples(Protocol):
+    """Some samples of a run: what a feed gives, and what the loop hands to a learner."""
+
+    @property
+    def keys(self) -> Int[Tensor, " B"]:
+        """What is drawn at random for a sample is a function of its key: see `unveil.blocks.chance`."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device; a GPU is not waited for, but what it sends to the processor is."""
+
+    def first(self, count: int) -> Self:
+        """The first so many samples."""
+
+    def pinned(self) -> Self:
+        """The same in page-locked memory, which a GPU copies from on its own; what is on a GPU already stays there."""
+
+
 class Batch(NamedTuple):
-    """Some samples of a run."""
+    """Some pictures of a run: `Samples`."""
 
     images: Tensor
     """(B, C, H, W). Before augmentation: uint8 or uint16, each picture in the upper left corner. After: float, normalised."""
@@ -21,17 +38,31 @@ class Batch(NamedTuple):
     """(B,) classes, -1 where there is none; or (B, K) shares of classes after mixing."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on another device; a GPU is not waited for, but what it sends to the processor is."""
-        return self._each(lambda part: part.to(device, non_blocking=device.type != "cpu"))
+        """See `Samples`."""
+        return Batch(*moved(self, device))
 
     def first(self, count: int) -> "Batch":
-        """The first so many samples."""
-        return self._each(lambda part: part[:count])
+        """See `Samples`."""
+        return Batch(*each(self, lambda part: part[:count]))
 
     def pinned(self) -> "Batch":
-        """The same in page-locked memory, which a GPU copies from on its own; what is on a GPU already stays there."""
-        return self._each(lambda part: part if part.is_cuda else part.pin_memory())
+        """See `Samples`."""
+        return Batch(*page_locked(self))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        images, sizes, keys = map(change, self[:3])
-        return Batch(images, sizes, keys, None if self.labels is None else change(self.labels))
+
+Parts = Iterable[Tensor | None]
+
+
+def each(parts: Parts, change: Callable[[Tensor], Tensor]) -> list[Any]:
+    """The tensors of a batch, each changed; what is missing stays so."""
+    return [None if part is None else change(part) for part in parts]
+
+
+def moved(parts: Parts, device: torch.device) -> list[Any]:
+    """The tensors of a batch on another device."""
+    return each(parts, lambda part: part.to(device, non_blocking=device.type != "cpu"))
+
+
+def page_locked(parts: Parts) -> list[Any]:
+    """The tensors of a batch in page-locked memory, or on the GPU where they are."""
+    return each(parts, lambda part: part if part.is_cuda else part.pin_memory())

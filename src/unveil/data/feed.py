@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unveil.blocks.chance import sample_keys
-from unveil.data.batch import Batch
+from unveil.data.batch import Batch, Samples
 from unveil.data.cache import Pictures
 from unveil.data.order import shuffled
 from unveil.errors import UnveilError
@@ -26,7 +26,7 @@ class Feed(Protocol):
     instant: bool
     """Whether a batch costs next to nothing, so that a thread which makes it ahead of its time would only be in the way."""
 
-    def share(self, step: int, share: int, shares: int) -> Batch:
+    def share(self, step: int, share: int, shares: int) -> Samples:
         """One of the equal shares of a step's samples."""
 
 
@@ -87,31 +87,31 @@ def share_size(batch_size: int, shares: int, why: str = "processes x accumulatio
     return batch_size // shares
 
 
-def taste(feed: Feed, most: int = 256) -> Batch:
+def taste(feed: Feed, most: int = 256) -> Samples:
     """Some of the first samples of a run, at most so many: the same ones on any number of processes."""
     shares = next(n for n in range(1, feed.batch_size + 1) if feed.batch_size % n == 0 and feed.batch_size // n <= most)
     return feed.share(0, 0, shares)
 
 
-def batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Batch]:
+def batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Samples]:
     """What process `rank` of `world` sees in a step, in `parts` equal batches."""
     return [feed.share(step, part * world + rank, world * parts) for part in range(parts)]
 
 
-def pinned_batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Batch]:
+def pinned_batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Samples]:
     """The same, in memory that a GPU reads without making the processor wait."""
     made = batches(feed, step, rank, world, parts)
     return [batch.pinned() for batch in made] if torch.cuda.is_available() else made
 
 
-def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: int = 2) -> Iterator[tuple[int, list[Batch]]]:
+def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: int = 2) -> Iterator[tuple[int, list[Samples]]]:
     """The steps and their batches, up to `ahead` of them made in advance."""
     if feed.instant:
         for step in steps:
             yield step, batches(feed, step, rank, world, parts)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
-        waiting: deque[tuple[int, Future[list[Batch]]]] = deque()
+        waiting: deque[tuple[int, Future[list[Samples]]]] = deque()
         for step in steps:
             waiting.append((step, pool.submit(pinned_batches, feed, step, rank, world, parts)))
             if len(waiting) > ahead:

@@ -1,9 +1,10 @@
 """Floor 3: methods that train an encoder without labels: one file each, unaware of each other."""
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unveil.errors import UnveilError
+from unveil.options import literal
 
 if TYPE_CHECKING:
     from unveil.learner import Method
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {                                                   # name: "module:class"
     "mae": "unveil.methods.mae:MAE",
 }
+
+
+def usual_of(name: str) -> dict[str, Any]:
+    """The knobs whose defaults are others for a method: `USUAL` in its file, where it has one. Read without importing it."""
+    try:
+        return dict(literal(METHODS[name].partition(":")[0], "USUAL"))
+    except KeyError:
+        return {}
 
 
 def method_class(name: str) -> "type[Method]":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from unveil.data.feed import PictureFeed
+from unveil.data.feed import Feed, PictureFeed
 from unveil.learner import Learner
 from unveil.train.log import JsonLines, Screen, Sink, tracker
 from unveil.train.loop import Monitor, TrainConfig, total_steps, train
@@ -14,7 +14,7 @@ from unveil.train.run import Run, tell
 
 def fit(
     learner: Learner,
-    feed: PictureFeed,
+    feed: Feed,
     run: Run,
     place: Place,
     training: TrainConfig,
@@ -36,7 +36,8 @@ def fit(
         if first:
             say(f"going on from step {first:,}")
         sinks = [JsonLines(run.path / "log.jsonl", first), *tracker(tracked, run.path, run.config)]
-        screen = Screen(title, total_steps(training, feed), first, reads=not feed.pictures.in_memory)
+        reads = isinstance(feed, PictureFeed) and not feed.pictures.in_memory
+        screen = Screen(title, total_steps(training, feed), first, reads=reads)
         checkpoints.warn = screen.say
     try:
         train(
@@ -51,8 +52,10 @@ def fit(
     return first
 
 
-def at_hand(feed: PictureFeed, place: Place) -> bool:
+def at_hand(feed: Feed, place: Place) -> bool:
     """Takes the pictures as near to the device as they fit; whether they are all on a GPU now."""
+    if not isinstance(feed, PictureFeed):
+        return False
     resides = feed.pictures.reside(place.device)
     if not resides and place.device.type != "cpu":
         feed.instant = False                                                   # a GPU leaves the processor to make batches ahead

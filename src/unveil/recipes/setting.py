@@ -14,7 +14,7 @@ from unveil.data.feed import PictureFeed
 from unveil.data.sources import Data, Source, open_both
 from unveil.errors import UnveilError
 from unveil.learner import Method
-from unveil.methods import method_class
+from unveil.methods import method_class, usual_of
 from unveil.models.vit import MODELS, ViTConfig
 from unveil.options import configure, known_to
 from unveil.recipes.reading import Part, natural_side, open_parts, sizes_for, stored_side
@@ -149,9 +149,10 @@ def configs_of(method: str) -> tuple[type, ...]:
 
 
 def usual_for(data: Data, method: str) -> dict[str, Any]:
-    """Defaults that hang on DATA: the model, and those of the embedded digits."""
-    embedded = isinstance(data, str) and data.startswith("digits")
-    return {"model": "vit-nano"} | known_to(DIGITS, *configs_of(method)) if embedded else {"model": "vit-base"}
+    """Defaults that hang on DATA and the method: the model, those of the embedded digits, those of the method."""
+    if isinstance(data, str) and data.startswith("digits"):
+        return {"model": "vit-nano"} | known_to(DIGITS, *configs_of(method)) | usual_of(method)
+    return {"model": "vit-base"} | usual_of(method)
 
 
 def moments(pictures: Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:

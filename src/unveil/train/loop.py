@@ -9,9 +9,8 @@ from unveil.data.feed import Feed, stream, taste
 from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
-from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_rate
+from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_pace
 from unveil.train.parallel import Place, SpreadConfig, agree, any_process, autocast, last_of, spread, whole, whole_here
-from unveil.train.schedule import half_cosine
 from unveil.train.state import load_model_state, load_optimizer_state, model_state, optimizer_state
 from unveil.train.trial import matrix_peak, try_step
 from unveil.train.watch import Interrupted, Pace, check_finite, seed_all, stop_signals
@@ -83,8 +82,8 @@ def train(
     with stop_signals() as stop:
         for step, parts in meter.waits(stream(feed, range(start, total), place.rank, place.world, count)):
             seed_all(config.seed, step, place.rank)                            # dropout and drop path; all else has keys
-            rate = optim.peak(config.batch_size) * half_cosine(step, total, round(optim.warmup * total))
-            set_rate(optimizer, rate)
+            rate, decay = optim.at(step, total, config.batch_size)
+            set_pace(optimizer, rate, decay)
             for i, part in enumerate(parts):
                 with torch.no_grad():
                     batch = learner.augment(part.to(place.device))

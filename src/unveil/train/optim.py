@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.learner import Learner
+from unveil.train.schedule import SCHEDULES, half_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +18,20 @@ class OptimConfig:
     """AdamW, SGD with momentum, or LARS (the paper's for linear probing)."""
     base_lr: float = 1.5e-4
     """Peak learning rate for a batch of 256; the real one is this times batch size / 256."""
+    schedule: Literal["cosine", "line", "root"] = "cosine"
+    """How the rate falls after its rise: along half a cosine, in a line (BERT), or as 1 / sqrt(step) (Transformer)."""
     warmup: float = 0.05
     """Share of the run in which the learning rate rises; the paper's 40 of 800 epochs."""
     weight_decay: float = 0.05
     """Not applied to biases, norms, tokens and positions."""
+    last_weight_decay: float | None = None
+    """What weight decay grows or falls to along half a cosine (DINO: 0.04 to 0.4); by default it stays."""
     beta1: float = 0.9
     """Momentum."""
     beta2: float = 0.95
     """Memory of AdamW's second moment: 0.95 to pre-train, 0.999 to fine-tune."""
+    epsilon: float = 1e-8
+    """AdamW's smallest divisor (Transformer: 1e-9)."""
     layer_decay: float = 1.0
     """Each layer learns at this share of the rate of the layer above it; 1 means all alike (fine-tuning: 0.75, ViT-B 0.65)."""
     clip: float = 0.0
@@ -33,6 +40,12 @@ class OptimConfig:
     def peak(self, batch_size: int) -> float:
         """The peak learning rate of a batch size."""
         return self.base_lr * batch_size / 256
+
+    def at(self, step: int, total: int, batch_size: int) -> tuple[float, float]:
+        """Learning rate and weight decay of a step."""
+        last = self.weight_decay if self.last_weight_decay is None else self.last_weight_decay
+        decay = last + (self.weight_decay - last) * half_cosine(step, total, 0)
+        return self.peak(batch_size) * SCHEDULES[self.schedule](step, total, round(self.warmup * total)), decay
 
 
 def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimizer:
@@ -48,13 +61,13 @@ def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimi
         for (scale, decays), parameters in groups.items()
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(settings, lr=config.base_lr, betas=(config.beta1, config.beta2), fused=True)
+        return torch.optim.AdamW(settings, lr=config.base_lr, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.base_lr, momentum=config.beta1)
     from timm.optim.lars import Lars
 
     for group in settings:                                                     # without this, LARS without decay is plain SGD
-        group["always_adapt"] = group.pop("decays")
+        group["always_adapt"] = group["decays"]
     lars: torch.optim.Optimizer = Lars(settings, lr=config.base_lr, momentum=config.beta1)
     return lars
 
@@ -68,7 +81,8 @@ def gradient_norm(learner: nn.Module, clip: float = 0.0) -> Tensor:
     return norm
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of every group, times the factor of its layer."""
+def set_pace(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
+    """Sets the learning rate of every group, times the factor of its layer, and the weight decay of those that decay."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
+        group["weight_decay"] = decay if group["decays"] else 0.0

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unveil.blocks.transformer import Block
-from unveil.data.batch import Batch
+from unveil.data.batch import Samples
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 
@@ -150,7 +150,7 @@ def autocast(config: SpreadConfig, place: Place) -> AbstractContextManager[objec
     return torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext()
 
 
-def spread(learner: Learner, config: SpreadConfig, place: Place, few: Batch) -> nn.Module:
+def spread(learner: Learner, config: SpreadConfig, place: Place, few: Samples) -> nn.Module:
     """What to call in place of the learner: copied or sharded over the processes, and compiled.
 
     One process compiles the learner as a whole. Many compile block by block, so that gradients (DDP) and weights (FSDP2) of one
@@ -179,7 +179,7 @@ def spread(learner: Learner, config: SpreadConfig, place: Place, few: Batch) -> 
     return model
 
 
-def copy_everywhere(learner: Learner, config: SpreadConfig, place: Place, few: Batch) -> DistributedDataParallel:
+def copy_everywhere(learner: Learner, config: SpreadConfig, place: Place, few: Samples) -> DistributedDataParallel:
     """The learner under DDP, which has seen in one backward pass in which order gradients come.
 
     It sums them in that order from its second pass on. Without this one, the first step of a run that goes on would be summed in

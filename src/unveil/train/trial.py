@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from unveil.data.batch import Batch
+from unveil.data.batch import Samples
 from unveil.data.feed import share_size
+from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.train.parallel import Place, SpreadConfig, autocast
 
@@ -71,7 +72,7 @@ class Trial(NamedTuple):
     """FLOPs of a sample, forward and backward; 0 where it was not tried."""
 
 
-def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place) -> Measured:
+def cost_of(learner: Learner, batch: Samples, hardware: SpreadConfig, place: Place) -> Measured:
     """What a forward and a backward pass of a batch cost. The learner is left as it was: a copy of it is tried."""
     trial = copy.deepcopy(learner).to(place.device).train()
     with torch.random.fork_rng(devices=[]), Live() as live:
@@ -85,7 +86,7 @@ def cost_of(learner: Learner, batch: Batch, hardware: SpreadConfig, place: Place
 
 
 def try_step(
-    learner: Learner, few: Batch, batch_size: int, asked: int, hardware: SpreadConfig, place: Place, memory: int | None = None
+    learner: Learner, few: Samples, batch_size: int, asked: int, hardware: SpreadConfig, place: Place, memory: int | None = None
 ) -> Trial:
     """In how many equal parts to compute a step: as many as asked for, or (0) as few as fit the memory; and its FLOPs.
 
@@ -102,10 +103,17 @@ def try_step(
         memory: Bytes that there are; by default those of the device.
 
     Raises:
-        UnveilError: When the batch does not divide.
+        UnveilError: When the batch does not divide, or parts are asked for that would change the loss.
     """
+    if learner.coupled:
+        if asked > 1:
+            raise UnveilError(
+                f"{type(learner).__name__} compares the samples of a batch with each other, so no step can be computed in {asked} "
+                f"parts: leave --accumulate out, and take a smaller --batch-size or more processes"
+            )
+        asked = 1
     share = share_size(batch_size, place.world * max(asked, 1))
-    sizes = [size for size in (2, 6) if size <= min(share, len(few.images))]
+    sizes = [size for size in (2, 6) if size <= min(share, len(few.keys))]
     if len(sizes) < 2:
         return Trial(max(asked, 1), 0.0)
     low, high = (cost_of(learner, few.first(size), hardware, place) for size in sizes)

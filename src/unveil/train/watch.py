@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from unveil.blocks.chance import sample_keys
-from unveil.data.batch import Batch
+from unveil.data.batch import Batch, Samples
 from unveil.errors import UnveilError
 from unveil.train.log import Record
 
@@ -75,13 +75,13 @@ def seed_all(seed: int, step: int, rank: int) -> None:
     np.random.seed(key & 0xFFFFFFFF)
 
 
-def check_finite(learner: nn.Module, record: Record, parts: Sequence[Batch]) -> None:
+def check_finite(learner: nn.Module, record: Record, parts: Sequence[Samples]) -> None:
     """Raises `UnveilError` with the likely cause when the loss or the gradient is not finite."""
     if math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"]):
         return
     broken = [name for name, p in learner.named_parameters() if not torch.isfinite(p.detach()).all()]
-    pictures = [part.images for part in parts if part.images.is_floating_point()]
-    if any(not torch.isfinite(images).all() for images in pictures):
+    pictures = [part.images for part in parts if isinstance(part, Batch)]
+    if any(not torch.isfinite(images).all() for images in pictures if images.is_floating_point()):
         cause = "the pictures themselves hold values that are not finite"
     elif broken:
         cause = f"{len(broken)} parameters are not finite any more, {broken[0]} first: the steps were too large"

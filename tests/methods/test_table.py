@@ -1,0 +1,184 @@
+"""What every method promises, as one test over the table: exact resume, many processes, bf16, one graph, any channels."""
+
+import multiprocessing
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from unveil.blocks.chance import sample_keys
+from unveil.data.augment import AugmentConfig
+from unveil.data.batch import Batch
+from unveil.learner import Learner
+from unveil.methods import METHODS, method_class
+from unveil.models.vit import ViTConfig
+from unveil.train.checkpoint import Checkpoints
+from unveil.train.loop import TrainConfig, train
+from unveil.train.optim import OptimConfig
+from unveil.train.parallel import Place, SpreadConfig, autocast
+
+STEPS, BATCH, PICTURES = 4, 8, 24
+CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
+SMALL: dict[str, dict[str, Any]] = {}
+"""Knobs that make a method small enough for a test."""
+Seen = tuple[list[float], dict[str, Tensor]]
+
+
+class Few:
+    """A feed of a few pictures that are made on the spot."""
+
+    samples, batch_size, instant = PICTURES, BATCH, True
+
+    def __init__(self, channels: int = 3) -> None:
+        chance = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 256, (PICTURES, channels, 20, 28), generator=chance, dtype=torch.uint8)
+
+    def share(self, step: int, share: int, shares: int) -> Batch:
+        size = BATCH // shares
+        first = step * BATCH + share * size
+        numbers = torch.arange(first, first + size) % PICTURES
+        return Batch(self.images[numbers], torch.tensor([[20, 28]] * size), sample_keys(0, first, size), numbers % 3)
+
+
+class Losses(list[float]):
+    """A log in memory, which can end a run before its time."""
+
+    def __init__(self, until: int) -> None:
+        self.until = until
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.append(record["loss"])
+        if record["step"] == self.until < STEPS:
+            raise TimeoutError
+
+    def close(self) -> None:
+        pass
+
+
+def built(name: str, channels: int = 3) -> Learner:
+    """A small learner of a method, always with the same weights; its labels are 0, 1 and 2."""
+    torch.manual_seed(0)
+    kind, half = method_class(name), (0.5,) * channels
+    vit = ViTConfig(width=96, depth=2, heads=3, image_size=(16, 24), patch_size=(4, 4), channels=channels, mean=half, std=half)
+    return kind.build(vit, kind.Config(**SMALL.get(name, {})), AugmentConfig())
+
+
+def trained(name: str, folder: Path | None = None, until: int = STEPS, place: Place = CPU) -> Seen:
+    """Four steps in the loop, or fewer of them: each loss, and all tensors at the end."""
+    learner, losses = built(name), Losses(until)
+    config = TrainConfig(epochs=STEPS * BATCH / PICTURES, batch_size=BATCH, log_every=1, accumulate=1, save_seconds=0.0)
+    kept = None if folder is None else Checkpoints(folder)
+    with suppress(TimeoutError):
+        train(learner, Few(), config, OptimConfig(base_lr=3e-2, warmup=0.0), EXACT, place, checkpoints=kept, sinks=[losses])
+    return list(losses), {key: value.detach().clone() for key, value in learner.state_dict().items()}
+
+
+def prepared(name: str, channels: int = 3) -> tuple[Learner, Any]:
+    """A learner before its first step, and an augmented batch."""
+    learner = built(name, channels)
+    with torch.no_grad():
+        batch = learner.augment(Few(channels).share(0, 0, 1))
+        learner.prepare(batch)
+    return learner, batch
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_was_cut_ends_bit_identical(name: str, tmp_path: Path) -> None:
+    losses, state = trained(name)
+    assert len(losses) == STEPS
+    trained(name, tmp_path, until=3)
+    assert Checkpoints(tmp_path).newest() in (1, 2)
+    again, resumed = trained(name, tmp_path)
+    assert again == losses[-len(again) :]
+    assert state.keys() == resumed.keys()
+    for key, value in state.items():
+        assert torch.equal(value, resumed[key]), key
+
+
+def on_one_of_two(rank: int, store: str, found: Any) -> None:
+    """What one of two processes sees of every method."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    for name in METHODS:
+        losses, state = trained(name, place=Place(torch.device("cpu"), rank, 2))
+        if rank == 0:
+            found.put((name, losses, {key: value.numpy() for key, value in state.items()}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    """The same runs on two processes under DDP."""
+    spawn, store = multiprocessing.get_context("spawn"), str(tmp_path_factory.mktemp("two") / "store")
+    found = spawn.Queue()
+    processes = [spawn.Process(target=on_one_of_two, args=(rank, store, found), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    seen = [found.get(timeout=240) for _ in METHODS]
+    for process in processes:
+        process.join(60)
+    return {name: (losses, {key: torch.from_numpy(value) for key, value in state.items()}) for name, losses, state in seen}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_learn_what_one_does(name: str, on_two: dict[str, Seen]) -> None:
+    (losses, state), (shared, other) = trained(name), on_two[name]
+    torch.testing.assert_close(torch.tensor(shared), torch.tensor(losses), rtol=1e-4, atol=1e-6)
+    for key, value in state.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_comes_near(name: str) -> None:
+    learner, batch = prepared(name)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        learner.zero_grad()
+        torch.manual_seed(1)
+        with autocast(SpreadConfig(device="cpu", precision=precision), CPU):
+            loss = learner(batch).loss
+        loss.backward()
+        losses.append(loss.detach())
+    assert all(p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in learner.parameters())
+    torch.testing.assert_close(losses[1].float(), losses[0], rtol=3e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_one_graph(name: str) -> None:
+    learner, batch = prepared(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(learner, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(1)
+    loss = compiled(batch).loss
+    loss.backward()
+    gradients = {key: p.grad.clone() for key, p in learner.named_parameters() if p.grad is not None}
+    learner, batch = prepared(name)
+    torch.manual_seed(1)
+    plain = learner(batch).loss
+    plain.backward()
+    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-6)
+    for key, p in learner.named_parameters():
+        assert (p.grad is None) == (key not in gradients), key
+        if p.grad is not None:
+            torch.testing.assert_close(gradients[key], p.grad, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("name", METHODS)
+def test_any_number_of_channels(name: str, channels: int) -> None:
+    learner, batch = prepared(name, channels)
+    loss = learner(batch).loss
+    loss.backward()
+    assert loss.isfinite()
+    used = [p.grad for p in learner.parameters() if p.requires_grad]
+    assert used
+    assert all(grad is not None and grad.isfinite().all() for grad in used)
