@@ -164,8 +164,8 @@ VERBS = {
             "out": Argument(str | None, "The run folder; runs/<data>-<model>-<source>-<target> by default.", None),
         },
         {
-            "run": "unveil.recipes.translate:TranslateRunConfig",
-            "task": "unveil.tasks.translate:TranslateConfig",
+            "settings": "unveil.recipes.translate:TranslateRunConfig",
+            "learning": "unveil.tasks.translate:TranslateConfig",
             "search": "unveil.recipes.translate:SearchConfig",
             **SHARED,
         },

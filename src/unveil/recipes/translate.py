@@ -59,8 +59,9 @@ class SearchConfig:
     """Exponent of the length that log-probabilities are divided by: more makes longer sentences."""
 
 
+Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULTS = {
-    "schedule": "root", "base_lr": 5e-3, "warmup": 0.15, "beta2": 0.98, "epsilon": 1e-9, "weight_decay": 0.0, "epochs": 40.0,
+    "schedule": "root", "base_lr": 4e-3, "warmup": 0.1, "beta2": 0.98, "epsilon": 1e-9, "weight_decay": 0.0, "epochs": 40.0,
     "batch_size": 128,
 }  # fmt: skip
 """The recipe of 2017, scaled to tens of thousands of pairs."""
@@ -133,16 +134,15 @@ def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path |
 
 
 def translate(
-    run: str | Path, sentences: Sequence[str], *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    attention: str | Path | None = None, **options: Any,
-) -> list[str]:  # fmt: skip
+    run: str | Path, sentences: Sequence[str], *, attention: str | Path | None = None, device: Device = "auto", **options: Any
+) -> list[str]:
     """Translates sentences.
 
     Args:
         run: A run folder of `train_translator`, finished or not.
         sentences: One a string.
-        device: Where to compute.
         attention: A new .png, .pdf or .svg that shows where the words of the translation of the only sentence looked.
+        device: Where to compute.
         **options: Fields of `SearchConfig`.
 
     Raises:
@@ -171,13 +171,15 @@ def translate(
     return words.decode(found)
 
 
-def translate_aloud(run: str | Path, sentences: Sequence[str] = (), **options: Any) -> None:
+def translate_aloud(
+    run: str | Path, sentences: Sequence[str] = (), *, attention: str | Path | None = None, device: Device = "auto", **options: Any
+) -> None:
     """`translate` for the terminal: sentences, or one file of lines, or lines from the standard input; prints a line for each."""
     if len(sentences) == 1 and Path(sentences[0]).is_file():
         sentences = Path(sentences[0]).read_text(encoding="utf-8").splitlines()
     elif not sentences:
         sentences = sys.stdin.read().splitlines()
-    for line in translate(run, sentences, **options):
+    for line in translate(run, sentences, attention=attention, device=device, **options):
         print(line)
 
 
