@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 import unveil
 from unveil.cli import VERBS, main, parse
+from unveil.data.subwords import Subwords
 from unveil.errors import UnveilError
 from unveil.interop import translation
 from unveil.models.translator import MODELS
@@ -63,6 +65,19 @@ def test_the_same_command_again_touches_nothing_and_others_are_refused(run: unve
         unveil.train_translator(text, out=run.path, **TINY | {"model": "vit-tiny"})
     with pytest.raises(UnveilError, match="none of 60 pairs has 1 to 0 sub-words"):
         unveil.train_translator(text, out=run.path / "other", **TINY, longest=0)
+
+
+def test_a_run_that_goes_on_keeps_its_words_and_ends_the_same(run: unveil.Run, text: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run.path, tmp_path / "run")
+    for name in ("results.json", "model.safetensors"):
+        (copied / name).unlink()
+    words = json.loads((copied / "subwords.json").read_text())
+    (copied / "subwords.json").write_text(json.dumps(words), encoding="utf-8")  # the same words, written otherwise
+    again = unveil.train_translator(text, out=copied, **TINY)
+    assert again.results["bleu"] == run.results["bleu"]
+    assert Subwords.load(copied / "subwords.json").text == Subwords.load(run.path / "subwords.json").text
+    expected, found = (load_file(path / "model.safetensors") for path in (run.path, copied))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_sentences_files_and_the_standard_input(

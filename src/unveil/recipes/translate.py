@@ -99,7 +99,10 @@ def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path |
         leave(place)
         return run
 
-    words = Subwords.learned([*corpus.train[0], *corpus.train[1]], own.vocabulary)
+    if run.checkpoints().steps():                                              # words keep their numbers
+        words = Subwords.load(run.path / "subwords.json")
+    else:
+        words = Subwords.learned([*corpus.train[0], *corpus.train[1]], own.vocabulary)
     pairs, left = fitting(corpus, words, own.longest)
     width, depth, heads, mlp_ratio = MODELS[model]
     shape = TranslatorConfig(words=len(words), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=own.dropout)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unveil.reports.style import TYPE
 
-NOTE = "Attention to the source (across) as each word (down) was chosen: the mean over the heads of a block. A row adds up to 1."
+NOTE = "Attention to the source (across) as each word (down) was chosen: the mean over the heads of a block. Brightest: {most:.0%}."
 
 
 def figure(source: Sequence[str], target: Sequence[str], weights: Float[Tensor, "depth T S"]) -> Figure:
@@ -23,10 +23,10 @@ def figure(source: Sequence[str], target: Sequence[str], weights: Float[Tensor, 
         )
         for i, looks in enumerate(weights):
             axes = drawn.add_subplot(down, across, i + 1)
-            axes.imshow(looks.numpy(), cmap="magma", vmin=0.0, vmax=1.0, aspect="auto")
+            axes.imshow(looks.numpy(), cmap="magma", vmin=0.0, vmax=float(weights.max()), aspect="auto")
             axes.set_title(f"block {i + 1}", fontsize=9)
             axes.set_xticks(range(len(source)), source, rotation=90, fontsize=7)
             axes.set_yticks(range(len(target)), target, fontsize=7)
             axes.spines[:].set_visible(False)
-        drawn.supxlabel(NOTE, fontsize=7, wrap=True)
+        drawn.supxlabel(NOTE.format(most=float(weights.max())), fontsize=7, wrap=True)
     return drawn
