@@ -13,6 +13,7 @@ DIFFERENT = {
     "`probe`": "unveil.recipes.probe:DEFAULTS",
     "`probe --kind partial`": "unveil.recipes.probe:TUNED",
     "`finetune`": "unveil.recipes.finetune:DEFAULTS",
+    "`translate train`": "unveil.recipes.translate:DEFAULTS",
 }
 """Where a command has other defaults than the tables of knobs, and where they are written."""
 

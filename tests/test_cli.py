@@ -45,7 +45,7 @@ def test_the_command_itself():
 
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_has_help(name, capsys):
-    assert main(name, "--help") == 0
+    assert main(*name.split(), "--help") == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"unveil {name}" in shown
     assert VERBS[name].says in shown
@@ -74,6 +74,7 @@ def test_help_of_pretrain_tells_the_knobs(capsys):
     ("argv", "sentence"),
     [
         (["pretrian"], "there is no command 'pretrian'; did you mean pretrain?"),
+        (["translate", "--help"], "there is no command 'translate'; did you mean translate train or translate run?"),
         (["zzz"], "there is no command 'zzz'; see unveil --help"),
         (["pretrain", "--mask-ratoi", "0.5"], "--mask-ratio"),
         (["pretrain", "--epochs", "many"], "many"),

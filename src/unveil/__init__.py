@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from unveil.recipes.plan import plan as plan
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
+    from unveil.recipes.translate import train_translator as train_translator
+    from unveil.recipes.translate import translate as translate
     from unveil.train.run import Run as Run
 
 _HOMES = {
@@ -33,6 +35,8 @@ _HOMES = {
     "probe": "unveil.recipes.probe",
     "reconstruct": "unveil.recipes.look",
     "report": "unveil.recipes.look",
+    "train_translator": "unveil.recipes.translate",
+    "translate": "unveil.recipes.translate",
 }
 __all__ = list(_HOMES)
 

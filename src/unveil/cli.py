@@ -25,6 +25,7 @@ SHARED = {
 }
 AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
 DATA = "A folder, a .tar, .tar.gz or .zip of pictures, a pack, shards-{000..099}.tar, hf://name, a torchvision set, or digits."
+PAIRS = "A folder or .tar.gz with train.<source> and train.<target>; val and test files where there are."
 RUN = "A run folder, an exported file, a checkpoint laid out as the public MAE release, or a transformers ViTMAE folder."
 REQUIRED = object()
 WORDS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT", float | None: "FLOAT"}
@@ -56,6 +57,7 @@ class Verb:
 
 
 MODEL = Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None
+TRANSLATORS = Literal["nano", "tiny", "small", "base", "big"]
 TEST = Argument(str | None, "Labelled pictures to judge on; the test split of DATA by default, or a tenth of it.", None)
 VERBS = {
     "pretrain": Verb(
@@ -153,6 +155,33 @@ VERBS = {
         },
         {"settings": "unveil.recipes.packing:PackConfig"},
     ),
+    "translate train": Verb(
+        "unveil.recipes.translate:train_translator",
+        "Train the Transformer of 2017 on sentence pairs, and judge it by BLEU.",
+        {
+            "data": Argument(str, PAIRS, positional=True),
+            "model": Argument(TRANSLATORS, "The size: tiny for tens of thousands of pairs.", "tiny"),
+            "out": Argument(str | None, "The run folder; runs/<data>-<model>-<source>-<target> by default.", None),
+        },
+        {
+            "settings": "unveil.recipes.translate:TranslateRunConfig",
+            "learning": "unveil.tasks.translate:TranslateConfig",
+            "search": "unveil.recipes.translate:SearchConfig",
+            **SHARED,
+        },
+        "unveil.recipes.translate:DEFAULTS",
+    ),
+    "translate run": Verb(
+        "unveil.recipes.translate:translate_aloud",
+        "Translate sentences, a file of lines, or the standard input.",
+        {
+            "run": Argument(str, "A run folder of unveil translate train.", positional=True),
+            "sentences": Argument(tuple[str, ...], "Sentences, or one file of lines; the standard input by default.", (), True),
+            "attention": Argument(str | None, "A new .png, .pdf or .svg that shows where the words of one sentence looked.", None),
+            "device": Argument(Literal["auto", "cpu", "cuda", "mps"], "Where to compute: a GPU where there is one.", "auto"),
+        },
+        {"search": "unveil.recipes.translate:SearchConfig"},
+    ),
     "report": Verb(
         "unveil.recipes.look:report",
         "Write the page of a run anew.",
@@ -173,13 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"unveil {__version__}")
         sys.exit(0)
-    if argv[0] not in VERBS:
-        near = difflib.get_close_matches(argv[0], VERBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see unveil --help"
+    name = next((name for name in (argv[0], " ".join(argv[:2])) if name in VERBS), None)     # some are two words
+    if name is None:
+        near = [verb for verb in VERBS if verb.startswith(f"{argv[0]} ")] or difflib.get_close_matches(argv[0], VERBS, n=1)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see unveil --help"
         print(f"unveil: there is no command {argv[0]!r}; {hint}", file=sys.stderr)
         sys.exit(2)
-    verb = VERBS[argv[0]]
-    options = parse(argv[0], verb, argv[1:])
+    verb = VERBS[name]
+    options = parse(name, verb, argv[len(name.split()) :])
     sys.exit(run(verb, options))
 
 
@@ -210,7 +240,7 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
             own.append(field(knob.name, knob.type, knob.help, defaults.get(knob.name, knob.default), special))
         group = dataclasses.make_dataclass(title, own, frozen=True)
         fields.append((f"{title}_", Annotated[group, tyro.conf.arg(name=title)], dataclasses.field(default_factory=group)))
-    shape = dataclasses.make_dataclass(name, fields)
+    shape = dataclasses.make_dataclass(name.replace(" ", "_"), fields)
     parsed: Any = tyro.cli(shape, prog=f"unveil {name}", description=verb.says, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     given = {part[2:].split("=")[0].replace("-", "_") for part in argv if part.startswith("--")}
     options = {key: getattr(parsed, key) for key in verb.arguments}

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from unveil.blocks.dropout import drop
 from unveil.blocks.linear import Linear, linear
 from unveil.errors import UnveilError
 
@@ -65,7 +66,7 @@ def attend_plainly(
         allowed = past if allowed is None else allowed & past
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
-    return F.dropout(scores.softmax(dim=-1), dropout, dropout > 0) @ value
+    return drop(scores.softmax(dim=-1), dropout) @ value
 
 
 class Attention(nn.Module):
@@ -129,9 +130,11 @@ class Attention(nn.Module):
         return out
 
     @torch.no_grad()
-    def weights(self, x: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B h T T"]:
-        """The attention weights of self-attention, for looking at them."""
-        query, key, _ = self.project(x)
+    def weights(
+        self, x: Float[Tensor, "B T D"], bias: Tensor | None = None, context: Float[Tensor, "B S D"] | None = None
+    ) -> Float[Tensor, "B h T S"]:
+        """The attention weights of self-attention, or of that to `context`, for looking at them."""
+        query, key, _ = self.project(x, context)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         weights: Tensor = (scores if bias is None else scores + bias).softmax(dim=-1)
         return weights

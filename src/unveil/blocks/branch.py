@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unveil.blocks.dropout import Dropout
+
 
 class Branch(nn.Module):
     """What stands between a residual sum and a branch: dropout, layer scale, drop path."""
@@ -11,7 +13,7 @@ class Branch(nn.Module):
     def __init__(self, width: int, dropout: float, drop_path: float, layer_scale: float | None) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.scale = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

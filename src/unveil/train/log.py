@@ -201,5 +201,5 @@ class Screen:
             self._bar.stop()
 
 
-SHOWN = ("knn", "accuracy")
+SHOWN = ("knn", "accuracy", "bleu")
 WAITING = 0.05
