@@ -26,7 +26,7 @@ class Learner(nn.Module, ABC):
     """What is learned or judged."""
     coupled: ClassVar[bool] = False
     """Whether the loss compares the samples of a batch with each other, so that no step can be computed in parts."""
-    pool: ClassVar[Literal["mean", "class"]] = "mean"
+    pool: Literal["mean", "class"] = "mean"
     """Which features of the encoder are worth judging: the mean of the patch tokens, or the class token."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""A slow copy of a module that follows the fast one: momentum encoders (He et al., 2019), teachers (Tarvainen and Valpola, 2017)."""
+"""A slow copy of a module follows the fast one: momentum encoders (He et al., 2019), teachers (Tarvainen and Valpola, 2017)."""
 
 import copy
 import math

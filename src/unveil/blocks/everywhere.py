@@ -17,7 +17,7 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gathered(x: Float[Tensor, "B *D"]) -> Float[Tensor, "A *D"]:
+def gathered(x: Float[Tensor, "B ..."]) -> Float[Tensor, "A ..."]:
     """The rows of all processes, in the order of their ranks; gradients find their way back. Every process must call it."""
     if processes() == 1:
         return x

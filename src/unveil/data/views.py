@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unveil.blocks.chance import combine, uniform
-from unveil.blocks.patches import Size
+from unveil.blocks.patches import Size, grid_size
 from unveil.data.augment import AugmentConfig, adjusted, grey, normalise, random_boxes
 from unveil.data.batch import Batch
 from unveil.data.resize import crop_resize
@@ -93,7 +93,7 @@ def chosen(which: Bool[Tensor, " B"], yes: Tensor, no: Tensor) -> Tensor:
 
 
 def turned(images: Float[Tensor, "B 3 S T"], by: Float[Tensor, " B"]) -> Float[Tensor, "B 3 S T"]:
-    """Other hues: each turns by a share of the circle of colours; the brightest and the darkest channel of a pixel stay as they are.
+    """Other hues: each turns by a share of the circle of colours; the largest and the smallest value of a pixel stay as they are.
 
     A channel follows its hue in six stretches: two at the top, one down, two at the bottom, one up.
     """
@@ -135,7 +135,6 @@ def solarised(images: Float[Tensor, "B C S T"], which: Bool[Tensor, " B"]) -> Fl
 
 def view_size(image_size: Size, patch_size: Size) -> Size:
     """Sides of a small view: 96/224 of the picture's, in whole patches, two at least where there are two."""
-    height, width = (
-        patch * min(max(2, round(side * 96 / 224 / patch)), side // patch) for side, patch in zip(image_size, patch_size, strict=True)
-    )
+    counts = zip(grid_size(image_size, patch_size), patch_size, strict=True)
+    height, width = (patch * min(max(2, round(count * 96 / 224)), count) for count, patch in counts)
     return height, width

@@ -24,8 +24,8 @@ from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 
 USUAL = {
-    "crop_scale": 0.4, "jitter": 0.4, "crop": "resized", "base_lr": 5e-4, "warmup": 0.1, "weight_decay": 0.04, "last_weight_decay": 0.4,
-    "beta2": 0.999, "clip": 3.0,
+    "crop": "resized", "crop_scale": 0.4, "jitter": 0.4,
+    "base_lr": 5e-4, "warmup": 0.1, "weight_decay": 0.04, "last_weight_decay": 0.4, "beta2": 0.999, "clip": 3.0,
 }  # fmt: skip
 """What differs by default: large crops of 0.4 to 1 of the picture, and the paper's optimiser."""
 STUDENT, FIRST, BOTTLENECK, LEAST = 0.1, 0.04, 256, 0.05
@@ -39,7 +39,7 @@ class DINOConfig:
     local_crops: int | None = None
     """Small crops of a picture, that the student alone sees: 8, or 4 of pictures smaller than 96 px."""
     momentum: float = 0.996
-    """Share of itself that the teacher keeps in a step; goes to 1 along half a cosine. Take less (0.98) for a few thousand steps."""
+    """Share of itself that the teacher keeps in a step; goes to 1 along half a cosine. Less (0.98) for few thousand steps."""
     prototypes: int | None = None
     """Numbers that student and teacher agree on: 65536, or 4096 with encoders narrower than 384."""
     teacher_temperature: float = 0.07
@@ -133,7 +133,8 @@ class DINO(Method):
     def speak(self, encoder: ViT, head: Head, crops: Float[Tensor, "n B C h w"]) -> Float[Tensor, "n B K"]:
         """What the class tokens of some crops are to the prototypes."""
         tokens: Tensor = encoder(crops.flatten(0, 1), any_size=True)[:, 0]
-        return head(tokens, self.learns).unflatten(0, crops.shape[:2])
+        said: Tensor = head(tokens, self.learns).unflatten(0, crops.shape[:2])
+        return said
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

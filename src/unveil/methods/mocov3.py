@@ -7,6 +7,7 @@ The k's are those of all processes. B pictures of a process, A of all, D width, 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ from unveil.data.views import Views, pair
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 
-USUAL = {"crop_scale": 0.08, "jitter": 0.4, "crop": "resized", "base_lr": 1.5e-4, "warmup": 0.13, "weight_decay": 0.1, "beta2": 0.999}
+USUAL = {
+    "crop": "resized", "crop_scale": 0.08, "jitter": 0.4, "base_lr": 1.5e-4, "warmup": 0.13, "weight_decay": 0.1, "beta2": 0.999,
+}  # fmt: skip
 """What differs by default: crops of 0.08 to 1 of the picture, and the paper's optimiser (40 of 300 epochs of warm-up)."""
 OUT = 256
 
@@ -68,7 +71,8 @@ class MoCoV3(Method):
 
     def augment(self, batch: Batch) -> Float[Tensor, "2 B C H W"]:
         """Draws two crops."""
-        return self.augmentation(batch, self.crops)
+        crops: Tensor = self.augmentation(batch, self.crops)
+        return crops
 
     def forward(self, crops: Float[Tensor, "2 B C H W"]) -> Step:
         """Each crop looks for the other one of its picture."""
@@ -94,7 +98,7 @@ class MoCoV3(Method):
 def layers(*widths: int) -> nn.Sequential:
     """Linear layers, each with a batch norm; the last without what it could learn, the others with a ReLU."""
     made: list[nn.Module] = []
-    for i, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (narrow, wide) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         linear = nn.Linear(narrow, wide, bias=False)
         made += [linear, BatchNorm(wide, affine=False)] if last else [linear, BatchNorm(wide), nn.ReLU()]
