@@ -1,7 +1,7 @@
 """The one promise: what the loop can train, and what it is given."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class Learner(nn.Module, ABC):
     """What is learned or judged."""
     coupled: ClassVar[bool] = False
     """Whether the loss compares the samples of a batch with each other, so that no step can be computed in parts."""
+    pool: Literal["mean", "class"] = "mean"
+    """Which features of the encoder are worth judging: the mean of the patch tokens, or the class token."""
 
     @abstractmethod
     def forward(self, batch: Any) -> Step:

@@ -77,6 +77,19 @@ def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
     assert "knn" in run.log[-1]
 
 
+def test_methods_that_compare_views_run_whole(pictures: Path, tmp_path: Path) -> None:
+    """Also where there are no labels: the spread of features is told, and the class token is judged."""
+    options = TINY | {"method": "dino", "prototypes": 32, "local_crops": 1, "epochs": 1.0, "monitor_times": 1, "held_out": 4}
+    run = unveil.pretrain(str(pictures), out=tmp_path / "dino", **options)
+    assert run.results["spread"].keys() == {"encoder", "untrained"}
+    assert run.log[-1]["rank_me"] > 1
+    assert run.results["features"]["encoder"].keys() == {"knn", "linear"}
+    assert unveil.probe(run.path, kind="knn", out=tmp_path / "probe", device="cpu")["config"]["pool"] == "class"
+    plain = unveil.pretrain(str(pictures / "warm"), out=tmp_path / "plain", **options)
+    assert plain.results["spread"]["encoder"]["feature_deviation"] > 0
+    assert "features" not in plain.results
+
+
 def test_the_same_command_again_touches_nothing(run: Run, pictures: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     again = unveil.pretrain(str(pictures), out=run.path, held_out=4, **TINY)

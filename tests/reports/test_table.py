@@ -32,6 +32,22 @@ def test_a_tie_is_a_tie():
     assert "level with painting the patch's own mean" in text
 
 
+def test_features_that_have_collapsed_are_told():
+    fine = {"feature_deviation": 0.61, "rank_me": 40.2}
+    results = {"spread": {"encoder": fine, "untrained": {"feature_deviation": 0.005, "rank_me": 1.4}}, "width": 96}
+    text = printed(results)
+    assert "Spread of features, of 96 dimensions" in text
+    assert "0.61" in text
+    assert "40.2" in text
+    for told in (text, verdict(results | {"features": FEATURES})):
+        assert "collapsed" not in told                                         # that the untrained one has is no news
+    for flat in ({"feature_deviation": 0.004, "rank_me": 30.0}, {"feature_deviation": 0.7, "rank_me": 1.1}):
+        results["spread"] = {"encoder": flat, "untrained": fine}
+        for told in (printed(results), html_table(results), verdict(results | {"features": FEATURES})):
+            assert "The features have collapsed: they are nearly the same for every picture (deviation 0" in told
+    assert "41.3 %" in verdict(results | {"features": FEATURES})
+
+
 def test_a_classifier_and_a_run_without_results():
     assert "60.0 %" in printed(SCORE)
     assert "within five guesses" not in printed(SCORE)                        # there are three classes

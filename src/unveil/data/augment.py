@@ -89,16 +89,16 @@ def normalise(
 
 
 def random_boxes(
-    sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"], scale: float, image_size: Size, tries: int = 10
+    sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"], scale: float, image_size: Size, most: float = 1.0, tries: int = 10
 ) -> Float[Tensor, "B 4"]:
     """Boxes (top, left, height, width) of a random resized crop (Szegedy et al., 2014), as torchvision draws them.
 
-    Area uniform between `scale` and 1 of the picture's, aspect between 3/4 and 4/3 of the result's, uniform in its logarithm;
+    Area uniform between `scale` and `most` of the picture's, aspect between 3/4 and 4/3 of the result's, uniform in its logarithm;
     the first of ten tries that fits inside the picture, or else the largest box of a fitting aspect in the centre.
     """
     height, width = sizes[:, :1], sizes[:, 1:]                                 # (B, 1)
     u = uniform(keys, 2 * tries + 2, stream=11)
-    area = height * width * (scale + (1 - scale) * u[:, :tries])
+    area = height * width * (scale + (most - scale) * u[:, :tries])
     wanted = image_size[1] / image_size[0]
     aspect = wanted * torch.exp((2 * u[:, tries : 2 * tries] - 1) * math.log(4 / 3))
     w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()      # (B, tries)
@@ -135,14 +135,23 @@ def moved_boxes(boxes: Float[Tensor, "B 4"], sizes: Float[Tensor, "B 2"], keys: 
 
 def jittered(images: Float[Tensor, "B C S T"], keys: Int[Tensor, " B"], strength: float) -> Float[Tensor, "B C S T"]:
     """Random brightness, contrast and, with three channels, saturation: factors between 1 - strength and 1 + strength."""
-    brightness, contrast, saturation = (1 + strength * (2 * uniform(keys, 3, stream=13) - 1))[:, :, None, None, None].unbind(1)
+    return adjusted(images, 1 + strength * (2 * uniform(keys, 3, stream=13) - 1))
+
+
+def adjusted(images: Float[Tensor, "B C S T"], factors: Float[Tensor, "B 3"]) -> Float[Tensor, "B C S T"]:
+    """Brightness, contrast and, with three channels, saturation, each times a factor."""
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp(0, 1)
-    shares = [0.299, 0.587, 0.114] if images.shape[1] == 3 else [1 / images.shape[1]] * images.shape[1]
-    weights = torch.tensor(shares).to(images.device, non_blocking=True)[:, None, None]
-    grey = (images * weights).sum(dim=1, keepdim=True)
-    middle = grey.mean(dim=(2, 3), keepdim=True)
+    middle = grey(images).mean(dim=(2, 3), keepdim=True)
     images = (middle + (images - middle) * contrast).clamp(0, 1)
     if images.shape[1] != 3:
         return images
-    grey = (images * weights).sum(dim=1, keepdim=True)
-    return (grey + (images - grey) * saturation).clamp(0, 1)
+    without = grey(images)
+    return (without + (images - without) * saturation).clamp(0, 1)
+
+
+def grey(images: Float[Tensor, "B C S T"]) -> Float[Tensor, "B 1 S T"]:
+    """The brightness of each pixel; the mean of the channels where there are not three."""
+    shares = [0.299, 0.587, 0.114] if images.shape[1] == 3 else [1 / images.shape[1]] * images.shape[1]
+    weights = torch.tensor(shares).to(images.device, non_blocking=True)[:, None, None]
+    return (images * weights).sum(dim=1, keepdim=True)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {                                                   # name: "module:class"
     "mae": "unveil.methods.mae:MAE",
+    "dino": "unveil.methods.dino:DINO",
+    "mocov3": "unveil.methods.mocov3:MoCoV3",
 }
 
 

@@ -72,7 +72,7 @@ class ViT(nn.Module):
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None,
-        *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None,
+        *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None, any_size: bool = False,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """The class token and the embedded patches, with their positions.
 
@@ -81,25 +81,28 @@ class ViT(nn.Module):
             keep: Positions of the patches to embed; the others are never touched.
             hidden: True where `mask_token` stands in for the patch (BEiT, SimMIM, and MAE's ablation 1c).
             mask_token: The stand-in.
+            any_size: Takes pictures of another size too, with the positions interpolated (DINO's local crops).
         """
         size = (images.shape[2], images.shape[3])
-        if images.shape[1] != self.config.channels or size != self.config.image_size:
+        grid = grid_size(size, self.config.patch_size) if any_size else self.config.grid
+        positions = resize_positions(self.positions, self.config.grid, grid)
+        if images.shape[1] != self.config.channels or not (any_size or size == self.config.image_size):
             wanted = (self.config.channels, *self.config.image_size)
             raise UnveilError(f"pictures are (channels, height, width) {tuple(images.shape[1:])}, the model takes {wanted}")
         patches = self.embed(images, keep)                                     # (B, V, D)
         if hidden is not None and mask_token is not None:
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
-        places = self.positions[1:] if keep is None else self.positions[1:][keep]
+        places = positions[1:] if keep is None else positions[1:][keep]
         patches = patches + places.to(patches.dtype)                           # under autocast, tokens stay in half precision
-        first = (self.class_token + self.positions[0]).to(patches.dtype).expand(images.shape[0], 1, -1)
+        first = (self.class_token + positions[0]).to(patches.dtype).expand(images.shape[0], 1, -1)
         return torch.cat([first, patches], dim=1)                              # (B, 1 + V, D)
 
     def forward(
         self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None,
-        *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None,
+        *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None, any_size: bool = False,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """The tokens after the last norm, the class token first; arguments as in `tokens`."""
-        tokens: Tensor = self.transformer(self.tokens(images, keep, hidden=hidden, mask_token=mask_token))
+        tokens: Tensor = self.transformer(self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size))
         return tokens
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:

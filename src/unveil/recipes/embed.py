@@ -22,8 +22,8 @@ from unveil.train.run import tell
 class EmbedConfig:
     """What to write for each picture."""
 
-    pool: Literal["mean", "class", "patches"] = "mean"
-    """The mean of the patch tokens, the class token, or every patch token."""
+    pool: Literal["mean", "class", "patches"] | None = None
+    """The mean of the patch tokens, the class token, or every patch token; by default what the method trains."""
     batch_size: int = 256
     """Pictures at a time."""
     pixel_limit: int = 64_000_000
@@ -50,15 +50,15 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, **optio
         raise UnveilError(f"{path} exists: choose another --out")
     place, say = join(hardware), tell(True)
     hardware = settled(hardware, place)
-    encoder = load(run, say=say).to(place.device).eval().encoder
-    vit = encoder.config
+    learner = load(run, say=say).to(place.device).eval()
+    encoder, vit = learner.encoder, learner.encoder.config
     part = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=own.pixel_limit, show=True)
 
     def tokens(images: torch.Tensor) -> torch.Tensor:
         every: torch.Tensor = encoder(images)
         return every[:, 1:]
 
-    features = tokens if own.pool == "patches" else partial(encoder.features, pool=own.pool)
+    features = tokens if own.pool == "patches" else partial(encoder.features, pool=own.pool or learner.pool)
     rows = features_of(features, part, vit, hardware, place, own.batch_size).numpy()
     readable = np.array([name not in part.pictures.skipped for name in part.names])      # read on demand, others stood in for them
     rows, part = rows[readable], Part(part.pictures, part.places[torch.from_numpy(readable)])

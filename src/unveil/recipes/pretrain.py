@@ -2,12 +2,14 @@
 
 import copy
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unveil.blocks.chance import sample_keys
 from unveil.data.augment import view
@@ -22,6 +24,7 @@ from unveil.recipes.reading import Part, skipped_lines, write_skipped
 from unveil.recipes.setting import settle
 from unveil.reports.page import write_page
 from unveil.reports.table import terminal_table
+from unveil.tasks.collapse import collapse
 from unveil.tasks.knn import knn_scores
 from unveil.tasks.score import score
 from unveil.train.bill import bill_line, bill_of
@@ -105,22 +108,33 @@ def prove(learner: Method, untrained: ViT, pictures: Part, judged: Part, hardwar
     return {
         "pictures": len(pictures), "skipped": len(skipped_lines(pictures, judged)),
         "held_out": held_out(learner, judged=judged, vit=learner.encoder.config, hardware=hardware, place=place),
-    } | compare(learner.encoder, untrained, pictures, judged, hardware, place)  # fmt: skip
+    } | compare(learner, untrained, pictures, judged, hardware, place)  # fmt: skip
 
 
 def monitors(pictures: Part, judged: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place) -> list[Monitor]:
-    """What is looked at during a run: error on pictures kept aside, and k-NN accuracy where there are labels."""
-    watched: list[Monitor] = [partial(held_out, judged=judged, vit=vit, hardware=hardware, place=place)]
-    bank, queries = pictures.labelled(2000), judged.labelled(500)
-    if len(bank) and len(queries):
-        watched.append(partial(online_knn, bank=bank, queries=queries, vit=vit, hardware=hardware, place=place))
-    return watched
+    """What is looked at during a run: error on pictures kept aside, and the features."""
+    bank, queries = judges(pictures, judged, 2000, 500)
+    return [
+        partial(held_out, judged=judged, vit=vit, hardware=hardware, place=place),
+        partial(online, bank=bank, queries=queries, vit=vit, hardware=hardware, place=place),
+    ]
 
 
-def online_knn(learner: Method, *, bank: Part, queries: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place) -> Record:
-    """k-NN accuracy of the encoder as it is now."""
-    known, asked = (features_of(learner.encoder.features, part, vit, hardware, place) for part in (bank, queries))
-    return {"knn": score(knn_scores(asked, known, bank.labels, len(bank.pictures.classes)), queries.labels).top1}
+def judges(pictures: Part, judged: Part, most: int, asked: int) -> tuple[Part, Part | None]:
+    """Pictures to look at the features of: labelled ones, and others to classify; without labels any, and none to classify."""
+    bank, queries = pictures.labelled(most), judged.labelled(asked)
+    return (bank, queries) if len(bank) and len(queries) else (pictures.spread_out(min(asked, 2000)), None)
+
+
+def online(learner: Method, *, bank: Part, queries: Part | None, vit: ViTConfig, hardware: SpreadConfig, place: Place) -> Record:
+    """How far the features of the encoder spread now, and their k-NN accuracy where there are labels."""
+    features = partial(learner.encoder.features, pool=learner.pool)
+    known = features_of(features, bank, vit, hardware, place)
+    seen: Record = collapse(known)
+    if queries is not None:
+        asked = features_of(features, queries, vit, hardware, place)
+        seen["knn"] = score(knn_scores(asked, known, bank.labels, len(bank.pictures.classes)), queries.labels).top1
+    return seen
 
 
 @torch.no_grad()
@@ -141,20 +155,30 @@ def held_out(
 
 
 def compare(
-    encoder: ViT, untrained: ViT, pictures: Part, judged: Part, hardware: SpreadConfig, place: Place, most: int = 20_000
+    learner: Method, untrained: ViT, pictures: Part, judged: Part, hardware: SpreadConfig, place: Place, most: int = 20_000
 ) -> Record:
-    """k-NN and linear accuracy of the encoder, of the same encoder untrained, and of raw pixels, where there are labels."""
-    bank, queries = pictures.labelled(most), judged.labelled(most // 2)
-    if not (len(bank) and len(queries)):
-        return {}
-    vit, rows = encoder.config, {}
-    contestants = {"encoder": encoder.features, "untrained": untrained.to(place.device).eval().features, "raw pixels": raw_pixels}
-    for name, features in contestants.items():
-        known, asked = (features_of(features, part, vit, hardware, place) for part in (bank, queries))
-        scores = judge_features(known, bank.labels, asked, queries.labels, len(bank.pictures.classes))
-        rows[name] = {probe: result.top1 for probe, result in scores.items()}
-    sizes = {"train": len(bank), "test": len(queries), "classes": len(bank.pictures.classes)}
-    return {"features": rows, "judged_on": sizes}
+    """What the features of the encoder are worth, beside those of the same encoder untrained, and raw pixels.
+
+    How far they spread; where there are labels, k-NN and linear accuracy.
+    """
+    bank, queries = judges(pictures, judged, most, most // 2)
+    vit, rows, spread = learner.encoder.config, {}, {}
+    encoders = {"encoder": learner.encoder, "untrained": untrained.to(place.device).eval()}
+    contestants: dict[str, Callable[[Tensor], Tensor]] = {
+        name: partial(encoder.features, pool=learner.pool) for name, encoder in encoders.items()
+    }
+    for name, features in (contestants | ({"raw pixels": raw_pixels} if queries else {})).items():
+        known = features_of(features, bank, vit, hardware, place)
+        if name in encoders:
+            spread[name] = collapse(known)
+        if queries:
+            asked = features_of(features, queries, vit, hardware, place)
+            scores = judge_features(known, bank.labels, asked, queries.labels, len(bank.pictures.classes))
+            rows[name] = {probe: result.top1 for probe, result in scores.items()}
+    found: Record = {"spread": spread, "width": vit.width}
+    if queries:
+        found |= {"features": rows, "judged_on": {"train": len(bank), "test": len(queries), "classes": len(bank.pictures.classes)}}
+    return found
 
 
 def save_samples(run: Run, part: Part, vit: ViTConfig, count: int = 8) -> None:

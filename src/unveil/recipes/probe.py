@@ -42,8 +42,8 @@ class ProbeConfig:
     """Blocks that a partial probe tunes: 0, 0.5 (the last MLP), 1, ... all."""
     neighbours: int = 20
     """Neighbours that vote in k-NN."""
-    pool: Literal["mean", "class"] = "mean"
-    """One vector a picture: the mean of the patch tokens, or the class token."""
+    pool: Literal["mean", "class"] | None = None
+    """One vector a picture: the mean of the patch tokens, or the class token; by default what the method trains."""
     views: bool = False
     """Train the linear probe on random resized crops and flips, as the paper: the encoder sees every picture in every epoch."""
     labels: int = 0
@@ -89,7 +89,7 @@ def probe(
         raise UnveilError("a probe runs in one process: start it without torchrun")
     hardware = settled(hardware, place)
     learner = load(run).to(place.device).eval()
-    vit = learner.encoder.config
+    vit, pool = learner.encoder.config, own.pool or learner.pool
     known, asked, cut = labelled_parts(run, data, test, vit, pixel_limit=own.pixel_limit, show=True)
     known = few_labels(known, own.labels, training.seed) if own.labels else known
     classes = len(known.pictures.classes)
@@ -104,10 +104,10 @@ def probe(
     scores = {}
     for name, encoder in contestants.items():
         if encoder is not None and (own.kind == "partial" or own.views):
-            task = tuned_task(encoder, classes, own)
+            task = tuned_task(encoder, classes, own, pool)
             scores[name] = tuned_scores(name, task, known, asked, training, optim, hardware, place)
         else:
-            features = raw_pixels if encoder is None else partial(encoder.features, pool=own.pool)
+            features = raw_pixels if encoder is None else partial(encoder.features, pool=pool)
             scores[name] = frozen_scores(features, known, asked, vit, own, training, optim, hardware, place)
         result = score(scores[name], asked.labels)
         say(f"{name:>10}   top-1 {100 * result.top1:5.2f} %" + (f"   top-5 {100 * result.top5:5.2f} %" if classes > 5 else ""))
@@ -117,7 +117,7 @@ def probe(
         "kind": own.kind, "classes": known.pictures.classes, "trained_on": len(known), "kept_aside": cut,
         "top1": {name: score(s, asked.labels).top1 for name, s in scores.items()},
         "score": score(scores["encoder"], asked.labels).to_json(),
-        "config": asdict(own) | asdict(training) | asdict(optim) | asdict(hardware), "run": str(run), **receipt(),
+        "config": asdict(own) | {"pool": pool} | asdict(training) | asdict(optim) | asdict(hardware), "run": str(run), **receipt(),
     }  # fmt: skip
     write_predictions(folder / "predictions.csv", asked, scores["encoder"])
     write_json(folder / "results.json", results)
@@ -145,13 +145,13 @@ def frozen_scores(
         return task.predict(queries)
 
 
-def tuned_task(encoder: ViT, classes: int, own: ProbeConfig) -> Task:
+def tuned_task(encoder: ViT, classes: int, own: ProbeConfig, pool: Literal["mean", "class"]) -> Task:
     """A probe that sees augmented pictures."""
     vit = encoder.config
     augment = Augment(AugmentConfig(), vit.image_size, vit.mean, vit.std)
     if own.kind == "partial":
         return Partial(encoder, classes, own.blocks, augment)
-    return Linear(vit.width, classes, encoder=encoder, augment=augment, pool=own.pool)
+    return Linear(vit.width, classes, encoder=encoder, augment=augment, pool=pool)
 
 
 def tuned_scores(

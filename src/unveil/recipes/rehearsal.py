@@ -255,8 +255,7 @@ class Eye:
             hold = partial(held_out, learner, judged=self.judged, vit=vit, hardware=hardware, place=place)
             most = min(256, self.counts.judged)
             self.kept_aside = most * timed(lambda count: hold(most=count), most, self.room, at_once(place))
-        if self.counts.bank:
-            self.encoding = self.each(learner, learner.encoder.features)
+        self.encoding = self.each(learner, learner.encoder.features)
         return {}
 
     def each(self, learner: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> float:
@@ -270,7 +269,8 @@ class Eye:
 
     def seconds(self) -> float:
         """Of a whole look; 0 where it could not look, for the learner is shared out over processes."""
-        return self.kept_aside + (min(self.counts.bank, 2000) + min(self.counts.queries, 500)) * self.encoding
+        looked = min(self.counts.bank, 2000) + min(self.counts.queries, 500) if self.counts.bank else min(self.counts.train, 500)
+        return self.kept_aside + looked * self.encoding
 
 
 def stepped(
@@ -310,7 +310,7 @@ def closing(learner: Method, eye: Eye, counts: Counts) -> float:
     with torch.no_grad():
         eye.look(learner)
     if not counts.bank:
-        return eye.kept_aside
+        return eye.kept_aside + 2 * min(counts.train, 2000) * eye.encoding
     reading = (counts.bank + counts.queries) * (2 * eye.encoding + eye.each(learner, raw_pixels))
     pixels = vit.channels * vit.image_size[0] * vit.image_size[1]
     return eye.kept_aside + reading + 2 * comparing(vit.width, counts) + comparing(pixels, counts)

@@ -8,7 +8,18 @@ from rich.table import Table
 from rich.text import Text
 
 from unveil.reports.markup import Markup, element, join, table
-from unveil.reports.verdict import COLUMNS, ERRORS, ROWS, Results, comparisons, held_out, percent
+from unveil.reports.verdict import (
+    COLUMNS,
+    ERRORS,
+    ROWS,
+    SPREAD,
+    SPREAD_MEANS,
+    Results,
+    collapsed,
+    comparisons,
+    held_out,
+    percent,
+)
 
 
 class Grid(NamedTuple):
@@ -48,7 +59,7 @@ def html_table(results: Results) -> Markup:
 
 def grids(results: Results) -> list[Grid]:
     """The tables that the results have the numbers for."""
-    makers: tuple[Callable[[Results], Grid | None], ...] = (score_grid, feature_grid, error_grid)
+    makers: tuple[Callable[[Results], Grid | None], ...] = (score_grid, feature_grid, spread_grid, error_grid)
     return [grid for make in makers if (grid := make(results))]
 
 
@@ -81,6 +92,17 @@ def feature_grid(results: Results) -> Grid | None:
         title += f": {on['train']:,} training and {on['test']:,} test pictures of {on['classes']:,} classes"
     heads = ["features of", *(COLUMNS.get(column, column) for column in columns)]
     return Grid(title, heads, rows, comparisons(results))
+
+
+def spread_grid(results: Results) -> Grid | None:
+    """How far the features spread, beside those of an untrained encoder."""
+    spread = results.get("spread")
+    if not spread:
+        return None
+    rows = [[ROWS.get(row, row), *(f"{values[key]:.3g}" for key in SPREAD)] for row, values in spread.items()]
+    warning = collapsed(results)
+    title = f"Spread of features, of {results['width']} dimensions"
+    return Grid(title, ["features of", *SPREAD.values()], rows, [SPREAD_MEANS, *([warning] if warning else [])])
 
 
 def error_grid(results: Results) -> Grid | None:

@@ -11,12 +11,33 @@ ERRORS = {
     "patch_mean_error": "the patch's own mean",
     "picture_mean_error": "the picture's mean",
 }
+SPREAD = {"feature_deviation": "deviation", "rank_me": "RankMe"}
+SPREAD_MEANS = "Deviation is that of features of unit length (0: all the same, 1: all directions alike); RankMe counts dimensions."
+FLAT, FEW_DIMENSIONS = 0.02, 1.5
+"""Below this deviation, or in fewer dimensions by RankMe, features have collapsed."""
 LENT = "The patch's own mean is the true one; a model with a normalised target is lent it too, and the deviation."
 Results = Mapping[str, Any]
 
 
 def verdict(results: Results) -> str:
-    """One sentence with the numbers that matter most."""
+    """One sentence with the numbers that matter most; before it, a warning where the features have collapsed."""
+    warning = collapsed(results)
+    return f"{warning} {numbers(results)}" if warning else numbers(results)
+
+
+def collapsed(results: Results) -> str | None:
+    """A warning where the encoder says nearly the same of every picture."""
+    spread = (results.get("spread") or {}).get("encoder")
+    if not spread or (spread["feature_deviation"] >= FLAT and spread["rank_me"] >= FEW_DIMENSIONS):
+        return None
+    return (
+        f"The features have collapsed: they are nearly the same for every picture (deviation {spread['feature_deviation']:.2g}, "
+        f"RankMe {spread['rank_me']:.3g} of {results['width']} dimensions); try a lower --base-lr or a larger --batch-size."
+    )
+
+
+def numbers(results: Results) -> str:
+    """The numbers in a sentence."""
     score, features, errors = results.get("score"), results.get("features") or {}, results.get("held_out") or {}
     if score:
         classes = len(score["per_class"])

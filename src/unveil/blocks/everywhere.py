@@ -1,0 +1,69 @@
+"""What concerns the rows of all processes: to see them, and to normalise by them. Where there is one process, plain PyTorch.
+
+A loss that is a mean over rows is meant here: each process descends the mean over its own, and gradients are averaged.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def processes() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gathered(x: Float[Tensor, "B ..."]) -> Float[Tensor, "A ..."]:
+    """The rows of all processes, in the order of their ranks; gradients find their way back. Every process must call it."""
+    if processes() == 1:
+        return x
+    out: Tensor = Gather.apply(x)
+    return out
+
+
+def numbers(rows: int, device: torch.device) -> Int[Tensor, " B"]:
+    """Where the rows of this process stand among those of all."""
+    first = 0 if processes() == 1 else dist.get_rank() * rows
+    return torch.arange(first, first + rows, device=device)
+
+
+class Gather(torch.autograd.Function):
+    """All rows forward; backward, what the losses of all processes say of ours, summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class BatchNorm(nn.Module):
+    """Batch norm (Ioffe and Szegedy, 2015) over the rows of all processes, in float32; it keeps no running statistics.
+
+    It is for heads that are thrown away after training. Every process must have as many rows.
+    """
+
+    def __init__(self, width: int, affine: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        x = x.float()
+        variances, means = torch.var_mean(x, dim=0, correction=0)
+        variances, means = gathered(torch.stack([variances, means])[None]).unbind(1)      # (processes, D)
+        mean = means.mean(dim=0)
+        x = (x - mean) * (variances + (means - mean).square()).mean(dim=0).add(self.eps).rsqrt()
+        return x if self.weight is None or self.bias is None else torch.addcmul(self.bias, x, self.weight)
