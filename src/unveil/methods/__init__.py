@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {                                                   # name: "module:class"
     "mae": "unveil.methods.mae:MAE",
+    "simmim": "unveil.methods.simmim:SimMIM",
+    "beit": "unveil.methods.beit:BEiT",
+    "dvae": "unveil.methods.dvae:DVAE",
+    "supervised": "unveil.methods.supervised:Supervised",
 }
 
 

@@ -1,0 +1,104 @@
+"""Discrete variational autoencoder (Ramesh et al., 2021, section 2.1): the tokenizer of BEiT, trained on the pictures at hand.
+
+    picture -> a score for each token at each patch -> [Gumbel-softmax: a draw that gradients go through] -> picture
+
+B images, C H W, N patches, K tokens in the codebook. The draws become sharper as training goes on, and the pull towards a use
+of all tokens alike grows from nothing.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from unveil.blocks.chance import uniform
+from unveil.blocks.painting import Reconstruction, reconstruction
+from unveil.blocks.patches import patchify
+from unveil.blocks.tokenizers import usage
+from unveil.data.augment import Augment, AugmentConfig
+from unveil.data.batch import Batch
+from unveil.errors import UnveilError
+from unveil.learner import Method, Step
+from unveil.models.dvae import DiscreteVAE, gumbel_softmax
+from unveil.models.vit import ViTConfig
+
+USUAL = {"model": "vit-tiny", "base_lr": 1e-3, "weight_decay": 0.0, "beta2": 0.99, "epochs": 10.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEConfig:
+    """The knobs of the dVAE; `--model` turns its width and depth."""
+
+    codebook: int | None = None
+    """Tokens that there are: 8192, or 512 for pictures smaller than 128 px."""
+    temperature: float = 1.0
+    """Of the draws in the first step; higher blends more tokens."""
+    last_temperature: float = 0.0625
+    """Of the draws in the last step; it falls as a geometric row."""
+    straight: bool = False
+    """Draw one token instead of a blend, and let the gradient pass as if it were the blend (straight-through)."""
+    kl_weight: float = 0.0
+    """Weight, in the last step, of how far the scores are from all tokens alike (KL divergence); it grows in a line from 0."""
+
+
+class DVAE(Method):
+    """A dVAE as a learner; `encoder` is the whole of it, judged by what its encoder sees."""
+
+    Config = DVAEConfig
+    encoder: DiscreteVAE
+    config: DVAEConfig
+    progress: Tensor
+
+    def __init__(self, encoder: DiscreteVAE, config: DVAEConfig, augment: Augment | None = None) -> None:
+        super().__init__()
+        self.encoder, self.config, self.augmentation = encoder, replace(config, codebook=encoder.size), augment
+        self.register_buffer("progress", torch.zeros(()))
+
+    @classmethod
+    def build(cls, vit: ViTConfig, config: DVAEConfig, augment: AugmentConfig) -> "DVAE":
+        """An untrained dVAE."""
+        codebook = (512 if max(vit.image_size) < 128 else 8192) if config.codebook is None else config.codebook
+        if codebook < 2:
+            raise UnveilError(f"a codebook of {codebook} tokens says nothing: use 2 or more, for example 512")
+        return cls(DiscreteVAE(vit, codebook), config, Augment(augment, vit.image_size, vit.mean, vit.std))
+
+    def augment(self, batch: Batch) -> Batch:
+        """Crops, flips and normalises."""
+        return batch if self.augmentation is None else self.augmentation(batch)
+
+    def after_step(self, progress: float) -> None:
+        """The schedules follow the run."""
+        self.progress.fill_(progress)
+
+    def temperature(self) -> Float[Tensor, ""]:
+        """Of the draws, now."""
+        first, last = self.config.temperature, self.config.last_temperature
+        return first * torch.exp(self.progress * math.log(last / first))
+
+    def forward(self, batch: Batch) -> Step:
+        """Score, draw, rebuild, compare."""
+        images, size = batch.images, self.encoder.config.image_size
+        scores = self.encoder.encode(images)                                   # (B, N, K)
+        noise = uniform(batch.keys, scores.shape[1] * scores.shape[2], stream=1).view_as(scores)
+        rebuilt = self.encoder.decode(gumbel_softmax(scores, noise, self.temperature(), self.config.straight), size)
+        error, logs = F.mse_loss(rebuilt.float(), images), scores.log_softmax(dim=-1)
+        divergence = (logs.exp() * (logs + math.log(self.encoder.size))).sum(dim=-1).mean()
+        seen = usage(scores.argmax(dim=-1), self.encoder.size)
+        return Step(error + self.config.kl_weight * self.progress * divergence, {"error": error, "divergence": divergence, **seen})
+
+    @torch.no_grad()
+    def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
+        """The normalised pictures as their tokens tell them; a dVAE sees all of a picture, whatever `hidden` says."""
+        painted = patchify(self.encoder.rebuild(images).float(), self.encoder.config.patch_size)
+        hidden = torch.zeros(painted.shape[:2], dtype=torch.bool, device=images.device) if hidden is None else hidden
+        return reconstruction(images, painted, hidden, self.encoder.config.patch_size)
+
+    @torch.no_grad()
+    def held_out(self, batch: Batch) -> dict[str, float]:
+        """Squared error of pictures rebuilt from their tokens, in normalised pixels, and how much of the codebook they use."""
+        error = (self.encoder.rebuild(batch.images).float() - batch.images).square().mean()
+        seen = usage(self.encoder(batch.images), self.encoder.size)
+        return {"rebuilt_error": float(error)} | {name: float(value) for name, value in seen.items()}
