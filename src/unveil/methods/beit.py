@@ -43,7 +43,7 @@ class BEiTConfig:
     """Learned biases of attention by offset: one table for all blocks, one for each, or none."""
     positions: Literal["none", "sincos", "learned"] = "none"
     """What tells a token its place beside the biases."""
-    layer_scale: float = 0.1
+    layer_scale: float | None = 0.1
     """Initial value of a learned factor on each branch."""
     drop_path: float = 0.1
     """Share of samples that skip a block, growing with depth."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unveil.blocks.chance import uniform
@@ -82,12 +82,22 @@ class DVAE(Method):
         """Score, draw, rebuild, compare."""
         images, size = batch.images, self.encoder.config.image_size
         scores = self.encoder.encode(images)                                   # (B, N, K)
-        noise = uniform(batch.keys, scores.shape[1] * scores.shape[2], stream=1).view_as(scores)
-        rebuilt = self.encoder.decode(gumbel_softmax(scores, noise, self.temperature(), self.config.straight), size)
-        error, logs = F.mse_loss(rebuilt.float(), images), scores.log_softmax(dim=-1)
-        divergence = (logs.exp() * (logs + math.log(self.encoder.size))).sum(dim=-1).mean()
+        chosen = gumbel_softmax(scores, self.noise(batch.keys, scores.shape[1]), self.temperature(), self.config.straight)
+        loss = F.mse_loss(self.encoder.decode(chosen, size).float(), images)
         seen = usage(scores.argmax(dim=-1), self.encoder.size)
-        return Step(error + self.config.kl_weight * self.progress * divergence, {"error": error, "divergence": divergence, **seen})
+        if not self.config.kl_weight:
+            return Step(loss, seen)
+        logs = scores.log_softmax(dim=-1)
+        divergence = (logs.exp() * (logs + math.log(self.encoder.size))).sum(dim=-1).mean()
+        return Step(loss + self.config.kl_weight * self.progress * divergence, {"error": loss, "divergence": divergence, **seen})
+
+    def noise(self, keys: Int[Tensor, " B"], patches: int) -> Float[Tensor, "B N K"]:
+        """Numbers in [0, 1) for the draws: independent ones for the tokens of a patch, and for each patch the same, turned round.
+
+        A hash for each number of its own would take more time than all the rest of a step.
+        """
+        turns = uniform(keys, patches, stream=1)[:, :, None]
+        return (uniform(keys, self.encoder.size, stream=2)[:, None, :] + turns) % 1
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
