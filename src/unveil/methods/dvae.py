@@ -2,8 +2,8 @@
 
     picture -> a score for each token at each patch -> [Gumbel-softmax: a draw that gradients go through] -> picture
 
-B images, C H W, N patches, K tokens in the codebook. The draws become sharper as training goes on, and the pull towards a use
-of all tokens alike grows from nothing.
+B images, C H W, N patches, K tokens in the codebook. As training goes on, the draws become sharper and the pull towards a use of
+all tokens alike gives way: without it in the first steps, a few tokens take all (LAB.md).
 """
 
 import math
@@ -40,8 +40,10 @@ class DVAEConfig:
     """Of the draws in the last step; it falls as a geometric row."""
     straight: bool = False
     """Draw one token instead of a blend, and let the gradient pass as if it were the blend (straight-through)."""
-    kl_weight: float = 0.0
-    """Weight, in the last step, of how far the scores are from all tokens alike (KL divergence); it grows in a line from 0."""
+    kl_weight: float = 0.2
+    """Weight, in the first step, of how far a picture's tokens together are from all tokens alike (KL divergence)."""
+    last_kl_weight: float = 0.05
+    """The same in the last step; it changes in a line."""
 
 
 class DVAE(Method):
@@ -78,18 +80,21 @@ class DVAE(Method):
         first, last = self.config.temperature, self.config.last_temperature
         return first * torch.exp(self.progress * math.log(last / first))
 
+    def kl_weight(self) -> Float[Tensor, ""]:
+        """Of the divergence, now."""
+        first, last = self.config.kl_weight, self.config.last_kl_weight
+        return first + (last - first) * self.progress
+
     def forward(self, batch: Batch) -> Step:
         """Score, draw, rebuild, compare."""
         images, size = batch.images, self.encoder.config.image_size
         scores = self.encoder.encode(images)                                   # (B, N, K)
         chosen = gumbel_softmax(scores, self.noise(batch.keys, scores.shape[1]), self.temperature(), self.config.straight)
-        loss = F.mse_loss(self.encoder.decode(chosen, size).float(), images)
-        seen = usage(scores.argmax(dim=-1), self.encoder.size)
-        if not self.config.kl_weight:
-            return Step(loss, seen)
-        logs = scores.log_softmax(dim=-1)
-        divergence = (logs.exp() * (logs + math.log(self.encoder.size))).sum(dim=-1).mean()
-        return Step(loss + self.config.kl_weight * self.progress * divergence, {"error": loss, "divergence": divergence, **seen})
+        error = F.mse_loss(self.encoder.decode(chosen, size).float(), images)
+        together = scores.softmax(dim=-1).mean(dim=1)                          # (B, K), picture by picture: none are compared
+        divergence = math.log(self.encoder.size) - torch.special.entr(together).sum(dim=1).mean()
+        metrics = {"rebuilt_error": error, "divergence": divergence, **usage(scores.argmax(dim=-1), self.encoder.size)}
+        return Step(error + self.kl_weight() * divergence, metrics)
 
     def noise(self, keys: Int[Tensor, " B"], patches: int) -> Float[Tensor, "B N K"]:
         """Numbers in [0, 1) for the draws: independent ones for the tokens of a patch, and for each patch the same, turned round.
