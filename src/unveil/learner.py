@@ -1,6 +1,7 @@
 """The one promise: what the loop can train, and what it is given."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float
@@ -51,17 +52,22 @@ class Learner(nn.Module, ABC):
 class Method(Learner, ABC):
     """A learner that trains an encoder of pictures without labels. One file and one line in `unveil.methods.METHODS`."""
 
-    encoder: ViT
-    """What is learned."""
+    encoder: Any
+    """What is learned: a `ViT`, or another module with the `config` of one and its `features`, by which it is judged."""
     Config: ClassVar[type]
     """A frozen dataclass: the knobs of the method."""
     config: Any
     augmentation: Any
+    classes: Sequence[str] = ()
+    """The names of the classes that it tells apart; none where it does without labels."""
 
     @classmethod
     @abstractmethod
     def build(cls, vit: Any, config: Any, augment: Any) -> "Method":
         """An untrained learner from the configs of the encoder, the method, and the augmentation."""
+
+    def know(self, classes: Sequence[str]) -> None:
+        """Is told the names of the classes once it is built, before it learns or is filled; none where DATA has no labels."""
 
     def held_out(self, batch: Batch) -> dict[str, float]:
         """Numbers on normalised pictures that were not trained on; the same samples have the same keys each time."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from unveil.blocks.masks import as_bool, block_mask, grid_mask, hide_lowest, random_mask, split, visible_count
+from unveil.blocks.masks import as_bool, block_mask, grid_mask, hide_lowest, random_mask, split, unit_mask, units_of, visible_count
 from unveil.errors import UnveilError
 
 CPU = torch.device("cpu")
@@ -148,3 +148,22 @@ def test_split_and_as_bool_are_inverse(patches, data):
     check_partition(keep, hide, 3, patches, patches - count)
     assert [sorted(row) for row in hide.tolist()] == [sorted(row) for row in rows]
     assert torch.equal(as_bool(hide, patches), hidden)
+
+
+@pytest.mark.parametrize(("grid", "unit", "hidden"), [((14, 14), 2, 120), ((8, 8), 2, 40), ((6, 4), 1, 15), ((7, 7), 2, 31)])
+def test_units_are_hidden_whole(grid, unit, hidden):
+    rows, columns = units_of(grid, unit)
+    noise = torch.rand(50, rows * columns, generator=torch.Generator().manual_seed(0))
+    keep, hide = unit_mask(noise, grid, 0.6, unit)
+    check_partition(keep, hide, 50, grid[0] * grid[1], grid[0] * grid[1] - hidden)
+    for row, scores in zip(as_bool(hide, grid[0] * grid[1]).reshape(-1, *grid), noise, strict=True):
+        parts = []
+        for u in scores.argsort().tolist():                                    # squares from the first hidden to the last
+            y, x = divmod(u, columns)
+            square = row[y * unit : (y + 1) * unit, x * unit : (x + 1) * unit].float()
+            parts.append(float(square.mean()))
+        whole = sum(part == 1 for part in parts)
+        assert parts[:whole] == [1.0] * whole
+        assert sum(0 < part < 1 for part in parts) <= (grid[0] % unit > 0)     # one is cut where they do not tile the grid
+        assert not any(parts[whole + 1 :])
+    assert (as_bool(hide, grid[0] * grid[1]).float().mean(0) > 0.3).all()

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 
 from unveil.blocks.patches import patchify
 from unveil.blocks.targets import NormalisedTarget, PCATarget, PixelTarget, TokenTarget
+from unveil.blocks.tokenizers import Tokenizer
 from unveil.errors import UnveilError
 
 PATCH, CHANNELS = (2, 4), 3
@@ -104,10 +105,13 @@ def test_all_coefficients_rebuild_exactly():
 
 
 def test_token_target():
-    def tokenizer(x: torch.Tensor) -> torch.Tensor:
-        return (patchify(x, PATCH).sum(dim=2).abs() * 7).long() % 11
+    class Sums(Tokenizer):
+        size = 11
 
-    target, x = TokenTarget(tokenizer, 11), images()
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (patchify(x, PATCH).sum(dim=2).abs() * 7).long() % 11
+
+    target, x = TokenTarget(Sums()), images()
     assert target.size == 11
     wanted = target(x, HIDE)
     predicted = torch.randn(2, 3, 11)

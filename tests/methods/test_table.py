@@ -26,8 +26,14 @@ STEPS, BATCH, PICTURES = 4, 8, 24
 OPTIM = OptimConfig(base_lr=3e-2, warmup=0.0, epsilon=1e-6)
 """No step for a gradient that is pure rounding: that of a key's bias, which softmax does not see."""
 CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
-SMALL: dict[str, dict[str, Any]] = {"dino": {"prototypes": 64, "local_crops": 2, "frozen": 0.5}, "mocov3": {"hidden": 32}}
-"""Knobs that make a method small enough for a test."""
+SMALL: dict[str, dict[str, Any]] = {
+    "beit": {"drop_path": 0.0, "codebook": 16},
+    "dvae": {"codebook": 16},
+    "dino": {"prototypes": 64, "local_crops": 2, "frozen": 0.5},
+    "mocov3": {"hidden": 32},
+    "supervised": {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "erasing": 0.0},
+}
+"""Knobs that make a method small enough for a test, and leave out what draws from the generators of a process."""
 Seen = tuple[list[float], dict[str, Tensor]]
 
 
@@ -67,7 +73,9 @@ def built(name: str, channels: int = 3) -> Learner:
     torch.manual_seed(0)
     kind, half = method_class(name), (0.5,) * channels
     vit = ViTConfig(width=96, depth=2, heads=3, image_size=(16, 24), patch_size=(4, 4), channels=channels, mean=half, std=half)
-    return kind.build(vit, kind.Config(**SMALL.get(name, {})), AugmentConfig())
+    learner = kind.build(vit, kind.Config(**SMALL.get(name, {})), AugmentConfig())
+    learner.know(["0", "1", "2"])
+    return learner
 
 
 def trained(name: str, folder: Path | None = None, until: int = STEPS, place: Place = CPU) -> Seen:

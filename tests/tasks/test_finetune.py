@@ -90,7 +90,7 @@ def test_randaugment_depends_on_the_key_alone():
     alone = task.augment(Batch(*(part[2:4] for part in batch()))).images
     torch.testing.assert_close(alone, whole[2:4], rtol=0, atol=0.05)
     assert ((whole - plain).abs().amax(dim=(1, 2, 3)) > 0.2).sum() >= 3
-    assert finetune(randaugment=0).policy is None
+    assert finetune(randaugment=0).augmentation.policy is None
 
 
 def test_erasing_and_smoothing():

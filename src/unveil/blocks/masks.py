@@ -64,6 +64,25 @@ def block_mask(noise: Float[Tensor, "B _"], grid: Size, ratio: float, smallest: 
     return hide_lowest(first.float(), visible)
 
 
+def unit_mask(noise: Float[Tensor, "B U"], grid: Size, ratio: float, unit: int) -> Mask:
+    """Hides squares of `unit` x `unit` patches at random (SimMIM, section 3.2), given noise in [0, 1) for each square.
+
+    Where the squares do not tile the grid, those at its lower and right edge are smaller, and the last one hidden is cut short, so
+    that the count is the same in each picture.
+    """
+    rows, columns = units_of(grid, unit)
+    score = noise.reshape(-1, rows, columns).repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)
+    visible = visible_count(rows * columns, ratio) * grid[0] * grid[1] // (rows * columns)
+    return hide_lowest(score[:, : grid[0], : grid[1]].flatten(1), visible)
+
+
+def units_of(grid: Size, unit: int) -> Size:
+    """Rows and columns of squares of `unit` x `unit` patches. Raises `UnveilError` where one is larger than the grid."""
+    if not 1 <= unit <= min(grid):
+        raise UnveilError(f"a unit of {unit} patches does not fit into {grid[0]} x {grid[1]} patches: use 1 to {min(grid)}")
+    return -(-grid[0] // unit), -(-grid[1] // unit)
+
+
 def grid_mask(batch: int, grid: Size, ratio: float, device: torch.device) -> Mask:
     """Keeps one patch, the upper left, of each square of patches (MAE, figure 6): 2 x 2 for 75 %, 3 x 3 for 89 %."""
     side = round((1 - ratio) ** -0.5)
@@ -74,6 +93,15 @@ def grid_mask(batch: int, grid: Size, ratio: float, device: torch.device) -> Mas
     order = ((y + x) > 0).flatten().to(torch.uint8).argsort(stable=True).expand(batch, -1)
     visible = -(-grid[0] // side) * -(-grid[1] // side)                        # counted here: a GPU's answer would be waited for
     return order[:, :visible], order[:, visible:]
+
+
+def given_mask(hidden: Bool[Tensor, "B N"], pictures: int, patches: int) -> Mask:
+    """The mask of a user's bool tensor. Raises `UnveilError` for another shape, or another count in some rows."""
+    wanted, counts = (pictures, patches), sorted(set(hidden.sum(1).tolist()))
+    if hidden.shape != wanted or len(counts) > 1:
+        found = f"`hidden` is {tuple(hidden.shape)} with {counts[:5]} patches hidden in a row"
+        raise UnveilError(f"{found}: give {wanted} bool, the same count in each row")
+    return split(hidden.bool())
 
 
 def split(hidden: Bool[Tensor, "B N"]) -> Mask:

@@ -38,6 +38,15 @@ def resize_positions(positions: Float[Tensor, "T D"], old: Size, new: Size) -> F
     return torch.cat([positions[:prefix], table.permute(0, 2, 3, 1).flatten(1, 2)[0].to(positions.dtype)])
 
 
+def resize_biases(table: Float[Tensor, "T h"], old: Size, new: Size) -> Float[Tensor, "U h"]:
+    """A table of `RelativePositionBias` for another grid, by bicubic interpolation that keeps the offset 0 in its place."""
+    (rows, columns), size = ((2 * side - 1 for side in old), tuple(2 * side - 1 for side in new))
+    offsets = rows * columns
+    image = table[:offsets].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
+    image = F.interpolate(image, size=size, mode="bicubic", align_corners=True)
+    return torch.cat([image.permute(0, 2, 3, 1).flatten(1, 2)[0].to(table.dtype), table[offsets:]])
+
+
 class RelativePositionBias(nn.Module):
     """A learned bias of each head for each offset between two patches (BEiT, appendix), with three more for the class token."""
 

@@ -4,7 +4,6 @@ Letters: B images, N patches, M hidden, P values in a patch, Q numbers predicted
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.patches import Size, gather, patchify
+from unveil.blocks.tokenizers import Tokenizer
 from unveil.errors import UnveilError
 
 
@@ -36,6 +36,12 @@ class Target(nn.Module, ABC):
     def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
         """Sees a sample of the pictures once, before the first step."""
 
+    @abstractmethod
+    def errors(
+        self, predicted: Float[Tensor, "B M Q"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
+    ) -> dict[str, float]:
+        """Numbers that say how good a prediction of the patches `hide` is, when the patches `keep` were seen."""
+
 
 class PixelTarget(Target):
     """The pixels themselves."""
@@ -50,6 +56,26 @@ class PixelTarget(Target):
 
     def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
         return predicted
+
+    def errors(
+        self, predicted: Float[Tensor, "B M Q"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
+    ) -> dict[str, float]:
+        """Squared error in normalised pixels, beside two guesses: the patch's and the picture's mean."""
+        true = patchify(images, self.patch_size)                               # (B, N, P)
+        hidden, seen = (gather(true, part).reshape(len(true), part.shape[1], -1, images.shape[1]) for part in (hide, keep))
+        guesses = {
+            "held_out_error": self.pixels(predicted.float(), gather(true, hide)).reshape(hidden.shape),
+            "patch_mean_error": hidden.mean(dim=2, keepdim=True),
+            "picture_mean_error": seen.mean(dim=(1, 2), keepdim=True),
+        }
+        return {name: float((hidden - guess).square().mean()) for name, guess in guesses.items()}
+
+
+class AbsoluteTarget(PixelTarget):
+    """The pixels themselves, compared by their absolute difference (SimMIM)."""
+
+    def loss(self, predicted: Float[Tensor, "B M Q"], target: Tensor) -> Float[Tensor, ""]:
+        return F.l1_loss(predicted.float(), target.float())
 
 
 class NormalisedTarget(PixelTarget):
@@ -100,15 +126,19 @@ class PCATarget(PixelTarget):
 
 
 class TokenTarget(Target):
-    """The visual token that a tokenizer, a map from (B, C, H, W) to (B, N) integers, gives each patch; cross-entropy."""
+    """The visual token that a tokenizer gives each patch; cross-entropy (BEiT, section 2.3)."""
 
-    def __init__(self, tokenizer: Callable[[Tensor], Tensor], vocabulary: int) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.tokenizer, self.size = tokenizer, vocabulary
+        self.tokenizer, self.size = tokenizer, tokenizer.size
+
+    def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
+        self.tokenizer.prepare(images)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
-        return self.tokenizer(images).gather(1, hide)
+        tokens: Tensor = self.tokenizer(images)
+        return tokens.gather(1, hide)
 
     def loss(self, predicted: Float[Tensor, "B M Q"], target: Tensor) -> Float[Tensor, ""]:
         return F.cross_entropy(predicted.float().flatten(0, 1), target.flatten())
@@ -116,3 +146,11 @@ class TokenTarget(Target):
     def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
         """Raises `UnveilError`: a token is no picture."""
         raise UnveilError("a model that predicts visual tokens cannot draw pixels: train with a pixel target to see them")
+
+    def errors(
+        self, predicted: Float[Tensor, "B M Q"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
+    ) -> dict[str, float]:
+        """Cross-entropy, and the share of tokens that is found."""
+        target = self(images, hide)
+        found = (predicted.argmax(dim=2) == target).float().mean()
+        return {"held_out_loss": float(self.loss(predicted, target)), "token_accuracy": float(found)}

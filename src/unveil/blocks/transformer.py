@@ -1,5 +1,6 @@
 """A stack of Transformer blocks: encoder or decoder, pre- or post-norm."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,14 +104,16 @@ class Transformer(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "B T D"], context: Tensor | None = None, *,
-        gaps: Gaps | None = None, last: int | None = None, **masks: Any,
+        gaps: Gaps | None = None, last: int | None = None, biases: Sequence[Tensor] = (), **masks: Any,
     ) -> Float[Tensor, "B _ D"]:  # fmt: skip
-        """All blocks and the last norm; arguments as in `Block.forward`."""
+        """All blocks and the last norm; arguments as in `Block.forward`. `biases` of attention: one a block, or one for all."""
         if gaps is not None and not self.blocks:
             x = append(x, gaps)
         recompute = self.config.recompute and self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             options = {"gaps": gaps if i == 0 else None, "last": last if i == len(self.blocks) - 1 else None, **masks}
+            if biases:
+                options["bias"] = biases[i % len(biases)]
             x = checkpoint(block, x, context, use_reentrant=False, **options) if recompute else block(x, context, **options)
         x = self.norm(x if last is None else x[:, -last:])
         return x

@@ -9,13 +9,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unveil.blocks.masks import split
+from unveil.blocks.masks import as_bool, split
+from unveil.blocks.patches import gather
 from unveil.data.augment import normalise
 from unveil.interop import native
 from unveil.interop.load import load
 from unveil.interop.quiet import quiet
 from unveil.learner import Learner, Task
+from unveil.methods.beit import BEiT
 from unveil.methods.mae import MAE
+from unveil.methods.supervised import Supervised
 
 
 @torch.no_grad()
@@ -31,12 +34,16 @@ def disagreement(learner: Learner, to: str, written: Path) -> tuple[float | None
     chance = torch.Generator().manual_seed(0)
     images = normalise(torch.rand(2, vit.channels, *vit.image_size, generator=chance), vit.mean, vit.std)
     if to == "timm":
-        return apart(ask_timm(written, images, isinstance(learner, Task)), answer(learner, images)), "timm"
+        return apart(ask_timm(written, images, isinstance(learner, Task | Supervised)), answer(learner, images)), "timm"
     if to == "onnx":
         if importlib.util.find_spec("onnxruntime") is None:
             return None, "onnxruntime is not installed"
         return apart(ask_onnxruntime(written, images), answer(learner, images)), "onnxruntime"
     if to == "transformers" and importlib.util.find_spec("transformers"):
+        if isinstance(learner, BEiT):
+            _, hide = learner.mask(torch.arange(2))
+            hidden = as_bool(hide, vit.grid[0] * vit.grid[1])
+            return apart(gather(ask_transformers_beit(written, images, hidden), hide), learner.name(images, hide)), "transformers"
         noise = torch.rand(2, vit.grid[0] * vit.grid[1], generator=chance)
         if isinstance(learner, MAE):
             theirs, hidden = ask_transformers(written, images, noise)
@@ -61,8 +68,8 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 def answer(learner: Learner, images: Float[Tensor, "B C H W"]) -> Tensor:
-    """The class scores of a task, or the tokens of another learner's encoder."""
-    if isinstance(learner, Task):
+    """The class scores of a learner that has them, or the tokens of another one's encoder."""
+    if isinstance(learner, Task | Supervised):
         return learner.predict(images)
     tokens: Tensor = native.encoder_of(learner)(images)
     return tokens
@@ -91,6 +98,18 @@ def ask_transformers(
         model: Any = ViTMAEForPreTraining.from_pretrained(folder)
     found = model.eval()(images, noise=noise)
     return found.logits, found.mask.bool()
+
+
+def ask_transformers_beit(
+    folder: Path, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"]
+) -> Float[Tensor, "B N K"]:
+    """The score of each visual token by transformers."""
+    from transformers import BeitForMaskedImageModeling
+
+    with quiet():
+        model: Any = BeitForMaskedImageModeling.from_pretrained(folder)
+    found: Tensor = model.eval()(images, bool_masked_pos=hidden).logits
+    return found
 
 
 def ask_transformers_encoder(folder: Path, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:

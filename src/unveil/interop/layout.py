@@ -20,7 +20,7 @@ class Place(NamedTuple):
     """Where one of our tensors stands in another library's file."""
 
     names: tuple[str, ...]
-    """Its name there; three when query, key and value stand apart."""
+    """Its name there; three when query, key and value stand apart, an empty one for a part that is 0 and not written."""
     shape: Literal["same", "token", "table", "convolution"] = "same"
     """`token`: (D) here and (1, 1, D) there; `table`: (T, D), (1, T, D); `convolution`: (D, p q C), (D, C, p, q)."""
 
@@ -74,17 +74,17 @@ def fill(module: nn.Module, layout: Layout, state: Mapping[str, Tensor], source:
     Raises:
         UnveilError: When one is missing, left over, or of another shape; names them.
     """
-    wanted = {name for place in layout.values() for name in place.names}
+    wanted = {name for place in layout.values() for name in place.names if name}
     refuse_difference(wanted - state.keys(), state.keys() - wanted, len(wanted), source)
     own = module.state_dict()
     for name, place in layout.items():
-        there = [state[part] for part in place.names]
+        there = [state[part] if part else torch.zeros_like(state[place.names[0]]) for part in place.names]
         try:
             tensor = to_ours(torch.cat(there) if len(there) > 1 else there[0], place.shape)
         except RuntimeError:
             tensor = there[0]
         if tensor.shape != own[name].shape:
-            shapes = ", ".join(f"{part} {tuple(x.shape)}" for part, x in zip(place.names, there, strict=True))
+            shapes = ", ".join(f"{part} {tuple(x.shape)}" for part, x in zip(place.names, there, strict=True) if part)
             wished = tuple(own[name].shape)
             raise UnveilError(f"{source}: {shapes} does not fit the rest, which asks for {wished} as {name}")
         own[name] = tensor.to(own[name].dtype)
@@ -106,17 +106,21 @@ def some(names: set[str], most: int = 12) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def lay_out(module: nn.Module, layout: Layout, patch_size: Size) -> Tensors:
-    """The tensors of a module under another library's names and in its shapes; all of them must have a place there."""
-    own = {name: value.detach() for name, value in module.state_dict().items()}
-    homeless = own.keys() - layout.keys()
+def lay_out(module: nn.Module, layout: Layout, patch_size: Size, leave: str | None = None) -> Tensors:
+    """The tensors of a module under another library's names and in its shapes.
+
+    All of them must have a place there, but for those whose names begin with `leave`, which are left behind.
+    """
+    own = {name: value.detach() for name, value in module.state_dict().items() if leave is None or not name.startswith(leave)}
+    homeless = own.keys() ^ layout.keys()
     if homeless:
         raise UnveilError(f"this format has no place for {some(set(homeless))}: export as safetensors instead")
     result: Tensors = {}
     for name, place in layout.items():
         tensor = to_theirs(own[name], place.shape, patch_size)
         for part, piece in zip(place.names, tensor.chunk(len(place.names)), strict=True):
-            result[part] = piece.clone(memory_format=torch.contiguous_format).cpu()
+            if part:
+                result[part] = piece.clone(memory_format=torch.contiguous_format).cpu()
     return result
 
 

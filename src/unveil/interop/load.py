@@ -8,13 +8,13 @@ import torch
 
 from unveil.blocks.patches import Size
 from unveil.errors import UnveilError
-from unveil.interop import mae_release, native, timm_vit, transformers_vit_mae
+from unveil.interop import mae_release, native, timm_vit, transformers_beit, transformers_vit_mae
 from unveil.interop.files import is_safetensors, is_torch, one_line, read_note, read_object, tell
 from unveil.learner import Learner
 
 EXPECTED = (
     "expected a run folder, a file that unveil exported, a checkpoint laid out as the public MAE release "
-    "(.pth or .safetensors), a folder of transformers' ViTMAE, or a folder of timm's VisionTransformer"
+    "(.pth or .safetensors), a folder of transformers' ViTMAE or BEiT, or a folder of timm's VisionTransformer"
 )
 
 
@@ -31,7 +31,8 @@ def load(
 
     Args:
         path: A run folder, also of a run that is not finished; an exported .safetensors file; a checkpoint laid out as the
-            public MAE release, with or without its decoder; a folder of transformers' ViTMAE; a folder exported for timm.
+            public MAE release, with or without its decoder; a folder of transformers' ViTMAE or BEiT; a folder exported for
+            timm.
         heads: Of the encoder. For a checkpoint of the MAE release, which does not tell: by its width, if it is a usual one.
         decoder_heads: Of the decoder, likewise.
         image_size: Side, or height and width, likewise: a square grid of patches is assumed.
@@ -53,8 +54,10 @@ def load(
         with torch.random.fork_rng(devices=[]):                                # building draws weights, only to replace them
             if kind == "unveil":
                 return native.load(path, say=say)
-            if kind == "transformers":
+            if kind == "vit_mae":
                 return transformers_vit_mae.load(path, say=say)
+            if kind == "beit":
+                return transformers_beit.load(path, say=say)
             if kind == "timm":
                 return timm_vit.load(path, say=say)
             return mae_release.load(
@@ -66,7 +69,7 @@ def load(
         raise UnveilError(f"{path} has values that describe no model: {one_line(error)}") from error
 
 
-def kind_of(path: Path) -> Literal["unveil", "transformers", "timm", "mae"]:
+def kind_of(path: Path) -> Literal["unveil", "vit_mae", "beit", "timm", "mae"]:
     """The format of a path that exists. Raises `UnveilError` for another: says what was found and what is expected."""
     if not path.is_dir():
         if is_safetensors(path):
@@ -80,8 +83,8 @@ def kind_of(path: Path) -> Literal["unveil", "transformers", "timm", "mae"]:
     facts = read_object(path / "config.json")
     if facts.get("format") == native.NOTE:
         return "unveil"
-    if facts.get("model_type") == "vit_mae":
-        return "transformers"
+    if facts.get("model_type") in ("vit_mae", "beit"):
+        return facts["model_type"]  # type: ignore[no-any-return]
     if "pretrained_cfg" in facts or "model_args" in facts:
         return "timm"
     told = facts.get("model_type") or facts.get("architecture") or facts.get("format") or "of no known format"

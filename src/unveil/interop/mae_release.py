@@ -156,7 +156,7 @@ def moments(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def state_of(learner: Learner) -> Tensors:
     """The tensors of an MAE, or of an encoder alone, in this layout. Raises `UnveilError` for what has no place."""
     if isinstance(learner, MAE):
-        if learner.config.mask_tokens_in_encoder or learner.config.target == "pca":
+        if learner.config.mask_tokens_in_encoder or learner.config.target in ("pca", "token"):
             raise UnveilError(
                 "the MAE release has no mask tokens in the encoder and no PCA target: export as safetensors instead"
             )

@@ -39,14 +39,16 @@ def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[
         release = version("unveil")
     except PackageNotFoundError:
         release = "unknown"
-    encoder = encoder_of(learner)
+    encoder: Any = getattr(learner, "encoder", None)
+    if not hasattr(encoder, "config"):
+        encoder_of(learner)                                                    # says what is wrong
     facts: dict[str, Any] = {"format": NOTE, "version": release, "encoder": asdict(encoder.config)}
     if isinstance(learner, Finetune):
         count = learner.head.out_features
         names = list(classes) if classes is not None else [str(i) for i in range(count)]
         if len(names) != count:
             raise UnveilError(f"the model tells {count} classes apart, and {len(names)} names were given")
-        facts |= {"task": "finetune", "options": asdict(learner.config), "augment": asdict(learner.crop.config)}
+        facts |= {"task": "finetune", "options": asdict(learner.config), "augment": asdict(learner.augmentation.config)}
         facts["classes"] = names
     elif isinstance(learner, Method):
         place = f"{type(learner).__module__}:{type(learner).__qualname__}"
@@ -56,6 +58,8 @@ def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[
         augmentation = getattr(learner, "augmentation", None)
         augment = AugmentConfig() if augmentation is None else augmentation.config
         facts |= {"method": name, "options": asdict(learner.config), "augment": asdict(augment)}
+        if learner.classes:
+            facts["classes"] = list(learner.classes)
     elif not isinstance(learner, EncoderOnly):
         kind = type(learner).__name__
         raise UnveilError(f"a {kind} cannot be saved in this format: save a method, a Finetune, or an encoder")
@@ -83,8 +87,13 @@ def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Le
         kind = method_class(config["method"]) if "method" in config else None
         options = configured(kind.Config if kind else FinetuneConfig, config.get("options"), f"the options of {source}")
         augment = configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}")
-        classes = len(config.get("classes", ()))
-        learner = kind.build(vit, options, augment) if kind else Finetune(ViT(vit), classes, options, augment)
+        classes = config.get("classes", ())
+        if kind:
+            method = kind.build(vit, options, augment)
+            method.know(classes)
+            learner = method
+        else:
+            learner = Finetune(ViT(vit), len(classes), options, augment)
     else:
         learner = EncoderOnly(ViT(vit), str(source))
         if not config.get("norm", True):
@@ -118,10 +127,11 @@ def write_config(learner: Learner, folder: str | Path, *, classes: Sequence[str]
 
 
 def save(learner: Learner, folder: str | Path, *, classes: Sequence[str] | None = None) -> None:
-    """Writes `config.json`, `encoder.safetensors` and `model.safetensors`, each in one move, the whole model last."""
+    """Writes `config.json`, `encoder.safetensors` where that is a ViT, and `model.safetensors`, each in one move."""
     folder = Path(folder)
     write_config(learner, folder, classes=classes)
-    export(EncoderOnly(encoder_of(learner)), folder / "encoder.safetensors")
+    if isinstance(learner.encoder, ViT):
+        export(EncoderOnly(learner.encoder), folder / "encoder.safetensors")
     export(learner, folder / "model.safetensors", classes=classes)
 
 

@@ -11,6 +11,7 @@ from unveil.errors import UnveilError
 from unveil.interop.files import fresh_name, settle
 from unveil.interop.quiet import quiet
 from unveil.learner import Task
+from unveil.methods.supervised import Supervised
 from unveil.models.vit import ViT, ViTConfig
 
 OPSET = 18
@@ -21,7 +22,7 @@ LARGEST = 1_900_000_000
 class Predict(nn.Module):
     """A task whose forward pass is its prediction."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task | Supervised) -> None:
         super().__init__()
         self.task = task
 
@@ -33,8 +34,8 @@ def export(model: nn.Module, out: str | Path) -> Path:
     """Writes a graph from `images` (B, C, H, W), float32 and normalised, of any batch size.
 
     Args:
-        model: A `Task`, for `scores` (B, K); or a ViT or a learner that has one, for `tokens` (B, 1 + N, D), after the last
-            norm.
+        model: A `Task` or a `Supervised`, for `scores` (B, K); or a ViT or a learner that has one, for `tokens` (B, 1 + N, D),
+            after the last norm.
         out: The file; weights of more than 1.9 GB go to `<out>.data` beside it.
 
     Raises:
@@ -47,8 +48,8 @@ def export(model: nn.Module, out: str | Path) -> Path:
     if not isinstance(encoder, ViT):
         raise UnveilError(f"a {type(model).__name__} has no encoder of pictures that could become a graph")
     vit: ViTConfig = encoder.config
-    scores = isinstance(model, Task)
-    graph = (Predict(model) if isinstance(model, Task) else encoder).eval()
+    scores = isinstance(model, Task | Supervised)
+    graph = (Predict(model) if isinstance(model, Task | Supervised) else encoder).eval()
     device = encoder.class_token.device
     images = torch.zeros(2, vit.channels, *vit.image_size, device=device)      # 1 would be taken for a constant
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from unveil.interop.files import Tensors, read_object, read_tensors, tell, write
 from unveil.interop.layout import Layout, Place, affine, fill, lay_out, timm_encoder
 from unveil.interop.mae_release import shape_of
 from unveil.learner import Learner
+from unveil.methods.supervised import Supervised, SupervisedConfig
 from unveil.models.vit import ViT, ViTConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.train.checkpoint import write_whole
@@ -42,13 +43,16 @@ def layout_of_finetune(vit: ViTConfig) -> Layout:
 
 
 def state_of(model: nn.Module) -> Tensors:
-    """The timm state dict of an encoder, of a learner's encoder, or of a `Finetune`."""
+    """The timm state dict of an encoder, of a learner's encoder, or of a `Finetune` or a `Supervised` with its head."""
     if isinstance(model, Finetune):
         vit: ViTConfig = model.encoder.config
         return lay_out(model, layout_of_finetune(vit), vit.patch_size)
     encoder = vit_of(model)
     norm = isinstance(encoder.transformer.norm, nn.LayerNorm)
-    return lay_out(encoder, layout_of(encoder.config, norm=norm), encoder.config.patch_size)
+    state = lay_out(encoder, layout_of(encoder.config, norm=norm), encoder.config.patch_size)
+    if isinstance(model, Supervised):
+        state |= {f"head.{name}": value.clone() for name, value in model.head.state_dict().items()}
+    return state
 
 
 def vit_of(model: nn.Module) -> ViT:
@@ -77,7 +81,7 @@ def describe(model: nn.Module, classes: Sequence[str] | None = None) -> dict[str
     """The `config.json` of timm's hub format. timm's LayerNorm has eps 1e-6, as ours, so it needs no word."""
     encoder = vit_of(model)
     vit = encoder.config
-    count = model.head.out_features if isinstance(model, Finetune) else 0
+    count = model.head.out_features if isinstance(model, Finetune | Supervised) else 0
     facts: dict[str, Any] = {
         "architecture": ARCHITECTURES.get(vit.width, "vit_base_patch16_224"),
         "num_classes": count,
@@ -98,9 +102,9 @@ def export(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | Non
     """Writes `model.safetensors` and `config.json`.
 
     Args:
-        model: An encoder, a learner whose encoder is taken, or a `Finetune`, which comes with its head.
+        model: An encoder, a learner whose encoder is taken, or a `Finetune` or a `Supervised`, which come with their head.
         folder: Is made where it is not there.
-        classes: The names of the classes of a `Finetune`.
+        classes: The names of the classes of these.
     """
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", state_of(model))
@@ -151,11 +155,14 @@ def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
     moments = {name: tuple(known[name]) for name in ("mean", "std") if len(known.get(name, ())) == vit.channels}
     scale = arguments.get("init_values") if "blocks.0.ls1.gamma" in state else None
     vit = ViTConfig(**{**vars(vit), **moments, "positions": "learned", "layer_scale": scale})
-    tuned = "fc_norm.weight" in state
+    tuned, count = "fc_norm.weight" in state, len(state["head.bias"]) if "head.bias" in state else 0
     if tuned:
-        count = len(state["head.bias"]) if "head.bias" in state else 0
         learner: Learner = Finetune(ViT(vit), count, FinetuneConfig(), AugmentConfig())
         layout = layout_of_finetune(vit)
+    elif count:
+        method = Supervised.build(vit, SupervisedConfig(average=0.0), AugmentConfig())
+        method.know(config.get("label_names") or [str(i) for i in range(count)])
+        learner, layout = method, layout_of(vit, ours="encoder.") | affine("head", "head")
     else:
         encoder = ViT(vit)
         norm = "norm.weight" in state
@@ -163,5 +170,5 @@ def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
             encoder.transformer.norm = nn.Identity()
         learner, layout = EncoderOnly(encoder, str(folder)), layout_of(vit, ours="encoder.", norm=norm)
     matched = fill(learner, layout, state, folder)
-    say(f"{folder}: {matched} of {matched} tensors matched (timm, {'a fine-tuned model' if tuned else 'an encoder'})")
+    say(f"{folder}: {matched} of {matched} tensors matched (timm, {'a model with its head' if count else 'an encoder'})")
     return learner.eval()

@@ -30,7 +30,9 @@ PARTS: Parts = {
     "norm2": "layernorm_after", "mlp.0": "intermediate.dense", "mlp.2": "output.dense",
 }  # fmt: skip
 RENAMED = (
-    (r"^(vit\.)?layers\.(\d+)\.", r"\1encoder.layer.\2."),
+    (r"^(vit\.|beit\.)?layers\.(\d+)\.", r"\1encoder.layer.\2."),
+    (r"\.(\d+)\.relative_position_bias\.", r".\1.attention.attention.relative_position_bias."),
+    (r"^beit\.shared_position_bias\.", "beit.encoder.relative_position_bias."),
     (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
     (r"\.attention\.k_proj\.", ".attention.attention.key."),
@@ -157,8 +159,8 @@ def refuse(learner: Learner) -> None:
             f"transformers' ViTMAE takes square pictures and patches only, and this model takes {vit.image_size} px in "
             f"patches of {vit.patch_size}: export for timm or as safetensors instead"
         )
-    if isinstance(learner, MAE) and (learner.config.mask_tokens_in_encoder or learner.config.target == "pca"):
-        raise UnveilError("transformers' ViTMAE has no mask tokens in the encoder and no PCA target: export as safetensors instead")
+    if isinstance(learner, MAE) and (learner.config.mask_tokens_in_encoder or learner.config.target in ("pca", "token")):
+        raise UnveilError("transformers' ViTMAE has no mask tokens in the encoder, no PCA, no tokens: export as safetensors")
 
 
 def describe(learner: Learner) -> dict[str, Any]:

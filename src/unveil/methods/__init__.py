@@ -11,8 +11,12 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {                                                   # name: "module:class"
     "mae": "unveil.methods.mae:MAE",
+    "simmim": "unveil.methods.simmim:SimMIM",
+    "beit": "unveil.methods.beit:BEiT",
+    "dvae": "unveil.methods.dvae:DVAE",
     "dino": "unveil.methods.dino:DINO",
     "mocov3": "unveil.methods.mocov3:MoCoV3",
+    "supervised": "unveil.methods.supervised:Supervised",
 }
 
 

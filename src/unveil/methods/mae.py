@@ -5,8 +5,8 @@
 B images, C H W, N patches, V visible, M hidden, P values in a patch, Q numbers predicted for a patch, D width, E decoder width.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from unveil.blocks.chance import uniform
 from unveil.blocks.linear import Linear
-from unveil.blocks.masks import Mask, as_bool, block_mask, grid_mask, random_mask, split
-from unveil.blocks.patches import gather, patchify, scatter, unpatchify
+from unveil.blocks.masks import Mask, as_bool, block_mask, given_mask, grid_mask, random_mask
+from unveil.blocks.painting import Reconstruction, reconstruction
+from unveil.blocks.patches import gather, patchify, scatter
 from unveil.blocks.positions import sincos_2d
-from unveil.blocks.targets import NormalisedTarget, PCATarget, PixelTarget, Target
+from unveil.blocks.targets import NormalisedTarget, PCATarget, PixelTarget, Target, TokenTarget
 from unveil.blocks.transformer import Transformer, TransformerConfig, xavier
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Method, Step
+from unveil.models.tokenizers import tokenizer_of
 from unveil.models.vit import ViT, ViTConfig, heads_of
 
 
@@ -34,8 +36,12 @@ class MAEConfig:
     """Share of patches that is hidden (figure 5)."""
     sampling: Literal["random", "block", "grid"] = "random"
     """Which patches are hidden (table 1f)."""
-    target: Literal["normalised", "pixel", "pca"] = "normalised"
-    """What is predicted: pixels normalised in each patch, raw pixels, or 96 principal coefficients (table 1d)."""
+    target: Literal["normalised", "pixel", "pca", "token"] = "normalised"
+    """What is predicted: pixels normalised in each patch, raw pixels, 96 principal coefficients, or visual tokens (table 1d)."""
+    tokenizer: str = "kmeans"
+    """Where visual tokens come from: kmeans of patches, or the run folder of a trained dVAE."""
+    codebook: int = 512
+    """Visual tokens of kmeans; a dVAE brings its own."""
     mask_tokens_in_encoder: bool = False
     """The encoder sees mask tokens in place of the hidden patches, at 3.3 times the cost for ViT-L (table 1c)."""
     loss_on_all: bool = False
@@ -46,19 +52,6 @@ class MAEConfig:
     """Blocks of the decoder (table 1a): 8, 4 for encoders narrower than 512, 2 for vit-nano."""
     decoder_heads: int | None = None
     """Heads of the decoder: by its width, 16 for 512."""
-
-
-class Reconstruction(NamedTuple):
-    """What a masked autoencoder makes of pictures; all in the range of the pictures it was given."""
-
-    pixels: Float[Tensor, "B C H W"]
-    """Predicted pixels, at every patch."""
-    hidden: Bool[Tensor, "B N"]
-    """True where a patch was hidden."""
-    masked: Float[Tensor, "B C H W"]
-    """The picture with the hidden patches at 0, the mean of normalised pixels."""
-    pasted: Float[Tensor, "B C H W"]
-    """The predicted pixels with the visible patches pasted in."""
 
 
 class MAE(Method):
@@ -74,6 +67,9 @@ class MAE(Method):
         self.patches = vit.grid[0] * vit.grid[1]                               # N
         width = config.decoder_width or min(512, vit.width)
         depth = config.decoder_depth if config.decoder_depth is not None else (8 if vit.width >= 512 else min(4, vit.depth // 2))
+        if target is None and config.target == "token":
+            tokenizer, written = tokenizer_of(config.tokenizer, config.codebook, vit)
+            target, config = TokenTarget(tokenizer), replace(config, tokenizer=written, codebook=tokenizer.size)
         self.config, self.encoder, self.augmentation = config, encoder, augment
         self.target = target or TARGETS[config.target](vit.patch_size, vit.channels)
         self.mask_token = nn.Parameter(torch.randn(vit.width if config.mask_tokens_in_encoder else width) * 0.02)
@@ -155,34 +151,20 @@ class MAE(Method):
         """Rebuilds normalised pictures; a normalised target borrows the true mean and deviation of each patch."""
         (keep, hide), vit = self.choose(images, hidden), self.encoder.config
         painted = self.paint(images, keep, hide).float()
-        true, hidden = patchify(images, vit.patch_size), as_bool(hide, self.patches)
-        pixels = unpatchify(self.target.pixels(painted, true), vit.image_size, vit.patch_size)
-        gone = unpatchify(hidden[:, :, None].expand_as(true), vit.image_size, vit.patch_size)
-        return Reconstruction(pixels, hidden, images.masked_fill(gone, 0.0), torch.where(gone, pixels, images))
+        pixels = self.target.pixels(painted, patchify(images, vit.patch_size))
+        return reconstruction(images, pixels, as_bool(hide, self.patches), vit.patch_size)
 
     @torch.no_grad()
     def held_out(self, batch: Batch) -> dict[str, float]:
-        """Squared error on the hidden patches in normalised pixels, beside two guesses: the patch's and the picture's mean."""
+        """What the target says of the hidden patches: squared error in normalised pixels, or tokens that were found."""
         keep, hide = self.mask(batch.keys)
-        true = patchify(batch.images, self.encoder.config.patch_size)          # (B, N, P)
-        painted = self.decode(self.encode(batch.images, keep, hide), keep, hide).float()
-        hidden, seen = (gather(true, part).reshape(len(true), part.shape[1], -1, batch.images.shape[1]) for part in (hide, keep))
-        guesses = {
-            "held_out_error": self.target.pixels(painted, gather(true, hide)).reshape(hidden.shape),
-            "patch_mean_error": hidden.mean(dim=2, keepdim=True),
-            "picture_mean_error": seen.mean(dim=(1, 2), keepdim=True),
-        }
-        return {name: float((hidden - guess).square().mean()) for name, guess in guesses.items()}
+        return self.target.errors(self.decode(self.encode(batch.images, keep, hide), keep, hide), batch.images, keep, hide)
 
     def choose(self, images: Tensor, hidden: Bool[Tensor, "B N"] | None) -> Mask:
         """The given mask, or a new one from torch's generator."""
         if hidden is None:
             return self.mask(torch.randint(2**62, (len(images),), device=images.device))
-        wanted, counts = (len(images), self.patches), sorted(set(hidden.sum(1).tolist()))
-        if hidden.shape != wanted or len(counts) > 1:
-            found = f"`hidden` is {tuple(hidden.shape)} with {counts[:5]} patches hidden in a row"
-            raise UnveilError(f"{found}: give {wanted} bool, the same count in each row")
-        return split(hidden.bool())
+        return given_mask(hidden, len(images), self.patches)
 
 
 TARGETS: dict[str, type[PixelTarget]] = {"pixel": PixelTarget, "normalised": NormalisedTarget, "pca": PCATarget}

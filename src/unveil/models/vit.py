@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.patches import PatchEmbed, Size, grid_size
-from unveil.blocks.positions import resize_positions, sincos_2d
+from unveil.blocks.positions import RelativePositionBias, resize_biases, resize_positions, sincos_2d
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig, xavier
 from unveil.errors import UnveilError
 
@@ -33,7 +33,9 @@ class ViTConfig:
     patch_size: Size
     channels: int = 3
     mlp_ratio: float = 4.0
-    positions: Literal["sincos", "learned"] = "sincos"
+    positions: Literal["sincos", "learned", "none"] = "sincos"
+    relative_bias: Literal["none", "shared", "block"] = "none"
+    """A learned bias of attention for each offset between patches (BEiT): one table for all blocks, or one for each."""
     drop_path: float = 0.0
     layer_scale: float | None = None
     eps: float = 1e-6
@@ -60,9 +62,13 @@ class ViT(nn.Module):
         self.class_token = nn.Parameter(torch.randn(config.width) * 0.02)
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(1 + rows * columns, config.width) * 0.02)            # (1 + N, D)
-        else:
+        elif config.positions == "sincos":
             places = torch.cat([torch.zeros(1, config.width), sincos_2d(config.grid, config.width)])
             self.positions = nn.Parameter(places, requires_grad=False)
+        else:
+            self.register_parameter("positions", None)
+        tables = {"none": 0, "shared": 1, "block": config.depth}[config.relative_bias]
+        self.relative = nn.ModuleList(RelativePositionBias(config.grid, config.heads) for _ in range(tables))
         self.transformer = Transformer(
             TransformerConfig(
                 width=config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio,
@@ -92,17 +98,28 @@ class ViT(nn.Module):
         patches = self.embed(images, keep)                                     # (B, V, D)
         if hidden is not None and mask_token is not None:
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
-        places = positions[1:] if keep is None else positions[1:][keep]
-        patches = patches + places.to(patches.dtype)                           # under autocast, tokens stay in half precision
-        first = (self.class_token + positions[0]).to(patches.dtype).expand(images.shape[0], 1, -1)
-        return torch.cat([first, patches], dim=1)                              # (B, 1 + V, D)
+        first: Tensor = self.class_token
+        if positions is not None:
+            places = positions[1:] if keep is None else positions[1:][keep]
+            patches = patches + places.to(patches.dtype)                       # under autocast, tokens stay in half precision
+            first = first + positions[0]
+        return torch.cat([first.to(patches.dtype).expand(images.shape[0], 1, -1), patches], dim=1)     # (B, 1 + V, D)
+
+    def biases(self, keep: Int[Tensor, "B V"] | None = None) -> list[Tensor]:
+        """What is added to the scores of attention: one for all blocks, or one a block, or none; of the patches `keep` alone."""
+        tables = [table() for table in self.relative]                          # (heads, 1 + N, 1 + N)
+        if keep is None or not tables:
+            return tables
+        seen = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)
+        return [table[:, seen[:, :, None], seen[:, None, :]].transpose(0, 1) for table in tables]      # (B, heads, 1 + V, 1 + V)
 
     def forward(
         self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None,
         *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None, any_size: bool = False,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """The tokens after the last norm, the class token first; arguments as in `tokens`."""
-        tokens: Tensor = self.transformer(self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size))
+        tokens = self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size)
+        tokens = self.transformer(tokens, biases=self.biases(keep))
         return tokens
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:
@@ -114,18 +131,20 @@ class ViT(nn.Module):
     @torch.no_grad()
     def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
         """How much the class token looks at each patch in the last block, head by head."""
+        biases: list[Tensor] | list[None] = self.biases() or [None]
         x = self.tokens(images)
-        for block in self.transformer.blocks[:-1]:
-            x = block(x)
+        for i, block in enumerate(self.transformer.blocks[:-1]):
+            x = block(x, bias=biases[i % len(biases)])
         last = self.transformer.blocks[-1]
         assert isinstance(last, Block)
-        return last.attention.weights(last.norm1(x))[:, :, 0, 1:]
+        return last.attention.weights(last.norm1(x), biases[-1])[:, :, 0, 1:]
 
     def resized(self, image_size: Size) -> "ViT":
         """A copy for pictures of another size, with the positions interpolated."""
         other = ViT(replace(self.config, image_size=image_size))
-        places = resize_positions(self.positions.detach(), self.config.grid, other.config.grid)
-        other.load_state_dict(self.state_dict() | {"positions": places})
+        state, old, new = self.state_dict(), self.config.grid, other.config.grid
+        resizes = {"positions": resize_positions, **{f"relative.{i}.table": resize_biases for i in range(len(self.relative))}}
+        other.load_state_dict(state | {name: change(state[name], old, new) for name, change in resizes.items() if name in state})
         return other
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from unveil.errors import UnveilError
-from unveil.interop import mae_release, native, onnx_graph, timm_vit, transformers_vit_mae
+from unveil.interop import mae_release, native, onnx_graph, timm_vit, transformers_beit, transformers_vit_mae
 from unveil.interop.agreement import disagreement
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import fresh_name, tell
 from unveil.interop.load import load
 from unveil.learner import Learner, Task
+from unveil.methods.beit import BEiT
 from unveil.methods.mae import MAE
 from unveil.train.run import Run
 
@@ -35,7 +36,8 @@ def export(
         run: A run folder, or anything else that `unveil.load` opens.
         to: "timm": the encoder, or a fine-tuned model with its head, for
             `timm.create_model("local-dir:<out>", pretrained=True)`.
-            "transformers": the MAE for `ViTMAEForPreTraining.from_pretrained`, or, without decoder, for `ViTMAEModel`.
+            "transformers": the MAE for `ViTMAEForPreTraining.from_pretrained`, or, without decoder, for `ViTMAEModel`; a BEiT
+            for `BeitForMaskedImageModeling`, without its tokenizer.
             "mae": a checkpoint laid out as the public MAE release.
             "safetensors": one file with everything that unveil needs.
             "onnx": a graph from normalised pictures to tokens, or to class scores of a fine-tuned model.
@@ -82,6 +84,8 @@ def write(learner: Learner, to: str, out: Path, classes: list[str] | None) -> Pa
         return native.export(learner, out, classes=classes)
     if to == "onnx":
         return onnx_graph.export(learner, out)
+    if to == "transformers" and isinstance(learner, BEiT):
+        return transformers_beit.export(learner, out)
     if not isinstance(learner, MAE | EncoderOnly | Task):
         learner = EncoderOnly(native.encoder_of(learner))                      # of another method the encoder goes
     return transformers_vit_mae.export(learner, out) if to == "transformers" else mae_release.export(learner, out)

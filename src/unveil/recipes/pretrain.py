@@ -69,7 +69,7 @@ def pretrain(
     untrained = copy.deepcopy(learner.encoder)
     if place.lead:
         native.write_config(learner, run.path)
-    feed = setting.feed(pictures)
+    feed = setting.feed(pictures.labelled() if learner.classes else pictures)
     total = total_steps(training, feed)
     parameters = sum(p.numel() for p in learner.encoder.parameters())
     (height, width), (rows, columns) = setting.sizes
@@ -147,7 +147,8 @@ def held_out(
     places, totals = judged.places[:most], dict[str, float]()
     for numbers in torch.split(torch.arange(len(places)), at_once(place)):
         images, sizes = judged.pictures.batch(places[numbers])
-        batch = Batch(images, sizes, sample_keys(0, int(numbers[0]), len(numbers))).to(place.device)
+        labels = judged.pictures.labels_of(places[numbers])
+        batch = Batch(images, sizes, sample_keys(0, int(numbers[0]), len(numbers)), labels).to(place.device)
         with autocast(hardware, place):
             seen = learner.held_out(batch._replace(images=view(batch, vit.image_size, vit.mean, vit.std)))
         totals = {key: totals.get(key, 0.0) + len(numbers) / len(places) * value for key, value in seen.items()}

@@ -119,7 +119,7 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
     torch.manual_seed(setting.training.seed)
     learner = setting.build(vit)
     untrained = copy.deepcopy(learner.encoder)                                 # `pretrain` keeps one, too
-    feed = setting.feed(pictures)
+    feed = setting.feed(pictures.labelled() if learner.classes else pictures)
     at_hand(feed, place)
     building = time.monotonic() - start
     parts = try_step(learner, taste(feed), feed.batch_size, setting.training.accumulate, setting.hardware, place).parts

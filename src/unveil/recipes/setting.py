@@ -110,8 +110,10 @@ class Setting:
         )  # fmt: skip
 
     def build(self, vit: ViTConfig) -> Method:
-        """An untrained learner."""
-        return method_class(self.method).build(vit, self.settings, self.augment)
+        """An untrained learner, which has been told the classes of DATA."""
+        learner = method_class(self.method).build(vit, self.settings, self.augment)
+        learner.know(self.source.classes if self.source.labels is not None else ())
+        return learner
 
     def feed(self, pictures: Part) -> PictureFeed:
         """The pictures in the order of the run."""

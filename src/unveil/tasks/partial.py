@@ -31,7 +31,8 @@ class Partial(Task):
         elif blocks:
             stack.blocks[depth - int(blocks) :].requires_grad_(True)
         stack.norm.requires_grad_(blocks > 0)
-        encoder.positions.requires_grad_(False)
+        if encoder.positions is not None:
+            encoder.positions.requires_grad_(False)
         self.head = ProbeHead(encoder.config.width, classes)
 
     def augment(self, batch: Batch) -> Batch:

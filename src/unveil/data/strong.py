@@ -1,0 +1,78 @@
+"""What labelled pictures go through in training (MAE, appendix A.1): crop and flip, RandAugment, erasing, mixing."""
+
+import random
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+
+from unveil.blocks.patches import Size
+from unveil.data.augment import Augment, AugmentConfig, normalise
+from unveil.data.batch import Batch
+from unveil.data.resize import FULL
+from unveil.errors import UnveilError
+
+
+class Strength(Protocol):
+    """The knobs that it takes."""
+
+    @property
+    def mixup(self) -> float: ...
+    @property
+    def cutmix(self) -> float: ...
+    @property
+    def smoothing(self) -> float: ...
+    @property
+    def randaugment(self) -> int: ...
+    @property
+    def erasing(self) -> float: ...
+
+
+class StrongAugment:
+    """Makes normalised pictures and perhaps mixed labels from a batch of uint8 or uint16 canvases.
+
+    RandAugment draws from the samples' keys; erasing and mixing, which pairs samples of a batch, from the generators of a step.
+    """
+
+    def __init__(
+        self, knobs: Strength, config: AugmentConfig, classes: int,
+        image_size: Size, mean: tuple[float, ...], std: tuple[float, ...],
+    ) -> None:  # fmt: skip
+        self.config, self.mean, self.std = config, mean, std
+        self.crop = Augment(config, image_size, (0.0,) * len(mean), (1.0,) * len(mean))
+        colour = len(mean) == 3 and knobs.randaugment > 0
+        hints = {"img_mean": tuple(round(255 * x) for x in mean), "magnitude_max": 9.99}   # at 10, posterize keeps 0 bits: an error
+        self.policy = rand_augment_transform(f"rand-m{knobs.randaugment}-mstd0.5-inc1", hints) if colour else None
+        self.erase = RandomErasing(knobs.erasing, mode="pixel", device="cpu") if knobs.erasing else None
+        mixes = knobs.mixup > 0 or knobs.cutmix > 0
+        self.mix = Mixup(knobs.mixup, knobs.cutmix, label_smoothing=knobs.smoothing, num_classes=classes) if mixes else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Crop and flip, RandAugment, normalise, erase, mix."""
+        deep = batch.images.dtype == torch.uint16
+        batch = self.crop(batch)
+        images = batch.images
+        if self.policy is not None and not deep:
+            bytes_ = (images * FULL[torch.uint8]).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            changed = [self.randaugment(x, key) for x, key in zip(bytes_, batch.keys.tolist(), strict=True)]
+            images = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(images.device)
+        images = normalise(images, self.mean, self.std)
+        if self.erase is not None:
+            images = self.erase(images)
+        labels = batch.labels
+        if self.mix is not None:
+            if len(images) % 2:
+                raise UnveilError(f"mixing needs an even batch, found {len(images)}: change --batch-size, or --mixup 0 --cutmix 0")
+            images, labels = self.mix(images, labels)
+        return batch._replace(images=images, labels=labels)
+
+    def randaugment(self, image: np.ndarray, key: int) -> np.ndarray:
+        """One picture (H, W, 3) uint8, changed as its key says."""
+        assert self.policy is not None
+        random.seed(key)
+        np.random.seed(key & 0xFFFFFFFF)
+        return np.asarray(self.policy(Image.fromarray(image)))
