@@ -105,4 +105,5 @@ def test_what_fills_up_a_row_is_not_looked_at() -> None:
     short = ids[:, :20]
     longer = torch.cat([short, torch.full((2, 12), PAD)], dim=1)
     for pool in ("mean", "class"):
-        torch.testing.assert_close(learner.encoder.features(longer, pool), learner.encoder.features(short, pool), rtol=1e-5, atol=1e-6)
+        found, expected = (learner.encoder.features(each, pool) for each in (longer, short))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
