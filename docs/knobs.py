@@ -14,8 +14,10 @@ DIFFERENT = {
     "`probe --kind partial`": "unveil.recipes.probe:TUNED",
     "`finetune`": "unveil.recipes.finetune:DEFAULTS",
     "`translate train`": "unveil.recipes.translate:DEFAULTS",
+    "`finetune` of texts": "unveil.recipes.classify:DEFAULTS",
 }
 """Where a command has other defaults than the tables of knobs, and where they are written."""
+ALL = {told: each for name, verb in VERBS.items() for told, each in ((name, verb), (f"{name} of texts", verb.of_texts)) if each}
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -30,7 +32,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def commands() -> str:
     """A heading for each command, with its own arguments and the groups of knobs that it takes."""
     parts = []
-    for name, verb in VERBS.items():
+    for name, verb in ALL.items():
         rows = [(told(key, each), kinds(each.type), usual(each), each.help) for key, each in verb.arguments.items()]
         headings = [heading_of(title, name) for title in verb.configs]
         links = ", ".join(f"[{heading.lower()}](#{heading.lower().replace(' ', '-')})" for heading in headings)
@@ -41,7 +43,7 @@ def commands() -> str:
 def groups() -> str:
     """A heading and a table for each dataclass of knobs."""
     parts, seen = [], set()
-    for name, verb in VERBS.items():
+    for name, verb in ALL.items():
         for title, place in verb.configs.items():
             if place in seen:
                 continue
@@ -118,4 +120,5 @@ def flag(name: str) -> str:
 
 def heading_of(title: str, command: str) -> str:
     """The heading of a group; every command has settings of its own."""
-    return f"Settings of {command}" if title == "settings" else title.capitalize()
+    own = title in ("settings", "run", "recipe") and (title == "settings" or command.endswith(" of texts"))
+    return f"{title.capitalize()} of {command}" if own else title.capitalize()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unveil.interop.load import load as load
     from unveil.recipes.embed import embed as embed
     from unveil.recipes.export import export as export
+    from unveil.recipes.fill import fill as fill
     from unveil.recipes.finetune import finetune as finetune
     from unveil.recipes.look import reconstruct as reconstruct
     from unveil.recipes.look import report as report
@@ -26,6 +27,7 @@ _HOMES = {
     "UnveilError": "unveil.errors",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",
+    "fill": "unveil.recipes.fill",
     "finetune": "unveil.recipes.finetune",
     "load": "unveil.interop.load",
     "normalise": "unveil.data.augment",

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unveil.data.batch import Batch
-from unveil.models.vit import ViT
+from unveil.models.bert import TextConfig
+from unveil.models.vit import ViTConfig
 
 
 class Step(NamedTuple):
@@ -50,36 +50,43 @@ class Learner(nn.Module, ABC):
 
 
 class Method(Learner, ABC):
-    """A learner that trains an encoder of pictures without labels. One file and one line in `unveil.methods.METHODS`."""
+    """A learner that trains an encoder without labels. One file and one line in `unveil.methods.PICTURES` or `TEXTS`."""
 
     encoder: Any
-    """What is learned: a `ViT`, or another module with the `config` of one and its `features`, by which it is judged."""
+    """What is learned: a `ViT`, a `TextEncoder`, or another module with the `config` of one and its `features`, by which it is judged."""
+    Shape: ClassVar[type] = ViTConfig
+    """A frozen dataclass: the shape of the encoder, and of what it takes in."""
     Config: ClassVar[type]
     """A frozen dataclass: the knobs of the method."""
     config: Any
-    augmentation: Any
+    augmentation: Any = None
     classes: Sequence[str] = ()
     """The names of the classes that it tells apart; none where it does without labels."""
 
     @classmethod
     @abstractmethod
-    def build(cls, vit: Any, config: Any, augment: Any) -> "Method":
-        """An untrained learner from the configs of the encoder, the method, and the augmentation."""
+    def build(cls, shape: Any, config: Any, augment: Any) -> "Method":
+        """An untrained learner from the configs of the encoder, the method, and the augmentation, if it has one."""
 
     def know(self, classes: Sequence[str]) -> None:
         """Is told the names of the classes once it is built, before it learns or is filled; none where DATA has no labels."""
 
-    def held_out(self, batch: Batch) -> dict[str, float]:
-        """Numbers on normalised pictures that were not trained on; the same samples have the same keys each time."""
+    def held_out(self, batch: Any) -> dict[str, float]:
+        """Numbers on normalised samples that were not trained on; the same samples have the same keys each time."""
         return {}
+
+
+class TextMethod(Method, ABC):
+    """A method whose samples are texts, which have no augmentation."""
+
+    Shape = TextConfig
+    pairs: bool = False
+    """Whether a sequence is two parts, of which the second may come from elsewhere."""
 
 
 class Task(Learner, ABC):
     """A learner that uses labels to judge or to tune an encoder. One file."""
 
-    encoder: ViT
-    """What is judged."""
-
     @abstractmethod
-    def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """A score for each class; images are normalised."""
+    def predict(self, samples: Any) -> Float[Tensor, "B K"]:
+        """A score for each class; pictures are normalised, texts are rows of numbers of pieces."""

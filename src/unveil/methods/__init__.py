@@ -9,7 +9,7 @@ from unveil.options import literal
 if TYPE_CHECKING:
     from unveil.learner import Method
 
-METHODS: dict[str, str] = {                                                   # name: "module:class"
+PICTURES: dict[str, str] = {                                                  # name: "module:class"
     "mae": "unveil.methods.mae:MAE",
     "simmim": "unveil.methods.simmim:SimMIM",
     "beit": "unveil.methods.beit:BEiT",
@@ -18,6 +18,10 @@ METHODS: dict[str, str] = {                                                   # 
     "mocov3": "unveil.methods.mocov3:MoCoV3",
     "supervised": "unveil.methods.supervised:Supervised",
 }
+TEXTS: dict[str, str] = {
+    "bert": "unveil.methods.bert:BERT",
+}
+METHODS = PICTURES | TEXTS
 
 
 def usual_of(name: str) -> dict[str, Any]:

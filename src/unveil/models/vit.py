@@ -91,7 +91,7 @@ class ViT(nn.Module):
         """
         size = (images.shape[2], images.shape[3])
         grid = grid_size(size, self.config.patch_size) if any_size else self.config.grid
-        positions = resize_positions(self.positions, self.config.grid, grid)
+        positions = None if self.positions is None else resize_positions(self.positions, self.config.grid, grid)
         if images.shape[1] != self.config.channels or not (any_size or size == self.config.image_size):
             wanted = (self.config.channels, *self.config.image_size)
             raise UnveilError(f"pictures are (channels, height, width) {tuple(images.shape[1:])}, the model takes {wanted}")

@@ -23,13 +23,13 @@ class TrainConfig:
     """How long to train, on how much at a time."""
 
     epochs: float = 100.0
-    """Passes over the pictures."""
+    """Passes over the data."""
     batch_size: int = 256
     """Samples in a step, over all processes and parts."""
     accumulate: int = 0
     """Parts in which a step's samples are computed one after the other, with the same result; 0 takes as few as fit the memory."""
     seed: int = 0
-    """Of the weights, the order of the pictures, and all that is drawn."""
+    """Of the weights, the order of the samples, and all that is drawn."""
     log_every: int = 10
     """Steps between two lines of the log."""
     monitor_times: int = 10

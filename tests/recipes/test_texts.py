@@ -1,0 +1,103 @@
+"""Texts from a folder to a classifier, by the commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import unveil
+from unveil.cli import main
+from unveil.methods.bert import BERT
+from unveil.recipes.fill import fill
+from unveil.tasks.classify import Classify
+from unveil.train.run import Run
+
+pytest.importorskip("tokenizers")
+SMALL = (
+    "--model bert-tiny --device cpu --batch-size 16 --accumulate 1 --monitor-times 1 --epochs 30 --length 12 --base-lr 1.6e-2 "
+    "--dropout 0"
+).split()
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(each) for each in arguments])
+    return int(stop.value.code or 0), " ".join("".join(capsys.readouterr()).split())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences whose class is told by one word, which another one goes with."""
+    folder, chance = tmp_path_factory.mktemp("corpus"), torch.Generator().manual_seed(0)
+    for part, count in (("train", 200), ("test", 60)):
+        names = torch.randint(6, (count,), generator=chance).tolist()
+        words = [("red green blue cold warm mild".split()[n], "a colour" if n < 3 else "our weather") for n in names]
+        lines = [f"the {word} thing is {kind} .\t{n // 3}" for n, (word, kind) in zip(names, words, strict=True)]
+        (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path) -> Path:
+    out = corpus.parent / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", str(corpus), "--method", "bert", "--out", str(out), *SMALL])
+    assert not stop.value.code
+    return out
+
+
+def test_it_learns_the_words(trained: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = Run(trained).results["words"]
+    assert words["word_loss"] < 0.7 * words["frequency_loss"]
+    assert words["word_accuracy"] > 2 * words["frequency_accuracy"]
+    assert "Hidden words of held-out texts" in (trained / "report.html").read_text()
+    code, text = said(capsys, "pretrain", corpus, "--method", "bert", "--out", trained, *SMALL)
+    assert (code, "is finished" in text) == (0, True)
+    learner = unveil.load(trained)
+    assert isinstance(learner, BERT)
+    assert learner.encoder.config.length == 12
+
+
+def test_fill_names_words(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = fill(trained, "the red thing is a [MASK] . the [MASK]", count=3)
+    assert [len(guesses) for guesses in found] == [3, 3]
+    assert found[0][0][0] == "colour"
+    learner = unveil.load(trained)
+    ids = [learner.encoder.config.number(piece) for piece in "[CLS] the red thing is a [MASK] . the [MASK] [SEP]".split()]
+    chances = learner.scores(torch.tensor([ids]))[0, 6].softmax(dim=0)
+    assert found[0][0][1] == pytest.approx(chances[learner.encoder.config.number("colour")].item(), rel=1e-5)
+    assert found[0][0][1] == pytest.approx(chances.max().item(), rel=1e-5)
+    code, text = said(capsys, "fill", trained, "the cold thing is our [MASK] .")
+    assert code == 0
+    assert "weather" in text
+    code, text = said(capsys, "fill", trained, "no blank")
+    assert (code, "has no [MASK]" in text) == (1, True)
+
+
+def test_finetune_and_export(trained: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = trained.parent / "tuned"
+    code, text = said(capsys, "finetune", trained, corpus, "--labels", "40", "--epochs", "8", "--out", out, "--device", "cpu")
+    assert code == 0, text
+    results = Run(out).results
+    assert results["score"]["top1"] > 0.9
+    assert (results["trained_on"], results["classes"], results["score"]["count"]) == (40, ["0", "1"], 60)
+    assert "60 test texts" in (out / "report.html").read_text()
+    assert isinstance(unveil.load(out), Classify)
+    assert Run(unveil.finetune(trained, corpus, scratch=True, labels=40, epochs=1, device="cpu").path).config["from"] == "scratch"
+    pytest.importorskip("transformers")
+    code, text = said(capsys, "export", trained, "--to", "transformers")
+    assert (code, "transformers agrees" in text) == (0, True)
+    assert json.loads((trained / "export/transformers/config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+
+
+@pytest.mark.parametrize("verb", ["probe", "reconstruct"])
+def test_verbs_of_pictures_refuse_texts(verb: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, verb, trained, "digits")
+    assert (code, "a model of texts, and pictures were expected" in text) == (1, True)
+
+
+def test_unlabelled_texts_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plain.txt").write_text("no class at all")
+    code, text = said(capsys, "finetune", trained, tmp_path)
+    assert (code, "has no labelled texts" in text) == (1, True)
