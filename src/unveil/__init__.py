@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from unveil.data.augment import normalise as normalise
     from unveil.errors import UnveilError as UnveilError
     from unveil.interop.load import load as load
+    from unveil.recipes.compare import compare as compare
     from unveil.recipes.embed import embed as embed
     from unveil.recipes.export import export as export
     from unveil.recipes.finetune import finetune as finetune
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Run": "unveil.train.run",
     "UnveilError": "unveil.errors",
+    "compare": "unveil.recipes.compare",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",
     "finetune": "unveil.recipes.finetune",
