@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unveil.recipes.plan import plan as plan
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
+    from unveil.recipes.study import study as study
     from unveil.train.run import Run as Run
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "probe": "unveil.recipes.probe",
     "reconstruct": "unveil.recipes.look",
     "report": "unveil.recipes.look",
+    "study": "unveil.recipes.study",
 }
 __all__ = list(_HOMES)
 

@@ -179,6 +179,26 @@ VERBS = {
         },
         {"settings": "unveil.recipes.packing:PackConfig"},
     ),
+    "study": Verb(
+        "unveil.recipes.study:study",
+        "Train a method with a knob at several values, several seeds each, and draw the curve.",
+        {
+            "what": Argument(str, "A knob and its values: mask_ratio=0.25,0.5,0.75.", positional=True),
+            "data": Argument(str, DATA, "digits", True),
+            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
+            "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
+            "out": Argument(str | None, "The folder for all runs; runs/<data>-<method>-<knob> by default.", None),
+        },
+        {
+            "comparison": "unveil.recipes.contest:ContestConfig",
+            "run": "unveil.recipes.setting:PretrainConfig",
+            "method": "METHOD",
+            **AUGMENT,
+            **SHARED,
+        },
+        digits="unveil.recipes.setting:DIGITS",
+        apart=True,
+    ),
     "report": Verb(
         "unveil.recipes.look:report",
         "Write the page of a run anew.",

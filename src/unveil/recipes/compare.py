@@ -122,12 +122,17 @@ def refuse_unlabelled(data: str) -> None:
         )
 
 
+def tested_on(contest: Contest) -> int | None:
+    """How many test pictures features were judged on, where a run says it."""
+    results = [Run(path).results for path in contest.ended_runs]
+    return next((int(each["judged_on"]["test"]) for each in results if "judged_on" in each), None)
+
+
 def write_results(contest: Contest) -> tuple[list[Row], Grid]:
     """Writes `compare.json` and `report.html`; what has not ended yet is left out."""
     rows, facts = contest.rows(), contest.facts
-    counts = [run.results["judged_on"]["test"] for run in map(Run, contest.ended_runs) if "judged_on" in run.results]
     budget = f"{contest.own.seconds:g} seconds of steps each" if contest.own.seconds else "equal epochs"
-    grid = grid_of(rows, f"{', '.join(contest.names)} on {contest.data}, {budget}", counts[0] if counts else None)
+    grid = grid_of(rows, f"{', '.join(contest.names)} on {contest.data}, {budget}", tested_on(contest))
     write_whole(contest.folder / "compare.json", json.dumps(facts | {"rows": [row._asdict() for row in rows]}, indent=1) + "\n")
     write_comparison(contest.folder, rows, grid, contest.ended_runs, facts)
     return rows, grid

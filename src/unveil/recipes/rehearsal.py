@@ -83,7 +83,7 @@ class Trial:
     def steps_within(self, seconds: float) -> int:
         """The most steps that take no longer: `training`, backwards."""
         first = sum(self.steps[: self.warm])
-        return max(0, self.warm + int((seconds - first) / self.step)) if seconds >= first else 0
+        return max(0, self.warm + int((seconds - first) / self.step + 1e-6)) if seconds >= first else 0
 
     def saves(self, total: int, config: TrainConfig) -> int:
         """Checkpoints of so many steps: see `unveil.train.watch.Pace`."""

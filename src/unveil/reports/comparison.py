@@ -14,7 +14,7 @@ from unveil.reports.markup import Markup, element, join
 from unveil.reports.page import write_document
 from unveil.reports.style import LIGHT, TYPE, inline
 from unveil.reports.table import Grid, html_grid
-from unveil.reports.verdict import chance
+from unveil.reports.verdict import against, chance
 from unveil.train.bill import spell_time
 from unveil.train.run import Run
 
@@ -32,11 +32,11 @@ SCORES = {"knn": "k-NN", "linear": "linear probe", "finetune": "fine-tuned"}
 """Shares of test pictures that are recognised."""
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("time", spell_time),
-    "pictures": ("samples seen", lambda value: f"{round(value):,}"),
+    "samples": ("samples seen", lambda value: f"{round(value):,}"),
     **{key: (name, lambda value: f"{100 * value:.1f}") for key, name in SCORES.items()},
     "ahead": ("linear over untrained", lambda value: f"{100 * value:+.1f}"),
-    "rankme": ("RankMe", lambda value: f"{value:.1f}"),
-    "deviation": ("deviation", lambda value: f"{value:.2f}"),
+    "rank_me": ("RankMe", lambda value: f"{value:.1f}"),
+    "feature_deviation": ("feature deviation", lambda value: f"{value:.2f}"),
 }
 """What the table may show, in this order: a heading, and how a number is written; shares in per cent, `ahead` in points."""
 
@@ -51,11 +51,11 @@ def figures_of(run: Run, stages: Sequence[Run], tuned: Run | None) -> dict[str, 
     """
     all_of_it = [each.results for each in (run, *stages)]
     features = run.results.get("features") or {}
-    found = {"seconds": sum(each["seconds"] for each in all_of_it), "pictures": sum(each["pictures_seen"] for each in all_of_it)}
-    found |= features.get("encoder", {})
+    found = {"seconds": sum(each["seconds"] for each in all_of_it)}
+    found["samples"] = sum(each.get("pictures_seen") or each["sequences_seen"] for each in all_of_it)
+    found |= features.get("encoder", {}) | (run.results.get("collapse") or {}).get("encoder", {})
     if "linear" in features.get("untrained", {}):
         found["ahead"] = features["encoder"]["linear"] - features["untrained"]["linear"]
-    found |= {key: value for key, value in (run.results.get("collapse") or {}).items() if key in COLUMNS}
     return found | ({"finetune": tuned.results["score"]["top1"]} if tuned else {})
 
 
@@ -94,7 +94,7 @@ def told(key: str, values: Sequence[float]) -> str:
     if not values:
         return ""
     text = COLUMNS[key][1](mean(values))
-    if len(values) == 1 or key in ("seconds", "pictures"):
+    if len(values) == 1 or key in ("seconds", "samples"):
         return text
     return f"{text} ± {COLUMNS[key][1](stdev(values)).lstrip('+')}"
 
@@ -106,7 +106,8 @@ def sentence(rows: Sequence[Row]) -> str:
         order = sorted((row.name for row in rows if row.name in means and not row.yardstick), key=lambda name: -means[name])
         if order:
             others = [*order[1:2], *(row.name for row in rows if row.yardstick and row.name in means)]
-            ahead = ", ".join(f"{100 * (means[order[0]] - means[name]):+.1f} points to {name}" for name in others)
+            features = {"encoder": {key: means[order[0]]}} | {name: {key: means[name]} for name in others}
+            ahead = ", ".join(against({"features": features}, key))
             best = next(told(key, row.figures[key]) for row in rows if row.name == order[0])
             return f"Best by {SCORES[key]}: {order[0]} with {best} %{f' ({ahead})' * bool(ahead)}."
     return "There are no results yet."
@@ -122,10 +123,10 @@ def bars(rows: Sequence[Row], key: str) -> Figure:
         axes = figure.add_axes((left / width, below / tall, 1 - (left + right) / width, height / tall))
         means = [mean(row.figures[key]) for row in shown]
         colours = [LIGHT["other" if row.yardstick else "model"] for row in shown]
-        axes.barh(range(len(shown)), means, height=0.62, color=colours, alpha=0.55)
+        axes.barh(range(len(shown)), means, height=0.62, color=colours)
         for place, row in enumerate(shown):
-            values = row.figures[key]
-            axes.plot(values, [place] * len(values), "o", color=LIGHT["ink"], markersize=3, clip_on=False)
+            values, places = row.figures[key], [place] * len(row.figures[key])
+            axes.plot(values, places, "o", color=LIGHT["ink"], markeredgecolor=LIGHT["paper"], markersize=4.5, clip_on=False)
             end = max(means[place], *values)
             text = f"{100 * means[place]:.1f} %"
             axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", annotation_clip=False)
