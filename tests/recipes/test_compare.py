@@ -106,7 +106,9 @@ def made(data: str, folder: Path, *who: Contestant, seconds: float) -> Contest:
     return Contest(folder=folder, data=data, own=own, shared=shared, tuning={}, contestants=who)
 
 
-def test_the_pace_is_tried_once_and_first_stages_are_paid_for(pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pace_is_tried_once_and_first_stages_are_paid_for(
+    pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried: list[Path] = []
 
     def rehearse(setting: Any, path: Path, listing: float, seconds: float) -> Trial:
