@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 
 import unveil
-from tests.recipes.test_compare import TINY
+from tests.recipes.test_compare import TINY, no_pages
 from tests.recipes.test_end_to_end import write_pictures
 from unveil.cli import VERBS, parse
 from unveil.errors import UnveilError
@@ -15,6 +15,8 @@ from unveil.recipes.study import Line, draw, knob_of
 from unveil.reports.comparison import row_of
 from unveil.reports.sweeps import Sweep, best_of, curve, sweep_grid
 from unveil.train.run import Run
+
+__all__ = ["no_pages"]
 
 
 def test_a_sweep_is_what_its_runs_say(tmp_path: Path) -> None:
