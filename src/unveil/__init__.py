@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from unveil.data.augment import normalise as normalise
     from unveil.errors import UnveilError as UnveilError
     from unveil.interop.load import load as load
+    from unveil.recipes.compare import compare as compare
     from unveil.recipes.embed import embed as embed
     from unveil.recipes.export import export as export
     from unveil.recipes.fill import fill as fill
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from unveil.recipes.plan import plan as plan
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
+    from unveil.recipes.study import study as study
     from unveil.recipes.translate import train_translator as train_translator
     from unveil.recipes.translate import translate as translate
     from unveil.train.run import Run as Run
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Run": "unveil.train.run",
     "UnveilError": "unveil.errors",
+    "compare": "unveil.recipes.compare",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",
     "fill": "unveil.recipes.fill",
@@ -37,6 +40,7 @@ _HOMES = {
     "probe": "unveil.recipes.probe",
     "reconstruct": "unveil.recipes.look",
     "report": "unveil.recipes.look",
+    "study": "unveil.recipes.study",
     "train_translator": "unveil.recipes.translate",
     "translate": "unveil.recipes.translate",
 }

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from unveil.errors import UnveilError
 from unveil.interop.reads import reads
-from unveil.methods import METHODS, PICTURES, TEXTS, usual_of
+from unveil.methods import METHODS, PICTURES, TEXTS, base_of, usual_of
 from unveil.options import knobs, literal
 
 SHARED = {
@@ -57,6 +57,8 @@ class Verb:
     """Defaults that differ for the embedded digits."""
     of_texts: "Verb | None" = None
     """What it is for a method of texts, or for a run of one; as for pictures by default."""
+    apart: bool = False
+    """Whether `--NAME.OPTION` is an option of `pretrain` for the method NAME alone, and `--finetune.OPTION` one of `finetune`."""
 
 
 MODEL = Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None
@@ -115,6 +117,30 @@ VERBS = {
         },
         {"run": "unveil.recipes.setting:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
         digits="unveil.recipes.setting:DIGITS",
+    ),
+    "compare": Verb(
+        "unveil.recipes.compare:compare",
+        "Train several methods under one budget, judge them alike, and write one table.",
+        {
+            "methods": Argument(
+                str,
+                f"Some of {', '.join(METHODS)}, with commas. mae-pixel is mae under another name; --mae-pixel.target pixel is an "
+                "option of `pretrain` for it alone; --beit.tokenizer dvae names another one as its first stage.",
+                positional=True,
+            ),
+            "data": Argument(str, DATA, "digits", True),
+            "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
+            "out": Argument(str | None, "The folder for all runs; runs/<data>-compare by default.", None),
+        },
+        {
+            "comparison": "unveil.recipes.contest:ContestConfig",
+            "table": "unveil.recipes.compare:CompareConfig",
+            "run": "unveil.recipes.setting:PretrainConfig",
+            **AUGMENT,
+            **SHARED,
+        },
+        digits="unveil.recipes.setting:DIGITS",
+        apart=True,
     ),
     "finetune": Verb(
         "unveil.recipes.finetune:finetune",
@@ -223,6 +249,26 @@ VERBS = {
         },
         {"search": "unveil.recipes.translate:SearchConfig"},
     ),
+    "study": Verb(
+        "unveil.recipes.study:study",
+        "Train a method with a knob at several values, several seeds each, and draw the curve.",
+        {
+            "what": Argument(str, "A knob and its values: mask_ratio=0.25,0.5,0.75.", positional=True),
+            "data": Argument(str, DATA, "digits", True),
+            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
+            "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
+            "out": Argument(str | None, "The folder for all runs; runs/<data>-<method>-<knob> by default.", None),
+        },
+        {
+            "comparison": "unveil.recipes.contest:ContestConfig",
+            "run": "unveil.recipes.setting:PretrainConfig",
+            "method": "METHOD",
+            **AUGMENT,
+            **SHARED,
+        },
+        digits="unveil.recipes.setting:DIGITS",
+        apart=True,
+    ),
     "report": Verb(
         "unveil.recipes.look:report",
         "Write the page of a run anew.",
@@ -271,6 +317,7 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
     """The options that were given, by name. Exits with 2 and a hint where they make no sense."""
     import tyro
 
+    argv, apart = set_apart(argv) if verb.apart else (argv, {})
     fields = [field(key, argument.type, argument.help, argument.default, positional=argument.positional)
               for key, argument in verb.arguments.items()]  # fmt: skip
     defaults, digits = literals(verb.defaults), literals(verb.digits)
@@ -290,7 +337,28 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
     for title in verb.configs:
         values = dataclasses.asdict(getattr(parsed, f"{title}_"))
         options |= {key: value for key, value in values.items() if key in given or f"no_{key}" in given}
-    return options
+    return options | {name: parse_apart(name, words) for name, words in apart.items()}
+
+
+def set_apart(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """What is said to all, and what to one alone, by its name: `--dino.base-lr 1e-3` is `--base-lr 1e-3` for dino."""
+    shared: list[str] = []
+    apart: dict[str, list[str]] = {}
+    into = shared
+    for word in argv:
+        if word.startswith("--"):
+            name, dot, option = word[2:].partition(".")
+            into = apart.setdefault(name, []) if dot and "=" not in name else shared
+            word = word if into is shared else f"--{option}"
+        into.append(word)
+    return shared, apart
+
+
+def parse_apart(name: str, words: list[str]) -> dict[str, Any]:
+    """Options for one alone, read as `pretrain` or `finetune` would."""
+    verb, start = ("finetune", ["RUN"]) if name == "finetune" else ("pretrain", ["DATA", "--method", base_of(name)])
+    options = parse(verb, VERBS[verb], [*start, *words])
+    return {key: value for key, value in options.items() if key not in VERBS[verb].arguments or (key == "model" and value)}
 
 
 def literals(place: str) -> dict[str, Any]:

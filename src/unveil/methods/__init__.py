@@ -24,6 +24,11 @@ TEXTS: dict[str, str] = {
 METHODS = PICTURES | TEXTS
 
 
+def base_of(name: str) -> str:
+    """The method that a name in a comparison stands for: mae, or mae under another name, mae-pixel. Itself where there is none."""
+    return max((method for method in METHODS if f"{name}-".startswith(f"{method}-")), key=len, default=name)
+
+
 def usual_of(name: str) -> dict[str, Any]:
     """The knobs whose defaults are others for a method: `USUAL` in its file, where it has one. Read without importing it."""
     try:

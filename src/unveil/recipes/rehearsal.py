@@ -80,6 +80,11 @@ class Trial:
         """Seconds of so many steps."""
         return sum(self.steps[: min(self.warm, total)]) + max(0, total - self.warm) * self.step
 
+    def steps_within(self, seconds: float) -> int:
+        """The most steps that take no longer: `training`, backwards."""
+        first = sum(self.steps[: self.warm])
+        return max(0, self.warm + int((seconds - first) / self.step + 1e-6)) if seconds >= first else 0
+
     def saves(self, total: int, config: TrainConfig) -> int:
         """Checkpoints of so many steps: see `unveil.train.watch.Pace`."""
         return 1 + int(self.training(total) / max(config.save_seconds, 50 * self.save, self.step * config.log_every))

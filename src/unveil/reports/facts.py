@@ -7,7 +7,6 @@ from typing import Any
 
 from unveil.reports.markup import Markup, element, join, table
 from unveil.train.bill import spell_time
-from unveil.train.run import Run
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NAMED, REASONS = 50, 10
@@ -57,22 +56,21 @@ def settings_section(config: Mapping[str, Any]) -> Markup:
     return pairs(list(config.items()), "Every option, as it was set", "settings")
 
 
-def receipt_section(run: Run) -> Markup:
-    """What made the run: command, time, versions, hardware, seed."""
-    facts = run.facts
+def receipt_section(facts: Mapping[str, Any], results: Mapping[str, Any]) -> Markup:
+    """What made a run, or a comparison of some: command, time, versions, hardware, seed."""
     versions, hardware = facts.get("versions") or {}, facts.get("hardware") or {}
     gpus = hardware.get("gpus") or []
     rows = [
         ("command", element("code", facts["command"]) if facts.get("command") else None),
         ("started", facts.get("started")),
-        ("took", duration(run.results.get("seconds"))),
+        ("took", duration(results.get("seconds"))),
         ("seed", (facts.get("config") or {}).get("seed")),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions.items()) or None),
         ("machine", ", ".join(str(hardware[key]) for key in ("host", "platform") if hardware.get(key)) or None),
         ("cores", hardware.get("cores")),
         ("GPUs", ", ".join(f"{n} {TIMES} {name}" for name, n in Counter(gpus).items()) or "none"),
         ("processes", facts.get("world_size")),
-        ("pictures seen", run.results.get("pictures_seen")),
+        ("pictures seen", results.get("pictures_seen")),
     ]
     return pairs([(name, value) for name, value in rows if value is not None], "What made this run")
 

@@ -1,6 +1,6 @@
 """The report of a run: one page in the run folder that needs no other file, no network, and no script."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unveil.learner import Learner
@@ -25,14 +25,6 @@ def write_page(run: Run, learner: Learner | None) -> Path:
         run: The run.
         learner: Its trained model, in eval mode, to draw reconstructions and attention with; None leaves them out.
     """
-    path = run.path / "report.html"
-    text = "<!DOCTYPE html>\n" + page(run, learner) + "\n"
-    write_whole(path, text.encode("ascii", "xmlcharrefreplace").decode())      # whatever the system's encoding is
-    return path
-
-
-def page(run: Run, learner: Learner | None) -> Markup:
-    """The whole document."""
     makers: list[tuple[str, Callable[[], Markup | None]]] = [
         ("Results", lambda: html_table(run.results) or None),
         ("Curves", lambda: curve_section(run)),
@@ -42,15 +34,26 @@ def page(run: Run, learner: Learner | None) -> Markup:
         ("Data", lambda: data_section(data) if (data := run.facts.get("data")) else None),
         ("Skipped", lambda: skipped_section(run.path / "skipped.txt")),
         ("Settings", lambda: settings_section(config) if (config := run.facts.get("config")) else None),
-        ("Receipt", lambda: receipt_section(run)),
+        ("Receipt", lambda: receipt_section(run.facts, run.results)),
     ]
     made = [(name, body) for name, make in makers if (body := make())]
-    links = element("nav", *(element("a", name, href=f"#{name.lower()}") for name, _ in made), aria_label="Sections")
-    sections = [element("section", element("h2", name), body, id=name.lower()) for name, body in made]
-    heading, title = headline(run)
     version = (run.facts.get("versions") or {}).get("unveil")
     made_by = f", trained with unveil {version}" if version else ""
-    foot = element("footer", f"Written from the run folder {run.path.name}{made_by}.")
+    return write_document(run.path, *headline(run), made, f"Written from the run folder {run.path.name}{made_by}.")
+
+
+def write_document(folder: Path, heading: Markup, title: str, made: Sequence[tuple[str, Markup]], foot: str) -> Path:
+    """Writes `report.html` into a folder: a heading, sections by name, and a last line."""
+    path = folder / "report.html"
+    text = "<!DOCTYPE html>\n" + document(heading, title, made, foot) + "\n"
+    write_whole(path, text.encode("ascii", "xmlcharrefreplace").decode())      # whatever the system's encoding is
+    return path
+
+
+def document(heading: Markup, title: str, made: Sequence[tuple[str, Markup]], foot: str) -> Markup:
+    """The whole document."""
+    links = element("nav", *(element("a", name, href=f"#{name.lower()}") for name, _ in made), aria_label="Sections")
+    sections = [element("section", element("h2", name), body, id=name.lower()) for name, body in made]
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -60,7 +63,7 @@ def page(run: Run, learner: Learner | None) -> Markup:
         element("title", title),
         element("style", Markup(style_sheet())),
     )
-    body = element("body", element("header", heading, links), element("main", *sections), foot)
+    body = element("body", element("header", heading, links), element("main", *sections), element("footer", foot))
     return element("html", head, body, lang="en")
 
 

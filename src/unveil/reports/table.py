@@ -36,28 +36,39 @@ class Grid(NamedTuple):
 
 def terminal_table(results: Results) -> RenderableType:
     """The results as tables for a terminal, each with what it says in sentences below."""
-    parts: list[RenderableType] = []
-    for grid in grids(results):
-        shown = Table(header_style="dim", box=None, padding=(0, 3, 0, 0))
-        for i, head in enumerate(grid.heads):
-            shown.add_column(head, justify="right" if i else "left")
-        for row in grid.rows:
-            shown.add_row(*(Text(cell) for cell in row), style="bold" if row[0] in OURS else None)
-        parts += [Text(grid.title, style="bold"), shown, *(Text(sentence) for sentence in grid.sentences), Text("")]
+    parts: list[RenderableType] = [part for grid in grids(results) for part in (terminal_grid(grid), Text(""))]
     if not parts:
         return Text("Nothing was kept aside, so nothing could be judged." if results else "There are no results yet.")
     return Group(*parts[:-1])
 
 
+def terminal_grid(grid: Grid) -> RenderableType:
+    """One table for a terminal."""
+    shown = Table(header_style="dim", box=None, padding=(0, 3, 0, 0))
+    for i, head in enumerate(grid.heads):
+        shown.add_column(head, justify="right" if i else "left", no_wrap=i == 0)
+    for row in grid.rows:
+        shown.add_row(*(Text(cell) for cell in row), style="bold" if row[0] in OURS else None)
+    return Group(Text(grid.title, style="bold"), shown, *(Text(sentence) for sentence in grid.sentences))
+
+
 def html_table(results: Results) -> Markup:
     """The same as HTML."""
-    parts: list[object] = []
-    for grid in grids(results):
-        cells = [[row[0], *(cell.replace(" %", "\N{NO-BREAK SPACE}%") for cell in row[1:])] for row in grid.rows]
-        class_ = "numbers ours" if grid.rows[0][0] in OURS else "numbers"
-        parts.append(table(grid.heads, cells, title=grid.title, class_=class_))
-        parts += [element("p", sentence) for sentence in grid.sentences]
-    return join(parts)
+    return join(html_grid(grid) for grid in grids(results))
+
+
+def html_grid(grid: Grid) -> Markup:
+    """One table as HTML."""
+    cells = [[row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:])] for row in grid.rows]
+    class_ = "numbers ours" if grid.rows[0][0] in OURS else "numbers"
+    made = table(grid.heads, cells, title=grid.title, class_=class_)
+    return join([made, *(element("p", sentence) for sentence in grid.sentences)])
+
+
+def markdown_grid(grid: Grid) -> str:
+    """One table as Markdown, with its sentences below."""
+    lines = [grid.heads, ["---", *("---:" for _ in grid.heads[1:])], *grid.rows]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), *(f"\n{sentence}" for sentence in grid.sentences)])
 
 
 def grids(results: Results) -> list[Grid]:
