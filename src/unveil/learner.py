@@ -53,7 +53,7 @@ class Method(Learner, ABC):
     """A learner that trains an encoder without labels. One file and one line in `unveil.methods.PICTURES` or `TEXTS`."""
 
     encoder: Any
-    """What is learned: a `ViT`, a `TextEncoder`, or another module with the `config` of one and its `features`, by which it is judged."""
+    """What is learned: a `ViT`, a `TextEncoder`, or another module with the `config` of one, and `features` to be judged by."""
     Shape: ClassVar[type] = ViTConfig
     """A frozen dataclass: the shape of the encoder, and of what it takes in."""
     Config: ClassVar[type]

@@ -118,7 +118,7 @@ class ViT(nn.Module):
         *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None, any_size: bool = False,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """The tokens after the last norm, the class token first; arguments as in `tokens`."""
-        tokens = self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size)
+        tokens: Tensor = self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size)
         tokens = self.transformer(tokens, biases=self.biases(keep))
         return tokens
 
