@@ -6,8 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unveil.data.batch import Batch
-from unveil.models.vit import ViT
+from unveil.models.vit import ViTConfig
 
 
 class Step(NamedTuple):
@@ -47,31 +46,28 @@ class Learner(nn.Module, ABC):
 
 
 class Method(Learner, ABC):
-    """A learner that trains an encoder of pictures without labels. One file and one line in `unveil.methods.METHODS`."""
+    """A learner that trains an encoder without labels. One file and one line in `unveil.methods.PICTURES` or `TEXTS`."""
 
-    encoder: ViT
-    """What is learned."""
+    Shape: ClassVar[type] = ViTConfig
+    """A frozen dataclass: the shape of the encoder, and of what it takes in."""
     Config: ClassVar[type]
     """A frozen dataclass: the knobs of the method."""
     config: Any
-    augmentation: Any
+    augmentation: Any = None
 
     @classmethod
     @abstractmethod
-    def build(cls, vit: Any, config: Any, augment: Any) -> "Method":
-        """An untrained learner from the configs of the encoder, the method, and the augmentation."""
+    def build(cls, shape: Any, config: Any, augment: Any) -> "Method":
+        """An untrained learner from the configs of the encoder, the method, and the augmentation, if it has one."""
 
-    def held_out(self, batch: Batch) -> dict[str, float]:
-        """Numbers on normalised pictures that were not trained on; the same samples have the same keys each time."""
+    def held_out(self, batch: Any) -> dict[str, float]:
+        """Numbers on normalised samples that were not trained on; the same samples have the same keys each time."""
         return {}
 
 
 class Task(Learner, ABC):
     """A learner that uses labels to judge or to tune an encoder. One file."""
 
-    encoder: ViT
-    """What is judged."""
-
     @abstractmethod
-    def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """A score for each class; images are normalised."""
+    def predict(self, samples: Any) -> Float[Tensor, "B K"]:
+        """A score for each class; pictures are normalised, texts are rows of numbers of pieces."""

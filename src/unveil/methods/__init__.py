@@ -9,9 +9,13 @@ from unveil.options import literal
 if TYPE_CHECKING:
     from unveil.learner import Method
 
-METHODS: dict[str, str] = {                                                   # name: "module:class"
+PICTURES: dict[str, str] = {                                                  # name: "module:class"
     "mae": "unveil.methods.mae:MAE",
 }
+TEXTS: dict[str, str] = {
+    "bert": "unveil.methods.bert:BERT",
+}
+METHODS = PICTURES | TEXTS
 
 
 def base_of(name: str) -> str:
