@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
     from unveil.recipes.study import study as study
+    from unveil.recipes.why import why as why
     from unveil.train.run import Run as Run
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "reconstruct": "unveil.recipes.look",
     "report": "unveil.recipes.look",
     "study": "unveil.recipes.study",
+    "why": "unveil.recipes.why",
 }
 __all__ = list(_HOMES)
 

@@ -199,6 +199,18 @@ VERBS = {
         digits="unveil.recipes.setting:DIGITS",
         apart=True,
     ),
+    "why": Verb(
+        "unveil.recipes.why:why",
+        "Hide more and more of pictures and of words, with the same blocks and budget, and draw the curves beside each other.",
+        {
+            "pictures": Argument(str, "Labelled pictures: " + DATA, positional=True),
+            "texts": Argument(str, "A corpus: a folder or an archive of text files.", positional=True),
+            "size": Argument(Literal["nano", "base"], "The encoders: vit-nano and bert-nano, or vit-base and bert-base.", "nano"),
+            "out": Argument(str | None, "The folder for all runs; runs/why by default.", None),
+        },
+        {"comparison": "unveil.recipes.contest:ContestConfig", **SHARED},
+        apart=True,
+    ),
     "report": Verb(
         "unveil.recipes.look:report",
         "Write the page of a run anew.",

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from unveil.data.sources import open_both
+from unveil.data.text import open_texts
 from unveil.errors import UnveilError
-from unveil.methods import base_of, method_class
+from unveil.methods import TEXTS, base_of, method_class
 from unveil.options import configure, known_to, refuse_unknown
 from unveil.recipes.contest import Contest, Contestant, ContestConfig
 from unveil.recipes.setting import called, configs_of
@@ -103,22 +104,24 @@ def contest_of(
         method_class(base_of(who.name))
         known = [field.name for config in configs_of(base_of(who.name)) for field in fields(config)]
         refuse_unknown(shared | who.options, ["model", *known])
+        if own.seconds and base_of(who.name) in TEXTS:
+            raise UnveilError(f"how long a step takes is tried on pictures only: give --epochs for {who.name}")
         later = [value for value in who.options.values() if value in names[place:]]
         if later:
             raise UnveilError(f"{who.name} needs {later[0]}, which has to be trained before it: name {later[0]} first")
     contest = Contest(folder=folder, data=data, own=own, shared=shared, tuning=tuning, contestants=made)
     if not own.labelled:
-        refuse_unlabelled(data)
+        refuse_unlabelled(data, any(base_of(name) in TEXTS for name in names))
     return contest
 
 
-def refuse_unlabelled(data: str) -> None:
+def refuse_unlabelled(data: str, texts: bool) -> None:
     """Raises `UnveilError` where DATA has no labels to judge with."""
-    source, _ = open_both(data)
-    if source.labels is None or not (source.labels >= 0).any():
+    labels = open_texts(data)[0].labels if texts else open_both(data)[0].labels
+    if labels is None or not (labels >= 0).any():
         raise UnveilError(
-            f"{data} has no labelled pictures to judge with: put each class into a folder of its own, add a labels.csv with the "
-            f"columns file,label, or give --labelled"
+            f"{data} has no labelled {'texts' if texts else 'pictures'} to judge with: put each class into a folder of its own, add "
+            f"labels as docs/formats.md says, or give --labelled"
         )
 
 

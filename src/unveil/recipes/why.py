@@ -1,0 +1,61 @@
+"""`unveil why`: what hiding more, and a deeper decoder, do to pictures and to words, with the same blocks and the same budget.
+
+docs/why.md says what is compared with what, and why.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from unveil.errors import UnveilError
+from unveil.recipes.study import Line, draw
+from unveil.reports.sweeps import Sweep
+
+RATIOS, DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9), (1, 2, 4)
+SIZES = {"nano": ("vit-nano", "bert-nano"), "base": ("vit-base", "bert-base")}
+"""Encoders of pictures and of words with the same width, depth and heads."""
+PIECES = 64
+"""In a text: as many as an encoder of small pictures has patches."""
+
+
+def why(
+    pictures: str | Path, texts: str | Path, *, labelled: str | Path | None = None, size: str = "nano",
+    out: str | Path | None = None, **options: Any,
+) -> list[Sweep]:  # fmt: skip
+    """Sweeps the mask ratio and the decoder's depth for pictures and for words, and draws the curves beside each other.
+
+    Args:
+        pictures: Labelled pictures; see `unveil.data.sources.FORMS`.
+        texts: A corpus; see `unveil.data.text.open_texts`.
+        labelled: Labelled texts to fine-tune on; those of the corpus by default.
+        size: A key of `SIZES`.
+        out: The folder for all runs, `study.json` and `report.html`; `runs/why` by default.
+        **options: Fields of `ContestConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`, for all runs; under `mae`, `bert`, `wordmae`
+            and `finetune` a dictionary of options for these alone. Equal budgets are epochs of one's own: {"mae": {"epochs": 10}, ...}.
+
+    Raises:
+        UnveilError: On input that cannot be used.
+        Interrupted: On SIGTERM or Ctrl-C, after saving.
+    """
+    if size not in SIZES:
+        raise UnveilError(f"there is no size {size!r} that both have: use one of {', '.join(SIZES)}")
+    picture_model, text_model = SIZES[size]
+    words = {"data": str(texts), "labelled": None if labelled is None else str(labelled)}
+    of_pictures, of_words = {"model": picture_model}, {"model": text_model, "length": PIECES}
+    seen = of_pictures | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
+    ratio: dict[str, Any] = {"knob": "mask_ratio", "values": RATIOS}
+    depth: dict[str, Any] = {"knob": "decoder_depth", "values": DEPTHS}
+    groups = {
+        "Mask ratio, hidden ones left out": {
+            "ratio-pictures": Line(title="pictures", method="mae", data=str(pictures), fixed=of_pictures | {"decoder_depth": 2}, **ratio),
+            "ratio-words": Line(title="words", method="wordmae", fixed=of_words | {"decoder_depth": 2}, **words, **ratio),
+        },
+        "Mask ratio, mask tokens in the encoder": {
+            "tokens-pictures": Line(title="pictures", method="mae", data=str(pictures), fixed=seen, **ratio),
+            "tokens-words": Line(title="words (BERT)", method="bert", fixed=of_words, **words, **ratio),
+        },
+        "Depth of the decoder": {
+            "depth-pictures": Line(title="pictures", method="mae", data=str(pictures), fixed=of_pictures | {"mask_ratio": 0.75}, **depth),
+            "depth-words": Line(title="words", method="wordmae", fixed=of_words | {"mask_ratio": 0.4}, **words, **depth),
+        },
+    }
+    return draw(groups, Path(out) if out else Path("runs") / "why", "Hiding pictures, and hiding words", options)
