@@ -9,11 +9,12 @@ import pytest
 
 from unveil.cli import REQUIRED, VERBS, method_of
 from unveil.errors import UnveilError
-from unveil.methods import METHODS, usual_of
+from unveil.methods import METHODS, TEXTS, usual_of
 from unveil.options import configure, knobs, literal, refuse_unknown
 
+ALL = VERBS | {f"{name} of texts": verb.of_texts for name, verb in VERBS.items() if verb.of_texts}
 PLACES = sorted(
-    {place for verb in VERBS.values() for place in verb.configs.values() if place != "METHOD"}
+    {place for verb in ALL.values() for place in verb.configs.values() if place != "METHOD"}
     | {f"{place}Config" for place in METHODS.values()}
 )
 
@@ -47,13 +48,14 @@ def test_the_command_line_finds_the_config_of_a_method(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_usual_for_a_method_are_knobs_of_its_command(name):
-    places = [f"{METHODS[name]}Config" if place == "METHOD" else place for place in VERBS["pretrain"].configs.values()]
+    verb = ALL["pretrain of texts" if name in TEXTS else "pretrain"]
+    places = [f"{METHODS[name]}Config" if place == "METHOD" else place for place in verb.configs.values()]
     assert set(usual_of(name)) <= {knob.name for place in places for knob in knobs(place)}
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", ALL)
 def test_no_two_options_of_a_verb_share_a_name(name):
-    verb = VERBS[name]
+    verb = ALL[name]
     for method in METHODS.values():
         places = [f"{method}Config" if place == "METHOD" else place for place in verb.configs.values()]
         names = [*verb.arguments, *(knob.name for place in places for knob in knobs(place))]

@@ -15,7 +15,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from unveil.errors import UnveilError
-from unveil.methods import METHODS, base_of, usual_of
+from unveil.interop.reads import reads
+from unveil.methods import METHODS, PICTURES, TEXTS, base_of, usual_of
 from unveil.options import knobs, literal
 
 SHARED = {
@@ -55,10 +56,38 @@ class Verb:
     """Defaults that differ for the embedded digits."""
     apart: bool = False
     """Whether `--NAME.OPTION` is an option of `pretrain` for the method NAME alone, and `--finetune.OPTION` one of `finetune`."""
+    of_texts: "Verb | None" = None
+    """What it is for a method of texts, or for a run of one; as for pictures by default."""
 
 
 MODEL = Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None
 TEST = Argument(str | None, "Labelled pictures to judge on; the test split of DATA by default, or a tenth of it.", None)
+TEXT_DATA = "A .txt, .csv or .tsv file, or a folder, .tar, .tar.gz or .zip of them."
+TEXT_RUN = "A run folder of texts, or a folder of transformers' BERT."
+TEXT_MODEL = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"] | None
+PRETRAIN_ON_TEXTS = Verb(
+    "unveil.recipes.corpus:pretrain_on_texts",
+    "Train an encoder on texts without labels; the same command again goes on.",
+    {
+        "data": Argument(str, TEXT_DATA, positional=True),
+        "method": Argument(Literal[*METHODS], "How to learn.", "bert"),
+        "model": Argument(TEXT_MODEL, "The encoder: bert-mini by default.", None),
+        "out": Argument(str | None, "The run folder; runs/<data>-<method>-<model> by default.", None),
+    },
+    {"run": "unveil.recipes.corpus:CorpusConfig", "method": "METHOD", **SHARED},
+)
+FINETUNE_ON_TEXTS = Verb(
+    "unveil.recipes.classify:finetune_on_texts",
+    "Tune a whole encoder of texts on labelled ones; --scratch for the same without pre-training.",
+    {
+        "run": Argument(str, TEXT_RUN, positional=True),
+        "data": Argument(str | None, "Labelled texts; those of the run by default. " + TEXT_DATA, None, True),
+        "test": Argument(str | None, "Labelled texts to judge on; the test part of DATA by default, or a tenth of it.", None),
+        "out": Argument(str | None, "The run folder; <run>-finetune or <run>-scratch by default.", None),
+    },
+    {"settings": "unveil.recipes.classify:ClassifyRunConfig", "recipe": "unveil.tasks.classify:ClassifyConfig", **SHARED},
+    "unveil.recipes.classify:DEFAULTS",
+)
 VERBS = {
     "pretrain": Verb(
         "unveil.recipes.pretrain:pretrain",
@@ -71,13 +100,14 @@ VERBS = {
         },
         {"run": "unveil.recipes.setting:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
         digits="unveil.recipes.setting:DIGITS",
+        of_texts=PRETRAIN_ON_TEXTS,
     ),
     "plan": Verb(
         "unveil.recipes.plan:plan",
         "Choose what to train on DATA with this hardware, try it for a moment, and predict time and memory.",
         {
             "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
+            "method": Argument(Literal[*PICTURES], "How to learn.", "mae"),
             "model": Argument(MODEL, "The encoder; chosen where not given, as are sizes, decoder, batch, rate and epochs.", None),
             "out": Argument(str | None, "The run folder of the printed command; runs/<data>-<method>-<model> by default.", None),
             "hours": Argument(float | None, "The time that the run may take; 1 on a CPU and 8 on a GPU by default.", None),
@@ -126,6 +156,17 @@ VERBS = {
             **SHARED,
         },
         "unveil.recipes.finetune:DEFAULTS",
+        of_texts=FINETUNE_ON_TEXTS,
+    ),
+    "fill": Verb(
+        "unveil.recipes.fill:fill",
+        "Name the likeliest words for each [MASK] of a sentence.",
+        {
+            "run": Argument(str, TEXT_RUN, positional=True),
+            "sentence": Argument(str, 'A text with one [MASK] or more: "the film was [MASK] ."', positional=True),
+            "count": Argument(int, "Words that are named for each.", 5),
+        },
+        {},
     ),
     "probe": Verb(
         "unveil.recipes.probe:probe",
@@ -185,7 +226,7 @@ VERBS = {
         {
             "what": Argument(str, "A knob and its values: mask_ratio=0.25,0.5,0.75.", positional=True),
             "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
+            "method": Argument(Literal[*PICTURES], "How to learn.", "mae"),
             "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
             "out": Argument(str | None, "The folder for all runs; runs/<data>-<method>-<knob> by default.", None),
         },
@@ -237,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"unveil: there is no command {argv[0]!r}; {hint}", file=sys.stderr)
         sys.exit(2)
     verb = VERBS[argv[0]]
+    if verb.of_texts and (method_of(argv) in TEXTS or any(reads(part) == "texts" for part in argv[1:])):
+        verb = verb.of_texts
     options = parse(argv[0], verb, argv[1:])
     sys.exit(run(verb, options))
 
@@ -295,9 +338,11 @@ def set_apart(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 def parse_apart(name: str, words: list[str]) -> dict[str, Any]:
     """Options for one alone, read as `pretrain` or `finetune` would."""
-    verb, start = ("finetune", ["RUN"]) if name == "finetune" else ("pretrain", ["DATA", "--method", base_of(name)])
-    options = parse(verb, VERBS[verb], [*start, *words])
-    return {key: value for key, value in options.items() if key not in VERBS[verb].arguments or (key == "model" and value)}
+    called, start = ("finetune", ["RUN"]) if name == "finetune" else ("pretrain", ["DATA", "--method", base_of(name)])
+    verb = VERBS[called]
+    verb = verb.of_texts if verb.of_texts and base_of(name) in TEXTS else verb
+    options = parse(called, verb, [*start, *words])
+    return {key: value for key, value in options.items() if key not in verb.arguments or (key == "model" and value)}
 
 
 def literals(place: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unveil.models.bert import TextConfig
 from unveil.models.vit import ViTConfig
 
 
@@ -63,6 +64,14 @@ class Method(Learner, ABC):
     def held_out(self, batch: Any) -> dict[str, float]:
         """Numbers on normalised samples that were not trained on; the same samples have the same keys each time."""
         return {}
+
+
+class TextMethod(Method, ABC):
+    """A method whose samples are texts, which have no augmentation."""
+
+    Shape = TextConfig
+    pairs: bool = False
+    """Whether a sequence is two parts, of which the second may come from elsewhere."""
 
 
 class Task(Learner, ABC):

@@ -14,35 +14,58 @@ from torch import Tensor
 from unveil.blocks.chance import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
+from unveil.data.words import SPECIAL, TextBatch
 from unveil.learner import Learner
-from unveil.methods import METHODS, method_class
+from unveil.methods import METHODS, PICTURES, method_class
+from unveil.models.bert import TextConfig
 from unveil.models.vit import ViTConfig
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import Place, SpreadConfig, autocast
 
-STEPS, BATCH, PICTURES = 4, 8, 24
+STEPS, BATCH, SAMPLES = 4, 8, 24
 CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
-SMALL: dict[str, dict[str, Any]] = {}
-"""Knobs that make a method small enough for a test."""
+SMALL: dict[str, dict[str, Any]] = {"bert": {"next_sentence": True}}
+"""Knobs that make a method small enough for a test, or call for more of it."""
 Seen = tuple[list[float], dict[str, Tensor]]
 
 
 class Few:
     """A feed of a few pictures that are made on the spot."""
 
-    samples, batch_size, instant = PICTURES, BATCH, True
+    samples, batch_size, instant = SAMPLES, BATCH, True
 
     def __init__(self, channels: int = 3) -> None:
         chance = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (PICTURES, channels, 20, 28), generator=chance, dtype=torch.uint8)
+        self.images = torch.randint(0, 256, (SAMPLES, channels, 20, 28), generator=chance, dtype=torch.uint8)
 
     def share(self, step: int, share: int, shares: int) -> Batch:
         size = BATCH // shares
         first = step * BATCH + share * size
-        numbers = torch.arange(first, first + size) % PICTURES
+        numbers = torch.arange(first, first + size) % SAMPLES
         return Batch(self.images[numbers], torch.tensor([[20, 28]] * size), sample_keys(0, first, size), numbers % 3)
+
+
+class FewTexts:
+    """A feed of a few rows of pieces that are made on the spot: two parts each, as for the next-sentence task."""
+
+    samples, batch_size, instant = SAMPLES, BATCH, True
+
+    def __init__(self, channels: int = 3) -> None:
+        self.ids = torch.randint(len(SPECIAL), 40, (SAMPLES, 24), generator=torch.Generator().manual_seed(0))
+        self.ids[:, 0], self.ids[:, [12, -1]] = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
+
+    def share(self, step: int, share: int, shares: int) -> TextBatch:
+        size = BATCH // shares
+        first = step * BATCH + share * size
+        numbers = torch.arange(first, first + size) % SAMPLES
+        parts = (torch.arange(24) > 12).long().expand(size, -1)
+        return TextBatch(self.ids[numbers], sample_keys(0, first, size), parts, numbers % 2)
+
+
+FEEDS: dict[type, type[Few] | type[FewTexts]] = {ViTConfig: Few, TextConfig: FewTexts}
+"""By the shape that a method asks for."""
 
 
 class Losses(list[float]):
@@ -64,17 +87,26 @@ def built(name: str, channels: int = 3) -> Learner:
     """A small learner of a method, always with the same weights; its labels are 0, 1 and 2."""
     torch.manual_seed(0)
     kind, half = method_class(name), (0.5,) * channels
-    vit = ViTConfig(width=96, depth=2, heads=3, image_size=(16, 24), patch_size=(4, 4), channels=channels, mean=half, std=half)
-    return kind.build(vit, kind.Config(**SMALL.get(name, {})), AugmentConfig())
+    shapes: dict[type, Any] = {
+        ViTConfig: {"image_size": (16, 24), "patch_size": (4, 4), "channels": channels, "mean": half, "std": half},
+        TextConfig: {"vocabulary": (*SPECIAL, *(f"word{i}" for i in range(40 - len(SPECIAL)))), "length": 24, "dropout": 0.0},
+    }
+    shape = kind.Shape(width=96, depth=2, heads=3, **shapes[kind.Shape])
+    return kind.build(shape, kind.Config(**SMALL.get(name, {})), AugmentConfig())
+
+
+def feed_of(name: str, channels: int = 3) -> Few | FewTexts:
+    """A feed of what a method takes in."""
+    return FEEDS[method_class(name).Shape](channels)
 
 
 def trained(name: str, folder: Path | None = None, until: int = STEPS, place: Place = CPU) -> Seen:
     """Four steps in the loop, or fewer of them: each loss, and all tensors at the end."""
     learner, losses = built(name), Losses(until)
-    config = TrainConfig(epochs=STEPS * BATCH / PICTURES, batch_size=BATCH, log_every=1, accumulate=1, save_seconds=0.0)
+    config = TrainConfig(epochs=STEPS * BATCH / SAMPLES, batch_size=BATCH, log_every=1, accumulate=1, save_seconds=0.0)
     kept = None if folder is None else Checkpoints(folder)
     with suppress(TimeoutError):
-        train(learner, Few(), config, OptimConfig(base_lr=3e-2, warmup=0.0), EXACT, place, checkpoints=kept, sinks=[losses])
+        train(learner, feed_of(name), config, OptimConfig(base_lr=3e-2, warmup=0.0), EXACT, place, checkpoints=kept, sinks=[losses])
     return list(losses), {key: value.detach().clone() for key, value in learner.state_dict().items()}
 
 
@@ -82,7 +114,7 @@ def prepared(name: str, channels: int = 3) -> tuple[Learner, Any]:
     """A learner before its first step, and an augmented batch."""
     learner = built(name, channels)
     with torch.no_grad():
-        batch = learner.augment(Few(channels).share(0, 0, 1))
+        batch = learner.augment(feed_of(name, channels).share(0, 0, 1))
         learner.prepare(batch)
     return learner, batch
 
@@ -173,7 +205,7 @@ def test_a_step_is_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PICTURES)
 def test_any_number_of_channels(name: str, channels: int) -> None:
     learner, batch = prepared(name, channels)
     loss = learner(batch).loss

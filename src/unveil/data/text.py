@@ -5,8 +5,8 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -38,13 +38,19 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def chosen(self, places: Iterable[int]) -> "Texts":
+        """Some of them; they keep the fingerprint of all."""
+        numbers = [int(place) for place in places]
+        labels = None if self.labels is None else self.labels[numbers]
+        return replace(self, texts=[self.texts[number] for number in numbers], labels=labels)
+
     def with_classes(self, classes: list[str]) -> "Texts":
         """The same with labels numbered as in `classes`. Raises `UnveilError` for a class that is not in it."""
         strange = set(self.classes) - set(classes)
         if strange:
             raise UnveilError(f"{self.name} has the class {min(strange)!r}, which the training part lacks: it has {classes[:8]}")
         labels = None if self.labels is None else np.array([classes.index(self.classes[i]) for i in self.labels], dtype=np.int64)
-        return Texts(self.name, self.texts, labels, classes, self.fingerprint)
+        return replace(self, labels=labels, classes=classes)
 
 
 Row = tuple[str, str | None]                                                  # a text, and what its class is called
@@ -120,12 +126,13 @@ def class_folders(names: Sequence[str]) -> dict[str, str]:
 def table_rows(text: str, between: str) -> list[Row]:
     """A row of a table is a text and perhaps its class: which column is which is told by what stands in them.
 
-    The class stands in the column that is headed so, or else in the first whose values are single words and repeat; a text is made of
-    the columns that hold several words. In a .tsv quotation marks are letters like any others, as in GLUE.
+    The class stands in the column that is headed so, or else in the first whose values are single words and repeat; a text is
+    made of the columns that hold several words. In a .tsv quotation marks are letters like any others, as in GLUE.
     """
-    quoting = csv.QUOTE_NONE if between == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(2**27)
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=between, quoting=quoting) if row]
+    lines = io.StringIO(text, newline="")
+    read = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if between == "\t" else csv.reader(lines, delimiter=between)
+    rows = [row for row in read if row]
     width = max((len(row) for row in rows), default=0)
     rows = [row + [""] * (width - len(row)) for row in rows]
     heads = [cell.strip().lower() for cell in rows[0]] if rows else []

@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unveil.blocks.masks import split
@@ -15,7 +15,9 @@ from unveil.interop import native
 from unveil.interop.load import load
 from unveil.interop.quiet import quiet
 from unveil.learner import Learner, Task
+from unveil.methods.bert import BERT
 from unveil.methods.mae import MAE
+from unveil.models.bert import TextEncoder
 
 
 @torch.no_grad()
@@ -27,7 +29,9 @@ def disagreement(learner: Learner, to: str, written: Path) -> tuple[float | None
         to: "timm", "transformers", "mae", "safetensors" or "onnx".
         written: The file or folder.
     """
-    vit = native.encoder_of(learner).config
+    if isinstance(native.encoder_of(learner), TextEncoder):
+        return told_apart(learner, to, written)
+    vit = native.vit_of(learner).config
     chance = torch.Generator().manual_seed(0)
     images = normalise(torch.rand(2, vit.channels, *vit.image_size, generator=chance), vit.mean, vit.std)
     if to == "timm":
@@ -55,6 +59,34 @@ def disagreement(learner: Learner, to: str, written: Path) -> tuple[float | None
     return apart(answer(again, images), answer(learner, images)), "the file, read again,"
 
 
+def told_apart(learner: Learner, to: str, written: Path) -> tuple[float | None, str]:
+    """The same for a model of texts, asked about random rows of pieces, half of which fill up one of them."""
+    encoder = native.encoder_of(learner)
+    assert isinstance(encoder, TextEncoder)
+    chance = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(encoder.config.vocabulary), (2, min(16, encoder.config.length)), generator=chance)
+    real = torch.ones_like(ids, dtype=torch.bool)
+    real[1, ids.shape[1] // 2 :] = False
+    if to == "transformers" and importlib.util.find_spec("transformers"):
+        from transformers import BertForMaskedLM, BertModel
+
+        with quiet():
+            model: Any = (BertForMaskedLM if isinstance(learner, BERT) else BertModel).from_pretrained(written)
+        found = model.eval()(ids, attention_mask=real.long())
+        theirs = found.logits if isinstance(learner, BERT) else found.last_hidden_state
+        return apart(theirs[real], words_of(learner, ids, real)[real]), "transformers"
+    again = load(written, say=lambda text: None)
+    return apart(words_of(again, ids, real)[real], words_of(learner, ids, real)[real]), "the file, read again,"
+
+
+def words_of(learner: Learner, ids: Int[Tensor, "B T"], real: Bool[Tensor, "B T"]) -> Tensor:
+    """A score for each word at each place, or the tokens of another learner's encoder."""
+    if isinstance(learner, BERT):
+        return learner.scores(ids, real=real)
+    tokens: Tensor = learner.encoder(ids, real=real)
+    return tokens
+
+
 def apart(a: Tensor, b: Tensor) -> float:
     """The largest difference, as a share of the largest value; not a number where the shapes differ."""
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) if a.shape == b.shape else float("nan")
@@ -64,7 +96,7 @@ def answer(learner: Learner, images: Float[Tensor, "B C H W"]) -> Tensor:
     """The class scores of a task, or the tokens of another learner's encoder."""
     if isinstance(learner, Task):
         return learner.predict(images)
-    tokens: Tensor = native.encoder_of(learner)(images)
+    tokens: Tensor = native.vit_of(learner)(images)
     return tokens
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
+from unveil.models.bert import TextEncoder
 from unveil.models.vit import ViT
 
 
@@ -17,7 +18,7 @@ class EncoderOnly(Learner):
         source: The file that it comes from.
     """
 
-    def __init__(self, encoder: ViT, source: str = "this model") -> None:
+    def __init__(self, encoder: ViT | TextEncoder, source: str = "this model") -> None:
         super().__init__()
         self.encoder, self.source = encoder, source
 

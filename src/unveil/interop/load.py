@@ -8,13 +8,14 @@ import torch
 
 from unveil.blocks.patches import Size
 from unveil.errors import UnveilError
-from unveil.interop import mae_release, native, timm_vit, transformers_vit_mae
+from unveil.interop import mae_release, native, timm_vit, transformers_bert, transformers_vit_mae
 from unveil.interop.files import is_safetensors, is_torch, one_line, read_note, read_object, tell
+from unveil.interop.reads import reads
 from unveil.learner import Learner
 
 EXPECTED = (
     "expected a run folder, a file that unveil exported, a checkpoint laid out as the public MAE release "
-    "(.pth or .safetensors), a folder of transformers' ViTMAE, or a folder of timm's VisionTransformer"
+    "(.pth or .safetensors), a folder of transformers' ViTMAE or BERT, or a folder of timm's VisionTransformer"
 )
 
 
@@ -31,7 +32,7 @@ def load(
 
     Args:
         path: A run folder, also of a run that is not finished; an exported .safetensors file; a checkpoint laid out as the
-            public MAE release, with or without its decoder; a folder of transformers' ViTMAE; a folder exported for timm.
+            public MAE release, with or without its decoder; a folder of transformers' ViTMAE or BERT; a folder exported for timm.
         heads: Of the encoder. For a checkpoint of the MAE release, which does not tell: by its width, if it is a usual one.
         decoder_heads: Of the decoder, likewise.
         image_size: Side, or height and width, likewise: a square grid of patches is assumed.
@@ -53,6 +54,8 @@ def load(
         with torch.random.fork_rng(devices=[]):                                # building draws weights, only to replace them
             if kind == "unveil":
                 return native.load(path, say=say)
+            if kind == "transformers" and reads(path) == "texts":
+                return transformers_bert.load(path, say=say)
             if kind == "transformers":
                 return transformers_vit_mae.load(path, say=say)
             if kind == "timm":
@@ -80,7 +83,7 @@ def kind_of(path: Path) -> Literal["unveil", "transformers", "timm", "mae"]:
     facts = read_object(path / "config.json")
     if facts.get("format") == native.NOTE:
         return "unveil"
-    if facts.get("model_type") == "vit_mae":
+    if facts.get("model_type") in ("vit_mae", "bert"):
         return "transformers"
     if "pretrained_cfg" in facts or "model_args" in facts:
         return "timm"

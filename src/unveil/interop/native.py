@@ -21,33 +21,40 @@ from unveil.interop.files import Tensors, is_safetensors, read_note, read_object
 from unveil.interop.layout import refuse_difference
 from unveil.learner import Learner, Method
 from unveil.methods import METHODS, method_class
+from unveil.models.bert import TextConfig, TextEncoder
 from unveil.models.vit import ViT, ViTConfig
+from unveil.tasks.classify import Classify, ClassifyConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.train.checkpoint import Checkpoints, write_whole
 
 NOTE = "unveil"
+Encoder = ViT | TextEncoder
+READS: dict[str, tuple[type, type[ViT] | type[TextEncoder]]] = {"pictures": (ViTConfig, ViT), "texts": (TextConfig, TextEncoder)}
+"""What an encoder takes in, its config, and its class."""
 
 
 def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """What `rebuild` needs, as JSON values: the method or the task, the encoder, and every knob of both.
 
     Args:
-        learner: A method, a `Finetune`, or an `EncoderOnly`.
-        classes: The names of the classes of a `Finetune`, in order; their numbers by default.
+        learner: A method, a `Finetune`, a `Classify`, or an `EncoderOnly`.
+        classes: The names of the classes of a `Finetune` or `Classify`, in order; their numbers by default.
     """
     try:
         release = version("unveil")
     except PackageNotFoundError:
         release = "unknown"
     encoder = encoder_of(learner)
-    facts: dict[str, Any] = {"format": NOTE, "version": release, "encoder": asdict(encoder.config)}
-    if isinstance(learner, Finetune):
+    kind = next(kind for kind, (_, known) in READS.items() if isinstance(encoder, known))
+    facts: dict[str, Any] = {"format": NOTE, "version": release, "reads": kind, "encoder": asdict(encoder.config)}
+    if isinstance(learner, Finetune | Classify):
         count = learner.head.out_features
         names = list(classes) if classes is not None else [str(i) for i in range(count)]
         if len(names) != count:
             raise UnveilError(f"the model tells {count} classes apart, and {len(names)} names were given")
-        facts |= {"task": "finetune", "options": asdict(learner.config), "augment": asdict(learner.crop.config)}
-        facts["classes"] = names
+        facts |= {"task": "finetune", "options": asdict(learner.config), "classes": names}
+        if isinstance(learner, Finetune):
+            facts["augment"] = asdict(learner.crop.config)
     elif isinstance(learner, Method):
         place = f"{type(learner).__module__}:{type(learner).__qualname__}"
         name = next((name for name, known in METHODS.items() if known == place), None)
@@ -57,9 +64,8 @@ def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[
         augment = AugmentConfig() if augmentation is None else augmentation.config
         facts |= {"method": name, "options": asdict(learner.config), "augment": asdict(augment)}
     elif not isinstance(learner, EncoderOnly):
-        kind = type(learner).__name__
-        raise UnveilError(f"a {kind} cannot be saved in this format: save a method, a Finetune, or an encoder")
-    if isinstance(learner, EncoderOnly) and not isinstance(encoder.transformer.norm, nn.LayerNorm):
+        raise UnveilError(f"a {type(learner).__name__} cannot be saved in this format: save a method, a Finetune, or an encoder")
+    if isinstance(learner, EncoderOnly) and isinstance(encoder, ViT) and not isinstance(encoder.transformer.norm, nn.LayerNorm):
         facts["norm"] = False                                                  # fine-tuned: its norm is after the mean
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
@@ -74,19 +80,27 @@ def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Le
     if config.get("format") != NOTE:
         found = config.get("format")
         raise UnveilError(f'{source} is of another format: it says {found!r}, expected "format": "{NOTE}"')
-    vit = configured(ViTConfig, config.get("encoder"), f"the encoder of {source}")
+    reads = config.get("reads", "pictures")                                    # the first versions knew no texts
+    if reads not in READS:
+        raise UnveilError(f"{source} is a model of {reads!r}, which this version does not know: expected {' or '.join(READS)}")
+    config_class, encoder_class = READS[reads]
+    shape: Any = configured(config_class, config.get("encoder"), f"the encoder of {source}")
     learner: Learner
-    options: Any
     if config.get("task", "finetune") != "finetune":
         raise UnveilError(f"{source} is of the task {config['task']!r}, which has no model to load: expected finetune")
     if "method" in config or "task" in config:
         kind = method_class(config["method"]) if "method" in config else None
-        options = configured(kind.Config if kind else FinetuneConfig, config.get("options"), f"the options of {source}")
-        augment = configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}")
-        classes = len(config.get("classes", ()))
-        learner = kind.build(vit, options, augment) if kind else Finetune(ViT(vit), classes, options, augment)
+        task = ClassifyConfig if reads == "texts" else FinetuneConfig
+        options: Any = configured(kind.Config if kind else task, config.get("options"), f"the options of {source}")
+        classes, augment = len(config.get("classes", ())), None
+        if reads == "pictures":
+            augment = configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}")
+        if kind:
+            learner = kind.build(shape, options, augment)
+        else:
+            learner = Finetune(ViT(shape), classes, options, augment) if augment else Classify(TextEncoder(shape), classes, options)
     else:
-        learner = EncoderOnly(ViT(vit), str(source))
+        learner = EncoderOnly(encoder_class(shape), str(source))
         if not config.get("norm", True):
             learner.encoder.transformer.norm = nn.Identity()
     return learner.eval()
@@ -102,11 +116,19 @@ def config_of(path: str | Path) -> dict[str, Any] | None:
     return found if found.get("format") == NOTE else None
 
 
-def encoder_of(learner: Learner) -> ViT:
+def encoder_of(learner: Learner) -> Encoder:
     """The encoder of a learner. Raises `UnveilError` where it has none."""
     encoder = getattr(learner, "encoder", None)
+    if not isinstance(encoder, ViT | TextEncoder):
+        raise UnveilError(f"a {type(learner).__name__} has no encoder of pictures or texts, and there is nothing else to save")
+    return encoder
+
+
+def vit_of(learner: Learner) -> ViT:
+    """The encoder of a learner of pictures. Raises `UnveilError` for another."""
+    encoder = encoder_of(learner)
     if not isinstance(encoder, ViT):
-        raise UnveilError(f"a {type(learner).__name__} has no encoder of pictures, and there is nothing else to save")
+        raise UnveilError("this is a model of texts, and pictures were expected: see `unveil finetune` and `unveil fill`")
     return encoder
 
 

@@ -17,7 +17,7 @@ from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
 from unveil.interop.layout import Layout, Parts, Place, affine, fill, lay_out, stack
 from unveil.interop.mae_release import mlp_ratio, moments
-from unveil.interop.native import encoder_of
+from unveil.interop.native import vit_of
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT, ViTConfig
@@ -141,7 +141,7 @@ def preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] |
 def state_of(learner: Learner) -> Tensors:
     """The tensors of an MAE or of an `EncoderOnly`, under the names of transformers."""
     refuse(learner)
-    vit = encoder_of(learner).config
+    vit = vit_of(learner).config
     depth = len(learner.decoder.blocks) if isinstance(learner, MAE) else None
     return lay_out(learner, layout_of(vit.depth, depth, "vit." if isinstance(learner, MAE) else ""), vit.patch_size)
 
@@ -151,7 +151,7 @@ def refuse(learner: Learner) -> None:
     if not isinstance(learner, MAE | EncoderOnly):
         kind = type(learner).__name__
         raise UnveilError(f"a {kind} is no masked autoencoder: export as safetensors or for timm instead")
-    vit = encoder_of(learner).config
+    vit = vit_of(learner).config
     if vit.image_size[0] != vit.image_size[1] or vit.patch_size[0] != vit.patch_size[1]:
         raise UnveilError(
             f"transformers' ViTMAE takes square pictures and patches only, and this model takes {vit.image_size} px in "
@@ -163,7 +163,7 @@ def refuse(learner: Learner) -> None:
 
 def describe(learner: Learner) -> dict[str, Any]:
     """The `config.json` of transformers."""
-    encoder = encoder_of(learner)
+    encoder = vit_of(learner)
     vit = encoder.config
     facts: dict[str, Any] = {
         "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"], "model_type": "vit_mae",
@@ -187,7 +187,7 @@ def export(learner: Learner, folder: str | Path) -> Path:
     """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with how pictures are normalised."""
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", state_of(learner))
-    vit = encoder_of(learner).config
+    vit = vit_of(learner).config
     preparation = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
         "size": {"height": vit.image_size[0], "width": vit.image_size[1]}, "resample": 3, "rescale_factor": 1 / 255,

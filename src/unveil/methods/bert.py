@@ -18,7 +18,7 @@ from unveil.blocks.linear import Linear
 from unveil.blocks.norm import LayerNorm
 from unveil.data.words import SPECIAL, TextBatch
 from unveil.errors import UnveilError
-from unveil.learner import Method, Step
+from unveil.learner import Step, TextMethod
 from unveil.models.bert import TextConfig, TextEncoder, small_normal
 
 USUAL = {
@@ -52,10 +52,10 @@ class Hidden(NamedTuple):
     """False where a place is only there so that every row has as many: a special piece, or a part of a word that had no room."""
 
 
-class BERT(Method):
+class BERT(TextMethod):
     """An encoder of texts, and a head that names the hidden words by the encoder's own table of words."""
 
-    Config, Shape = BERTConfig, TextConfig
+    Config = BERTConfig
     encoder: TextEncoder
     config: BERTConfig
     special: Tensor
@@ -67,9 +67,10 @@ class BERT(Method):
         if not 0 < config.mask_ratio < 1:
             raise UnveilError(f"mask ratio {config.mask_ratio} is not between 0 and 1: use for example 0.15")
         self.config, self.encoder, self.stand_in = config, encoder, shape.number("[MASK]")
+        self.pairs = config.next_sentence
         self.dense, self.norm = Linear(shape.width, shape.width), LayerNorm(shape.width, eps=shape.eps)
         self.bias = nn.Parameter(torch.zeros(len(shape.vocabulary)))
-        if config.next_sentence:
+        if self.pairs:
             self.pooler, self.follows = Linear(shape.width, shape.width), Linear(shape.width, 2)
         for layer in self.children():
             if layer is not encoder:
@@ -88,10 +89,10 @@ class BERT(Method):
         count = hidden.truth.shape[1]
         seen = self.encoder(hidden.seen, batch.segments, order=hidden.order, last=1 + count)           # (B, 1 + M, D)
         loss = self.compare(self.name(seen[:, 1:]), hidden)
-        if not self.config.next_sentence:
+        if batch.labels is None:
             return Step(loss, {})
         guess = self.follow(seen[:, 0])
-        found = (guess.argmax(dim=1) == batch.labels).float().mean()
+        found = guess.argmax(dim=1).eq(batch.labels).float().mean()
         metrics = {"masked_words": loss.detach(), "next_sentence": found}
         return Step(loss + F.cross_entropy(guess.float(), batch.labels), metrics)
 

@@ -81,7 +81,7 @@ class TextEncoder(nn.Module):
             ids, places = ids.gather(1, order), F.embedding(order, places)
             segments = None if segments is None else segments.gather(1, order)
         of_part = self.segments[0] if segments is None else F.embedding(segments, self.segments)
-        x = self.dropout(self.norm(self.words(ids) + places + of_part))
+        x: Tensor = self.dropout(self.norm(self.words(ids) + places + of_part))
         device = x.device.type                                                 # under autocast, tokens stay in half precision
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
@@ -107,10 +107,11 @@ class TextEncoder(nn.Module):
     def features(self, ids: Int[Tensor, "B T"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:
         """One vector a text: the mean of its tokens, those that only fill up left out, or the token of [CLS]."""
         real = ids != self.padding
+        tokens: Tensor = self(ids, real=real)
         if pool == "class":
-            return self(ids, real=real)[:, 0]
+            return tokens[:, 0]
         share = real / real.sum(dim=1, keepdim=True)
-        return (self(ids, real=real) * share[:, :, None]).sum(dim=1)
+        return (tokens * share[:, :, None]).sum(dim=1)
 
 
 def small_normal(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ import torch
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.interop.load import load
+from unveil.interop.native import vit_of
 from unveil.options import configure
 from unveil.recipes.features import features_of
 from unveil.recipes.reading import Part, open_whole, skipped_lines, stored_side
@@ -50,7 +51,7 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, **optio
         raise UnveilError(f"{path} exists: choose another --out")
     place, say = join(hardware), tell(True)
     hardware = settled(hardware, place)
-    encoder = load(run, say=say).to(place.device).eval().encoder
+    encoder = vit_of(load(run, say=say).to(place.device).eval())
     vit = encoder.config
     part = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=own.pixel_limit, show=True)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from unveil.errors import UnveilError
-from unveil.interop import mae_release, native, onnx_graph, timm_vit, transformers_vit_mae
+from unveil.interop import mae_release, native, onnx_graph, timm_vit, transformers_bert, transformers_vit_mae
 from unveil.interop.agreement import disagreement
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import fresh_name, tell
 from unveil.interop.load import load
 from unveil.learner import Learner, Task
 from unveil.methods.mae import MAE
+from unveil.models.bert import TextEncoder
 from unveil.train.run import Run
 
 Format = Literal["timm", "transformers", "mae", "safetensors", "onnx"]
@@ -35,7 +36,8 @@ def export(
         run: A run folder, or anything else that `unveil.load` opens.
         to: "timm": the encoder, or a fine-tuned model with its head, for
             `timm.create_model("local-dir:<out>", pretrained=True)`.
-            "transformers": the MAE for `ViTMAEForPreTraining.from_pretrained`, or, without decoder, for `ViTMAEModel`.
+            "transformers": the MAE for `ViTMAEForPreTraining.from_pretrained`, or, without decoder, for `ViTMAEModel`; BERT for
+            `BertForMaskedLM`, or its encoder for `BertModel`.
             "mae": a checkpoint laid out as the public MAE release.
             "safetensors": one file with everything that unveil needs.
             "onnx": a graph from normalised pictures to tokens, or to class scores of a fine-tuned model.
@@ -69,19 +71,23 @@ def export(
             os.replace(path, target.parent / path.name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    agreed = f"{judge} agrees on random pictures, largest difference {difference or 0.0:.1e} of the largest value"
+    agreed = f"{judge} agrees on random input, largest difference {difference or 0.0:.1e} of the largest value"
     say(f"{target}: {agreed if difference is not None else f'not checked, as {judge}'}")
     return target
 
 
 def write(learner: Learner, to: str, out: Path, classes: list[str] | None) -> Path:
     """Writes one format."""
-    if to == "timm":
-        return timm_vit.export(learner, out, classes=classes)
     if to == "safetensors":
         return native.export(learner, out, classes=classes)
+    if isinstance(native.encoder_of(learner), TextEncoder):
+        if to != "transformers":
+            raise UnveilError(f"{to} has no place for a model of texts: use --to transformers or safetensors")
+        return transformers_bert.export(learner, out)
+    if to == "timm":
+        return timm_vit.export(learner, out, classes=classes)
     if to == "onnx":
         return onnx_graph.export(learner, out)
     if not isinstance(learner, MAE | EncoderOnly | Task):
-        learner = EncoderOnly(native.encoder_of(learner))                      # of another method the encoder goes
+        learner = EncoderOnly(native.vit_of(learner))                      # of another method the encoder goes
     return transformers_vit_mae.export(learner, out) if to == "transformers" else mae_release.export(learner, out)

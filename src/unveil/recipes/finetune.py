@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -12,11 +12,13 @@ from unveil.data.feed import PictureFeed
 from unveil.data.sources import Data
 from unveil.interop import native
 from unveil.interop.load import load
+from unveil.interop.reads import reads
 from unveil.learner import Learner, Task
 from unveil.models.vit import ViT
 from unveil.options import configure
+from unveil.recipes.classify import finetune_on_texts
 from unveil.recipes.fitting import fit
-from unveil.recipes.labelled import labelled_parts, predicted, write_predictions
+from unveil.recipes.labelled import beside, labelled_parts, predicted, write_predictions
 from unveil.recipes.reading import Part, few_labels, write_skipped
 from unveil.reports.page import write_page
 from unveil.tasks.finetune import Finetune, FinetuneConfig
@@ -55,6 +57,8 @@ def finetune(
 ) -> Run:
     """Tunes an encoder on labelled pictures, or goes on with a run that was stopped.
 
+    For a run of texts it is `unveil.recipes.classify.finetune_on_texts`.
+
     Args:
         run: Whatever `unveil.load` takes.
         data: Labelled pictures; by default those that the run was trained on.
@@ -66,6 +70,8 @@ def finetune(
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
+    if reads(run) == "texts":
+        return finetune_on_texts(run, cast("str | Path | None", data), test=cast("str | Path | None", test), out=out, **options)
     own, recipe, augment, training, optim, hardware = configure(
         DEFAULTS | options, FinetuneRunConfig, FinetuneConfig, AugmentConfig, TrainConfig, OptimConfig, SpreadConfig
     )
@@ -133,9 +139,3 @@ def accuracy(learner: Learner, *, part: Part, hardware: SpreadConfig, place: Pla
     """Accuracy on up to 1,000 of the pictures that the end result is judged on."""
     assert isinstance(learner, Task)
     return {"accuracy": score(predicted(learner, part, hardware, place), part.labels).top1}
-
-
-def beside(run: str | Path, suffix: str) -> Path:
-    """A folder next to a run, or in `runs` for a file that is none."""
-    path = Path(run)
-    return path.with_name(f"{path.name}-{suffix}") if path.is_dir() else Path("runs") / f"{path.stem}-{suffix}"

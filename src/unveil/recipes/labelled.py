@@ -70,6 +70,12 @@ def data_of(run: str | Path) -> str:
     raise UnveilError(f"{run} does not say what it was trained on: give the labelled pictures as the second argument")
 
 
+def beside(run: str | Path, suffix: str) -> Path:
+    """A folder next to a run, or in `runs` for a file that is none."""
+    path = Path(run)
+    return path.with_name(f"{path.name}-{suffix}") if path.is_dir() else Path("runs") / f"{path.stem}-{suffix}"
+
+
 def predicted(task: Task, part: Part, hardware: SpreadConfig, place: Place) -> Float[Tensor, "n K"]:
     """The scores that a task gives to pictures seen without augmentation."""
     task.eval()

@@ -7,6 +7,7 @@ from typing import Any
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.interop.load import load
+from unveil.interop.native import vit_of
 from unveil.options import configure
 from unveil.recipes.features import views_of
 from unveil.recipes.labelled import data_of, free_file
@@ -49,7 +50,7 @@ def reconstruct(run: str | Path, data: Data | None = None, *, out: str | Path | 
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise UnveilError(f"{path} ends in {path.suffix or 'nothing'}: use .png, .pdf or .svg")
     learner = load(run, say=tell(True))
-    vit = learner.encoder.config
+    vit = vit_of(learner).config
     data = data if data is not None else data_of(run)
     part = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=own.pixel_limit, show=True)
     part = part.spread_out(own.count)

@@ -4,7 +4,7 @@ import copy
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from unveil.data.batch import Batch
 from unveil.data.sources import Data
 from unveil.interop import native
 from unveil.learner import Method
+from unveil.methods import TEXTS
 from unveil.models.vit import ViT, ViTConfig
+from unveil.recipes.corpus import pretrain_on_texts
 from unveil.recipes.features import at_once, features_of, judge_features, raw_pixels, views_of
 from unveil.recipes.fitting import fit
 from unveil.recipes.reading import Part, skipped_lines, write_skipped
@@ -37,6 +39,8 @@ def pretrain(
 ) -> Run:
     """Trains an encoder on pictures without labels, or goes on with a run that was stopped.
 
+    For a method of texts it is `unveil.recipes.corpus.pretrain_on_texts`.
+
     Args:
         data: See `unveil.data.sources.FORMS`; or an array (N, H, W, C) of uint8 or uint16.
         method: A name from `unveil.methods.METHODS`.
@@ -48,6 +52,8 @@ def pretrain(
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
+    if method in TEXTS:
+        return pretrain_on_texts(cast("str | Path", data), method=method, model=model, out=out, **options)
     began = time.monotonic()
     setting = settle(data, method, model, options)
     own, training, hardware, place = setting.own, setting.training, setting.hardware, setting.place

@@ -15,6 +15,7 @@ from unveil.data.feed import PictureFeed
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.interop.load import load
+from unveil.interop.native import vit_of
 from unveil.learner import Task
 from unveil.models.vit import ViT
 from unveil.options import configure
@@ -89,7 +90,7 @@ def probe(
         raise UnveilError("a probe runs in one process: start it without torchrun")
     hardware = settled(hardware, place)
     learner = load(run).to(place.device).eval()
-    vit = learner.encoder.config
+    vit = vit_of(learner).config
     known, asked, cut = labelled_parts(run, data, test, vit, pixel_limit=own.pixel_limit, show=True)
     known = few_labels(known, own.labels, training.seed) if own.labels else known
     classes = len(known.pictures.classes)

@@ -29,8 +29,8 @@ def why(
         labelled: Labelled texts to fine-tune on; those of the corpus by default.
         size: A key of `SIZES`.
         out: The folder for all runs, `study.json` and `report.html`; `runs/why` by default.
-        **options: Fields of `ContestConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`, for all runs; under `mae`, `bert`, `wordmae`
-            and `finetune` a dictionary of options for these alone. Equal budgets are epochs of one's own: {"mae": {"epochs": 10}, ...}.
+        **options: Fields of `ContestConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`, for all runs; under `mae`, `bert`,
+            `wordmae` and `finetune` a dictionary of options for these alone, such as the epochs: {"mae": {"epochs": 10}}.
 
     Raises:
         UnveilError: On input that cannot be used.
@@ -39,23 +39,24 @@ def why(
     if size not in SIZES:
         raise UnveilError(f"there is no size {size!r} that both have: use one of {', '.join(SIZES)}")
     picture_model, text_model = SIZES[size]
-    words = {"data": str(texts), "labelled": None if labelled is None else str(labelled)}
+    painted = {"method": "mae", "data": str(pictures)}
+    written = {"data": str(texts), "labelled": None if labelled is None else str(labelled)}
     of_pictures, of_words = {"model": picture_model}, {"model": text_model, "length": PIECES}
-    seen = of_pictures | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
+    tokens = of_pictures | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
     ratio: dict[str, Any] = {"knob": "mask_ratio", "values": RATIOS}
     depth: dict[str, Any] = {"knob": "decoder_depth", "values": DEPTHS}
     groups = {
         "Mask ratio, hidden ones left out": {
-            "ratio-pictures": Line(title="pictures", method="mae", data=str(pictures), fixed=of_pictures | {"decoder_depth": 2}, **ratio),
-            "ratio-words": Line(title="words", method="wordmae", fixed=of_words | {"decoder_depth": 2}, **words, **ratio),
+            "ratio-pictures": Line(title="pictures", fixed=of_pictures | {"decoder_depth": 2}, **painted, **ratio),
+            "ratio-words": Line(title="words", method="wordmae", fixed=of_words | {"decoder_depth": 2}, **written, **ratio),
         },
         "Mask ratio, mask tokens in the encoder": {
-            "tokens-pictures": Line(title="pictures", method="mae", data=str(pictures), fixed=seen, **ratio),
-            "tokens-words": Line(title="words (BERT)", method="bert", fixed=of_words, **words, **ratio),
+            "tokens-pictures": Line(title="pictures", fixed=tokens, **painted, **ratio),
+            "tokens-words": Line(title="words (BERT)", method="bert", fixed=of_words, **written, **ratio),
         },
         "Depth of the decoder": {
-            "depth-pictures": Line(title="pictures", method="mae", data=str(pictures), fixed=of_pictures | {"mask_ratio": 0.75}, **depth),
-            "depth-words": Line(title="words", method="wordmae", fixed=of_words | {"mask_ratio": 0.4}, **words, **depth),
+            "depth-pictures": Line(title="pictures", fixed=of_pictures | {"mask_ratio": 0.75}, **painted, **depth),
+            "depth-words": Line(title="words", method="wordmae", fixed=of_words | {"mask_ratio": 0.4}, **written, **depth),
         },
     }
     return draw(groups, Path(out) if out else Path("runs") / "why", "Hiding pictures, and hiding words", options)

@@ -21,7 +21,7 @@ ERRORS = (
     ("patch_mean_error", "patch mean", "rival", (0, (5, 2))),
     ("picture_mean_error", "picture mean", "other", (0, (1, 1.6))),
 )
-SHARES = (("knn", "k-NN accuracy"), ("accuracy", "Accuracy in training"))
+SHARES = (("knn", "k-NN accuracy"), ("accuracy", "Accuracy in training"), ("word_accuracy", "Hidden words named at once"))
 
 
 class Curve(NamedTuple):

@@ -76,7 +76,8 @@ def headline(run: Run) -> tuple[Markup, str]:
     what = " with ".join(str(each) for each in names if each) or "a model"
     name = str(data.get("name", "unnamed data"))
     title = f"{what}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
-    count = f"{data['count']:,} pictures" if isinstance(data.get("count"), int) else ""
+    counts = ((data.get("count"), "pictures"), (data.get("texts"), "texts"))
+    count = next((f"{number:,} {what}" for number, what in counts if isinstance(number, int)), "")
     facts = [count, f"{config['epochs']:g} epochs" if isinstance(config.get("epochs"), int | float) else ""]
     below = element("p", " · ".join(["run " + run.path.name, *filter(None, facts)]), class_="quiet")
     return join([element("h1", title), element("p", verdict(run.results), class_="verdict"), below]), title

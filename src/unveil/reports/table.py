@@ -1,5 +1,6 @@
 """The table of results, for a terminal and for a page."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unveil.reports.markup import Markup, element, join, table
-from unveil.reports.verdict import COLUMNS, ERRORS, ROWS, Results, comparisons, held_out, percent
+from unveil.reports.verdict import COLUMNS, ERRORS, ROWS, WORDS, Results, comparisons, held_out, named_words, percent
 
 
 class Grid(NamedTuple):
@@ -59,7 +60,7 @@ def markdown_grid(grid: Grid) -> str:
 
 def grids(results: Results) -> list[Grid]:
     """The tables that the results have the numbers for."""
-    makers: tuple[Callable[[Results], Grid | None], ...] = (score_grid, feature_grid, error_grid)
+    makers: tuple[Callable[[Results], Grid | None], ...] = (score_grid, feature_grid, error_grid, word_grid)
     return [grid for make in makers if (grid := make(results))]
 
 
@@ -74,7 +75,7 @@ def score_grid(results: Results) -> Grid | None:
     known = [x for x in score["per_class"] if x is not None]
     if known:
         rows.append(["first guess, mean over classes", percent(sum(known) / len(known))])
-    return Grid(f"Accuracy on {score['count']:,} test pictures", ["right by", "share"], rows, [])
+    return Grid(f"Accuracy on {score['count']:,} test {results.get('samples', 'pictures')}", ["right by", "share"], rows, [])
 
 
 def feature_grid(results: Results) -> Grid | None:
@@ -102,6 +103,19 @@ def error_grid(results: Results) -> Grid | None:
     rows = [[ERRORS.get(key, key), f"{value:.4g}"] for key, value in errors.items()]
     title = "Squared error on hidden patches of held-out pictures, in normalised pixels"
     return Grid(title, ["painted with", "error"], rows, held_out(errors))
+
+
+def word_grid(results: Results) -> Grid | None:
+    """How well hidden words are named, where a method of texts measures it."""
+    words = results.get("words")
+    if not words:
+        return None
+    rows = [
+        [says, f"{words[f'{key}_loss']:.3f}", f"{math.exp(words[f'{key}_loss']):,.0f}", percent(words[f"{key}_accuracy"])]
+        for key, says in WORDS.items()
+    ]
+    heads = ["named by", "cross-entropy, nats", "perplexity", "right at the first guess"]
+    return Grid("Hidden words of held-out texts", heads, rows, [named_words(words)])
 
 
 OURS = (ROWS["encoder"], ERRORS["held_out_error"])

@@ -11,6 +11,7 @@ ERRORS = {
     "patch_mean_error": "the patch's own mean",
     "picture_mean_error": "the picture's mean",
 }
+WORDS = {"word": "this model", "frequency": "the most frequent words"}
 LENT = "The patch's own mean is the true one; a model with a normalised target is lent it too, and the deviation."
 Results = Mapping[str, Any]
 
@@ -22,7 +23,8 @@ def verdict(results: Results) -> str:
         classes = len(score["per_class"])
         five = f", {percent(score['top5'])} within five guesses" if classes > 5 else ""
         guess = f"guessing among {classes} classes would get {percent(1 / classes)}"
-        return f"It recognises {percent(score['top1'])} of {score['count']:,} test pictures{five}; {guess}."
+        samples = f"{score['count']:,} test {results.get('samples', 'pictures')}"
+        return f"It recognises {percent(score['top1'])} of {samples}{five}; {guess}."
     if features.get("encoder"):
         told = []
         for column, value in features["encoder"].items():
@@ -32,6 +34,8 @@ def verdict(results: Results) -> str:
         return f"Its features recognise {', and '.join(told)}."
     if errors.get("held_out_error") is not None:
         return held_out(errors)[0]
+    if results.get("words"):
+        return named_words(results["words"])
     return "There are no results yet: the run has not ended."
 
 
@@ -81,6 +85,12 @@ def held_out(errors: Mapping[str, float]) -> list[str]:
             told.append(f"{side} painting {ERRORS[key]} ({errors[key]:.3g})")
     compared = f": {', and '.join(told)}" if told else ""
     return [f"On hidden patches of held-out pictures its squared error is {mine:.3g}{compared}.", LENT]
+
+
+def named_words(words: Mapping[str, float]) -> str:
+    """How many hidden words are named at the first guess, beside always saying the most frequent one."""
+    mine, frequent = (percent(words[f"{key}_accuracy"]) for key in WORDS)
+    return f"Of the hidden words of held-out texts it names {mine} at once; the most frequent word alone gets {frequent}."
 
 
 def percent(share: float | None) -> str:
