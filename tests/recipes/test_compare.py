@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,6 +27,15 @@ TINY: dict[str, Any] = {
     "model": "vit-nano", "image_size": (16,), "patch_size": (4,), "batch_size": 8, "held_out": 4, "device": "cpu",
     "precision": "float32", "monitor_times": 1, "finetune": {"epochs": 1.0, "batch_size": 8},
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pages() -> Iterator[None]:
+    """A page takes as long as a run this small, and is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        for recipe in ("pretrain", "finetune"):
+            patch.setattr(f"unveil.recipes.{recipe}.write_page", lambda run, learner: (run.path / "report.html").write_text(""))
+        yield
 
 
 @pytest.fixture(scope="module")

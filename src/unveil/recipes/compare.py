@@ -36,14 +36,16 @@ class CompareConfig:
 
 
 def compare(
-    methods: str | Sequence[str], data: str | Path = "digits", *, out: str | Path | None = None, **options: Any
-) -> list[Row]:
+    methods: str | Sequence[str], data: str | Path = "digits", *, model: str | None = None, out: str | Path | None = None,
+    **options: Any,
+) -> list[Row]:  # fmt: skip
     """Trains methods under one budget, judges them alike, and writes one table; the same call again trains what is missing.
 
     Args:
         methods: Names from `unveil.methods.METHODS`, with commas or as a list. `mae-pixel` is mae under another name, for options
             of its own. An option whose value is the name of an earlier one gets that one's run folder: beit's tokenizer="dvae".
         data: See `unveil.data.sources.FORMS`.
+        model: As for `pretrain`.
         out: The folder for the runs, `compare.json` and `report.html`; `runs/<data>-compare` by default.
         **options: Fields of `ContestConfig` and `CompareConfig`; options of `pretrain`, for all methods; under the name of a method
             a dictionary of such options for it alone; under `finetune` a dictionary of options of `finetune`.
@@ -57,7 +59,7 @@ def compare(
     """
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
     (shown,) = configure(known_to(options, CompareConfig), CompareConfig)
-    options = {key: value for key, value in options.items() if key not in known_to(options, CompareConfig)}
+    options = {"model": model} | {key: value for key, value in options.items() if key not in known_to(options, CompareConfig)}
     folder = Path(out) if out else Path("runs") / f"{called(str(data))}-compare"
     contest = contest_of([(name, {}) for name in names], str(data), folder, options)
 

@@ -52,14 +52,16 @@ class Line:
 
 
 def study(
-    what: str, data: str | Path = "digits", *, method: str = "mae", out: str | Path | None = None, **options: Any
-) -> list[Sweep]:
+    what: str, data: str | Path = "digits", *, method: str = "mae", model: str | None = None, out: str | Path | None = None,
+    **options: Any,
+) -> list[Sweep]:  # fmt: skip
     """Trains a method with a knob at several values, judges each run alike, and draws the curve; the same call again goes on.
 
     Args:
         what: `knob=value,value,...`, such as `mask_ratio=0.25,0.5,0.75`.
         data: See `unveil.data.sources.FORMS`.
         method: A name from `unveil.methods.METHODS`.
+        model: As for `pretrain`.
         out: The folder for the runs, `study.json` and `report.html`; `runs/<data>-<method>-<knob>` by default.
         **options: As for `unveil.compare`.
 
@@ -70,7 +72,7 @@ def study(
     knob, values = knob_of(what)
     line = Line(method=method, data=str(data), knob=knob, values=values)
     folder = Path(out) if out else Path("runs") / f"{called(str(data))}-{method}-{knob}"
-    return draw({spoken(knob): {"": line}}, folder, f"{spoken(knob)} of {method} on {data}", options)
+    return draw({spoken(knob): {"": line}}, folder, f"{spoken(knob)} of {method} on {data}", {"model": model} | options)
 
 
 def draw(groups: Mapping[str, Mapping[str, Line]], folder: Path, title: str, options: Mapping[str, Any]) -> list[Sweep]:
