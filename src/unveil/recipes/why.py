@@ -18,19 +18,18 @@ PIECES = 64
 
 
 def why(
-    pictures: str | Path, texts: str | Path, *, labelled: str | Path | None = None, size: str = "nano",
-    out: str | Path | None = None, **options: Any,
-) -> list[Sweep]:  # fmt: skip
+    pictures: str | Path, texts: str | Path, *, size: str = "nano", out: str | Path | None = None, **options: Any
+) -> list[Sweep]:
     """Sweeps the mask ratio and the decoder's depth for pictures and for words, and draws the curves beside each other.
 
     Args:
         pictures: Labelled pictures; see `unveil.data.sources.FORMS`.
         texts: A corpus; see `unveil.data.text.open_texts`.
-        labelled: Labelled texts to fine-tune on; those of the corpus by default.
         size: A key of `SIZES`.
         out: The folder for all runs, `study.json` and `report.html`; `runs/why` by default.
-        **options: Fields of `ContestConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`, for all runs; under `mae`, `bert`,
-            `wordmae` and `finetune` a dictionary of options for these alone, such as the epochs: {"mae": {"epochs": 10}}.
+        **options: `labelled`, for the texts alone; other fields of `ContestConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`,
+            for all runs; under `mae`, `bert`, `wordmae` and `finetune` a dictionary of options for these alone, such as the epochs:
+            {"mae": {"epochs": 10}}.
 
     Raises:
         UnveilError: On input that cannot be used.
@@ -40,7 +39,7 @@ def why(
         raise UnveilError(f"there is no size {size!r} that both have: use one of {', '.join(SIZES)}")
     picture_model, text_model = SIZES[size]
     painted = {"method": "mae", "data": str(pictures)}
-    written = {"data": str(texts), "labelled": None if labelled is None else str(labelled)}
+    written = {"data": str(texts), "labelled": options.pop("labelled", None)}
     of_pictures, of_words = {"model": picture_model}, {"model": text_model, "length": PIECES}
     tokens = of_pictures | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
     ratio: dict[str, Any] = {"knob": "mask_ratio", "values": RATIOS}
