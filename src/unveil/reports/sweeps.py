@@ -95,7 +95,7 @@ def curve(sweeps: Sequence[Sweep], key: str, below_best: bool = False) -> Figure
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.04, y=0.1)
     if len(sweeps) > 1:
-        axes.legend(frameon=False, fontsize=8, loc="best")
+        axes.legend(frameon=False, fontsize=8, loc="best", labelcolor=LIGHT["ink"])
     return figure
 
 
@@ -103,14 +103,15 @@ def curve_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) 
     """The curves of each score that there is; `name` is unlike that of any other of the page."""
     made = []
     for key, score in SCORES.items():
-        if any(row.figures.get(key) for sweep in sweeps for row in sweep.rows):
+        if sum(any(row.figures.get(key) for row in sweep.rows) for sweep in sweeps) > below_best:      # two to lay over each other
             alt = "; ".join(
                 f"{sweep.title}, {spoken(sweep.knob)} {value}: {told(key, row.figures[key])} %"
                 for sweep in sweeps for value, row in zip(sweep.values, sweep.rows, strict=True) if row.figures.get(key)
             )  # fmt: skip
             what = f"{score}, points below each line's own best" if below_best else f"Test samples recognised: {score}"
             drawn = inline(curve(sweeps, key, below_best), f"{name}-{key}", alt)
-            made.append(element("figure", element("h3", what), drawn))
+            note = "A dot is a seed." if below_best else "A dot is a seed; dashed, the same encoder untrained."
+            made.append(element("figure", element("h3", what), drawn, element("figcaption", note)))
     return made
 
 
