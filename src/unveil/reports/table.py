@@ -46,7 +46,7 @@ def html_table(results: Results) -> Markup:
 
 def html_grid(grid: Grid) -> Markup:
     """One table as HTML."""
-    cells = [[row[0], *(cell.replace(" %", "\N{NO-BREAK SPACE}%") for cell in row[1:])] for row in grid.rows]
+    cells = [[row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:])] for row in grid.rows]
     class_ = "numbers ours" if grid.rows[0][0] in OURS else "numbers"
     made = table(grid.heads, cells, title=grid.title, class_=class_)
     return join([made, *(element("p", sentence) for sentence in grid.sentences)])
