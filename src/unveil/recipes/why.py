@@ -38,8 +38,8 @@ def why(
     if size not in SIZES:
         raise UnveilError(f"there is no size {size!r} that both have: use one of {', '.join(SIZES)}")
     picture_model, text_model = SIZES[size]
-    painted = {"method": "mae", "data": str(pictures)}
-    written = {"data": str(texts), "labelled": options.pop("labelled", None)}
+    painted: dict[str, Any] = {"method": "mae", "data": str(pictures)}
+    written: dict[str, Any] = {"data": str(texts), "labelled": options.pop("labelled", None)}
     of_pictures, of_words = {"model": picture_model}, {"model": text_model, "length": PIECES}
     tokens = of_pictures | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
     ratio: dict[str, Any] = {"knob": "mask_ratio", "values": RATIOS}
