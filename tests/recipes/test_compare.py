@@ -148,11 +148,11 @@ def test_mean_and_spread() -> None:
     values = [0.5, 0.6, 0.4]
     rows = [row_of("mae", [{"linear": value, "seconds": 61.0} for value in values]), row_of("untrained", [{"linear": 0.3}], True)]
     grid = grid_of(rows, "title", 1000)
-    assert grid.heads == ["", "time", "linear probe, %"]
+    assert grid.heads == ["", "time", "linear, %"]
     assert grid.rows == [["mae", "1 min 1 s", f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"], ["untrained", "", "30.0"]]
     assert grid.sentences[0] == "Mean and standard deviation over 3 seeds."
     assert markdown_grid(grid).splitlines()[2] == "| mae | 1 min 1 s | 50.0 ± 10.0 |"
-    assert sentence(rows) == "Best by linear probe: mae with 50.0 ± 10.0 % (20.0 points ahead of an untrained encoder)."
+    assert sentence(rows) == "Best by linear accuracy: mae with 50.0 ± 10.0 % (20.0 points ahead of an untrained encoder)."
     drawn = bars(rows, "linear").axes[0]
     assert [bar.get_width() for bar in drawn.patches] == pytest.approx([0.3, 0.5])
     assert np.sort(drawn.lines[1].get_xdata()) == pytest.approx(sorted(values))

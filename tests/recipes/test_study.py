@@ -47,7 +47,7 @@ def swept(*scores: list[float]) -> Sweep:
 
 def test_curve_and_table() -> None:
     sweep = swept([0.5, 0.6], [0.7, 0.8], [0.4, 0.5])
-    assert best_of(sweep, "linear") == "linear probe: best at mask ratio 0.5, with 75.0 %; the worst is 30.0 points below."
+    assert best_of(sweep, "linear") == "linear: best at mask ratio 0.5, with 75.0 %; the worst is 30.0 points below."
     assert [row[0] for row in sweep_grid(sweep).rows] == ["0.25", "0.5", "0.75", "untrained"]
     axes = curve([sweep], "linear").axes[0]
     assert axes.lines[0].get_xdata().tolist() == [0.25, 0.5, 0.75]

@@ -28,13 +28,13 @@ class Row(NamedTuple):
     yardstick: bool = False
 
 
-SCORES = {"knn": "k-NN", "linear": "linear probe", "finetune": "fine-tuned"}
-"""Shares of test pictures that are recognised."""
+SCORES = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tuned"}
+"""Shares of test samples that are recognised; linear is a linear probe."""
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("time", spell_time),
-    "samples": ("samples seen", lambda value: f"{round(value):,}"),
+    "samples": ("samples", lambda value: f"{round(value):,}"),
     **{key: (name, lambda value: f"{100 * value:.1f}") for key, name in SCORES.items()},
-    "ahead": ("linear over untrained", lambda value: f"{100 * value:+.1f}"),
+    "ahead": ("gain", lambda value: f"{100 * value:+.1f}"),
     "rank_me": ("RankMe", lambda value: f"{value:.1f}"),
     "feature_deviation": ("feature deviation", lambda value: f"{value:.2f}"),
 }
@@ -77,6 +77,8 @@ def grid_of(rows: Sequence[Row], title: str, judged_on: int | None) -> Grid:
     cells = [[row.name, *(told(key, row.figures.get(key, [])) for key in columns)] for row in rows]
     count = max(len(values) for row in rows for values in row.figures.values())
     notes = [f"Mean and standard deviation over {count} seeds." if count > 1 else "One seed: how far it spreads is not known."]
+    if "ahead" in columns:
+        notes.append("Gain: of the linear probe over the same encoder untrained.")
     shares = {row.name: {key: mean(row.figures[key]) for key in SCORES if row.figures.get(key)} for row in rows}
     margin = chance({"judged_on": {"test": judged_on}, "features": shares}) if judged_on else None
     if judged_on and margin:
@@ -109,7 +111,7 @@ def sentence(rows: Sequence[Row]) -> str:
             features = {"encoder": {key: means[order[0]]}} | {name: {key: means[name]} for name in others}
             ahead = ", ".join(against({"features": features}, key))
             best = next(told(key, row.figures[key]) for row in rows if row.name == order[0])
-            return f"Best by {SCORES[key]}: {order[0]} with {best} %{f' ({ahead})' * bool(ahead)}."
+            return f"Best by {SCORES[key]} accuracy: {order[0]} with {best} %{f' ({ahead})' * bool(ahead)}."
     return "There are no results yet."
 
 
@@ -145,7 +147,7 @@ def score_section(rows: Sequence[Row]) -> Markup:
     for key, name in SCORES.items():
         if any(row.figures.get(key) for row in rows):
             alt = "; ".join(f"{row.name} {told(key, row.figures[key])} %" for row in rows if row.figures.get(key))
-            title = element("h3", f"Test pictures recognised: {name}")
+            title = element("h3", f"Test samples recognised: {name}")
             drawn.append(element("figure", title, inline(bars(rows, key), f"bars-{key}", alt)))
     return element("div", *drawn, class_="figures")
 

@@ -33,7 +33,7 @@ def terminal_grid(grid: Grid) -> RenderableType:
     """One table for a terminal."""
     shown = Table(header_style="dim", box=None, padding=(0, 3, 0, 0))
     for i, head in enumerate(grid.heads):
-        shown.add_column(head, justify="right" if i else "left")
+        shown.add_column(head, justify="right" if i else "left", no_wrap=i == 0)
     for row in grid.rows:
         shown.add_row(*(Text(cell) for cell in row), style="bold" if row[0] in OURS else None)
     return Group(Text(grid.title, style="bold"), shown, *(Text(sentence) for sentence in grid.sentences))
