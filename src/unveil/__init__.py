@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unveil.recipes.study import study as study
     from unveil.recipes.translate import train_translator as train_translator
     from unveil.recipes.translate import translate as translate
+    from unveil.recipes.why import why as why
     from unveil.train.run import Run as Run
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "study": "unveil.recipes.study",
     "train_translator": "unveil.recipes.translate",
     "translate": "unveil.recipes.translate",
+    "why": "unveil.recipes.why",
 }
 __all__ = list(_HOMES)
 

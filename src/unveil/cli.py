@@ -255,7 +255,7 @@ VERBS = {
         {
             "what": Argument(str, "A knob and its values: mask_ratio=0.25,0.5,0.75.", positional=True),
             "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
+            "method": Argument(Literal[*PICTURES], "How to learn.", "mae"),
             "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
             "out": Argument(str | None, "The folder for all runs; runs/<data>-<method>-<knob> by default.", None),
         },
@@ -267,6 +267,18 @@ VERBS = {
             **SHARED,
         },
         digits="unveil.recipes.setting:DIGITS",
+        apart=True,
+    ),
+    "why": Verb(
+        "unveil.recipes.why:why",
+        "Hide more and more of pictures and of words, with the same blocks and budget, and draw the curves beside each other.",
+        {
+            "pictures": Argument(str, "Labelled pictures: " + DATA, positional=True),
+            "texts": Argument(str, "A corpus: a folder or an archive of text files.", positional=True),
+            "size": Argument(Literal["nano", "base"], "The encoders: vit-nano and bert-nano, or vit-base and bert-base.", "nano"),
+            "out": Argument(str | None, "The folder for all runs; runs/why by default.", None),
+        },
+        {"comparison": "unveil.recipes.contest:ContestConfig", **SHARED},
         apart=True,
     ),
     "report": Verb(
@@ -356,9 +368,11 @@ def set_apart(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 def parse_apart(name: str, words: list[str]) -> dict[str, Any]:
     """Options for one alone, read as `pretrain` or `finetune` would."""
-    verb, start = ("finetune", ["RUN"]) if name == "finetune" else ("pretrain", ["DATA", "--method", base_of(name)])
-    options = parse(verb, VERBS[verb], [*start, *words])
-    return {key: value for key, value in options.items() if key not in VERBS[verb].arguments or (key == "model" and value)}
+    called, start = ("finetune", ["RUN"]) if name == "finetune" else ("pretrain", ["DATA", "--method", base_of(name)])
+    verb = VERBS[called]
+    verb = verb.of_texts if verb.of_texts and base_of(name) in TEXTS else verb
+    options = parse(called, verb, [*start, *words])
+    return {key: value for key, value in options.items() if key not in verb.arguments or (key == "model" and value)}
 
 
 def literals(place: str) -> dict[str, Any]:

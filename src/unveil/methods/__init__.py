@@ -20,6 +20,7 @@ PICTURES: dict[str, str] = {                                                  # 
 }
 TEXTS: dict[str, str] = {
     "bert": "unveil.methods.bert:BERT",
+    "wordmae": "unveil.methods.wordmae:WordMAE",
 }
 METHODS = PICTURES | TEXTS
 

@@ -14,6 +14,7 @@ from unveil.blocks.transformer import Transformer, TransformerConfig
 from unveil.errors import UnveilError
 
 MODELS: dict[str, tuple[int, int, int]] = {                                   # width, depth, heads (Turc et al., 2019)
+    "bert-nano": (96, 4, 3),                                                    # the shape of vit-nano
     "bert-tiny": (128, 2, 2),
     "bert-mini": (256, 4, 4),
     "bert-small": (512, 4, 8),

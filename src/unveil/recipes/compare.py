@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from unveil.data.sources import open_both
+from unveil.data.text import open_texts
 from unveil.errors import UnveilError
-from unveil.methods import base_of, method_class
+from unveil.methods import TEXTS, base_of, method_class
 from unveil.options import configure, known_to, refuse_unknown
 from unveil.recipes.contest import Contest, Contestant, ContestConfig
+from unveil.recipes.corpus import CorpusConfig
 from unveil.recipes.setting import called, configs_of
 from unveil.reports.comparison import Row, grid_of, write_comparison
 from unveil.reports.table import Grid, markdown_grid, terminal_grid
 from unveil.train.checkpoint import write_whole
+from unveil.train.loop import TrainConfig
+from unveil.train.optim import OptimConfig
 from unveil.train.parallel import SpreadConfig
 from unveil.train.run import Run, show, tell
 
@@ -102,25 +106,27 @@ def contest_of(
     if len(set(names)) < len(names) or not own.seeds:
         raise UnveilError(f"{', '.join(names)}: name each once, such as mae and mae-pixel, and give a seed at least")
     for place, who in enumerate(made):
-        method_class(base_of(who.name))
-        known = [field.name for config in configs_of(base_of(who.name)) for field in fields(config)]
-        refuse_unknown(shared | who.options, ["model", *known])
+        texts, kind = base_of(who.name) in TEXTS, method_class(base_of(who.name))
+        configs = (CorpusConfig, kind.Config, TrainConfig, OptimConfig, SpreadConfig) if texts else configs_of(base_of(who.name))
+        refuse_unknown(shared | who.options, ["model", *(field.name for config in configs for field in fields(config))])
+        if own.seconds and texts:
+            raise UnveilError(f"how long a step takes is tried on pictures only: give --epochs for {who.name}")
         later = [value for value in who.options.values() if value in names[place:]]
         if later:
             raise UnveilError(f"{who.name} needs {later[0]}, which has to be trained before it: name {later[0]} first")
     contest = Contest(folder=folder, data=data, own=own, shared=shared, tuning=tuning, contestants=made)
     if not own.labelled:
-        refuse_unlabelled(data)
+        refuse_unlabelled(data, any(base_of(name) in TEXTS for name in names))
     return contest
 
 
-def refuse_unlabelled(data: str) -> None:
+def refuse_unlabelled(data: str, texts: bool) -> None:
     """Raises `UnveilError` where DATA has no labels to judge with."""
-    source, _ = open_both(data)
-    if source.labels is None or not (source.labels >= 0).any():
+    labels = open_texts(data)[0].labels if texts else open_both(data)[0].labels
+    if labels is None or not (labels >= 0).any():
         raise UnveilError(
-            f"{data} has no labelled pictures to judge with: put each class into a folder of its own, add a labels.csv with the "
-            f"columns file,label, or give --labelled"
+            f"{data} has no labelled {'texts' if texts else 'pictures'} to judge with: put each class into a folder of its own, "
+            f"add labels as docs/formats.md says, or give --labelled"
         )
 
 

@@ -30,11 +30,15 @@ class Line:
     """What it is called; the method and DATA by default."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Options that are the same at every value, and are not shared with other lines."""
+    labelled: str | None = None
+    """Labelled data to fine-tune on; as the options say by default."""
 
     def contest(self, folder: Path, options: Mapping[str, Any]) -> Contest:
         """Its runs: each value is a contestant."""
-        each = [(f"{self.method}-{self.knob}-{value}", {**self.fixed, self.knob: value}) for value in self.values]
-        return contest_of(each, self.data, folder, options)
+        alone = {**self.fixed, **options.get(self.method, {})}
+        each = [(f"{self.method}-{self.knob}-{value}", {**alone, self.knob: value}) for value in self.values]
+        shared = {key: value for key, value in options.items() if not isinstance(value, Mapping) or key == "finetune"}
+        return contest_of(each, self.data, folder, shared | ({"labelled": self.labelled} if self.labelled else {}))
 
     def sweep(self, contest: Contest) -> Sweep:
         """What the run folders say, as far as they have ended."""
