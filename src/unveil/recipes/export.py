@@ -72,7 +72,8 @@ def export(
             os.replace(path, target.parent / path.name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    agreed = f"{judge} agrees on random input, largest difference {difference or 0.0:.1e} of the largest value"
+    asked = "texts" if isinstance(native.encoder_of(learner), TextEncoder) else "pictures"
+    agreed = f"{judge} agrees on random {asked}, largest difference {difference or 0.0:.1e} of the largest value"
     say(f"{target}: {agreed if difference is not None else f'not checked, as {judge}'}")
     return target
 
