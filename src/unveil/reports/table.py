@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unveil.reports.markup import Markup, element, join, table
-from unveil.reports.verdict import COLUMNS, ERRORS, ROWS, Results, comparisons, held_out, percent
+from unveil.reports.verdict import COLUMNS, ERRORS, NUMBERS, ROWS, Results, comparisons, held_out, percent
 
 
 class Grid(NamedTuple):
@@ -48,7 +48,7 @@ def html_table(results: Results) -> Markup:
 
 def grids(results: Results) -> list[Grid]:
     """The tables that the results have the numbers for."""
-    makers: tuple[Callable[[Results], Grid | None], ...] = (score_grid, feature_grid, error_grid)
+    makers: tuple[Callable[[Results], Grid | None], ...] = (score_grid, feature_grid, error_grid, number_grid)
     return [grid for make in makers if (grid := make(results))]
 
 
@@ -85,12 +85,18 @@ def feature_grid(results: Results) -> Grid | None:
 
 def error_grid(results: Results) -> Grid | None:
     """Squared errors on hidden patches, where a method measures them."""
-    errors = results.get("held_out")
+    errors = {key: value for key, value in (results.get("held_out") or {}).items() if key in ERRORS}
     if not errors:
         return None
-    rows = [[ERRORS.get(key, key), f"{value:.4g}"] for key, value in errors.items()]
+    rows = [[ERRORS[key], f"{value:.4g}"] for key, value in errors.items()]
     title = "Squared error on hidden patches of held-out pictures, in normalised pixels"
     return Grid(title, ["painted with", "error"], rows, held_out(errors))
+
+
+def number_grid(results: Results) -> Grid | None:
+    """What else a method says of pictures that were kept aside."""
+    rows = [[NUMBERS.get(key, key), f"{value:.4g}"] for key, value in (results.get("held_out") or {}).items() if key not in ERRORS]
+    return Grid("On held-out pictures", ["number", "value"], rows, []) if rows else None
 
 
 OURS = (ROWS["encoder"], ERRORS["held_out_error"])

@@ -11,6 +11,11 @@ ERRORS = {
     "patch_mean_error": "the patch's own mean",
     "picture_mean_error": "the picture's mean",
 }
+NUMBERS = {
+    "held_out_loss": "loss", "token_accuracy": "share of hidden tokens found", "accuracy": "share of classes found",
+    "rebuilt_error": "squared error of pictures rebuilt from their tokens", "codebook_usage": "share of the codebook in use",
+    "perplexity": "perplexity of the tokens",
+}  # fmt: skip
 LENT = "The patch's own mean is the true one; a model with a normalised target is lent it too, and the deviation."
 Results = Mapping[str, Any]
 
