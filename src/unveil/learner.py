@@ -60,6 +60,8 @@ class Method(Learner, ABC):
     """A frozen dataclass: the knobs of the method."""
     config: Any
     augmentation: Any = None
+    hides: ClassVar[bool] = True
+    """Whether what it reconstructs was hidden in part; if not, a figure shows the whole beside the original."""
     classes: Sequence[str] = ()
     """The names of the classes that it tells apart; none where it does without labels."""
 

@@ -50,6 +50,7 @@ class DVAE(Method):
     """A dVAE as a learner; `encoder` is the whole of it, judged by what its encoder sees."""
 
     Config = DVAEConfig
+    hides = False
     encoder: DiscreteVAE
     config: DVAEConfig
     progress: Tensor
@@ -99,7 +100,8 @@ class DVAE(Method):
     def noise(self, keys: Int[Tensor, " B"], patches: int) -> Float[Tensor, "B N K"]:
         """Numbers in [0, 1) for the draws: independent ones for the tokens of a patch, and for each patch the same, turned round.
 
-        A hash for each number of its own would take more time than all the rest of a step.
+        So each patch draws as it should, and two of a picture draw the same a little more often than independent ones would. A hash
+        for each number of its own would take more time than all the rest of a step.
         """
         turns = uniform(keys, patches, stream=1)[:, :, None]
         return (uniform(keys, self.encoder.size, stream=2)[:, None, :] + turns) % 1

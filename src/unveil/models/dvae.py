@@ -121,4 +121,4 @@ def gumbel_softmax(
     if not straight:
         return soft
     hard = torch.zeros_like(soft).scatter(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())

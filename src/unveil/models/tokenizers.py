@@ -53,7 +53,8 @@ def read(folder: Path) -> DiscreteVAE:
             if note.get("method") != "dvae":
                 raise UnveilError(f"the tokenizer {folder} is a run of {note.get('method', 'another kind')}, expected one of dvae")
             dvae = built({"encoder": note["encoder"], "codebook": note["options"]["codebook"]})
-            dvae.load_state_dict({name.removeprefix("encoder."): file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith("encoder.")]  # noqa: SIM118
+            dvae.load_state_dict({name.removeprefix("encoder."): file.get_tensor(name) for name in names})
     except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UnveilError(f"{path} is damaged, or of another version: {str(error).splitlines()[0]}") from None
     return dvae

@@ -21,7 +21,10 @@ ERRORS = (
     ("patch_mean_error", "patch mean", "rival", (0, (5, 2))),
     ("picture_mean_error", "picture mean", "other", (0, (1, 1.6))),
 )
-SHARES = (("knn", "k-NN accuracy"), ("accuracy", "Accuracy in training"), ("word_accuracy", "Hidden words named at once"))
+SHARES = (
+    ("knn", "k-NN accuracy"), ("accuracy", "Accuracy in training"), ("codebook_usage", "Share of the codebook in use"),
+    ("word_accuracy", "Hidden words named at once"),
+)  # fmt: skip
 
 
 class Curve(NamedTuple):

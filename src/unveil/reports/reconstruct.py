@@ -46,7 +46,7 @@ def figure(
     Args:
         mae: A trained masked autoencoder with its decoder, in eval mode.
         images: Normalised pictures.
-        ratios: Shares of patches to hide, a group of columns each.
+        ratios: Shares of patches to hide, a group of columns each; nothing is hidden from a learner that sees whole pictures.
         names: Of the pictures.
         seed: Of what is hidden.
         mean: What the pictures were normalised with; what the encoder's config says by default.
@@ -60,12 +60,17 @@ def figure(
     vit = shape(mae)
     mean, std = mean or vit.mean, std or vit.std
     images = images.to(next(mae.parameters()).device)
-    groups = (1, *(3 for _ in ratios))
+    ratios = ratios if hides_some(mae) else (0.0,)
+    groups = (1, *(3 if ratio else 1 for ratio in ratios))
     sheet = Sheet(len(images), groups, vit.image_size, names=names, notes=notes(mae) if noted else ())
     originals = displayable(images, mean, std)
     for row, picture in enumerate(originals):
         sheet.show(row, 0, picture, "original" if row == 0 else "")
     for group, ratio in enumerate(ratios):
+        if not ratio:
+            for row, picture in enumerate(displayable(paint(images).pixels, mean, std)):
+                sheet.show(row, 1 + 3 * group, picture, LABELS[1] if row == 0 else "")
+            continue
         hidden = masks(mae, len(images), ratio, seed)
         made = paint(images, hidden)
         masked = np.where(hidden_pixels(hidden, vit), HIDDEN, originals)
@@ -87,6 +92,11 @@ def painter(learner: Learner) -> Any:
             f"{type(learner).__name__} draws no pictures: only a masked autoencoder with its decoder can reconstruct"
         )
     return paint
+
+
+def hides_some(learner: Learner) -> bool:
+    """Whether what the learner reconstructs was hidden in part."""
+    return bool(getattr(learner, "hides", True))
 
 
 def shape(mae: Learner) -> ViTConfig:
@@ -130,6 +140,8 @@ def hidden_pixels(hidden: Bool[Tensor, "B N"], vit: ViTConfig) -> Bool[np.ndarra
 
 def suitable_ratios(mae: Learner) -> tuple[float, ...]:
     """Three ratios to show, one of them the trained one; fewer where there are too few patches to hide that many."""
+    if not hides_some(mae):
+        return (0.0,)
     patches, trained = math.prod(shape(mae).grid), trained_ratio(mae)
     nearest = min(RATIOS, key=lambda ratio: abs(ratio - trained))
     wanted = [trained if ratio == nearest else ratio for ratio in RATIOS]

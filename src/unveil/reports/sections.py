@@ -48,7 +48,8 @@ def reconstruction_section(samples: Samples, learner: Learner) -> Markup | None:
     drawn = []
     for ratio in reconstruct.suitable_ratios(learner):
         figure = reconstruct.figure(learner, samples.images, ratios=(ratio,), names=numbers, noted=False)
-        alt = f"{len(numbers)} pictures with {ratio:.0%} of their patches hidden, and what the model makes of them."
+        told = f" with {ratio:.0%} of their patches hidden" if ratio else ""
+        alt = f"{len(numbers)} pictures{told}, and what the model makes of them."
         drawn.append(element("figure", inline(figure, f"hidden{round(1000 * ratio)}", alt)))
     if not drawn:
         raise UnveilError("the pictures have too few patches to hide some")
@@ -60,7 +61,7 @@ def reconstruction_section(samples: Samples, learner: Learner) -> Markup | None:
 def attention_section(samples: Samples, learner: Learner) -> Markup:
     """The attention maps of a few pictures."""
     encoder: Any = getattr(learner, "encoder", None)
-    if encoder is None:
+    if not hasattr(encoder, "attention"):
         raise UnveilError(f"{type(learner).__name__} has no encoder whose attention could be shown")
     drawn = []
     for i, name in enumerate(samples.names[:4]):

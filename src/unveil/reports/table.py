@@ -12,6 +12,7 @@ from unveil.reports.markup import Markup, element, join, table
 from unveil.reports.verdict import (
     COLUMNS,
     ERRORS,
+    NUMBERS,
     ROWS,
     SPREAD,
     SPREAD_MEANS,
@@ -73,7 +74,9 @@ def markdown_grid(grid: Grid) -> str:
 
 def grids(results: Results) -> list[Grid]:
     """The tables that the results have the numbers for."""
-    makers: tuple[Callable[[Results], Grid | None], ...] = (score_grid, feature_grid, spread_grid, error_grid, word_grid)
+    makers: tuple[Callable[[Results], Grid | None], ...] = (
+        score_grid, feature_grid, spread_grid, error_grid, number_grid, word_grid,
+    )  # fmt: skip
     return [grid for make in makers if (grid := make(results))]
 
 
@@ -121,10 +124,10 @@ def spread_grid(results: Results) -> Grid | None:
 
 def error_grid(results: Results) -> Grid | None:
     """Squared errors on hidden patches, where a method measures them."""
-    errors = results.get("held_out")
+    errors = {key: value for key, value in (results.get("held_out") or {}).items() if key in ERRORS}
     if not errors:
         return None
-    rows = [[ERRORS.get(key, key), f"{value:.4g}"] for key, value in errors.items()]
+    rows = [[ERRORS[key], f"{value:.4g}"] for key, value in errors.items()]
     title = "Squared error on hidden patches of held-out pictures, in normalised pixels"
     return Grid(title, ["painted with", "error"], rows, held_out(errors))
 
@@ -140,6 +143,12 @@ def word_grid(results: Results) -> Grid | None:
     ]
     heads = ["named by", "cross-entropy, nats", "perplexity", "right at the first guess"]
     return Grid("Hidden words of held-out texts", heads, rows, [named_words(words)])
+
+
+def number_grid(results: Results) -> Grid | None:
+    """What else a method says of pictures that were kept aside."""
+    rows = [[NUMBERS.get(key, key), f"{value:.4g}"] for key, value in (results.get("held_out") or {}).items() if key not in ERRORS]
+    return Grid("On held-out pictures", ["number", "value"], rows, []) if rows else None
 
 
 OURS = (ROWS["encoder"], ERRORS["held_out_error"])
