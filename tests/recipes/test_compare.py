@@ -185,7 +185,7 @@ def test_pictures_without_labels_are_refused(pictures: str, tmp_path: Path, monk
 
 
 def test_options_for_one_alone() -> None:
-    assert [base_of(name) for name in ("mae", "mae-pixel", "maes", "beit-x")] == ["mae", "mae", "maes", "beit-x"]
+    assert [base_of(name) for name in ("mae", "mae-pixel", "maes", "other-x")] == ["mae", "mae", "maes", "other-x"]
     words = "mae,mae-x digits --seeds 0 1 --mae-x.target pixel --mae-x.no-flip --base-lr=0.1 --finetune.epochs=3 --mae.flip"
     shared, apart = set_apart(words.split())
     assert shared == "mae,mae-x digits --seeds 0 1 --base-lr=0.1".split()

@@ -6,6 +6,8 @@
 B images, C H W, N patches, K tokens in the codebook, D width. Any picture and patch size: all happens on the grid of patches.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -54,7 +56,7 @@ class DiscreteVAE(Tokenizer):
         grid = grid_size((images.shape[2], images.shape[3]), self.config.patch_size)
         return on_grid(self.encoder, self.embed(images), grid)
 
-    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean"] = "mean") -> Float[Tensor, "B D"]:
         """One vector a picture: the mean of what is seen."""
         return self.hidden(images).float().mean(dim=1)
 

@@ -53,7 +53,7 @@ def figures_of(run: Run, stages: Sequence[Run], tuned: Run | None) -> dict[str, 
     features = run.results.get("features") or {}
     found = {"seconds": sum(each["seconds"] for each in all_of_it)}
     found["samples"] = sum(each.get("pictures_seen") or each["sequences_seen"] for each in all_of_it)
-    found |= features.get("encoder", {}) | (run.results.get("collapse") or {}).get("encoder", {})
+    found |= features.get("encoder", {}) | (run.results.get("spread") or {}).get("encoder", {})
     if "linear" in features.get("untrained", {}):
         found["ahead"] = features["encoder"]["linear"] - features["untrained"]["linear"]
     return found | ({"finetune": tuned.results["score"]["top1"]} if tuned else {})
