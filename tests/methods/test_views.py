@@ -83,8 +83,8 @@ def descend(weights: list[torch.nn.Parameter], loss: Tensor, world: int) -> None
 def norm_slowly(x: Tensor, layer: Any) -> Tensor:
     columns = []
     for column in x.T:
-        mean = sum(column) / len(column)
-        variance = sum((value - mean) ** 2 for value in column) / len(column)
+        mean = column.sum() / len(column)
+        variance = ((column - mean) ** 2).sum() / len(column)
         columns.append((column - mean) / (variance + 1e-5).sqrt())
     out = torch.stack(columns, dim=1)
     return out if layer.weight is None else out * layer.weight + layer.bias

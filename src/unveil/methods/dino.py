@@ -41,7 +41,7 @@ class DINOConfig:
     momentum: float = 0.996
     """Share of itself that the teacher keeps in a step; goes to 1 along half a cosine. Less (0.98) for few thousand steps."""
     prototypes: int | None = None
-    """Numbers that student and teacher agree on: 65536, or 4096 with encoders narrower than 384."""
+    """Numbers that student and teacher agree on: 65536, or 1024 with encoders narrower than 384."""
     teacher_temperature: float = 0.07
     """The teacher's, after a rise in a line from 0.04."""
     temperature_warmup: float = 0.3
@@ -93,7 +93,7 @@ class DINO(Method):
     def __init__(self, student: ViT, config: DINOConfig, augment: AugmentConfig) -> None:
         super().__init__()
         vit, narrow = student.config, student.config.width < 384
-        count = config.prototypes or (4096 if narrow else 65536)
+        count = config.prototypes or (1024 if narrow else 65536)
         self.config, self.student, self.head = config, student, Head(vit.width, 1024 if narrow else 2048, count)
         self.encoder, self.teacher_head = slow_copy(self.student), slow_copy(self.head)
         self.augmentation = Views(augment, vit.image_size, vit.mean, vit.std)
