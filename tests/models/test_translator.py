@@ -36,14 +36,14 @@ def sentences(*lengths: int, words: int = SMALL.words) -> Tensor:
     return rows
 
 
-def torchs_own(ours: Translator) -> nn.Transformer:
-    """`torch.nn.Transformer` with the same weights."""
+def torchs_own(ours: Translator) -> tuple[nn.Transformer, dict[str, str]]:
+    """`torch.nn.Transformer` with the same weights, and what it calls each of ours."""
     theirs = nn.Transformer(
         SMALL.width, SMALL.heads, SMALL.depth, SMALL.depth, int(SMALL.width * SMALL.mlp_ratio), 0.0, layer_norm_eps=1e-6,
         batch_first=True,
     )  # fmt: skip
     theirs.encoder.norm = theirs.decoder.norm = None                           # a norm after post-norm blocks is not in the paper
-    state = {}
+    state, called = {}, {}
     for side in ("encoder", "decoder"):
         norms = {"norm1": "norm1", "norm_cross": "norm2", "norm2": "norm2" if side == "encoder" else "norm3"}
         names = {"attention": "self_attn", "cross": "multihead_attn", "mlp.0": "linear1", "mlp.2": "linear2", **norms}
@@ -51,15 +51,16 @@ def torchs_own(ours: Translator) -> nn.Transformer:
             _, i, rest = name.split(".", 2)
             mine = next(each for each in names if rest.startswith(f"{each}."))
             rest = rest.removeprefix(f"{mine}.").replace("query_key_value.", "in_proj_").replace("out.", "out_proj.")
-            state[f"{side}.layers.{i}.{names[mine]}.{rest}"] = value
+            called[f"{side}.{name}"] = f"{side}.layers.{i}.{names[mine]}.{rest}"
+            state[called[f"{side}.{name}"]] = value
     theirs.load_state_dict(state)
-    return theirs
+    return theirs, called
 
 
 def test_forward_and_gradients_are_those_of_torch(translator: Translator) -> None:
     source, target = sentences(9, 5, 7), sentences(6, 8, 3)
     translator.train()                                                         # torch's fast path for inference is another code
-    theirs, embedding = torchs_own(translator).train(), translator.embedding.detach().clone().requires_grad_()
+    (theirs, called), embedding = torchs_own(translator), translator.embedding.detach().clone().requires_grad_()
 
     def embed(tokens: Tensor) -> Tensor:
         places, each = torch.arange(tokens.shape[1])[:, None], torch.arange(8)
@@ -82,14 +83,12 @@ def test_forward_and_gradients_are_those_of_torch(translator: Translator) -> Non
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()), msg=lambda text: f"{name}: {text}")
 
     same(translator.embedding.grad, embedding.grad, "embedding")
-    mine, other = translator.encoder.blocks[0], theirs.encoder.layers[0]
-    same(mine.attention.query_key_value.weight.grad, other.self_attn.in_proj_weight.grad, "first of the encoder")
-    for mine, other in zip(translator.decoder.blocks, theirs.decoder.layers, strict=True):
-        same(mine.attention.query_key_value.weight.grad, other.self_attn.in_proj_weight.grad, "look back")
-        same(mine.cross.query_key_value.weight.grad, other.multihead_attn.in_proj_weight.grad, "look across")
-        same(mine.cross.out.bias.grad, other.multihead_attn.out_proj.bias.grad, "out")
-        same(mine.norm_cross.weight.grad, other.norm2.weight.grad, "norm")
-        same(mine.mlp[0].weight.grad, other.linear1.weight.grad, "mlp")
+    others = dict(theirs.named_parameters())
+    assert {name for name, _ in translator.named_parameters()} == {"embedding", *called}
+    assert set(called.values()) == set(others)
+    for name, parameter in translator.named_parameters():
+        if name in called:
+            same(parameter.grad, others[called[name]].grad, name)
 
 
 def test_one_matrix_embeds_and_scores(translator: Translator) -> None:
