@@ -158,7 +158,7 @@ def state_of(learner: Learner) -> Tensors:
     if isinstance(learner, MAE):
         if learner.config.mask_tokens_in_encoder or learner.config.target in ("pca", "token"):
             raise UnveilError(
-                "the MAE release has no mask tokens in the encoder and no PCA target: export as safetensors instead"
+                "the MAE release has no mask tokens in the encoder, no PCA target, no visual tokens: export as safetensors instead"
             )
         depth: int | None = len(learner.decoder.blocks)
     elif isinstance(learner, EncoderOnly):

@@ -160,7 +160,9 @@ def refuse(learner: Learner) -> None:
             f"patches of {vit.patch_size}: export for timm or as safetensors instead"
         )
     if isinstance(learner, MAE) and (learner.config.mask_tokens_in_encoder or learner.config.target in ("pca", "token")):
-        raise UnveilError("transformers' ViTMAE has no mask tokens in the encoder, no PCA target, no tokens: use safetensors")
+        raise UnveilError(
+            "transformers' ViTMAE has no mask tokens in the encoder, no PCA target, no visual tokens: export as safetensors instead"
+        )
 
 
 def describe(learner: Learner) -> dict[str, Any]:
