@@ -63,7 +63,7 @@ def loss_curve(log: Sequence[Record], unit: str) -> Curve | None:
         axes.plot(line.x, line.y, color=LIGHT["model"], linewidth=0.8, alpha=0.35)
     axes.plot(line.x, smooth, color=LIGHT["model"], linewidth=1.8)
     end(axes, line.x[-1], smooth[-1], f"{smooth[-1]:.3g}", "model")
-    text = f"The loss goes from {smooth[0]:.3g} to {smooth[-1]:.3g} in {line.x[-1]:.3g} {unit}s."
+    text = f"The loss goes from {smooth[0]:.3g} to {smooth[-1]:.3g} in {line.x[-1]:.3g} {unit}{'s' * (f'{line.x[-1]:.3g}' != '1')}."
     return Curve("Loss", figure, text + (f" The strong line is the mean of {window} log lines." if window > 1 else ""))
 
 

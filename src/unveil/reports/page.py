@@ -78,6 +78,7 @@ def headline(run: Run) -> tuple[Markup, str]:
     title = f"{what}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
     counts = ((data.get("count"), "pictures"), (data.get("texts"), "texts"))
     count = next((f"{number:,} {what}" for number, what in counts if isinstance(number, int)), "")
-    facts = [count, f"{config['epochs']:g} epochs" if isinstance(config.get("epochs"), int | float) else ""]
+    epochs = config.get("epochs")
+    facts = [count, f"{epochs:g} epoch{'s' * (epochs != 1)}" if isinstance(epochs, int | float) else ""]
     below = element("p", " · ".join(["run " + run.path.name, *filter(None, facts)]), class_="quiet")
     return join([element("h1", title), element("p", verdict(run.results), class_="verdict"), below]), title
