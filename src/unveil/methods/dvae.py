@@ -25,12 +25,12 @@ from unveil.learner import Method, Step
 from unveil.models.dvae import DiscreteVAE, gumbel_softmax
 from unveil.models.vit import ViTConfig
 
-USUAL = {"model": "vit-tiny", "base_lr": 1e-3, "weight_decay": 0.0, "beta2": 0.99, "epochs": 10.0}
+USUAL = {"base_lr": 1e-3, "weight_decay": 0.0, "beta2": 0.99, "epochs": 10.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DVAEConfig:
-    """The knobs of the dVAE; `--model` turns its width and depth."""
+    """The knobs of the dVAE; `--model` turns its width, up to 256, and its depth."""
 
     codebook: int | None = None
     """Tokens that there are: 8192, or 512 for pictures smaller than 128 px."""

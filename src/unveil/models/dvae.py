@@ -35,14 +35,14 @@ class DiscreteVAE(Tokenizer):
     """Encoder, codebook and decoder. As a `Tokenizer` it gives the most probable token of each patch.
 
     Args:
-        config: What it takes in, its width, and four times its residual blocks on either side: the dials of a ViT.
+        config: What it takes in, its width (256 at most), and four times its residual blocks on either side: the dials of a ViT.
         codebook: K, how many different tokens there are.
     """
 
     def __init__(self, config: ViTConfig, codebook: int) -> None:
         super().__init__()
         self.config, self.size = config, codebook
-        width, blocks = config.width, max(1, config.depth // 4)
+        width, blocks = min(config.width, 256), max(1, config.depth // 4)
         self.embed = PatchEmbed(config.patch_size, config.channels, width)
         self.encoder = nn.Sequential(*(Residual(width) for _ in range(blocks)), nn.GroupNorm(1, width))
         self.scores = nn.Linear(width, codebook)
