@@ -4,9 +4,9 @@ import types
 import typing
 from typing import Any
 
-from unveil.cli import REQUIRED, VERBS, Argument
 from unveil.methods import METHODS
 from unveil.options import Knob, knobs, literal
+from unveil.verbs import REQUIRED, VERBS, Argument
 
 DIFFERENT = {
     "`pretrain` on the embedded digits": "unveil.recipes.setting:DIGITS",

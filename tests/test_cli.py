@@ -10,7 +10,8 @@ from PIL import Image
 
 import unveil
 from unveil import cli
-from unveil.cli import VERBS, parse
+from unveil.cli import parse
+from unveil.verbs import VERBS
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ import pytest
 
 import unveil
 from tests.recipes.test_end_to_end import write_pictures
-from unveil.cli import VERBS, parse, set_apart
+from unveil.cli import parse, set_apart
 from unveil.errors import UnveilError
 from unveil.methods import base_of
 from unveil.recipes import contest as contests
@@ -22,6 +22,7 @@ from unveil.recipes.rehearsal import Trial
 from unveil.reports.comparison import Row, bars, grid_of, row_of, sentence
 from unveil.reports.table import markdown_grid
 from unveil.train.run import Run
+from unveil.verbs import VERBS
 
 TINY: dict[str, Any] = {
     "model": "vit-nano", "image_size": (16,), "patch_size": (4,), "batch_size": 8, "held_out": 4, "device": "cpu",

@@ -13,7 +13,7 @@ from PIL import Image
 
 import unveil
 from unveil import cli
-from unveil.cli import VERBS, parse
+from unveil.cli import parse
 from unveil.errors import UnveilError
 from unveil.recipes.choices import Glance, Machine, budget, choose, epochs_for
 from unveil.recipes.plan import command_of, flag
@@ -23,6 +23,7 @@ from unveil.train.bill import bill_line, bill_of, peak_memory, spell_bytes, spel
 from unveil.train.loop import TrainConfig
 from unveil.train.parallel import Place
 from unveil.train.run import Run
+from unveil.verbs import VERBS
 
 CPU = Machine(device="cpu", name="CPU", memory=24 * 2**30, cores=2, processes=1, peak=4e11, precision="bfloat16")
 GPU = Machine(device="cuda", name="H100", memory=80 * 10**9, cores=16, processes=1, peak=7e14, precision="bfloat16")

@@ -9,12 +9,13 @@ import pytest
 import unveil
 from tests.recipes.test_compare import TINY, no_pages
 from tests.recipes.test_end_to_end import write_pictures
-from unveil.cli import VERBS, parse
+from unveil.cli import parse
 from unveil.errors import UnveilError
 from unveil.recipes.study import Line, draw, knob_of
 from unveil.reports.comparison import row_of
 from unveil.reports.sweeps import Sweep, best_of, curve, sweep_grid
 from unveil.train.run import Run
+from unveil.verbs import VERBS
 
 __all__ = ["no_pages"]
 

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import unveil
-from unveil.cli import VERBS, main, parse
+from unveil.cli import main, parse
 from unveil.data.subwords import Subwords
 from unveil.errors import UnveilError
 from unveil.interop import translation
 from unveil.models.translator import MODELS
 from unveil.recipes.translate import translate_aloud
+from unveil.verbs import VERBS
 
 ENGLISH, GERMAN = "a the dog cat man sees hears and".split(), "ein der Hund Katze Mann sieht hört und".split()
 TINY = {

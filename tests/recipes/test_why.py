@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from tests.recipes.test_end_to_end import write_pictures
-from unveil.cli import VERBS, parse
+from unveil.cli import parse
 from unveil.errors import UnveilError
 from unveil.models import bert, vit
 from unveil.recipes import why as study
 from unveil.recipes.study import Line, draw
+from unveil.verbs import VERBS
 
 
 def write_texts(folder: Path) -> str:

@@ -12,6 +12,8 @@ from unveil.interop import mae_release, native, timm_vit, transformers_beit, tra
 from unveil.interop.files import is_safetensors, is_torch, one_line, read_note, read_object, tell
 from unveil.learner import Learner
 
+TRANSFORMERS: tuple[Literal["vit_mae", "beit", "bert"], ...] = ("vit_mae", "beit", "bert")
+"""What transformers calls the models that are read."""
 EXPECTED = (
     "expected a run folder, a file that unveil exported, a checkpoint laid out as the public MAE release "
     "(.pth or .safetensors), a folder of transformers' ViTMAE, BEiT or BERT, or a folder of timm's VisionTransformer"
@@ -85,8 +87,9 @@ def kind_of(path: Path) -> Literal["unveil", "vit_mae", "beit", "bert", "timm", 
     facts = read_object(path / "config.json")
     if facts.get("format") == native.NOTE:
         return "unveil"
-    if facts.get("model_type") in ("vit_mae", "beit", "bert"):
-        return facts["model_type"]  # type: ignore[no-any-return]
+    for kind in TRANSFORMERS:
+        if facts.get("model_type") == kind:
+            return kind
     if "pretrained_cfg" in facts or "model_args" in facts:
         return "timm"
     told = facts.get("model_type") or facts.get("architecture") or facts.get("format") or "of no known format"
