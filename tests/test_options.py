@@ -34,7 +34,6 @@ def test_knobs_are_the_fields_of_the_class(place):
         assert knob.default == field.default
         assert type(knob.default) is type(field.default)
         assert knob.type == kinds[knob.name]
-        assert knob.config == real(place).__name__
         assert len(knob.help) > 5, f"{knob.name} has no docstring"
         assert knob.help.endswith("."), knob.help
         assert "\n" not in knob.help

@@ -73,9 +73,13 @@ class Method(Learner, ABC):
     def know(self, classes: Sequence[str]) -> None:
         """Is told the names of the classes once it is built, before it learns or is filled; none where DATA has no labels."""
 
-    def held_out(self, batch: Any) -> dict[str, float]:
-        """Numbers on normalised samples that were not trained on; the same samples have the same keys each time."""
+    def held_out(self, batch: Any) -> dict[str, Any]:
+        """Numbers, or tensors, on normalised samples that were not trained on; the same samples have the same keys each time."""
         return {}
+
+    def sum_up(self, means: dict[str, Any]) -> dict[str, float]:
+        """What is written down of the means of all batches of `held_out`."""
+        return means
 
 
 class TextMethod(Method, ABC):

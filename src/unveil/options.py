@@ -27,8 +27,6 @@ class Knob:
     type: Any
     default: Any
     help: str
-    config: str
-    """The dataclass that it is a field of."""
 
 
 def source_of(module: str) -> ast.Module:
@@ -40,16 +38,24 @@ def source_of(module: str) -> ast.Module:
 
 
 def knobs(place: str) -> list[Knob]:
-    """The knobs of a dataclass, given as "module:class"."""
+    """The knobs of a dataclass, given as "module:class": those of the dataclasses that it extends come first."""
     module, _, name = place.partition(":")
-    found = next(node for node in source_of(module).body if isinstance(node, ast.ClassDef) and node.name == name)
-    result = []
+    tree = source_of(module)
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    bases = [base.id for base in found.bases if isinstance(base, ast.Name)]
+    result = [knob for base in bases for knob in knobs(f"{home_of(base, tree, module)}:{base}")]
     for node, after in zip(found.body, [*found.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             text = str(after.value.value) if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
             kind = eval(ast.unparse(node.annotation), dict(NAMES))
-            result.append(Knob(node.target.id, kind, ast.literal_eval(node.value), " ".join(text.split()), name))
+            result.append(Knob(node.target.id, kind, ast.literal_eval(node.value), " ".join(text.split())))
     return result
+
+
+def home_of(name: str, tree: ast.Module, module: str) -> str:
+    """The module that a name of this one comes from."""
+    brought = [node for node in tree.body if isinstance(node, ast.ImportFrom) and any(each.name == name for each in node.names)]
+    return str(brought[0].module) if brought else module
 
 
 def literal(module: str, name: str) -> Any:

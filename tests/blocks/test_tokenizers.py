@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as Peer
 
-from unveil.blocks.tokenizers import KMeans, usage
+from unveil.blocks.tokenizers import KMeans, shares_of, usage
 
 PATCH, CHANNELS = (3, 4), 2
 
@@ -39,7 +39,7 @@ def test_kmeans_uses_all_centres_and_is_the_same_each_time():
     first.prepare(sample)
     second.prepare(sample)
     assert torch.equal(first.centres, second.centres)
-    assert float(usage(first(sample), 32)["codebook_usage"]) > 0.9
+    assert float(usage(shares_of(first(sample), 32))["codebook_usage"]) > 0.9
     few = KMeans(PATCH, CHANNELS, 50)
     few.prepare(images(2))                                                     # more centres than patches
     assert few.centres.isfinite().all()
@@ -48,6 +48,6 @@ def test_kmeans_uses_all_centres_and_is_the_same_each_time():
 
 
 def test_usage_and_perplexity():
-    found = usage(torch.tensor([[0, 0], [1, 3]]), 8)
+    found = usage(shares_of(torch.tensor([[0, 0], [1, 3]]), 8))
     assert float(found["codebook_usage"]) == 3 / 8
     assert float(found["perplexity"]) == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))

@@ -11,9 +11,10 @@ from unveil.train.parallel import Place, SpreadConfig
 CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
 
 
-def test_batches_do_not_change_errors_and_features(monkeypatch):
+@pytest.mark.parametrize("method", ["mae", "simmim", "beit", "dvae"])
+def test_batches_do_not_change_errors_and_features(monkeypatch, method):
     pictures = np.random.default_rng(0).integers(0, 255, (40, 20, 20, 3), dtype=np.uint8)
-    setting = settle(pictures, "mae", "vit-nano", {"image_size": (16,), "patch_size": (4,), "device": "cpu"})
+    setting = settle(pictures, method, "vit-nano", {"image_size": (16,), "patch_size": (4,), "device": "cpu"})
     part = setting.open_parts()[0]
     vit = setting.vit(part.pictures)
     torch.manual_seed(0)
@@ -26,5 +27,6 @@ def test_batches_do_not_change_errors_and_features(monkeypatch):
         found.append((errors, table))
     (few, rows), (many, whole) = found
     assert few == pytest.approx(many, rel=1e-5)
-    assert few["held_out_error"] > 0
+    assert len(few) >= 2
+    assert min(few.values()) > 0 or method == "beit"                           # whose tokens may all be guessed wrong
     assert torch.allclose(rows, whole, atol=1e-5)

@@ -87,10 +87,13 @@ class Absent(Tokenizer):
         raise UnveilError("this model came without its tokenizer, so it can be used and tuned, and not trained further as it was")
 
 
-def usage(tokens: Int[Tensor, "*B"], size: int) -> dict[str, Float[Tensor, ""]]:
-    """The share of the codebook that occurs among some tokens, and their perplexity: how many equally likely ones say as much."""
+def shares_of(tokens: Int[Tensor, "*B"], size: int) -> Float[Tensor, " K"]:
+    """How often each token of a codebook of `size` occurs among some."""
     each = tokens.flatten()
     counts = torch.zeros(size, device=each.device).scatter_add_(0, each, torch.ones_like(each, dtype=torch.float32))
-    shares = counts / tokens.numel()
-    perplexity = torch.special.entr(shares).sum().exp()
-    return {"codebook_usage": (counts > 0).float().mean(), "perplexity": perplexity}
+    return counts / tokens.numel()
+
+
+def usage(shares: Float[Tensor, " K"]) -> dict[str, Float[Tensor, ""]]:
+    """The share of the codebook that occurs, and its perplexity: how many equally likely tokens would say as much."""
+    return {"codebook_usage": (shares > 0).float().mean(), "perplexity": torch.special.entr(shares).sum().exp()}

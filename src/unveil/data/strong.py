@@ -1,7 +1,7 @@
 """What labelled pictures go through in training (MAE, appendix A.1): crop and flip, RandAugment, erasing, mixing."""
 
 import random
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,19 +17,22 @@ from unveil.data.resize import FULL
 from unveil.errors import UnveilError
 
 
-class Strength(Protocol):
-    """The knobs that it takes."""
+@dataclass(frozen=True, kw_only=True)
+class StrengthConfig:
+    """The regularisation of a recipe that learns from labels."""
 
-    @property
-    def mixup(self) -> float: ...
-    @property
-    def cutmix(self) -> float: ...
-    @property
-    def smoothing(self) -> float: ...
-    @property
-    def randaugment(self) -> int: ...
-    @property
-    def erasing(self) -> float: ...
+    drop_path: float = 0.1
+    """Share of samples that skip a block, growing with depth (0.2 to 0.3 for ViT-H)."""
+    mixup: float = 0.8
+    """Blends two pictures; the alpha of the beta distribution."""
+    cutmix: float = 1.0
+    """Pastes a piece of another picture; the alpha of the beta distribution."""
+    smoothing: float = 0.1
+    """Label smoothing."""
+    randaugment: int = 9
+    """Magnitude of RandAugment, 0 for none; for pictures with 3 channels of 8 bit."""
+    erasing: float = 0.25
+    """Probability of random erasing."""
 
 
 class StrongAugment:
@@ -39,7 +42,7 @@ class StrongAugment:
     """
 
     def __init__(
-        self, knobs: Strength, config: AugmentConfig, classes: int,
+        self, knobs: StrengthConfig, config: AugmentConfig, classes: int,
         image_size: Size, mean: tuple[float, ...], std: tuple[float, ...],
     ) -> None:  # fmt: skip
         self.config, self.mean, self.std = config, mean, std

@@ -8,6 +8,7 @@ all tokens alike gives way: without it in the first steps, a few tokens take all
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor
 from unveil.blocks.chance import uniform
 from unveil.blocks.painting import Reconstruction, reconstruction
 from unveil.blocks.patches import patchify
-from unveil.blocks.tokenizers import usage
+from unveil.blocks.tokenizers import shares_of, usage
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
@@ -94,7 +95,7 @@ class DVAE(Method):
         error = F.mse_loss(self.encoder.decode(chosen, size).float(), images)
         together = scores.softmax(dim=-1).mean(dim=1)                          # (B, K), picture by picture: none are compared
         divergence = math.log(self.encoder.size) - torch.special.entr(together).sum(dim=1).mean()
-        metrics = {"rebuilt_error": error, "divergence": divergence, **usage(scores.argmax(dim=-1), self.encoder.size)}
+        metrics = {"rebuilt_error": error, "divergence": divergence, **usage(shares_of(scores.argmax(dim=-1), self.encoder.size))}
         return Step(error + self.kl_weight() * divergence, metrics)
 
     def noise(self, keys: Int[Tensor, " B"], patches: int) -> Float[Tensor, "B N K"]:
@@ -114,8 +115,11 @@ class DVAE(Method):
         return reconstruction(images, painted, hidden, self.encoder.config.patch_size)
 
     @torch.no_grad()
-    def held_out(self, batch: Batch) -> dict[str, float]:
-        """Squared error of pictures rebuilt from their tokens, in normalised pixels, and how much of the codebook they use."""
+    def held_out(self, batch: Batch) -> dict[str, Any]:
+        """Squared error of pictures rebuilt from their tokens, in normalised pixels, and how often they need each token."""
         error = (self.encoder.rebuild(batch.images).float() - batch.images).square().mean()
-        seen = usage(self.encoder(batch.images), self.encoder.size)
-        return {"rebuilt_error": float(error)} | {name: float(value) for name, value in seen.items()}
+        return {"rebuilt_error": float(error), "shares": shares_of(self.encoder(batch.images), self.encoder.size)}
+
+    def sum_up(self, means: dict[str, Any]) -> dict[str, float]:
+        """The error, and how much of the codebook all pictures together use."""
+        return {"rebuilt_error": means["rebuilt_error"]} | {k: float(value) for k, value in usage(means["shares"]).items()}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.strong import StrongAugment
+from unveil.data.strong import StrengthConfig, StrongAugment
 from unveil.errors import UnveilError
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
@@ -25,21 +25,9 @@ USUAL = {"base_lr": 1e-4, "weight_decay": 0.3, "warmup": 0.067, "crop_scale": 0.
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedConfig:
+class SupervisedConfig(StrengthConfig):
     """The regularisation of the recipe."""
 
-    drop_path: float = 0.1
-    """Share of samples that skip a block, growing with depth."""
-    mixup: float = 0.8
-    """Blends two pictures; the alpha of the beta distribution."""
-    cutmix: float = 1.0
-    """Pastes a piece of another picture; the alpha of the beta distribution."""
-    smoothing: float = 0.1
-    """Label smoothing."""
-    randaugment: int = 9
-    """Magnitude of RandAugment, 0 for none; for pictures with 3 channels of 8 bit."""
-    erasing: float = 0.25
-    """Probability of random erasing."""
     average: float = 0.1
     """Share of the run that the weights which are kept in the end are averaged over: the paper's decay of 0.9999 looks back
     10,000 of its 94,000 steps. 0 keeps the last weights."""

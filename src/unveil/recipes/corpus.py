@@ -148,12 +148,12 @@ def held_out(learner: Method, *, asked: CorpusFeed | None, hardware: SpreadConfi
     """What the method says of texts that were not trained on, with the same pieces hidden every time."""
     if asked is None:
         return {}
-    count, totals = max(1, min(most, asked.samples // asked.batch_size)), dict[str, float]()
+    count, totals = max(1, min(most, asked.samples // asked.batch_size)), dict[str, Any]()
     for step in range(count):
         with autocast(hardware, place):
             seen = learner.held_out(asked.share(step, 0, 1).to(place.device))
         totals = {key: totals.get(key, 0.0) + value / count for key, value in seen.items()}
-    return totals
+    return learner.sum_up(totals)
 
 
 def frequent(ids: Int[Tensor, " n"], judged: Int[Tensor, " m"], vocabulary: Sequence[str]) -> dict[str, float]:

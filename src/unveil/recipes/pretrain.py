@@ -150,7 +150,7 @@ def held_out(
     """What the method says of pictures that were kept aside, each with the same mask every time."""
     if not len(judged):
         return {}
-    places, totals = judged.places[:most], dict[str, float]()
+    places, totals = judged.places[:most], dict[str, Any]()
     for numbers in torch.split(torch.arange(len(places)), at_once(place)):
         images, sizes = judged.pictures.batch(places[numbers])
         labels = judged.pictures.labels_of(places[numbers])
@@ -158,7 +158,7 @@ def held_out(
         with autocast(hardware, place):
             seen = learner.held_out(batch._replace(images=view(batch, vit.image_size, vit.mean, vit.std)))
         totals = {key: totals.get(key, 0.0) + len(numbers) / len(places) * value for key, value in seen.items()}
-    return totals
+    return learner.sum_up(totals)
 
 
 def compare(

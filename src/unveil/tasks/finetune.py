@@ -9,27 +9,14 @@ from torch import Tensor, nn
 
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.strong import StrongAugment
+from unveil.data.strong import StrengthConfig, StrongAugment
 from unveil.learner import Step, Task
 from unveil.models.vit import ViT
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(StrengthConfig):
     """The paper's regularisation; all of it is the same with and without pre-training."""
-
-    drop_path: float = 0.1
-    """Share of samples that skip a block, growing with depth (0.2 to 0.3 for ViT-H)."""
-    mixup: float = 0.8
-    """Blends two pictures; the alpha of the beta distribution."""
-    cutmix: float = 1.0
-    """Pastes a piece of another picture; the alpha of the beta distribution."""
-    smoothing: float = 0.1
-    """Label smoothing."""
-    randaugment: int = 9
-    """Magnitude of RandAugment, 0 for none; for pictures with 3 channels of 8 bit."""
-    erasing: float = 0.25
-    """Probability of random erasing."""
 
 
 class Finetune(Task):
