@@ -71,7 +71,7 @@ FINETUNE_ON_TEXTS = Verb(
         "test": Argument(str | None, "Labelled texts to judge on; the test part of DATA by default, or a tenth of it.", None),
         "out": Argument(str | None, "The run folder; <run>-finetune or <run>-scratch by default.", None),
     },
-    {"settings": "unveil.recipes.classify:ClassifyRunConfig", "recipe": "unveil.tasks.classify:ClassifyConfig", **SHARED},
+    {"settings": "unveil.recipes.tuning:TuningConfig", "recipe": "unveil.tasks.classify:ClassifyConfig", **SHARED},
     "unveil.recipes.classify:DEFAULTS",
 )
 VERBS = {

@@ -1,10 +1,10 @@
 """Fine-tuning on labelled texts; and the same from scratch, for comparison."""
 
 import csv
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,35 +14,18 @@ from unveil.data.order import shuffled
 from unveil.data.text import Texts, open_texts
 from unveil.data.words import LabelledTextFeed, WordPieces
 from unveil.errors import UnveilError
-from unveil.interop import native
 from unveil.interop.load import load
-from unveil.learner import Learner, Task
-from unveil.models.bert import TextEncoder
+from unveil.learner import Task
+from unveil.models.bert import TextConfig, TextEncoder
 from unveil.options import configure
-from unveil.recipes.fitting import fit
+from unveil.recipes.fitting import finished
 from unveil.recipes.labelled import beside, data_of
-from unveil.reports.page import write_page
+from unveil.recipes.tuning import Labelled, TuningConfig, tune
 from unveil.tasks.classify import Classify, ClassifyConfig
-from unveil.tasks.score import score
-from unveil.train.log import Record
-from unveil.train.loop import TrainConfig, total_steps
+from unveil.train.loop import TrainConfig
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, autocast, join, leave, settled
+from unveil.train.parallel import Place, SpreadConfig, autocast, join, settled
 from unveil.train.run import Run, open_run, tell
-from unveil.train.state import load_model_state
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifyRunConfig:
-    """What to fine-tune on."""
-
-    scratch: bool = False
-    """The same recipe and budget without pre-training: the yardstick."""
-    labels: int = 0
-    """Labelled texts to train on, balanced over the classes; 0 takes all."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Log to TensorBoard or Weights & Biases as well."""
-
 
 DEFAULTS = {
     "base_lr": 2.4e-3, "schedule": "line", "beta2": 0.999, "weight_decay": 0.01, "warmup": 0.1, "epochs": 10.0, "batch_size": 32,
@@ -62,14 +45,14 @@ def finetune_on_texts(
         data: Labelled texts; by default those that the run was trained on.
         test: Labelled texts to judge on; by default the test part of `data`, or a tenth of it that is kept aside.
         out: The run folder; by default `<run>-finetune`, or `<run>-scratch`.
-        **options: Fields of `ClassifyRunConfig`, `ClassifyConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
+        **options: Fields of `TuningConfig`, `ClassifyConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
     own, recipe, training, optim, hardware = configure(
-        DEFAULTS | options, ClassifyRunConfig, ClassifyConfig, TrainConfig, OptimConfig, SpreadConfig
+        DEFAULTS | options, TuningConfig, ClassifyConfig, TrainConfig, OptimConfig, SpreadConfig
     )
     place = join(hardware)
     hardware, say = settled(hardware, place), tell(place.lead)
@@ -81,54 +64,64 @@ def finetune_on_texts(
     known, asked, cut = labelled_texts(data if data is not None else data_of(run), test)
     if own.labels:
         known = balanced(known, own.labels, training.seed)
+    samples = LabelledTexts(known, asked, cut, shape)
     config = {
         "from": "scratch" if own.scratch else str(run),
         **asdict(own), **asdict(recipe), **asdict(training), **asdict(optim), **asdict(hardware),
     }  # fmt: skip
-    facts = {
-        "name": known.name, "texts": len(known), "fingerprint": known.fingerprint,
-        "test": asked.name, "test_texts": len(asked), "test_fingerprint": asked.fingerprint,
-    }  # fmt: skip
     path = Path(out) if out else beside(run, "scratch" if own.scratch else "finetune")
-    result = open_run(path, "finetune", config, facts, write=place.lead, say=say)
-    if result.results and (path / "report.html").exists():
-        say(f"{path} is finished. Its report: {path / 'report.html'}")
-        leave(place)
+    result = open_run(path, "finetune", config, samples.facts, write=place.lead, say=say)
+    if finished(result, place):
         return result
-    pieces, classes = WordPieces(shape.vocabulary, shape.lower), known.classes
-    torch.manual_seed(training.seed)
-    learner = Classify(encoder, len(classes), recipe)
-    if place.lead:
-        native.write_config(learner, path, classes=classes)
-    rows, padding = pieces.rows(known.texts, shape.length), pieces.pad
-    feed = LabelledTextFeed(rows, labels_of(known), padding=padding, batch_size=training.batch_size, seed=training.seed)
-    total = total_steps(training, feed)
-    say(
-        f"{'training from scratch' if own.scratch else 'fine-tuning'} on {len(known):,} labelled texts of {len(classes)} classes, "
-        f"judged on {len(asked):,}{' kept aside' if cut else ''}; {total:,} steps of {training.batch_size} in {hardware.precision}"
-    )
-    asked_rows, truth = pieces.rows(asked.texts, shape.length), labels_of(asked)
-    some = shuffled(0, torch.arange(len(truth)), len(truth))[:1000]
-    watch = partial(accuracy, rows=asked_rows[some], labels=truth[some], hardware=hardware, place=place)
-    fit(learner, feed, result, place, training, optim, hardware, [watch], own.tracker, "scratch" if own.scratch else "finetune")
-    if place.lead:
-        load_model_state(learner := Classify(encoder, len(classes), recipe), result.checkpoints().load(total, "model"))
-        learner.to(place.device).eval()
-        native.save(learner, path, classes=classes)
-        scores = scores_of(learner, asked_rows, hardware, place)
-        write_predictions(path / "predictions.csv", asked, scores)
-        final = score(scores, truth)
-        seconds = sum(line.get("seconds", 0.0) for line in result.log)
-        result.write_results(
-            {
-                "score": final.to_json(), "samples": "texts", "classes": classes, "trained_on": len(known), "kept_aside": cut,
-                "seconds": seconds,
-            }
-        )  # fmt: skip
-        page = write_page(result, learner)
-        say(f"{100 * final.top1:.2f} % of {final.count:,} texts right\nThe report:  {page}")
-    leave(place)
-    return result
+
+    def build() -> Classify:
+        torch.manual_seed(training.seed)
+        return Classify(encoder, len(samples.classes), recipe)
+
+    return tune(result, build, samples, own, training, optim, hardware, place)
+
+
+class LabelledTexts(Labelled):
+    """Texts with labels: some to train on, others to judge on."""
+
+    noun = "texts"
+
+    def __init__(self, known: Texts, asked: Texts, cut: bool, shape: TextConfig) -> None:
+        self.known, self.asked, self.cut, self.classes, self.length = known, asked, cut, known.classes, shape.length
+        self.pieces = WordPieces(shape.vocabulary, shape.lower)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.known), len(self.asked)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        known, asked = self.known, self.asked
+        return {
+            "name": known.name, "texts": len(known), "fingerprint": known.fingerprint,
+            "test": asked.name, "test_texts": len(asked), "test_fingerprint": asked.fingerprint,
+        }  # fmt: skip
+
+    def feed(self, training: TrainConfig) -> LabelledTextFeed:
+        rows, size = self.pieces.rows(self.known.texts, self.length), training.batch_size
+        return LabelledTextFeed(rows, labels_of(self.known), padding=self.pieces.pad, batch_size=size, seed=training.seed)
+
+    @cached_property
+    def rows(self) -> Int[Tensor, "n T"]:
+        """The texts to judge on, in pieces."""
+        return self.pieces.rows(self.asked.texts, self.length)
+
+    def judge(
+        self, task: Task, hardware: SpreadConfig, place: Place, most: int | None = None
+    ) -> tuple[Float[Tensor, "n K"], Int[Tensor, " n"]]:
+        rows, labels = self.rows, labels_of(self.asked)
+        if most:
+            some = shuffled(0, torch.arange(len(labels)), len(labels))[:most]
+            rows, labels = rows[some], labels[some]
+        return scores_of(task, rows, hardware, place), labels
+
+    def write(self, run: Path, scores: Float[Tensor, "n K"]) -> None:
+        write_predictions(run / "predictions.csv", self.asked, scores)
 
 
 def labelled_texts(data: str | Path, test: str | Path | None) -> tuple[Texts, Texts, bool]:
@@ -183,14 +176,6 @@ def scores_of(
         with autocast(hardware, place):
             found.append(task.predict(part.to(place.device)).float().cpu())
     return torch.cat(found)
-
-
-def accuracy(
-    learner: Learner, *, rows: Int[Tensor, "n T"], labels: Int[Tensor, " n"], hardware: SpreadConfig, place: Place
-) -> Record:
-    """Accuracy on up to 1,000 of the texts that the end result is judged on."""
-    assert isinstance(learner, Task)
-    return {"accuracy": score(scores_of(learner, rows, hardware, place), labels).top1}
 
 
 def write_predictions(path: Path, texts: Texts, scores: Float[Tensor, "n K"]) -> None:

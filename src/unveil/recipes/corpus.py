@@ -19,7 +19,7 @@ from unveil.learner import Method, TextMethod
 from unveil.methods import method_class, usual_of
 from unveil.models.bert import MODELS, TextConfig
 from unveil.options import configure
-from unveil.recipes.fitting import fit
+from unveil.recipes.fitting import finished, fit
 from unveil.recipes.setting import called
 from unveil.reports.page import write_page
 from unveil.reports.table import terminal_table
@@ -83,9 +83,7 @@ def pretrain_on_texts(
     config = {"method": method, "model": model} | {key: value for group in groups for key, value in asdict(group).items()}
     path = Path(out) if out else Path("runs") / f"{called(texts.name)}-{method}-{model}"
     run = open_run(path, "pretrain", config, facts, write=place.lead, say=say)
-    if run.results and (run.path / "report.html").exists():
-        say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
-        leave(place)
+    if finished(run, place):
         return run
 
     say("cutting the corpus into word pieces ...")

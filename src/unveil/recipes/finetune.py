@@ -1,48 +1,39 @@
 """Fine-tuning: the whole encoder learns from labels; and the same from scratch, for comparison."""
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from unveil.data.augment import AugmentConfig
 from unveil.data.feed import PictureFeed
 from unveil.data.sources import Data
-from unveil.interop import native
 from unveil.interop.load import load
 from unveil.interop.reads import reads
-from unveil.learner import Learner, Task
+from unveil.learner import Task
 from unveil.models.vit import ViT
 from unveil.options import configure
 from unveil.recipes.classify import finetune_on_texts
-from unveil.recipes.fitting import fit
+from unveil.recipes.fitting import finished
 from unveil.recipes.labelled import beside, labelled_parts, predicted, write_predictions
 from unveil.recipes.reading import Part, few_labels, write_skipped
-from unveil.reports.page import write_page
+from unveil.recipes.tuning import Labelled, TuningConfig, tune
 from unveil.tasks.finetune import Finetune, FinetuneConfig
-from unveil.tasks.score import score
-from unveil.train.log import Record
-from unveil.train.loop import TrainConfig, total_steps
+from unveil.train.loop import TrainConfig
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, join, leave, settled
+from unveil.train.parallel import Place, SpreadConfig, join, settled
 from unveil.train.run import Run, open_run, tell
-from unveil.train.state import load_model_state
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRunConfig:
+class FinetuneRunConfig(TuningConfig):
     """What to fine-tune on."""
 
-    scratch: bool = False
-    """The same recipe and budget without pre-training: the yardstick."""
-    labels: int = 0
-    """Labelled pictures to train on, balanced over the classes; 0 takes all."""
     pixel_limit: int = 64_000_000
     """No file is decoded beyond this many pixels."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Log to TensorBoard or Weights & Biases as well."""
 
 
 DEFAULTS = {
@@ -81,61 +72,56 @@ def finetune(
     if own.scratch:
         torch.manual_seed(training.seed)
         encoder = ViT(encoder.config)
-    vit = encoder.config
-    known, asked, cut = labelled_parts(run, data, test, vit, pixel_limit=own.pixel_limit, show=place.lead)
+    known, asked, cut = labelled_parts(run, data, test, encoder.config, pixel_limit=own.pixel_limit, show=place.lead)
     if own.labels:
         known = few_labels(known, own.labels, training.seed)
-    source, judged = known.pictures.source, asked.pictures.source
+    samples = LabelledPictures(known, asked, cut)
     config = {
         "from": "scratch" if own.scratch else str(run),
         **asdict(own), **asdict(recipe), **asdict(augment), **asdict(training), **asdict(optim), **asdict(hardware),
     }  # fmt: skip
-    facts = {
-        "name": source.name, "count": len(source.names), "fingerprint": source.fingerprint,
-        "test": judged.name, "test_count": len(judged.names), "test_fingerprint": judged.fingerprint,
-    }  # fmt: skip
     path = Path(out) if out else beside(run, "scratch" if own.scratch else "finetune")
-    result = open_run(path, "finetune", config, facts, write=place.lead, say=say)
-    if result.results and (path / "report.html").exists():
-        say(f"{path} is finished. Its report: {path / 'report.html'}")
-        leave(place)
+    result = open_run(path, "finetune", config, samples.facts, write=place.lead, say=say)
+    if finished(result, place):
         return result
     write_skipped(result.path, [known, asked], place, say)
-    classes = known.pictures.classes
-    torch.manual_seed(training.seed)
-    learner = Finetune(encoder, len(classes), recipe, augment)
-    if place.lead:
-        native.write_config(learner, path, classes=classes)
-    feed = PictureFeed(known.pictures, places=known.places, batch_size=training.batch_size, seed=training.seed)
-    total = total_steps(training, feed)
-    say(
-        f"{'training from scratch' if own.scratch else 'fine-tuning'} on {len(known):,} labelled pictures "
-        f"of {len(classes)} classes, judged on {len(asked):,}{' kept aside' if cut else ''}; {total:,} steps of "
-        f"{training.batch_size} in {hardware.precision}"
-    )
-    watch = partial(accuracy, part=asked.labelled(1000), hardware=hardware, place=place)
-    fit(learner, feed, result, place, training, optim, hardware, [watch], own.tracker, "scratch" if own.scratch else "finetune")
-    if place.lead:
-        load_model_state(learner := Finetune(encoder, len(classes), recipe, augment), result.checkpoints().load(total, "model"))
-        learner.to(place.device).eval()
-        native.save(learner, path, classes=classes)
-        scores = predicted(learner, asked, hardware, place)
-        write_predictions(path / "predictions.csv", asked, scores)
-        final = score(scores, asked.labels)
-        result.write_results(
-            {
-                "score": final.to_json(), "classes": classes, "trained_on": len(known), "kept_aside": cut,
-                "seconds": sum(line.get("seconds", 0.0) for line in result.log),
-            }
-        )  # fmt: skip
-        page = write_page(result, learner)
-        five = f"   top-5 {100 * final.top5:.2f} %" if len(classes) > 5 else ""
-        say(f"top-1 {100 * final.top1:.2f} %{five}   on {final.count:,} pictures\nThe report:  {page}")
-    leave(place)
-    return result
+
+    def build() -> Finetune:
+        torch.manual_seed(training.seed)
+        return Finetune(encoder, len(samples.classes), recipe, augment)
+
+    return tune(result, build, samples, own, training, optim, hardware, place)
 
 
-def accuracy(learner: Learner, *, part: Part, hardware: SpreadConfig, place: Place) -> Record:
-    """Accuracy on up to 1,000 of the pictures that the end result is judged on."""
-    assert isinstance(learner, Task)
-    return {"accuracy": score(predicted(learner, part, hardware, place), part.labels).top1}
+class LabelledPictures(Labelled):
+    """Pictures with labels: some to train on, others to judge on."""
+
+    noun = "pictures"
+
+    def __init__(self, known: Part, asked: Part, cut: bool) -> None:
+        self.known, self.asked, self.cut, self.classes = known, asked, cut, known.pictures.classes
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return len(self.known), len(self.asked)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        source, judged = self.known.pictures.source, self.asked.pictures.source
+        return {
+            "name": source.name, "count": len(source.names), "fingerprint": source.fingerprint,
+            "test": judged.name, "test_count": len(judged.names), "test_fingerprint": judged.fingerprint,
+        }  # fmt: skip
+
+    def feed(self, training: TrainConfig) -> PictureFeed:
+        size, seed = training.batch_size, training.seed
+        return PictureFeed(self.known.pictures, places=self.known.places, batch_size=size, seed=seed)
+
+    def judge(
+        self, task: Task, hardware: SpreadConfig, place: Place, most: int | None = None
+    ) -> tuple[Float[Tensor, "n K"], Int[Tensor, " n"]]:
+        part = self.asked.labelled(most) if most else self.asked
+        return predicted(task, part, hardware, place), part.labels
+
+    def write(self, run: Path, scores: Float[Tensor, "n K"]) -> None:
+        write_predictions(run / "predictions.csv", self.asked, scores)

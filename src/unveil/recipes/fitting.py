@@ -8,8 +8,18 @@ from unveil.learner import Learner
 from unveil.train.log import JsonLines, Screen, Sink, tracker
 from unveil.train.loop import Monitor, TrainConfig, total_steps, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig
+from unveil.train.parallel import Place, SpreadConfig, leave
 from unveil.train.run import Run, tell
+
+
+def finished(run: Run, place: Place) -> bool:
+    """Whether a run has ended already; the user is told so."""
+    page = run.path / "report.html"
+    if not run.results or not page.exists():
+        return False
+    tell(place.lead)(f"{run.path} is finished. Its report: {page}")
+    leave(place)
+    return True
 
 
 def fit(

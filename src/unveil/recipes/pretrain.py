@@ -21,7 +21,7 @@ from unveil.methods import TEXTS
 from unveil.models.vit import ViT, ViTConfig
 from unveil.recipes.corpus import pretrain_on_texts
 from unveil.recipes.features import at_once, features_of, judge_features, raw_pixels, views_of
-from unveil.recipes.fitting import fit
+from unveil.recipes.fitting import finished, fit
 from unveil.recipes.reading import Part, skipped_lines, write_skipped
 from unveil.recipes.setting import settle
 from unveil.reports.page import write_page
@@ -62,9 +62,7 @@ def pretrain(
     own, training, hardware, place = setting.own, setting.training, setting.hardware, setting.place
     say = tell(place.lead)
     run = open_run(setting.path(out), "pretrain", setting.config, setting.facts, write=place.lead, say=say)
-    if run.results and (run.path / "report.html").exists():
-        say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
-        leave(place)
+    if finished(run, place):
         return run
 
     pictures, judged, cut = setting.open_parts()
