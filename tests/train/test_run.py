@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.train.log import JsonLines, read_lines
-from unveil.train.run import HARMLESS, Run, open_run
+from unveil.train.run import HARMLESS, Run, commit, open_run
 from unveil.train.watch import check_finite
 
 
@@ -45,13 +46,29 @@ def opened(
     return open_run(path, kind, config, data, write=write, say=said.append), said
 
 
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    file, git = tmp_path / "code.py", ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    file.write_text("1")
+    assert commit(file) is None                                                # no checkout
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert commit(file) is None                                                # not of the checkout: installed inside it
+    subprocess.run([*git, "add", "code.py"], check=True)
+    subprocess.run([*git, "commit", "-qm", "a"], check=True)
+    found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert commit(file) == found
+    file.write_text("2")
+    assert commit(file) == f"{found}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit(file) is None                                                # no git
+
+
 def test_a_new_run_writes_its_receipt_and_opens_again(tmp_path):
     run, said = opened(tmp_path / "a" / "run")
     assert run.config == {**CONFIG, "image_size": [8, 8]}
     facts = json.loads((tmp_path / "a" / "run" / "run.json").read_text())
     assert facts["kind"] == "pretrain"
     assert facts["data"] == DATA
-    assert {"command", "started", "versions", "hardware", "world_size"} <= facts.keys()
+    assert {"command", "commit", "started", "versions", "hardware", "world_size"} <= facts.keys()
     assert facts["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     again, said_again = opened(tmp_path / "a" / "run")
     assert again.facts == facts

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.mixup import Mixup
-from timm.data.random_erasing import RandomErasing
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import Augment, AugmentConfig, normalise
@@ -45,6 +42,10 @@ class StrongAugment:
         self, knobs: StrengthConfig, config: AugmentConfig, classes: int,
         image_size: Size, mean: tuple[float, ...], std: tuple[float, ...],
     ) -> None:  # fmt: skip
+        from timm.data.auto_augment import rand_augment_transform  # a second that only learning from labels needs
+        from timm.data.mixup import Mixup
+        from timm.data.random_erasing import RandomErasing
+
         self.config, self.mean, self.std = config, mean, std
         self.crop = Augment(config, image_size, (0.0,) * len(mean), (1.0,) * len(mean))
         colour = len(mean) == 3 and knobs.randaugment > 0

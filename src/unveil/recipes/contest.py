@@ -113,8 +113,7 @@ class Contest:
         path = self.path(who.name, seed)
         budget = self.own.seconds * (STAGE if who.name in self.stages else 1.0)
         budget -= sum(each.results["seconds"] for each in self.stages_of(who, seed))
-        known = self.known_epochs()
-        if known.get(who.name, {}).get("seconds") != self.own.seconds:
+        if self.known_epochs().get(who.name, {}).get("seconds") != self.own.seconds:
             start = time.monotonic()
             setting = settle(self.data, base_of(who.name), options.pop("model", None), options)
             tell(True)(f"trying {who.name} for a moment ...")
@@ -123,10 +122,9 @@ class Contest:
             if not steps:
                 raise UnveilError(f"{who.name} has {budget:.3g} seconds, and a step takes {trial.step:.3g}: give more --seconds")
             found = {"seconds": self.own.seconds, "epochs": steps * setting.training.batch_size / trial.train}
-            known |= {who.name: found}
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / "epochs.json", json.dumps(known, indent=1) + "\n")
-        return float(known[who.name]["epochs"])
+            write_whole(self.folder / "epochs.json", json.dumps(self.known_epochs() | {who.name: found}, indent=1) + "\n")
+        return float(self.known_epochs()[who.name]["epochs"])
 
     def known_epochs(self) -> dict[str, Any]:
         """What earlier trials found."""

@@ -57,11 +57,12 @@ def settings_section(config: Mapping[str, Any]) -> Markup:
 
 
 def receipt_section(facts: Mapping[str, Any], results: Mapping[str, Any]) -> Markup:
-    """What made a run, or a comparison of some: command, time, versions, hardware, seed."""
+    """What made a run, or a comparison of some: command, commit, time, versions, hardware, seed."""
     versions, hardware = facts.get("versions") or {}, facts.get("hardware") or {}
     gpus = hardware.get("gpus") or []
     rows = [
         ("command", element("code", facts["command"]) if facts.get("command") else None),
+        ("commit", facts.get("commit")),
         ("started", facts.get("started")),
         ("took", duration(results.get("seconds"))),
         ("seed", (facts.get("config") or {}).get("seed")),

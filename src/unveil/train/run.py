@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -127,7 +128,7 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
 
 
 def receipt() -> dict[str, Any]:
-    """What made a run: command, time, versions, hardware."""
+    """What made a run: command, commit, time, versions, hardware."""
     packages = {}
     for name in ("unveil", "torch", "torchvision", "timm", "numpy", "pillow"):
         try:
@@ -137,6 +138,7 @@ def receipt() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), **packages},
         "hardware": {
@@ -147,6 +149,17 @@ def receipt() -> dict[str, Any]:
         },
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def commit(file: Path = Path(__file__)) -> str | None:
+    """The commit of the checkout that a file belongs to, and whether it was changed since; None where it belongs to none."""
+    git = ["git", "-C", str(file.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], check=True, capture_output=True)
+        found = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=12"], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
 
 
 def show(table: RenderableType) -> None:
