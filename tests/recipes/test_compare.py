@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
 def no_pages() -> Iterator[None]:
     """A page takes as long as a run this small, and is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        for recipe in ("pretrain", "finetune"):
+        for recipe in ("pretrain", "tuning"):
             patch.setattr(f"unveil.recipes.{recipe}.write_page", lambda run, learner: (run.path / "report.html").write_text(""))
         yield
 
