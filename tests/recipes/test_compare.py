@@ -72,6 +72,8 @@ def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) 
     assert all(run.config["from"] == "scratch" for run in scratch)
     assert Run(folder / "mae-pixel-seed1").config["target"] == "pixel"
     assert Run(folder / "mae-seed1").config["target"] == "normalised"
+    rate = 2.4e-3 * (8 / 4096) ** 0.5 * 8**0.75 * 256 / 8                      # what plan would take for vit-nano and batches of 8
+    assert Run(folder / "mae-seed0").config["base_lr"] == pytest.approx(rate, rel=0.05)
     facts = json.loads((folder / "compare.json").read_text())
     assert [Row(**row) for row in facts["rows"]] == rows
     assert facts["config"]["mae-pixel.target"] == "pixel"

@@ -10,11 +10,13 @@ from typing import Any
 from unveil.data.sources import open_both
 from unveil.data.text import open_texts
 from unveil.errors import UnveilError
-from unveil.methods import TEXTS, base_of, method_class
+from unveil.methods import PICTURES, TEXTS, base_of, method_class
+from unveil.models.vit import MODELS
 from unveil.options import configure, known_to, refuse_unknown
+from unveil.recipes.choices import rate_for
 from unveil.recipes.contest import Contest, Contestant, ContestConfig
 from unveil.recipes.corpus import CorpusConfig
-from unveil.recipes.setting import called, configs_of
+from unveil.recipes.setting import called, configs_of, usual_for
 from unveil.reports.comparison import Row, grid_of, write_comparison
 from unveil.reports.table import Grid, markdown_grid, terminal_grid
 from unveil.train.checkpoint import write_whole
@@ -97,7 +99,7 @@ def contest_of(
     (own,) = configure(known_to(shared, ContestConfig), ContestConfig)
     shared = {key: value for key, value in shared.items() if key not in known_to(shared, ContestConfig)}
     tuning: dict[str, Any] = FINETUNE | known_to(shared, SpreadConfig) | dict(apart.pop("finetune", {}))
-    made = tuple(Contestant(name, {**fixed, **apart.pop(name, {})}) for name, fixed in contestants)
+    made = tuple(paced(Contestant(name, {**fixed, **apart.pop(name, {})}), data, shared) for name, fixed in contestants)
     names = [who.name for who in made]
     if apart:
         raise UnveilError(f"there are options for {', '.join(apart)}, which is none of {', '.join([*names, 'finetune'])}")
@@ -118,6 +120,20 @@ def contest_of(
     if not own.labelled:
         refuse_unlabelled(data, any(base_of(name) in TEXTS for name in names))
     return contest
+
+
+def paced(who: Contestant, data: str, shared: Mapping[str, Any]) -> Contestant:
+    """A contestant of pictures with a learning rate: the one of `unveil plan`, where none is given.
+
+    The papers' rates are for wide encoders and batches of thousands; with them, small ones hardly move in a small budget.
+    """
+    given = {**shared, **who.options}
+    if base_of(who.name) not in PICTURES or "base_lr" in given:
+        return who
+    usual: dict[str, Any] = {"batch_size": TrainConfig.batch_size, **usual_for(data, base_of(who.name)), **given}
+    if usual["model"] not in MODELS:
+        return who                                                             # which is refused when it is settled
+    return who._replace(options={**who.options, "base_lr": rate_for(MODELS[usual["model"]][0], usual["batch_size"]).value})
 
 
 def refuse_unlabelled(data: str, texts: bool) -> None:
