@@ -98,8 +98,9 @@ def encode_slowly(learner: SimMIM | BEiT, picture: Tensor, hidden: list[int]) ->
     return vit.transformer.norm(x)
 
 
-def test_simmim_one_pixel_at_a_time():
-    learner, images = simmim(), pictures()
+@pytest.mark.parametrize("target", ["pixel", "normalised"])
+def test_simmim_one_pixel_at_a_time(target):
+    learner, images = simmim(target=target), pictures()
     keys, differences = batch(images).keys, []
     _, hide = learner.mask(keys)
     for b, picture in enumerate(images):
@@ -107,7 +108,10 @@ def test_simmim_one_pixel_at_a_time():
         tokens = encode_slowly(learner, picture, hidden)
         for n in hidden:
             painted = learner.head.weight @ tokens[1 + n] + learner.head.bias
-            differences += [abs(float(a - b)) for a, b in zip(painted, patch_of(picture, n), strict=True)]
+            patch = patch_of(picture, n)
+            if target == "normalised":
+                patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
+            differences += [abs(float(a - b)) for a, b in zip(painted, patch, strict=True)]
     assert float(learner(batch(images)).loss) == pytest.approx(sum(differences) / len(differences), rel=1e-5)
 
 
@@ -156,6 +160,11 @@ def test_simmim_rebuilds_pictures():
         learner.reconstruct(images, hidden)
     error = learner.held_out(batch(images))
     assert set(error) == {"held_out_error", "patch_mean_error", "picture_mean_error"}
+    borrows = simmim(target="normalised")
+    borrows.head.weight.data.zero_()
+    borrows.head.bias.data.zero_()
+    corner = borrows.reconstruct(images).pixels[:, :, :2, :3].flatten(1)       # patch 0, of which nothing but its mean is known
+    torch.testing.assert_close(corner, images[:, :, :2, :3].flatten(1).mean(dim=1, keepdim=True).expand_as(corner))
 
 
 def test_what_cannot_be_hidden_is_refused():

@@ -71,13 +71,6 @@ class PixelTarget(Target):
         return {name: float((hidden - guess).square().mean()) for name, guess in guesses.items()}
 
 
-class AbsoluteTarget(PixelTarget):
-    """The pixels themselves, compared by their absolute difference (SimMIM)."""
-
-    def loss(self, predicted: Float[Tensor, "B M Q"], target: Tensor) -> Float[Tensor, ""]:
-        return F.l1_loss(predicted.float(), target.float())
-
-
 class NormalisedTarget(PixelTarget):
     """The pixels less their patch's mean, over its standard deviation (unbiased variance + 1e-6, as the public code)."""
 

@@ -7,8 +7,10 @@ B images, C H W, N patches, M hidden, P values in a patch, D width.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -16,8 +18,8 @@ from unveil.blocks.chance import uniform
 from unveil.blocks.linear import Linear
 from unveil.blocks.masks import Mask, as_bool, given_mask, unit_mask, units_of
 from unveil.blocks.painting import Reconstruction, reconstruction
-from unveil.blocks.patches import gather
-from unveil.blocks.targets import AbsoluteTarget
+from unveil.blocks.patches import gather, patchify
+from unveil.blocks.targets import NormalisedTarget, PixelTarget
 from unveil.blocks.transformer import xavier
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
@@ -35,6 +37,8 @@ class SimMIMConfig:
     """Share of the picture that is hidden."""
     mask_unit: int = 2
     """Side of the squares that are hidden, in patches: the paper's 32 px are 2 patches of 16."""
+    target: Literal["pixel", "normalised"] = "pixel"
+    """What is painted: pixels (the paper's), or pixels less their patch's mean, over its deviation (MAE's), for better features."""
 
 
 class SimMIM(Method):
@@ -48,7 +52,8 @@ class SimMIM(Method):
         super().__init__()
         vit = encoder.config
         self.config, self.encoder, self.augmentation = config, encoder, augment
-        self.target = AbsoluteTarget(vit.patch_size, vit.channels)
+        made = NormalisedTarget if config.target == "normalised" else PixelTarget
+        self.target = made(vit.patch_size, vit.channels)
         self.mask_token = nn.Parameter(torch.randn(vit.width) * 0.02)
         self.head = Linear(vit.width, self.target.size)
         xavier(self.head)
@@ -67,7 +72,7 @@ class SimMIM(Method):
         """Hide, encode, paint, compare."""
         _, hide = self.mask(batch.keys)
         painted = gather(self.paint(batch.images, hide), hide)                 # (B, M, P)
-        return Step(self.target.loss(painted, self.target(batch.images, hide)), {})
+        return Step(F.l1_loss(painted.float(), self.target(batch.images, hide).float()), {})
 
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:
         """The patches to keep (B, V) and to hide (B, M) of the samples with these keys."""
@@ -83,13 +88,17 @@ class SimMIM(Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
-        """Rebuilds normalised pictures; `hidden` is True where a patch is hidden, the same count in each row."""
+        """Rebuilds normalised pictures; `hidden` is True where a patch is hidden, the same count in each row.
+
+        With a normalised target each patch borrows its true mean and deviation.
+        """
         vit = self.encoder.config
         if hidden is None:
             _, hide = self.mask(torch.randint(2**62, (len(images),), device=images.device))
         else:
             _, hide = given_mask(hidden, len(images), math.prod(vit.grid))
-        return reconstruction(images, self.paint(images, hide).float(), as_bool(hide, math.prod(vit.grid)), vit.patch_size)
+        painted = self.target.pixels(self.paint(images, hide).float(), patchify(images, vit.patch_size))
+        return reconstruction(images, painted, as_bool(hide, math.prod(vit.grid)), vit.patch_size)
 
     @torch.no_grad()
     def held_out(self, batch: Batch) -> dict[str, float]:
