@@ -19,7 +19,7 @@ from unveil.recipes import contest as contests
 from unveil.recipes.compare import contest_of
 from unveil.recipes.contest import Contest, Contestant, ContestConfig
 from unveil.recipes.rehearsal import Trial
-from unveil.reports.comparison import Row, bars, grid_of, row_of, sentence
+from unveil.reports.comparison import Row, bars, figures_of, grid_of, row_of, sentence
 from unveil.reports.table import markdown_grid
 from unveil.train.run import Run
 from unveil.verbs import VERBS
@@ -147,6 +147,20 @@ def test_the_pace_is_tried_once_and_first_stages_are_paid_for(
     assert other.epochs(other.contestants[0], 0) == 3.0
 
 
+def test_a_codebook_is_told_with_its_dvae_and_with_who_learns_from_it(tmp_path: Path) -> None:
+    common = {"seconds": 2.0, "pictures_seen": 5}
+    for name, more in {"dvae": {"held_out": {"codebook_usage": 0.75}}, "beit": {"held_out": {"held_out_loss": 1.0}}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+        Run(tmp_path / name).write_results(common | more)
+    dvae, beit = Run(tmp_path / "dvae"), Run(tmp_path / "beit")
+    assert figures_of(beit, [dvae], None) == {"seconds": 4.0, "samples": 10, "codebook_usage": 0.75}
+    rows = [row_of("dvae", [figures_of(dvae, [], None)]), row_of("beit", [figures_of(beit, [], None)])]
+    grid = grid_of(rows, "title", None)
+    assert grid.heads[-1] == "codebook used, %"
+    assert [row[-1] for row in grid.rows] == ["75.0", ""]
+
+
 def test_mean_and_spread() -> None:
     values = [0.5, 0.6, 0.4]
     rows = [row_of("mae", [{"linear": value, "seconds": 61.0} for value in values]), row_of("untrained", [{"linear": 0.3}], True)]
@@ -156,6 +170,13 @@ def test_mean_and_spread() -> None:
     assert grid.sentences[0] == "Mean and standard deviation over 3 seeds."
     assert markdown_grid(grid).splitlines()[2] == "| mae | 1 min 1 s | 50.0 ± 10.0 |"
     assert sentence(rows) == "Best by linear accuracy: mae with 50.0 ± 10.0 % (20.0 points ahead of an untrained encoder)."
+    assert not any("collapsed" in said for said in grid.sentences)
+    spread = [row_of(name, [{"feature_deviation": value, "rank_me": 9.0} for value in values]) for name, values in
+              {"dino": [0.5, 0.01], "mae": [0.5, 0.4]}.items()]  # fmt: skip
+    assert "None has collapsed." in grid_of(spread[1:], "title", None).sentences
+    (told,) = [said for said in grid_of(spread, "title", None).sentences if "collapsed" in said]
+    assert "dino collapsed" in told
+    assert "mae" not in told
     drawn = bars(rows, "linear").axes[0]
     assert [bar.get_width() for bar in drawn.patches] == pytest.approx([0.3, 0.5])
     assert np.sort(drawn.lines[1].get_xdata()) == pytest.approx(sorted(values))

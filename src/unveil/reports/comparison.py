@@ -14,7 +14,7 @@ from unveil.reports.markup import Markup, element, join
 from unveil.reports.page import write_document
 from unveil.reports.style import LIGHT, TYPE, inline
 from unveil.reports.table import Grid, html_grid
-from unveil.reports.verdict import against, chance
+from unveil.reports.verdict import against, chance, flat
 from unveil.train.bill import spell_time
 from unveil.train.run import Run
 
@@ -37,6 +37,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "ahead": ("gain", lambda value: f"{100 * value:+.1f}"),
     "rank_me": ("RankMe", lambda value: f"{value:.1f}"),
     "feature_deviation": ("feature deviation", lambda value: f"{value:.2f}"),
+    "codebook_usage": ("codebook used, %", lambda value: f"{100 * value:.1f}"),
 }
 """What the table may show, in this order: a heading, and how a number is written; shares in per cent, `ahead` in points."""
 
@@ -46,7 +47,8 @@ def figures_of(run: Run, stages: Sequence[Run], tuned: Run | None) -> dict[str, 
 
     Args:
         run: Pre-training, ended.
-        stages: What had to be trained before it, such as a tokenizer: its time and its samples count.
+        stages: What had to be trained before it, such as a tokenizer: its time and its samples count, and it says how much of its
+            codebook is used.
         tuned: Fine-tuning from there, ended; None leaves it out.
     """
     all_of_it = [each.results for each in (run, *stages)]
@@ -54,6 +56,8 @@ def figures_of(run: Run, stages: Sequence[Run], tuned: Run | None) -> dict[str, 
     found = {"seconds": sum(each["seconds"] for each in all_of_it)}
     found["samples"] = sum(each.get("pictures_seen") or each["sequences_seen"] for each in all_of_it)
     found |= features.get("encoder", {}) | (run.results.get("spread") or {}).get("encoder", {})
+    held_out = {key: value for each in all_of_it for key, value in (each.get("held_out") or {}).items()}
+    found |= {key: value for key, value in held_out.items() if key == "codebook_usage"}
     if "linear" in features.get("untrained", {}):
         found["ahead"] = features["encoder"]["linear"] - features["untrained"]["linear"]
     return found | ({"finetune": tuned.results["score"]["top1"]} if tuned else {})
@@ -79,11 +83,22 @@ def grid_of(rows: Sequence[Row], title: str, judged_on: int | None) -> Grid:
     notes = [f"Mean and standard deviation over {count} seeds." if count > 1 else "One seed: how far it spreads is not known."]
     if "ahead" in columns:
         notes.append("Gain: of the linear probe over the same encoder untrained.")
+    if spread := [row for row in rows if not row.yardstick and row.figures.get("rank_me")]:
+        notes.append(collapse_among(spread))
     shares = {row.name: {key: mean(row.figures[key]) for key in SCORES if row.figures.get(key)} for row in rows}
     margin = chance({"judged_on": {"test": judged_on}, "features": shares}) if judged_on else None
     if judged_on and margin:
         notes.append(f"With {judged_on:,} test pictures, differences of up to about {margin:.1f} points of one seed can be chance.")
     return Grid(title, ["", *(heading(key) for key in columns)], cells, notes)
+
+
+def collapse_among(rows: Sequence[Row]) -> str:
+    """Which rows have features that say nothing, in some seed."""
+    seeds = [(row.name, zip(row.figures["feature_deviation"], row.figures["rank_me"], strict=True)) for row in rows]
+    fallen = [name for name, pairs in seeds if any(flat(*pair) for pair in pairs)]
+    if not fallen:
+        return "None has collapsed."
+    return f"Features that are nearly the same for every picture, in a seed at least: {', '.join(fallen)} collapsed."
 
 
 def heading(key: str) -> str:

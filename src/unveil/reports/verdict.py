@@ -34,12 +34,17 @@ def verdict(results: Results) -> str:
 def collapsed(results: Results) -> str | None:
     """A warning where the encoder says nearly the same of every picture."""
     spread = (results.get("spread") or {}).get("encoder")
-    if not spread or (spread["feature_deviation"] >= FLAT and spread["rank_me"] >= FEW_DIMENSIONS):
+    if not spread or not flat(**spread):
         return None
     return (
         f"The features have collapsed: they are nearly the same for every picture (deviation {spread['feature_deviation']:.2g}, "
         f"RankMe {spread['rank_me']:.3g} of {results['width']} dimensions); try a lower --base-lr or a larger --batch-size."
     )
+
+
+def flat(feature_deviation: float, rank_me: float) -> bool:
+    """Whether features are nearly the same for every picture."""
+    return feature_deviation < FLAT or rank_me < FEW_DIMENSIONS
 
 
 def numbers(results: Results) -> str:
