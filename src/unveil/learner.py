@@ -62,6 +62,8 @@ class Method(Learner, ABC):
     augmentation: Any = None
     hides: ClassVar[bool] = True
     """Whether what it reconstructs was hidden in part; if not, a figure shows the whole beside the original."""
+    tunable: ClassVar[bool] = True
+    """Whether a task can be put on the encoder and tuned with it."""
     classes: Sequence[str] = ()
     """The names of the classes that it tells apart; none where it does without labels."""
 

@@ -104,6 +104,18 @@ def trial(steps: tuple[float, ...], train: int) -> Trial:
     )
 
 
+def test_a_tokenizer_is_judged_and_drawn_but_not_tuned(pictures: str, tmp_path: Path) -> None:
+    rows = unveil.compare("dvae,mae", pictures, out=tmp_path, seeds=(0,), epochs=1.0, **TINY)
+    assert [row.name for row in rows] == ["dvae", "mae", "untrained", "raw pixels"]
+    assert "linear" in rows[0].figures
+    assert "finetune" not in rows[0].figures
+    assert rows[2].figures["linear"] == [Run(tmp_path / "mae-seed0").results["features"]["untrained"]["linear"]]
+    assert "finetune" in rows[2].figures
+    with pytest.raises(UnveilError, match="a DVAE has no Transformer to use further"):
+        unveil.finetune(tmp_path / "dvae-seed0", out=tmp_path / "tuned")
+    assert unveil.reconstruct(tmp_path / "dvae-seed0", count=2).stat().st_size > 1000
+
+
 def test_equal_seconds_are_epochs_by_the_pace_of_a_trial() -> None:
     tried = trial((0.9, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1), 1000)    # two warm up
     for seconds in (0.1, 1.2, 1.35, 60.0, 61.04):

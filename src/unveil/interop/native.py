@@ -128,7 +128,7 @@ def encoder_of(learner: Learner) -> Encoder:
     """The encoder of a learner. Raises `UnveilError` where it has none."""
     encoder = getattr(learner, "encoder", None)
     if not isinstance(encoder, ViT | TextEncoder):
-        raise UnveilError(f"a {type(learner).__name__} has no encoder of pictures or texts, and there is nothing else to save")
+        raise UnveilError(f"a {type(learner).__name__} has no Transformer to use further: give the run of another method")
     return encoder
 
 

@@ -51,7 +51,7 @@ class DVAE(Method):
     """A dVAE as a learner; `encoder` is the whole of it, judged by what its encoder sees."""
 
     Config = DVAEConfig
-    hides = False
+    hides, tunable = False, False
     encoder: DiscreteVAE
     config: DVAEConfig
     progress: Tensor

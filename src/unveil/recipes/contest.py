@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.errors import UnveilError
-from unveil.methods import base_of
+from unveil.methods import base_of, method_class
 from unveil.recipes.finetune import finetune
 from unveil.recipes.pretrain import pretrain
 from unveil.recipes.rehearsal import rehearse
@@ -82,6 +82,11 @@ class Contest:
         """The others."""
         return [who for who in self.contestants if who.name not in self.stages]
 
+    @property
+    def tuned(self) -> list[Contestant]:
+        """Those of them that are fine-tuned as well."""
+        return [who for who in self.judged if self.own.tuned and method_class(base_of(who.name)).tunable]
+
     def stages_of(self, who: Contestant, seed: int) -> list[Run]:
         """The run folders that its own options name: trained here before it, or elsewhere."""
         values = [value for key, value in self.options(who, seed).items() if key in who.options and isinstance(value, str)]
@@ -94,11 +99,11 @@ class Contest:
                 options = self.options(who, seed) | {"epochs": self.epochs(who, seed)}
                 tell(True)(f"\n{who.name}, seed {seed}: {options['epochs']:.4g} epochs")
                 run = pretrain(self.data, method=base_of(who.name), out=self.path(who.name, seed), **options)
-                if self.own.tuned and who in self.judged:
+                if who in self.tuned:
                     self.tune(run, seed, self.path(who.name, seed, "-finetune"))
                 after_each()
-            if self.own.tuned:
-                self.tune(Run(self.path(self.judged[0].name, seed)), seed, self.path("untrained", seed, "-finetune"), scratch=True)
+            for who in self.tuned[:1]:
+                self.tune(Run(self.path(who.name, seed)), seed, self.path("untrained", seed, "-finetune"), scratch=True)
                 after_each()
 
     def tune(self, run: Run, seed: int, out: Path, scratch: bool = False) -> Run:
@@ -137,7 +142,7 @@ class Contest:
 
     def rows(self) -> list[Row]:
         """What the run folders say, as far as they have ended."""
-        rows, first = [], self.judged[0].name
+        rows, first = [], (self.tuned or self.judged)[0].name
         yardsticks: dict[str, list[dict[str, float]]] = {"untrained": [], "raw pixels": []}
         for who in self.contestants:
             seen = []

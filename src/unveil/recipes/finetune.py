@@ -12,6 +12,7 @@ from unveil.data.augment import AugmentConfig
 from unveil.data.feed import PictureFeed
 from unveil.data.sources import Data
 from unveil.interop.load import load
+from unveil.interop.native import vit_of
 from unveil.interop.reads import reads
 from unveil.learner import Task
 from unveil.models.vit import ViT
@@ -68,7 +69,7 @@ def finetune(
     )
     place = join(hardware)
     hardware, say = settled(hardware, place), tell(place.lead)
-    encoder: ViT = load(run, say=say).encoder
+    encoder = vit_of(load(run, say=say))
     if own.scratch:
         torch.manual_seed(training.seed)
         encoder = ViT(encoder.config)
