@@ -135,9 +135,17 @@ def encoder_of(learner: Learner) -> Encoder:
 def vit_of(learner: Learner) -> ViT:
     """The encoder of a learner of pictures. Raises `UnveilError` for another."""
     encoder = encoder_of(learner)
-    if not isinstance(encoder, ViT):
-        raise UnveilError("this is a model of texts, and pictures were expected: see `unveil finetune` and `unveil fill`")
+    shape_of(learner)
+    assert isinstance(encoder, ViT)
     return encoder
+
+
+def shape_of(learner: Learner) -> ViTConfig:
+    """What a learner takes in, where it sees pictures: also a dVAE. Raises `UnveilError` for a learner of texts."""
+    shape = learner.encoder.config
+    if not isinstance(shape, ViTConfig):
+        raise UnveilError("this is a model of texts, and pictures were expected: see `unveil finetune` and `unveil fill`")
+    return shape
 
 
 def write_config(learner: Learner, folder: str | Path, *, classes: Sequence[str] | None = None) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.interop.load import load
+from unveil.interop.native import shape_of
 from unveil.options import configure
 from unveil.recipes.features import views_of
 from unveil.recipes.labelled import data_of, free_file
 from unveil.recipes.reading import open_whole, stored_side
 from unveil.reports.page import write_page
-from unveil.reports.reconstruct import figure, painter, shape
+from unveil.reports.reconstruct import figure, painter
 from unveil.train.run import Run, tell
 
 
@@ -49,8 +50,8 @@ def reconstruct(run: str | Path, data: Data | None = None, *, out: str | Path | 
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise UnveilError(f"{path} ends in {path.suffix or 'nothing'}: use .png, .pdf or .svg")
     learner = load(run, say=tell(True))
+    vit = shape_of(learner)
     painter(learner)                                                           # what draws nothing is refused before reading
-    vit = shape(learner)
     data = data if data is not None else data_of(run)
     part = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=own.pixel_limit, show=True)
     part = part.spread_out(own.count)
