@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from tests.reports.conftest import FEATURES, RESULTS, SCORE
-from unveil.reports.table import html_table, terminal_table
+from unveil.reports.table import Grid, fitting, html_table, terminal_grid, terminal_table
 from unveil.reports.verdict import verdict
 
 
@@ -66,3 +66,19 @@ def test_the_verdict_is_a_sentence_with_numbers():
     assert verdict(SCORE) == "It recognises 60.0 % of 10 test pictures; guessing among 3 classes would get 33.3 %."
     assert "0.121" in verdict({"held_out": RESULTS["held_out"]})
     assert "no results yet" in verdict({})
+
+
+def test_a_wide_table_is_cut_between_columns_and_never_in_a_number(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    heads = ["", "time", "k-NN, %", "linear, %", "fine-tuned, %", "gain, points", "feature deviation"]
+    cells = ["6 min 12 s", "42.5 ± 1.3", "46.8 ± 0.4", "36.2 ± 0.1", "+10.4 ± 0.5", "0.22 ± 0.01"]
+    grid = Grid("title", heads, [["supervised", *cells], ["raw pixels", *([""] * 6)]], [])
+    assert fitting(grid, 60) == [[0, 1, 2, 3], [0, 4, 5, 6]]
+    assert fitting(grid, 200) == [list(range(7))]
+    assert fitting(grid, 1) == [[0, i] for i in range(1, 7)]
+    console = Console(width=60, file=io.StringIO())
+    console.print(terminal_grid(grid))
+    text = console.file.getvalue()
+    assert all(text.count(cell) == 1 for cell in cells)
+    assert text.count("supervised") == 2
+    assert "…" not in text

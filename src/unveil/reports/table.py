@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from shutil import get_terminal_size
 from typing import NamedTuple
 
 from rich.console import Group, RenderableType
@@ -44,13 +45,29 @@ def terminal_table(results: Results) -> RenderableType:
 
 
 def terminal_grid(grid: Grid) -> RenderableType:
-    """One table for a terminal."""
-    shown = Table(header_style="dim", box=None, padding=(0, 3, 0, 0))
-    for i, head in enumerate(grid.heads):
-        shown.add_column(head, justify="right" if i else "left", no_wrap=i == 0)
-    for row in grid.rows:
-        shown.add_row(*(Text(cell) for cell in row), style="bold" if row[0] in OURS else None)
-    return Group(Text(grid.title, style="bold"), shown, *(Text(sentence) for sentence in grid.sentences))
+    """One table for a terminal, in several pieces where its columns do not fit beside each other."""
+    pieces = []
+    for columns in fitting(grid, get_terminal_size().columns):
+        shown = Table(header_style="dim", box=None, padding=(0, GAP, 0, 0))
+        for i in columns:
+            shown.add_column(grid.heads[i], justify="right" if i else "left", no_wrap=i == 0)
+        for row in grid.rows:
+            shown.add_row(*(Text(row[i]) for i in columns), style="bold" if row[0] in OURS else None)
+        pieces.append(shown)
+    return Group(Text(grid.title, style="bold"), *pieces, *(Text(sentence) for sentence in grid.sentences))
+
+
+def fitting(grid: Grid, width: int) -> list[list[int]]:
+    """The columns that stand beside each other in so many characters, the first one in each piece: no number is broken."""
+    words = [head.split() for head in grid.heads]                              # a heading may be broken between its words
+    cells = zip(*grid.rows, strict=True)
+    widths = [max(map(len, [*column, *head])) + GAP for column, head in zip(cells, words, strict=True)]
+    pieces: list[list[int]] = [[0]]
+    for i in range(1, len(widths)):
+        if len(pieces[-1]) > 1 and sum(widths[j] for j in pieces[-1]) + widths[i] > width:
+            pieces.append([0])
+        pieces[-1].append(i)
+    return pieces
 
 
 def html_table(results: Results) -> Markup:
@@ -151,5 +168,7 @@ def number_grid(results: Results) -> Grid | None:
     return Grid("On held-out pictures", ["number", "value"], rows, []) if rows else None
 
 
+GAP = 3
+"""Blanks between columns in a terminal."""
 OURS = (ROWS["encoder"], ERRORS["held_out_error"])
 """The rows of the model itself, which stand out."""
