@@ -34,9 +34,9 @@ from unveil.train.schedule import half_cosine
 
 PAIRS = {
     "fast, bfloat16": "slow, float32",
-    "slow, bfloat16": "slow, float32",                                         # what bfloat16 does by itself
+    "slow, bfloat16": "slow, float32",  # what bfloat16 does by itself
     "fast, float32": "slow, float32",
-    "slow, float64": "slow, float32",                                          # what rounding of float32 does by itself
+    "slow, float64": "slow, float32",  # what rounding of float32 does by itself
 }
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file of all curves")
     parser.add_argument("--plot", type=Path, help="a PNG file")
     args = parser.parse_args()
-    torch.backends.cudnn.conv.fp32_precision = "ieee"                          # else a GPU convolves in less than float32
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # else a GPU convolves in less than float32
     place, source = Place(torch.device(args.device)), open_source(args.data)
     image_size, patch_size = sizes_for(natural_side(source, 10**8), (), (), args.model == "vit-huge")
     width, depth, heads = MODELS[args.model]
@@ -70,8 +70,9 @@ def main() -> None:
 
     print(
         f"{args.model}/{patch_size[0]} at {image_size[0]} px, {args.target} target, {args.mask_ratio:.0%} hidden,",
-        f"{args.steps} steps of {args.batch}, base rate {args.base_lr}; {receipt(place.device)}", flush=True,
-    )  # fmt: skip
+        f"{args.steps} steps of {args.batch}, base rate {args.base_lr}; {receipt(place.device)}",
+        flush=True,
+    )
     curves = {}
     for name in dict.fromkeys([*PAIRS.values(), *PAIRS]):
         path, precision = name.split(", ")
@@ -87,9 +88,7 @@ def main() -> None:
         plot(curves, args.plot)
 
 
-def fast(
-    learner: MAE, feed: PictureFeed, steps: int, optim: OptimConfig, hardware: SpreadConfig, place: Place
-) -> list[float]:
+def fast(learner: MAE, feed: PictureFeed, steps: int, optim: OptimConfig, hardware: SpreadConfig, place: Place) -> list[float]:
     """The losses of the training loop."""
     lines: list[dict[str, Any]] = []
 
@@ -117,8 +116,10 @@ def slow(
     others = [x for x in trained.values() if not any(x is y for y in decays)]
     optimizer = torch.optim.AdamW(
         [{"params": decays, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        betas=(optim.beta1, optim.beta2), foreach=False, fused=False,
-    )  # fmt: skip
+        betas=(optim.beta1, optim.beta2),
+        foreach=False,
+        fused=False,
+    )
     losses = []
     for step in range(steps):
         batch = learner.augment(feed.share(step, 0, 1).to(place.device))
@@ -143,26 +144,26 @@ def plain_loss(weights: dict[str, Tensor], learner: MAE, images: Tensor, keep: T
         return places[:, :, None].expand(-1, -1, size)
 
     x = F.conv2d(images, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=vit.patch_size)
-    x = x.flatten(2).transpose(1, 2) + weights["pos_embed"][:, 1:]             # (B, N, D)
-    x = x.gather(1, at(keep, x.shape[2]))                                      # (B, V, D)
+    x = x.flatten(2).transpose(1, 2) + weights["pos_embed"][:, 1:]  # (B, N, D)
+    x = x.gather(1, at(keep, x.shape[2]))  # (B, V, D)
     first = (weights["cls_token"] + weights["pos_embed"][:, :1]).expand(b, -1, -1)
     x = torch.cat([first, x], dim=1)
     for i in range(vit.depth):
         x = plain_block(weights, f"blocks.{i}.", x, vit.heads)
-    x = linear(weights, "decoder_embed.", layer_norm(weights, "norm.", x))     # (B, 1 + V, E)
+    x = linear(weights, "decoder_embed.", layer_norm(weights, "norm.", x))  # (B, 1 + V, E)
 
     tokens = weights["mask_token"].expand(b, learner.patches, -1).to(x.dtype)
     tokens = tokens.scatter(1, at(keep, x.shape[2]), x[:, 1:])
-    x = torch.cat([x[:, :1], tokens], dim=1) + weights["decoder_pos_embed"]    # (B, 1 + N, E)
+    x = torch.cat([x[:, :1], tokens], dim=1) + weights["decoder_pos_embed"]  # (B, 1 + N, E)
     for i in range(len(learner.decoder.blocks)):
         x = plain_block(weights, f"decoder_blocks.{i}.", x, learner.decoder.config.heads)
-    painted = linear(weights, "decoder_pred.", layer_norm(weights, "decoder_norm.", x))[:, 1:]    # (B, N, P)
+    painted = linear(weights, "decoder_pred.", layer_norm(weights, "decoder_norm.", x))[:, 1:]  # (B, N, P)
 
-    true = F.unfold(images, vit.patch_size, stride=vit.patch_size)             # (B, C p q, N), channels first
+    true = F.unfold(images, vit.patch_size, stride=vit.patch_size)  # (B, C p q, N), channels first
     true = true.unflatten(1, (vit.channels, p * q)).permute(0, 3, 2, 1).flatten(2)
     if config.target == "normalised":
         true = (true - true.mean(dim=2, keepdim=True)) / (true.var(dim=2, keepdim=True) + 1e-6).sqrt()
-    errors = (painted.to(true.dtype) - true).square().mean(dim=2)              # (B, N)
+    errors = (painted.to(true.dtype) - true).square().mean(dim=2)  # (B, N)
     hidden = torch.zeros_like(errors).scatter(1, hide, 1.0)
     return (errors * hidden).sum() / hidden.sum()
 
@@ -170,7 +171,7 @@ def plain_loss(weights: dict[str, Tensor], learner: MAE, images: Tensor, keep: T
 def plain_block(weights: dict[str, Tensor], name: str, x: Tensor, heads: int) -> Tensor:
     """Attention around a residual sum, then the MLP around another."""
     projected = linear(weights, f"{name}attn.qkv.", layer_norm(weights, f"{name}norm1.", x))
-    query, key, value = (part.unflatten(2, (heads, -1)) for part in projected.chunk(3, dim=2))    # (B, T, h, d)
+    query, key, value = (part.unflatten(2, (heads, -1)) for part in projected.chunk(3, dim=2))  # (B, T, h, d)
     scores = torch.einsum("bthd,bshd->bhts", query, key) / query.shape[3] ** 0.5
     mixed = torch.einsum("bhts,bshd->bthd", scores.softmax(dim=3), value).flatten(2)
     x = x + linear(weights, f"{name}attn.proj.", mixed)

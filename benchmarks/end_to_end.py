@@ -90,7 +90,7 @@ def main() -> None:
     source = open_source(args.data)
     pairs = plain_batches(args, source, place)
     if args.plain:
-        next(pairs)                                                            # its processes are forked before there are threads
+        next(pairs)  # its processes are forked before there are threads
     pictures = Pictures(source, side=stored_side(vit.image_size), memory=args.memory)
     resident = pictures.reside(place.device)
     feed = PictureFeed(pictures, batch_size=args.batch, seed=0)
@@ -112,8 +112,9 @@ def main() -> None:
 
     before: dict[str, Callable[[], object]] = {"the loop": lambda: [next(batches) for _ in range(0 if feed.instant else 3)]}
     contestants: dict[str, Callable[[], object]] = {
-        "the loop": ours, "one resident batch": lambda: step(learner, optimizer, fixed, hardware, place)
-    }  # fmt: skip
+        "the loop": ours,
+        "one resident batch": lambda: step(learner, optimizer, fixed, hardware, place),
+    }
     if args.plain:
         contestants["a plain loop"] = partial(plain_step, pairs, learner, optimizer, hardware, place)
         before["a plain loop"] = lambda: [next(pairs) for _ in range(2 * args.workers)]
@@ -145,9 +146,14 @@ def step(learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, hardw
 def plain_batches(args: argparse.Namespace, source: Source, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
     """Pictures and their numbers by a DataLoader, without end."""
     loader = DataLoader(
-        Files(source, args.image_size), args.batch, shuffle=True, num_workers=args.workers, drop_last=True,
-        pin_memory=place.device.type == "cuda", persistent_workers=args.workers > 0,
-    )  # fmt: skip
+        Files(source, args.image_size),
+        args.batch,
+        shuffle=True,
+        num_workers=args.workers,
+        drop_last=True,
+        pin_memory=place.device.type == "cuda",
+        persistent_workers=args.workers > 0,
+    )
     while True:
         yield from loader
 

@@ -37,7 +37,7 @@ def main() -> None:
         made.save(files / name, quality=90)
 
     with ThreadPoolExecutor(cores()) as pool:
-        for each in range(min(len(source), args.count)):                       # one photograph in memory at a time
+        for each in range(min(len(source), args.count)):  # one photograph in memory at a time
             picture = Image.fromarray(read_picture(source.read(each), channels=3))
             list(pool.map(lambda i, picture=picture: make(f"{i:06d}.jpg", picture), range(each, args.count, len(source))))
     for store in ("jpeg", "raw"):

@@ -20,9 +20,17 @@ from turns import receipt
 from unveil.train.bill import spell_bytes, spell_time
 
 HEADS = (
-    "configuration", "time: planned", "actual", "ratio", "memory: planned", "actual", "ratio", "steps alone: planned", "actual",
+    "configuration",
+    "time: planned",
+    "actual",
+    "ratio",
+    "memory: planned",
+    "actual",
+    "ratio",
+    "steps alone: planned",
+    "actual",
     "others on the cores: plan, run",
-)  # fmt: skip
+)
 AIMS = {"seconds": 0.15, "memory": 0.10}
 
 

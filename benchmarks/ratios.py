@@ -22,8 +22,15 @@ from unveil.models.cost import mae_cost
 from unveil.models.vit import MODELS, ViTConfig
 
 HEADS = (
-    "hidden", "patches in the encoder", "GFLOPs a picture", "ratio", "ms a step", "ratio (quartiles)", "MiB of tensors", "ratio"
-)  # fmt: skip
+    "hidden",
+    "patches in the encoder",
+    "GFLOPs a picture",
+    "ratio",
+    "ms a step",
+    "ratio (quartiles)",
+    "MiB of tensors",
+    "ratio",
+)
 BASE, MASKED, PAPER = "75%", "75%, mask tokens in the encoder", 3.3
 
 
@@ -61,11 +68,17 @@ def main() -> None:
         visible = mae.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
         seen[name] = vit.grid[0] * vit.grid[1] if config.mask_tokens_in_encoder else visible
         flops[name] = mae_cost(
-            vit, visible, width=shape["decoder_width"], depth=shape["decoder_depth"], predicted=mae.target.size, batch=args.batch,
-            every=config.loss_on_all, mask_tokens_in_encoder=config.mask_tokens_in_encoder,
-        ).step  # fmt: skip
+            vit,
+            visible,
+            width=shape["decoder_width"],
+            depth=shape["decoder_depth"],
+            predicted=mae.target.size,
+            batch=args.batch,
+            every=config.loss_on_all,
+            mask_tokens_in_encoder=config.mask_tokens_in_encoder,
+        ).step
         steps[name] = our_side(mae, args.precision, device)(args.batch, None)
-        steps[name]()                                                          # the optimiser's moments are there from now on
+        steps[name]()  # the optimiser's moments are there from now on
         peaks[name] = peak_bytes(steps[name], device)
     seconds = take_turns(steps, device, rounds=args.rounds)
     slower = {name: sorted(a / b for a, b in zip(seconds[name], seconds[BASE], strict=True)) for name in configs}
@@ -73,10 +86,15 @@ def main() -> None:
     for name in configs:
         low, middle, high = statistics.quantiles(slower[name], n=4)
         cells = [
-            name, f"{seen[name]}", f"{flops[name] / 1e9:.2f}", f"{flops[name] / flops[BASE]:.2f}",
-            f"{1e3 * statistics.median(seconds[name]):.1f}", f"{middle:.2f} ({low:.2f} to {high:.2f})",
-            f"{peaks[name] / 2**20:,.1f}", f"{peaks[name] / peaks[BASE]:.2f}",
-        ]  # fmt: skip
+            name,
+            f"{seen[name]}",
+            f"{flops[name] / 1e9:.2f}",
+            f"{flops[name] / flops[BASE]:.2f}",
+            f"{1e3 * statistics.median(seconds[name]):.1f}",
+            f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            f"{peaks[name] / 2**20:,.1f}",
+            f"{peaks[name] / peaks[BASE]:.2f}",
+        ]
         print("| " + " | ".join(cells) + " |")
     more, longer = flops[MASKED] / flops[BASE], statistics.median(slower[MASKED])
     print(f"\nWith mask tokens in the encoder: {more:.2f} times the FLOPs and {longer:.2f} times the time;", end=" ")

@@ -32,9 +32,22 @@ from unveil.train.trial import cost_of
 
 PATCH = {"vit-huge": 14}
 HEADS = (
-    "GPUs", "spread by", "GB a GPU", "state", "activations", "parts", "ms a step", "work", "network, not hidden", "optimiser",
-    "GB sent", "pictures/s", "of peak", "hours", "binds",
-)  # fmt: skip
+    "GPUs",
+    "spread by",
+    "GB a GPU",
+    "state",
+    "activations",
+    "parts",
+    "ms a step",
+    "work",
+    "network, not hidden",
+    "optimiser",
+    "GB sent",
+    "pictures/s",
+    "of peak",
+    "hours",
+    "binds",
+)
 TRIED = ("vit-tiny", 32, 4, 192, 4)
 """What is measured: encoder, picture, patch, width and depth of the decoder."""
 
@@ -83,12 +96,22 @@ def tables(args: argparse.Namespace) -> None:
                 t, m = told.time, told.memory
                 busy = max(t.compute + t.traffic, t.launches)
                 cells = [
-                    f"{gpus}", {"ddp": "DDP", "fsdp": "FSDP2"}[parallel] if gpus > 1 else "",
-                    f"{m.total / 1e9:.1f}", f"{m.state / 1e9:.1f}", f"{m.activations / 1e9:.1f}", f"{told.parts}",
-                    f"{1e3 * t.step:.1f}", f"{1e3 * busy:.1f}", f"{1e3 * t.exposed:.1f} of {1e3 * t.network:.1f}",
-                    f"{1e3 * t.optimizer:.1f}", f"{told.volume / 1e9:.2f}", f"{work.batch / t.step:,.0f}",
-                    f"{t.compute / t.step:.0%}", f"{told.hours:,.1f}", told.binds,
-                ]  # fmt: skip
+                    f"{gpus}",
+                    {"ddp": "DDP", "fsdp": "FSDP2"}[parallel] if gpus > 1 else "",
+                    f"{m.total / 1e9:.1f}",
+                    f"{m.state / 1e9:.1f}",
+                    f"{m.activations / 1e9:.1f}",
+                    f"{told.parts}",
+                    f"{1e3 * t.step:.1f}",
+                    f"{1e3 * busy:.1f}",
+                    f"{1e3 * t.exposed:.1f} of {1e3 * t.network:.1f}",
+                    f"{1e3 * t.optimizer:.1f}",
+                    f"{told.volume / 1e9:.2f}",
+                    f"{work.batch / t.step:,.0f}",
+                    f"{t.compute / t.step:.0%}",
+                    f"{told.hours:,.1f}",
+                    told.binds,
+                ]
                 print("| " + " | ".join(cells) + " |")
 
 

@@ -78,17 +78,22 @@ def main() -> None:
 def compare(name: str, args: argparse.Namespace, device: torch.device) -> None:
     """One model: the same loss, the best batches, the turns."""
     facts: dict[str, Any] = {
-        "model": name, "image_size": args.image_size, "patch_size": args.patch_size or (14 if name == "vit-huge" else 16),
-        "receipt": receipt(device), "command": sys.argv,
-    }  # fmt: skip
+        "model": name,
+        "image_size": args.image_size,
+        "patch_size": args.patch_size or (14 if name == "vit-huge" else 16),
+        "receipt": receipt(device),
+        "command": sys.argv,
+    }
     print(f"\n{name}/{facts['patch_size']} at {args.image_size} px, {args.mask_ratio:.0%} hidden; {facts['receipt']}", flush=True)
     width, depth, heads = MODELS[name]
     side = (args.image_size,) * 2
     vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=side, patch_size=(facts["patch_size"],) * 2)
     config = MAEConfig(
-        mask_ratio=args.mask_ratio, decoder_width=args.decoder_width, decoder_depth=args.decoder_depth,
+        mask_ratio=args.mask_ratio,
+        decoder_width=args.decoder_width,
+        decoder_depth=args.decoder_depth,
         decoder_heads=args.decoder_heads,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     ours = MAE.build(vit, config, AugmentConfig())
     sides = {"transformers": transformers_side(ours, args.peer_precision, device)}
@@ -137,10 +142,15 @@ def compare(name: str, args: argparse.Namespace, device: torch.device) -> None:
             f"at most {peaks[contestant] / 2**20:,.0f} MiB of tensors in a step",
         )
         result[contestant] = {
-            "batch": sizes[contestant], "compiled": wanted[contestant][1], "loss": losses[wanted[contestant][0]],
-            "seconds": seconds[contestant], "images_per_second": 1 / statistics.median(times),
-            "images_per_second_best": 1 / min(times), "peak_share": share, "peak_bytes": peaks[contestant],
-        }  # fmt: skip
+            "batch": sizes[contestant],
+            "compiled": wanted[contestant][1],
+            "loss": losses[wanted[contestant][0]],
+            "seconds": seconds[contestant],
+            "images_per_second": 1 / statistics.median(times),
+            "images_per_second_best": 1 / min(times),
+            "peak_share": share,
+            "peak_bytes": peaks[contestant],
+        }
     write(args.out, facts | {"plain_flops": plain, "own_flops": own, "matrix_peak": peak, "contestants": result})
 
 
@@ -242,14 +252,23 @@ def public_side(folder: str, ours: MAE, device: torch.device) -> Side:
 
     timm_block, vit, config = timm_vit.Block, ours.encoder.config, ours.config
     with (
-        patch.object(timm_vit, "Block", block), patch.object(np, "float", float, create=True),
+        patch.object(timm_vit, "Block", block),
+        patch.object(np, "float", float, create=True),
         patch.object(sys, "path", [folder, *sys.path]),
-    ):  # fmt: skip
+    ):
         model = importlib.import_module("models_mae").MaskedAutoencoderViT(
-            img_size=vit.image_size[0], patch_size=vit.patch_size[0], in_chans=vit.channels, embed_dim=vit.width, depth=vit.depth,
-            num_heads=vit.heads, decoder_embed_dim=config.decoder_width, decoder_depth=config.decoder_depth,
-            decoder_num_heads=config.decoder_heads, norm_layer=norm, norm_pix_loss=config.target == "normalised",
-        )  # fmt: skip
+            img_size=vit.image_size[0],
+            patch_size=vit.patch_size[0],
+            in_chans=vit.channels,
+            embed_dim=vit.width,
+            depth=vit.depth,
+            num_heads=vit.heads,
+            decoder_embed_dim=config.decoder_width,
+            decoder_depth=config.decoder_depth,
+            decoder_num_heads=config.decoder_heads,
+            norm_layer=norm,
+            norm_pix_loss=config.target == "normalised",
+        )
     model.load_state_dict(mae_release.state_of(ours))
     model = model.to(device).train()
     on_gpu = device.type == "cuda"
@@ -261,7 +280,7 @@ def public_side(folder: str, ours: MAE, device: torch.device) -> Side:
 
         def step() -> Tensor:
             try:
-                with half, patch.object(torch, "rand", lambda *args, **options: noise):    # the code draws its mask from here
+                with half, patch.object(torch, "rand", lambda *args, **options: noise):  # the code draws its mask from here
                     loss, _, _ = call(images, mask_ratio=config.mask_ratio)
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
@@ -278,7 +297,7 @@ def public_side(folder: str, ours: MAE, device: torch.device) -> Side:
 def peak_bytes(step: Stepper, device: torch.device) -> int:
     """The most memory of tensors made within a step; weights and optimiser state, alike on all sides, are not counted."""
     if device.type == "cuda":
-        for _ in range(3):                                                     # compiling and tuning take memory of their own
+        for _ in range(3):  # compiling and tuning take memory of their own
             step()
         wait(device)
         before = torch.cuda.memory_allocated(device)

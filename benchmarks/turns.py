@@ -71,7 +71,7 @@ def at_batches(
     best, idle = 0.0, 0
     for count in batches:
         speed = speed_at(at, count, device, steps)
-        free()                                                                 # its tensors go, before the next batch is made
+        free()  # its tensors go, before the next batch is made
         if speed is None:
             return
         yield count, speed
@@ -89,9 +89,14 @@ def speed_at(at: Callable[[int], Callable[[], object]], count: int, device: torc
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 10, repeat: int = 1, warmup: int = 2,
+    contestants: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: int = 10,
+    repeat: int = 1,
+    warmup: int = 2,
     before: Mapping[str, Callable[[], object]] | None = None,
-) -> dict[str, list[float]]:  # fmt: skip
+) -> dict[str, list[float]]:
     """Seconds of each contestant in each round; the order turns from round to round. What runs `before` a turn is not timed."""
     for run in contestants.values():
         for _ in range(warmup):

@@ -20,7 +20,7 @@ from unveil.train.run import Run
 
 TEXTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "text"
 CORPUS = ("ag_news_7600", "sst2", "movie_reviews_2000", "wikitext2_valid_test")
-TASKS = {"SST-2": ("sst2", {500: 20.0, 0: 5.0}), "AG News": ("ag_news_7600", {500: 20.0, 0: 5.0})}     # epochs by labels
+TASKS = {"SST-2": ("sst2", {500: 20.0, 0: 5.0}), "AG News": ("ag_news_7600", {500: 20.0, 0: 5.0})}  # epochs by labels
 
 
 def main() -> None:
@@ -39,9 +39,16 @@ def main() -> None:
         if not (link := corpus / f"{name}.tar.gz").exists():
             link.symlink_to((given.texts / link.name).resolve())
     run = unveil.pretrain(
-        str(corpus), method="bert", model=given.model, out=given.runs / "bert", epochs=given.epochs, length=64, batch_size=64,
-        base_lr=4e-3, dropout=0.0,
-    )  # fmt: skip
+        str(corpus),
+        method="bert",
+        model=given.model,
+        out=given.runs / "bert",
+        epochs=given.epochs,
+        length=64,
+        batch_size=64,
+        base_lr=4e-3,
+        dropout=0.0,
+    )
     print("pre-training:", {key: round(value, 3) for key, value in run.results["words"].items()}, run.results["cost"])
     print(f"| {'set':<8} | labels | pre-trained | from scratch |\n| --- | --- | --- | --- |")
     for task, (archive, epochs) in TASKS.items():

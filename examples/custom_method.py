@@ -16,11 +16,13 @@ from unveil.models.vit import ViT
 @dataclass(frozen=True, kw_only=True)
 class DenoiseConfig:
     """The one knob: how strong the noise is, in normalised pixels."""
+
     noise: float = 1.0
 
 
 class Denoise(Method):
     """Every patch is seen, under noise, and the token of each predicts its clean pixels."""
+
     Config = DenoiseConfig
 
     @classmethod
@@ -36,5 +38,5 @@ class Denoise(Method):
 
 
 if __name__ == "__main__":
-    METHODS["denoise"] = "__main__:Denoise"                                    # or "package.module:Denoise"
+    METHODS["denoise"] = "__main__:Denoise"  # or "package.module:Denoise"
     unveil.pretrain(sys.argv[1], method="denoise", model="vit-nano", epochs=float([*sys.argv, 100][2]))

@@ -14,11 +14,11 @@ import unveil
 def main(run: str, folder: str, query: str = "", count: int = 5) -> None:
     """Embeds the folder once, into a file beside the run, and ranks it by cosine similarity."""
     table = Path(run) / "embeddings.npz"
-    if not table.exists():                                                     # remove it when the folder has changed
+    if not table.exists():  # remove it when the folder has changed
         unveil.embed(run, folder, out=table)
     with np.load(table) as found:
-        paths, vectors = found["path"], found["embedding"]                     # (n,), (n, D)
-    vectors = vectors - vectors.mean(axis=0)                                   # what all pictures share tells nothing
+        paths, vectors = found["path"], found["embedding"]  # (n,), (n, D)
+    vectors = vectors - vectors.mean(axis=0)  # what all pictures share tells nothing
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     if query and query not in paths:
         sys.exit(f"{query} is not in {table}: it has names such as {paths[0]}")

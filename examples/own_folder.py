@@ -14,7 +14,7 @@ def main(folder: str, epochs: float = 100, model: str = "vit-small") -> None:
     print("report:", run.path / "report.html")
     try:
         results = unveil.probe(run.path)
-    except unveil.UnveilError as error:                                        # no class folders and no labels.csv
+    except unveil.UnveilError as error:  # no class folders and no labels.csv
         print("no probe:", error)
         return
     for name, accuracy in results["top1"].items():

@@ -15,9 +15,20 @@ import unveil
 SIDE = 96
 SQUARES = {"astronaut": (60, 0, 360), "cat": (75, 0, 300), "coffee": (100, 0, 400), "rocket": (156, 0, 427)}  # left, top, side
 SETTINGS = {
-    "model": "vit-nano", "image_size": (SIDE,), "patch_size": (8,), "target": "pixel", "decoder_width": 192, "loss_on_all": True,
-    "crop_scale": 0.8, "flip": False, "epochs": 4400, "batch_size": 16, "base_lr": 3e-2, "clip": 1.0, "log_every": 100,
-}  # fmt: skip
+    "model": "vit-nano",
+    "image_size": (SIDE,),
+    "patch_size": (8,),
+    "target": "pixel",
+    "decoder_width": 192,
+    "loss_on_all": True,
+    "crop_scale": 0.8,
+    "flip": False,
+    "epochs": 4400,
+    "batch_size": 16,
+    "base_lr": 3e-2,
+    "clip": 1.0,
+    "log_every": 100,
+}
 
 
 def main(out: str) -> None:

@@ -21,14 +21,14 @@ def main(run: str) -> None:
     settings = timm.data.resolve_model_data_config(encoder)
     print("timm takes pictures", settings["input_size"], "normalised with", settings["mean"], settings["std"])
 
-    pictures = torch.rand(4, *settings["input_size"])                          # stand-ins, between 0 and 1
+    pictures = torch.rand(4, *settings["input_size"])  # stand-ins, between 0 and 1
     images = unveil.normalise(pictures, settings["mean"], settings["std"])
     with torch.no_grad():
         theirs, ours = encoder(images), unveil.load(run).encoder.features(images)  # (4, D), mean of the patch tokens
     print("features", tuple(theirs.shape), "largest difference", float((theirs - ours).abs().max()))
 
     classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=10)
-    print("class scores", tuple(classifier(images).shape))                     # a new head, ready to be trained
+    print("class scores", tuple(classifier(images).shape))  # a new head, ready to be trained
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_help_of_pretrain_tells_the_knobs(capsys):
         (["export", "run"], "--to"),
         (["probe"], "A run folder, an exported file"),
     ],
-)  # fmt: skip
+)
 def test_usage_errors(argv, sentence, capsys):
     assert main(*argv) == 2
     said = capsys.readouterr()
@@ -111,10 +111,20 @@ def test_failures_say_one_sentence(tmp_path, photos, capsys):
     assert done.stderr.startswith("unveil: ")
     assert "missing" in done.stderr
     cases = {
-        ("pretrain", str(photos), "--model", "vit-nano", "--image-size", "16", "--patch-size", "5", "--out", run):
-            "image side 16 is not a multiple of patch 5: use 15 or 20",
+        (
+            "pretrain",
+            str(photos),
+            "--model",
+            "vit-nano",
+            "--image-size",
+            "16",
+            "--patch-size",
+            "5",
+            "--out",
+            run,
+        ): "image side 16 is not a multiple of patch 5: use 15 or 20",
         ("probe", str(tmp_path / "missing")): "missing",
-    }  # fmt: skip
+    }
     for argv, sentence in cases.items():
         assert main(*argv) == 1
         said = capsys.readouterr().err
@@ -138,7 +148,7 @@ def test_failures_in_process(monkeypatch, capsys):
     code, said = fails(KeyboardInterrupt())
     assert code == 1
     assert "the same command goes on" in said
-    with pytest.raises(ZeroDivisionError):                                     # a fault of our own keeps its traceback
+    with pytest.raises(ZeroDivisionError):  # a fault of our own keeps its traceback
         fails_raw(monkeypatch)
 
 
@@ -153,13 +163,23 @@ def test_only_what_was_given_is_passed_on():
     assert parse("pretrain", VERBS["pretrain"], []) == {**given, "data": "digits"}
     argv = "photos --epochs 3 --no-flip --base-lr=0.1 --image-size 32 48 --decoder_depth 2 --compile".split()
     assert parse("pretrain", VERBS["pretrain"], argv) == {
-        **given, "epochs": 3.0, "flip": False, "base_lr": 0.1, "image_size": (32, 48), "decoder_depth": 2, "compile": True,
-    }  # fmt: skip
-    default = ["photos", "--mask-ratio", "0.75"]                               # a default that is given counts as given
+        **given,
+        "epochs": 3.0,
+        "flip": False,
+        "base_lr": 0.1,
+        "image_size": (32, 48),
+        "decoder_depth": 2,
+        "compile": True,
+    }
+    default = ["photos", "--mask-ratio", "0.75"]  # a default that is given counts as given
     assert parse("pretrain", VERBS["pretrain"], default) == {**given, "mask_ratio": 0.75}
     assert parse("probe", VERBS["probe"], ["run", "--kind", "knn"]) == {
-        "run": "run", "data": None, "test": None, "out": None, "kind": "knn",
-    }  # fmt: skip
+        "run": "run",
+        "data": None,
+        "test": None,
+        "out": None,
+        "kind": "knn",
+    }
     assert parse("export", VERBS["export"], ["run", "--to", "timm"]) == {"run": "run", "to": "timm", "out": None}
 
 

@@ -50,7 +50,7 @@ __all__ = list(_HOMES)
 
 try:
     __version__ = version("unveil")
-except PackageNotFoundError:                                                   # a checkout that is not installed
+except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"unveil {__version__}")
         sys.exit(0)
-    name = next((name for name in (argv[0], " ".join(argv[:2])) if name in VERBS), None)     # some are two words
+    name = next((name for name in (argv[0], " ".join(argv[:2])) if name in VERBS), None)  # some are two words
     if name is None:
         near = [verb for verb in VERBS if verb.startswith(f"{argv[0]} ")] or difflib.get_close_matches(argv[0], VERBS, n=1)
         hint = f"did you mean {' or '.join(near)}?" if near else "see unveil --help"
@@ -63,8 +63,10 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
     import tyro
 
     argv, apart = set_apart(argv) if verb.apart else (argv, {})
-    fields = [field(key, argument.type, argument.help, argument.default, positional=argument.positional)
-              for key, argument in verb.arguments.items()]  # fmt: skip
+    fields = [
+        field(key, argument.type, argument.help, argument.default, positional=argument.positional)
+        for key, argument in verb.arguments.items()
+    ]
     defaults, digits = literals(verb.defaults), literals(verb.digits)
     if "METHOD" in verb.configs.values():
         defaults |= usual_of(method_of(argv))
@@ -123,7 +125,7 @@ def field(name: str, kind: Any, says: str, default: Any, special: str = "", *, p
     if default is REQUIRED:
         told = "(required)"
     metavar = name.upper() if positional else WORDS.get(kind)
-    if metavar is None and get_origin(kind) in (Union, UnionType):             # of one of these names, or none
+    if metavar is None and get_origin(kind) in (Union, UnionType):  # of one of these names, or none
         metavar = "{" + ",".join(name for part in get_args(kind) for name in get_args(part)) + "}"
     marks.append(tyro.conf.arg(help=says, metavar=metavar, help_behavior_hint=told))
     return (name, Annotated[kind, *marks], dataclasses.field() if default is REQUIRED else dataclasses.field(default=default))

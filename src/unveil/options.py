@@ -16,7 +16,7 @@ from typing import Any
 
 from unveil.errors import UnveilError
 
-NAMES = {"Literal": typing.Literal, "Path": pathlib.Path, "Any": Any}          # what a knob's type may be made of, beside builtins
+NAMES = {"Literal": typing.Literal, "Path": pathlib.Path, "Any": Any}  # what a knob's type may be made of, beside builtins
 
 
 @dataclass(frozen=True)

@@ -266,9 +266,6 @@ VERBS = {
         apart=True,
     ),
     "report": Verb(
-        "unveil.recipes.look:report",
-        "Write the page of a run anew.",
-        {"run": Argument(str, "A run folder.", positional=True)},
-        {},
+        "unveil.recipes.look:report", "Write the page of a run anew.", {"run": Argument(str, "A run folder.", positional=True)}, {}
     ),
 }

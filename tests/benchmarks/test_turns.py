@@ -16,7 +16,7 @@ spec.loader.exec_module(turns)
 @pytest.mark.parametrize(
     ("seconds", "tried"),
     [
-        ({2: 1.0, 4: 1.0, 8: 1.0, 16: None, 32: 1.0}, {2: 2, 4: 4, 8: 8}),                        # 16 does not fit
+        ({2: 1.0, 4: 1.0, 8: 1.0, 16: None, 32: 1.0}, {2: 2, 4: 4, 8: 8}),  # 16 does not fit
         ({2: 1.0, 4: 4.0, 8: 1.0, 16: 16.0, 32: 32.0, 64: 1.0}, {2: 2, 4: 1, 8: 8, 16: 1, 32: 1}),  # twice in a row no gain
         ({2: None}, {}),
     ],

@@ -51,9 +51,13 @@ def test_equals_the_formula(way, dtype, masked, biased, causal):
             allowed[:, :, t, t + 1 :] = False
     expected = slowly(query, key, value, allowed, bias.expand(B, H, S, S) if biased else torch.zeros(B, H, S, S))
     found = way(
-        query.to(dtype), key.to(dtype), value.to(dtype),
-        allowed=padding if masked else None, bias=bias if biased else None, causal=causal,
-    )  # fmt: skip
+        query.to(dtype),
+        key.to(dtype),
+        value.to(dtype),
+        allowed=padding if masked else None,
+        bias=bias if biased else None,
+        causal=causal,
+    )
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-12)
 
@@ -82,7 +86,7 @@ def test_dropout_keeps_the_expectation_and_drops():
         torch.manual_seed(1)
         drawn = torch.stack([way(query, key, ones, dropout=0.5) for _ in range(400)])
         assert drawn.std(dim=0).min() > 0.1
-        assert (drawn.mean(dim=0) - 1).abs().max() < 0.2                       # the weights of a token sum to 1
+        assert (drawn.mean(dim=0) - 1).abs().max() < 0.2  # the weights of a token sum to 1
         assert torch.allclose(way(query, key, ones), ones[:, :, :T])
 
 
@@ -117,7 +121,7 @@ def test_equals_multihead_attention(kind):
         mask, options["causal"] = torch.ones(T, T).triu(1).bool(), True
     if kind == "bias":
         options["bias"] = torch.randn(heads, T, T)
-        mask = options["bias"].repeat(B, 1, 1)                                 # (B * h, T, T)
+        mask = options["bias"].repeat(B, 1, 1)  # (B * h, T, T)
     found = ours(x, context, **options) if "cross" in kind else ours(x, **options)
     source = their_context if "cross" in kind else theirs
     true, _ = peer(theirs, source, source, attn_mask=mask, key_padding_mask=ignored, need_weights=False)

@@ -42,7 +42,7 @@ def test_keys_do_not_depend_on_how_the_batch_is_cut():
     drawn = uniform(whole, 7, stream=2)
     assert torch.equal(drawn, torch.cat([uniform(whole[:4], 7, stream=2), uniform(whole[4:], 7, stream=2)]))
     assert torch.equal(uniform(whole.flip(0), 7, stream=2), drawn.flip(0))
-    assert torch.equal(uniform(whole, 3, stream=2), drawn[:, :3])              # more numbers do not move the first ones
+    assert torch.equal(uniform(whole, 3, stream=2), drawn[:, :3])  # more numbers do not move the first ones
 
 
 @pytest.mark.parametrize(("seed", "first"), [(1, 0), (2**32, 0), (0, 1000), (0, 2**32)])
@@ -64,13 +64,13 @@ def test_mix_is_one_to_one(first):
     assert mixed.min() >= 0
     assert mixed.max() < 2**32
 
-    def undo(x: torch.Tensor, shift: int) -> torch.Tensor:                     # of x ^ (x >> shift)
+    def undo(x: torch.Tensor, shift: int) -> torch.Tensor:  # of x ^ (x >> shift)
         y = x
         for _ in range(32 // shift + 1):
             y = x ^ (y >> shift)
         return y
 
-    back = undo(mixed, 16) * pow(0x846CA68B, -1, 2**32) & 0xFFFFFFFF           # the inverse, step by step
+    back = undo(mixed, 16) * pow(0x846CA68B, -1, 2**32) & 0xFFFFFFFF  # the inverse, step by step
     back = undo(back, 15) * pow(0x7FEB352D, -1, 2**32) & 0xFFFFFFFF
     assert torch.equal(undo(back, 16), x)
 
@@ -91,5 +91,5 @@ def test_uniform_is_uniform():
 def test_streams_places_and_samples_are_independent():
     keys = sample_keys(1, 0, 20_000)
     a, b = uniform(keys, 4, stream=1).double(), uniform(keys, 4, stream=2).double()
-    columns = torch.cat([a, b, a.roll(1, 0)], dim=1)                           # 12 columns: places, streams, the sample before
+    columns = torch.cat([a, b, a.roll(1, 0)], dim=1)  # 12 columns: places, streams, the sample before
     assert (torch.corrcoef(columns.T) - torch.eye(12)).abs().max() < 4.5 / np.sqrt(20_000)

@@ -76,7 +76,7 @@ def test_the_first_block_projects_mask_tokens_once_for_a_batch():
     rows = []
     made.blocks[0].attention.query_key_value.register_forward_hook(lambda module, args, out: rows.append(out[..., 0].numel()))
     made(seen, gaps=(tokens, hide))
-    assert sorted(rows) == [N, B * T]                                          # and not B x (T + M)
+    assert sorted(rows) == [N, B * T]  # and not B x (T + M)
 
 
 def test_the_last_block_asks_for_the_wanted_tokens_only():

@@ -10,7 +10,7 @@ from unveil.blocks.loss import smoothed_cross_entropy, smoothed_plainly
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_and_gradient_are_those_of_torch(smoothing: float) -> None:
     torch.manual_seed(0)
-    scores = (3 * torch.randn(7, 11, 30)).requires_grad_()                     # more than one block of rows
+    scores = (3 * torch.randn(7, 11, 30)).requires_grad_()  # more than one block of rows
     words, weight = torch.randint(30, (7, 11)), torch.rand(7, 11) * (torch.rand(7, 11) > 0.3)
     each = F.cross_entropy(scores.flatten(0, 1), words.flatten(), reduction="none", label_smoothing=smoothing)
     expected = (each * weight.flatten()).sum()

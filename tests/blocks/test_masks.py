@@ -58,16 +58,19 @@ def test_random_masks_are_uniform():
     hidden = as_bool(hide, patches).double()
     assert keep.shape[1] == 2
     assert stats.chisquare(torch.bincount(keep.flatten(), minlength=patches).numpy()).pvalue > 0.001
-    together = (1 - hidden).T @ (1 - hidden)                                   # how often two patches are kept together
+    together = (1 - hidden).T @ (1 - hidden)  # how often two patches are kept together
     pairs = [int(together[i, j]) for i in range(patches) for j in range(i)]
     assert sum(pairs) == draws
     assert stats.chisquare(pairs).pvalue > 0.001
 
 
 @given(
-    rows=st.integers(2, 16), columns=st.integers(2, 16), ratio=st.floats(0.1, 0.9), seed=st.integers(0, 2**20),
+    rows=st.integers(2, 16),
+    columns=st.integers(2, 16),
+    ratio=st.floats(0.1, 0.9),
+    seed=st.integers(0, 2**20),
     smallest=st.integers(1, 20),
-)  # fmt: skip
+)
 @settings(max_examples=80, deadline=None)
 def test_block_masks_hide_the_exact_count(rows, columns, ratio, seed, smallest):
     patches = rows * columns
@@ -78,7 +81,7 @@ def test_block_masks_hide_the_exact_count(rows, columns, ratio, seed, smallest):
     keep, hide = block_mask(noise, (rows, columns), ratio, smallest)
     check_partition(keep, hide, 3, patches, visible)
     again = block_mask(noise[1:2], (rows, columns), ratio, smallest)
-    assert torch.equal(again[1][0], hide[1])                                   # does not depend on the rest of the batch
+    assert torch.equal(again[1][0], hide[1])  # does not depend on the rest of the batch
 
 
 def slow_block(noise: list[list[float]], rows: int, columns: int, hidden: int, smallest: int) -> list[bool]:
@@ -95,7 +98,7 @@ def slow_block(noise: list[list[float]], rows: int, columns: int, hidden: int, s
                 if sum(gone) < hidden:
                     gone[row * columns + column] = True
     place = 0
-    while sum(gone) < hidden:                                                  # rectangles ran out: by position
+    while sum(gone) < hidden:  # rectangles ran out: by position
         gone[place] = True
         place += 1
     return gone
@@ -113,6 +116,7 @@ def test_block_masks_equal_a_slow_one(grid, ratio):
 
 def test_block_masks_are_in_blocks():
     """Hidden patches hang together in few pieces, where random masks of the same ratio crumble."""
+
     def pieces(hide: torch.Tensor) -> float:
         hidden = as_bool(hide, 196).reshape(-1, 14, 14).numpy()
         return sum(ndimage.label(one)[1] for one in hidden) / len(hidden)
@@ -158,12 +162,12 @@ def test_units_are_hidden_whole(grid, unit, hidden):
     check_partition(keep, hide, 50, grid[0] * grid[1], grid[0] * grid[1] - hidden)
     for row, scores in zip(as_bool(hide, grid[0] * grid[1]).reshape(-1, *grid), noise, strict=True):
         parts = []
-        for u in scores.argsort().tolist():                                    # squares from the first hidden to the last
+        for u in scores.argsort().tolist():  # squares from the first hidden to the last
             y, x = divmod(u, columns)
             square = row[y * unit : (y + 1) * unit, x * unit : (x + 1) * unit].float()
             parts.append(float(square.mean()))
         whole = sum(part == 1 for part in parts)
         assert parts[:whole] == [1.0] * whole
-        assert sum(0 < part < 1 for part in parts) <= (grid[0] % unit > 0)     # one is cut where they do not tile the grid
+        assert sum(0 < part < 1 for part in parts) <= (grid[0] % unit > 0)  # one is cut where they do not tile the grid
         assert not any(parts[whole + 1 :])
     assert (as_bool(hide, grid[0] * grid[1]).float().mean(0) > 0.3).all()

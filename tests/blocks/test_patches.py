@@ -9,8 +9,13 @@ from unveil.blocks.patches import PatchEmbed, gather, grid_size, patchify, scatt
 from unveil.errors import UnveilError
 
 SHAPES = [  # channels, image, patch
-    (3, (8, 8), (4, 4)), (1, (4, 6), (2, 2)), (5, (6, 12), (3, 4)), (2, (6, 4), (2, 4)), (4, (5, 3), (1, 1)), (3, (4, 4), (4, 4)),
-]  # fmt: skip
+    (3, (8, 8), (4, 4)),
+    (1, (4, 6), (2, 2)),
+    (5, (6, 12), (3, 4)),
+    (2, (6, 4), (2, 4)),
+    (4, (5, 3), (1, 1)),
+    (3, (4, 4), (4, 4)),
+]
 
 
 def slowly(images: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -53,7 +58,7 @@ def test_gather_and_scatter():
     new = torch.randn(2, 2, 3)
     before = tokens.clone()
     filled = scatter(tokens, index, new)
-    assert torch.equal(tokens, before)                                         # a copy
+    assert torch.equal(tokens, before)  # a copy
     for b in range(2):
         for n in range(5):
             turn = index[b].tolist().index(n) if n in index[b].tolist() else None

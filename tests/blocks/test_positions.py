@@ -51,7 +51,7 @@ def test_resize(prefix, new):
     if new == (4, 6):
         assert torch.equal(found, table)
         return
-    planes = [                                                                 # one number of the width at a time
+    planes = [  # one number of the width at a time
         F.interpolate(table[prefix:, i].reshape(1, 1, 4, 6), size=new, mode="bicubic", antialias=True).flatten() for i in range(5)
     ]
     torch.testing.assert_close(found[prefix:], torch.stack(planes, dim=1))
@@ -88,7 +88,7 @@ def test_relative_bias_equals_slow_loops(grid, class_token):
             entry = table[(down + rows - 1) * (2 * columns - 1) + across + columns - 1]
             assert torch.equal(found[:, first + a, first + b], entry)
             assert seen.setdefault((down, across), float(entry[0])) == float(entry[0])
-    assert len(set(seen.values())) == offsets                                  # each offset has an entry of its own
+    assert len(set(seen.values())) == offsets  # each offset has an entry of its own
     if class_token:
         assert set(found[0, 0, 1:].tolist()) == {float(table[offsets, 0])}
         assert set(found[0, 1:, 0].tolist()) == {float(table[offsets + 1, 0])}

@@ -37,7 +37,7 @@ def test_pixel_target():
 
 def test_normalised_target_equals_loops():
     target, x = NormalisedTarget(PATCH, CHANNELS), images()
-    x[0, :, 0:2, 8:12] = 0.7                                                   # patch 2 is flat
+    x[0, :, 0:2, 8:12] = 0.7  # patch 2 is flat
     found = target(x, HIDE)
     for b in range(2):
         for m in range(3):
@@ -46,12 +46,12 @@ def test_normalised_target_equals_loops():
             variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
             expected = [(v - mean) / math.sqrt(variance + 1e-6) for v in values]
             assert found[b, m].tolist() == pytest.approx(expected, abs=1e-4)
-    assert found[0, 2].abs().max() < 1e-3                                      # finite where the patch is flat
+    assert found[0, 2].abs().max() < 1e-3  # finite where the patch is flat
 
 
 def test_the_small_number_is_added_to_the_variance():
     x = torch.zeros(1, 1, 2, 2)
-    x[0, 0, 0, 0] = 2e-3                                                       # unbiased variance 1e-6
+    x[0, 0, 0, 0] = 2e-3  # unbiased variance 1e-6
     found = NormalisedTarget((2, 2), 1)(x, torch.tensor([[0]]))
     assert float(found[0, 0, 0]) == pytest.approx(1.5e-3 / math.sqrt(2e-6), rel=1e-4)
 
@@ -75,7 +75,7 @@ def test_loss_is_the_mean_squared_error(kind):
 
 def test_pca_equals_sklearn():
     target, sample = PCATarget(PATCH, CHANNELS, coefficients=5), images(60)
-    sample[:, 0] += 3 * sample[:, 1]                                           # some directions stand out
+    sample[:, 0] += 3 * sample[:, 1]  # some directions stand out
     assert target.size == 5
     target.prepare(sample)
     patches = patchify(sample, PATCH).flatten(0, 1).double().numpy()
@@ -95,7 +95,7 @@ def test_pca_equals_sklearn():
 
 def test_all_coefficients_rebuild_exactly():
     target, sample = PCATarget(PATCH, CHANNELS), images(20)
-    assert target.size == 24                                                   # 96, or as many as there are
+    assert target.size == 24  # 96, or as many as there are
     assert PCATarget((8, 8), 3).size == 96
     target.prepare(sample)
     torch.testing.assert_close(target.axes.T @ target.axes, torch.eye(24), rtol=0, atol=1e-5)

@@ -35,13 +35,13 @@ def test_kmeans_finds_what_scikit_learn_finds():
 
 def test_kmeans_uses_all_centres_and_is_the_same_each_time():
     first, second = KMeans(PATCH, CHANNELS, 32), KMeans(PATCH, CHANNELS, 32)
-    sample = images(60).repeat(2, 1, 1, 1)                                     # doubles: some of the first centres are alike
+    sample = images(60).repeat(2, 1, 1, 1)  # doubles: some of the first centres are alike
     first.prepare(sample)
     second.prepare(sample)
     assert torch.equal(first.centres, second.centres)
     assert float(usage(shares_of(first(sample), 32))["codebook_usage"]) > 0.9
     few = KMeans(PATCH, CHANNELS, 50)
-    few.prepare(images(2))                                                     # more centres than patches
+    few.prepare(images(2))  # more centres than patches
     assert few.centres.isfinite().all()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(first(sample), second(sample))

@@ -25,11 +25,14 @@ def shaken(module: nn.Module) -> nn.Module:
 
 def pairs(ours: Block, peer: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
     """Each of our parameters beside that of torch.nn.TransformerEncoderLayer or DecoderLayer."""
+
     def attention(a: Attention, b: nn.MultiheadAttention) -> list[tuple[nn.Parameter, nn.Parameter]]:
         return [
-            (a.query_key_value.weight, b.in_proj_weight), (a.query_key_value.bias, b.in_proj_bias),
-            (a.out.weight, b.out_proj.weight), (a.out.bias, b.out_proj.bias),
-        ]  # fmt: skip
+            (a.query_key_value.weight, b.in_proj_weight),
+            (a.query_key_value.bias, b.in_proj_bias),
+            (a.out.weight, b.out_proj.weight),
+            (a.out.bias, b.out_proj.bias),
+        ]
 
     cross = hasattr(ours, "cross")
     modules = [(ours.mlp[0], peer.linear1), (ours.mlp[2], peer.linear2), (ours.norm1, peer.norm1)]
@@ -85,7 +88,7 @@ def test_a_stack_is_its_blocks_one_after_the_other(norm):
     if norm == "pre":
         expected = torch.nn.functional.layer_norm(expected, (D,), stack.norm.weight, stack.norm.bias, 1e-6)
     torch.testing.assert_close(stack(x, bias=bias), expected)
-    assert not torch.allclose(stack(x), expected, atol=1e-3)                   # the bias does reach the blocks
+    assert not torch.allclose(stack(x), expected, atol=1e-3)  # the bias does reach the blocks
 
 
 def test_linear_layers_begin_xavier_uniform_with_zero_biases():
@@ -104,7 +107,7 @@ def test_drop_path_keeps_the_expectation_and_whole_samples():
     torch.manual_seed(1)
     x = torch.randn(4000, 2, D)
     dropped = branch(x)
-    ratio = dropped / x                                                        # 0 or 1 / 0.75, one draw a sample
+    ratio = dropped / x  # 0 or 1 / 0.75, one draw a sample
     assert torch.allclose(ratio, ratio[:, :1, :1].expand_as(ratio), atol=1e-5)
     gone = ratio[:, 0, 0] == 0
     assert abs(gone.float().mean() - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
@@ -160,7 +163,7 @@ def test_recompute_gives_identical_gradients(chance, monkeypatch):
     expected = gradients(plain, x)
     assert len(calls) == 3
     found = gradients(again, x)
-    assert len(calls) == 3 + 6                                                 # each block ran twice
+    assert len(calls) == 3 + 6  # each block ran twice
     for a, b in zip(expected, found, strict=True):
         assert torch.equal(a, b)
     again.eval()

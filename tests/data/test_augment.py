@@ -1,6 +1,5 @@
 """Augmentation against Pillow and torchvision, picture by picture."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,7 @@ from unveil.data.augment import (
     normalise,
     random_boxes,
     view,
-)  # fmt: skip
+)
 from unveil.data.batch import Batch
 from unveil.data.resize import by_products, crop_resize, one_by_one, resize_matrix
 from unveil.errors import UnveilError
@@ -72,7 +71,7 @@ def test_crop_and_resize_equal_pillow(size, deep):
         if i % 4 == 0:
             boxes[-1] = [0, 0, *x.shape[:2]]
     flips = [i % 3 == 0 for i in range(len(pictures))]
-    images, sizes = canvases(pictures, fill=255)                               # what is outside a picture must not leak in
+    images, sizes = canvases(pictures, fill=255)  # what is outside a picture must not leak in
     found = crop_resize(images, torch.tensor(boxes).float(), sizes, size, torch.tensor(flips))
     assert found.shape == (len(pictures), 3, *size)
     full, near = 65535 if deep else 255, []
@@ -81,8 +80,8 @@ def test_crop_and_resize_equal_pillow(size, deep):
         np.testing.assert_allclose(ours * full, exact, atol=3e-5 * full)
         if not deep:
             apart = np.abs(ours * 255 - by_pillow(x, box, size, flip, exact=False))
-            assert apart.mean() < 0.6                                          # rounding to bytes, no shift
-            near.append((apart <= 3).flatten())                                # Pillow also clips between its two passes
+            assert apart.mean() < 0.6  # rounding to bytes, no shift
+            near.append((apart <= 3).flatten())  # Pillow also clips between its two passes
     assert deep or np.concatenate(near).mean() > 0.995
 
 
@@ -104,7 +103,7 @@ def test_large_pictures_equal_pillow_in_bytes(how):
     true = np.stack([by_pillow(x, box, (96, 96), flip, exact=False) for x, box, flip in zip(pictures, boxes, flips, strict=True)])
     apart = np.abs((found.permute(0, 2, 3, 1).numpy() * 255).round() - true)
     assert apart.max() <= 2
-    assert (apart == 0).mean() > 0.75                                          # the others: which pass is rounded first
+    assert (apart == 0).mean() > 0.75  # the others: which pass is rounded first
 
 
 def test_large_crops_over_the_edge_see_black():
@@ -154,7 +153,7 @@ def test_flips_half_and_never_without_crop():
 
 
 def test_fixed_crops_move_into_black():
-    x = picture(16, 16, 0) // 2 + 100                                          # nowhere black itself
+    x = picture(16, 16, 0) // 2 + 100  # nowhere black itself
     images, sizes = canvases([x] * 300)
     keys = sample_keys(0, 0, 300)
     boxes = moved_boxes(torch.tensor([[0.0, 0, 16, 16]] * 300), sizes.float(), keys)
@@ -168,7 +167,7 @@ def test_fixed_crops_move_into_black():
         expected = padded[2 + top : 18 + top, 2 + left : 18 + left]
         np.testing.assert_allclose(ours.permute(1, 2, 0).numpy() * 255, expected, atol=1e-2)
     roomy = moved_boxes(torch.tensor([[0.0, 0, 16, 16]] * 300), torch.tensor([[32.0, 40.0]] * 300), keys)
-    assert roomy[:, :2].min() == 0                                             # no black where there is room
+    assert roomy[:, :2].min() == 0  # no black where there is room
     assert roomy[:, 0].max() == 16
     assert roomy[:, 1].max() == 24
 
@@ -185,7 +184,7 @@ def test_jitter_equals_torchvision_and_stays_in_bounds():
         torch.testing.assert_close(ours, V.adjust_saturation(x, saturation), rtol=0, atol=1e-3)
     assert found.min() >= 0
     assert found.max() <= 1
-    assert jittered(images[:, :2], keys, 0.4).shape == (40, 2, 6, 7)           # no saturation without three channels
+    assert jittered(images[:, :2], keys, 0.4).shape == (40, 2, 6, 7)  # no saturation without three channels
     torch.testing.assert_close(jittered(images, keys, 0.0), images)
 
 
@@ -207,15 +206,15 @@ def test_normalise():
 @pytest.mark.parametrize(
     ("height", "width", "size", "box"),
     [
-        (256, 256, (224, 224), [16, 16, 224, 224]),                            # 7/8 of a larger picture
+        (256, 256, (224, 224), [16, 16, 224, 224]),  # 7/8 of a larger picture
         (256, 341, (224, 224), [16, 58, 224, 224]),
-        (16, 16, (16, 16), [0, 0, 16, 16]),                                    # all of one that is not larger
+        (16, 16, (16, 16), [0, 0, 16, 16]),  # all of one that is not larger
         (18, 24, (16, 16), [0, 3, 18, 18]),
         (100, 50, (32, 32), [28, 3, 44, 44]),
         (64, 64, (16, 32), [18, 4, 28, 56]),
         (10, 10, (32, 32), [0, 0, 10, 10]),
     ],
-)  # fmt: skip
+)
 def test_views_show_the_centre(height, width, size, box):
     assert centre_boxes(torch.tensor([[height, width]]).float(), size)[0].int().tolist() == box
     x = picture(height, width, 0)

@@ -20,14 +20,14 @@ def test_random_boxes_obey_the_ranges(image_size, scale):
     assert torch.equal(boxes, boxes.round())
     assert bool(((top >= 0) & (left >= 0) & (top + h <= height) & (left + w <= width)).all())
     area, aspect = h * w / (height * width), w / h / (image_size[1] / image_size[0])
-    assert scale * 0.97 < area.min() < scale * 1.1                             # rounding to pixels moves it a little
+    assert scale * 0.97 < area.min() < scale * 1.1  # rounding to pixels moves it a little
     assert area.max() <= 1
     assert aspect.min() > 0.75 * 0.97
     assert aspect.max() < 4 / 3 * 1.03
     torch.manual_seed(0)
     canvas, wanted = torch.zeros(3, height, width), image_size[1] / image_size[0]
     peer = [RandomResizedCrop.get_params(canvas, [scale, 1.0], [wanted * 3 / 4, wanted * 4 / 3]) for _ in range(count)]
-    for i in range(4):                                                         # distributed as torchvision's
+    for i in range(4):  # distributed as torchvision's
         assert stats.ks_2samp(boxes[:, i].numpy(), [box[i] for box in peer]).pvalue > 0.001
 
 
@@ -55,5 +55,5 @@ def test_random_boxes_equal_torchvisions_loop():
     drawn = uniform(keys, 22, stream=11).tolist()
     slow = [slow_box(h, w, u, 0.2) for (h, w), u in zip(sizes.tolist(), drawn, strict=True)]
     same = [a == b for a, b in zip(found.int().tolist(), slow, strict=True)]
-    assert sum(same) >= 398                                                    # a side at x.5 may round the other way in float32
-    assert found.int().tolist()[2] == [(100 - 5) // 2, 0, 5, 4]                # the fallback: no square fits
+    assert sum(same) >= 398  # a side at x.5 may round the other way in float32
+    assert found.int().tolist()[2] == [(100 - 5) // 2, 0, 5, 4]  # the fallback: no square fits

@@ -59,7 +59,7 @@ def test_scans_are_sklearns_and_the_splits_share_none():
 
 def test_a_canvas_follows_its_draw():
     full = np.full((8, 8), 255, np.uint8)
-    draw = np.array([0, 3, 2, 1, 10, 20, 30, 5, 6, 7, 0, 0])                   # side 12, at (2, 1)
+    draw = np.array([0, 3, 2, 1, 10, 20, 30, 5, 6, 7, 0, 0])  # side 12, at (2, 1)
     picture = canvas(full, draw)
     assert picture.shape == (16, 16, 3)
     inside = np.zeros((16, 16), bool)
@@ -75,4 +75,4 @@ def test_pictures_differ_in_place_size_and_colour():
     ground = pictures[:500].min(axis=(1, 2))
     assert ground.max() < 32
     bright = (pictures[:500].max(axis=3) > 100).reshape(500, 256)
-    assert (bright.mean(axis=0) > 0.02).sum() > 150                            # digits stand in most places of the canvas
+    assert (bright.mean(axis=0) > 0.02).sum() > 150  # digits stand in most places of the canvas

@@ -40,7 +40,7 @@ def joined(parts: list[Batch]) -> Batch:
 @pytest.mark.parametrize(("world", "parts"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2)])
 def test_shares_make_up_the_same_step(make, world, parts):
     feed = make()
-    for step in (0, 1, 2, 7):                                                  # step 2 crosses the end of an epoch
+    for step in (0, 1, 2, 7):  # step 2 crosses the end of an epoch
         (whole,) = batches(feed, step, 0, 1, 1)
         by_rank = [batches(feed, step, rank, world, parts) for rank in range(world)]
         shares = [by_rank[rank][part] for part in range(parts) for rank in range(world)]
@@ -67,7 +67,7 @@ def test_an_epoch_shows_each_picture_once():
     places = torch.tensor([1, 4, 9, 16, 0, 21])
     feed = picture_feed(places)
     assert feed.samples == 6
-    seen = torch.cat([batches(feed, step, 0, 1, 1)[0].images for step in range(3)])   # 24 samples: 4 epochs of 6
+    seen = torch.cat([batches(feed, step, 0, 1, 1)[0].images for step in range(3)])  # 24 samples: 4 epochs of 6
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     wanted = sorted(array[i].transpose(2, 0, 1).tobytes() for i in places.tolist())
     for epoch in range(4):
@@ -78,7 +78,7 @@ def test_an_epoch_shows_each_picture_once():
 @pytest.mark.parametrize("memory", [0, MEMORY])
 def test_repeats_are_samples_of_one_picture_with_keys_of_their_own(repeats, memory):
     feed = picture_feed(repeats=repeats, memory=memory)
-    assert feed.samples == COUNT                                               # an epoch has as many samples as ever
+    assert feed.samples == COUNT  # an epoch has as many samples as ever
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     for step in range(7):
         (batch,) = batches(feed, step, 0, 1, 1)
@@ -89,7 +89,7 @@ def test_repeats_are_samples_of_one_picture_with_keys_of_their_own(repeats, memo
             assert torch.equal(batch.images[i].permute(1, 2, 0), torch.from_numpy(array[place]))
             assert batch.labels[i] == place % 7
             assert batch.keys[i] == sample_keys(3, number, 1)
-    passes = torch.cat([batches(feed, step, 0, 1, 1)[0].images for step in range(11 * repeats)])[::repeats]   # 4 passes
+    passes = torch.cat([batches(feed, step, 0, 1, 1)[0].images for step in range(11 * repeats)])[::repeats]  # 4 passes
     wanted = sorted(x.transpose(2, 0, 1).tobytes() for x in array)
     for i in range(0, len(passes), COUNT):
         assert sorted(x.numpy().tobytes() for x in passes[i : i + COUNT]) == wanted
@@ -155,7 +155,7 @@ def test_the_stream_keeps_the_order_and_runs_ahead(ahead, steps):
     feed = Slow()
     for wanted, (step, parts) in zip(steps, stream(feed, steps, 1, 2, 3, ahead=ahead), strict=True):
         assert [step] * 3 == [wanted] * 3 == [int(part.images) for part in parts]
-        assert len(feed.asked) <= 3 * (step - steps.start + 1 + ahead)         # no further ahead than asked
+        assert len(feed.asked) <= 3 * (step - steps.start + 1 + ahead)  # no further ahead than asked
     assert feed.asked == [(step, share, 6) for step in steps for share in (1, 3, 5)]
     assert threading.current_thread().name not in feed.threads
 

@@ -23,7 +23,7 @@ def test_a_place_does_not_depend_on_the_others(count, seed, data):
     whole = shuffled(seed, torch.arange(5 * count + 1), count)
     given_places = torch.tensor(places)
     assert shuffled(seed, given_places, count).tolist() == [int(whole[place]) for place in places]
-    assert given_places.tolist() == places                                     # not written to
+    assert given_places.tolist() == places  # not written to
 
 
 def test_epochs_and_seeds_differ():

@@ -94,7 +94,7 @@ def test_raw_pixels_are_handed_out_without_decoding(packed: Path) -> None:
         assert Image.open(io.BytesIO(found)).format == "JPEG"
         return
     assert isinstance(found, np.ndarray)
-    assert not found.flags.owndata                                             # it lies in the mapped file
+    assert not found.flags.owndata  # it lies in the mapped file
     assert not found.flags.writeable
 
 
@@ -227,7 +227,7 @@ def test_odd_files(store: str, tmp_path: Path) -> None:
     assert wanted.names == found.names
     assert dict(wanted.source.skipped) | wanted.skipped == dict(found.source.skipped)
     differences = [np.abs(x.astype(int) - y.astype(int)).mean() for x, y in zip(every(wanted), every(found), strict=True)]
-    assert max(differences) <= (0 if store == "raw" else 20)                   # 64 px, some of them noise
+    assert max(differences) <= (0 if store == "raw" else 20)  # 64 px, some of them noise
     assert np.median(differences) <= 5
     with tarfile.open(ODD) as tar:
         assert len(found.source.skipped) + len(found) == sum(member.isfile() for member in tar)

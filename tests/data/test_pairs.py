@@ -25,9 +25,16 @@ def write(folder: Path, **files: str) -> Path:
 
 def test_a_folder_and_an_archive_hold_the_same(tmp_path: Path) -> None:
     folder = write(
-        tmp_path / "text", train_dot_en="a\n b \n\n", train_dot_de="A\nB\u2028b\n\n", val_dot_en="v", val_dot_de="V",
-        test_x_dot_en="t\n", test_x_dot_de="T\n", test_y_dot_en="alone\n", notes_dot_md="no",
-    )  # fmt: skip
+        tmp_path / "text",
+        train_dot_en="a\n b \n\n",
+        train_dot_de="A\nB\u2028b\n\n",
+        val_dot_en="v",
+        val_dot_de="V",
+        test_x_dot_en="t\n",
+        test_x_dot_de="T\n",
+        test_y_dot_en="alone\n",
+        notes_dot_md="no",
+    )
     corpus = read_corpus(folder, "en", "de")
     assert corpus.train == (["a", "b", ""], ["A", "B\u2028b", ""])
     assert corpus.held_out == (["v"], ["V"])
@@ -91,7 +98,7 @@ def test_batches_hold_each_pair_once_an_epoch_and_little_padding() -> None:
     made = feed()
     batches = [made.share(step, 0, 1) for step in range(2 * POOL)]
     seen = torch.cat([batch.source[:, 0] for batch in batches]) - 3
-    assert not torch.equal(seen[:600].sort().values, torch.arange(600))        # a pool of 512 ends where no epoch does
+    assert not torch.equal(seen[:600].sort().values, torch.arange(600))  # a pool of 512 ends where no epoch does
     assert torch.equal(torch.cat([seen]).bincount(minlength=600).clamp(max=1), torch.ones(600, dtype=torch.int64))
     for batch in batches:
         assert torch.equal(batch.source[:, 0], batch.target[:, 1])

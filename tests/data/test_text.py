@@ -42,14 +42,23 @@ def test_class_folders_and_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "table", "texts"),
     [
-        ("train.tsv", 'a "good film\t1\na bad film\t0\nbad , bad\t0\nso good\t1\n',
-         ['a "good film', "a bad film", "bad , bad", "so good"]),
-        ("train.csv", '"1","Up, up","and so on"\n"0","Down it","goes now"\n"0","All of","it went"\n"1","To the","top"\n',
-         ["Up, up and so on", "Down it goes now", "All of it went", "To the top"]),
-        ("train.csv", "id,text,label\n7,so fine a film,1\n8,not that good,0\n9,bad bad,0\n10,good enough,1\n",
-         ["so fine a film", "not that good", "bad bad", "good enough"]),
+        (
+            "train.tsv",
+            'a "good film\t1\na bad film\t0\nbad , bad\t0\nso good\t1\n',
+            ['a "good film', "a bad film", "bad , bad", "so good"],
+        ),
+        (
+            "train.csv",
+            '"1","Up, up","and so on"\n"0","Down it","goes now"\n"0","All of","it went"\n"1","To the","top"\n',
+            ["Up, up and so on", "Down it goes now", "All of it went", "To the top"],
+        ),
+        (
+            "train.csv",
+            "id,text,label\n7,so fine a film,1\n8,not that good,0\n9,bad bad,0\n10,good enough,1\n",
+            ["so fine a film", "not that good", "bad bad", "good enough"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_columns_are_told_by_what_stands_in_them(name: str, table: str, texts: list[str], tmp_path: Path) -> None:
     train, test = open_texts(written(tmp_path, {name: table, "classes.txt": "no text"}))
     assert train.texts == texts
@@ -84,7 +93,9 @@ def test_bad_data_gets_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "train", "test", "classes"),
     [
-        ("sst2", 6920, 1821, 2), ("ag_news_7600", 6000, 1600, 4), ("movie_reviews_2000", 1600, 400, 2),
+        ("sst2", 6920, 1821, 2),
+        ("ag_news_7600", 6000, 1600, 4),
+        ("movie_reviews_2000", 1600, 400, 2),
         ("wikitext2_valid_test", 2, 0, 0),
     ],
 )
@@ -136,7 +147,7 @@ def test_sequences_of_a_corpus(pieces: WordPieces) -> None:
 
 
 def test_pairs_of_a_corpus(pieces: WordPieces) -> None:
-    ids = torch.arange(5, 105, dtype=torch.int32)                              # so that a place can be told by its piece
+    ids = torch.arange(5, 105, dtype=torch.int32)  # so that a place can be told by its piece
     batch = CorpusFeed(ids, pieces, length=13, batch_size=400, seed=0, pairs=True).share(0, 0, 1)
     assert batch.labels is not None
     assert batch.segments is not None

@@ -68,7 +68,7 @@ def test_views_of_any_kind_of_picture(channels: int, kind: torch.dtype) -> None:
     half, size = (0.5,) * channels, (16, 12)
     views = Views(CONFIG, size, half, half)(batch(channels=channels, kind=kind), pair(size, 0.4))
     assert views.shape == (2, 64, channels, *size)
-    assert views.abs().max() <= 1 + 1e-5                                       # normalised: 0 to 1 became -1 to 1
+    assert views.abs().max() <= 1 + 1e-5  # normalised: 0 to 1 became -1 to 1
     assert (views[0] - views[1]).abs().mean() > 0.1
     assert views.std() > 0.2
 
@@ -95,7 +95,7 @@ def test_shares_are_as_asked_for() -> None:
         greyed = seen.amax(1) - seen.amin(1) < 1e-3
         assert abs(greyed.float().mean() - 0.2) < 0.026
         if not jitter:
-            assert abs((seen[~greyed][:, 0] < seen[~greyed][:, 2]).float().mean() - 0.3) < 0.033       # red became the darker
+            assert abs((seen[~greyed][:, 0] < seen[~greyed][:, 2]).float().mean() - 0.3) < 0.033  # red became the darker
         untouched = (seen - colour / 255).abs().amax(1) < 1e-3
         assert abs(untouched.float().mean() - 0.8 * 0.7 * (1 - changed)) < 0.032
 
@@ -106,7 +106,7 @@ def test_small_views_show_small_parts() -> None:
     ramps = Batch(ramp, torch.tensor([[64, 64]] * 500), sample_keys(0, 0, 500))
     views = Views(AugmentConfig(), (16, 16), (0.0,), (1.0,))
     small = views.draw(ramps, View(size=(8, 8), least=0.05, most=0.4, blurred=0.0), 0)
-    wide = (small.amax(3) - small.amin(3)).mean(dim=(1, 2)) * 255 / 4 * 8 / 7      # pixels of the picture
+    wide = (small.amax(3) - small.amin(3)).mean(dim=(1, 2)) * 255 / 4 * 8 / 7  # pixels of the picture
     area = wide.square() / 64**2
     assert area.quantile(0.02) > 0.02
     assert area.quantile(0.98) < 0.4 * 4 / 3 * 1.1

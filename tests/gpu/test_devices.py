@@ -118,7 +118,7 @@ def test_batches_made_ahead_arrive_whole(place: Place) -> None:
 def test_flops_are_counted_alike(place: Place) -> None:
     """Fused attention on a GPU computes its scores again on the way back: a product more than the formula has."""
     learner = mae()
-    learner.augmentation = None                                                # its products are none of the formula's
+    learner.augmentation = None  # its products are none of the formula's
     formula = mae_cost(learner.encoder.config, visible=4, width=48, depth=2, predicted=48, batch=10**9).step
     low, high = (cost_of(learner, batch(n), SpreadConfig(precision="bfloat16"), place).flops for n in (2, 6))
     assert (high - low) / 4 == pytest.approx(formula, rel=1e-6 if place.device.type == "cpu" else 0.1)
@@ -142,9 +142,7 @@ def run(place: Place, folder: Path, last: int = 0) -> tuple[MAE, list[Record]]:
     """Twelve steps, or up to the `last` one, from the newest checkpoint on."""
     learner, lines = mae(), Lines(last)
     training = TrainConfig(epochs=4, batch_size=8, log_every=1, monitor_times=1)
-    train(
-        learner, feed(), training, OptimConfig(base_lr=0.05), EXACT, place, checkpoints=Checkpoints(folder), sinks=[lines]
-    )  # fmt: skip
+    train(learner, feed(), training, OptimConfig(base_lr=0.05), EXACT, place, checkpoints=Checkpoints(folder), sinks=[lines])
     return learner, lines.lines
 
 
@@ -216,7 +214,7 @@ def test_nothing_in_a_step_waits_for_a_gpu() -> None:
         assert copies.waiting == []
         with Copies() as copies:
             raw.images.to(place.device)
-        assert copies.waiting == ["aten._to_copy.default"]                     # so a copy that waits would be seen
+        assert copies.waiting == ["aten._to_copy.default"]  # so a copy that waits would be seen
 
 
 @pytest.mark.gpu
@@ -228,7 +226,7 @@ def test_nothing_in_a_whole_step_waits_for_the_gpu() -> None:
     learner = mae(AugmentConfig(jitter=0.4)).to(place.device).train()
     optimizer, meter = build_optimizer(learner, OptimConfig()), Meter(place)
     for step, (raw,) in stream(pictures, range(4), 0, 1, 1):
-        torch.cuda.set_sync_debug_mode("error" if step else "default")         # the first step makes what is made once
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step makes what is made once
         try:
             forward(learner, raw, meter, place).backward()
             update(learner, optimizer, meter)

@@ -21,9 +21,7 @@ def shaken(module):
 def make_mae():
     def make(*, target="normalised", decoder_width=32, decoder_depth=1, decoder_heads=2, **shape):
         torch.manual_seed(0)
-        config = MAEConfig(
-            target=target, decoder_width=decoder_width, decoder_depth=decoder_depth, decoder_heads=decoder_heads
-        )
+        config = MAEConfig(target=target, decoder_width=decoder_width, decoder_depth=decoder_depth, decoder_heads=decoder_heads)
         return shaken(MAE.build(ViTConfig(**SHAPE | shape), config, AugmentConfig()))
 
     return make

@@ -38,9 +38,11 @@ def test_other_folders_are_refused_in_a_sentence(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     refused("has not begun to train")
     for content, match in (
-        ('{"model_type": "roberta"}', "is roberta: expected"), ("{}", "of no known format"), ("[1]", "holds a JSON list"),
+        ('{"model_type": "roberta"}', "is roberta: expected"),
+        ("{}", "of no known format"),
+        ("[1]", "holds a JSON list"),
         ("{", "no valid JSON"),
-    ):  # fmt: skip
+    ):
         (tmp_path / "config.json").write_text(content)
         refused(match)
     (tmp_path / "config.json").write_text(json.dumps({"format": "unveil", "encoder": {}, "task": "linear"}))

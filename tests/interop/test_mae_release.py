@@ -30,18 +30,31 @@ def norm(name, width):
 def release(width=192, depth=2, side=4, patch=(4, 4), channels=3, decoder=(128, 1)):
     """A state dict as the public code would save it, with random values."""
     torch.manual_seed(0)
-    state = {
-        "cls_token": torch.randn(1, 1, width), "pos_embed": torch.randn(1, 1 + side**2, width),
-        "patch_embed.proj.weight": torch.randn(width, channels, *patch), "patch_embed.proj.bias": torch.randn(width),
-    } | blocks("blocks", width, depth) | norm("norm", width)  # fmt: skip
+    state = (
+        {
+            "cls_token": torch.randn(1, 1, width),
+            "pos_embed": torch.randn(1, 1 + side**2, width),
+            "patch_embed.proj.weight": torch.randn(width, channels, *patch),
+            "patch_embed.proj.bias": torch.randn(width),
+        }
+        | blocks("blocks", width, depth)
+        | norm("norm", width)
+    )
     if decoder:
         wide, deep = decoder
         values = patch[0] * patch[1] * channels
-        state |= {
-            "mask_token": torch.randn(1, 1, wide), "decoder_pos_embed": torch.randn(1, 1 + side**2, wide),
-            "decoder_embed.weight": torch.randn(wide, width), "decoder_embed.bias": torch.randn(wide),
-            "decoder_pred.weight": torch.randn(values, wide), "decoder_pred.bias": torch.randn(values),
-        } | blocks("decoder_blocks", wide, deep) | norm("decoder_norm", wide)  # fmt: skip
+        state |= (
+            {
+                "mask_token": torch.randn(1, 1, wide),
+                "decoder_pos_embed": torch.randn(1, 1 + side**2, wide),
+                "decoder_embed.weight": torch.randn(wide, width),
+                "decoder_embed.bias": torch.randn(wide),
+                "decoder_pred.weight": torch.randn(values, wide),
+                "decoder_pred.bias": torch.randn(values),
+            }
+            | blocks("decoder_blocks", wide, deep)
+            | norm("decoder_norm", wide)
+        )
     return state
 
 
@@ -74,14 +87,7 @@ def test_goes_in_and_out_unchanged(tmp_path, said, decoder, ending):
 def test_shape_follows_from_the_tensors(tmp_path):
     learner = load(saved(tmp_path / "x.pth", release(384, 3, 5, (6, 6), 2, (512, 2))))
     vit = learner.encoder.config
-    assert (vit.width, vit.depth, vit.heads, vit.image_size, vit.patch_size, vit.channels) == (
-        384,
-        3,
-        6,
-        (30, 30),
-        (6, 6),
-        2,
-    )
+    assert (vit.width, vit.depth, vit.heads, vit.image_size, vit.patch_size, vit.channels) == (384, 3, 6, (30, 30), (6, 6), 2)
     assert (learner.config.decoder_width, learner.config.decoder_depth, learner.decoder.config.heads) == (512, 2, 16)
     assert learner.config.target == "normalised"
     assert not learner.training
@@ -112,15 +118,7 @@ def test_grid_that_is_no_square_asks_for_its_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "norm.bias",
-        "blocks.1.attn.qkv.weight",
-        "decoder_norm.weight",
-        "mask_token",
-        "decoder_pred.bias",
-        "decoder_pos_embed",
-    ],
+    "name", ["norm.bias", "blocks.1.attn.qkv.weight", "decoder_norm.weight", "mask_token", "decoder_pred.bias", "decoder_pos_embed"]
 )
 def test_missing_tensor_is_named(tmp_path, name):
     state = release()
@@ -146,9 +144,7 @@ def test_left_over_tensor_is_named(tmp_path, name):
         load(saved(tmp_path / "x.pth", state), decoder_heads=4)
 
 
-@pytest.mark.parametrize(
-    "name", ["blocks.1.mlp.fc1.bias", "norm.weight", "decoder_pos_embed", "mask_token", "cls_token"]
-)
+@pytest.mark.parametrize("name", ["blocks.1.mlp.fc1.bias", "norm.weight", "decoder_pos_embed", "mask_token", "cls_token"])
 def test_tensor_of_another_shape_is_named(tmp_path, name):
     state = release()
     state[name] = torch.zeros(*state[name].shape[:-1], state[name].shape[-1] + 4)
@@ -197,10 +193,13 @@ def test_malicious_file_is_refused_and_not_run(tmp_path, how):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ([1, 2], "holds list"), ({"epoch": 3}, "holds a dict with 'epoch'"), ({"model": {"x": 1}}, "named tensors"),
-        ({"model": {"x": torch.zeros(1)}}, "not laid out as the public MAE release"), ({"model": {}}, "not laid out"),
+        ([1, 2], "holds list"),
+        ({"epoch": 3}, "holds a dict with 'epoch'"),
+        ({"model": {"x": 1}}, "named tensors"),
+        ({"model": {"x": torch.zeros(1)}}, "not laid out as the public MAE release"),
+        ({"model": {}}, "not laid out"),
     ],
-)  # fmt: skip
+)
 def test_other_content_is_refused(tmp_path, content, match):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(UnveilError, match=match):

@@ -133,8 +133,6 @@ def test_another_epsilon_is_kept(make_mae, tmp_path):
 
 
 def test_bare_encoder_can_be_exported(tmp_path):
-    encoder = EncoderOnly(
-        ViT(ViTConfig(width=48, depth=1, heads=3, image_size=(8, 8), patch_size=(4, 4), layer_scale=0.1))
-    )
+    encoder = EncoderOnly(ViT(ViTConfig(width=48, depth=1, heads=3, image_size=(8, 8), patch_size=(4, 4), layer_scale=0.1)))
     again = load(native.export(encoder, tmp_path / "encoder.safetensors"))
     assert same(again.state_dict(), encoder.state_dict())

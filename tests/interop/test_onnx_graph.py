@@ -32,9 +32,7 @@ def test_encoder_answers_any_batch(make_mae, tmp_path, capfd):
 
 @needs_onnx
 @torch.no_grad()
-def test_fine_tuned_model_answers_with_scores_and_large_weights_stand_beside(
-    make_finetune, tmp_path, images, monkeypatch
-):
+def test_fine_tuned_model_answers_with_scores_and_large_weights_stand_beside(make_finetune, tmp_path, images, monkeypatch):
     monkeypatch.setattr(onnx_graph, "LARGEST", 1000)
     learner = make_finetune()
     path = onnx_graph.export(learner, tmp_path / "classifier.onnx")

@@ -24,12 +24,22 @@ KINDS = [("shared", "none", 0.1), ("block", "none", 0.1), ("none", "learned", No
 def theirs(bias="shared", positions="none", scale=0.1, **changes):
     config = transformers.BeitConfig(
         **{
-            "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192, "image_size": 32,
-            "patch_size": 8, "vocab_size": 11, "use_mask_token": True, "use_shared_relative_position_bias": bias == "shared",
-            "use_relative_position_bias": bias == "block", "use_absolute_position_embeddings": positions == "learned",
-            "layer_scale_init_value": scale or 0.0, "drop_path_rate": 0.0,
-        } | changes
-    )  # fmt: skip
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 192,
+            "image_size": 32,
+            "patch_size": 8,
+            "vocab_size": 11,
+            "use_mask_token": True,
+            "use_shared_relative_position_bias": bias == "shared",
+            "use_relative_position_bias": bias == "block",
+            "use_absolute_position_embeddings": positions == "learned",
+            "layer_scale_init_value": scale or 0.0,
+            "drop_path_rate": 0.0,
+        }
+        | changes
+    )
     torch.manual_seed(0)
     return shaken(transformers.BeitForMaskedImageModeling(config))
 
@@ -83,9 +93,10 @@ def test_what_ours_does_not_do_is_refused(tmp_path):
     theirs().save_pretrained(tmp_path)
     facts = json.loads((tmp_path / "config.json").read_text())
     for change, match in (
-        ({"use_mean_pooling": False}, "use_mean_pooling False"), ({"use_mask_token": False}, "use_mask_token False"),
+        ({"use_mean_pooling": False}, "use_mean_pooling False"),
+        ({"use_mask_token": False}, "use_mask_token False"),
         ({"use_relative_position_bias": True}, "shared biases and those of each block"),
-    ):  # fmt: skip
+    ):
         (tmp_path / "config.json").write_text(json.dumps(facts | change))
         with pytest.raises(UnveilError, match=match):
             load(tmp_path)

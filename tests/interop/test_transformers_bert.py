@@ -23,9 +23,14 @@ WORDS = (*SPECIAL, *(f"word{i}" for i in range(95)))
 def theirs(kind: str, folder: Path, **changes: Any) -> Any:
     torch.manual_seed(0)
     facts = {
-        "vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192,
-        "max_position_embeddings": 24, "initializer_range": 0.2,
-    }  # fmt: skip
+        "vocab_size": 100,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "max_position_embeddings": 24,
+        "initializer_range": 0.2,
+    }
     model = getattr(transformers, kind)(transformers.BertConfig(**facts | changes)).eval()
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")

@@ -18,11 +18,19 @@ HIDDEN = torch.rand(2, 16, generator=torch.Generator().manual_seed(2)).argsort(d
 def config(**changes):
     return transformers.ViTMAEConfig(
         **{
-            "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192, "image_size": 32,
-            "patch_size": 8, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 192,
+            "image_size": 32,
+            "patch_size": 8,
+            "decoder_hidden_size": 32,
+            "decoder_num_hidden_layers": 1,
+            "decoder_num_attention_heads": 2,
             "decoder_intermediate_size": 128,
-        } | changes
-    )  # fmt: skip
+        }
+        | changes
+    )
 
 
 def shaken(model):
@@ -110,10 +118,12 @@ def test_pictures_are_prepared_alike(make_mae, tmp_path):
 def test_what_transformers_cannot_express_is_refused(make_mae, make_finetune, tmp_path):
     out = tmp_path / "out"
     for learner, match in (
-        (make_mae(image_size=(32, 48)), "square pictures and patches only"), (make_mae(patch_size=(8, 4)), "square"),
-        (make_mae(target="pca"), "no PCA target"), (make_mae(layer_scale=0.1), "no place for"),
+        (make_mae(image_size=(32, 48)), "square pictures and patches only"),
+        (make_mae(patch_size=(8, 4)), "square"),
+        (make_mae(target="pca"), "no PCA target"),
+        (make_mae(layer_scale=0.1), "no place for"),
         (make_finetune(), "no masked autoencoder"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UnveilError, match=match):
             transformers_vit_mae.export(learner, out)
     assert not out.exists()
@@ -123,11 +133,14 @@ def test_what_our_model_does_not_do_is_refused(make_mae, tmp_path):
     transformers_vit_mae.export(make_mae(), tmp_path)
     facts = json.loads((tmp_path / "config.json").read_text())
     for change, match in (
-        ({"hidden_act": "relu"}, "relu"), ({"decoder_intermediate_size": 64}, "decoder MLP of 64"),
-        ({"qkv_bias": False}, "without biases"), ({"image_size": "large"}, "describe no model"),
-        ({"num_hidden_layers": 3}, "16 missing"), ({"image_size": 64}, "does not fit"),
+        ({"hidden_act": "relu"}, "relu"),
+        ({"decoder_intermediate_size": 64}, "decoder MLP of 64"),
+        ({"qkv_bias": False}, "without biases"),
+        ({"image_size": "large"}, "describe no model"),
+        ({"num_hidden_layers": 3}, "16 missing"),
+        ({"image_size": 64}, "does not fit"),
         ({"model_type": "vit"}, "config.json that is vit"),
-    ):  # fmt: skip
+    ):
         (tmp_path / "config.json").write_text(json.dumps(facts | change))
         with pytest.raises(UnveilError, match=match):
             load(tmp_path)

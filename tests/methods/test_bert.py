@@ -33,7 +33,7 @@ def test_hidden_pieces_against_a_slow_loop(whole: bool) -> None:
     noise, fates = uniform(keys, 32, stream=1), uniform(keys, 16, stream=2)
     cut = 0
     for b in range(16):
-        words: list[list[int]] = []                                            # the places of each word
+        words: list[list[int]] = []  # the places of each word
         for place, piece in enumerate(ids[b].tolist()):
             if whole and words and WORDS[piece].startswith("##"):
                 words[-1].append(place)
@@ -61,7 +61,7 @@ def test_hidden_pieces_against_a_slow_loop(whole: bool) -> None:
             assert hidden.truth[b, i] == ids[b, place]
         shown = [place for place in range(32) if place not in order[-8:]]
         assert torch.equal(hidden.seen[b, shown], ids[b, shown])
-    assert (cut > 0) == whole                                                  # words that had no room were met
+    assert (cut > 0) == whole  # words that had no room were met
 
 
 def test_shares_of_the_three_fates() -> None:
@@ -74,7 +74,7 @@ def test_shares_of_the_three_fates() -> None:
     assert masked == pytest.approx(0.8 + 0.1 / 100, abs=0.008)
     assert kept == pytest.approx(0.1 + 0.1 / 100, abs=0.006)
     others = shown[(shown != MASK) & (shown != hidden.truth)]
-    assert len(set(others.tolist())) == len(WORDS) - 1                         # any piece but [MASK]
+    assert len(set(others.tolist())) == len(WORDS) - 1  # any piece but [MASK]
 
 
 def test_loss_against_a_slow_loop() -> None:
@@ -83,7 +83,7 @@ def test_loss_against_a_slow_loop() -> None:
     step = learner(TextBatch(ids, keys, parts, labels))
     hidden, expected = learner.hide(ids, keys), 0.0
     for b in range(3):
-        tokens = learner.encoder(hidden.seen[b : b + 1], parts[b : b + 1])     # in their own order, all of them
+        tokens = learner.encoder(hidden.seen[b : b + 1], parts[b : b + 1])  # in their own order, all of them
         chances = learner.name(tokens)[0].log_softmax(dim=-1)
         for place, truth in zip(hidden.order[b, -5:], hidden.truth[b], strict=True):
             expected -= chances[place, truth].item() / 15

@@ -47,7 +47,7 @@ def test_draws_follow_the_scores_and_are_different_in_each_patch():
     for n in range(2):
         torch.testing.assert_close(drawn[:, n].mean(dim=0), scores.softmax(dim=0), rtol=0, atol=0.03)
     agree = float((drawn[:, 0].argmax(dim=1) == drawn[:, 1].argmax(dim=1)).float().mean())
-    alike = float(scores.softmax(dim=0).square().sum())                        # of two independent draws
+    alike = float(scores.softmax(dim=0).square().sum())  # of two independent draws
     assert alike - 0.03 < agree < alike + 0.1
     part = learner.noise(sample_keys(0, 10, 5), 2)
     assert torch.equal(part, noise[10:15])
@@ -82,7 +82,7 @@ def test_the_loss_and_its_schedules():
         step = learner(given)
         assert step.loss.item() == pytest.approx(error + weight * sum(divergences) / 3, rel=1e-4)
     assert set(step.metrics) == {"rebuilt_error", "divergence", "codebook_usage", "perplexity"}
-    assert "progress" in learner.state_dict()                                  # so that a run that goes on draws the same
+    assert "progress" in learner.state_dict()  # so that a run that goes on draws the same
 
 
 def test_it_learns_to_rebuild():
@@ -117,7 +117,7 @@ def test_its_reconstructions_are_drawn():
     one_hot = torch.nn.functional.one_hot(tokens, K).float()
     torch.testing.assert_close(learner.encoder.decode(one_hot, (8, 12)), made.pixels)
     drawn = figure(learner, images)
-    assert len(drawn.axes) == 4                                                # two pictures, each as it is and rebuilt
+    assert len(drawn.axes) == 4  # two pictures, each as it is and rebuilt
 
 
 @pytest.mark.parametrize("method", [BEiT, MAE])
@@ -145,7 +145,7 @@ def test_a_run_is_a_tokenizer_and_may_go_afterwards(method, tmp_path):
 def test_tokens_for_another_grid_and_other_pictures(tmp_path):
     native.save(dvae(ViTConfig(width=24, depth=4, heads=3, image_size=(8, 8), patch_size=(4, 4))), tmp_path / "dvae")
     config = BEiTConfig(tokenizer=str(tmp_path / "dvae"))
-    assert BEiT.build(VIT, config, AugmentConfig()).target.tokenizer(pictures()).shape == (3, N)       # seen at 16 x 16
+    assert BEiT.build(VIT, config, AugmentConfig()).target.tokenizer(pictures()).shape == (3, N)  # seen at 16 x 16
     with pytest.raises(UnveilError, match=r"is for pictures with mean .*train one on them"):
         BEiT.build(ViTConfig(**{**vars(VIT), "mean": (0.5,) * 3}), config, AugmentConfig())
     native.save(BEiT.build(VIT, BEiTConfig(codebook=4), AugmentConfig()), tmp_path / "beit")

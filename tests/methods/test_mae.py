@@ -1,6 +1,5 @@
 """MAE, recomputed one picture and one patch at a time."""
 
-
 import pytest
 import torch
 from torch import Tensor
@@ -136,7 +135,7 @@ def test_hidden_patches_never_reach_the_encoder():
             top, left = n // 4 * 2, n % 4 * 3
             poisoned[b, :, top : top + 2, left : left + 3] = float("nan")
     assert torch.equal(mae.paint(poisoned, keep, hide), expected)
-    assert mae.compare(poisoned, keep, hide).isnan()                           # they are what is compared with
+    assert mae.compare(poisoned, keep, hide).isnan()  # they are what is compared with
 
 
 @pytest.mark.parametrize("target", ["normalised", "pixel"])

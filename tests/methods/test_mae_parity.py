@@ -18,13 +18,22 @@ transformers = pytest.importorskip("transformers")
 def theirs(vit: ViTConfig, config: MAEConfig) -> transformers.ViTMAEForPreTraining:
     return transformers.ViTMAEForPreTraining(
         transformers.ViTMAEConfig(
-            hidden_size=vit.width, num_hidden_layers=vit.depth, num_attention_heads=vit.heads, intermediate_size=4 * vit.width,
-            image_size=vit.image_size[0], patch_size=vit.patch_size[0], num_channels=vit.channels, layer_norm_eps=1e-6,
-            decoder_hidden_size=config.decoder_width, decoder_num_hidden_layers=config.decoder_depth,
-            decoder_num_attention_heads=config.decoder_heads, decoder_intermediate_size=4 * config.decoder_width,
-            mask_ratio=config.mask_ratio, norm_pix_loss=config.target == "normalised",
+            hidden_size=vit.width,
+            num_hidden_layers=vit.depth,
+            num_attention_heads=vit.heads,
+            intermediate_size=4 * vit.width,
+            image_size=vit.image_size[0],
+            patch_size=vit.patch_size[0],
+            num_channels=vit.channels,
+            layer_norm_eps=1e-6,
+            decoder_hidden_size=config.decoder_width,
+            decoder_num_hidden_layers=config.decoder_depth,
+            decoder_num_attention_heads=config.decoder_heads,
+            decoder_intermediate_size=4 * config.decoder_width,
+            mask_ratio=config.mask_ratio,
+            norm_pix_loss=config.target == "normalised",
         )
-    )  # fmt: skip
+    )
 
 
 def perturbed(module: torch.nn.Module) -> None:
@@ -47,9 +56,7 @@ def compare(vit: ViTConfig, config: MAEConfig, batch: int) -> dict[str, float]:
     reference = theirs(vit, config)
     perturbed(reference)
     ours = MAE.build(vit, config, AugmentConfig())
-    count = fill(
-        ours, layout_of(vit.depth, config.decoder_depth, "vit."), renamed(reference.state_dict()), "transformers"
-    )
+    count = fill(ours, layout_of(vit.depth, config.decoder_depth, "vit."), renamed(reference.state_dict()), "transformers")
     assert count == len(reference.state_dict())
     return differences_of(ours, reference, batch)
 
@@ -84,10 +91,7 @@ def differences_of(ours: MAE, reference: transformers.ViTMAEForPreTraining, batc
         if layout[name].shape == "convolution":
             true = true.permute(0, 2, 3, 1).flatten(1)
         true = true.reshape(parameter.shape)
-        differences[name], differences[f"{name}, largest"] = (
-            distance(parameter.grad, true),
-            largest(parameter.grad, true),
-        )
+        differences[name], differences[f"{name}, largest"] = (distance(parameter.grad, true), largest(parameter.grad, true))
         seen += len(places)
     assert seen == len(gradients)
     return differences
@@ -119,9 +123,7 @@ def test_vit_base_equals_transformers():
     torch.manual_seed(0)
     reference, ours = theirs(vit, config), MAE.build(vit, config, AugmentConfig())
     perturbed(reference)
-    assert fill(ours, layout_of(12, 8, "vit."), renamed(reference.state_dict()), "transformers") == len(
-        reference.state_dict()
-    )
+    assert fill(ours, layout_of(12, 8, "vit."), renamed(reference.state_dict()), "transformers") == len(reference.state_dict())
     assert worst(differences_of(ours, reference, batch=2)) < (1e-5, "")
 
     reference.config.norm_pix_loss = False

@@ -151,10 +151,10 @@ def test_simmim_rebuilds_pictures():
     hidden[:, 3:9] = True
     made = learner.reconstruct(images, hidden)
     assert torch.equal(made.hidden, hidden)
-    assert torch.equal(made.pasted[:, :, :2, :9], images[:, :, :2, :9])         # patches 0 to 2 are seen
+    assert torch.equal(made.pasted[:, :, :2, :9], images[:, :, :2, :9])  # patches 0 to 2 are seen
     assert not made.masked[:, :, :2, 9:].any()
     assert torch.equal(made.pasted[:, :, :2, 9:], made.pixels[:, :, :2, 9:])
-    assert learner.reconstruct(images).hidden.sum(1).tolist() == [12, 12]      # 3 of 4 squares: what is left is rounded down
+    assert learner.reconstruct(images).hidden.sum(1).tolist() == [12, 12]  # 3 of 4 squares: what is left is rounded down
     hidden[0, 0] = True
     with pytest.raises(UnveilError, match="the same count in each row"):
         learner.reconstruct(images, hidden)
@@ -163,7 +163,7 @@ def test_simmim_rebuilds_pictures():
     borrows = simmim(target="normalised")
     borrows.head.weight.data.zero_()
     borrows.head.bias.data.zero_()
-    corner = borrows.reconstruct(images).pixels[:, :, :2, :3].flatten(1)       # patch 0, of which nothing but its mean is known
+    corner = borrows.reconstruct(images).pixels[:, :, :2, :3].flatten(1)  # patch 0, of which nothing but its mean is known
     torch.testing.assert_close(corner, images[:, :, :2, :3].flatten(1).mean(dim=1, keepdim=True).expand_as(corner))
 
 

@@ -52,7 +52,7 @@ def test_the_average_looks_back_a_share_of_the_run_and_is_kept():
         with torch.no_grad():
             weight.add_(torch.randn(weight.shape, generator=chance))
         now = weight.detach().double().clone()
-        by_hand += (now - by_hand) * max(1 / 10, 9 / (10 + step))              # 10 of 40 steps
+        by_hand += (now - by_hand) * max(1 / 10, 9 / (10 + step))  # 10 of 40 steps
         learner.after_step(step / steps)
         torch.testing.assert_close(learner.averages[1].weight.double(), by_hand, rtol=1e-4, atol=1e-5)
         assert torch.equal(weight.double(), now) == (step < steps)

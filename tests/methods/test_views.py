@@ -157,7 +157,7 @@ def test_mocov3_is_the_slow_loop() -> None:
         torch.testing.assert_close(found[step]["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
         descend(weights, loss, 1)
         weight = learner.projection[0].weight.detach()
-        torch.testing.assert_close(found[step]["weight"], weight, rtol=1e-3, atol=1e-5)          # few rows magnify rounding
+        torch.testing.assert_close(found[step]["weight"], weight, rtol=1e-3, atol=1e-5)  # few rows magnify rounding
     assert (weight - mocov3().projection[0].weight).abs().max() > 1e-2
 
 
@@ -272,7 +272,7 @@ def test_parts_of_a_step_share_one_centre() -> None:
     whole.after_step(0.1)
     parts.after_step(0.1)
     torch.testing.assert_close(parts.centre, whole.centre)
-    whole.eval()(Crops(large, small))                                          # a look on the side is no part of a step
+    whole.eval()(Crops(large, small))  # a look on the side is no part of a step
     assert not whole.seen.any()
 
 

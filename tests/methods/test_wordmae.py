@@ -10,9 +10,7 @@ from unveil.errors import UnveilError
 from unveil.methods.wordmae import WordMAE, WordMAEConfig
 from unveil.models.bert import TextConfig
 
-SHAPE = TextConfig(
-    width=32, depth=2, heads=2, vocabulary=(*SPECIAL, *(f"w{i}" for i in range(40))), length=16, dropout=0.0
-)
+SHAPE = TextConfig(width=32, depth=2, heads=2, vocabulary=(*SPECIAL, *(f"w{i}" for i in range(40))), length=16, dropout=0.0)
 CLS, SEP = SHAPE.number("[CLS]"), SHAPE.number("[SEP]")
 
 
@@ -34,9 +32,9 @@ def test_each_row_hides_as_many_and_no_special_piece() -> None:
     assert split.counted.all()
     together = torch.cat([split.keep, split.hide], dim=1).sort(dim=1).values
     assert torch.equal(together, torch.arange(16).expand(3, -1))
-    assert split.hide.tolist() != split.hide[:1].expand(3, -1).tolist()        # each its own
+    assert split.hide.tolist() != split.hide[:1].expand(3, -1).tolist()  # each its own
     all_but_two = built(mask_ratio=0.95).split(batch.ids, batch.keys)
-    assert (~all_but_two.counted).sum(dim=1).tolist() == [1, 1, 1]             # 15 of 16: [SEP] had to go, [CLS] stays
+    assert (~all_but_two.counted).sum(dim=1).tolist() == [1, 1, 1]  # 15 of 16: [SEP] had to go, [CLS] stays
     assert all_but_two.keep.tolist() == [[0]] * 3
 
 

@@ -69,7 +69,7 @@ def test_each_gpu_sends_so_many_bytes_a_parameter(gpus, ddp, fsdp):
     assert volume(1.0, gpus, "ddp") == ddp
     assert volume(1.0, gpus, "fsdp") == fsdp
     assert volume(1.0, gpus, "fsdp", parts=2) == 2 * fsdp
-    assert volume(1.0, gpus, "ddp", parts=2) == ddp                            # gradients travel in the last part only
+    assert volume(1.0, gpus, "ddp", parts=2) == ddp  # gradients travel in the last part only
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -119,4 +119,4 @@ def test_the_tables_of_the_docs_are_the_model_s():
             figures = [f"{told.memory.total / 1e9:.1f}", f"{1e3 * told.time.step:.1f}", f"{told.hours:,.1f}", told.binds]
             assert [row[2], row[6], row[13], row[14]] == figures, row
             compared += 1
-    assert compared == 21                                                      # 3 encoders on 1 GPU, and on 8, 64 and 512 both ways
+    assert compared == 21  # 3 encoders on 1 GPU, and on 8, 64 and 512 both ways

@@ -19,11 +19,11 @@ SMALL = TranslatorConfig(words=13, width=16, depth=2, heads=4, mlp_ratio=2.0, lo
 def translator() -> Translator:
     torch.manual_seed(0)
     made = Translator(SMALL).eval()
-    for parameter in made.parameters():                                        # biases and norms too
+    for parameter in made.parameters():  # biases and norms too
         nn.init.normal_(parameter, std=0.3)
     with torch.no_grad():
         made.embedding *= 3.0
-        made.embedding[END] /= 3.0                                             # or each sentence ends at once
+        made.embedding[END] /= 3.0  # or each sentence ends at once
     return made
 
 
@@ -39,10 +39,16 @@ def sentences(*lengths: int, words: int = SMALL.words) -> Tensor:
 def torchs_own(ours: Translator) -> tuple[nn.Transformer, dict[str, str]]:
     """`torch.nn.Transformer` with the same weights, and what it calls each of ours."""
     theirs = nn.Transformer(
-        SMALL.width, SMALL.heads, SMALL.depth, SMALL.depth, int(SMALL.width * SMALL.mlp_ratio), 0.0, layer_norm_eps=1e-6,
+        SMALL.width,
+        SMALL.heads,
+        SMALL.depth,
+        SMALL.depth,
+        int(SMALL.width * SMALL.mlp_ratio),
+        0.0,
+        layer_norm_eps=1e-6,
         batch_first=True,
-    )  # fmt: skip
-    theirs.encoder.norm = theirs.decoder.norm = None                           # a norm after post-norm blocks is not in the paper
+    )
+    theirs.encoder.norm = theirs.decoder.norm = None  # a norm after post-norm blocks is not in the paper
     state, called = {}, {}
     for side in ("encoder", "decoder"):
         norms = {"norm1": "norm1", "norm_cross": "norm2", "norm2": "norm2" if side == "encoder" else "norm3"}
@@ -59,7 +65,7 @@ def torchs_own(ours: Translator) -> tuple[nn.Transformer, dict[str, str]]:
 
 def test_forward_and_gradients_are_those_of_torch(translator: Translator) -> None:
     source, target = sentences(9, 5, 7), sentences(6, 8, 3)
-    translator.train()                                                         # torch's fast path for inference is another code
+    translator.train()  # torch's fast path for inference is another code
     (theirs, called), embedding = torchs_own(translator), translator.embedding.detach().clone().requires_grad_()
 
     def embed(tokens: Tensor) -> Tensor:
@@ -69,9 +75,13 @@ def test_forward_and_gradients_are_those_of_torch(translator: Translator) -> Non
 
     causal = nn.Transformer.generate_square_subsequent_mask(8).isinf()
     out = theirs(
-        embed(source), embed(target), tgt_mask=causal, src_key_padding_mask=source == PAD, tgt_key_padding_mask=target == PAD,
+        embed(source),
+        embed(target),
+        tgt_mask=causal,
+        src_key_padding_mask=source == PAD,
+        tgt_key_padding_mask=target == PAD,
         memory_key_padding_mask=source == PAD,
-    )  # fmt: skip
+    )
     expected, found = out @ embedding.T, translator(source, target)
     true = target != PAD
     torch.testing.assert_close(found[true], expected[true], rtol=1e-5, atol=1e-5 * float(expected.detach()[true].abs().max()))
@@ -132,7 +142,7 @@ def test_with_and_without_a_memory_the_words_are_the_same(translator: Translator
     torch.testing.assert_close(scores, other, rtol=1e-5, atol=1e-5)
     assert len({tuple(row) for row in found.tolist()}) > 1
     alone, _ = beam_search(Cached(translator, source[1:2, :4], beams), longest[1:2], beams=beams, alpha=0.6)
-    assert alone[0].tolist() == found[1].tolist()                              # the others of a batch change nothing
+    assert alone[0].tolist() == found[1].tolist()  # the others of a batch change nothing
 
 
 class Table:

@@ -57,7 +57,7 @@ def test_tokens_in_and_out():
     torch.testing.assert_close(out, vit.transformer.norm(tokens))
     torch.testing.assert_close(vit.features(x), out[:, 1:].mean(dim=1))
     torch.testing.assert_close(vit.features(x, "class"), out[:, 0])
-    torch.testing.assert_close(out[1:2], vit(x[1:2]))                          # pictures do not see each other
+    torch.testing.assert_close(out[1:2], vit(x[1:2]))  # pictures do not see each other
 
 
 def test_keep_takes_patches_with_their_own_positions():
@@ -70,7 +70,7 @@ def test_keep_takes_patches_with_their_own_positions():
             torch.testing.assert_close(some[b, 1 + v], every[b, 1 + keep[b, v]])
     kept_in_order = vit(x, torch.arange(6).expand(2, 6))
     torch.testing.assert_close(kept_in_order, vit(x))
-    shuffled = vit(x, torch.tensor([[3, 1, 0, 5, 4, 2]] * 2))                  # a Transformer does not care for the order
+    shuffled = vit(x, torch.tensor([[3, 1, 0, 5, 4, 2]] * 2))  # a Transformer does not care for the order
     torch.testing.assert_close(shuffled[:, 0], vit(x)[:, 0], rtol=1e-4, atol=1e-5)
 
 
@@ -135,7 +135,12 @@ def test_other_pictures_are_refused(shape):
 
 def test_heads_of():
     assert {width: heads_of(width) for width in (192, 384, 768, 1024, 1280, 512)} == {
-        192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 512: 16,
-    }  # fmt: skip
+        192: 3,
+        384: 6,
+        768: 12,
+        1024: 16,
+        1280: 16,
+        512: 16,
+    }
     with pytest.raises(UnveilError, match="width 100 has no usual number of heads"):
         heads_of(100)

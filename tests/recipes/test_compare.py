@@ -25,9 +25,16 @@ from unveil.train.run import Run
 from unveil.verbs import VERBS
 
 TINY: dict[str, Any] = {
-    "model": "vit-nano", "image_size": (16,), "patch_size": (4,), "batch_size": 8, "held_out": 4, "device": "cpu",
-    "precision": "float32", "monitor_times": 1, "finetune": {"epochs": 1.0, "batch_size": 8},
-}  # fmt: skip
+    "model": "vit-nano",
+    "image_size": (16,),
+    "patch_size": (4,),
+    "batch_size": 8,
+    "held_out": 4,
+    "device": "cpu",
+    "precision": "float32",
+    "monitor_times": 1,
+    "finetune": {"epochs": 1.0, "batch_size": 8},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +71,7 @@ def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) 
             assert {key: row.figures[key][seed] for key in ("knn", "linear")} == run.results["features"]["encoder"]
             assert row.figures["finetune"][seed] == tuned.results["score"]["top1"]
             assert row.figures["seconds"][seed] == run.results["seconds"]
-            assert row.figures["samples"][seed] == 24                          # 22 pictures, and batches of 8
+            assert row.figures["samples"][seed] == 24  # 22 pictures, and batches of 8
             gain = row.figures["linear"][seed] - run.results["features"]["untrained"]["linear"]
             assert row.figures["ahead"][seed] == gain
     scratch = [Run(folder / f"untrained-seed{seed}-finetune") for seed in (0, 1)]
@@ -72,7 +79,7 @@ def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) 
     assert all(run.config["from"] == "scratch" for run in scratch)
     assert Run(folder / "mae-pixel-seed1").config["target"] == "pixel"
     assert Run(folder / "mae-seed1").config["target"] == "normalised"
-    rate = 2.4e-3 * (8 / 4096) ** 0.5 * 8**0.75 * 256 / 8                      # what plan would take for vit-nano and batches of 8
+    rate = 2.4e-3 * (8 / 4096) ** 0.5 * 8**0.75 * 256 / 8  # what plan would take for vit-nano and batches of 8
     assert Run(folder / "mae-seed0").config["base_lr"] == pytest.approx(rate, rel=0.05)
     facts = json.loads((folder / "compare.json").read_text())
     assert [Row(**row) for row in facts["rows"]] == rows
@@ -117,7 +124,7 @@ def test_a_tokenizer_is_judged_and_drawn_but_not_tuned(pictures: str, tmp_path: 
 
 
 def test_equal_seconds_are_epochs_by_the_pace_of_a_trial() -> None:
-    tried = trial((0.9, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1), 1000)    # two warm up
+    tried = trial((0.9, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1), 1000)  # two warm up
     for seconds in (0.1, 1.2, 1.35, 60.0, 61.04):
         steps = tried.steps_within(seconds)
         assert tried.training(steps) <= seconds + 1e-6 or steps == 0
@@ -141,15 +148,15 @@ def test_the_pace_is_tried_once_and_first_stages_are_paid_for(
         return trial((0.1,) * 20, 1280)
 
     monkeypatch.setattr(contests, "rehearse", rehearse)
-    first, second = Contestant("mae-first", {}), Contestant("mae", {"tracker": "mae-first"})     # an option that names a run
+    first, second = Contestant("mae-first", {}), Contestant("mae", {"tracker": "mae-first"})  # an option that names a run
     contest = made(pictures, tmp_path, first, second, seconds=20.0)
     assert contest.stages == {"mae-first"}
     assert contest.options(second, 0)["tracker"] == str(tmp_path / "mae-first-seed0")
-    assert contest.epochs(first, 0) == pytest.approx(50 * 8 / 1280)           # a quarter of 20 seconds
+    assert contest.epochs(first, 0) == pytest.approx(50 * 8 / 1280)  # a quarter of 20 seconds
     (tmp_path / "mae-first-seed0").mkdir()
     (tmp_path / "mae-first-seed0" / "run.json").write_text('{"config": {}}')
     Run(tmp_path / "mae-first-seed0").write_results({"seconds": 6.0, "pictures_seen": 640})
-    assert contest.epochs(second, 0) == pytest.approx(140 * 8 / 1280)         # the other 14
+    assert contest.epochs(second, 0) == pytest.approx(140 * 8 / 1280)  # the other 14
     assert len(tried) == 2
     assert contest.epochs(second, 1) == contest.epochs(second, 0)
     assert len(tried) == 2
@@ -183,8 +190,10 @@ def test_mean_and_spread() -> None:
     assert markdown_grid(grid).splitlines()[2] == "| mae | 1 min 1 s | 50.0 ± 10.0 |"
     assert sentence(rows) == "Best by linear accuracy: mae with 50.0 ± 10.0 % (20.0 points ahead of an untrained encoder)."
     assert not any("collapsed" in said for said in grid.sentences)
-    spread = [row_of(name, [{"feature_deviation": value, "rank_me": 9.0} for value in values]) for name, values in
-              {"dino": [0.5, 0.01], "mae": [0.5, 0.4]}.items()]  # fmt: skip
+    spread = [
+        row_of(name, [{"feature_deviation": value, "rank_me": 9.0} for value in values])
+        for name, values in {"dino": [0.5, 0.01], "mae": [0.5, 0.4]}.items()
+    ]
     assert "None has collapsed." in grid_of(spread[1:], "title", None).sentences
     (told,) = [said for said in grid_of(spread, "title", None).sentences if "collapsed" in said]
     assert "dino collapsed" in told
@@ -204,7 +213,7 @@ def test_mean_and_spread() -> None:
         ("mae", {"beit": {"epochs": 3}}, "there are options for beit, which is none of mae, finetune"),
         ("mae,mae-late", {"mae": {"tracker": "mae-late"}}, "name mae-late first"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told_at_once(methods: str, options: dict[str, Any], said: str, pictures: str, tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match=re.escape(said)):
         unveil.compare(methods, pictures, out=tmp_path / "out", **options)
@@ -227,6 +236,13 @@ def test_options_for_one_alone() -> None:
     assert shared == "mae,mae-x digits --seeds 0 1 --base-lr=0.1".split()
     assert apart == {"mae-x": ["--target", "pixel", "--no-flip"], "finetune": ["--epochs=3"], "mae": ["--flip"]}
     assert parse("compare", VERBS["compare"], words.split()) == {
-        "methods": "mae,mae-x", "data": "digits", "model": None, "out": None, "seeds": (0, 1), "base_lr": 0.1,
-        "mae-x": {"target": "pixel", "flip": False}, "finetune": {"epochs": 3.0}, "mae": {"flip": True},
-    }  # fmt: skip
+        "methods": "mae,mae-x",
+        "data": "digits",
+        "model": None,
+        "out": None,
+        "seeds": (0, 1),
+        "base_lr": 0.1,
+        "mae-x": {"target": "pixel", "flip": False},
+        "finetune": {"epochs": 3.0},
+        "mae": {"flip": True},
+    }

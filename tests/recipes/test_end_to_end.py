@@ -16,9 +16,16 @@ from unveil.errors import UnveilError
 from unveil.train.run import Run
 
 TINY = {
-    "model": "vit-nano", "image_size": (16,), "patch_size": (4,), "batch_size": 8, "epochs": 2.0, "device": "cpu",
-    "precision": "float32", "log_every": 1, "monitor_times": 2,
-}  # fmt: skip
+    "model": "vit-nano",
+    "image_size": (16,),
+    "patch_size": (4,),
+    "batch_size": 8,
+    "epochs": 2.0,
+    "device": "cpu",
+    "precision": "float32",
+    "log_every": 1,
+    "monitor_times": 2,
+}
 
 
 def write_pictures(folder: Path, count: int = 12) -> Path:
@@ -64,14 +71,22 @@ def test_repeats_reach_the_feed(pictures: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
     files = {path.name for path in run.path.iterdir()}
     assert files >= {
-        "run.json", "log.jsonl", "checkpoints", "model.safetensors", "encoder.safetensors", "config.json", "report.html",
-        "results.json", "samples.npz", "skipped.txt",
-    }  # fmt: skip
+        "run.json",
+        "log.jsonl",
+        "checkpoints",
+        "model.safetensors",
+        "encoder.safetensors",
+        "config.json",
+        "report.html",
+        "results.json",
+        "samples.npz",
+        "skipped.txt",
+    }
     skipped = dict(line.split("\t") for line in (run.path / "skipped.txt").read_text().splitlines())
     assert set(skipped) == {"warm/broken.jpg", "notes.txt"}
     assert all(skipped.values())
     assert run.results["features"].keys() == {"encoder", "untrained", "raw pixels"}
-    assert run.results["pictures"] == 22                                       # 24 readable ones, a tenth kept aside
+    assert run.results["pictures"] == 22  # 24 readable ones, a tenth kept aside
     assert {"held_out_error", "patch_mean_error", "picture_mean_error"} == run.results["held_out"].keys()
     assert [line["step"] for line in run.log] == [1, 2, 3, 4, 5, 6]
     assert "knn" in run.log[-1]
@@ -98,15 +113,13 @@ def test_the_same_command_again_touches_nothing(run: Run, pictures: Path) -> Non
 
 
 @pytest.mark.parametrize("missing", ["report.html", "report.html results.json model.safetensors encoder.safetensors samples.npz"])
-def test_a_run_that_was_killed_while_it_was_judged_is_judged_again(
-    run: Run, pictures: Path, tmp_path: Path, missing: str
-) -> None:
+def test_a_run_that_was_killed_while_it_was_judged_is_judged_again(run: Run, pictures: Path, tmp_path: Path, missing: str) -> None:
     folder = Path(shutil.copytree(run.path, tmp_path / "run"))
     for name in missing.split():
         (folder / name).unlink()
     again = unveil.pretrain(str(pictures), out=folder, held_out=4, **TINY)
     both = [{key: value for key, value in each.results.items() if key != "cost"} for each in (again, run)]
-    assert both[0] == both[1]                                                  # the time of a run that was cut is not known
+    assert both[0] == both[1]  # the time of a run that was cut is not known
     assert {path.name for path in folder.iterdir()} == {path.name for path in run.path.iterdir()}
     expected, found = (load_file(path / "model.safetensors") for path in (run.path, folder))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -157,8 +170,7 @@ def test_finetune_goes_on_and_is_loaded_again(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "pool", "shape"),
-    [("a.npz", "mean", (96,)), ("a.parquet", "class", (96,)), ("b.npz", "patches", (16, 96))],
+    ("name", "pool", "shape"), [("a.npz", "mean", (96,)), ("a.parquet", "class", (96,)), ("b.npz", "patches", (16, 96))]
 )
 def test_embed(run: Run, pictures: Path, tmp_path: Path, name: str, pool: str, shape: tuple[int, ...]) -> None:
     out = unveil.embed(run.path, str(pictures), out=tmp_path / name, pool=pool, device="cpu", precision="float32")
@@ -187,9 +199,7 @@ def test_embed(run: Run, pictures: Path, tmp_path: Path, name: str, pool: str, s
 
 
 @pytest.mark.parametrize("memory", [0, MEMORY])
-def test_embed_writes_no_row_for_what_is_unreadable(
-    run: Run, tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_embed_writes_no_row_for_what_is_unreadable(run: Run, tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read on demand, the next picture stands in for it: its features must not go under the broken one's name."""
     monkeypatch.setitem(Pictures.__init__.__kwdefaults__, "memory", memory)
     folder = tmp_path / "some"

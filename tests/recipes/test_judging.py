@@ -28,5 +28,5 @@ def test_batches_do_not_change_errors_and_features(monkeypatch, method):
     (few, rows), (many, whole) = found
     assert few == pytest.approx(many, rel=1e-5)
     assert len(few) >= 2
-    assert min(few.values()) > 0 or method == "beit"                           # whose tokens may all be guessed wrong
+    assert min(few.values()) > 0 or method == "beit"  # whose tokens may all be guessed wrong
     assert torch.allclose(rows, whole, atol=1e-5)

@@ -187,7 +187,7 @@ def test_files_that_go_bad_while_it_is_stopped_are_skipped(tmp_path: Path, monke
     first = packing.finished_shards(tmp_path / "out")[-1].stop
     for i in range(first, 9):
         path = tmp_path / "set" / f"{i}.bmp"
-        path.write_bytes(bytes(path.stat().st_size))                           # of the same size: the same fingerprint
+        path.write_bytes(bytes(path.stat().st_size))  # of the same size: the same fingerprint
     source = open_source(unveil.pack(tmp_path / "set", tmp_path / "out", **SMALL, verify=True))
     assert len(source) == first
     assert list(source.skipped) == [f"{i}.bmp" for i in range(first, 9)]
@@ -324,9 +324,16 @@ def test_lines_tell_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_from_a_raw_pack_is_training_from_the_folder(data: Path, tmp_path: Path) -> None:
     """Where nothing had to be shrunk, the losses are the same to the last bit, and what was skipped is told again."""
     options = {
-        "model": "vit-nano", "image_size": (16,), "patch_size": (4,), "batch_size": 4, "epochs": 1.0, "device": "cpu",
-        "precision": "float32", "log_every": 1, "monitor_times": 1,
-    }  # fmt: skip
+        "model": "vit-nano",
+        "image_size": (16,),
+        "patch_size": (4,),
+        "batch_size": 4,
+        "epochs": 1.0,
+        "device": "cpu",
+        "precision": "float32",
+        "log_every": 1,
+        "monitor_times": 1,
+    }
     packed = unveil.pack(data, tmp_path / "pack", store="raw")
     runs = [unveil.pretrain(str(each), out=tmp_path / f"run-{each.name}", **options) for each in (data, packed)]
     losses = [[line["loss"] for line in run.log if "loss" in line] for run in runs]

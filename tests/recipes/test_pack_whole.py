@@ -1,6 +1,6 @@
 """`unveil pack` of whole sets, killed half-way by SIGKILL: minutes, so only where it is asked for.
 
-    UNVEIL_TEST_WHOLE=/data/photos:/data/cifar10/train.tar.gz pytest tests/recipes/test_pack_whole.py -s
+UNVEIL_TEST_WHOLE=/data/photos:/data/cifar10/train.tar.gz pytest tests/recipes/test_pack_whole.py -s
 """
 
 import os
@@ -73,7 +73,7 @@ def test_killed_half_way_and_flipped(data: str, store: str, tmp_path: Path) -> N
     told = subprocess.run(verify, capture_output=True, text=True, check=False)
     assert told.returncode == 1
     (sentence,) = told.stderr.splitlines()
-    pictures = Pictures(open_source(out), side=256)                            # as training reads them: the others go on
+    pictures = Pictures(open_source(out), side=256)  # as training reads them: the others go on
     ((name, reason),) = pictures.skipped.items()
     assert reason == "damaged in the pack: its checksum does not match"
     assert len(pictures) == count - 1

@@ -47,10 +47,17 @@ def test_choices_for_pictures_and_hardware():
     assert photos["batch_size"] == 16
     imagenet = chosen(1_281_167, 400, EIGHT, hours=72)
     assert imagenet == {
-        "model": "vit-large", "image_size": (224, 224), "patch_size": (16, 16), "decoder_width": 512, "decoder_depth": 8,
-        "batch_size": 4096, "base_lr": 1.5e-4, "precision": "bfloat16", "parallel": "ddp",
-    }  # fmt: skip
-    assert chosen(10, 32)["batch_size"] == 10                                  # never more than there are
+        "model": "vit-large",
+        "image_size": (224, 224),
+        "patch_size": (16, 16),
+        "decoder_width": 512,
+        "decoder_depth": 8,
+        "batch_size": 4096,
+        "base_lr": 1.5e-4,
+        "precision": "bfloat16",
+        "parallel": "ddp",
+    }
+    assert chosen(10, 32)["batch_size"] == 10  # never more than there are
     assert chosen(1000, 32, EIGHT)["batch_size"] % 8 == 0
     assert chosen(1_281_167, 400, GPU, patch_size=(32,))["patch_size"] == (32,)
 
@@ -62,7 +69,7 @@ def test_more_time_and_faster_hardware_never_make_the_model_smaller():
         assert [names.index(name) for name in models] == sorted(names.index(name) for name in models)
     sizes = [names.index(chosen(count, 224, EIGHT, 1000)["model"]) for count in (100, 5_000, 100_000, 2_000_000)]
     assert sizes == [1, 2, 3, 4]
-    assert chosen(2_000_000, 32, EIGHT, 1000)["model"] == "vit-small"          # small pictures do not fill a large one
+    assert chosen(2_000_000, 32, EIGHT, 1000)["model"] == "vit-small"  # small pictures do not fill a large one
     assert chosen(2_000_000, 224, CPU, 1)["model"] == "vit-nano"
 
 
@@ -72,7 +79,7 @@ def test_what_is_given_is_not_chosen():
     for name, value in given.items():
         if name != "image_size":
             assert made[name] == (value, "as given")
-    assert made["patch_size"].value == (12, 12)                                # follows the picture's size
+    assert made["patch_size"].value == (12, 12)  # follows the picture's size
     usual = choose(Glance(count=1000, side=16), CPU, 3600, {}, {"batch_size": 64}, KNOWN)
     assert usual["batch_size"] == (64, "made for this data")
     assert "parallel" not in made
@@ -103,14 +110,12 @@ def test_epochs_fill_the_budget():
 
 def test_the_bill_of_a_run_whose_costs_are_known():
     """Ten steps were tried: two of 3 seconds to warm up, eight of 1."""
-    trial = Trial(
-        reading=5, steps=(3, 3, *([1] * 8)), waiting=0, parts=1, save=0.5, look=2, judging=7, memory=1, train=100, read=1
-    )
+    trial = Trial(reading=5, steps=(3, 3, *([1] * 8)), waiting=0, parts=1, save=0.5, look=2, judging=7, memory=1, train=100, read=1)
     config = TrainConfig(monitor_times=4, save_seconds=20, log_every=10)
     bill = trial.bill(100, config)
     assert bill == {"reading": 5, "training": 104, "looking": 8, "saving": 0.5 * (1 + 104 // 25), "judging": 7}
     assert trial.training(1) == 3
-    assert trial.looks(2, config) == 2                                         # two looks at one step are one
+    assert trial.looks(2, config) == 2  # two looks at one step are one
 
 
 def test_a_few_and_the_rule_of_three_where_all_take_too_long():
@@ -156,7 +161,7 @@ def test_the_command_is_understood_and_means_the_plan(made, pictures):
 
 def test_the_folder_holds_the_plan_and_nothing_else(made):
     assert [path.name for path in made.path.iterdir()] == ["plan.json"]
-    assert [path.name for path in made.path.parent.iterdir()] == ["run"]       # the trial's own folder is gone
+    assert [path.name for path in made.path.parent.iterdir()] == ["run"]  # the trial's own folder is gone
     facts = json.loads((made.path / "plan.json").read_text())
     assert facts["predicted"]["seconds"] == made.seconds == sum(facts["predicted"]["parts"].values())
     assert facts["predicted"]["memory"] == made.memory > 2**27
@@ -175,11 +180,11 @@ def test_the_run_says_what_it_took_beside_the_plan(made, pictures, capsys):
     line = " ".join(capsys.readouterr().err.split())
     assert bill_line(cost) in line
     assert f"(planned: {spell_time(made.seconds)}" in line
-    assert unveil.pretrain(**options).results["cost"] == cost                  # and again touches nothing
+    assert unveil.pretrain(**options).results["cost"] == cost  # and again touches nothing
     with pytest.raises(UnveilError, match="holds something already, so no run can be planned there"):
         unveil.plan(str(pictures), out=run.path, seconds=2, **TINY)
     place = Place(torch.device("cpu"))
-    assert bill_of(run, 0.0, 5, place)["seconds"] is None              # one that went on cannot know
+    assert bill_of(run, 0.0, 5, place)["seconds"] is None  # one that went on cannot know
     (run.path / "plan.json").write_text("{")
     assert "planned" not in bill_of(run, 0.0, 0, place)
 
@@ -247,7 +252,7 @@ def test_a_part_of_a_source_reads_the_same_pictures(pictures):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counted by Linux")
 def test_memory_is_counted():
     before = peak_memory(torch.device("cpu"))
-    block = np.ones(2**24)                                                     # 128 MiB
+    block = np.ones(2**24)  # 128 MiB
     assert peak_memory(torch.device("cpu")) >= before
     del block
     assert peak_memory(torch.device("mps")) is None

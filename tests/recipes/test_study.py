@@ -30,8 +30,10 @@ def test_a_sweep_is_what_its_runs_say(tmp_path: Path) -> None:
         assert run.config["mask_ratio"] == value
         assert row.figures["linear"] == [run.results["features"]["encoder"]["linear"]]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*/**/*")}
-    lines = {"": Line(method="mae", data=data, knob="mask_ratio", values=(0.5,)),
-             "depth": Line(method="mae", data=data, knob="decoder_depth", values=(1,), fixed={"target": "pixel"})}  # fmt: skip
+    lines = {
+        "": Line(method="mae", data=data, knob="mask_ratio", values=(0.5,)),
+        "depth": Line(method="mae", data=data, knob="decoder_depth", values=(1,), fixed={"target": "pixel"}),
+    }
     both = draw({"ratio and depth": lines}, folder, "two lines", options)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert [each.knob for each in both] == ["mask_ratio", "decoder_depth"]
@@ -54,7 +56,7 @@ def test_curve_and_table() -> None:
     assert axes.lines[0].get_xdata().tolist() == [0.25, 0.5, 0.75]
     assert axes.lines[0].get_ydata() == pytest.approx([mean(x) for x in ([0.5, 0.6], [0.7, 0.8], [0.4, 0.5])])
     assert axes.lines[1].get_ydata() == pytest.approx([0.5, 0.6])
-    assert list(axes.lines[-1].get_ydata()) == [0.2, 0.2]                      # the untrained encoder
+    assert list(axes.lines[-1].get_ydata()) == [0.2, 0.2]  # the untrained encoder
     both = curve([sweep, swept([0.1], [0.3])], "linear", below_best=True).axes[0]
     assert max(both.lines[0].get_ydata()) == max(both.lines[4].get_ydata()) == 0.0
 
@@ -68,6 +70,12 @@ def test_knobs_and_values() -> None:
         unveil.study("mask_ratoi=0.5")
     words = "mask_ratio=0.5 digits --seeds 3 --target pixel --finetune.epochs 2".split()
     assert parse("study", VERBS["study"], words) == {
-        "what": "mask_ratio=0.5", "data": "digits", "method": "mae", "model": None, "out": None, "seeds": (3,), "target": "pixel",
+        "what": "mask_ratio=0.5",
+        "data": "digits",
+        "method": "mae",
+        "model": None,
+        "out": None,
+        "seeds": (3,),
+        "target": "pixel",
         "finetune": {"epochs": 2.0},
-    }  # fmt: skip
+    }

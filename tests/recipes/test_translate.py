@@ -20,9 +20,15 @@ from unveil.verbs import VERBS
 
 ENGLISH, GERMAN = "a the dog cat man sees hears and".split(), "ein der Hund Katze Mann sieht hört und".split()
 TINY = {
-    "model": "nano", "vocabulary": 320, "epochs": 2.0, "batch_size": 16, "log_every": 1, "device": "cpu", "precision": "float32",
+    "model": "nano",
+    "vocabulary": 320,
+    "epochs": 2.0,
+    "batch_size": 16,
+    "log_every": 1,
+    "device": "cpu",
+    "precision": "float32",
     "monitor_times": 1,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -38,9 +38,13 @@ def test_every_line_is_a_run_that_can_begin(tmp_path: Path, monkeypatch: pytest.
     study.why(pictures, texts)
     lines = [line for group in seen[0].values() for line in group.values()]
     assert [(line.method, line.knob) for line in lines] == [
-        ("mae", "mask_ratio"), ("wordmae", "mask_ratio"), ("mae", "mask_ratio"), ("bert", "mask_ratio"), ("mae", "decoder_depth"),
+        ("mae", "mask_ratio"),
+        ("wordmae", "mask_ratio"),
+        ("mae", "mask_ratio"),
+        ("bert", "mask_ratio"),
+        ("mae", "decoder_depth"),
         ("wordmae", "decoder_depth"),
-    ]  # fmt: skip
+    ]
     for line in lines:
         contest = line.contest(tmp_path / "runs", {"epochs": 1.0, "seeds": (0,)})
         assert [who.options[line.knob] for who in contest.contestants] == list(line.values)
@@ -57,9 +61,15 @@ def test_words_and_pictures_are_trained_and_drawn(tmp_path: Path, monkeypatch: p
     study.why("pictures", texts)
     words = {name: line for group in groups[0].values() for name, line in group.items() if name in ("ratio-words", "tokens-words")}
     options: dict[str, Any] = {
-        "epochs": 1.0, "seeds": (0,), "device": "cpu", "precision": "float32", "monitor_times": 1, "finetune": {"epochs": 1.0},
-        "bert": small, "wordmae": small,
-    }  # fmt: skip
+        "epochs": 1.0,
+        "seeds": (0,),
+        "device": "cpu",
+        "precision": "float32",
+        "monitor_times": 1,
+        "finetune": {"epochs": 1.0},
+        "bert": small,
+        "wordmae": small,
+    }
     sweeps = draw({"words": words}, tmp_path / "out", "words", options)
     for sweep, name in zip(sweeps, ("ratio-words/wordmae", "tokens-words/bert"), strict=True):
         results = json.loads((tmp_path / "out" / f"{name}-mask_ratio-0.5-seed0-finetune" / "results.json").read_text())
@@ -70,6 +80,13 @@ def test_words_and_pictures_are_trained_and_drawn(tmp_path: Path, monkeypatch: p
 def test_options_for_each_side() -> None:
     words = "photos corpus --labelled sst2 --mae.epochs 3 --bert.length 32 --wordmae.epochs 5 --seeds 1"
     assert parse("why", VERBS["why"], words.split()) == {
-        "pictures": "photos", "texts": "corpus", "size": "nano", "out": None, "labelled": "sst2", "seeds": (1,),
-        "mae": {"epochs": 3.0}, "bert": {"length": 32}, "wordmae": {"epochs": 5.0},
-    }  # fmt: skip
+        "pictures": "photos",
+        "texts": "corpus",
+        "size": "nano",
+        "out": None,
+        "labelled": "sst2",
+        "seeds": (1,),
+        "mae": {"epochs": 3.0},
+        "bert": {"length": 32},
+        "wordmae": {"epochs": 5.0},
+    }

@@ -38,9 +38,15 @@ SCORE = {
 def make_mae(channels: int = 3, size: tuple[int, int] = (16, 16), **options: Any) -> MAE:
     torch.manual_seed(0)
     vit = ViTConfig(
-        width=48, depth=2, heads=3, image_size=size, patch_size=(4, 4), channels=channels,
-        mean=(0.4,) * channels, std=(0.2,) * channels,
-    )  # fmt: skip
+        width=48,
+        depth=2,
+        heads=3,
+        image_size=size,
+        patch_size=(4, 4),
+        channels=channels,
+        mean=(0.4,) * channels,
+        std=(0.2,) * channels,
+    )
     config = MAEConfig(decoder_width=48, decoder_depth=1, decoder_heads=3, **options)
     return MAE.build(vit, config, AugmentConfig()).eval()
 

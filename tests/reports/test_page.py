@@ -64,7 +64,7 @@ def read(run: Run, learner: object = None) -> Reader:
 def test_the_page_needs_nothing_else(run: Run):
     page = read(run, make_mae())
     text = (run.path / "report.html").read_text()
-    assert write_page(run, make_mae()).read_text() == text                    # and is the same each time
+    assert write_page(run, make_mae()).read_text() == text  # and is the same each time
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert not re.search(r"https?:|//|@import|<script", re.sub(r"base64,[^\"]*", "", text))
     assert "default-src 'none'" in text.replace("&#x27;", "'")
@@ -82,12 +82,27 @@ def test_names_are_text(run: Run):
 def test_the_page_tells_all(run: Run):
     page = read(run, make_mae())
     for part in (
-        "MAE with vit-nano, pretrained on", "60.0 %",
-        "41.3\N{NO-BREAK SPACE}%", "22.3 points ahead", "0.121", "75 % hidden, as in training",
-        "borrows the true patch's mean", "head 3", "81 files were left out", "no picture (80)", "and 55 more, in skipped.txt",
-        "abc123", "9,000", "16 \N{MULTIPLICATION SIGN} 16", "unveil pretrain 'pets <b>' --seed 7", "torch 2.11", "1 h 1 min",
-        "2 \N{MULTIPLICATION SIGN} H100", "Most frequent mistakes", "decoder_depth",
-    ):  # fmt: skip
+        "MAE with vit-nano, pretrained on",
+        "60.0 %",
+        "41.3\N{NO-BREAK SPACE}%",
+        "22.3 points ahead",
+        "0.121",
+        "75 % hidden, as in training",
+        "borrows the true patch's mean",
+        "head 3",
+        "81 files were left out",
+        "no picture (80)",
+        "and 55 more, in skipped.txt",
+        "abc123",
+        "9,000",
+        "16 \N{MULTIPLICATION SIGN} 16",
+        "unveil pretrain 'pets <b>' --seed 7",
+        "torch 2.11",
+        "1 h 1 min",
+        "2 \N{MULTIPLICATION SIGN} H100",
+        "Most frequent mistakes",
+        "decoder_depth",
+    ):
         assert part in page.text, part
     assert page.tags["h1"] == 1
     assert page.tags["h2"] == page.tags["section"] == 9
@@ -154,4 +169,4 @@ def test_a_run_that_has_only_begun(run: Run):
     page = read(Run(run.path))
     assert "a model, pretrained on unnamed data" in page.text
     assert "There are no results yet" in page.text
-    assert page.tags["section"] == 2                                          # the log that has no lines, and the receipt
+    assert page.tags["section"] == 2  # the log that has no lines, and the receipt

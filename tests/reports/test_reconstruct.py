@@ -54,7 +54,7 @@ def test_another_sampling_is_shown_at_its_own_ratio():
 
 def test_hidden_patches_are_grey_and_visible_ones_are_pasted():
     mae, images = make_mae(), torch.randn(1, 3, 16, 16)
-    drawn = [picture[::10, ::10] for picture in pictures(figure(mae, images, ratios=(0.75,)))]   # enlarged ten times
+    drawn = [picture[::10, ::10] for picture in pictures(figure(mae, images, ratios=(0.75,)))]  # enlarged ten times
     original, masked, _, pasted = drawn
     hidden = masks(mae, 1, 0.75, 0)[0].reshape(4, 4).numpy().repeat(4, 0).repeat(4, 1)
     assert (masked[hidden] == HIDDEN).all()

@@ -16,12 +16,15 @@ def printed(results: dict) -> str:
 def test_the_terminal_shows_the_numbers_and_says_who_is_ahead():
     text = printed(RESULTS)
     for part in (
-        "41.3 %", "70.5 %", "0.121", "2,000 test pictures of 10 classes",
+        "41.3 %",
+        "70.5 %",
+        "0.121",
+        "2,000 test pictures of 10 classes",
         "With a k-NN classifier this encoder is 22.3 points ahead of an untrained encoder and 29.2 points behind raw pixels.",
         "With a linear probe this encoder is 27.8 points ahead of an untrained encoder and 37.0 points ahead of raw pixels.",
         "50 % less than painting the patch's own mean (0.242), and 86 % less than painting the picture's mean (0.847)",
         "With 2,000 test pictures, differences of up to about 3.1 points can be chance.",
-    ):  # fmt: skip
+    ):
         assert part in text, part
 
 
@@ -40,7 +43,7 @@ def test_features_that_have_collapsed_are_told():
     assert "0.61" in text
     assert "40.2" in text
     for told in (text, verdict(results | {"features": FEATURES})):
-        assert "collapsed" not in told                                         # that the untrained one has is no news
+        assert "collapsed" not in told  # that the untrained one has is no news
     for flat in ({"feature_deviation": 0.004, "rank_me": 30.0}, {"feature_deviation": 0.7, "rank_me": 1.1}):
         results["spread"] = {"encoder": flat, "untrained": fine}
         for told in (printed(results), html_table(results), verdict(results | {"features": FEATURES})):
@@ -50,7 +53,7 @@ def test_features_that_have_collapsed_are_told():
 
 def test_a_classifier_and_a_run_without_results():
     assert "60.0 %" in printed(SCORE)
-    assert "within five guesses" not in printed(SCORE)                        # there are three classes
+    assert "within five guesses" not in printed(SCORE)  # there are three classes
     assert "no results yet" in printed({})
     assert html_table({}) == ""
 

@@ -43,5 +43,5 @@ def test_features_that_are_all_the_same(value: float) -> None:
 def test_features_that_keep_two_dimensions() -> None:
     flat = noise(1000, 2) @ torch.linalg.qr(noise(32, 32)).Q[:2]
     assert rank_me(flat) == pytest.approx(2, rel=0.01)
-    assert deviation(flat) > 0.8                                               # which this number alone would not tell
+    assert deviation(flat) > 0.8  # which this number alone would not tell
     assert collapse(flat).keys() == {"feature_deviation", "rank_me"}

@@ -1,6 +1,5 @@
 """Fine-tuning: what it starts from, what it trains, and what its recipe does to a batch."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -24,12 +23,12 @@ def test_finetune_starts_from_the_encoder_and_leaves_it():
     given = encoder()
     before = digest(given)
     task = Finetune(given, 4, FinetuneConfig(**OFF), AugmentConfig())
-    assert all(p.requires_grad for p in task.parameters())                     # the positions too
+    assert all(p.requires_grad for p in task.parameters())  # the positions too
     x = normal().images
     tokens = task.encoder.tokens(x)
     for block in given.transformer.blocks:
         tokens = block(tokens)
-    pooled = F.layer_norm(tokens[:, 1:].mean(dim=1), (24,), eps=1e-6)          # the norm comes after the mean
+    pooled = F.layer_norm(tokens[:, 1:].mean(dim=1), (24,), eps=1e-6)  # the norm comes after the mean
     torch.testing.assert_close(task.predict(x), task.head(pooled), rtol=1e-4, atol=1e-7)
     task(normal()).loss.backward()
     torch.optim.SGD(task.parameters(), lr=0.1).step()
@@ -74,7 +73,7 @@ def test_mixed_labels_sum_to_1(mixing):
         found = task.augment(batch(first=turn))
         assert found.labels.shape == (6, 4)
         torch.testing.assert_close(found.labels.sum(dim=1), torch.ones(6))
-        assert found.labels.min() == pytest.approx(0.1 / 4)                    # smoothing gives every class a share
+        assert found.labels.min() == pytest.approx(0.1 / 4)  # smoothing gives every class a share
         for row, label, other in zip(found.labels, batch().labels, batch().labels.flip(0), strict=True):
             assert {int(i) for i in (row > 0.03).nonzero()} <= {int(label), int(other)}
     losses = -(found.labels * task.predict(found.images).log_softmax(dim=1)).sum(dim=1)

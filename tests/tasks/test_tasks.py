@@ -1,6 +1,5 @@
 """What judges an encoder, against scikit-learn, and against what each task promises to leave alone."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -24,7 +23,7 @@ def test_knn_equals_sklearn(neighbours, temperature):
     centres = torch.randn(5, 8, generator=chance)
     labels = torch.randint(0, 5, (120,), generator=chance)
     bank = (centres[labels] + torch.randn(120, 8, generator=chance)) * torch.rand(120, 1, generator=chance)
-    queries = torch.randn(1100, 8, generator=chance)                           # more than are compared at a time
+    queries = torch.randn(1100, 8, generator=chance)  # more than are compared at a time
     peer = KNeighborsClassifier(neighbours, metric="cosine", weights=lambda distance: np.exp((1 - distance) / temperature))
     peer.fit(bank.double().numpy(), labels.numpy())
     found = knn_scores(queries, bank, labels, 5, neighbours=neighbours, temperature=temperature)
@@ -54,7 +53,7 @@ def test_score_equals_sklearn(classes):
     assert found.confusion == confusion_matrix(labels, best, labels=names).tolist()
     recall = recall_score(labels, best, labels=names[:-1], average=None)
     assert found.per_class[:-1] == pytest.approx(recall)
-    assert np.isnan(found.per_class[-1])                                       # no picture has the last class
+    assert np.isnan(found.per_class[-1])  # no picture has the last class
     assert found.to_json()["per_class"][-1] is None
     assert found.to_json()["per_class"][:-1] == found.per_class[:-1]
 
@@ -68,7 +67,7 @@ def wanted_names(blocks: float) -> set[str]:
             names.add(f"encoder.{name}")
         elif parts[:2] == ["transformer", "blocks"]:
             last, mlp = int(parts[2]) >= 3 - blocks, int(parts[2]) == 2 and parts[3] in ("norm2", "mlp")
-            if (mlp if blocks == 0.5 else last):
+            if mlp if blocks == 0.5 else last:
                 names.add(f"encoder.{name}")
         elif blocks == 3 and name != "positions":
             names.add(f"encoder.{name}")
@@ -83,7 +82,7 @@ def test_partial_trains_what_it_should(blocks, positions):
     before = {name: value.clone() for name, value in task.named_parameters()}
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.5)
     task.train()
-    for _ in range(2):                                                         # biases of keys alone get no gradient
+    for _ in range(2):  # biases of keys alone get no gradient
         task(normal()).loss.backward()
         optimizer.step()
     moved = {name for name, value in task.named_parameters() if not torch.equal(value, before[name])}
@@ -117,7 +116,7 @@ def test_linear_leaves_the_encoder_alone(pool):
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.5)
     task.train()
     first = task(given).loss.detach()
-    assert torch.equal(task(given).loss, first)                                 # drop path is off even in training
+    assert torch.equal(task(given).loss, first)  # drop path is off even in training
     for _ in range(30):
         optimizer.zero_grad()
         task(given).loss.backward()

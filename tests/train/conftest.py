@@ -32,8 +32,11 @@ def start(pictures: Path, out: Path, *more: str, processes: int = 1, restarts: i
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unveil", "pretrain", str(pictures), *OPTIONS]
     return subprocess.Popen(
         [*command, "--out", str(out), *more],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process: "subprocess.Popen[str]") -> str:

@@ -47,7 +47,7 @@ def test_nothing_is_pickled(tmp_path):
     assert {path.name for path in found} == {"model.safetensors", "optimizer.safetensors", "manifest.json"}
     for path in found:
         head = path.read_bytes()[:64]
-        assert head.startswith(b"{") or head[8:9] == b"{"                      # JSON, or safetensors' length and JSON header
+        assert head.startswith(b"{") or head[8:9] == b"{"  # JSON, or safetensors' length and JSON header
     assert checkpoints.steps() == [2, 1]
 
 
@@ -64,11 +64,11 @@ def test_a_kill_before_the_rename_leaves_the_one_before(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(2, files(2.0), {})
     monkeypatch.undo()
-    assert len(list(tmp_path.iterdir())) == 2                                  # a half-written one was left over
+    assert len(list(tmp_path.iterdir())) == 2  # a half-written one was left over
     assert checkpoints.newest() == 1
     check_whole(checkpoints, 1)
     checkpoints.save(3, files(3.0), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]   # and was swept away
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]  # and was swept away
     assert not said
 
 
@@ -84,8 +84,8 @@ def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (renamed.append(list(synced)), replace(a, b))[1])
     saved(tmp_path, 1)
     assert {"model.safetensors", "optimizer.safetensors", "manifest.json"} < set(renamed[0])
-    assert renamed[0][-1].startswith(".00000001-")                             # the folder's entries, last
-    assert synced[-1] == tmp_path.name                                         # and the new name
+    assert renamed[0][-1].startswith(".00000001-")  # the folder's entries, last
+    assert synced[-1] == tmp_path.name  # and the new name
 
 
 def flip(path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_damaged_one_is_passed_over(tmp_path, damage):
     assert said[0].startswith("checkpoint step-00000002 is damaged (")
     assert said[0].endswith("): using the one before it")
     check_whole(checkpoints, 1)
-    checkpoints.save(2, files(2.0), {})                                        # it is written again when the run gets there
+    checkpoints.save(2, files(2.0), {})  # it is written again when the run gets there
     assert checkpoints.newest() == 2
     check_whole(checkpoints, 2)
     DAMAGES[damage](checkpoints.path(2))

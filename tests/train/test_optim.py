@@ -111,7 +111,7 @@ def test_lars_adapts_weights_without_decay_and_leaves_biases():
     trust = 0.001 * old_weight.norm() / weight.grad.norm()
     torch.testing.assert_close(weight.detach(), old_weight - 0.1 * trust * weight.grad, rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(bias.detach(), old_bias - 0.1 * bias.grad)
-    assert (old_weight - weight.detach()).norm() < 0.01 * (0.1 * weight.grad).norm()   # not plain SGD
+    assert (old_weight - weight.detach()).norm() < 0.01 * (0.1 * weight.grad).norm()  # not plain SGD
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])

@@ -81,7 +81,7 @@ def test_a_killed_process_changes_nothing(runs: Path, pictures: Path, tmp_path: 
 def test_processes_that_start_again_do_not_hear_the_dead() -> None:
     """The agent's store outlives the processes: what an earlier start left in it, half-finished or not, is not read."""
     shared, world = dist.HashStore(), 3
-    shared.set("hello-1", "dead")                                              # came in an earlier start, and was killed
+    shared.set("hello-1", "dead")  # came in an earlier start, and was killed
     for _ in range(2):
         with ThreadPoolExecutor(world) as pool:
             stores = list(pool.map(lambda rank: fresh(shared, rank, world), range(world), timeout=20))

@@ -72,7 +72,7 @@ def test_a_run_moves_between_one_process_and_two(pictures: Path, tmp_path: Path)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "moved"))
     for name, tensor in expected.items():
         other = found[name]
-        if name.endswith("query_key_value.bias"):                              # softmax does not see a key's bias: its gradient is
-            tensor, other = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (tensor, other))     # rounding, which Adam blows up
+        if name.endswith("query_key_value.bias"):  # softmax does not see a key's bias: its gradient is
+            tensor, other = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (tensor, other))  # rounding, which Adam blows up
         torch.testing.assert_close(other, tensor, rtol=1e-3, atol=1e-4, msg=name)
     assert [line["step"] for line in records(tmp_path / "moved")] == [line["step"] for line in records(tmp_path / "whole")]

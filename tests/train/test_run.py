@@ -23,12 +23,12 @@ def test_a_resumed_log_drops_what_comes_again(tmp_path):
         log.write({"step": step, "loss": 1 / step})
     log.close()
     with path.open("a") as file:
-        file.write('{"step": 40, "lo')                                         # torn by a kill
+        file.write('{"step": 40, "lo')  # torn by a kill
     assert [line["step"] for line in read_lines(path)] == [10, 20, 30]
     log = JsonLines(path, 20)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
     log.write({"step": 30, "loss": 5.0})
-    assert read_lines(path)[-1] == {"step": 30, "loss": 5.0}                   # flushed at once
+    assert read_lines(path)[-1] == {"step": 30, "loss": 5.0}  # flushed at once
     log.close()
     assert path.read_text().endswith("}\n")
     assert read_lines(tmp_path / "none.jsonl") == []
@@ -49,9 +49,9 @@ def opened(
 def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     file, git = tmp_path / "code.py", ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     file.write_text("1")
-    assert commit(file) is None                                                # no checkout
+    assert commit(file) is None  # no checkout
     subprocess.run([*git, "init", "-q"], check=True)
-    assert commit(file) is None                                                # not of the checkout: installed inside it
+    assert commit(file) is None  # not of the checkout: installed inside it
     subprocess.run([*git, "add", "code.py"], check=True)
     subprocess.run([*git, "commit", "-qm", "a"], check=True)
     found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
@@ -59,7 +59,7 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     file.write_text("2")
     assert commit(file) == f"{found}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert commit(file) is None                                                # no git
+    assert commit(file) is None  # no git
 
 
 def test_a_new_run_writes_its_receipt_and_opens_again(tmp_path):
@@ -79,7 +79,7 @@ def test_a_new_run_writes_its_receipt_and_opens_again(tmp_path):
     assert Run(run.path).results == {"knn": 0.5}
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert opened(empty)[0].path == empty                                      # an empty folder will do
+    assert opened(empty)[0].path == empty  # an empty folder will do
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):
@@ -89,8 +89,10 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     with pytest.raises(UnveilError) as caught:
         opened(tmp_path / "run", config={**CONFIG, "epochs": 4, "log_every": 1, "flip": True})
     assert str(caught.value).splitlines()[1:-1] == [
-        "  config epochs: was 3, is 4", "  config flip: was None, is True", "  config log_every: was 10, is 1",
-    ]  # fmt: skip
+        "  config epochs: was 3, is 4",
+        "  config flip: was None, is True",
+        "  config log_every: was 10, is 1",
+    ]
     assert str(caught.value).endswith("Give the old ones to go on, or choose another --out.")
     with pytest.raises(UnveilError, match="data fingerprint: was 'abc', is 'xyz'"):
         opened(tmp_path / "run", data={**DATA, "fingerprint": "xyz"})

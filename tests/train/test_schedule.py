@@ -26,7 +26,7 @@ def test_shape():
     assert all(b > a for a, b in pairwise(factors[:20]))
     assert all(b < a for a, b in pairwise(factors[20:]))
     assert factors[110] == pytest.approx(0.5)
-    assert 0 < factors[-1] < 1e-3                                              # the last step is not wasted
+    assert 0 < factors[-1] < 1e-3  # the last step is not wasted
     assert half_cosine(200, 200, 20) == half_cosine(999, 200, 20) == 0
     assert half_cosine(200, 200, 20, floor=0.1) == pytest.approx(0.1)
 

@@ -38,7 +38,7 @@ def batch(count: int) -> Batch:
 
 def test_live_counts_what_is_alive_and_no_view():
     with Live() as live:
-        a = torch.zeros(2**18)                                                 # 1 MB
+        a = torch.zeros(2**18)  # 1 MB
         b = a[:100].view(10, 10)
         a.add_(1)
         c = a + 1
@@ -46,7 +46,7 @@ def test_live_counts_what_is_alive_and_no_view():
         del c
         assert live.now == MB
         del a
-        assert live.now == MB                                                  # the view holds it
+        assert live.now == MB  # the view holds it
         del b
     assert live.now == 0
     assert live.peak == 2 * MB
@@ -55,14 +55,14 @@ def test_live_counts_what_is_alive_and_no_view():
 def test_a_step_costs_what_it_keeps_for_going_back():
     low, high = (cost_of(Chain(), batch(n), EXACT, CPU).memory for n in (2, 6))
     each = (high - low) / 4
-    assert 4 * MB <= each <= 7 * MB                                            # x, its squares, and gradients on the way
+    assert 4 * MB <= each <= 7 * MB  # x, its squares, and gradients on the way
 
 
 @pytest.mark.parametrize(("fitting", "parts"), [(99, 1), (12, 1), (11, 2), (6, 2), (5, 3), (3, 4), (1, 12), (0, 12)])
 def test_as_few_parts_as_fit(fitting, parts):
     learner = Chain()
     each = (cost_of(learner, batch(6), EXACT, CPU).memory - cost_of(learner, batch(2), EXACT, CPU).memory) / 4
-    memory = int((fitting + 0.5) * each / 0.6)                                 # 60 % of it is for the samples
+    memory = int((fitting + 0.5) * each / 0.6)  # 60 % of it is for the samples
     assert try_step(learner, batch(12), 12, 0, EXACT, CPU, memory=memory).parts == parts
 
 

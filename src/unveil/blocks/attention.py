@@ -58,7 +58,7 @@ def attend_plainly(
     dropout: float = 0.0,
 ) -> Float[Tensor, "B h T d"]:
     """The formula as it stands: what `attend` is tested against, and the faster way in half precision on a CPU."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT                        # (B, h, T, S)
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT  # (B, h, T, S)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     if causal:
@@ -84,9 +84,13 @@ class Attention(nn.Module):
         self.out = Linear(width, width)
 
     def project(
-        self, x: Tensor, context: Tensor | None = None, norm: nn.Module | None = None,
-        projected: Tensor | None = None, last: int | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        norm: nn.Module | None = None,
+        projected: Tensor | None = None,
+        last: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each (B, heads, tokens, width / heads); arguments as in `forward`."""
         weight, bias, d = self.query_key_value.weight, self.query_key_value.bias, x.shape[-1]
         if context is not None or (last is not None and projected is None):
@@ -126,7 +130,7 @@ class Attention(nn.Module):
         query, key, value = self.project(x, context, norm, projected, last)
         dropout = self.dropout if self.training else 0.0
         mixed = attend(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))               # (B, T, D)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
         return out
 
     @torch.no_grad()

@@ -27,11 +27,11 @@ def sample_keys(seed: int, first: int, count: int) -> Int[Tensor, " B"]:
     """The keys of the samples number `first`, `first + 1`, ... of a run: samples are counted over all epochs."""
     number = torch.arange(first, first + count)
     low = combine(torch.full_like(number, seed), number)
-    return low | (combine(combine(low, seed >> 32), number >> 32) << 31)     # 63 bits: two samples hardly ever share a key
+    return low | (combine(combine(low, seed >> 32), number >> 32) << 31)  # 63 bits: two samples hardly ever share a key
 
 
 def uniform(keys: Int[Tensor, " B"], count: int, stream: int) -> Float[Tensor, "B {count}"]:
     """Numbers in [0, 1), `count` for each key; each `stream` gives independent ones."""
     base = combine(combine(keys, keys >> 31), stream)
     place = torch.arange(count, device=keys.device)
-    return (combine(base[:, None], place) >> 8).float() * 2.0**-24            # (B, count)
+    return (combine(base[:, None], place) >> 8).float() * 2.0**-24  # (B, count)

@@ -63,7 +63,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         x = x.float()
         variances, means = torch.var_mean(x, dim=0, correction=0)
-        variances, means = gathered(torch.stack([variances, means])[None]).unbind(1)      # (processes, D)
+        variances, means = gathered(torch.stack([variances, means])[None]).unbind(1)  # (processes, D)
         mean = means.mean(dim=0)
         x = (x - mean) * (variances + (means - mean).square()).mean(dim=0).add(self.eps).rsqrt()
         return x if self.weight is None or self.bias is None else torch.addcmul(self.bias, x, self.weight)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unveil.blocks.linear import Linear
 
-Gaps = tuple[Float[Tensor, "N D"], Int[Tensor, "B M"]]                        # mask tokens by position; what is hidden
+Gaps = tuple[Float[Tensor, "N D"], Int[Tensor, "B M"]]  # mask tokens by position; what is hidden
 
 
 def append(seen: Float[Tensor, "B T D"], gaps: Gaps) -> Float[Tensor, "B _ D"]:

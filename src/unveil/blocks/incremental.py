@@ -45,7 +45,7 @@ def advance(
         out: Tensor = block.branch1(merged(block.attention, attend(query, memory.key, memory.value)))
         return out
 
-    def look_across(x: Tensor) -> Tensor:                                      # rows of a context ask together
+    def look_across(x: Tensor) -> Tensor:  # rows of a context ask together
         weight, bias = block.cross.query_key_value.weight[:width], block.cross.query_key_value.bias[:width]
         query = linear(x.view(contexts, -1, width), weight, bias).unflatten(-1, (block.cross.heads, -1)).transpose(1, 2)
         mixed = attend(query, memory.context_key, memory.context_value, allowed=context_allowed)

@@ -48,7 +48,7 @@ class Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows, to_y, to_weight, to_bias = gradient.flatten(0, -2), None, None, None         # (N, O)
+        rows, to_y, to_weight, to_bias = gradient.flatten(0, -2), None, None, None  # (N, O)
         if ctx.needs_input_grad[0]:
             to_y = (rows @ weight).view_as(x).to(ctx.dtype)
         if ctx.needs_input_grad[1]:

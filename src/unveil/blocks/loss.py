@@ -47,7 +47,7 @@ class InRows(torch.autograd.Function):
         gradient, (smooth, true) = torch.empty_like(scores), weight.new_zeros(2)
         for rows, word, scale, out in zip(*(x.split(ROWS) for x in (scores, words, weight, gradient)), strict=True):
             exact = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
-            total = exact.logsumexp(dim=-1)                                    # (n,)
+            total = exact.logsumexp(dim=-1)  # (n,)
             missed = total - exact.gather(1, word[:, None])[:, 0]
             true += (missed * scale).sum()
             smooth += (torch.lerp(missed, total - exact.mean(dim=-1), smoothing) * scale).sum()

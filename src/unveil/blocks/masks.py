@@ -47,7 +47,7 @@ def block_mask(noise: Float[Tensor, "B _"], grid: Size, ratio: float, smallest: 
     (rows, columns), n = grid, grid[0] * grid[1]
     visible = visible_count(n, ratio)
     hidden = n - visible
-    u = noise.reshape(noise.shape[0], -1, 4)                                   # (B, rectangles, 4)
+    u = noise.reshape(noise.shape[0], -1, 4)  # (B, rectangles, 4)
     low = min(smallest, hidden)
     area = low + u[..., 0] * (hidden - low)
     aspect = torch.exp((2 * u[..., 1] - 1) * math.log(1 / 0.3))
@@ -60,7 +60,7 @@ def block_mask(noise: Float[Tensor, "B _"], grid: Size, ratio: float, smallest: 
     inside = (y >= top) & (y < top + height[..., None, None]) & (x >= left) & (x < left + width[..., None, None])
     count = inside.shape[1]
     turn = torch.arange(count, device=noise.device)[None, :, None, None].expand_as(inside)
-    first = torch.where(inside, turn, count).amin(dim=1).flatten(1)            # (B, N)
+    first = torch.where(inside, turn, count).amin(dim=1).flatten(1)  # (B, N)
     return hide_lowest(first.float(), visible)
 
 
@@ -91,7 +91,7 @@ def grid_mask(batch: int, grid: Size, ratio: float, device: torch.device) -> Mas
     y = torch.arange(grid[0], device=device)[:, None] % side
     x = torch.arange(grid[1], device=device)[None, :] % side
     order = ((y + x) > 0).flatten().to(torch.uint8).argsort(stable=True).expand(batch, -1)
-    visible = -(-grid[0] // side) * -(-grid[1] // side)                        # counted here: a GPU's answer would be waited for
+    visible = -(-grid[0] // side) * -(-grid[1] // side)  # counted here: a GPU's answer would be waited for
     return order[:, :visible], order[:, visible:]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unveil.blocks.linear import linear
 from unveil.errors import UnveilError
 
-Size = tuple[int, int]                                                        # (height, width)
+Size = tuple[int, int]  # (height, width)
 
 
 def grid_size(image_size: Size, patch_size: Size) -> Size:

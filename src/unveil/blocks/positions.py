@@ -59,7 +59,7 @@ class RelativePositionBias(nn.Module):
         x = torch.arange(columns).repeat(rows)
         offsets = (2 * rows - 1) * (2 * columns - 1)
         index = (y[:, None] - y[None, :] + rows - 1) * (2 * columns - 1) + x[:, None] - x[None, :] + columns - 1
-        if class_token:                                                        # class to patch, patch to class, class to class
+        if class_token:  # class to patch, patch to class, class to class
             index = F.pad(index, (1, 0, 1, 0))
             index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
         self.table = nn.Parameter(torch.zeros(offsets + 3 * class_token, heads))

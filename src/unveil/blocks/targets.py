@@ -61,7 +61,7 @@ class PixelTarget(Target):
         self, predicted: Float[Tensor, "B M Q"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
     ) -> dict[str, float]:
         """Squared error in normalised pixels, beside two guesses: the patch's and the picture's mean."""
-        true = patchify(images, self.patch_size)                               # (B, N, P)
+        true = patchify(images, self.patch_size)  # (B, N, P)
         hidden, seen = (gather(true, part).reshape(len(true), part.shape[1], -1, images.shape[1]) for part in (hide, keep))
         guesses = {
             "held_out_error": self.pixels(predicted.float(), gather(true, hide)).reshape(hidden.shape),
@@ -105,11 +105,11 @@ class PCATarget(PixelTarget):
         self.register_buffer("centre", torch.zeros(values))
 
     def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
-        patches = patchify(images, self.patch_size).flatten(0, 1).double()     # (B * N, P)
+        patches = patchify(images, self.patch_size).flatten(0, 1).double()  # (B * N, P)
         self.centre.copy_(patches.mean(dim=0))
         _, axes = torch.linalg.eigh(torch.cov(patches.T).reshape(len(self.centre), -1))
-        axes = axes[:, -self.size :].flip(1)                                   # eigh sorts upwards
-        self.axes.copy_(axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())   # a sign that does not flip
+        axes = axes[:, -self.size :].flip(1)  # eigh sorts upwards
+        self.axes.copy_(axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())  # a sign that does not flip
 
     def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M Q"]:
         return (super().forward(images, hide) - self.centre) @ self.axes

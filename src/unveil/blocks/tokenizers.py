@@ -47,7 +47,7 @@ class KMeans(Tokenizer):
         """What is clustered: each patch in float32, normalised."""
         patches = patchify(images, self.patch_size).float()
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + 1e-2).sqrt()                     # a patch without structure stays near 0
+        return (patches - mean) / (variance + 1e-2).sqrt()  # a patch without structure stays near 0
 
     def nearest(self, points: Float[Tensor, "*B P"]) -> Int[Tensor, "*B"]:
         """The number of the nearest centre; |x|^2 is the same for all of them, so it is left out."""
@@ -61,7 +61,7 @@ class KMeans(Tokenizer):
 
         It starts from patches of the sample; a centre that no patch is nearest to moves to a patch that is far from its own.
         """
-        points = self.points(images).flatten(0, 1)                             # (B * N, P)
+        points = self.points(images).flatten(0, 1)  # (B * N, P)
         order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0)).to(points.device)
         self.centres.copy_(points[order[torch.arange(self.size, device=points.device) % len(points)]])
         for _ in range(self.rounds):

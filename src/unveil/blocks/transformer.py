@@ -58,9 +58,15 @@ class Block(nn.Module):
         self.mlp = MLP(Linear(width, hidden), activation, Linear(hidden, width))
 
     def forward(
-        self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S D"] | None = None, *,
-        context_allowed: Bool[Tensor, "..."] | None = None, gaps: Gaps | None = None, last: int | None = None, **attention: Any,
-    ) -> Float[Tensor, "B _ D"]:  # fmt: skip
+        self,
+        x: Float[Tensor, "B T D"],
+        context: Float[Tensor, "B S D"] | None = None,
+        *,
+        context_allowed: Bool[Tensor, "..."] | None = None,
+        gaps: Gaps | None = None,
+        last: int | None = None,
+        **attention: Any,
+    ) -> Float[Tensor, "B _ D"]:
         """One block; masks as in `attend`, that of the context apart.
 
         `gaps` are mask tokens that go behind `x` first (pre-norm); of all only the `last` so many are computed and come back.
@@ -103,9 +109,15 @@ class Transformer(nn.Module):
         self.apply(xavier)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], context: Tensor | None = None, *,
-        gaps: Gaps | None = None, last: int | None = None, biases: Sequence[Tensor] = (), **masks: Any,
-    ) -> Float[Tensor, "B _ D"]:  # fmt: skip
+        self,
+        x: Float[Tensor, "B T D"],
+        context: Tensor | None = None,
+        *,
+        gaps: Gaps | None = None,
+        last: int | None = None,
+        biases: Sequence[Tensor] = (),
+        **masks: Any,
+    ) -> Float[Tensor, "B _ D"]:
         """All blocks and the last norm; arguments as in `Block.forward`. `biases` of attention: one a block, or one for all."""
         if gaps is not None and not self.blocks:
             x = append(x, gaps)

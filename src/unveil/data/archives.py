@@ -248,11 +248,7 @@ def _plain(path: Path) -> tuple[IO[bytes], bool]:
     file: IO[bytes] = open(path, "rb")  # noqa: SIM115 (it lives as long as the archive)
     head = file.read(6)
     file.seek(0)
-    unpackers: tuple[tuple[bytes, Any], ...] = (
-        (b"\x1f\x8b", gzip.open),
-        (b"BZh", bz2.open),
-        (b"\xfd7zXZ\0", lzma.open),
-    )
+    unpackers: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
     for magic, unpacker in unpackers:
         if head.startswith(magic):
             unpacked = tempfile.TemporaryFile()  # noqa: SIM115
@@ -282,6 +278,5 @@ def _damaged(path: Path, error: Exception) -> UnveilError:
         return UnveilError(f"cannot read {str(path)!r}: {error.strerror}")
     said = " ".join(str(error).split()) or type(error).__name__
     return UnveilError(
-        f"{str(path)!r} is no whole tar or zip ({said}): if it was downloaded, the download may have been cut short; "
-        "fetch it again"
+        f"{str(path)!r} is no whole tar or zip ({said}): if it was downloaded, the download may have been cut short; fetch it again"
     )

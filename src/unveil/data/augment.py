@@ -96,12 +96,12 @@ def random_boxes(
     Area uniform between `scale` and `most` of the picture's, aspect between 3/4 and 4/3 of the result's, uniform in its logarithm;
     the first of ten tries that fits inside the picture, or else the largest box of a fitting aspect in the centre.
     """
-    height, width = sizes[:, :1], sizes[:, 1:]                                 # (B, 1)
+    height, width = sizes[:, :1], sizes[:, 1:]  # (B, 1)
     u = uniform(keys, 2 * tries + 2, stream=11)
     area = height * width * (scale + (most - scale) * u[:, :tries])
     wanted = image_size[1] / image_size[0]
     aspect = wanted * torch.exp((2 * u[:, tries : 2 * tries] - 1) * math.log(4 / 3))
-    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()      # (B, tries)
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()  # (B, tries)
     fits = (w >= 1) & (h >= 1) & (w <= width) & (h <= height)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     ratio = (width / height).clamp(wanted * 3 / 4, wanted * 4 / 3)

@@ -16,7 +16,7 @@ from unveil.data.images import Unreadable, read_picture
 from unveil.data.sources import Source
 from unveil.errors import UnveilError
 
-Progress = Callable[[int, int], None]                                         # pictures read, of how many
+Progress = Callable[[int, int], None]  # pictures read, of how many
 
 
 MEMORY = 2 * 2**30
@@ -54,15 +54,15 @@ class Pictures:
         self.classes = source.classes
         self.skipped: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._stand_ins: dict[int, int] = {}                                   # shown in place of one that cannot be read
+        self._stand_ins: dict[int, int] = {}  # shown in place of one that cannot be read
         self._kept: Tensor | list[np.ndarray] | None = None
-        self._size = torch.zeros(2, dtype=torch.int64)                         # of all pictures, where they are one tensor
+        self._size = torch.zeros(2, dtype=torch.int64)  # of all pictures, where they are one tensor
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pictures")
         sample = sample_pictures(source, 64, shrink_to=side, pixel_limit=pixel_limit)
         self.channels = channels or common_channels(sample)
         deep = sum(x.dtype == np.uint16 for x in sample) * 2 > len(sample)
         self.dtype = dtype or (torch.uint16 if deep else torch.uint8)
-        self.numbers = np.arange(len(source.names))                            # readable pictures, as numbers of the source
+        self.numbers = np.arange(len(source.names))  # readable pictures, as numbers of the source
         each = max(np.mean([x.shape[0] * x.shape[1] for x in sample]) * self.channels * self.dtype.itemsize, 1.0)
         if each * len(source.names) <= memory:
             self._keep_all(progress)
@@ -122,7 +122,7 @@ class Pictures:
         else:
             ring = self.numbers if among is None else self.numbers[among.numpy()]
             wanted = self.numbers[places.numpy()].tolist()
-            once = list(dict.fromkeys(wanted))                                 # what comes several times is read once
+            once = list(dict.fromkeys(wanted))  # what comes several times is read once
             read = dict(zip(once, self._pool.map(partial(self._read_or_next, ring=ring), once), strict=True))
             pictures = [read[i] for i in wanted]
         sizes = torch.tensor([x.shape[:2] for x in pictures])
@@ -130,7 +130,7 @@ class Pictures:
         new = np.zeros if len(sizes.unique(dim=0)) > 1 else np.empty
         canvas = new((len(pictures), height, width, self.channels), numpy_type(self.dtype))
         for row, x in zip(canvas, pictures, strict=True):
-            row[: x.shape[0], : x.shape[1]] = x                                # in the order of files: turning it would take longer
+            row[: x.shape[0], : x.shape[1]] = x  # in the order of files: turning it would take longer
         return torch.from_numpy(canvas).permute(0, 3, 1, 2), sizes
 
     def reside(self, device: torch.device) -> bool:
@@ -164,7 +164,7 @@ class Pictures:
             height, width, channels = kept[0].shape
             images = np.empty((len(kept), channels, height, width), kept[0].dtype)
             for i, row in enumerate(images):
-                row[:], kept[i] = kept[i].transpose(2, 0, 1), kept[0][:0]      # let go of each, so that memory does not double
+                row[:], kept[i] = kept[i].transpose(2, 0, 1), kept[0][:0]  # let go of each, so that memory does not double
             self._kept, self._size = torch.from_numpy(images), torch.tensor([height, width])
 
     def _read_or_reason(self, number: int) -> np.ndarray | str:

@@ -42,10 +42,10 @@ def digits(split: Literal["train", "test"], *, plain: bool = False, fold: int = 
 
 def canvas(scan: np.ndarray, draw: np.ndarray) -> np.ndarray:
     """One scan (8, 8) on a dark canvas (16, 16, 3); `draw` holds 12 random integers."""
-    side = 9 + int(draw[1]) % 6                                                # 9 to 14 px
+    side = 9 + int(draw[1]) % 6  # 9 to 14 px
     top, left = int(draw[2]) % (SIDE - side + 1), int(draw[3]) % (SIDE - side + 1)
     ink = np.asarray(Image.fromarray(scan).resize((side, side), Image.Resampling.BICUBIC), dtype=np.int64)
-    colour, ground = 112 + draw[4:7] % 144, draw[7:10] % 32                    # 112 to 255, and 0 to 31
+    colour, ground = 112 + draw[4:7] % 144, draw[7:10] % 32  # 112 to 255, and 0 to 31
     picture = np.empty((SIDE, SIDE, 3), dtype=np.int64)
     picture[:] = ground
     patch = picture[top : top + side, left : left + side]

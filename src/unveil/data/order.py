@@ -13,7 +13,7 @@ def shuffled(seed: int, places: Int[Tensor, " B"], count: int) -> Int[Tensor, " 
     Each epoch is a permutation of its own: a Feistel network of four rounds over the next power of four, walked until it lands
     below `count` (Black and Rogaway, 2002, "Ciphers with arbitrary finite domains").
     """
-    half = (max(count - 1, 1).bit_length() + 1) // 2                           # bits of each half
+    half = (max(count - 1, 1).bit_length() + 1) // 2  # bits of each half
     low = (1 << half) - 1
     key = combine(torch.full_like(places, seed), places // count)
 

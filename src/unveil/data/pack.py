@@ -104,7 +104,7 @@ class Pack:
         """The pictures of "train" or "test"."""
         facts = self.facts["splits"][name]
         rows = np.flatnonzero(self.table["split"] == list(self.facts["splits"]).index(name))
-        first, last = int(rows[0]), int(rows[-1]) + 1                          # a split's rows stand together
+        first, last = int(rows[0]), int(rows[-1]) + 1  # a split's rows stand together
         ends = [int(self.table["name_end"][first - 1]) if first else 0, *self.table["name_end"][first:last].tolist()]
         names = self.table["names"].tobytes()
         return Split(
@@ -125,7 +125,7 @@ class Pack:
         """
         start = int(self.table["offset"][row])
         stored = memoryview(self._map(int(self.table["shard"][row])))[start : start + int(self.table["bytes"][row])]
-        if zlib.crc32(stored) != self.table["crc"][row]:                       # gives way to other threads while the disk is read
+        if zlib.crc32(stored) != self.table["crc"][row]:  # gives way to other threads while the disk is read
             raise Unreadable("damaged in the pack: its checksum does not match")
         if not self._bare:
             return bytes(stored)

@@ -138,7 +138,7 @@ class PairFeed:
     def __init__(self, source: Sequence[Sequence[int]], target: Sequence[Sequence[int]], *, batch_size: int, seed: int) -> None:
         self.source, self.target = Rows([[*row, END] for row in source]), Rows([[BEGIN, *row, END] for row in target])
         self.samples, self.batch_size, self.seed = len(source), batch_size, seed
-        self.instant = not torch.cuda.is_available()                           # a GPU's processor has time to work ahead
+        self.instant = not torch.cuda.is_available()  # a GPU's processor has time to work ahead
         self._pool = -1, torch.empty(0, dtype=torch.int64)
 
     def places(self, step: int) -> Int[Tensor, " B"]:

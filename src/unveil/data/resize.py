@@ -22,11 +22,7 @@ LARGE = 64
 
 
 def crop_resize(
-    images: Tensor,
-    boxes: Float[Tensor, "B 4"],
-    sizes: Int[Tensor, "B 2"],
-    image_size: Size,
-    flip: Bool[Tensor, " B"] | None = None,
+    images: Tensor, boxes: Float[Tensor, "B 4"], sizes: Int[Tensor, "B 2"], image_size: Size, flip: Bool[Tensor, " B"] | None = None
 ) -> Float[Tensor, "B C S T"]:
     """Crops and resizes each picture as Pillow's bicubic filter does, to floats between 0 and 1.
 
@@ -54,11 +50,11 @@ def by_products(
     columns = resize_matrix(boxes[:, 1], boxes[:, 3], sizes[:, 1], images.shape[3], image_size[1]).to(kind)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     result = torch.empty(*images.shape[:2], *image_size, device=images.device)
-    chunk = max(1, 2 ** (18 if images.device.type == "cpu" else 25) // images[0].numel())     # a processor's cache is small
+    chunk = max(1, 2 ** (18 if images.device.type == "cpu" else 25) // images[0].numel())  # a processor's cache is small
     for x, r, c, out in zip(*(torch.split(x, chunk) for x in (images, rows, columns, result)), strict=True):
         x = x.to(kind, memory_format=torch.contiguous_format)
-        x = x.flatten(1, 2) @ c.mT                                             # (B, C * H, T)
-        out.copy_(r[:, None] @ x.unflatten(1, (images.shape[1], -1)))          # (B, C, S, T)
+        x = x.flatten(1, 2) @ c.mT  # (B, C * H, T)
+        out.copy_(r[:, None] @ x.unflatten(1, (images.shape[1], -1)))  # (B, C, S, T)
     return result.div_(FULL[images.dtype]).clamp_(0, 1)
 
 
@@ -75,9 +71,9 @@ def one_by_one(images: Tensor, boxes: Tensor, sizes: Tensor, image_size: Size, f
         if inside[i]:
             crop = images[i : i + 1, :, top : top + height, left : left + width]
             x = F.interpolate(crop, image_size, mode="bicubic", antialias=True)[0]
-            result[i] = (x.flip(2) if flip[i] else x).contiguous()             # as bytes first: a quarter of the way
+            result[i] = (x.flip(2) if flip[i] else x).contiguous()  # as bytes first: a quarter of the way
             result[i].div_(FULL[torch.uint8])
-        else:                                                                  # reaches over the edge
+        else:  # reaches over the edge
             each = slice(i, i + 1)
             result[each] = by_products(images[each], boxes[each], sizes[each], image_size, flip[each], torch.float32)
     return result
@@ -91,19 +87,19 @@ def resize_matrix(
     A place outside the box, or outside the picture (which ends at `size`), weighs nothing. Only the few places around each
     centre are computed; how many follows from the sizes alone, so that a GPU is never waited for.
     """
-    start, length, size = (x[:, None, None] for x in (start, length, size))    # (B, 1, 1)
+    start, length, size = (x[:, None, None] for x in (start, length, size))  # (B, 1, 1)
     scale = length / result
-    centre = start + (torch.arange(result, device=start.device)[None, :, None] + 0.5) * scale     # (B, S, 1)
+    centre = start + (torch.arange(result, device=start.device)[None, :, None] + 0.5) * scale  # (B, S, 1)
     reach = 2 * scale.clamp(min=1)
-    most = math.ceil(4 * max(canvas / result, 1)) + 1                          # K
+    most = math.ceil(4 * max(canvas / result, 1)) + 1  # K
     place = (centre - reach).floor() + torch.arange(most, device=start.device)
     distance = ((place + 0.5 - centre) / scale.clamp(min=1)).abs()
-    near = (1.5 * distance - 2.5) * distance * distance + 1                    # Keys' cubic with a = -0.5
+    near = (1.5 * distance - 2.5) * distance * distance + 1  # Keys' cubic with a = -0.5
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weight = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
     weight = torch.where((place >= start.clamp(min=0)) & (place < torch.minimum(start + length, size)), weight, 0.0)
     total = weight.sum(dim=2, keepdim=True)
-    inside = (centre > 0) & (centre < size)                                    # a crop that reaches over the edge sees black
+    inside = (centre > 0) & (centre < size)  # a crop that reaches over the edge sees black
     weight = torch.where(inside, weight / torch.where(total == 0, 1.0, total), 0.0)
     matrix = torch.zeros(len(start), result, canvas, device=start.device)
-    return matrix.scatter_add_(2, place.long().clamp(0, canvas - 1), weight)   # at the edges zeros are added
+    return matrix.scatter_add_(2, place.long().clamp(0, canvas - 1), weight)  # at the edges zeros are added

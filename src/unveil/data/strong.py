@@ -39,9 +39,14 @@ class StrongAugment:
     """
 
     def __init__(
-        self, knobs: StrengthConfig, config: AugmentConfig, classes: int,
-        image_size: Size, mean: tuple[float, ...], std: tuple[float, ...],
-    ) -> None:  # fmt: skip
+        self,
+        knobs: StrengthConfig,
+        config: AugmentConfig,
+        classes: int,
+        image_size: Size,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
         from timm.data.auto_augment import rand_augment_transform  # a second that only learning from labels needs
         from timm.data.mixup import Mixup
         from timm.data.random_erasing import RandomErasing
@@ -49,7 +54,7 @@ class StrongAugment:
         self.config, self.mean, self.std = config, mean, std
         self.crop = Augment(config, image_size, (0.0,) * len(mean), (1.0,) * len(mean))
         colour = len(mean) == 3 and knobs.randaugment > 0
-        hints = {"img_mean": tuple(round(255 * x) for x in mean), "magnitude_max": 9.99}   # at 10, posterize keeps 0 bits: an error
+        hints = {"img_mean": tuple(round(255 * x) for x in mean), "magnitude_max": 9.99}  # at 10, posterize keeps 0 bits: an error
         self.policy = rand_augment_transform(f"rand-m{knobs.randaugment}-mstd0.5-inc1", hints) if colour else None
         self.erase = RandomErasing(knobs.erasing, mode="pixel", device="cpu") if knobs.erasing else None
         mixes = knobs.mixup > 0 or knobs.cutmix > 0

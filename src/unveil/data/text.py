@@ -53,8 +53,8 @@ class Texts:
         return replace(self, labels=labels, classes=classes)
 
 
-Row = tuple[str, str | None]                                                  # a text, and what its class is called
-Found = dict[str, list[Row]]                                                   # by part
+Row = tuple[str, str | None]  # a text, and what its class is called
+Found = dict[str, list[Row]]  # by part
 
 
 def open_texts(data: str | Path) -> tuple[Texts, Texts | None]:

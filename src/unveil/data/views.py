@@ -103,7 +103,7 @@ def turned(images: Float[Tensor, "B 3 S T"], by: Float[Tensor, " B"]) -> Float[T
     green_high, blue_high = 2 + blue - red, 4 + red - green
     sextant = torch.where(high == images[:, 0], green - blue, torch.where(high == images[:, 1], green_high, blue_high))
     start = torch.tensor([5.0, 3.0, 1.0]).to(images.device, non_blocking=True)[:, None, None]
-    place = (start + (sextant + 6 * by[:, None, None])[:, None]) % 6           # (B, 3, S, T)
+    place = (start + (sextant + 6 * by[:, None, None])[:, None]) % 6  # (B, 3, S, T)
     return high[:, None] - width[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
 
 
@@ -120,10 +120,10 @@ def blur_matrix(sigma: Float[Tensor, " B"], most: float, side: int) -> Float[Ten
     """The weights (side, side) of a blur, cut off beyond three times the largest deviation."""
     reach = min(max(1, round(3 * most)), side - 1)
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
-    weight = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]).square())               # (B, K)
+    weight = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]).square())  # (B, K)
     weight = weight / weight.sum(dim=1, keepdim=True)
-    place = (torch.arange(side, device=sigma.device)[:, None] + offset).abs()                   # (S, K)
-    place = (side - 1) - ((side - 1) - place).abs()                                             # mirrored at both edges
+    place = (torch.arange(side, device=sigma.device)[:, None] + offset).abs()  # (S, K)
+    place = (side - 1) - ((side - 1) - place).abs()  # mirrored at both edges
     matrix = torch.zeros(len(sigma), side, side, device=sigma.device)
     return matrix.scatter_add_(2, place.expand(len(sigma), -1, -1), weight[:, None].expand(-1, side, -1).contiguous())
 

@@ -104,10 +104,13 @@ def trained_vocabulary(texts: Sequence[str], size: int, lower: bool = True) -> t
     letters = sorted((letter for letter in counts if not letter.isspace()), key=lambda letter: (-counts[letter], letter))
     letters = letters[:1000]
     inside = ["##" + letter for letter in letters if not is_punctuation(letter)]
-    trainer = kit.trainers.WordPieceTrainer(                                   # what is not listed is numbered by chance
-        vocab_size=size, special_tokens=[*SPECIAL, *letters, *inside], show_progress=False, initial_alphabet=letters,
+    trainer = kit.trainers.WordPieceTrainer(  # what is not listed is numbered by chance
+        vocab_size=size,
+        special_tokens=[*SPECIAL, *letters, *inside],
+        show_progress=False,
+        initial_alphabet=letters,
         limit_alphabet=len(letters),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(texts, trainer)
     numbers: dict[str, int] = tokenizer.get_vocab()
     if len(numbers) <= len(SPECIAL):

@@ -132,9 +132,7 @@ def ask_transformers(
     return found.logits, found.mask.bool()
 
 
-def ask_transformers_beit(
-    folder: Path, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"]
-) -> Float[Tensor, "B N K"]:
+def ask_transformers_beit(folder: Path, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N K"]:
     """The score of each visual token by transformers."""
     from transformers import BeitForMaskedImageModeling
 

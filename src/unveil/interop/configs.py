@@ -13,7 +13,7 @@ def configured(kind: type[Config], values: Any, place: str) -> Config:
     """A config from JSON, with lists as tuples. Raises `UnveilError` for options that it does not have, or lacks."""
     if not isinstance(values, Mapping):
         raise UnveilError(f"{place} is missing: the file is damaged, or of another version of unveil")
-    known = {field.name for field in fields(kind)}                             # type: ignore[arg-type]
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(values.keys() - known)
     if unknown:
         raise UnveilError(f"{place} has options that this version of unveil does not know: {', '.join(unknown)}")

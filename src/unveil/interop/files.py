@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> Tensors:
         raise UnveilError(f"{path} is neither a .safetensors file nor one of torch.save: it begins otherwise")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")                                    # of old pickles: no user can change them
+            warnings.simplefilter("ignore")  # of old pickles: no user can change them
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can raise anything here
         raise UnveilError(

@@ -29,9 +29,13 @@ Layout = dict[str, Place]
 Parts = Mapping[str, str | tuple[str, ...]]
 
 AS_TIMM: Parts = {
-    "norm1": "norm1", "attention.query_key_value": "attn.qkv", "attention.out": "attn.proj",
-    "norm2": "norm2", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2",
-}  # fmt: skip
+    "norm1": "norm1",
+    "attention.query_key_value": "attn.qkv",
+    "attention.out": "attn.proj",
+    "norm2": "norm2",
+    "mlp.0": "mlp.fc1",
+    "mlp.2": "mlp.fc2",
+}
 """The parts of a block, as timm and after it the public MAE release call them."""
 
 

@@ -53,7 +53,7 @@ def load(
     if useless and kind != "mae":
         raise UnveilError(f"{path} tells its own {' and '.join(useless)}: leave that out")
     try:
-        with torch.random.fork_rng(devices=[]):                                # building draws weights, only to replace them
+        with torch.random.fork_rng(devices=[]):  # building draws weights, only to replace them
             if kind == "unveil":
                 return native.load(path, say=say)
             if kind == "bert":
@@ -64,9 +64,7 @@ def load(
                 return transformers_beit.load(path, say=say)
             if kind == "timm":
                 return timm_vit.load(path, say=say)
-            return mae_release.load(
-                path, heads=heads, decoder_heads=decoder_heads, image_size=image_size, target=target, say=say
-            )
+            return mae_release.load(path, heads=heads, decoder_heads=decoder_heads, image_size=image_size, target=target, say=say)
     except UnveilError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -29,10 +29,7 @@ def layout_of(depth: int, decoder_depth: int | None) -> Layout:
     layout = timm_encoder(depth, ours="encoder.")
     if decoder_depth is None:
         return layout
-    layout |= {
-        "mask_token": Place(("mask_token",), "token"),
-        "decoder_positions": Place(("decoder_pos_embed",), "table"),
-    }
+    layout |= {"mask_token": Place(("mask_token",), "token"), "decoder_positions": Place(("decoder_pos_embed",), "table")}
     layout |= affine("decoder_embed", "decoder_embed") | stack("decoder.blocks", "decoder_blocks", decoder_depth)
     return layout | affine("decoder.norm", "decoder_norm") | affine("head", "decoder_pred")
 
@@ -60,9 +57,7 @@ def load(
         UnveilError: When a tensor is missing, left over, or of a shape that does not fit the others.
     """
     state = read_tensors(Path(path))
-    learner, matched = build(
-        state, path, heads=heads, decoder_heads=decoder_heads, image_size=image_size, target=target
-    )
+    learner, matched = build(state, path, heads=heads, decoder_heads=decoder_heads, image_size=image_size, target=target)
     c = learner.encoder.config
     text = f"{path}: {matched} of {matched} tensors matched; an encoder {c.width} wide, {c.depth} deep, {c.heads} heads"
     text += f", pictures {c.image_size[0]} x {c.image_size[1]} in patches of {c.patch_size[0]} x {c.patch_size[1]}"
@@ -95,9 +90,8 @@ def build(
     if predicted != values:
         raise UnveilError(f"{source}: decoder_pred says {predicted} numbers a patch, expected its {values} pixels")
     config = MAEConfig(
-        target=target or "normalised", decoder_width=width, decoder_depth=depth,
-        decoder_heads=decoder_heads or heads_of(width),
-    )  # fmt: skip
+        target=target or "normalised", decoder_width=width, decoder_depth=depth, decoder_heads=decoder_heads or heads_of(width)
+    )
     learner = MAE.build(vit, config, AugmentConfig())
     return learner.eval(), fill(learner, layout_of(vit.depth, depth), state, source)
 
@@ -113,17 +107,21 @@ def shape_of(
     side = math.isqrt(max(patches, 0))
     if image_size is None:
         if side * side != patches:
-            raise UnveilError(
-                f"{source} has positions of {patches} patches, which are no square: say image_size=(height, width)"
-            )
+            raise UnveilError(f"{source} has positions of {patches} patches, which are no square: say image_size=(height, width)")
         image_size = (side * patch[0], side * patch[1])
     size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
     mean, std = moments(channels)
     config = ViTConfig(
-        width=width, depth=blocks_in(state, "blocks."), heads=heads or heads_of(width), image_size=size,
-        patch_size=(patch[0], patch[1]), channels=channels, mlp_ratio=mlp_ratio(hidden, width),
-        mean=mean, std=std,
-    )  # fmt: skip
+        width=width,
+        depth=blocks_in(state, "blocks."),
+        heads=heads or heads_of(width),
+        image_size=size,
+        patch_size=(patch[0], patch[1]),
+        channels=channels,
+        mlp_ratio=mlp_ratio(hidden, width),
+        mean=mean,
+        std=std,
+    )
     rows, columns = config.grid
     if rows * columns != patches:
         raise UnveilError(

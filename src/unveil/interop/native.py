@@ -46,7 +46,7 @@ def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[
         release = "unknown"
     encoder: Any = getattr(learner, "encoder", None)
     if not hasattr(encoder, "config"):
-        encoder_of(learner)                                                    # says what is wrong
+        encoder_of(learner)  # says what is wrong
     kind = next(kind for kind, (config_class, _) in READS.items() if isinstance(encoder.config, config_class))
     facts: dict[str, Any] = {"format": NOTE, "version": release, "reads": kind, "encoder": asdict(encoder.config)}
     if isinstance(learner, Finetune | Classify):
@@ -70,7 +70,7 @@ def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[
     elif not isinstance(learner, EncoderOnly):
         raise UnveilError(f"a {type(learner).__name__} cannot be saved in this format: save a method, a Finetune, or an encoder")
     if isinstance(learner, EncoderOnly) and isinstance(encoder, ViT) and not isinstance(encoder.transformer.norm, nn.LayerNorm):
-        facts["norm"] = False                                                  # fine-tuned: its norm is after the mean
+        facts["norm"] = False  # fine-tuned: its norm is after the mean
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
 
@@ -84,7 +84,7 @@ def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Le
     if config.get("format") != NOTE:
         found = config.get("format")
         raise UnveilError(f'{source} is of another format: it says {found!r}, expected "format": "{NOTE}"')
-    reads = config.get("reads", "pictures")                                    # the first versions knew no texts
+    reads = config.get("reads", "pictures")  # the first versions knew no texts
     if reads not in READS:
         raise UnveilError(f"{source} is a model of {reads!r}, which this version does not know: expected {' or '.join(READS)}")
     config_class, encoder_class = READS[reads]

@@ -51,19 +51,25 @@ def export(model: nn.Module, out: str | Path) -> Path:
     scores = isinstance(model, Task | Supervised)
     graph = (Predict(model) if isinstance(model, Task | Supervised) else encoder).eval()
     device = encoder.class_token.device
-    images = torch.zeros(2, vit.channels, *vit.image_size, device=device)      # 1 would be taken for a constant
+    images = torch.zeros(2, vit.channels, *vit.image_size, device=device)  # 1 would be taken for a constant
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = fresh_name(out)
     folder.mkdir()
     try:
         with quiet(), torch.no_grad():
             torch.onnx.export(
-                graph, (images,), folder / out.name, dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=["images"], output_names=["scores" if scores else "tokens"],
+                graph,
+                (images,),
+                folder / out.name,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=["images"],
+                output_names=["scores" if scores else "tokens"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 external_data=sum(x.numel() * x.element_size() for x in graph.state_dict().values()) > LARGEST,
-            )  # fmt: skip
-        for path in sorted(folder.iterdir(), reverse=True):                    # the weights before the graph that needs them
+            )
+        for path in sorted(folder.iterdir(), reverse=True):  # the weights before the graph that needs them
             settle(path, out.parent / path.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

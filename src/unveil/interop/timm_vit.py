@@ -21,9 +21,12 @@ from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.train.checkpoint import write_whole
 
 ARCHITECTURES = {
-    192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224",
-    1024: "vit_large_patch16_224", 1280: "vit_huge_patch14_224",
-}  # fmt: skip
+    192: "vit_tiny_patch16_224",
+    384: "vit_small_patch16_224",
+    768: "vit_base_patch16_224",
+    1024: "vit_large_patch16_224",
+    1280: "vit_huge_patch14_224",
+}
 """timm's name by the width; what else differs is in `model_args`."""
 
 
@@ -68,10 +71,18 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
     encoder = vit_of(model)
     vit = encoder.config
     arguments: dict[str, Any] = {
-        "img_size": list(vit.image_size), "patch_size": list(vit.patch_size), "in_chans": vit.channels,
-        "embed_dim": vit.width, "depth": vit.depth, "num_heads": vit.heads, "mlp_ratio": vit.mlp_ratio,
-        "qkv_bias": True, "class_token": True, "global_pool": "avg", "fc_norm": isinstance(model, Finetune),
-    }  # fmt: skip
+        "img_size": list(vit.image_size),
+        "patch_size": list(vit.patch_size),
+        "in_chans": vit.channels,
+        "embed_dim": vit.width,
+        "depth": vit.depth,
+        "num_heads": vit.heads,
+        "mlp_ratio": vit.mlp_ratio,
+        "qkv_bias": True,
+        "class_token": True,
+        "global_pool": "avg",
+        "fc_norm": isinstance(model, Finetune),
+    }
     if not isinstance(model, Finetune):
         arguments["final_norm"] = isinstance(encoder.transformer.norm, nn.LayerNorm)
     return arguments if vit.layer_scale is None else arguments | {"init_values": vit.layer_scale}
@@ -89,12 +100,21 @@ def describe(model: nn.Module, classes: Sequence[str] | None = None) -> dict[str
         "global_pool": "avg",
         "model_args": arguments_of(model),
         "pretrained_cfg": {
-            "tag": "unveil", "custom_load": False, "num_classes": count, "pool_size": None,
-            "input_size": [vit.channels, *vit.image_size], "fixed_input_size": True, "interpolation": "bicubic",
-            "crop_pct": 0.875, "crop_mode": "center", "mean": list(vit.mean), "std": list(vit.std),
-            "first_conv": "patch_embed.proj", "classifier": "head",
+            "tag": "unveil",
+            "custom_load": False,
+            "num_classes": count,
+            "pool_size": None,
+            "input_size": [vit.channels, *vit.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+            "mean": list(vit.mean),
+            "std": list(vit.std),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
         },
-    }  # fmt: skip
+    }
     return facts | ({"label_names": list(classes)} if classes and count else {})
 
 
@@ -126,8 +146,8 @@ def encoder_from(
         UnveilError: When a tensor is missing or left over.
     """
     if isinstance(state, nn.Module):
-        heads = heads or state.blocks[0].attn.num_heads                        # type: ignore[index, union-attr]
-        image_size = image_size or state.patch_embed.img_size                  # type: ignore[union-attr, assignment]
+        heads = heads or state.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
+        image_size = image_size or state.patch_embed.img_size  # type: ignore[union-attr, assignment]
         state = state.state_dict()
     kept = {name: value for name, value in state.items() if not name.startswith("head.")}
     vit = shape_of(kept, "the timm model", heads=heads, image_size=image_size)

@@ -76,17 +76,25 @@ def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEiTConf
     width, channels = facts.get("hidden_size", 768), facts.get("num_channels", 3)
     mean, std = preprocessing(folder) or ((0.5,) * channels, (0.5,) * channels)
     vit = ViTConfig(
-        width=width, depth=facts.get("num_hidden_layers", 12), heads=facts.get("num_attention_heads", 12),
-        image_size=pair(facts.get("image_size", 224)), patch_size=pair(facts.get("patch_size", 16)), channels=channels,
-        mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width), eps=facts.get("layer_norm_eps", 1e-12),
-        mean=mean, std=std,
-    )  # fmt: skip
+        width=width,
+        depth=facts.get("num_hidden_layers", 12),
+        heads=facts.get("num_attention_heads", 12),
+        image_size=pair(facts.get("image_size", 224)),
+        patch_size=pair(facts.get("patch_size", 16)),
+        channels=channels,
+        mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
+        eps=facts.get("layer_norm_eps", 1e-12),
+        mean=mean,
+        std=std,
+    )
     config = BEiTConfig(
-        tokenizer="absent", codebook=facts.get("vocab_size", 8192),
+        tokenizer="absent",
+        codebook=facts.get("vocab_size", 8192),
         relative_bias="shared" if shared else "block" if each else "none",
         positions="learned" if facts.get("use_absolute_position_embeddings", False) else "none",
-        layer_scale=facts.get("layer_scale_init_value", 0.1) or None, drop_path=facts.get("drop_path_rate", 0.1),
-    )  # fmt: skip
+        layer_scale=facts.get("layer_scale_init_value", 0.1) or None,
+        drop_path=facts.get("drop_path_rate", 0.1),
+    )
     return vit, config
 
 
@@ -105,15 +113,27 @@ def describe(learner: BEiT) -> dict[str, Any]:
     """The `config.json` of transformers."""
     vit = learner.encoder.config
     return {
-        "architectures": ["BeitForMaskedImageModeling"], "model_type": "beit", "vocab_size": learner.target.size,
-        "hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.heads,
-        "intermediate_size": int(vit.width * vit.mlp_ratio), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": vit.eps, "image_size": vit.image_size[0], "patch_size": vit.patch_size[0], "num_channels": vit.channels,
-        "use_absolute_position_embeddings": vit.positions != "none", "drop_path_rate": vit.drop_path,
+        "architectures": ["BeitForMaskedImageModeling"],
+        "model_type": "beit",
+        "vocab_size": learner.target.size,
+        "hidden_size": vit.width,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.heads,
+        "intermediate_size": int(vit.width * vit.mlp_ratio),
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": vit.eps,
+        "image_size": vit.image_size[0],
+        "patch_size": vit.patch_size[0],
+        "num_channels": vit.channels,
+        "use_absolute_position_embeddings": vit.positions != "none",
+        "drop_path_rate": vit.drop_path,
         "use_relative_position_bias": vit.relative_bias == "block",
         "use_shared_relative_position_bias": vit.relative_bias == "shared",
-        "layer_scale_init_value": vit.layer_scale or 0.0, "dtype": "float32", **EXPECTED,
-    }  # fmt: skip
+        "layer_scale_init_value": vit.layer_scale or 0.0,
+        "dtype": "float32",
+        **EXPECTED,
+    }
 
 
 def export(learner: BEiT, folder: str | Path) -> Path:
@@ -121,10 +141,18 @@ def export(learner: BEiT, folder: str | Path) -> Path:
     folder, vit = Path(folder), learner.encoder.config
     write_tensors(folder / "model.safetensors", state_of(learner))
     preparation = {
-        "image_processor_type": "BeitImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
-        "do_center_crop": False, "do_reduce_labels": False, "resample": 3, "rescale_factor": 1 / 255,
-        "size": {"height": vit.image_size[0], "width": vit.image_size[1]}, "image_mean": list(vit.mean), "image_std": list(vit.std),
-    }  # fmt: skip
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_center_crop": False,
+        "do_reduce_labels": False,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": vit.image_size[0], "width": vit.image_size[1]},
+        "image_mean": list(vit.mean),
+        "image_std": list(vit.std),
+    }
     write_whole(folder / "preprocessor_config.json", json.dumps(preparation, indent=2) + "\n")
     write_whole(folder / "config.json", json.dumps(describe(learner), indent=2) + "\n")
     return folder

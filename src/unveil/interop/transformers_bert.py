@@ -22,9 +22,12 @@ from unveil.train.checkpoint import write_whole
 
 PARTS: Parts = {
     "attention.query_key_value": tuple(f"attention.self.{name}" for name in ("query", "key", "value")),
-    "attention.out": "attention.output.dense", "norm1": "attention.output.LayerNorm",
-    "mlp.0": "intermediate.dense", "mlp.2": "output.dense", "norm2": "output.LayerNorm",
-}  # fmt: skip
+    "attention.out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "mlp.0": "intermediate.dense",
+    "mlp.2": "output.dense",
+    "norm2": "output.LayerNorm",
+}
 TIED = {
     "cls.predictions.decoder.weight": "{}embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -62,8 +65,11 @@ def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
     if not files:
         raise UnveilError(f"{folder} has a config of transformers' BERT, and no model.safetensors (one file, no shards)")
-    state = {name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-             for name, tensor in read_tensors(files[0]).items() if not name.endswith(NO_WEIGHTS)}  # fmt: skip
+    state = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+        for name, tensor in read_tensors(files[0]).items()
+        if not name.endswith(NO_WEIGHTS)
+    }
     start = "bert." if any(name.startswith("bert.") for name in state) else ""
     for again, first in TIED.items():
         other = state.get(first.format(start))
@@ -95,12 +101,17 @@ def shape_of(facts: Mapping[str, Any], folder: Path) -> TextConfig:
         raise UnveilError(f"{folder} has {len(vocabulary):,} pieces in its vocabulary, and config.json says {size:,}")
     tokens = folder / "tokenizer_config.json"
     return TextConfig(
-        width=width, depth=facts.get("num_hidden_layers", 12), heads=facts.get("num_attention_heads", 12), vocabulary=vocabulary,
-        length=facts.get("max_position_embeddings", 512), segments=facts.get("type_vocab_size", 2),
+        width=width,
+        depth=facts.get("num_hidden_layers", 12),
+        heads=facts.get("num_attention_heads", 12),
+        vocabulary=vocabulary,
+        length=facts.get("max_position_embeddings", 512),
+        segments=facts.get("type_vocab_size", 2),
         lower=read_object(tokens).get("do_lower_case", True) if tokens.is_file() else True,
-        mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width), dropout=facts.get("hidden_dropout_prob", 0.1),
+        mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
+        dropout=facts.get("hidden_dropout_prob", 0.1),
         eps=facts.get("layer_norm_eps", 1e-12),
-    )  # fmt: skip
+    )
 
 
 def vocabulary_of(folder: Path) -> tuple[str, ...]:
@@ -127,13 +138,22 @@ def describe(learner: Learner) -> dict[str, Any]:
     pairs = isinstance(learner, BERT) and learner.pairs
     name = "BertForPreTraining" if pairs else "BertForMaskedLM" if isinstance(learner, BERT) else "BertModel"
     return {
-        "architectures": [name], "model_type": "bert", "vocab_size": len(shape.vocabulary), "hidden_size": shape.width,
-        "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
-        "intermediate_size": int(shape.width * shape.mlp_ratio), "hidden_act": "gelu",
-        "hidden_dropout_prob": shape.dropout, "attention_probs_dropout_prob": shape.dropout,
-        "max_position_embeddings": shape.length, "type_vocab_size": shape.segments, "layer_norm_eps": shape.eps,
-        "pad_token_id": shape.number("[PAD]"), "tie_word_embeddings": True,
-    }  # fmt: skip
+        "architectures": [name],
+        "model_type": "bert",
+        "vocab_size": len(shape.vocabulary),
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": int(shape.width * shape.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": shape.dropout,
+        "attention_probs_dropout_prob": shape.dropout,
+        "max_position_embeddings": shape.length,
+        "type_vocab_size": shape.segments,
+        "layer_norm_eps": shape.eps,
+        "pad_token_id": shape.number("[PAD]"),
+        "tie_word_embeddings": True,
+    }
 
 
 def export(learner: Learner, folder: str | Path) -> Path:

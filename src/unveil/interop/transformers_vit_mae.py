@@ -27,8 +27,10 @@ PARTS: Parts = {
     "norm1": "layernorm_before",
     "attention.query_key_value": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
     "attention.out": "attention.output.dense",
-    "norm2": "layernorm_after", "mlp.0": "intermediate.dense", "mlp.2": "output.dense",
-}  # fmt: skip
+    "norm2": "layernorm_after",
+    "mlp.0": "intermediate.dense",
+    "mlp.2": "output.dense",
+}
 RENAMED = (
     (r"^(vit\.|beit\.)?layers\.(\d+)\.", r"\1encoder.layer.\2."),
     (r"\.(\d+)\.relative_position_bias\.", r".\1.attention.attention.relative_position_bias."),
@@ -113,16 +115,24 @@ def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAEConfi
     channels = facts.get("num_channels", 3)
     mean, std = preprocessing(folder) or moments(channels)
     vit = ViTConfig(
-        width=width, depth=facts.get("num_hidden_layers", 12), heads=facts.get("num_attention_heads", 12),
-        image_size=pair(facts.get("image_size", 224)), patch_size=pair(facts.get("patch_size", 16)), channels=channels,
+        width=width,
+        depth=facts.get("num_hidden_layers", 12),
+        heads=facts.get("num_attention_heads", 12),
+        image_size=pair(facts.get("image_size", 224)),
+        patch_size=pair(facts.get("patch_size", 16)),
+        channels=channels,
         mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
-        eps=facts.get("layer_norm_eps", 1e-12), mean=mean, std=std,
-    )  # fmt: skip
+        eps=facts.get("layer_norm_eps", 1e-12),
+        mean=mean,
+        std=std,
+    )
     config = MAEConfig(
-        mask_ratio=facts.get("mask_ratio", 0.75), target="normalised" if facts.get("norm_pix_loss", False) else "pixel",
-        decoder_width=decoder_width, decoder_depth=facts.get("decoder_num_hidden_layers", 8),
+        mask_ratio=facts.get("mask_ratio", 0.75),
+        target="normalised" if facts.get("norm_pix_loss", False) else "pixel",
+        decoder_width=decoder_width,
+        decoder_depth=facts.get("decoder_num_hidden_layers", 8),
         decoder_heads=facts.get("decoder_num_attention_heads", 16),
-    )  # fmt: skip
+    )
     return vit, config
 
 
@@ -170,20 +180,33 @@ def describe(learner: Learner) -> dict[str, Any]:
     encoder = vit_of(learner)
     vit = encoder.config
     facts: dict[str, Any] = {
-        "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"], "model_type": "vit_mae",
-        "hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.heads,
-        "intermediate_size": int(vit.width * vit.mlp_ratio), "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02, "layer_norm_eps": vit.eps,
-        "image_size": vit.image_size[0], "patch_size": vit.patch_size[0], "num_channels": vit.channels, "qkv_bias": True,
+        "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"],
+        "model_type": "vit_mae",
+        "hidden_size": vit.width,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.heads,
+        "intermediate_size": int(vit.width * vit.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": vit.eps,
+        "image_size": vit.image_size[0],
+        "patch_size": vit.patch_size[0],
+        "num_channels": vit.channels,
+        "qkv_bias": True,
         "dtype": "float32",
-    }  # fmt: skip
+    }
     if isinstance(learner, MAE):
         decoder = learner.decoder.config
         facts |= {
-            "decoder_hidden_size": decoder.width, "decoder_num_hidden_layers": decoder.depth,
-            "decoder_num_attention_heads": decoder.heads, "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
-            "mask_ratio": learner.config.mask_ratio, "norm_pix_loss": learner.config.target == "normalised",
-        }  # fmt: skip
+            "decoder_hidden_size": decoder.width,
+            "decoder_num_hidden_layers": decoder.depth,
+            "decoder_num_attention_heads": decoder.heads,
+            "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
+            "mask_ratio": learner.config.mask_ratio,
+            "norm_pix_loss": learner.config.target == "normalised",
+        }
     return facts
 
 
@@ -193,10 +216,16 @@ def export(learner: Learner, folder: str | Path) -> Path:
     write_tensors(folder / "model.safetensors", state_of(learner))
     vit = vit_of(learner).config
     preparation = {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
-        "size": {"height": vit.image_size[0], "width": vit.image_size[1]}, "resample": 3, "rescale_factor": 1 / 255,
-        "image_mean": list(vit.mean), "image_std": list(vit.std),
-    }  # fmt: skip
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "size": {"height": vit.image_size[0], "width": vit.image_size[1]},
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "image_mean": list(vit.mean),
+        "image_std": list(vit.std),
+    }
     write_whole(folder / "preprocessor_config.json", json.dumps(preparation, indent=2) + "\n")
     write_whole(folder / "config.json", json.dumps(describe(learner), indent=2) + "\n")
     return folder

@@ -9,7 +9,7 @@ from unveil.options import literal
 if TYPE_CHECKING:
     from unveil.learner import Method
 
-PICTURES: dict[str, str] = {                                                  # name: "module:class"
+PICTURES: dict[str, str] = {  # name: "module:class"
     "mae": "unveil.methods.mae:MAE",
     "simmim": "unveil.methods.simmim:SimMIM",
     "beit": "unveil.methods.beit:BEiT",
@@ -18,10 +18,7 @@ PICTURES: dict[str, str] = {                                                  # 
     "mocov3": "unveil.methods.mocov3:MoCoV3",
     "supervised": "unveil.methods.supervised:Supervised",
 }
-TEXTS: dict[str, str] = {
-    "bert": "unveil.methods.bert:BERT",
-    "wordmae": "unveil.methods.wordmae:WordMAE",
-}
+TEXTS: dict[str, str] = {"bert": "unveil.methods.bert:BERT", "wordmae": "unveil.methods.wordmae:WordMAE"}
 METHODS = PICTURES | TEXTS
 
 

@@ -73,20 +73,23 @@ class BEiT(Method):
             tokenizer, written = tokenizer_of(config.tokenizer, config.codebook, vit)
         else:
             written = "absent"
-        self.config = replace(config, tokenizer=written, codebook=tokenizer.size)     # what stays when the folder is gone
+        self.config = replace(config, tokenizer=written, codebook=tokenizer.size)  # what stays when the folder is gone
         self.target = TokenTarget(tokenizer)
         self.mask_token = nn.Parameter(torch.randn(vit.width) * 0.02)
         self.head = Linear(vit.width, tokenizer.size)
         xavier(self.head)
-        self.mask(torch.zeros(1, dtype=torch.int64))                           # a ratio that cannot be hidden is refused now
+        self.mask(torch.zeros(1, dtype=torch.int64))  # a ratio that cannot be hidden is refused now
 
     @classmethod
     def build(cls, vit: ViTConfig, config: BEiTConfig, augment: AugmentConfig) -> "BEiT":
         """An untrained learner; the config says what is special about the encoder."""
         vit = replace(
-            vit, positions=config.positions, relative_bias=config.relative_bias, layer_scale=config.layer_scale,
+            vit,
+            positions=config.positions,
+            relative_bias=config.relative_bias,
+            layer_scale=config.layer_scale,
             drop_path=config.drop_path,
-        )  # fmt: skip
+        )
         return cls(ViT(vit), config, Augment(augment, vit.image_size, vit.mean, vit.std))
 
     def augment(self, batch: Batch) -> Batch:
@@ -105,7 +108,7 @@ class BEiT(Method):
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:
         """The patches to keep (B, V) and to hide (B, M) of the samples with these keys."""
         grid = self.encoder.config.grid
-        smallest = max(1, round(16 * math.prod(grid) / 196))                   # the paper's 16 of 196 patches
+        smallest = max(1, round(16 * math.prod(grid) / 196))  # the paper's 16 of 196 patches
         return block_mask(uniform(keys, 4 * 64, stream=1), grid, self.config.mask_ratio, smallest)
 
     def name(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M K"]:

@@ -21,9 +21,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Step, TextMethod
 from unveil.models.bert import TextConfig, TextEncoder, small_normal
 
-USUAL = {
-    "base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0,
-}  # fmt: skip
+USUAL = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
 """BERT's optimiser (appendix A.2) at a rate for small models: bert-base wants --base-lr 1e-4."""
 
 
@@ -87,7 +85,7 @@ class BERT(TextMethod):
         """Hide, encode, name, compare."""
         hidden = self.hide(batch.ids, batch.keys)
         count = hidden.truth.shape[1]
-        seen = self.encoder(hidden.seen, batch.segments, order=hidden.order, last=1 + count)           # (B, 1 + M, D)
+        seen = self.encoder(hidden.seen, batch.segments, order=hidden.order, last=1 + count)  # (B, 1 + M, D)
         loss = self.compare(self.name(seen[:, 1:]), hidden)
         if batch.labels is None:
             return Step(loss, {})
@@ -102,17 +100,17 @@ class BERT(TextMethod):
         count = max(1, round(self.config.mask_ratio * length))
         score, special = uniform(keys, length, stream=1), self.special[ids]
         if self.config.whole_words:
-            word = (~self.goes_on[ids]).cumsum(dim=1).sub(1).clamp(min=0)      # (B, T): all pieces of a word share one score
+            word = (~self.goes_on[ids]).cumsum(dim=1).sub(1).clamp(min=0)  # (B, T): all pieces of a word share one score
             score = score.gather(1, word)
-        first = torch.arange(length, device=ids.device) == 0                   # [CLS]
-        order = (score + 2 * special + first).argsort(dim=1, stable=True)      # lowest first, [CLS] last
+        first = torch.arange(length, device=ids.device) == 0  # [CLS]
+        order = (score + 2 * special + first).argsort(dim=1, stable=True)  # lowest first, [CLS] last
         chosen, rest = order[:, :count], order[:, count:]
         truth = ids.gather(1, chosen)
         counted = ~self.special[truth]
-        if self.config.whole_words:                                            # a word that does not fit is left out
+        if self.config.whole_words:  # a word that does not fit is left out
             counted = counted & (word.gather(1, chosen) != word.gather(1, rest[:, :1]))
         fate, other = uniform(keys, 2 * count, stream=2).chunk(2, dim=1)
-        other = (other * len(self.special)).long()                             # any piece, as likely as any other
+        other = (other * len(self.special)).long()  # any piece, as likely as any other
         shown = torch.where(fate < 0.8, self.stand_in, torch.where(fate < 0.9, other, truth))
         seen = ids.scatter(1, chosen, torch.where(counted, shown, truth))
         return Hidden(seen, torch.cat([rest, chosen], dim=1), truth, counted)

@@ -24,9 +24,16 @@ from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 
 USUAL = {
-    "crop": "resized", "crop_scale": 0.4, "jitter": 0.4,
-    "base_lr": 5e-4, "warmup": 0.1, "weight_decay": 0.04, "last_weight_decay": 0.4, "beta2": 0.999, "clip": 3.0,
-}  # fmt: skip
+    "crop": "resized",
+    "crop_scale": 0.4,
+    "jitter": 0.4,
+    "base_lr": 5e-4,
+    "warmup": 0.1,
+    "weight_decay": 0.04,
+    "last_weight_decay": 0.4,
+    "beta2": 0.999,
+    "clip": 3.0,
+}
 """What differs by default: large crops of 0.4 to 1 of the picture, and the paper's optimiser."""
 STUDENT, FIRST, BOTTLENECK, LEAST = 0.1, 0.04, 256, 0.05
 """Temperature of the student, first temperature of the teacher, width of the bottleneck, smallest share of a small crop."""
@@ -62,9 +69,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int, hidden: int, prototypes: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            Linear(width, hidden), nn.GELU(), Linear(hidden, hidden), nn.GELU(), Linear(hidden, BOTTLENECK)
-        )  # fmt: skip
+        self.layers = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, hidden), nn.GELU(), Linear(hidden, BOTTLENECK))
         self.prototypes = nn.Parameter(torch.randn(prototypes, BOTTLENECK) * 0.02)
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
@@ -103,8 +108,8 @@ class DINO(Method):
         self.register_buffer("centre", torch.zeros(count))
         self.register_buffer("temperature", torch.tensor(FIRST))
         self.register_buffer("learns", torch.tensor(float(config.frozen <= 0)))
-        self.register_buffer("seen", torch.zeros(count), persistent=False)     # what the teacher said in this step
-        self.register_buffer("parts", torch.zeros(()), persistent=False)       # ... of so many parts of its batch
+        self.register_buffer("seen", torch.zeros(count), persistent=False)  # what the teacher said in this step
+        self.register_buffer("parts", torch.zeros(()), persistent=False)  # ... of so many parts of its batch
 
     @classmethod
     def build(cls, vit: ViTConfig, config: DINOConfig, augment: AugmentConfig) -> "DINO":
@@ -119,7 +124,7 @@ class DINO(Method):
     def forward(self, crops: Crops) -> Step:
         """The student's view of each crop against the teacher's of every other large one."""
         with torch.no_grad():
-            said = self.speak(self.encoder, self.teacher_head, crops.large)     # (2, B, K)
+            said = self.speak(self.encoder, self.teacher_head, crops.large)  # (2, B, K)
             wanted = ((said - self.centre) / self.temperature).softmax(dim=-1)
             if self.training:
                 self.seen += said.mean(dim=(0, 1))

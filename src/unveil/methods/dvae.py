@@ -90,10 +90,10 @@ class DVAE(Method):
     def forward(self, batch: Batch) -> Step:
         """Score, draw, rebuild, compare."""
         images, size = batch.images, self.encoder.config.image_size
-        scores = self.encoder.encode(images)                                   # (B, N, K)
+        scores = self.encoder.encode(images)  # (B, N, K)
         chosen = gumbel_softmax(scores, self.noise(batch.keys, scores.shape[1]), self.temperature(), self.config.straight)
         error = F.mse_loss(self.encoder.decode(chosen, size).float(), images)
-        together = scores.softmax(dim=-1).mean(dim=1)                          # (B, K), picture by picture: none are compared
+        together = scores.softmax(dim=-1).mean(dim=1)  # (B, K), picture by picture: none are compared
         divergence = math.log(self.encoder.size) - torch.special.entr(together).sum(dim=1).mean()
         metrics = {"rebuilt_error": error, "divergence": divergence, **usage(shares_of(scores.argmax(dim=-1), self.encoder.size))}
         return Step(error + self.kl_weight() * divergence, metrics)

@@ -64,7 +64,7 @@ class MAE(Method):
     def __init__(self, encoder: ViT, config: MAEConfig, augment: Augment | None = None, target: Target | None = None) -> None:
         super().__init__()
         vit = encoder.config
-        self.patches = vit.grid[0] * vit.grid[1]                               # N
+        self.patches = vit.grid[0] * vit.grid[1]  # N
         width = config.decoder_width or min(512, vit.width)
         depth = config.decoder_depth if config.decoder_depth is not None else (8 if vit.width >= 512 else min(4, vit.depth // 2))
         if target is None and config.target == "token":
@@ -75,13 +75,13 @@ class MAE(Method):
         self.mask_token = nn.Parameter(torch.randn(vit.width if config.mask_tokens_in_encoder else width) * 0.02)
         self.decoder_embed = Linear(vit.width, width)
         places = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
-        self.decoder_positions = nn.Parameter(places, requires_grad=False)     # (1 + N, E)
+        self.decoder_positions = nn.Parameter(places, requires_grad=False)  # (1 + N, E)
         heads = config.decoder_heads or heads_of(width)
         self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, recompute=vit.recompute))
         self.head = Linear(width, self.target.size)
         xavier(self.decoder_embed)
         xavier(self.head)
-        _, hide = self.mask(torch.zeros(1, dtype=torch.int64))                 # a ratio that cannot be hidden is refused now
+        _, hide = self.mask(torch.zeros(1, dtype=torch.int64))  # a ratio that cannot be hidden is refused now
         if not (hide.shape[1] or config.loss_on_all):
             raise UnveilError(f"mask ratio {config.mask_ratio} hides none of {self.patches} patches: use 0.75, or --loss-on-all")
 
@@ -113,7 +113,7 @@ class MAE(Method):
 
     def compare(self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Tensor:
         """The loss of the patches `hide` when only the patches `keep` are seen."""
-        painted = self.decode(self.encode(images, keep, hide), keep, hide, self.config.loss_on_all)     # (B, M, Q), or (B, N, Q)
+        painted = self.decode(self.encode(images, keep, hide), keep, hide, self.config.loss_on_all)  # (B, M, Q), or (B, N, Q)
         compared = torch.cat([keep, hide], dim=1) if self.config.loss_on_all else hide
         return self.target.loss(painted, self.target(images, compared))
 
@@ -129,8 +129,8 @@ class MAE(Method):
     ) -> Float[Tensor, "B _ Q"]:
         """Puts mask tokens behind what was seen, and predicts the hidden patches; or every one, the visible ones first."""
         x, places, wanted = self.decoder_embed(seen), self.decoder_positions, hide.shape[1] + every * keep.shape[1]
-        order = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)   # (B, 1 + V): the class token, the visible patches
-        if self.config.mask_tokens_in_encoder:                                 # all are there, each in its place
+        order = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)  # (B, 1 + V): the class token, the visible patches
+        if self.config.mask_tokens_in_encoder:  # all are there, each in its place
             x = self.decoder(gather(x + places.to(x.dtype), torch.cat([order, 1 + hide], dim=1)), last=wanted)
         else:
             x = self.decoder(x + places[order].to(x.dtype), gaps=(self.mask_token + places[1:], hide), last=wanted)

@@ -23,8 +23,14 @@ from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 
 USUAL = {
-    "crop": "resized", "crop_scale": 0.08, "jitter": 0.4, "base_lr": 1.5e-4, "warmup": 0.13, "weight_decay": 0.1, "beta2": 0.999,
-}  # fmt: skip
+    "crop": "resized",
+    "crop_scale": 0.08,
+    "jitter": 0.4,
+    "base_lr": 1.5e-4,
+    "warmup": 0.13,
+    "weight_decay": 0.1,
+    "beta2": 0.999,
+}
 """What differs by default: crops of 0.08 to 1 of the picture, and the paper's optimiser (40 of 300 epochs of warm-up)."""
 OUT = 256
 
@@ -83,8 +89,8 @@ class MoCoV3(Method):
 
     def contrast(self, query: Float[Tensor, "B E"], key: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
         """InfoNCE (van den Oord et al., 2018), times twice the temperature, so that this does not change the size of gradients."""
-        keys = gathered(F.normalize(key, dim=1))                               # (A, E)
-        cosines = F.linear(F.normalize(query, dim=1), keys).float()            # (B, A)
+        keys = gathered(F.normalize(key, dim=1))  # (A, E)
+        cosines = F.linear(F.normalize(query, dim=1), keys).float()  # (B, A)
         temperature = self.config.temperature
         return 2 * temperature * F.cross_entropy(cosines / temperature, numbers(len(query), query.device))
 

@@ -57,7 +57,7 @@ class SimMIM(Method):
         self.mask_token = nn.Parameter(torch.randn(vit.width) * 0.02)
         self.head = Linear(vit.width, self.target.size)
         xavier(self.head)
-        self.mask(torch.zeros(1, dtype=torch.int64))                           # what cannot be hidden is refused now
+        self.mask(torch.zeros(1, dtype=torch.int64))  # what cannot be hidden is refused now
 
     @classmethod
     def build(cls, vit: ViTConfig, config: SimMIMConfig, augment: AugmentConfig) -> "SimMIM":
@@ -71,7 +71,7 @@ class SimMIM(Method):
     def forward(self, batch: Batch) -> Step:
         """Hide, encode, paint, compare."""
         _, hide = self.mask(batch.keys)
-        painted = gather(self.paint(batch.images, hide), hide)                 # (B, M, P)
+        painted = gather(self.paint(batch.images, hide), hide)  # (B, M, P)
         return Step(F.l1_loss(painted.float(), self.target(batch.images, hide).float()), {})
 
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:

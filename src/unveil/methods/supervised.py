@@ -77,7 +77,7 @@ class Supervised(Method):
     def forward(self, batch: Batch) -> Step:
         """Cross-entropy with the mixed and smoothed classes."""
         assert batch.labels is not None
-        smoothing = self.config.smoothing if batch.labels.ndim == 1 else 0.0   # mixed classes are smooth already
+        smoothing = self.config.smoothing if batch.labels.ndim == 1 else 0.0  # mixed classes are smooth already
         return Step(F.cross_entropy(self.predict(batch.images).float(), batch.labels, label_smoothing=smoothing), {})
 
     def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -91,8 +91,8 @@ class Supervised(Method):
         if not self.config.average:
             return
         self.steps += 1
-        window = (self.config.average * self.steps / progress).clamp(min=1)    # steps that are looked back upon
-        share = torch.maximum(1 / window, 9 / (10 + self.steps))               # young averages follow fast
+        window = (self.config.average * self.steps / progress).clamp(min=1)  # steps that are looked back upon
+        share = torch.maximum(1 / window, 9 / (10 + self.steps))  # young averages follow fast
         for mean, now in zip(self.averages.parameters(), self.learned().parameters(), strict=True):
             mean.add_((now - mean) * share)
             if progress >= 1:

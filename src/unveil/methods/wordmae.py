@@ -22,9 +22,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Step, TextMethod
 from unveil.models.bert import TextConfig, TextEncoder, small_normal
 
-USUAL = {
-    "base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0,
-}  # fmt: skip
+USUAL = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
 """BERT's optimiser, so that the two differ in nothing else."""
 
 
@@ -94,7 +92,7 @@ class WordMAE(TextMethod):
         """Hides the same count of pieces in each row, a special one only where nothing else is left."""
         length = ids.shape[1]
         count = max(1, round(self.config.mask_ratio * length))
-        first = torch.arange(length, device=ids.device) == 0                   # [CLS]
+        first = torch.arange(length, device=ids.device) == 0  # [CLS]
         order = (uniform(keys, length, stream=1) + 2 * self.special[ids] + first).argsort(dim=1, stable=True)
         hide, keep = order[:, :count], order[:, count:].sort(dim=1).values
         truth = ids.gather(1, hide)
@@ -102,7 +100,7 @@ class WordMAE(TextMethod):
 
     def name(self, batch: TextBatch, split: Split) -> Float[Tensor, "B M W"]:
         """A score for each of the W words of the vocabulary at each hidden place."""
-        seen = self.encoder(batch.ids, batch.segments, order=split.keep)       # (B, V, D): what is hidden is never touched
+        seen = self.encoder(batch.ids, batch.segments, order=split.keep)  # (B, V, D): what is hidden is never touched
         places = self.decoder_positions[: batch.ids.shape[1]]
         x = self.decoder_embed(seen)
         x = x + F.embedding(split.keep, places).to(x.dtype)

@@ -13,8 +13,8 @@ from unveil.blocks.norm import LayerNorm
 from unveil.blocks.transformer import Transformer, TransformerConfig
 from unveil.errors import UnveilError
 
-MODELS: dict[str, tuple[int, int, int]] = {                                   # width, depth, heads (Turc et al., 2019)
-    "bert-nano": (96, 4, 3),                                                    # the shape of vit-nano
+MODELS: dict[str, tuple[int, int, int]] = {  # width, depth, heads (Turc et al., 2019)
+    "bert-nano": (96, 4, 3),  # the shape of vit-nano
     "bert-tiny": (128, 2, 2),
     "bert-mini": (256, 4, 4),
     "bert-small": (512, 4, 8),
@@ -22,6 +22,7 @@ MODELS: dict[str, tuple[int, int, int]] = {                                   # 
     "bert-base": (768, 12, 12),
     "bert-large": (1024, 24, 16),
 }
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
@@ -62,10 +63,16 @@ class TextEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(
             TransformerConfig(
-                width=config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio, norm="post",
-                dropout=config.dropout, eps=config.eps, recompute=config.recompute,
+                width=config.width,
+                depth=config.depth,
+                heads=config.heads,
+                mlp_ratio=config.mlp_ratio,
+                norm="post",
+                dropout=config.dropout,
+                eps=config.eps,
+                recompute=config.recompute,
             )
-        )  # fmt: skip
+        )
         self.apply(small_normal)
         for table in (self.words.weight, self.positions, self.segments):
             nn.init.normal_(table, std=0.02)
@@ -82,13 +89,18 @@ class TextEncoder(nn.Module):
             segments = None if segments is None else segments.gather(1, order)
         of_part = self.segments[0] if segments is None else F.embedding(segments, self.segments)
         x: Tensor = self.dropout(self.norm(self.words(ids) + places + of_part))
-        device = x.device.type                                                 # under autocast, tokens stay in half precision
+        device = x.device.type  # under autocast, tokens stay in half precision
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
     def forward(
-        self, ids: Int[Tensor, "B T"], segments: Int[Tensor, "B T"] | None = None, *, real: Bool[Tensor, "B T"] | None = None,
-        order: Int[Tensor, "B T"] | None = None, last: int | None = None,
-    ) -> Float[Tensor, "B _ D"]:  # fmt: skip
+        self,
+        ids: Int[Tensor, "B T"],
+        segments: Int[Tensor, "B T"] | None = None,
+        *,
+        real: Bool[Tensor, "B T"] | None = None,
+        order: Int[Tensor, "B T"] | None = None,
+        last: int | None = None,
+    ) -> Float[Tensor, "B _ D"]:
         """The tokens after the last block.
 
         Args:

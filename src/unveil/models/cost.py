@@ -31,9 +31,14 @@ class Cost:
 
 
 def block_flops(
-    tokens: int, width: int, mlp_ratio: float = 4.0, *, asking: int | None = None, queries: float | None = None,
+    tokens: int,
+    width: int,
+    mlp_ratio: float = 4.0,
+    *,
+    asking: int | None = None,
+    queries: float | None = None,
     projected: float | None = None,
-) -> float:  # fmt: skip
+) -> float:
     """A block's forward pass.
 
     Args:
@@ -46,7 +51,7 @@ def block_flops(
     """
     asking = tokens if asking is None else asking
     queries, projected = asking if queries is None else queries, tokens if projected is None else projected
-    project = 2 * width**2 * (queries + 2 * projected + asking)                # query, key, value, and the way out
+    project = 2 * width**2 * (queries + 2 * projected + asking)  # query, key, value, and the way out
     attend = 2 * 2 * asking * tokens * width
     return project + attend + 2 * 2 * asking * width * int(width * mlp_ratio)
 
@@ -59,9 +64,17 @@ def vit_cost(vit: ViTConfig, visible: int | None = None) -> Cost:
 
 
 def mae_cost(
-    vit: ViTConfig, visible: int, *, width: int, depth: int, predicted: int, batch: int = 256, every: bool = False,
-    plain: bool = False, mask_tokens_in_encoder: bool = False,
-) -> Cost:  # fmt: skip
+    vit: ViTConfig,
+    visible: int,
+    *,
+    width: int,
+    depth: int,
+    predicted: int,
+    batch: int = 256,
+    every: bool = False,
+    plain: bool = False,
+    mask_tokens_in_encoder: bool = False,
+) -> Cost:
     """A masked autoencoder's forward pass for one picture.
 
     Args:

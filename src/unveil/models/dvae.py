@@ -46,10 +46,10 @@ class DiscreteVAE(Tokenizer):
         self.embed = PatchEmbed(config.patch_size, config.channels, width)
         self.encoder = nn.Sequential(*(Residual(width) for _ in range(blocks)), nn.GroupNorm(1, width))
         self.scores = nn.Linear(width, codebook)
-        self.codebook = nn.Linear(codebook, width, bias=False)                 # its columns are the tokens' vectors
+        self.codebook = nn.Linear(codebook, width, bias=False)  # its columns are the tokens' vectors
         self.decoder = nn.Sequential(*(Residual(width) for _ in range(blocks)), nn.GroupNorm(1, width))
         self.paint = nn.Linear(width, self.embed.in_features)
-        nn.init.normal_(self.codebook.weight)                                  # one token's vector has a scale of 1
+        nn.init.normal_(self.codebook.weight)  # one token's vector has a scale of 1
 
     def hidden(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """What the encoder sees at each patch."""

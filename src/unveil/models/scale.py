@@ -92,9 +92,7 @@ class Work:
     @property
     def flops(self) -> float:
         """Of a step, for one picture; with gradient checkpointing the forward pass of the blocks runs twice."""
-        cost = mae_cost(
-            self.vit, self.visible, width=self.decoder_width, depth=self.decoder_depth, predicted=self.predicted
-        )
+        cost = mae_cost(self.vit, self.visible, width=self.decoder_width, depth=self.decoder_depth, predicted=self.predicted)
         return cost.step + self.recompute * (cost.forward - cost.embed)
 
     @property
@@ -167,8 +165,8 @@ class Forecast:
 def parameters(work: Work) -> float:
     """P: trained weights, biases and tokens of encoder and decoder."""
     d, e = work.vit.width, work.decoder_width
-    values, classes = work.predicted, d + e                                    # class token, mask token
-    ends = values * d + d + d * e + e + e * values + values + 2 * d + 2 * e    # embeddings, head, last norms
+    values, classes = work.predicted, d + e  # class token, mask token
+    ends = values * d + d + d * e + e + e * values + values + 2 * d + 2 * e  # embeddings, head, last norms
     return ends + classes + work.vit.depth * block_parameters(d) + work.decoder_depth * block_parameters(e)
 
 
@@ -232,16 +230,24 @@ def forecast(work: Work, cluster: Cluster, parallel: Parallel = "ddp", room: flo
     launches = KERNELS * nodes * cluster.launch * parts * again
     network = wire(count, cluster, parallel, parts)
     busy = max(compute + traffic * again, launches)
-    cover = 2 / 3 * busy / parts if parallel == "ddp" else busy               # DDP: the backward pass of the last part
+    cover = 2 / 3 * busy / parts if parallel == "ddp" else busy  # DDP: the backward pass of the last part
     own = count / (cluster.gpus if parallel == "fsdp" else 1)
     time = Time(
-        compute=compute, traffic=traffic * again, launches=launches, network=network,
-        exposed=max(0.0, network - cluster.hidden * cover), optimizer=(2 * (WEIGHT + MOMENTS) + GRADIENT) * own / cluster.traffic,
-    )  # fmt: skip
+        compute=compute,
+        traffic=traffic * again,
+        launches=launches,
+        network=network,
+        exposed=max(0.0, network - cluster.hidden * cover),
+        optimizer=(2 * (WEIGHT + MOMENTS) + GRADIENT) * own / cluster.traffic,
+    )
     return Forecast(
-        memory=memory(work, cluster, parallel, images // parts), time=time, parts=parts if fits else 0,
-        hours=work.steps * time.step / 3600, volume=volume(count, cluster.gpus, parallel, parts), binds=binding(time, fits),
-    )  # fmt: skip
+        memory=memory(work, cluster, parallel, images // parts),
+        time=time,
+        parts=parts if fits else 0,
+        hours=work.steps * time.step / 3600,
+        volume=volume(count, cluster.gpus, parallel, parts),
+        binds=binding(time, fits),
+    )
 
 
 def binding(time: Time, fits: bool) -> Bound:
@@ -250,9 +256,5 @@ def binding(time: Time, fits: bool) -> Bound:
         return "does not fit"
     if time.launches > time.compute + time.traffic:
         return "network" if time.exposed > time.launches else "global batch size"
-    terms: dict[Bound, float] = {
-        "compute": time.compute, "memory traffic": time.traffic + time.optimizer, "network": time.exposed
-    }  # fmt: skip
+    terms: dict[Bound, float] = {"compute": time.compute, "memory traffic": time.traffic + time.optimizer, "network": time.exposed}
     return max(terms, key=lambda name: terms[name])
-
-

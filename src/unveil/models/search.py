@@ -39,14 +39,14 @@ def beam_search(
     """
     device, count, most = longest.device, len(longest), int(longest.max())
     own = torch.arange(count, device=device)[:, None]
-    running = torch.full((count, beams), float("-inf"), device=device)         # log-probabilities; the beams are all alike at first
+    running = torch.full((count, beams), float("-inf"), device=device)  # log-probabilities; the beams are all alike at first
     running[:, 0] = 0.0
     written = torch.full((count, beams, most), END, device=device)
     best, score = written[:, 0].clone(), running[:, -1].clone().fill_(float("-inf"))
     ended, done = torch.zeros_like(longest), torch.zeros_like(longest, dtype=torch.bool)
     words, parents = torch.full((count * beams,), BEGIN, device=device), torch.arange(count * beams, device=device)
     for length in range(1, most + 1):
-        ways = (running.flatten()[:, None] + following(words, parents)).view(count, -1)           # (B, beams x K)
+        ways = (running.flatten()[:, None] + following(words, parents)).view(count, -1)  # (B, beams x K)
         size = ways.shape[1] // beams
         chances, places = ways.topk(min(2 * beams, ways.shape[1]))
         ends = places % size == END
@@ -54,7 +54,7 @@ def beam_search(
         closing = (chances / penalty(length, alpha)).masked_fill(~ends, float("-inf"))[:, :beams]
         value, which = closing.max(dim=1)
         better = (value > score) & ~done
-        before = written[own[:, 0], places[own[:, 0], which] // size]          # (B, T): END is there already
+        before = written[own[:, 0], places[own[:, 0], which] // size]  # (B, T): END is there already
         best, score = torch.where(better[:, None], before, best), torch.where(better, value, score)
         ended += closing.isfinite().sum(dim=1)
 
@@ -67,7 +67,7 @@ def beam_search(
         cut = (length >= longest) & score.isinf() & ~done
         best = torch.where(cut[:, None], written[:, 0], best)
         score = torch.where(cut, running[:, 0] / penalty(length, alpha), score)
-        hope = running[:, 0] / penalty(longest, alpha)                         # each further word makes it less likely
+        hope = running[:, 0] / penalty(longest, alpha)  # each further word makes it less likely
         done |= (ended >= beams) | (score >= hope) | (length >= longest)
         if done.all():
             break

@@ -16,7 +16,7 @@ from unveil.blocks.positions import sincos_1d
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
 from unveil.errors import UnveilError
 
-MODELS: dict[str, tuple[int, int, int, float]] = {                            # width, depth, heads, mlp_ratio
+MODELS: dict[str, tuple[int, int, int, float]] = {  # width, depth, heads, mlp_ratio
     "nano": (32, 2, 2, 2.0),
     "tiny": (128, 4, 4, 2.0),
     "small": (256, 3, 4, 4.0),
@@ -69,7 +69,7 @@ class Translator(nn.Module):
             raise UnveilError(f"a sentence has {end} tokens or more, and the model takes {self.config.longest}: cut it")
         x = F.embedding(tokens, self.embedding) * math.sqrt(self.config.width) + self.positions[first:end]
         kind = x.device.type
-        x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x     # then it stays in half precision
+        x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x  # then it stays in half precision
         out: Tensor = self.dropout(x)
         return out
 

@@ -12,7 +12,7 @@ from unveil.blocks.positions import RelativePositionBias, resize_biases, resize_
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig, xavier
 from unveil.errors import UnveilError
 
-MODELS: dict[str, tuple[int, int, int]] = {                                   # width, depth, heads
+MODELS: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "vit-nano": (96, 4, 3),
     "vit-tiny": (192, 12, 3),
     "vit-small": (384, 12, 6),
@@ -61,7 +61,7 @@ class ViT(nn.Module):
         xavier(self.embed)
         self.class_token = nn.Parameter(torch.randn(config.width) * 0.02)
         if config.positions == "learned":
-            self.positions = nn.Parameter(torch.randn(1 + rows * columns, config.width) * 0.02)            # (1 + N, D)
+            self.positions = nn.Parameter(torch.randn(1 + rows * columns, config.width) * 0.02)  # (1 + N, D)
         elif config.positions == "sincos":
             places = torch.cat([torch.zeros(1, config.width), sincos_2d(config.grid, config.width)])
             self.positions = nn.Parameter(places, requires_grad=False)
@@ -71,15 +71,26 @@ class ViT(nn.Module):
         self.relative = nn.ModuleList(RelativePositionBias(config.grid, config.heads) for _ in range(tables))
         self.transformer = Transformer(
             TransformerConfig(
-                width=config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio,
-                drop_path=config.drop_path, layer_scale=config.layer_scale, eps=config.eps, recompute=config.recompute,
+                width=config.width,
+                depth=config.depth,
+                heads=config.heads,
+                mlp_ratio=config.mlp_ratio,
+                drop_path=config.drop_path,
+                layer_scale=config.layer_scale,
+                eps=config.eps,
+                recompute=config.recompute,
             )
-        )  # fmt: skip
+        )
 
     def tokens(
-        self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None,
-        *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None, any_size: bool = False,
-    ) -> Float[Tensor, "B T D"]:  # fmt: skip
+        self,
+        images: Float[Tensor, "B C H W"],
+        keep: Int[Tensor, "B V"] | None = None,
+        *,
+        hidden: Bool[Tensor, "B N"] | None = None,
+        mask_token: Float[Tensor, " D"] | None = None,
+        any_size: bool = False,
+    ) -> Float[Tensor, "B T D"]:
         """The class token and the embedded patches, with their positions.
 
         Args:
@@ -95,28 +106,33 @@ class ViT(nn.Module):
         if images.shape[1] != self.config.channels or not (any_size or size == self.config.image_size):
             wanted = (self.config.channels, *self.config.image_size)
             raise UnveilError(f"pictures are (channels, height, width) {tuple(images.shape[1:])}, the model takes {wanted}")
-        patches = self.embed(images, keep)                                     # (B, V, D)
+        patches = self.embed(images, keep)  # (B, V, D)
         if hidden is not None and mask_token is not None:
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
         first: Tensor = self.class_token
         if positions is not None:
             places = positions[1:] if keep is None else positions[1:][keep]
-            patches = patches + places.to(patches.dtype)                       # under autocast, tokens stay in half precision
+            patches = patches + places.to(patches.dtype)  # under autocast, tokens stay in half precision
             first = first + positions[0]
-        return torch.cat([first.to(patches.dtype).expand(images.shape[0], 1, -1), patches], dim=1)     # (B, 1 + V, D)
+        return torch.cat([first.to(patches.dtype).expand(images.shape[0], 1, -1), patches], dim=1)  # (B, 1 + V, D)
 
     def biases(self, keep: Int[Tensor, "B V"] | None = None) -> list[Tensor]:
         """What is added to the scores of attention: one for all blocks, or one a block, or none; of the patches `keep` alone."""
-        tables = [table() for table in self.relative]                          # (heads, 1 + N, 1 + N)
+        tables = [table() for table in self.relative]  # (heads, 1 + N, 1 + N)
         if keep is None or not tables:
             return tables
         seen = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)
-        return [table[:, seen[:, :, None], seen[:, None, :]].transpose(0, 1) for table in tables]      # (B, heads, 1 + V, 1 + V)
+        return [table[:, seen[:, :, None], seen[:, None, :]].transpose(0, 1) for table in tables]  # (B, heads, 1 + V, 1 + V)
 
     def forward(
-        self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None,
-        *, hidden: Bool[Tensor, "B N"] | None = None, mask_token: Float[Tensor, " D"] | None = None, any_size: bool = False,
-    ) -> Float[Tensor, "B T D"]:  # fmt: skip
+        self,
+        images: Float[Tensor, "B C H W"],
+        keep: Int[Tensor, "B V"] | None = None,
+        *,
+        hidden: Bool[Tensor, "B N"] | None = None,
+        mask_token: Float[Tensor, " D"] | None = None,
+        any_size: bool = False,
+    ) -> Float[Tensor, "B T D"]:
         """The tokens after the last norm, the class token first; arguments as in `tokens`."""
         tokens: Tensor = self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size)
         tokens = self.transformer(tokens, biases=self.biases(keep))

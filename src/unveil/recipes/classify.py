@@ -28,16 +28,27 @@ from unveil.train.parallel import Place, SpreadConfig, autocast, join, settled
 from unveil.train.run import Run, open_run, tell
 
 DEFAULTS = {
-    "base_lr": 2.4e-3, "schedule": "line", "beta2": 0.999, "weight_decay": 0.01, "warmup": 0.1, "epochs": 10.0, "batch_size": 32,
-    "clip": 1.0, "epsilon": 1e-6,
-}  # fmt: skip
+    "base_lr": 2.4e-3,
+    "schedule": "line",
+    "beta2": 0.999,
+    "weight_decay": 0.01,
+    "warmup": 0.1,
+    "epochs": 10.0,
+    "batch_size": 32,
+    "clip": 1.0,
+    "epsilon": 1e-6,
+}
 """BERT's recipe (appendix A.3) at a rate for small models: 3e-4 for a batch of 32; bert-base wants --base-lr 2.4e-4 --epochs 3."""
 
 
 def finetune_on_texts(
-    run: str | Path, data: str | Path | None = None, *, test: str | Path | None = None, out: str | Path | None = None,
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    test: str | Path | None = None,
+    out: str | Path | None = None,
     **options: Any,
-) -> Run:  # fmt: skip
+) -> Run:
     """Tunes an encoder on labelled texts, or goes on with a run that was stopped.
 
     Args:
@@ -67,8 +78,12 @@ def finetune_on_texts(
     samples = LabelledTexts(known, asked, cut, shape)
     config = {
         "from": "scratch" if own.scratch else str(run),
-        **asdict(own), **asdict(recipe), **asdict(training), **asdict(optim), **asdict(hardware),
-    }  # fmt: skip
+        **asdict(own),
+        **asdict(recipe),
+        **asdict(training),
+        **asdict(optim),
+        **asdict(hardware),
+    }
     path = Path(out) if out else beside(run, "scratch" if own.scratch else "finetune")
     result = open_run(path, "finetune", config, samples.facts, write=place.lead, say=say)
     if finished(result, place):
@@ -98,9 +113,13 @@ class LabelledTexts(Labelled):
     def facts(self) -> dict[str, Any]:
         known, asked = self.known, self.asked
         return {
-            "name": known.name, "texts": len(known), "fingerprint": known.fingerprint,
-            "test": asked.name, "test_texts": len(asked), "test_fingerprint": asked.fingerprint,
-        }  # fmt: skip
+            "name": known.name,
+            "texts": len(known),
+            "fingerprint": known.fingerprint,
+            "test": asked.name,
+            "test_texts": len(asked),
+            "test_fingerprint": asked.fingerprint,
+        }
 
     def feed(self, training: TrainConfig) -> LabelledTextFeed:
         rows, size = self.pieces.rows(self.known.texts, self.length), training.batch_size
@@ -154,7 +173,7 @@ def balanced(texts: Texts, count: int, seed: int) -> Texts:
     """So many texts, the same number of each class where there are enough, drawn by the seed."""
     labels = labels_of(texts)
     order = shuffled(seed, torch.arange(len(texts)), len(texts))
-    turn = torch.zeros(len(order), dtype=torch.int64)                          # how many of its class come before it
+    turn = torch.zeros(len(order), dtype=torch.int64)  # how many of its class come before it
     for kind in labels.unique():
         of_kind = labels[order] == kind
         turn[of_kind] = torch.arange(int(of_kind.sum()))

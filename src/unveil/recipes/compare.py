@@ -38,9 +38,13 @@ class CompareConfig:
 
 
 def compare(
-    methods: str | Sequence[str], data: str | Path = "digits", *, model: str | None = None, out: str | Path | None = None,
+    methods: str | Sequence[str],
+    data: str | Path = "digits",
+    *,
+    model: str | None = None,
+    out: str | Path | None = None,
     **options: Any,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Trains methods under one budget, judges them alike, and writes one table; the same call again trains what is missing.
 
     Args:
@@ -132,7 +136,7 @@ def paced(who: Contestant, data: str, shared: Mapping[str, Any]) -> Contestant:
         return who
     usual: dict[str, Any] = {"batch_size": TrainConfig.batch_size, **usual_for(data, base_of(who.name)), **given}
     if usual["model"] not in MODELS:
-        return who                                                             # which is refused when it is settled
+        return who  # which is refused when it is settled
     return who._replace(options={**who.options, "base_lr": rate_for(MODELS[usual["model"]][0], usual["batch_size"]).value})
 
 

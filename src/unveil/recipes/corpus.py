@@ -88,7 +88,7 @@ def pretrain_on_texts(
 
     say("cutting the corpus into word pieces ...")
     corpus = list(documents(texts.texts))
-    known = native.config_of(run.path)                                         # a run that goes on keeps its vocabulary
+    known = native.config_of(run.path)  # a run that goes on keeps its vocabulary
     vocabulary = tuple(known["encoder"]["vocabulary"]) if known else trained_vocabulary(corpus, own.vocabulary_size, own.lower)
     pieces = WordPieces(vocabulary, own.lower)
     ids, judged = pieces.flat(corpus), pieces.flat(documents(test.texts)) if test else None
@@ -96,9 +96,15 @@ def pretrain_on_texts(
         ids, judged = kept_aside(ids)
     width, depth, heads = MODELS[model]
     shape = TextConfig(
-        width=width, depth=depth, heads=heads, vocabulary=vocabulary, length=own.length, lower=own.lower, dropout=own.dropout,
+        width=width,
+        depth=depth,
+        heads=heads,
+        vocabulary=vocabulary,
+        length=own.length,
+        lower=own.lower,
+        dropout=own.dropout,
         recompute=own.recompute,
-    )  # fmt: skip
+    )
     torch.manual_seed(training.seed)
     learner = kind.build(shape, settings, None)
     assert isinstance(learner, TextMethod)

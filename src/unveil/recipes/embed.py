@@ -62,7 +62,7 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, **optio
 
     features = tokens if own.pool == "patches" else partial(encoder.features, pool=own.pool or learner.pool)
     rows = features_of(features, part, vit, hardware, place, own.batch_size).numpy()
-    readable = np.array([name not in part.pictures.skipped for name in part.names])      # read on demand, others stood in for them
+    readable = np.array([name not in part.pictures.skipped for name in part.names])  # read on demand, others stood in for them
     rows, part = rows[readable], Part(part.pictures, part.places[torch.from_numpy(readable)])
     known = [part.pictures.classes[i] if i >= 0 else "" for i in part.labels.tolist()]
     labels = np.array(known) if any(known) else None

@@ -20,17 +20,18 @@ from unveil.train.run import Run
 
 Format = Literal["timm", "transformers", "mae", "safetensors", "onnx"]
 NAMES: dict[str, str] = {
-    "timm": "timm", "transformers": "transformers", "mae": "mae.pth", "safetensors": "unveil.safetensors",
+    "timm": "timm",
+    "transformers": "transformers",
+    "mae": "mae.pth",
+    "safetensors": "unveil.safetensors",
     "onnx": "model.onnx",
-}  # fmt: skip
+}
 """The format, and what its file or folder is called by default."""
 LIMIT = 1e-4
 """The largest difference, as a share of the largest value, that an export may make."""
 
 
-def export(
-    run: str | Path | Run, *, to: Format, out: str | Path | None = None, say: Callable[[str], None] = tell
-) -> Path:
+def export(run: str | Path | Run, *, to: Format, out: str | Path | None = None, say: Callable[[str], None] = tell) -> Path:
     """Writes a model in the format of another library, and proves that it still says the same.
 
     Args:
@@ -66,7 +67,7 @@ def export(
     try:
         written = write(learner, to, fresh / target.name, facts.get("classes"))
         difference, judge = disagreement(learner, to, written)
-        if difference is not None and not difference <= LIMIT:                 # NaN is no agreement either
+        if difference is not None and not difference <= LIMIT:  # NaN is no agreement either
             raise UnveilError(f"{judge} disagrees by {difference:.1e} with what was exported: nothing was kept")
         for path in sorted(fresh.iterdir(), key=lambda path: path == written):
             os.replace(path, target.parent / path.name)
@@ -93,5 +94,5 @@ def write(learner: Learner, to: str, out: Path, classes: list[str] | None) -> Pa
     if to == "transformers" and isinstance(learner, BEiT):
         return transformers_beit.export(learner, out)
     if not isinstance(learner, MAE | EncoderOnly | Task):
-        learner = EncoderOnly(native.vit_of(learner))                      # of another method the encoder goes
+        learner = EncoderOnly(native.vit_of(learner))  # of another method the encoder goes
     return transformers_vit_mae.export(learner, out) if to == "transformers" else mae_release.export(learner, out)

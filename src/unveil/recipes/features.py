@@ -38,7 +38,7 @@ def features_of(
         with autocast(hardware, place):
             rows = function(view(batch, vit.image_size, vit.mean, vit.std))
         if not done:
-            table = torch.empty(len(part), *rows.shape[1:])                    # made once: joining the rows would hold them twice
+            table = torch.empty(len(part), *rows.shape[1:])  # made once: joining the rows would hold them twice
         table[done : done + len(rows)] = rows
         done += len(rows)
     return table

@@ -38,9 +38,15 @@ class FinetuneRunConfig(TuningConfig):
 
 
 DEFAULTS = {
-    "base_lr": 1e-3, "layer_decay": 0.75, "beta2": 0.999, "weight_decay": 0.05, "warmup": 0.05, "epochs": 100.0, "batch_size": 256,
+    "base_lr": 1e-3,
+    "layer_decay": 0.75,
+    "beta2": 0.999,
+    "weight_decay": 0.05,
+    "warmup": 0.05,
+    "epochs": 100.0,
+    "batch_size": 256,
     "crop_scale": 0.08,
-}  # fmt: skip
+}
 """The paper's recipe (appendix A.1, table 9); the learning rate follows the batch size."""
 
 
@@ -79,8 +85,13 @@ def finetune(
     samples = LabelledPictures(known, asked, cut)
     config = {
         "from": "scratch" if own.scratch else str(run),
-        **asdict(own), **asdict(recipe), **asdict(augment), **asdict(training), **asdict(optim), **asdict(hardware),
-    }  # fmt: skip
+        **asdict(own),
+        **asdict(recipe),
+        **asdict(augment),
+        **asdict(training),
+        **asdict(optim),
+        **asdict(hardware),
+    }
     path = Path(out) if out else beside(run, "scratch" if own.scratch else "finetune")
     result = open_run(path, "finetune", config, samples.facts, write=place.lead, say=say)
     if finished(result, place):
@@ -110,9 +121,13 @@ class LabelledPictures(Labelled):
     def facts(self) -> dict[str, Any]:
         source, judged = self.known.pictures.source, self.asked.pictures.source
         return {
-            "name": source.name, "count": len(source.names), "fingerprint": source.fingerprint,
-            "test": judged.name, "test_count": len(judged.names), "test_fingerprint": judged.fingerprint,
-        }  # fmt: skip
+            "name": source.name,
+            "count": len(source.names),
+            "fingerprint": source.fingerprint,
+            "test": judged.name,
+            "test_count": len(judged.names),
+            "test_fingerprint": judged.fingerprint,
+        }
 
     def feed(self, training: TrainConfig) -> PictureFeed:
         size, seed = training.batch_size, training.seed

@@ -51,9 +51,8 @@ def fit(
         checkpoints.warn = screen.say
     try:
         train(
-            learner, feed, training, optim, hardware, place,
-            checkpoints=checkpoints, sinks=sinks, screen=screen, monitors=monitors,
-        )  # fmt: skip
+            learner, feed, training, optim, hardware, place, checkpoints=checkpoints, sinks=sinks, screen=screen, monitors=monitors
+        )
     finally:
         for sink in sinks:
             sink.close()
@@ -68,5 +67,5 @@ def at_hand(feed: Feed, place: Place) -> bool:
         return False
     resides = feed.pictures.reside(place.device)
     if not resides and place.device.type != "cpu":
-        feed.instant = False                                                   # a GPU leaves the processor to make batches ahead
+        feed.instant = False  # a GPU leaves the processor to make batches ahead
     return resides

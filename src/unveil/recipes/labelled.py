@@ -40,9 +40,15 @@ def labelled_parts(
         training, testing = open_both(test)
         test_source = training if testing is None else testing
     known, asked, cut = open_parts(
-        source, test_source, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=pixel_limit,
-        share=0.1, most=kept_aside(run), show=show,
-    )  # fmt: skip
+        source,
+        test_source,
+        side=stored_side(vit.image_size),
+        channels=vit.channels,
+        pixel_limit=pixel_limit,
+        share=0.1,
+        most=kept_aside(run),
+        show=show,
+    )
     known, asked = known.labelled(), asked.labelled()
     for part, role in ((known, "to train on"), (asked, "to judge on")):
         if not len(part):

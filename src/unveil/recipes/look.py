@@ -51,7 +51,7 @@ def reconstruct(run: str | Path, data: Data | None = None, *, out: str | Path | 
         raise UnveilError(f"{path} ends in {path.suffix or 'nothing'}: use .png, .pdf or .svg")
     learner = load(run, say=tell(True))
     vit = shape_of(learner)
-    painter(learner)                                                           # what draws nothing is refused before reading
+    painter(learner)  # what draws nothing is refused before reading
     data = data if data is not None else data_of(run)
     part = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=own.pixel_limit, show=True)
     part = part.spread_out(own.count)

@@ -88,7 +88,7 @@ def begin(folder: Path, facts: Facts) -> bool:
             raise UnveilError(f"{folder} cannot be gone on with ({error}): remove it, or choose another OUT") from None
         refuse_changes(folder, begun, facts, f"{folder} is a pack that another command began")
     else:
-        refuse_taken(folder)                                                   # again: now nobody else is writing
+        refuse_taken(folder)  # again: now nobody else is writing
         write(folder / UNFINISHED, seal(facts))
     return False
 
@@ -99,7 +99,7 @@ def write_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, how: Pa
         with reading(splits["train"].name, True, doing="packing") as bar:
             shards = pack_shards(splits, folder, how, bar if Console(stderr=True).is_terminal else lines(say))
         finish_pack(splits, folder, facts, shards)
-    except OSError as error:                                                   # of writing: a file that cannot be read is skipped
+    except OSError as error:  # of writing: a file that cannot be read is skipped
         fault = error.strerror or error
         raise UnveilError(f"cannot write into {folder}: {fault}; the same command goes on after the last shard") from error
 
@@ -167,7 +167,7 @@ def alone(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(handle)
         raise UnveilError(f"another process is packing into {folder}: let it end, or stop it") from None
-    except OSError:                                                            # a file system without locks
+    except OSError:  # a file system without locks
         pass
     try:
         yield

@@ -36,9 +36,15 @@ from unveil.train.checkpoint import sync
 T = TypeVar("T")
 
 COLUMNS = {
-    "item": np.int64, "offset": np.int64, "bytes": np.int64, "height": np.int32, "width": np.int32, "channels": np.int32,
-    "bits": np.uint8, "crc": np.uint32,
-}  # fmt: skip
+    "item": np.int64,
+    "offset": np.int64,
+    "bytes": np.int64,
+    "height": np.int32,
+    "width": np.int32,
+    "channels": np.int32,
+    "bits": np.uint8,
+    "crc": np.uint32,
+}
 """What is known of a picture when its shard is written; `item` counts the candidates of all splits."""
 JPEG_SIDE = 65_500
 """Pixels of the longest side that libjpeg writes."""
@@ -116,11 +122,18 @@ class Draft:
         columns = list(zip(*self.rows, strict=True)) or [()] * len(COLUMNS)
         rows: Table = {name: np.array(column, kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
         shard = Shard(self.size, self._digest.hexdigest(), stop, rows, self.skipped)
-        write(rows_path(self.folder, self.number), seal({
-            "bytes": shard.bytes, "sha": shard.sha256, "stop": stop,
-            "rows": {name: column.tolist() for name, column in rows.items()},
-            "skipped": {str(item): reason for item, reason in self.skipped.items()},
-        }))  # fmt: skip
+        write(
+            rows_path(self.folder, self.number),
+            seal(
+                {
+                    "bytes": shard.bytes,
+                    "sha": shard.sha256,
+                    "stop": stop,
+                    "rows": {name: column.tolist() for name, column in rows.items()},
+                    "skipped": {str(item): reason for item, reason in self.skipped.items()},
+                }
+            ),
+        )
         os.replace(self._path, self.folder / shard_name(self.number))
         sync(self.folder)
         return shard
@@ -184,24 +197,29 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
     known = [(int(part), int(item - starts[part])) for item, part in zip(items, split, strict=True)]
     names = [sources[part].names[number].encode("utf-8", "surrogateescape") for part, number in known]
     labels = [-1 if (own := sources[part].labels) is None else int(own[number]) for part, number in known]
-    index = save(rows | {
-        "shard": np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.rows["item"]) for shard in shards]),
-        "split": split.astype(np.uint8),
-        "label": np.array(labels, np.int64),
-        "name_end": np.cumsum([len(name) for name in names], dtype=np.int64),
-        "names": np.frombuffer(b"".join(names), np.uint8),
-    })  # fmt: skip
+    index = save(
+        rows
+        | {
+            "shard": np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.rows["item"]) for shard in shards]),
+            "split": split.astype(np.uint8),
+            "label": np.array(labels, np.int64),
+            "name_end": np.cumsum([len(name) for name in names], dtype=np.int64),
+            "names": np.frombuffer(b"".join(names), np.uint8),
+        }
+    )
     skipped = [dict(source.skipped) for source in sources]
     for item, reason in (entry for shard in shards for entry in shard.skipped.items()):
         part = int(np.searchsorted(starts, item, side="right")) - 1
         skipped[part][sources[part].names[item - int(starts[part])]] = reason
     told = {
         name: {
-            "pictures": int((split == part).sum()), "labelled": source.labels is not None, "classes": list(source.classes),
+            "pictures": int((split == part).sum()),
+            "labelled": source.labels is not None,
+            "classes": list(source.classes),
             "skipped": dict(sorted(skipped[part].items())),
         }
         for part, (name, source) in enumerate(splits.items())
-    }  # fmt: skip
+    }
     for name, part_facts in told.items():
         if not part_facts["pictures"]:
             raise UnveilError(f"no picture of the {name} split can be read: pack a set without it")
@@ -209,12 +227,18 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
     write(folder / INDEX, index)
     if lines:
         write(folder / SKIPPED, lines)
-    write(folder / FACTS, seal(facts | {
-        "splits": told,
-        "shards": [{"bytes": shard.bytes, "sha256": shard.sha256, "pictures": len(shard.rows["item"])} for shard in shards],
-        "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
-        "skipped": {"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()} if lines else None,
-    }))  # fmt: skip
+    write(
+        folder / FACTS,
+        seal(
+            facts
+            | {
+                "splits": told,
+                "shards": [{"bytes": shard.bytes, "sha256": shard.sha256, "pictures": len(shard.rows["item"])} for shard in shards],
+                "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
+                "skipped": {"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()} if lines else None,
+            }
+        ),
+    )
     sweep(folder)
 
 
@@ -249,12 +273,12 @@ def stored(source: Source, number: int, how: PackConfig) -> Stored:
     if channels not in (1, 3):
         raise Unreadable(f"has {channels} channels, and JPEG holds 1 or 3: `--store raw` keeps them")
     if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)                                # as it is batched among pictures of 8 bits
+        pixels = (pixels >> 8).astype(np.uint8)  # as it is batched among pictures of 8 bits
     if max(height, width) > JPEG_SIDE:
         raise Unreadable(f"{width} x {height} pixels, and JPEG holds sides up to {JPEG_SIDE:,}: `--store raw` keeps it")
     data = jpeg(pixels, how.quality)
     if isinstance(raw, bytes) and len(raw) <= 1.1 * len(data) and says_the_same(raw, pixels, how.pixel_limit):
-        data = raw                                                             # nothing is lost a second time
+        data = raw  # nothing is lost a second time
     return Stored(data, height, width, channels, 8)
 
 

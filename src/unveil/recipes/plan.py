@@ -60,9 +60,15 @@ class Plan:
 
 
 def plan(
-    data: Data = "digits", *, method: str = "mae", model: str | None = None, out: str | Path | None = None,
-    hours: float | None = None, seconds: float = 30.0, **options: Any,
-) -> Plan:  # fmt: skip
+    data: Data = "digits",
+    *,
+    method: str = "mae",
+    model: str | None = None,
+    out: str | Path | None = None,
+    hours: float | None = None,
+    seconds: float = 30.0,
+    **options: Any,
+) -> Plan:
     """Chooses what to train on DATA with the hardware at hand, tries it for a moment, and predicts time and memory.
 
     Args:
@@ -90,7 +96,7 @@ def plan(
     listing = time.monotonic() - start
     glance = glance_at(opened, given)
     usual = usual_for(data, method)
-    usual = usual if "epochs" in usual else {}                                 # those of the digits, which were made for them
+    usual = usual if "epochs" in usual else {}  # those of the digits, which were made for them
     choices = choose(glance, found, allowed, given, usual, known)
     chosen = {name: choice.value for name, choice in choices.items()}
     start = time.monotonic()
@@ -109,10 +115,15 @@ def plan(
     bill = trial.bill(total, training)
     options |= {name: choice.value for name, choice in choices.items()}
     made = Plan(
-        path=folder, command=command_of(setting, data, method, out, options, place), choices=choices, config=setting.config,
-        seconds=sum(bill.values()), memory=trial.memory, parts=bill,
+        path=folder,
+        command=command_of(setting, data, method, out, options, place),
+        choices=choices,
+        config=setting.config,
+        seconds=sum(bill.values()),
+        memory=trial.memory,
+        parts=bill,
         notes=tuple(notes_of(trial, total, sum(bill.values()), allowed, found, others)),
-    )  # fmt: skip
+    )
     if place.lead:
         write_plan(made, setting, trial, found)
         show_plan(made, setting, trial, found, total)
@@ -127,9 +138,14 @@ def hardware_found(place: Place, precision: str) -> Machine:
     gpu = place.device.type == "cuda"
     name = torch.cuda.get_device_name(place.device) if gpu else "CPU" if place.device.type == "cpu" else place.device.type
     return Machine(
-        device=place.device.type, name=name, memory=memory_of(place.device), cores=cores, processes=place.world,
-        peak=matrix_peak(place.device, fast if precision == "auto" else precision), precision=fast,
-    )  # fmt: skip
+        device=place.device.type,
+        name=name,
+        memory=memory_of(place.device),
+        cores=cores,
+        processes=place.world,
+        peak=matrix_peak(place.device, fast if precision == "auto" else precision),
+        precision=fast,
+    )
 
 
 def glance_at(opened: Any, given: Mapping[str, Any]) -> Glance:
@@ -148,7 +164,7 @@ def epochs_of(
     if "epochs" in given:
         return Choice(float(given["epochs"]), "as given")
     batch = setting.training.batch_size
-    probe = max(2 * len(trial.steps), 1000)                                    # the bill is a line in the number of steps
+    probe = max(2 * len(trial.steps), 1000)  # the bill is a line in the number of steps
     one, two = (sum(trial.bill(total, setting.training).values()) for total in (probe, 2 * probe))
     each = (two - one) / probe
     return epochs_for(glance, allowed, max(0.0, one - probe * each), each / batch, usual.get("epochs"))
@@ -182,9 +198,7 @@ def notes_of(trial: Trial, total: int, seconds: float, allowed: float, found: Ma
     return notes
 
 
-def command_of(
-    setting: Setting, data: Data, method: str, out: str | Path | None, options: Mapping[str, Any], place: Place
-) -> str:
+def command_of(setting: Setting, data: Data, method: str, out: str | Path | None, options: Mapping[str, Any], place: Place) -> str:
     """The command that makes this run."""
     named = "DATA" if isinstance(data, np.ndarray) else str(data)
     words = ["pretrain", named, "--method", method, "--out", str(out or setting.path(None))]
@@ -194,7 +208,7 @@ def command_of(
         return shlex.join(["unveil", *words])
     local = int(os.environ.get("LOCAL_WORLD_SIZE", place.world))
     start = ["torchrun", "--standalone", "--nproc-per-node", str(local)]
-    if local != place.world:                                                   # several machines: only the user knows how they meet
+    if local != place.world:  # several machines: only the user knows how they meet
         start = ["torchrun", "..."]
     return shlex.join([*start, "--module", "unveil", *words])
 

@@ -110,9 +110,10 @@ def pretrain(
 def prove(learner: Method, untrained: ViT, pictures: Part, judged: Part, hardware: SpreadConfig, place: Place) -> Record:
     """What was learned: error on pictures kept aside, and what the features are worth."""
     return {
-        "pictures": len(pictures), "skipped": len(skipped_lines(pictures, judged)),
+        "pictures": len(pictures),
+        "skipped": len(skipped_lines(pictures, judged)),
         "held_out": held_out(learner, judged=judged, vit=learner.encoder.config, hardware=hardware, place=place),
-    } | compare(learner, untrained, pictures, judged, hardware, place)  # fmt: skip
+    } | compare(learner, untrained, pictures, judged, hardware, place)
 
 
 def monitors(pictures: Part, judged: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place) -> list[Monitor]:
@@ -142,9 +143,7 @@ def online(learner: Method, *, bank: Part, queries: Part | None, vit: ViTConfig,
 
 
 @torch.no_grad()
-def held_out(
-    learner: Method, *, judged: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, most: int = 256
-) -> Record:
+def held_out(learner: Method, *, judged: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, most: int = 256) -> Record:
     """What the method says of pictures that were kept aside, each with the same mask every time."""
     if not len(judged):
         return {}

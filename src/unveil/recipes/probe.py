@@ -115,11 +115,16 @@ def probe(
     folder = Path(out) if out else fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{own.kind}")
     folder.mkdir(parents=True, exist_ok=True)
     results = {
-        "kind": own.kind, "classes": known.pictures.classes, "trained_on": len(known), "kept_aside": cut,
+        "kind": own.kind,
+        "classes": known.pictures.classes,
+        "trained_on": len(known),
+        "kept_aside": cut,
         "top1": {name: score(s, asked.labels).top1 for name, s in scores.items()},
         "score": score(scores["encoder"], asked.labels).to_json(),
-        "config": asdict(own) | {"pool": pool} | asdict(training) | asdict(optim) | asdict(hardware), "run": str(run), **receipt(),
-    }  # fmt: skip
+        "config": asdict(own) | {"pool": pool} | asdict(training) | asdict(optim) | asdict(hardware),
+        "run": str(run),
+        **receipt(),
+    }
     write_predictions(folder / "predictions.csv", asked, scores["encoder"])
     write_json(folder / "results.json", results)
     say(f"Per-class accuracy, confusion matrix and predictions: {folder}")
@@ -156,14 +161,7 @@ def tuned_task(encoder: ViT, classes: int, own: ProbeConfig, pool: Literal["mean
 
 
 def tuned_scores(
-    name: str,
-    task: Task,
-    known: Part,
-    asked: Part,
-    training: TrainConfig,
-    optim: OptimConfig,
-    hardware: SpreadConfig,
-    place: Place,
+    name: str, task: Task, known: Part, asked: Part, training: TrainConfig, optim: OptimConfig, hardware: SpreadConfig, place: Place
 ) -> Float[Tensor, "n K"]:
     """Scores after training on augmented pictures."""
     feed = PictureFeed(known.pictures, places=known.places, batch_size=training.batch_size or 256, seed=training.seed)

@@ -63,7 +63,7 @@ def few_labels(part: Part, count: int, seed: int) -> Part:
     if not 0 < count <= len(part):
         raise UnveilError(f"{count} labels were asked for, and there are {len(part)}: use --labels up to that, or 0 for all")
     order = shuffled(seed, torch.arange(len(part)), len(part))
-    turn = torch.zeros(len(part), dtype=torch.int64)                           # a picture's turn within its class
+    turn = torch.zeros(len(part), dtype=torch.int64)  # a picture's turn within its class
     for c in torch.unique(labels):
         members = order[labels[order] == c]
         turn[members] = torch.arange(len(members))

@@ -123,7 +123,7 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
     vit = setting.vit(pictures.pictures)
     torch.manual_seed(setting.training.seed)
     learner = setting.build(vit)
-    untrained = copy.deepcopy(learner.encoder)                                 # `pretrain` keeps one, too
+    untrained = copy.deepcopy(learner.encoder)  # `pretrain` keeps one, too
     feed = setting.feed(pictures.labelled() if learner.classes else pictures)
     at_hand(feed, place)
     building = time.monotonic() - start
@@ -135,7 +135,7 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
         watch = stepped(setting, learner, feed, checkpoints, eye, seconds * STEPPING)
         look = close = 0.0
         if place.lead:
-            look, learner = eye.seconds(), setting.build(vit)                  # as `pretrain` does: this one is whole
+            look, learner = eye.seconds(), setting.build(vit)  # as `pretrain` does: this one is whole
             load_model_state(learner, checkpoints.load(checkpoints.steps()[0], "model"))
             learner.to(place.device).eval()
             close = closing(learner, eye, counts)
@@ -143,11 +143,17 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
         del untrained
     taken = [record["seconds"] / watch.every for record in watch.records for _ in range(watch.every)]
     return Trial(
-        reading=listing + opening / share + building + watch.began, steps=tuple(taken),
+        reading=listing + opening / share + building + watch.began,
+        steps=tuple(taken),
         waiting=sum(r["waiting"] * r["seconds"] for r in watch.records) / sum(r["seconds"] for r in watch.records),
-        parts=parts, save=max(checkpoints.seconds, default=0.0), look=look, judging=close,
-        memory=most_memory(setting, vit.channels, counts, kept, share), train=counts.train, read=share,
-    )  # fmt: skip
+        parts=parts,
+        save=max(checkpoints.seconds, default=0.0),
+        look=look,
+        judging=close,
+        memory=most_memory(setting, vit.channels, counts, kept, share),
+        train=counts.train,
+        read=share,
+    )
 
 
 def shortened(setting: Setting, seconds: float) -> tuple[Setting, float]:
@@ -167,9 +173,11 @@ def part_of(source: Source, share: float) -> Source:
     chosen = np.unique(np.linspace(0, len(source) - 1, max(2, round(share * len(source)))).astype(int))
     numbers = chosen.tolist()
     return replace(
-        source, names=[source.names[i] for i in numbers], labels=None if source.labels is None else source.labels[chosen],
+        source,
+        names=[source.names[i] for i in numbers],
+        labels=None if source.labels is None else source.labels[chosen],
         reader=lambda index: source.reader(numbers[index]),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +196,7 @@ class Counts:
     def of(cls, setting: Setting, pictures: Part, judged: Part, cut: bool, share: float) -> "Counts":
         """Counted, or where only a share was read, extrapolated."""
         train, asked = round(len(pictures) / share), round(len(judged) / share)
-        if cut:                                                                # out of the same pictures, up to a limit
+        if cut:  # out of the same pictures, up to a limit
             train, asked = train + asked, min(setting.own.held_out, int(0.1 * (train + asked)))
             train -= asked
         known, questions = ((part.labels >= 0).double().mean().item() if len(part) else 0.0 for part in (pictures, judged))
@@ -269,8 +277,10 @@ class Eye:
         few = partial(Part, self.pictures.pictures)
         return timed(
             lambda count: features_of(function, few(self.pictures.places[:count]), vit, hardware, place),
-            min(2500, len(self.pictures)), self.room, at_once(place),
-        )  # fmt: skip
+            min(2500, len(self.pictures)),
+            self.room,
+            at_once(place),
+        )
 
     def seconds(self) -> float:
         """Of a whole look; 0 where it could not look, for the learner is shared out over processes."""
@@ -278,9 +288,7 @@ class Eye:
         return self.kept_aside + looked * self.encoding
 
 
-def stepped(
-    setting: Setting, learner: Method, feed: PictureFeed, checkpoints: Checkpoints, eye: Eye, seconds: float
-) -> Stopwatch:
+def stepped(setting: Setting, learner: Method, feed: PictureFeed, checkpoints: Checkpoints, eye: Eye, seconds: float) -> Stopwatch:
     """The loop itself, ended when the time is up; it saves after the first line of the log, and looks after the second."""
     place, hardware = setting.place, setting.hardware
 
@@ -288,7 +296,7 @@ def stepped(
         if place.lead and whole_here(hardware, place):
             judge(learner, [eye.look])
 
-    every = 5 if place.device.type == "cuda" else 1                            # a GPU that is read after each step cannot run ahead
+    every = 5 if place.device.type == "cuda" else 1  # a GPU that is read after each step cannot run ahead
     eager = replace(setting.training, log_every=every, save_seconds=0.0, monitor_times=0, epochs=1e9)
     watch = Stopwatch(place, seconds, every, look)
     with suppress(Enough):
@@ -299,7 +307,7 @@ def stepped(
 def timed(run: Callable[[int], object], most: int, room: float, least: int = 16) -> float:
     """Seconds a picture that `run(count)` takes, with as many as `room` seconds allow, between `least` and `most`."""
     few = min(most, 16)
-    run(few)                                                                   # a warm-up
+    run(few)  # a warm-up
     start = time.monotonic()
     run(few)
     each = (time.monotonic() - start) / few
@@ -329,7 +337,7 @@ def comparing(width: int, counts: Counts) -> float:
     size = max(32, min(1024, counts.bank // 20))
     rows = max(2 * size, min(counts.bank, 2**26 // width))
     features, labels = torch.rand(rows, width), torch.arange(rows) % counts.classes
-    asked = features[: min(counts.queries, 1024)]                              # so many at a time, as `knn_scores` takes them
+    asked = features[: min(counts.queries, 1024)]  # so many at a time, as `knn_scores` takes them
     start = time.monotonic()
     knn_scores(asked, features, labels, counts.classes)
     each = (time.monotonic() - start) / len(asked)
@@ -367,5 +375,5 @@ def most_memory(setting: Setting, channels: int, counts: Counts, kept: int, shar
     if seen is None or now is None or device.type != "cpu":
         return seen
     height, width = setting.sizes[0]
-    judging = 4 * (channels * height * width * (counts.bank + counts.queries) + 1024 * counts.bank)      # pixels, and cosines
+    judging = 4 * (channels * height * width * (counts.bank + counts.queries) + 1024 * counts.bank)  # pixels, and cosines
     return int(max(seen, now + judging) + kept * (1 / share - 1))

@@ -47,9 +47,15 @@ class PretrainConfig:
 
 
 DIGITS = {
-    "crop": "none", "target": "pixel", "mask_ratio": 0.6, "decoder_depth": 1, "epochs": 7.5, "batch_size": 64, "base_lr": 8e-3,
+    "crop": "none",
+    "target": "pixel",
+    "mask_ratio": 0.6,
+    "decoder_depth": 1,
+    "epochs": 7.5,
+    "batch_size": 64,
+    "base_lr": 8e-3,
     "monitor_times": 4,
-}  # fmt: skip
+}
 """What differs by default for the embedded digits, whose 64 patches of 4 pixels say little: a minute on two cores."""
 
 
@@ -97,17 +103,30 @@ class Setting:
     def open_parts(self) -> tuple[Part, Part, bool]:
         """See `unveil.recipes.reading.open_parts`."""
         return open_parts(
-            self.source, self.test_source, side=stored_side(self.sizes[0]), channels=self.own.channels or None,
-            pixel_limit=self.own.pixel_limit, share=0.1, most=self.own.held_out, show=self.place.lead,
-        )  # fmt: skip
+            self.source,
+            self.test_source,
+            side=stored_side(self.sizes[0]),
+            channels=self.own.channels or None,
+            pixel_limit=self.own.pixel_limit,
+            share=0.1,
+            most=self.own.held_out,
+            show=self.place.lead,
+        )
 
     def vit(self, pictures: Pictures) -> ViTConfig:
         """The shape of the encoder."""
         (width, depth, heads), (image_size, patch_size), (mean, std) = MODELS[self.model], self.sizes, moments(pictures)
         return ViTConfig(
-            width=width, depth=depth, heads=heads, image_size=image_size, patch_size=patch_size, channels=len(mean),
-            mean=mean, std=std, recompute=self.own.recompute,
-        )  # fmt: skip
+            width=width,
+            depth=depth,
+            heads=heads,
+            image_size=image_size,
+            patch_size=patch_size,
+            channels=len(mean),
+            mean=mean,
+            std=std,
+            recompute=self.own.recompute,
+        )
 
     def build(self, vit: ViTConfig) -> Method:
         """An untrained learner, which has been told the classes of DATA."""
@@ -139,10 +158,18 @@ def settle(
     source, test_source = opened or open_both(data)
     image_size, patch_size = sizes_for(natural_side(source, own.pixel_limit), own.image_size, own.patch_size, model == "vit-huge")
     return Setting(
-        method=method, model=model, own=replace(own, image_size=image_size, patch_size=patch_size), settings=settings,
-        augment=augment, training=training, optim=optim, hardware=settled(hardware, place), place=place,
-        source=source, test_source=test_source,
-    )  # fmt: skip
+        method=method,
+        model=model,
+        own=replace(own, image_size=image_size, patch_size=patch_size),
+        settings=settings,
+        augment=augment,
+        training=training,
+        optim=optim,
+        hardware=settled(hardware, place),
+        place=place,
+        source=source,
+        test_source=test_source,
+    )
 
 
 def configs_of(method: str) -> tuple[type, ...]:

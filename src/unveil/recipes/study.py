@@ -46,15 +46,24 @@ class Line:
         found = {row.name: row for row in rows if not row.yardstick}
         ended = [(value, found[name]) for value, name in zip(self.values, contest.names, strict=True) if name in found]
         return Sweep(
-            self.title or f"{self.method} on {self.data}", self.knob, [value for value, _ in ended], [row for _, row in ended],
-            [row for row in rows if row.yardstick], tested_on(contest),
-        )  # fmt: skip
+            self.title or f"{self.method} on {self.data}",
+            self.knob,
+            [value for value, _ in ended],
+            [row for _, row in ended],
+            [row for row in rows if row.yardstick],
+            tested_on(contest),
+        )
 
 
 def study(
-    what: str, data: str | Path = "digits", *, method: str = "mae", model: str | None = None, out: str | Path | None = None,
+    what: str,
+    data: str | Path = "digits",
+    *,
+    method: str = "mae",
+    model: str | None = None,
+    out: str | Path | None = None,
     **options: Any,
-) -> list[Sweep]:  # fmt: skip
+) -> list[Sweep]:
     """Trains a method with a knob at several values, judges each run alike, and draws the curve; the same call again goes on.
 
     Args:

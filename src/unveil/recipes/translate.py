@@ -61,9 +61,15 @@ class SearchConfig:
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULTS = {
-    "schedule": "root", "base_lr": 4e-3, "warmup": 0.1, "beta2": 0.98, "epsilon": 1e-9, "weight_decay": 0.0, "epochs": 40.0,
+    "schedule": "root",
+    "base_lr": 4e-3,
+    "warmup": 0.1,
+    "beta2": 0.98,
+    "epsilon": 1e-9,
+    "weight_decay": 0.0,
+    "epochs": 40.0,
     "batch_size": 128,
-}  # fmt: skip
+}
 """The recipe of 2017, scaled to tens of thousands of pairs."""
 
 
@@ -87,7 +93,7 @@ def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path |
         raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
     place = join(hardware)
     hardware, say = settled(hardware, place), tell(place.lead)
-    bleu_metric()                                                              # a missing extra is told before the run
+    bleu_metric()  # a missing extra is told before the run
     corpus = read_corpus(data, own.source, own.target)
     configs = (own, recipe, search, training, optim, hardware)
     config = {"model": model} | {key: value for each in configs for key, value in asdict(each).items()}
@@ -99,7 +105,7 @@ def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path |
         leave(place)
         return run
 
-    if run.checkpoints().steps():                                              # words keep their numbers
+    if run.checkpoints().steps():  # words keep their numbers
         words = Subwords.load(run.path / "subwords.json")
     else:
         words = Subwords.learned([*corpus.train[0], *corpus.train[1]], own.vocabulary)
@@ -131,7 +137,7 @@ def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path |
         facts = {"beams": search.beams, "pairs": feed.samples, "seconds": seconds, "sacrebleu": version("sacrebleu")}
         run.write_results({"bleu": found} | facts)
         show(bleu_table(run.results))
-        say(f"The run: {run.path}   Try: unveil translate run {run.path} \"...\"")
+        say(f'The run: {run.path}   Try: unveil translate run {run.path} "..."')
     leave(place)
     return run
 

@@ -71,9 +71,15 @@ class Labelled(ABC):
 
 
 def tune(
-    run: Run, build: Callable[[], Task], samples: Labelled, own: TuningConfig, training: TrainConfig, optim: OptimConfig,
-    hardware: SpreadConfig, place: Place,
-) -> Run:  # fmt: skip
+    run: Run,
+    build: Callable[[], Task],
+    samples: Labelled,
+    own: TuningConfig,
+    training: TrainConfig,
+    optim: OptimConfig,
+    hardware: SpreadConfig,
+    place: Place,
+) -> Run:
     """Trains a task, or goes on with it, judges it, and writes down what came of it.
 
     Args:
@@ -107,10 +113,14 @@ def tune(
         final = score(scores, truth)
         run.write_results(
             {
-                "score": final.to_json(), "samples": samples.noun, "classes": classes, "trained_on": count,
-                "kept_aside": samples.cut, "seconds": sum(line.get("seconds", 0.0) for line in run.log),
+                "score": final.to_json(),
+                "samples": samples.noun,
+                "classes": classes,
+                "trained_on": count,
+                "kept_aside": samples.cut,
+                "seconds": sum(line.get("seconds", 0.0) for line in run.log),
             }
-        )  # fmt: skip
+        )
         page = write_page(run, learner)
         five = f"   top-5 {100 * final.top5:.2f} %" if len(classes) > 5 else ""
         say(f"top-1 {100 * final.top1:.2f} %{five}   on {final.count:,} {samples.noun}\nThe report:  {page}")

@@ -49,16 +49,21 @@ def figure(
         raise UnveilError(f"{type(encoder).__name__} has no class token whose attention could be shown")
     config: Any = encoder.config
     images = images.to(next(encoder.parameters()).device)
-    weights = looks(images).float().cpu().numpy()                              # (B, h, N)
-    maps = weights.reshape(*weights.shape[:2], *config.grid)                   # (B, h, rows, columns)
+    weights = looks(images).float().cpu().numpy()  # (B, h, N)
+    maps = weights.reshape(*weights.shape[:2], *config.grid)  # (B, h, rows, columns)
     heads = maps.shape[1]
     lines = -(-(2 + heads) // WIDEST)
     across = -(-(2 + heads) // lines)
     sheet = Sheet(
-        len(images) * lines, (across,), (images.shape[2], images.shape[3]),
+        len(images) * lines,
+        (across,),
+        (images.shape[2], images.shape[3]),
         names=[name for name in names for name in (name, *[""] * (lines - 1))] if names else None,
-        notes=notes(config.channels) if noted else (), headed=False, label_rows=range(len(images) * lines), side=0.78,
-    )  # fmt: skip
+        notes=notes(config.channels) if noted else (),
+        headed=False,
+        label_rows=range(len(images) * lines),
+        side=0.78,
+    )
     originals = displayable(images, mean or config.mean, std or config.std)
     for i, (picture, looking) in enumerate(zip(originals, maps, strict=True)):
         average = looking.mean(axis=0)

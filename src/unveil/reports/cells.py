@@ -15,13 +15,11 @@ from unveil.blocks.patches import Size
 from unveil.reports.markup import clean
 from unveil.reports.style import LIGHT, TYPE
 
-GAP, GROUP_GAP, MARGIN = 0.05, 0.24, 0.06                                     # inches
-LABEL, HEADING, LINE = 0.36, 0.3, 0.165                                       # labels of up to two lines
+GAP, GROUP_GAP, MARGIN = 0.05, 0.24, 0.06  # inches
+LABEL, HEADING, LINE = 0.36, 0.3, 0.165  # labels of up to two lines
 
 
-def displayable(
-    images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
-) -> Float[np.ndarray, "B H W 3"]:
+def displayable(images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]) -> Float[np.ndarray, "B H W 3"]:
     """Normalised pictures as colours between 0 and 1; what lies outside is cut off.
 
     One or two channels are shown as grey (the first), more than three as the first three: `channel_note` says so.
@@ -75,9 +73,9 @@ class Sheet:
         side: float = 0.96,
     ) -> None:
         ratio = picture[0] / picture[1]
-        self.width = side * min(max(ratio**-0.5, 1.0), 2.2)                    # narrower, and labels would touch
+        self.width = side * min(max(ratio**-0.5, 1.0), 2.2)  # narrower, and labels would touch
         self.height = self.width * ratio
-        self.enlarged = -(-160 // max(picture)) if max(picture) <= 96 else 1   # small pictures show their pixels
+        self.enlarged = -(-160 // max(picture)) if max(picture) <= 96 else 1  # small pictures show their pixels
         gutter = MARGIN + (max(len(short(name)) for name in names) * 0.075 + 0.08 if names else 0.0)
         self.left = [
             gutter + column * (self.width + GAP) + group * (GROUP_GAP - GAP)
@@ -104,11 +102,11 @@ class Sheet:
         place = (self.left[column], self.top[row] - self.height, self.width, self.height)
         with rc_context(TYPE):
             axes = self.figure.add_axes(self.share(place))
-        if self.enlarged > 1:                                                  # by hand: viewers of PDF would smooth it
+        if self.enlarged > 1:  # by hand: viewers of PDF would smooth it
             picture = picture.repeat(self.enlarged, axis=0).repeat(self.enlarged, axis=1)
         axes.imshow(picture, interpolation="none" if self.enlarged > 1 else "auto", aspect="auto")
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(visible=True, linewidth=0.5, color=LIGHT["rule"])   # white pictures have an edge too
+        axes.spines[:].set(visible=True, linewidth=0.5, color=LIGHT["rule"])  # white pictures have an edge too
         if label:
             self.text(place[0] + self.width / 2, self.top[row] + 0.07, label, ha="center", va="baseline", color="quiet")
         return axes
@@ -143,6 +141,14 @@ class Sheet:
         """Text at a place in inches; a dollar sign is a dollar sign."""
         with rc_context(TYPE):
             self.figure.text(
-                x / self.total, y / self.tall, text,
-                ha=ha, va=va, color=LIGHT[color], weight=weight, size=size, parse_math=False, linespacing=1.1,
-            )  # fmt: skip
+                x / self.total,
+                y / self.tall,
+                text,
+                ha=ha,
+                va=va,
+                color=LIGHT[color],
+                weight=weight,
+                size=size,
+                parse_math=False,
+                linespacing=1.1,
+            )

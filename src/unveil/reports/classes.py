@@ -77,8 +77,5 @@ def mistakes(counts: np.ndarray, names: Sequence[str], most: int = 8) -> Markup:
     found = [(*divmod(int(i), len(wrong)), int(wrong.flat[i])) for i in order if wrong.flat[i] > 0]
     if not found:
         return element("p", "No picture was taken for one of another class.")
-    rows = [
-        [names[true], names[taken], f"{n:,}", f"{counts[true].sum():,}"]
-        for true, taken, n in found
-    ]
+    rows = [[names[true], names[taken], f"{n:,}", f"{counts[true].sum():,}"] for true, taken, n in found]
     return table(["class", "taken for", "times", "of"], rows, title="Most frequent mistakes", class_="numbers mistakes")

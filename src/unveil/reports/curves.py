@@ -22,9 +22,11 @@ ERRORS = (
     ("picture_mean_error", "picture mean", "other", (0, (1, 1.6))),
 )
 SHARES = (
-    ("knn", "k-NN accuracy"), ("accuracy", "Accuracy in training"), ("codebook_usage", "Share of the codebook in use"),
+    ("knn", "k-NN accuracy"),
+    ("accuracy", "Accuracy in training"),
+    ("codebook_usage", "Share of the codebook in use"),
     ("word_accuracy", "Hidden words named at once"),
-)  # fmt: skip
+)
 
 
 class Curve(NamedTuple):
@@ -57,7 +59,7 @@ def loss_curve(log: Sequence[Record], unit: str) -> Curve | None:
     if not line.y:
         return None
     figure, axes = paper(unit)
-    window = max(1, len(line.y) // 25) | 1                                     # odd, so that the mean is centred
+    window = max(1, len(line.y) // 25) | 1  # odd, so that the mean is centred
     smooth = running_mean(line.y, window)
     if window > 1:
         axes.plot(line.x, line.y, color=LIGHT["model"], linewidth=0.8, alpha=0.35)
@@ -106,7 +108,7 @@ def share_curve(log: Sequence[Record], unit: str, key: str, title: str) -> Curve
         return None
     figure, axes = paper(unit, right=0.62)
     axes.plot(line.x, line.y, color=LIGHT["model"], linewidth=1.8, marker="o" if len(line.y) < 40 else "", markersize=3)
-    axes.set_ylim(bottom=0)                                                    # small changes look small
+    axes.set_ylim(bottom=0)  # small changes look small
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 2):g} %"))
     end(axes, line.x[-1], line.y[-1], f"{100 * line.y[-1]:.1f} %", "model")
     first, last, best = (f"{100 * share:.1f} %" for share in (line.y[0], line.y[-1], max(line.y)))
@@ -156,6 +158,13 @@ def paper(unit: str, right: float = 0.55) -> tuple[Figure, Axes]:
 def end(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     """Writes at the end of a line what it is."""
     axes.annotate(
-        text, (x, y), (6, 0), textcoords="offset points", va="center", color=LIGHT[colour], annotation_clip=False,
-        size=9, linespacing=1.05,
-    )  # fmt: skip
+        text,
+        (x, y),
+        (6, 0),
+        textcoords="offset points",
+        va="center",
+        color=LIGHT[colour],
+        annotation_clip=False,
+        size=9,
+        linespacing=1.05,
+    )

@@ -46,7 +46,7 @@ def write_document(folder: Path, heading: Markup, title: str, made: Sequence[tup
     """Writes `report.html` into a folder: a heading, sections by name, and a last line."""
     path = folder / "report.html"
     text = "<!DOCTYPE html>\n" + document(heading, title, made, foot) + "\n"
-    write_whole(path, text.encode("ascii", "xmlcharrefreplace").decode())      # whatever the system's encoding is
+    write_whole(path, text.encode("ascii", "xmlcharrefreplace").decode())  # whatever the system's encoding is
     return path
 
 

@@ -79,7 +79,7 @@ def figure(
             for row, picture in enumerate(pictures):
                 sheet.show(row, 1 + 3 * group + i, picture, label if row == 0 else "")
         trained = ", as in training" if ratio == trained_ratio(mae) else ""
-        share = 100 * float(hidden.float().mean())                             # what was asked for, in whole patches
+        share = 100 * float(hidden.float().mean())  # what was asked for, in whole patches
         sheet.heading(1 + 3 * group, 3 + 3 * group, f"{share:.0f} % hidden{trained}")
     return sheet.figure
 
@@ -88,9 +88,7 @@ def painter(learner: Learner) -> Any:
     """The learner's `reconstruct`. Raises `UnveilError` for a learner that has none."""
     paint = getattr(learner, "reconstruct", None)
     if paint is None:
-        raise UnveilError(
-            f"{type(learner).__name__} draws no pictures: only a masked autoencoder with its decoder can reconstruct"
-        )
+        raise UnveilError(f"{type(learner).__name__} draws no pictures: only a masked autoencoder with its decoder can reconstruct")
     return paint
 
 

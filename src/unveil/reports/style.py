@@ -89,6 +89,6 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
     body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)
     for variable, colour in LIGHT.items():
         body = body.replace(colour, f"var(--{variable})")
-    pixels = f'width="{width / 0.75:g}" height="{height / 0.75:g}"'             # 72 points are 96 pixels
+    pixels = f'width="{width / 0.75:g}" height="{height / 0.75:g}"'  # 72 points are 96 pixels
     head = f'<svg class="plot" role="img" aria-label="{escape(alt)}" viewBox="0 0 {width:g} {height:g}" {pixels}>'
     return Markup(head + body.strip())

@@ -73,8 +73,11 @@ def curve(sweeps: Sequence[Sweep], key: str, below_best: bool = False) -> Figure
     every = list(dict.fromkeys(value for sweep in sweeps for value in sweep.values))
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in every)
     for sweep, colour in zip(sweeps, COLOURS, strict=False):
-        points = [(value if numbers else every.index(value), row.figures[key])
-                  for value, row in zip(sweep.values, sweep.rows, strict=True) if row.figures.get(key)]  # fmt: skip
+        points = [
+            (value if numbers else every.index(value), row.figures[key])
+            for value, row in zip(sweep.values, sweep.rows, strict=True)
+            if row.figures.get(key)
+        ]
         if not points:
             continue
         top = max(mean(scores) for _, scores in points) if below_best else 0.0
@@ -103,11 +106,13 @@ def curve_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) 
     """The curves of each score that there is; `name` is unlike that of any other of the page."""
     made = []
     for key, score in SCORES.items():
-        if sum(any(row.figures.get(key) for row in sweep.rows) for sweep in sweeps) > below_best:      # two to lay over each other
+        if sum(any(row.figures.get(key) for row in sweep.rows) for sweep in sweeps) > below_best:  # two to lay over each other
             alt = "; ".join(
                 f"{sweep.title}, {spoken(sweep.knob)} {value}: {told(key, row.figures[key])} %"
-                for sweep in sweeps for value, row in zip(sweep.values, sweep.rows, strict=True) if row.figures.get(key)
-            )  # fmt: skip
+                for sweep in sweeps
+                for value, row in zip(sweep.values, sweep.rows, strict=True)
+                if row.figures.get(key)
+            )
             what = f"{score}, points below each line's own best" if below_best else f"Test samples recognised: {score}"
             drawn = inline(curve(sweeps, key, below_best), f"{name}-{key}", alt)
             note = "A dot is a seed." if below_best else "A dot is a seed; dashed, the same encoder untrained."

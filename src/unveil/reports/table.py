@@ -59,7 +59,7 @@ def terminal_grid(grid: Grid) -> RenderableType:
 
 def fitting(grid: Grid, width: int) -> list[list[int]]:
     """The columns that stand beside each other in so many characters, the first one in each piece: no number is broken."""
-    words = [head.split() for head in grid.heads]                              # a heading may be broken between its words
+    words = [head.split() for head in grid.heads]  # a heading may be broken between its words
     cells = zip(*grid.rows, strict=True)
     widths = [max(map(len, [*column, *head])) + GAP for column, head in zip(cells, words, strict=True)]
     pieces: list[list[int]] = [[0]]
@@ -92,8 +92,13 @@ def markdown_grid(grid: Grid) -> str:
 def grids(results: Results) -> list[Grid]:
     """The tables that the results have the numbers for."""
     makers: tuple[Callable[[Results], Grid | None], ...] = (
-        score_grid, feature_grid, spread_grid, error_grid, number_grid, word_grid,
-    )  # fmt: skip
+        score_grid,
+        feature_grid,
+        spread_grid,
+        error_grid,
+        number_grid,
+        word_grid,
+    )
     return [grid for make in makers if (grid := make(results))]
 
 

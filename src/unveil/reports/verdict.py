@@ -6,21 +6,20 @@ from typing import Any
 
 COLUMNS = {"knn": "k-NN classifier", "linear": "linear probe"}
 ROWS = {"encoder": "this encoder", "untrained": "untrained encoder", "raw pixels": "raw pixels"}
-ERRORS = {
-    "held_out_error": "this model",
-    "patch_mean_error": "the patch's own mean",
-    "picture_mean_error": "the picture's mean",
-}
+ERRORS = {"held_out_error": "this model", "patch_mean_error": "the patch's own mean", "picture_mean_error": "the picture's mean"}
 SPREAD = {"feature_deviation": "deviation", "rank_me": "RankMe"}
 SPREAD_MEANS = "Deviation is that of features of unit length (0: all the same, 1: all directions alike); RankMe counts dimensions."
 FLAT, FEW_DIMENSIONS = 0.02, 1.5
 """Below this deviation, or in fewer dimensions by RankMe, features have collapsed."""
 WORDS = {"word": "this model", "frequency": "the most frequent words"}
 NUMBERS = {
-    "held_out_loss": "loss", "token_accuracy": "share of hidden tokens found", "accuracy": "share of classes found",
-    "rebuilt_error": "squared error of pictures rebuilt from their tokens", "codebook_usage": "share of the codebook in use",
+    "held_out_loss": "loss",
+    "token_accuracy": "share of hidden tokens found",
+    "accuracy": "share of classes found",
+    "rebuilt_error": "squared error of pictures rebuilt from their tokens",
+    "codebook_usage": "share of the codebook in use",
     "perplexity": "perplexity of the tokens",
-}  # fmt: skip
+}
 LENT = "The patch's own mean is the true one; a model with a normalised target is lent it too, and the deviation."
 Results = Mapping[str, Any]
 

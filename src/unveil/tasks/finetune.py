@@ -28,7 +28,7 @@ class Finetune(Task):
         positions: Any = "learned" if vit.positions == "sincos" else vit.positions
         tuned = ViT(replace(vit, drop_path=config.drop_path, positions=positions))
         tuned.load_state_dict(encoder.state_dict())
-        tuned.transformer.norm = nn.Identity()                                 # its place is after the mean
+        tuned.transformer.norm = nn.Identity()  # its place is after the mean
         self.encoder, self.config = tuned, config
         self.norm = nn.LayerNorm(vit.width, eps=vit.eps)
         self.head = nn.Linear(vit.width, classes)
@@ -43,7 +43,7 @@ class Finetune(Task):
     def forward(self, batch: Batch) -> Step:
         """Cross-entropy with the mixed and smoothed classes."""
         assert batch.labels is not None
-        smoothing = self.config.smoothing if batch.labels.ndim == 1 else 0.0   # mixed classes are smooth already
+        smoothing = self.config.smoothing if batch.labels.ndim == 1 else 0.0  # mixed classes are smooth already
         return Step(F.cross_entropy(self.predict(batch.images).float(), batch.labels, label_smoothing=smoothing), {})
 
     def predict(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:

@@ -25,10 +25,10 @@ def knn_scores(
         neighbours: How many of the nearest vote.
         temperature: The smaller, the more the nearest outvote the others.
     """
-    shrink, votes = 1 / bank.float().norm(dim=1).clamp(min=1e-12), []          # a normalised bank would be held twice
+    shrink, votes = 1 / bank.float().norm(dim=1).clamp(min=1e-12), []  # a normalised bank would be held twice
     for part in torch.split(queries, 1024):
         cosine = (F.normalize(part.float(), dim=1) @ bank.float().T).mul_(shrink)
-        near, nearest = cosine.topk(min(neighbours, len(bank)), dim=1)                             # (q, k)
+        near, nearest = cosine.topk(min(neighbours, len(bank)), dim=1)  # (q, k)
         weight = (near / temperature).exp()
         votes.append(torch.zeros(len(part), classes, device=part.device).scatter_add_(1, labels[nearest], weight))
     return torch.cat(votes)

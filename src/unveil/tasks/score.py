@@ -28,7 +28,7 @@ class Score:
 def score(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> Score:
     """Judges a score for each class against the true classes."""
     classes, scores, labels = scores.shape[1], scores.cpu(), labels.cpu()
-    ranked = scores.topk(min(5, classes), dim=1).indices                       # (n, 5)
+    ranked = scores.topk(min(5, classes), dim=1).indices  # (n, 5)
     hits = ranked == labels[:, None]
     confusion = torch.bincount(labels * classes + ranked[:, 0], minlength=classes**2).reshape(classes, classes)
     per_class = confusion.diagonal() / confusion.sum(dim=1)

@@ -48,7 +48,7 @@ class Translate(Learner):
 
     def forward(self, batch: Pairs) -> Step:
         """Cross-entropy with smoothed words, in the mean over the words of the step; beside it that of the true words alone."""
-        scores, words = self.translator(batch.source, batch.target[:, :-1]), batch.target[:, 1:]           # (B, T, K), (B, T)
+        scores, words = self.translator(batch.source, batch.target[:, :-1]), batch.target[:, 1:]  # (B, T, K), (B, T)
         weight = torch.where(words == PAD, 0.0, batch.weight[:, None])
         loss, true = smoothed_cross_entropy(scores, words, weight, self.config.smoothing)
         return Step(loss, {"cross_entropy": true})

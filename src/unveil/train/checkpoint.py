@@ -60,11 +60,11 @@ class Checkpoints:
         sync(manifest)
         sync(fresh)
         final = self.path(step)
-        if final.exists():                                                     # a damaged one that was passed over
+        if final.exists():  # a damaged one that was passed over
             shutil.rmtree(final)
         os.replace(fresh, final)
         sync(self.folder)
-        later = [other for other in self.steps() if other > step]              # damaged ones that were passed over
+        later = [other for other in self.steps() if other > step]  # damaged ones that were passed over
         for other in later + [other for other in self.steps() if other <= step][self.keep :]:
             shutil.rmtree(self.path(other), ignore_errors=True)
         return final
@@ -132,7 +132,7 @@ def share_with_folder(path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replaces a text file in one move: a reader sees the old one or the new one."""
     fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    fresh.write_text(text, encoding="utf-8", errors="surrogateescape")        # names of files may be any bytes
+    fresh.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be any bytes
     sync(fresh)
     os.replace(fresh, path)
     sync(path.parent)

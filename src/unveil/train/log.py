@@ -102,7 +102,7 @@ class Meter:
     """Sums of scalars between two log lines, kept on the device: reading them is the only time that the host waits."""
 
     def __init__(self, place: Place, effort: float = 0.0) -> None:
-        self.place, self.effort = place, effort                                # seconds that a sample would take at the matrix peak
+        self.place, self.effort = place, effort  # seconds that a sample would take at the matrix peak
         self.restart()
 
     def restart(self) -> None:
@@ -138,9 +138,11 @@ class Meter:
         seconds = time.monotonic() - self._start
         speed = self._samples / seconds
         return dict(zip(self._sums, values, strict=True)) | {
-            "samples_per_second": speed, "peak_share": speed / self.place.world * self.effort, "waiting": self._waited / seconds,
+            "samples_per_second": speed,
+            "peak_share": speed / self.place.world * self.effort,
+            "waiting": self._waited / seconds,
             "seconds": seconds,
-        }  # fmt: skip
+        }
 
 
 class Screen:
@@ -163,9 +165,13 @@ class Screen:
         self.console = Console(stderr=True)
         if self.console.is_terminal:
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("{task.fields[news]}"),
-                TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=12),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[news]}"),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+            )
             self._bar = Progress(*columns, console=self.console)
             self._task = self._bar.add_task(title, total=total, completed=first, news="")
             self._bar.start()

@@ -15,7 +15,7 @@ from unveil.train.state import load_model_state, load_optimizer_state, model_sta
 from unveil.train.trial import matrix_peak, try_step
 from unveil.train.watch import Interrupted, Pace, check_finite, seed_all, stop_signals
 
-Monitor = Callable[[Learner], Record]                                         # says what it sees of a learner now and then
+Monitor = Callable[[Learner], Record]  # says what it sees of a learner now and then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def train(
     judged_at = {round(total * (i + 1) / config.monitor_times) for i in range(config.monitor_times)}
     with stop_signals() as stop:
         for step, parts in meter.waits(stream(feed, range(start, total), place.rank, place.world, count)):
-            seed_all(config.seed, step, place.rank)                            # dropout and drop path; all else has keys
+            seed_all(config.seed, step, place.rank)  # dropout and drop path; all else has keys
             rate, decay = optim.at(step, total, config.batch_size)
             set_pace(optimizer, rate, decay)
             for i, part in enumerate(parts):
@@ -101,7 +101,7 @@ def train(
             if screen:
                 screen.advance(done)
 
-            stopping = stop.is_set() and place.world == 1                      # many processes agree at the next log line
+            stopping = stop.is_set() and place.world == 1  # many processes agree at the next log line
             if not (stopping or done % config.log_every == 0 or done in judged_at or done == total):
                 continue
             record = {"step": done, "epoch": done * config.batch_size / feed.samples, "learning_rate": rate} | meter.read()

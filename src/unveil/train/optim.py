@@ -66,7 +66,7 @@ def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimi
         return torch.optim.SGD(settings, lr=config.base_lr, momentum=config.beta1)
     from timm.optim.lars import Lars
 
-    for group in settings:                                                     # without this, LARS without decay is plain SGD
+    for group in settings:  # without this, LARS without decay is plain SGD
         group["always_adapt"] = group["decays"]
     lars: torch.optim.Optimizer = Lars(settings, lr=config.base_lr, momentum=config.beta1)
     return lars

@@ -72,7 +72,7 @@ def join(config: SpreadConfig) -> Place:
         if local >= found:
             raise UnveilError(f"process {local} of this machine has no GPU, for torch sees {found}: use --nproc-per-node {found}")
         torch.cuda.set_device(device := torch.device(kind, local))
-    if dist.is_initialized():                                                  # by our caller, who also ends it
+    if dist.is_initialized():  # by our caller, who also ends it
         return Place(device, dist.get_rank(), dist.get_world_size())
     shared, rank, world = next(rendezvous("env://"))
     store = fresh(shared, rank, world)
@@ -91,13 +91,13 @@ def fresh(shared: Store, rank: int, world: int) -> Store:
     mine = uuid.uuid4().hex
     if rank:
         shared.set(f"hello-{rank}", mine)
-        start = shared.get(f"welcome-{mine}").decode()                         # waits for the lead
+        start = shared.get(f"welcome-{mine}").decode()  # waits for the lead
         shared.set(f"{start}-{rank}", "here")
         return PrefixStore(start, shared)
     awaited = set(range(1, world))
     while awaited:
         for other in sorted(awaited):
-            if shared.check([f"hello-{other}"]):                               # perhaps of an earlier start: asked until it answers
+            if shared.check([f"hello-{other}"]):  # perhaps of an earlier start: asked until it answers
                 shared.set(f"welcome-{shared.get(f'hello-{other}').decode()}", mine)
             if shared.check([f"{mine}-{other}"]):
                 awaited.remove(other)
@@ -113,7 +113,7 @@ def leave(place: Place) -> None:
         place.store.set("done", "")
     else:
         place.store.wait(["done"], timedelta(days=7))
-    dist.barrier()                                                             # the store may live in the lead: all have read it
+    dist.barrier()  # the store may live in the lead: all have read it
     dist.destroy_process_group()
 
 
@@ -173,7 +173,7 @@ def spread(learner: Learner, config: SpreadConfig, place: Place, few: Samples) -
         if place.world == 1:
             learner.compile()
         else:
-            torch._dynamo.config.recompile_limit = 2 * len(blocks) + 8         # each rate of drop path is a graph of its own
+            torch._dynamo.config.recompile_limit = 2 * len(blocks) + 8  # each rate of drop path is a graph of its own
             for block in blocks:
                 block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
     return model
@@ -186,7 +186,7 @@ def copy_everywhere(learner: Learner, config: SpreadConfig, place: Place, few: S
     another order than the same step of a run that was never stopped, and they would drift apart by rounding.
     """
     model = DistributedDataParallel(learner, gradient_as_bucket_view=True)
-    model.broadcast_buffers = False                                            # they are the same everywhere; synced once, above
+    model.broadcast_buffers = False  # they are the same everywhere; synced once, above
     kept = [buffer.clone() for buffer in learner.buffers()]
     with torch.no_grad():
         batch = learner.augment(few.first(2).to(place.device))
@@ -209,9 +209,11 @@ def shard(learner: Learner, blocks: list[Block], precision: str) -> Learner:
     policy = MixedPrecisionPolicy()
     if precision == "bfloat16" and "param_dtype_override_fn" in {field.name for field in fields(policy)}:
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False,
+            param_dtype=torch.bfloat16,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
             param_dtype_override_fn=lambda parameter: None if parameter.ndim > 1 else parameter.dtype,
-        )  # fmt: skip
+        )
     for block in blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(learner)

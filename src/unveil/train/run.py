@@ -96,15 +96,15 @@ def open_run(
         refuse_changes(run, facts, say)
         return run
     if write:
-        ours = (path / "run.json").is_file() and "kind" in Run(path).facts      # a start that was refused: nothing to lose
-        harmless = (PLAN, ".run.json-")                                        # a plan, or what a killed start left behind
+        ours = (path / "run.json").is_file() and "kind" in Run(path).facts  # a start that was refused: nothing to lose
+        harmless = (PLAN, ".run.json-")  # a plan, or what a killed start left behind
         inside = [each.name for each in path.iterdir() if not each.name.startswith(harmless)] if path.is_dir() else []
         if path.exists() and not ours and (inside or not path.is_dir()):
             raise UnveilError(f"{path} exists and is no run folder: choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         write_whole(path / "run.json", json.dumps(facts | receipt(), indent=1) + "\n")
         return Run(path)
-    run = object.__new__(Run)                                                  # another process is writing it
+    run = object.__new__(Run)  # another process is writing it
     run.path, run.facts = path, facts
     return run
 

@@ -118,9 +118,9 @@ def try_step(
         return Trial(max(asked, 1), 0.0)
     low, high = (cost_of(learner, few.first(size), hardware, place) for size in sizes)
     each = Measured(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
-    model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())     # weights, gradients, two moments
+    model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())  # weights, gradients, two moments
     room = (memory_of(place.device) if memory is None else memory) * 0.6 - model
-    sample = max(each.memory, each.kept)                                       # of few samples, the peak is in the gradients alone
+    sample = max(each.memory, each.kept)  # of few samples, the peak is in the gradients alone
     fitting = (n for n in range(1, share + 1) if share % n == 0 and share // n * sample <= room)
     return Trial(asked or next(fitting, share), each.flops)
 
@@ -149,11 +149,11 @@ def memory_of(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):                              # Windows
+    except (AttributeError, OSError, ValueError):  # Windows
         return 8 * 2**30
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             total = min(total, int(Path(limit).read_text()))
-        except (OSError, ValueError):                                          # no limit: there is no file, or it says "max"
+        except (OSError, ValueError):  # no limit: there is no file, or it says "max"
             continue
-    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))               # processes of torchrun share it
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of torchrun share it

@@ -31,7 +31,7 @@ class Interrupted(Exception):  # noqa: N818 - no error: somebody asked
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM or Ctrl-C sets; the second Ctrl-C stops at once."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():              # signals reach the main thread only
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield stop
         return
 
