@@ -20,13 +20,13 @@ from torch import Tensor
 from turns import receipt
 
 from unveil.data.augment import AugmentConfig
-from unveil.data.cache import Pictures
-from unveil.data.feed import PictureFeed
+from unveil.data.dataset import Pictures
+from unveil.data.loader import PictureFeed
 from unveil.data.sources import open_source
 from unveil.interop import mae_release
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import MODELS, ViTConfig
-from unveil.recipes.reading import natural_side, sizes_for, stored_side
+from unveil.runs.open_data import natural_side, sizes_for, stored_side
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import Place, SpreadConfig, autocast

@@ -15,7 +15,7 @@ from PIL import Image
 
 import unveil
 from unveil.data.digits import digits
-from unveil.recipes.setting import DIGITS
+from unveil.runs.pretrain_setup import DIGITS
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 

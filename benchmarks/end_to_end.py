@@ -26,17 +26,17 @@ from turns import keep_heap, receipt, table, take_turns
 
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.cache import MEMORY, Pictures
-from unveil.data.feed import PictureFeed, stream, taste
+from unveil.data.dataset import MEMORY, Pictures
+from unveil.data.loader import PictureFeed, stream, taste
 from unveil.data.sources import Source, open_source
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.cost import mae_cost
+from unveil.models.flops import mae_cost
 from unveil.models.vit import MODELS, ViTConfig
-from unveil.recipes.reading import stored_side
+from unveil.runs.open_data import stored_side
+from unveil.train.memory_trial import matrix_peak
 from unveil.train.optim import OptimConfig, build_optimizer
 from unveil.train.parallel import Place, SpreadConfig, autocast, settled, spread
-from unveil.train.trial import matrix_peak
 
 
 class Files(Dataset[tuple[Tensor, int]]):

@@ -14,8 +14,8 @@ from PIL import Image
 
 import unveil
 from unveil.data.images import read_picture
+from unveil.data.pack_writer import cores
 from unveil.data.sources import open_source
-from unveil.recipes.packing import cores
 
 
 def main() -> None:

@@ -26,13 +26,13 @@ from torchvision.transforms.functional import to_tensor
 from turns import keep_heap, receipt, table, take_turns
 
 import unveil
-from unveil.blocks.chance import uniform
+from unveil.blocks.stateless_random import uniform
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, AugmentConfig, random_boxes
-from unveil.data.cache import MEMORY, Pictures
-from unveil.data.feed import PictureFeed
+from unveil.data.dataset import MEMORY, Pictures
+from unveil.data.loader import PictureFeed
 from unveil.data.resize import crop_resize
 from unveil.data.sources import Source, open_source
-from unveil.recipes.reading import stored_side
+from unveil.runs.open_data import stored_side
 
 
 class Files(Dataset[Tensor]):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from turns import receipt
 
-from unveil.train.bill import spell_bytes, spell_time
+from unveil.train.run_cost import spell_bytes, spell_time
 
 HEADS = (
     "configuration",

@@ -18,7 +18,7 @@ from turns import keep_heap, receipt, take_turns
 
 from unveil.data.augment import AugmentConfig
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.cost import mae_cost
+from unveil.models.flops import mae_cost
 from unveil.models.vit import MODELS, ViTConfig
 
 HEADS = (

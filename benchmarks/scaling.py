@@ -20,15 +20,15 @@ import torch
 import torch.distributed as dist
 from turns import receipt
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.scale import Cluster, Work, activations, forecast, parameters, volume
 from unveil.models.vit import MODELS, ViTConfig
+from unveil.planning.cluster import Cluster, Work, activations, forecast, parameters, volume
+from unveil.train.memory_trial import cost_of
 from unveil.train.optim import OptimConfig, build_optimizer
 from unveil.train.parallel import SpreadConfig, autocast, join, leave, spread
-from unveil.train.trial import cost_of
 
 PATCH = {"vit-huge": 14}
 HEADS = (

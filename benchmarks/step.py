@@ -28,15 +28,15 @@ import torch
 from torch import Tensor, nn
 from turns import at_batches, free, keep_heap, receipt, table, take_turns, wait
 
-from unveil.blocks.chance import sample_keys
 from unveil.blocks.masks import as_bool
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.interop import mae_release, transformers_vit_mae
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.cost import mae_cost
+from unveil.models.flops import mae_cost
 from unveil.models.vit import MODELS, ViTConfig
-from unveil.train.trial import Live, matrix_peak
+from unveil.train.memory_trial import Live, matrix_peak
 
 Stepper = Callable[[], Tensor]
 Side = Callable[[int, str | None], Stepper]  # the step of a batch size, compiled in this mode or not

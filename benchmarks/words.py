@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import unveil
-from unveil.train.run import Run
+from unveil.train.run_folder import Run
 
 TEXTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "text"
 CORPUS = ("ag_news_7600", "sst2", "movie_reviews_2000", "wikitext2_valid_test")

@@ -4,17 +4,17 @@ import types
 import typing
 from typing import Any
 
+from unveil.commands import REQUIRED, VERBS, Argument
 from unveil.methods import METHODS
 from unveil.options import Knob, knobs, literal
-from unveil.verbs import REQUIRED, VERBS, Argument
 
 DIFFERENT = {
-    "`pretrain` on the embedded digits": "unveil.recipes.setting:DIGITS",
+    "`pretrain` on the embedded digits": "unveil.runs.pretrain_setup:DIGITS",
     "`probe`": "unveil.recipes.probe:DEFAULTS",
     "`probe --kind partial`": "unveil.recipes.probe:TUNED",
     "`finetune`": "unveil.recipes.finetune:DEFAULTS",
     "`translate train`": "unveil.recipes.translate:DEFAULTS",
-    "`finetune` of texts": "unveil.recipes.classify:DEFAULTS",
+    "`finetune` of texts": "unveil.recipes.finetune_text:DEFAULTS",
 }
 """Where a command has other defaults than the tables of knobs, and where they are written."""
 ALL = {told: each for name, verb in VERBS.items() for told, each in ((name, verb), (f"{name} of texts", verb.of_texts)) if each}

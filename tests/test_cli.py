@@ -11,7 +11,7 @@ from PIL import Image
 import unveil
 from unveil import cli
 from unveil.cli import parse
-from unveil.verbs import VERBS
+from unveil.commands import VERBS
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,10 +8,10 @@ import typing
 import pytest
 
 from unveil.cli import method_of
+from unveil.commands import REQUIRED, VERBS
 from unveil.errors import UnveilError
 from unveil.methods import METHODS, TEXTS, usual_of
 from unveil.options import configure, knobs, literal, refuse_unknown
-from unveil.verbs import REQUIRED, VERBS
 
 ALL = VERBS | {f"{name} of texts": verb.of_texts for name, verb in VERBS.items() if verb.of_texts}
 PLACES = sorted(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unveil.data.augment import normalise as normalise
     from unveil.errors import UnveilError as UnveilError
+    from unveil.experiments.compare import compare as compare
+    from unveil.experiments.images_vs_words import why as why
+    from unveil.experiments.study import study as study
     from unveil.interop.load import load as load
-    from unveil.recipes.compare import compare as compare
     from unveil.recipes.embed import embed as embed
     from unveil.recipes.export import export as export
-    from unveil.recipes.fill import fill as fill
+    from unveil.recipes.fill_mask import fill as fill
     from unveil.recipes.finetune import finetune as finetune
     from unveil.recipes.look import reconstruct as reconstruct
     from unveil.recipes.look import report as report
@@ -19,19 +21,17 @@ if TYPE_CHECKING:
     from unveil.recipes.plan import plan as plan
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
-    from unveil.recipes.study import study as study
     from unveil.recipes.translate import train_translator as train_translator
     from unveil.recipes.translate import translate as translate
-    from unveil.recipes.why import why as why
-    from unveil.train.run import Run as Run
+    from unveil.train.run_folder import Run as Run
 
 _HOMES = {
-    "Run": "unveil.train.run",
+    "Run": "unveil.train.run_folder",
     "UnveilError": "unveil.errors",
-    "compare": "unveil.recipes.compare",
+    "compare": "unveil.experiments.compare",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",
-    "fill": "unveil.recipes.fill",
+    "fill": "unveil.recipes.fill_mask",
     "finetune": "unveil.recipes.finetune",
     "load": "unveil.interop.load",
     "normalise": "unveil.data.augment",
@@ -41,10 +41,10 @@ _HOMES = {
     "probe": "unveil.recipes.probe",
     "reconstruct": "unveil.recipes.look",
     "report": "unveil.recipes.look",
-    "study": "unveil.recipes.study",
+    "study": "unveil.experiments.study",
     "train_translator": "unveil.recipes.translate",
     "translate": "unveil.recipes.translate",
-    "why": "unveil.recipes.why",
+    "why": "unveil.experiments.images_vs_words",
 }
 __all__ = list(_HOMES)
 

@@ -13,11 +13,11 @@ from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from unveil.commands import REQUIRED, VERBS, Verb
 from unveil.errors import UnveilError
-from unveil.interop.reads import reads
+from unveil.interop.model_kind import reads
 from unveil.methods import METHODS, TEXTS, base_of, usual_of
 from unveil.options import knobs, literal
-from unveil.verbs import REQUIRED, VERBS, Verb
 
 WORDS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT", float | None: "FLOAT"}
 """What a type is called where its own name is none for a reader."""

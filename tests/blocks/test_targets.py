@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from unveil.blocks.patches import patchify
 from unveil.blocks.targets import NormalisedTarget, PCATarget, PixelTarget, TokenTarget
-from unveil.blocks.tokenizers import Tokenizer
+from unveil.blocks.visual_tokenizer import Tokenizer
 from unveil.errors import UnveilError
 
 PATCH, CHANNELS = (2, 4), 3

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.blocks.attention import Attention
-from unveil.blocks.branch import Branch
+from unveil.blocks.residual import Branch
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
 
 B, T, S, D = 2, 5, 4, 12

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from unveil.blocks.chance import sample_keys, uniform
+from unveil.blocks.stateless_random import sample_keys, uniform
 from unveil.data.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,

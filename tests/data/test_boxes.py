@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from unveil.blocks.chance import sample_keys, uniform
+from unveil.blocks.stateless_random import sample_keys, uniform
 from unveil.data.augment import random_boxes
 
 

@@ -341,7 +341,7 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_torchvision_set_is_there() -> None:
     from torchvision import datasets
 
-    from unveil.data.hubs import TORCHVISION_SETS
+    from unveil.data.named_datasets import TORCHVISION_SETS
 
     for name, chosen in TORCHVISION_SETS.items():
         assert hasattr(datasets, chosen.class_name), name

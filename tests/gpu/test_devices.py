@@ -11,21 +11,21 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.cache import MEMORY, Pictures
-from unveil.data.feed import PictureFeed, stream
+from unveil.data.dataset import MEMORY, Pictures
+from unveil.data.loader import PictureFeed, stream
 from unveil.data.sources import open_source
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.cost import mae_cost
+from unveil.models.flops import mae_cost
 from unveil.models.vit import ViTConfig
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record
 from unveil.train.loop import TrainConfig, train
+from unveil.train.memory_trial import cost_of
 from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm
 from unveil.train.parallel import Place, SpreadConfig, autocast
-from unveil.train.trial import cost_of
 from unveil.train.watch import Interrupted
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from unveil.errors import UnveilError
-from unveil.interop import agreement, mae_release, native
+from unveil.interop import mae_release
+from unveil.interop import model_files as native
+from unveil.interop import verify_export as agreement
 from unveil.interop.load import load
 from unveil.recipes.export import NAMES, export
 

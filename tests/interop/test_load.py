@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from unveil.errors import UnveilError
-from unveil.interop import native
+from unveil.interop import model_files as native
 from unveil.interop.load import load
 
 

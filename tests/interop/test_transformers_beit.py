@@ -10,7 +10,8 @@ from tests.interop.conftest import SHAPE, shaken
 from unveil.blocks.masks import as_bool
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop import native, transformers_beit
+from unveil.interop import model_files as native
+from unveil.interop import transformers_beit
 from unveil.interop.load import load
 from unveil.methods.beit import BEiT, BEiTConfig
 from unveil.models.vit import ViTConfig

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unveil.data.words import SPECIAL
 from unveil.errors import UnveilError
 from unveil.interop import transformers_bert
-from unveil.interop.layout import lay_out
 from unveil.interop.load import load
+from unveil.interop.state_dict_map import lay_out
 from unveil.interop.transformers_bert import layout_of
 from unveil.methods.bert import BERT, BERTConfig
 from unveil.models.bert import TextConfig
+from unveil.text.wordpiece import SPECIAL
 
 transformers = pytest.importorskip("transformers")
 WORDS = (*SPECIAL, *(f"word{i}" for i in range(95)))

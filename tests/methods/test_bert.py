@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.blocks.chance import sample_keys, uniform
-from unveil.data.words import SPECIAL, TextBatch
+from unveil.blocks.stateless_random import sample_keys, uniform
 from unveil.errors import UnveilError
 from unveil.methods.bert import BERT, BERTConfig
 from unveil.models.bert import TextConfig, TextEncoder
+from unveil.text.wordpiece import SPECIAL, TextBatch
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 WORDS = (*SPECIAL, *(f"word{i}" for i in range(60)), *(f"##s{i}" for i in range(35)))

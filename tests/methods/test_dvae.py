@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
-from unveil.interop import native
+from unveil.interop import model_files as native
 from unveil.interop.load import load
 from unveil.methods.beit import BEiT, BEiTConfig
 from unveil.methods.dvae import DVAE, DVAEConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.methods.mae import MAE, MAEConfig

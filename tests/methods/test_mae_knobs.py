@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.blocks.chance import sample_keys, uniform
 from unveil.blocks.masks import as_bool, block_mask, split
+from unveil.blocks.stateless_random import sample_keys, uniform
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError

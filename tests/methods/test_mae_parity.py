@@ -7,7 +7,7 @@ from torch import Tensor
 from unveil.blocks.masks import split
 from unveil.blocks.positions import sincos_2d
 from unveil.data.augment import AugmentConfig
-from unveil.interop.layout import fill
+from unveil.interop.state_dict_map import fill
 from unveil.interop.transformers_vit_mae import layout_of, renamed
 from unveil.methods.mae import MAE, TARGETS, MAEConfig
 from unveil.models.vit import MODELS, ViTConfig

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
-from unveil.interop import native
+from unveil.interop import model_files as native
 from unveil.interop.load import load
 from unveil.methods.supervised import Supervised, SupervisedConfig
 from unveil.models.vit import ViTConfig

@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.words import SPECIAL, TextBatch
 from unveil.learner import Learner
 from unveil.methods import METHODS, PICTURES, method_class
 from unveil.models.bert import TextConfig
 from unveil.models.vit import ViTConfig
+from unveil.text.wordpiece import SPECIAL, TextBatch
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unveil.blocks.average import follow, rising, slow_copy
-from unveil.blocks.everywhere import BatchNorm, gathered, numbers
+from unveil.blocks.distributed import BatchNorm, gathered, numbers
+from unveil.blocks.ema import follow, rising, slow_copy
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.methods.dino import DINO, Crops, DINOConfig

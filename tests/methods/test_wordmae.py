@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unveil.blocks.chance import sample_keys
-from unveil.data.words import SPECIAL, TextBatch
+from unveil.blocks.stateless_random import sample_keys
 from unveil.errors import UnveilError
 from unveil.methods.wordmae import WordMAE, WordMAEConfig
 from unveil.models.bert import TextConfig
+from unveil.text.wordpiece import SPECIAL, TextBatch
 
 SHAPE = TextConfig(width=32, depth=2, heads=2, vocabulary=(*SPECIAL, *(f"w{i}" for i in range(40))), length=16, dropout=0.0)
 CLS, SEP = SHAPE.number("[CLS]"), SHAPE.number("[SEP]")

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import unveil
-from unveil.data.cache import MEMORY, Pictures
+from unveil.data.dataset import MEMORY, Pictures
 from unveil.errors import UnveilError
-from unveil.train.run import Run
+from unveil.train.run_folder import Run
 
 TINY = {
     "model": "vit-nano",

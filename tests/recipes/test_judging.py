@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from unveil.recipes import features, pretrain
-from unveil.recipes.setting import settle
+from unveil.evaluate import features
+from unveil.recipes import pretrain
+from unveil.runs.pretrain_setup import settle
 from unveil.train.parallel import Place, SpreadConfig
 
 CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")

@@ -15,11 +15,11 @@ from PIL import Image
 import unveil
 from tests.data.test_pack import photo, write_set
 from unveil import cli
-from unveil.data.pack import FACTS, UNFINISHED
+from unveil.data import pack_writer as packing
+from unveil.data.pack_reader import FACTS, UNFINISHED
 from unveil.data.sources import open_source
 from unveil.errors import UnveilError
 from unveil.recipes import pack as recipe
-from unveil.recipes import packing
 
 SMALL = {"side": 24, "shard_bytes": 2500, "workers": 2}
 
@@ -50,7 +50,7 @@ KILLS = """
 import os, signal, sys
 from pathlib import Path
 import unveil.recipes.pack as recipe
-from unveil.recipes import packing
+from unveil.data import pack_writer as packing
 
 data, root = Path(sys.argv[1]), Path(sys.argv[2])
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from unveil.data.cache import Pictures
-from unveil.data.pack import FACTS, UNFINISHED
+from unveil.data.dataset import Pictures
+from unveil.data.pack_reader import FACTS, UNFINISHED
 from unveil.data.sources import open_source
 
 WHOLE = [each for each in os.environ.get("UNVEIL_TEST_WHOLE", "").split(":") if each]

@@ -14,16 +14,16 @@ from PIL import Image
 import unveil
 from unveil import cli
 from unveil.cli import parse
+from unveil.commands import VERBS
 from unveil.errors import UnveilError
-from unveil.recipes.choices import Glance, Machine, budget, choose, epochs_for
+from unveil.planning.dry_run import Trial, part_of, timed
+from unveil.planning.rules import Glance, Machine, budget, choose, epochs_for
 from unveil.recipes.plan import command_of, flag
-from unveil.recipes.rehearsal import Trial, part_of, timed
-from unveil.recipes.setting import configs_of, settle
-from unveil.train.bill import bill_line, bill_of, peak_memory, spell_bytes, spell_time
+from unveil.runs.pretrain_setup import configs_of, settle
 from unveil.train.loop import TrainConfig
 from unveil.train.parallel import Place
-from unveil.train.run import Run
-from unveil.verbs import VERBS
+from unveil.train.run_cost import bill_line, bill_of, peak_memory, spell_bytes, spell_time
+from unveil.train.run_folder import Run
 
 CPU = Machine(device="cpu", name="CPU", memory=24 * 2**30, cores=2, processes=1, peak=4e11, precision="bfloat16")
 GPU = Machine(device="cuda", name="H100", memory=80 * 10**9, cores=16, processes=1, peak=7e14, precision="bfloat16")

@@ -9,9 +9,9 @@ import torch
 import unveil
 from unveil.cli import main
 from unveil.methods.bert import BERT
-from unveil.recipes.fill import fill
-from unveil.tasks.classify import Classify
-from unveil.train.run import Run
+from unveil.recipes.fill_mask import fill
+from unveil.tasks.text_classification import Classify
+from unveil.train.run_folder import Run
 
 pytest.importorskip("tokenizers")
 SMALL = (

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 import unveil
 from unveil.cli import main, parse
-from unveil.data.subwords import Subwords
+from unveil.commands import VERBS
 from unveil.errors import UnveilError
-from unveil.interop import translation
-from unveil.models.translator import MODELS
+from unveil.interop import translator_files as translation
+from unveil.models.seq2seq import MODELS
 from unveil.recipes.translate import translate_aloud
-from unveil.verbs import VERBS
+from unveil.text.bpe import Subwords
 
 ENGLISH, GERMAN = "a the dog cat man sees hears and".split(), "ein der Hund Katze Mann sieht hört und".split()
 TINY = {

@@ -9,7 +9,7 @@ import torch
 from unveil.data.augment import AugmentConfig
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViTConfig
-from unveil.train.run import Run
+from unveil.train.run_folder import Run
 
 FEATURES = {
     "encoder": {"knn": 0.413, "linear": 0.71},

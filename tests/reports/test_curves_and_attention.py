@@ -7,7 +7,7 @@ from tests.reports.conftest import make_mae
 from unveil.errors import UnveilError
 from unveil.reports import attention
 from unveil.reports.curves import apart, curves, running_mean
-from unveil.train.run import Run
+from unveil.train.run_folder import Run
 
 
 def test_every_curve_that_the_log_has_numbers_for(run: Run):

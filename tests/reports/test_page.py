@@ -11,7 +11,7 @@ from unveil.data.augment import AugmentConfig
 from unveil.models.vit import ViT
 from unveil.reports.page import write_page
 from unveil.tasks.finetune import Finetune, FinetuneConfig
-from unveil.train.run import Run
+from unveil.train.run_folder import Run
 
 VOID = {"meta", "br", "hr", "img", "path", "use", "image"}
 PARTS = ("log.jsonl", "results.json", "skipped.txt", "samples.npz")

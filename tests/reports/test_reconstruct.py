@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from tests.reports.conftest import make_mae
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
-from unveil.reports.cells import channel_note, displayable, short
+from unveil.reports.image_grid import channel_note, displayable, short
 from unveil.reports.reconstruct import BORROWED, HIDDEN, figure, masks, suitable_ratios
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.batch import Batch
 from unveil.models.vit import ViT, ViTConfig
 

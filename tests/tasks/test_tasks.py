@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from tests.tasks.conftest import batch, digest, encoder, normal
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.errors import UnveilError
-from unveil.tasks.knn import knn_scores
+from unveil.evaluate.knn import knn_scores
+from unveil.evaluate.metrics import score
 from unveil.tasks.linear import Linear
 from unveil.tasks.partial import Partial
-from unveil.tasks.score import score
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])

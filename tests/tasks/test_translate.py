@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.blocks.marks import PAD
-from unveil.data.pairs import PairFeed
-from unveil.models.translator import Translator, TranslatorConfig
+from unveil.blocks.special_tokens import PAD
+from unveil.models.seq2seq import Translator, TranslatorConfig
 from unveil.tasks.translate import RECENT, Translate, TranslateConfig, followed, translated
+from unveil.text.parallel_corpus import PairFeed
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unveil.blocks.dropout import drop
-from unveil.blocks.linear import Linear, linear
+from unveil.blocks.fast.recompute import Linear, linear
 from unveil.errors import UnveilError
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.linear import linear
+from unveil.blocks.fast.recompute import linear
 from unveil.errors import UnveilError
 
 Size = tuple[int, int]  # (height, width)

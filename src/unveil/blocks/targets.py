@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.patches import Size, gather, patchify
-from unveil.blocks.tokenizers import Tokenizer
+from unveil.blocks.visual_tokenizer import Tokenizer
 from unveil.errors import UnveilError
 
 

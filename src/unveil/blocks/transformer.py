@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unveil.blocks.attention import Attention
-from unveil.blocks.branch import Branch
-from unveil.blocks.gaps import Gaps, append, append_projected
-from unveil.blocks.linear import Linear
-from unveil.blocks.norm import LayerNorm
+from unveil.blocks.fast.recompute import Linear
+from unveil.blocks.layer_norm import LayerNorm
+from unveil.blocks.mask_tokens import Gaps, append, append_projected
+from unveil.blocks.residual import Branch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unveil.blocks.chance import uniform
 from unveil.blocks.patches import Size
+from unveil.blocks.stateless_random import uniform
 from unveil.data.batch import Batch
 from unveil.data.resize import FULL, crop_resize
 from unveil.errors import UnveilError

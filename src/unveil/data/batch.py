@@ -13,7 +13,7 @@ class Samples(Protocol):
 
     @property
     def keys(self) -> Int[Tensor, " B"]:
-        """What is drawn at random for a sample is a function of its key: see `unveil.blocks.chance`."""
+        """What is drawn at random for a sample is a function of its key: see `unveil.blocks.stateless_random`."""
 
     def to(self, device: torch.device) -> Self:
         """The same on another device; a GPU is not waited for, but what it sends to the processor is."""
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     sizes: Int[Tensor, "B 2"]
     """Height and width of each picture inside `images`."""
     keys: Int[Tensor, " B"]
-    """What is drawn at random for a sample is a function of its key: see `unveil.blocks.chance`."""
+    """What is drawn at random for a sample is a function of its key: see `unveil.blocks.stateless_random`."""
     labels: Tensor | None = None
     """(B,) classes, -1 where there is none; or (B, K) shares of classes after mixing."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unveil.blocks.chance import combine, sample_keys
+from unveil.blocks.stateless_random import combine, sample_keys
 
 SIDE = 16
 COUNTS = {"train": 10_000, "test": 2_000}

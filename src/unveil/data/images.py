@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from unveil.data.arrays import Pixels, Unreadable, as_pixels, check_size, fit_size, match_channels, read_npy, read_tiff, shrink
+from unveil.data.pixels import Pixels, Unreadable, as_pixels, check_size, fit_size, match_channels, read_npy, read_tiff, shrink
 
 __all__ = ["FILE_LIMIT", "PICTURE_SUFFIXES", "Pixels", "Unreadable", "fit_size", "picture_format", "read_picture"]
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unveil.data.archives import Archive, Folder, Shards, is_archive, open_archive
-from unveil.data.class_folders import SPLITS, TEST_ORDER, Labels, folder_labels, keys_of, split_folders, written_labels
-from unveil.data.hubs import TORCHVISION_SETS, Listing, hugging_face_parts, torchvision_parts
 from unveil.data.images import PICTURE_SUFFIXES, Unreadable, picture_format
-from unveil.data.pack import Pack, is_pack
+from unveil.data.labels import SPLITS, TEST_ORDER, Labels, folder_labels, keys_of, split_folders, written_labels
+from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_parts, torchvision_parts
+from unveil.data.pack_reader import Pack, is_pack
 from unveil.errors import UnveilError
 
 Raw = bytes | Image.Image | NDArray[Any]

@@ -8,7 +8,8 @@ import torch
 
 from unveil.blocks.patches import Size
 from unveil.errors import UnveilError
-from unveil.interop import mae_release, native, timm_vit, transformers_beit, transformers_bert, transformers_vit_mae
+from unveil.interop import mae_release, timm_vit, transformers_beit, transformers_bert, transformers_vit_mae
+from unveil.interop import model_files as native
 from unveil.interop.files import is_safetensors, is_torch, one_line, read_note, read_object, tell
 from unveil.learner import Learner
 

@@ -15,7 +15,7 @@ from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_tensors, tell, write_tensors, write_torch
-from unveil.interop.layout import Layout, Place, affine, blocks_in, fill, lay_out, stack, timm_encoder
+from unveil.interop.state_dict_map import Layout, Place, affine, blocks_in, fill, lay_out, stack, timm_encoder
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT, ViTConfig, heads_of

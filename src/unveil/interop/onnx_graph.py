@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unveil.errors import UnveilError
 from unveil.interop.files import fresh_name, settle
-from unveil.interop.quiet import quiet
+from unveil.interop.silence import quiet
 from unveil.learner import Task
 from unveil.methods.supervised import Supervised
 from unveil.models.vit import ViT, ViTConfig

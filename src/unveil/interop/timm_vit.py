@@ -12,8 +12,8 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
-from unveil.interop.layout import Layout, Place, affine, fill, lay_out, timm_encoder
 from unveil.interop.mae_release import shape_of
+from unveil.interop.state_dict_map import Layout, Place, affine, fill, lay_out, timm_encoder
 from unveil.learner import Learner
 from unveil.methods.supervised import Supervised, SupervisedConfig
 from unveil.models.vit import ViT, ViTConfig

@@ -12,8 +12,8 @@ from typing import Any
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
-from unveil.interop.layout import Layout, Place, affine, fill, lay_out, stack
 from unveil.interop.mae_release import mlp_ratio
+from unveil.interop.state_dict_map import Layout, Place, affine, fill, lay_out, stack
 from unveil.interop.transformers_vit_mae import PARTS, pair, preprocessing, renamed
 from unveil.learner import Learner
 from unveil.methods.beit import BEiT, BEiTConfig

@@ -13,8 +13,8 @@ import torch
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
-from unveil.interop.layout import Layout, Parts, Place, affine, blocks_in, fill, lay_out, stack
 from unveil.interop.mae_release import mlp_ratio
+from unveil.interop.state_dict_map import Layout, Parts, Place, affine, blocks_in, fill, lay_out, stack
 from unveil.learner import Learner
 from unveil.methods.bert import BERT, BERTConfig
 from unveil.models.bert import TextConfig, TextEncoder

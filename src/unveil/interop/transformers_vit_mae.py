@@ -15,9 +15,9 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
-from unveil.interop.layout import Layout, Parts, Place, affine, fill, lay_out, stack
 from unveil.interop.mae_release import mlp_ratio, moments
-from unveil.interop.native import vit_of
+from unveil.interop.model_files import vit_of
+from unveil.interop.state_dict_map import Layout, Parts, Place, affine, fill, lay_out, stack
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT, ViTConfig

@@ -13,17 +13,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.chance import uniform
-from unveil.blocks.linear import Linear
+from unveil.blocks.fast.recompute import Linear
 from unveil.blocks.masks import Mask, as_bool, block_mask
 from unveil.blocks.patches import gather
+from unveil.blocks.stateless_random import uniform
 from unveil.blocks.targets import TokenTarget
-from unveil.blocks.tokenizers import Tokenizer
 from unveil.blocks.transformer import xavier
+from unveil.blocks.visual_tokenizer import Tokenizer
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.learner import Method, Step
-from unveil.models.tokenizers import tokenizer_of
+from unveil.models.visual_tokenizer import tokenizer_of
 from unveil.models.vit import ViT, ViTConfig
 
 USUAL = {"base_lr": 1.9e-4, "beta2": 0.98, "clip": 3.0}

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unveil.blocks.average import follow, rising, slow_copy
-from unveil.blocks.everywhere import gathered
-from unveil.blocks.linear import Linear
+from unveil.blocks.distributed import gathered
+from unveil.blocks.ema import follow, rising, slow_copy
+from unveil.blocks.fast.recompute import Linear
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.views import View, Views, pair, view_size
+from unveil.data.multicrop import View, Views, pair, view_size
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 

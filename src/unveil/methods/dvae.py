@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unveil.blocks.chance import uniform
-from unveil.blocks.painting import Reconstruction, reconstruction
 from unveil.blocks.patches import patchify
-from unveil.blocks.tokenizers import shares_of, usage
+from unveil.blocks.reconstruction import Reconstruction, reconstruction
+from unveil.blocks.stateless_random import uniform
+from unveil.blocks.visual_tokenizer import shares_of, usage
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError

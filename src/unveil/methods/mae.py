@@ -12,19 +12,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.chance import uniform
-from unveil.blocks.linear import Linear
+from unveil.blocks.fast.recompute import Linear
 from unveil.blocks.masks import Mask, as_bool, block_mask, given_mask, grid_mask, random_mask
-from unveil.blocks.painting import Reconstruction, reconstruction
 from unveil.blocks.patches import gather, patchify, scatter
 from unveil.blocks.positions import sincos_2d
+from unveil.blocks.reconstruction import Reconstruction, reconstruction
+from unveil.blocks.stateless_random import uniform
 from unveil.blocks.targets import NormalisedTarget, PCATarget, PixelTarget, Target, TokenTarget
 from unveil.blocks.transformer import Transformer, TransformerConfig, xavier
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Method, Step
-from unveil.models.tokenizers import tokenizer_of
+from unveil.models.visual_tokenizer import tokenizer_of
 from unveil.models.vit import ViT, ViTConfig, heads_of
 
 

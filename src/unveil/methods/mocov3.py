@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unveil.blocks.average import follow, rising, slow_copy
-from unveil.blocks.everywhere import BatchNorm, gathered, numbers
+from unveil.blocks.distributed import BatchNorm, gathered, numbers
+from unveil.blocks.ema import follow, rising, slow_copy
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.views import Views, pair
+from unveil.data.multicrop import Views, pair
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.chance import uniform
-from unveil.blocks.linear import Linear
+from unveil.blocks.fast.recompute import Linear
 from unveil.blocks.masks import Mask, as_bool, given_mask, unit_mask, units_of
-from unveil.blocks.painting import Reconstruction, reconstruction
 from unveil.blocks.patches import gather, patchify
+from unveil.blocks.reconstruction import Reconstruction, reconstruction
+from unveil.blocks.stateless_random import uniform
 from unveil.blocks.targets import NormalisedTarget, PixelTarget
 from unveil.blocks.transformer import xavier
 from unveil.data.augment import Augment, AugmentConfig

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.chance import uniform
-from unveil.blocks.linear import Linear
-from unveil.blocks.norm import LayerNorm
+from unveil.blocks.fast.recompute import Linear
+from unveil.blocks.layer_norm import LayerNorm
+from unveil.blocks.stateless_random import uniform
 from unveil.blocks.transformer import Transformer, TransformerConfig, xavier
-from unveil.data.words import SPECIAL, TextBatch
 from unveil.errors import UnveilError
 from unveil.learner import Step, TextMethod
 from unveil.models.bert import TextConfig, TextEncoder, small_normal
+from unveil.text.wordpiece import SPECIAL, TextBatch
 
 USUAL = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
 """BERT's optimiser, so that the two differ in nothing else."""

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.linear import Linear
-from unveil.blocks.norm import LayerNorm
+from unveil.blocks.fast.recompute import Linear
+from unveil.blocks.layer_norm import LayerNorm
 from unveil.blocks.transformer import Transformer, TransformerConfig
 from unveil.errors import UnveilError
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.patches import PatchEmbed, Size, grid_size, unpatchify
-from unveil.blocks.tokenizers import Tokenizer
+from unveil.blocks.visual_tokenizer import Tokenizer
 from unveil.models.vit import ViTConfig
 
 

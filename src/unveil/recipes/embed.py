@@ -10,13 +10,13 @@ import torch
 
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
+from unveil.evaluate.features import features_of
 from unveil.interop.load import load
-from unveil.interop.native import vit_of
+from unveil.interop.model_files import vit_of
 from unveil.options import configure
-from unveil.recipes.features import features_of
-from unveil.recipes.reading import Part, open_whole, skipped_lines, stored_side
+from unveil.runs.open_data import Part, open_whole, skipped_lines, stored_side
 from unveil.train.parallel import SpreadConfig, join, settled
-from unveil.train.run import tell
+from unveil.train.run_folder import tell
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from unveil.errors import UnveilError
-from unveil.interop import mae_release, native, onnx_graph, timm_vit, transformers_beit, transformers_bert, transformers_vit_mae
-from unveil.interop.agreement import disagreement
+from unveil.interop import mae_release, onnx_graph, timm_vit, transformers_beit, transformers_bert, transformers_vit_mae
+from unveil.interop import model_files as native
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import fresh_name, tell
 from unveil.interop.load import load
+from unveil.interop.verify_export import disagreement
 from unveil.learner import Learner, Task
 from unveil.methods.beit import BEiT
 from unveil.methods.mae import MAE
 from unveil.models.bert import TextEncoder
-from unveil.train.run import Run
+from unveil.train.run_folder import Run
 
 Format = Literal["timm", "transformers", "mae", "safetensors", "onnx"]
 NAMES: dict[str, str] = {

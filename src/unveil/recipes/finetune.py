@@ -9,24 +9,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unveil.data.augment import AugmentConfig
-from unveil.data.feed import PictureFeed
+from unveil.data.loader import PictureFeed
 from unveil.data.sources import Data
 from unveil.interop.load import load
-from unveil.interop.native import vit_of
-from unveil.interop.reads import reads
+from unveil.interop.model_files import vit_of
+from unveil.interop.model_kind import reads
 from unveil.learner import Task
 from unveil.models.vit import ViT
 from unveil.options import configure
-from unveil.recipes.classify import finetune_on_texts
-from unveil.recipes.fitting import finished
-from unveil.recipes.labelled import beside, labelled_parts, predicted, write_predictions
-from unveil.recipes.reading import Part, few_labels, write_skipped
-from unveil.recipes.tuning import Labelled, TuningConfig, tune
+from unveil.recipes.finetune_text import finetune_on_texts
+from unveil.runs.finetune_common import Labelled, TuningConfig, tune
+from unveil.runs.labelled_data import beside, labelled_parts, predicted, write_predictions
+from unveil.runs.open_data import Part, few_labels, write_skipped
+from unveil.runs.train_in_run import finished
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.train.loop import TrainConfig
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import Place, SpreadConfig, join, settled
-from unveil.train.run import Run, open_run, tell
+from unveil.train.run_folder import Run, open_run, tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def finetune(
 ) -> Run:
     """Tunes an encoder on labelled pictures, or goes on with a run that was stopped.
 
-    For a run of texts it is `unveil.recipes.classify.finetune_on_texts`.
+    For a run of texts it is `unveil.recipes.finetune_text.finetune_on_texts`.
 
     Args:
         run: Whatever `unveil.load` takes.

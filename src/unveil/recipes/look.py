@@ -6,15 +6,15 @@ from typing import Any
 
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
+from unveil.evaluate.features import views_of
 from unveil.interop.load import load
-from unveil.interop.native import shape_of
+from unveil.interop.model_files import shape_of
 from unveil.options import configure
-from unveil.recipes.features import views_of
-from unveil.recipes.labelled import data_of, free_file
-from unveil.recipes.reading import open_whole, stored_side
 from unveil.reports.page import write_page
 from unveil.reports.reconstruct import figure, painter
-from unveil.train.run import Run, tell
+from unveil.runs.labelled_data import data_of, free_file
+from unveil.runs.open_data import open_whole, stored_side
+from unveil.train.run_folder import Run, tell
 
 
 @dataclass(frozen=True, kw_only=True)

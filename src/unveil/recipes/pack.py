@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from unveil.data.cache import Progress, common_channels, sample_pictures
+from unveil.data.dataset import Progress, common_channels, sample_pictures
 from unveil.data.images import Unreadable
-from unveil.data.pack import FACTS, FORMAT, SKIPPED, UNFINISHED, Facts, Pack, Split, is_pack, seal, unseal
+from unveil.data.pack_reader import FACTS, FORMAT, SKIPPED, UNFINISHED, Facts, Pack, Split, is_pack, seal, unseal
+from unveil.data.pack_writer import OURS, PackConfig, cores, finish_pack, pack_shards, sweep, write
 from unveil.data.sources import Data, Source, open_both
 from unveil.errors import UnveilError
 from unveil.options import configure
-from unveil.recipes.packing import OURS, PackConfig, cores, finish_pack, pack_shards, sweep, write
-from unveil.recipes.reading import Say, reading
+from unveil.runs.open_data import Say, reading
 from unveil.train.checkpoint import checksum
-from unveil.train.run import tell
+from unveil.train.run_folder import tell
 
 
 def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **options: Any) -> Path:

@@ -18,15 +18,15 @@ from rich.text import Text
 from unveil.data.sources import Data, open_both
 from unveil.errors import UnveilError
 from unveil.options import refuse_unknown
-from unveil.recipes.choices import Choice, Choices, Glance, Machine, budget, choose, epochs_for
-from unveil.recipes.reading import natural_side
-from unveil.recipes.rehearsal import Trial, rehearse
-from unveil.recipes.setting import Setting, configs_of, settle, usual_for
-from unveil.train.bill import machine, spell_bytes, spell_time
+from unveil.planning.dry_run import Trial, rehearse
+from unveil.planning.rules import Choice, Choices, Glance, Machine, budget, choose, epochs_for
+from unveil.runs.open_data import natural_side
+from unveil.runs.pretrain_setup import Setting, configs_of, settle, usual_for
 from unveil.train.checkpoint import write_whole
+from unveil.train.memory_trial import matrix_peak, memory_of
 from unveil.train.parallel import Place, SpreadConfig, join, leave, settled
-from unveil.train.run import PLAN, show, tell
-from unveil.train.trial import matrix_peak, memory_of
+from unveil.train.run_cost import machine, spell_bytes, spell_time
+from unveil.train.run_folder import PLAN, show, tell
 
 PARTS = {
     "reading": "until the first step: reading the pictures, building the model",

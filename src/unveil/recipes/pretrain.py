@@ -11,29 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import view
 from unveil.data.batch import Batch
 from unveil.data.sources import Data
-from unveil.interop import native
+from unveil.evaluate.collapse import collapse
+from unveil.evaluate.features import at_once, features_of, judge_features, raw_pixels, views_of
+from unveil.evaluate.knn import knn_scores
+from unveil.evaluate.metrics import score
+from unveil.interop import model_files as native
 from unveil.learner import Method
 from unveil.methods import TEXTS
 from unveil.models.vit import ViT, ViTConfig
-from unveil.recipes.corpus import pretrain_on_texts
-from unveil.recipes.features import at_once, features_of, judge_features, raw_pixels, views_of
-from unveil.recipes.fitting import finished, fit
-from unveil.recipes.reading import Part, skipped_lines, write_skipped
-from unveil.recipes.setting import settle
+from unveil.recipes.pretrain_text import pretrain_on_texts
 from unveil.reports.page import write_page
 from unveil.reports.table import terminal_table
-from unveil.tasks.collapse import collapse
-from unveil.tasks.knn import knn_scores
-from unveil.tasks.score import score
-from unveil.train.bill import bill_line, bill_of
+from unveil.runs.open_data import Part, skipped_lines, write_skipped
+from unveil.runs.pretrain_setup import settle
+from unveil.runs.train_in_run import finished, fit
 from unveil.train.log import Record
 from unveil.train.loop import Monitor, total_steps
 from unveil.train.parallel import Place, SpreadConfig, autocast, leave
-from unveil.train.run import Run, open_run, show, tell
+from unveil.train.run_cost import bill_line, bill_of
+from unveil.train.run_folder import Run, open_run, show, tell
 from unveil.train.state import load_model_state
 
 
@@ -42,7 +42,7 @@ def pretrain(
 ) -> Run:
     """Trains an encoder on pictures without labels, or goes on with a run that was stopped.
 
-    For a method of texts it is `unveil.recipes.corpus.pretrain_on_texts`.
+    For a method of texts it is `unveil.recipes.pretrain_text.pretrain_on_texts`.
 
     Args:
         data: See `unveil.data.sources.FORMS`; or an array (N, H, W, C) of uint8 or uint16.

@@ -11,26 +11,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unveil.data.augment import Augment, AugmentConfig
-from unveil.data.feed import PictureFeed
+from unveil.data.loader import PictureFeed
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
+from unveil.evaluate.features import features_of, fit_linear, raw_pixels
+from unveil.evaluate.knn import knn_scores
+from unveil.evaluate.metrics import score
 from unveil.interop.load import load
-from unveil.interop.native import vit_of
+from unveil.interop.model_files import vit_of
 from unveil.learner import Task
 from unveil.models.vit import ViT
 from unveil.options import configure
-from unveil.recipes.features import features_of, fit_linear, raw_pixels
-from unveil.recipes.labelled import fresh_folder, labelled_parts, predicted, write_json, write_predictions
-from unveil.recipes.reading import Part, few_labels
-from unveil.tasks.knn import knn_scores
+from unveil.runs.labelled_data import fresh_folder, labelled_parts, predicted, write_json, write_predictions
+from unveil.runs.open_data import Part, few_labels
 from unveil.tasks.linear import Linear
 from unveil.tasks.partial import Partial
-from unveil.tasks.score import score
 from unveil.train.log import Screen
 from unveil.train.loop import TrainConfig, total_steps, train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import Place, SpreadConfig, join, settled
-from unveil.train.run import receipt, tell
+from unveil.train.run_folder import receipt, tell
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,23 +11,23 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from unveil.data.pairs import Corpus, Lines, PairFeed, read_corpus
-from unveil.data.subwords import Subwords
 from unveil.errors import UnveilError
-from unveil.interop import translation
+from unveil.interop import translator_files as translation
 from unveil.learner import Learner
-from unveil.models.translator import MODELS, Translator, TranslatorConfig
+from unveil.models.seq2seq import MODELS, Translator, TranslatorConfig
 from unveil.options import configure
-from unveil.recipes.fitting import fit
-from unveil.recipes.setting import called
-from unveil.reports.words import figure
+from unveil.reports.translation_attention import figure
+from unveil.runs.pretrain_setup import called
+from unveil.runs.train_in_run import fit
 from unveil.tasks.translate import Translate, TranslateConfig, followed, translated
+from unveil.text.bpe import Subwords
+from unveil.text.parallel_corpus import Corpus, Lines, PairFeed, read_corpus
 from unveil.train.checkpoint import write_whole
 from unveil.train.log import Record
 from unveil.train.loop import TrainConfig, total_steps
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import SpreadConfig, join, leave, settled
-from unveil.train.run import Run, open_run, show, tell
+from unveil.train.run_folder import Run, open_run, show, tell
 from unveil.train.state import load_model_state
 
 
@@ -78,7 +78,7 @@ def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path |
 
     Args:
         data: A folder or .tar.gz with `train.<source>` and `train.<target>`; `val.*` and `test*.*` where there are.
-        model: A name from `unveil.models.translator.MODELS`.
+        model: A name from `unveil.models.seq2seq.MODELS`.
         out: The run folder, `runs/<data>-<model>-<source>-<target>` by default. If it holds this run already, it goes on.
         **options: Fields of `TranslateRunConfig`, `TranslateConfig`, `SearchConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from unveil.errors import UnveilError
-from unveil.reports.cells import Sheet, channel_note, displayable
+from unveil.reports.image_grid import Sheet, channel_note, displayable
 
 Weights = Float[np.ndarray, "rows columns"]
 Picture = Float[np.ndarray, "H W 3"]

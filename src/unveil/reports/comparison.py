@@ -9,14 +9,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from unveil.reports.facts import receipt_section, settings_section
-from unveil.reports.markup import Markup, element, join
+from unveil.reports.html import Markup, element, join
 from unveil.reports.page import write_document
+from unveil.reports.run_info import receipt_section, settings_section
 from unveil.reports.style import LIGHT, TYPE, inline
 from unveil.reports.table import Grid, html_grid
 from unveil.reports.verdict import against, chance, flat
-from unveil.train.bill import spell_time
-from unveil.train.run import Run
+from unveil.train.run_cost import spell_time
+from unveil.train.run_folder import Run
 
 
 class Row(NamedTuple):

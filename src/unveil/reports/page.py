@@ -5,14 +5,14 @@ from pathlib import Path
 
 from unveil.learner import Learner
 from unveil.methods import METHODS
-from unveil.reports.facts import data_section, receipt_section, settings_section, skipped_section
-from unveil.reports.markup import Markup, element, join
+from unveil.reports.html import Markup, element, join
+from unveil.reports.run_info import data_section, receipt_section, settings_section, skipped_section
 from unveil.reports.sections import attention_section, class_results, curve_section, drawn, reconstruction_section
 from unveil.reports.style import style_sheet
 from unveil.reports.table import html_table
 from unveil.reports.verdict import verdict
 from unveil.train.checkpoint import write_whole
-from unveil.train.run import Run
+from unveil.train.run_folder import Run
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 KINDS = {"pretrain": "pretrained on", "finetune": "fine-tuned on", "probe": "judged on"}

@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from unveil.blocks.chance import sample_keys, uniform
 from unveil.blocks.masks import as_bool, random_mask, visible_count
+from unveil.blocks.stateless_random import sample_keys, uniform
 from unveil.blocks.targets import NormalisedTarget
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.models.vit import ViTConfig
-from unveil.reports.cells import Sheet, channel_note, displayable
+from unveil.reports.image_grid import Sheet, channel_note, displayable
 from unveil.reports.style import HIDDEN
 
 RATIOS = (0.5, 0.75, 0.9)

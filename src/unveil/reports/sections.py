@@ -11,11 +11,11 @@ from torch import Tensor
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.reports import attention, reconstruct
-from unveil.reports.classes import class_section
+from unveil.reports.confusion import class_section
 from unveil.reports.curves import curves
-from unveil.reports.markup import Markup, element, join
+from unveil.reports.html import Markup, element, join
 from unveil.reports.style import inline
-from unveil.train.run import Run
+from unveil.train.run_folder import Run
 
 
 class Samples(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from unveil.reports.markup import Markup, escape
+from unveil.reports.html import Markup, escape
 
 LIGHT = {
     "paper": "#ffffff",

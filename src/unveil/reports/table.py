@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unveil.reports.markup import Markup, element, join, table
+from unveil.reports.html import Markup, element, join, table
 from unveil.reports.verdict import (
     COLUMNS,
     ERRORS,

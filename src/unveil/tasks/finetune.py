@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.strong import StrengthConfig, StrongAugment
+from unveil.data.supervised_augment import StrengthConfig, StrongAugment
 from unveil.learner import Step, Task
 from unveil.models.vit import ViT
 

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unveil.blocks.loss import smoothed_cross_entropy
-from unveil.blocks.marks import BEGIN, END, PAD
-from unveil.data.pairs import Pairs, Rows
+from unveil.blocks.smoothed_cross_entropy import smoothed_cross_entropy
+from unveil.blocks.special_tokens import BEGIN, END, PAD
 from unveil.learner import Learner, Step
-from unveil.models.search import beam_search
-from unveil.models.translator import Cached, Translator
+from unveil.models.beam_search import beam_search
+from unveil.models.seq2seq import Cached, Translator
+from unveil.text.parallel_corpus import Pairs, Rows
 
 RECENT = 8
 """The average of the weights reaches back over about one part in so many of the run."""
@@ -75,7 +75,7 @@ def translated(translator: Translator, rows: Sequence[Sequence[int]], *, beams: 
     Args:
         translator: In eval mode, on any device.
         rows: In any order; those of about one length are translated together.
-        beams: See `unveil.models.search.beam_search`.
+        beams: See `unveil.models.beam_search.beam_search`.
         alpha: Of the length penalty.
     """
     device, most = translator.embedding.device, translator.config.longest

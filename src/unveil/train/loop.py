@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from unveil.data.feed import Feed, stream, taste
+from unveil.data.loader import Feed, stream, taste
 from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
+from unveil.train.memory_trial import matrix_peak, try_step
 from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm, set_pace
 from unveil.train.parallel import Place, SpreadConfig, agree, any_process, autocast, last_of, spread, whole, whole_here
 from unveil.train.state import load_model_state, load_optimizer_state, model_state, optimizer_state
-from unveil.train.trial import matrix_peak, try_step
 from unveil.train.watch import Interrupted, Pace, check_finite, seed_all, stop_signals
 
 Monitor = Callable[[Learner], Record]  # says what it sees of a learner now and then

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unveil.blocks.chance import sample_keys
+from unveil.blocks.stateless_random import sample_keys
 from unveil.data.batch import Batch, Samples
 from unveil.errors import UnveilError
 from unveil.train.log import Record

@@ -1,0 +1,181 @@
+"""A pack: pictures that were decoded and shrunk once, side by side in a few large files that are mapped into memory.
+
+    unveil-pack.json     settings, splits, classes, what was skipped; size and SHA-256 of every other file, and its own
+    index.safetensors    a row a picture: where it lies, its size, its label, its checksum, its name
+    shard-00000.bin      the pictures, one after the other: JPEG files, or bare pixels
+    skipped.txt          what could not be packed, for people; only where there is something
+
+Numbers, JSON and JPEG: nothing in it can run code. `unveil.data.pack_writer` writes it.
+"""
+
+import hashlib
+import json
+import mmap
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from unveil.data.images import Pixels, Unreadable
+from unveil.data.labels import Labels
+from unveil.errors import UnveilError
+
+FORMAT = "unveil pack 1"
+FACTS = "unveil-pack.json"
+UNFINISHED = "unveil-packing.json"
+"""Stands in the folder, with the command's settings, until the pack is whole."""
+INDEX = "index.safetensors"
+SKIPPED = "skipped.txt"
+SHARD_HEAD = b"unveil shard 1\n\0"
+"""A shard's first bytes: without them, one of JPEG files would look like a picture."""
+OPEN_SHARDS = 128
+"""Each mapped shard holds a file open, and many systems allow 256: beyond so many, the one that rested longest is closed."""
+
+Facts = dict[str, Any]
+Table = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a pack."""
+
+    names: list[str]
+    labels: Labels | None
+    classes: list[str]
+    skipped: dict[str, str]
+    fingerprint: str
+    read: Callable[[int], bytes | Pixels]
+
+
+class Pack:
+    """An opened pack: its facts and its index are verified, and its shards have the right size.
+
+    Attributes:
+        folder: Where it lies.
+        facts: What `unveil-pack.json` says.
+        table: The columns of the index.
+
+    Raises:
+        UnveilError: When it is no pack, not finished, or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / FACTS).is_file():
+            if (folder / UNFINISHED).is_file():
+                raise UnveilError(f"{folder} is a pack that is not finished: give the `unveil pack` command that began it again")
+            raise UnveilError(f"{folder} is no pack: it has no {FACTS}")
+        try:
+            self.facts = unseal(folder / FACTS)
+            if self.facts["format"] != FORMAT:
+                raise UnveilError(f"{folder} is of the format {self.facts['format']!r}, this version reads {FORMAT!r}: pack again")
+            for name, expected in self.files().items():
+                found = (folder / name).stat().st_size
+                if found != expected["bytes"]:
+                    raise ValueError(f"{name} has {found:,} bytes instead of {expected['bytes']:,}")
+            raw = (folder / INDEX).read_bytes()
+            if hashlib.sha256(raw).hexdigest() != self.facts["index"]["sha256"]:
+                raise ValueError(f"the checksum of {INDEX} does not match")
+            self.table: Table = load(raw)
+            self._check_bounds()
+        except OSError as error:
+            raise _damaged(folder, f"{error.filename or FACTS}: {error.strerror or error}") from None
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, UnveilError):
+                raise
+            raise _damaged(folder, " ".join(str(error).split()) or type(error).__name__) from None
+        self._bare = self.facts["settings"]["store"] == "raw"
+        self._map = lru_cache(maxsize=OPEN_SHARDS)(partial(_map, folder))
+
+    def files(self) -> dict[str, Facts]:
+        """Size and SHA-256 of every file but `unveil-pack.json`, which carries its own."""
+        shards = {shard_name(number): facts for number, facts in enumerate(self.facts["shards"])}
+        others = {INDEX: self.facts["index"], SKIPPED: self.facts["skipped"]}
+        return {name: facts for name, facts in (shards | others).items() if facts}
+
+    def split(self, name: str) -> Split:
+        """The pictures of "train" or "test"."""
+        facts = self.facts["splits"][name]
+        rows = np.flatnonzero(self.table["split"] == list(self.facts["splits"]).index(name))
+        first, last = int(rows[0]), int(rows[-1]) + 1  # a split's rows stand together
+        ends = [int(self.table["name_end"][first - 1]) if first else 0, *self.table["name_end"][first:last].tolist()]
+        names = self.table["names"].tobytes()
+        return Split(
+            [names[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends)],
+            self.table["label"][first:last].astype(np.int64) if facts["labelled"] else None,
+            list(facts["classes"]),
+            dict(facts["skipped"]),
+            hashlib.sha256(f"{self.facts['sha256']} {name}".encode()).hexdigest(),
+            lambda number: self.read(first + number),
+        )
+
+    def read(self, row: int) -> bytes | Pixels:
+        """A picture: the bytes of a JPEG file, or its pixels (H, W, C) as they lie in the file; safe from several threads.
+
+        Raises:
+            Unreadable: Its bytes have changed since it was packed.
+            OSError: The shard cannot be opened.
+        """
+        start = int(self.table["offset"][row])
+        stored = memoryview(self._map(int(self.table["shard"][row])))[start : start + int(self.table["bytes"][row])]
+        if zlib.crc32(stored) != self.table["crc"][row]:  # gives way to other threads while the disk is read
+            raise Unreadable("damaged in the pack: its checksum does not match")
+        if not self._bare:
+            return bytes(stored)
+        shape = [int(self.table[side][row]) for side in ("height", "width", "channels")]
+        pixels: Pixels = np.frombuffer(stored, "<u2" if self.table["bits"][row] == 16 else np.uint8).reshape(shape)
+        return pixels
+
+    def _check_bounds(self) -> None:
+        table = {name: column.astype(np.int64) for name, column in self.table.items() if name != "names"}
+        length = np.array([shard["bytes"] for shard in self.facts["shards"]])
+        size = table["height"] * table["width"] * table["channels"] * (table["bits"] // 8)
+        fits = (table["offset"] > 0) & (table["shard"] >= 0) & (table["offset"] + table["bytes"] <= length[table["shard"]])
+        if self.facts["settings"]["store"] == "raw":
+            fits &= size == table["bytes"]
+        if not fits.all():
+            raise ValueError(f"{INDEX} does not fit its shards")
+
+
+def is_pack(folder: Path) -> bool:
+    """Whether a folder is a pack, finished or not."""
+    return any((folder / name).is_file() for name in (FACTS, UNFINISHED))
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"shard-{number:05d}.bin"
+
+
+def seal(facts: Facts) -> bytes:
+    """Facts as JSON whose last entry is the SHA-256 of all before it."""
+    body = json.dumps(facts, indent=1).removesuffix("\n}")
+    return f'{body},\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'.encode()
+
+
+def unseal(path: Path) -> Facts:
+    """The facts in a file that `seal` made, with their checksum. Raises `ValueError` where any byte has changed."""
+    sealed = path.read_bytes()
+    try:
+        facts: Facts = json.loads(sealed)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from None
+    if not isinstance(facts, dict) or seal({key: value for key, value in facts.items() if key != "sha256"}) != sealed:
+        raise ValueError(f"the checksum of {path.name} does not match")
+    return facts
+
+
+def _map(folder: Path, number: int) -> mmap.mmap:
+    with open(folder / shard_name(number), "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _damaged(folder: Path, fault: str) -> UnveilError:
+    return UnveilError(f"the pack {folder} is damaged ({fault}): copy it again, or pack again into another folder")

@@ -1,0 +1,1 @@
+"""Floor 4: what features and models are worth."""

@@ -1,0 +1,1 @@
+"""Floor 9: many runs side by side."""

@@ -1,0 +1,1 @@
+"""Floor 1: from text files to batches; knows no model."""

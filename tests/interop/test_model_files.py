@@ -1,0 +1,138 @@
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from unveil.errors import UnveilError
+from unveil.interop import model_files as native
+from unveil.interop.encoder_only import EncoderOnly
+from unveil.interop.load import load
+from unveil.methods.mae import MAE
+from unveil.models.vit import ViT, ViTConfig
+from unveil.tasks.finetune import Finetune
+from unveil.train.checkpoint import Checkpoints
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("target", ["normalised", "pixel", "pca"])
+def test_folder_comes_back(make_mae, tmp_path, said, target):
+    learner = make_mae(target=target, image_size=(24, 40), channels=2, mean=(0.1, 0.2), std=(0.3, 0.4))
+    native.save(learner, tmp_path)
+    again = load(tmp_path, say=said)
+    assert isinstance(again, MAE)
+    assert not again.training
+    assert again.encoder.config == learner.encoder.config  # tuples, too
+    assert again.config == learner.config
+    assert same(again.state_dict(), learner.state_dict())
+    count = len(learner.state_dict())
+    assert f"{count} of {count} tensors" in said[-1]
+
+
+def test_finetune_comes_back_with_the_names_of_its_classes(make_finetune, tmp_path, images):
+    learner = make_finetune(3)
+    native.save(learner, tmp_path, classes=["cat", "dog", "cow"])
+    again = load(tmp_path)
+    assert isinstance(again, Finetune)
+    assert torch.equal(again.predict(images), learner.predict(images))
+    assert native.config_of(tmp_path)["classes"] == ["cat", "dog", "cow"]
+    assert asdict(again.config) == asdict(learner.config)
+    with pytest.raises(UnveilError, match="3 classes apart, and 2 names"):
+        native.save(learner, tmp_path, classes=["cat", "dog"])
+
+
+def test_one_file_comes_back(make_mae, tmp_path):
+    learner = make_mae()
+    again = load(native.export(learner, tmp_path / "all.safetensors"))
+    assert same(again.state_dict(), learner.state_dict())
+
+
+@pytest.mark.parametrize("alone", ["file", "folder"])
+def test_encoder_comes_back_alone(make_mae, tmp_path, images, alone):
+    learner = make_mae()
+    native.save(learner, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    again = load(tmp_path if alone == "folder" else tmp_path / "encoder.safetensors")
+    assert isinstance(again, EncoderOnly)
+    assert torch.equal(again.encoder(images), learner.encoder(images))
+    for use in (again.loss, again.reconstruct, again):
+        with pytest.raises(UnveilError, match="no decoder"):
+            use(images)
+
+
+def test_encoder_of_a_finetune_comes_back_without_its_norm(make_finetune, tmp_path, images):
+    learner = make_finetune()
+    native.save(learner, tmp_path)
+    assert torch.equal(load(tmp_path / "encoder.safetensors").encoder(images), learner.encoder(images))
+
+
+def test_unfinished_run_is_its_newest_whole_checkpoint(make_mae, tmp_path, said):
+    learner = make_mae()
+    native.write_config(learner, tmp_path)
+    with pytest.raises(UnveilError, match="no weights yet"):
+        load(tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (10, 20, 30):
+        with torch.no_grad():
+            learner.mask_token.fill_(step)
+        checkpoints.save(step, {"model": learner.state_dict()}, {})
+    weights = checkpoints.path(30) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    again = load(tmp_path, say=said)
+    assert again.mask_token[0] == 20
+    assert any("step-00000030 is damaged" in text for text in said)
+    assert any("checkpoint of step 20" in text for text in said)
+
+
+def test_what_does_not_fit_is_refused(make_mae, tmp_path):
+    learner = make_mae()
+    native.save(learner, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+
+    def refused(change, match):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UnveilError, match=match):
+            load(tmp_path)
+
+    refused({"encoder": config["encoder"] | {"depth": 3}}, "12 missing .*blocks.2")
+    refused({"encoder": config["encoder"] | {"width": 96}}, "its config asks for")
+    refused({"encoder": config["encoder"] | {"colour": 1}}, "does not know: colour")
+    refused({"encoder": {"width": 96}}, "not complete")
+    refused({"options": None}, "missing")
+    refused({"method": "clairvoyance"}, "no method 'clairvoyance'")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UnveilError, match="no valid JSON"):
+        load(tmp_path)
+
+
+def test_damaged_weights_are_refused(make_mae, tmp_path):
+    native.save(make_mae(), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(UnveilError, match="damaged"):
+        load(tmp_path)
+
+
+def test_loading_leaves_chance_alone(make_mae, tmp_path):
+    native.save(make_mae(), tmp_path)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    load(tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_another_epsilon_is_kept(make_mae, tmp_path):
+    learner = make_mae(eps=1e-12)
+    native.save(learner, tmp_path)
+    for again in (load(tmp_path), load(tmp_path / "encoder.safetensors")):
+        assert again.encoder.transformer.norm.eps == 1e-12
+
+
+def test_bare_encoder_can_be_exported(tmp_path):
+    encoder = EncoderOnly(ViT(ViTConfig(width=48, depth=1, heads=3, image_size=(8, 8), patch_size=(4, 4), layer_scale=0.1)))
+    again = load(native.export(encoder, tmp_path / "encoder.safetensors"))
+    assert same(again.state_dict(), encoder.state_dict())

@@ -1,0 +1,173 @@
+"""Texts out of files, folders and archives, and the word pieces that they become."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unveil.blocks.stateless_random import sample_keys
+from unveil.errors import UnveilError
+from unveil.text.files import documents, open_texts
+from unveil.text.wordpiece import SPECIAL, CorpusFeed, LabelledTextFeed, WordPieces, trained_vocabulary
+
+pytest.importorskip("tokenizers")
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "text"
+LINES = ["the film was good , and the actors were better", "a bad film by a bad actor , badly acted", "Actors act ; films ."] * 5
+
+
+@pytest.fixture(scope="module")
+def pieces() -> WordPieces:
+    return WordPieces(trained_vocabulary(LINES, 120))
+
+
+def written(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_class_folders_and_notes(tmp_path: Path) -> None:
+    files = {"train/pos/1.txt": "fine", "train/neg/1.txt": "poor", "test/neg/9.txt": "awful", "README.txt": "about"}
+    train, test = open_texts(written(tmp_path, files))
+    assert (train.texts, train.classes, train.labels.tolist()) == (["poor", "fine"], ["neg", "pos"], [0, 1])
+    assert test is not None
+    assert (test.texts, test.classes, test.labels.tolist()) == (["awful"], ["neg", "pos"], [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "texts"),
+    [
+        (
+            "train.tsv",
+            'a "good film\t1\na bad film\t0\nbad , bad\t0\nso good\t1\n',
+            ['a "good film', "a bad film", "bad , bad", "so good"],
+        ),
+        (
+            "train.csv",
+            '"1","Up, up","and so on"\n"0","Down it","goes now"\n"0","All of","it went"\n"1","To the","top"\n',
+            ["Up, up and so on", "Down it goes now", "All of it went", "To the top"],
+        ),
+        (
+            "train.csv",
+            "id,text,label\n7,so fine a film,1\n8,not that good,0\n9,bad bad,0\n10,good enough,1\n",
+            ["so fine a film", "not that good", "bad bad", "good enough"],
+        ),
+    ],
+)
+def test_columns_are_told_by_what_stands_in_them(name: str, table: str, texts: list[str], tmp_path: Path) -> None:
+    train, test = open_texts(written(tmp_path, {name: table, "classes.txt": "no text"}))
+    assert train.texts == texts
+    assert train.labels.tolist() == [1, 0, 0, 1]
+    assert test is None
+
+
+def test_archives_in_a_folder_have_parts_of_their_own(tmp_path: Path) -> None:
+    written(tmp_path, {"a/valid.txt": "one\n\ntwo", "a/test.txt": "three", "b/train.txt": "four", "b/test.txt": "five"})
+    for name, files in {"all.tar.gz": ["a/valid.txt", "a/test.txt"], "split.tar.gz": ["b/train.txt", "b/test.txt"]}.items():
+        with tarfile.open(tmp_path / name, "w:gz") as tar:
+            for file in files:
+                tar.add(tmp_path / file, Path(file).name)
+    for file in tmp_path.glob("*/*.txt"):
+        file.unlink()
+    train, test = open_texts(tmp_path)
+    assert list(documents(train.texts)) == ["three", "one", "two", "four"]
+    assert test is not None
+    assert test.texts == ["five"]
+
+
+def test_bad_data_gets_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match="there is no"):
+        open_texts(tmp_path / "nowhere")
+    with pytest.raises(UnveilError, match="holds no text"):
+        open_texts(tmp_path)
+    train, _ = open_texts(written(tmp_path, {"a.csv": "so good,x\nso bad,y\nvery bad,y\nvery good,x\n"}))
+    with pytest.raises(UnveilError, match="has the class 'x', which the training part lacks"):
+        train.with_classes(["y"])
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "classes"),
+    [
+        ("sst2", 6920, 1821, 2),
+        ("ag_news_7600", 6000, 1600, 4),
+        ("movie_reviews_2000", 1600, 400, 2),
+        ("wikitext2_valid_test", 2, 0, 0),
+    ],
+)
+def test_the_archives_at_hand(name: str, train: int, test: int, classes: int) -> None:
+    if not SHARED.exists():
+        pytest.skip("../shared/data/text is absent")
+    known, judged = open_texts(SHARED / f"{name}.tar.gz")
+    assert (len(known), len(judged or ()), len(known.classes)) == (train, test, classes)
+
+
+def test_vocabulary_is_the_same_each_time_and_round_trips(pieces: WordPieces) -> None:
+    assert trained_vocabulary(LINES, 120) == pieces.vocabulary
+    assert list(pieces.vocabulary[:5]) == SPECIAL
+    for line, ids in zip(LINES, pieces.encode(LINES), strict=True):
+        assert pieces.decode(ids) == line.lower()
+    assert pieces.encode(["[MASK]"], special=True) == [[pieces.mask]]
+    assert pieces.mask not in pieces.encode(["[MASK]"])[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from("film bad good actors badly , . ; were".split()), min_size=1, max_size=12))
+def test_round_trip(words: list[str]) -> None:
+    pieces = WordPieces(trained_vocabulary(LINES, 120))
+    assert pieces.decode(pieces.encode([" ".join(words)])[0]) == " ".join(words)
+
+
+def test_letters_by_transformers(pieces: WordPieces, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces.vocabulary) + "\n")
+    other = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    texts = [*LINES[:3], "Théâtre films, unknown 漢字 [SEP]?"]
+    assert pieces.encode(texts, special=True) == [other.encode(text, add_special_tokens=False) for text in texts]
+
+
+def test_sequences_of_a_corpus(pieces: WordPieces) -> None:
+    ids = pieces.flat(LINES)
+    feed = CorpusFeed(ids, pieces, length=12, batch_size=8, seed=3)
+    whole, again = feed.share(5, 0, 1), feed.share(5, 1, 2)
+    assert torch.equal(whole.ids[4:], again.ids)
+    assert torch.equal(whole.keys, sample_keys(3, 40, 8))
+    ring = torch.cat([ids, ids]).tolist()
+    for row in whole.ids.tolist():
+        assert (row[0], row[-1], len(row)) == (pieces.cls, pieces.sep, 12)
+        assert any(ring[i : i + 10] == row[1:-1] for i in range(len(ids)))
+    seen = torch.cat([feed.share(step, 0, 1).ids[:, 1] for step in range(feed.samples // 8 + 1)])
+    assert len(seen.unique()) > 5
+    with pytest.raises(UnveilError, match="fewer than a sequence of 999"):
+        CorpusFeed(ids, pieces, length=999, batch_size=8, seed=3)
+
+
+def test_pairs_of_a_corpus(pieces: WordPieces) -> None:
+    ids = torch.arange(5, 105, dtype=torch.int32)  # so that a place can be told by its piece
+    batch = CorpusFeed(ids, pieces, length=13, batch_size=400, seed=0, pairs=True).share(0, 0, 1)
+    assert batch.labels is not None
+    assert batch.segments is not None
+    assert batch.segments[0].tolist() == [0] * 7 + [1] * 6
+    follows = (batch.ids[:, 7] - batch.ids[:, 5] - 1) % 100 == 0
+    assert 0.42 < batch.labels.float().mean() < 0.58
+    assert bool(follows[batch.labels == 0].all())
+    assert follows[batch.labels == 1].float().mean() < 0.05
+    assert batch.ids[:, [0, 6, 12]].unique().tolist() == sorted({pieces.cls, pieces.sep})
+
+
+def test_labelled_rows_are_cut_by_eights(pieces: WordPieces) -> None:
+    rows = pieces.rows([*LINES, "good " * 90], 64)
+    assert rows.shape == (16, 64)
+    assert (rows[:, 0] == pieces.cls).all()
+    feed = LabelledTextFeed(rows, torch.arange(16), padding=pieces.pad, batch_size=4, seed=0)
+    for step in range(8):
+        batch = feed.share(step, 0, 1)
+        assert batch.labels is not None
+        full = rows[batch.labels]
+        assert torch.equal(batch.ids, full[:, : batch.ids.shape[1]])
+        assert (full[:, batch.ids.shape[1] :] == pieces.pad).all()
+        assert batch.ids.shape[1] % 8 == 0

@@ -1,0 +1,120 @@
+"""What a step costs, and in how many parts it has to be computed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from unveil.blocks.stateless_random import sample_keys
+from unveil.data.batch import Batch
+from unveil.errors import UnveilError
+from unveil.learner import Learner, Step
+from unveil.methods.mae import MAE, MAEConfig
+from unveil.models.flops import mae_cost
+from unveil.models.vit import ViT, ViTConfig
+from unveil.train.memory_trial import Live, cost_of, matrix_peak, memory_of, try_step
+from unveil.train.parallel import Place, SpreadConfig
+
+CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
+MB = 2**20
+
+
+class Chain(Learner):
+    """Three squares of a (B, 2^18) float picture: 1 MB a sample each, the first two of which are kept for going back."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch):
+        x = batch.images * self.weight
+        return Step((x.square().square().square()).sum(), {})
+
+
+def batch(count: int) -> Batch:
+    return Batch(torch.rand(count, 2**18), torch.ones(count, 2, dtype=torch.int64), sample_keys(0, 0, count))
+
+
+def test_live_counts_what_is_alive_and_no_view():
+    with Live() as live:
+        a = torch.zeros(2**18)  # 1 MB
+        b = a[:100].view(10, 10)
+        a.add_(1)
+        c = a + 1
+        assert live.now == 2 * MB
+        del c
+        assert live.now == MB
+        del a
+        assert live.now == MB  # the view holds it
+        del b
+    assert live.now == 0
+    assert live.peak == 2 * MB
+
+
+def test_a_step_costs_what_it_keeps_for_going_back():
+    low, high = (cost_of(Chain(), batch(n), EXACT, CPU).memory for n in (2, 6))
+    each = (high - low) / 4
+    assert 4 * MB <= each <= 7 * MB  # x, its squares, and gradients on the way
+
+
+@pytest.mark.parametrize(("fitting", "parts"), [(99, 1), (12, 1), (11, 2), (6, 2), (5, 3), (3, 4), (1, 12), (0, 12)])
+def test_as_few_parts_as_fit(fitting, parts):
+    learner = Chain()
+    each = (cost_of(learner, batch(6), EXACT, CPU).memory - cost_of(learner, batch(2), EXACT, CPU).memory) / 4
+    memory = int((fitting + 0.5) * each / 0.6)  # 60 % of it is for the samples
+    assert try_step(learner, batch(12), 12, 0, EXACT, CPU, memory=memory).parts == parts
+
+
+def test_the_gradients_of_a_large_model_do_not_hide_what_samples_take():
+    """With few samples the peak is at the end, in the gradients: the slope must come from what is kept."""
+    learner = mae(recompute=False)
+    few, many = (Batch(torch.randn(n, 3, 32, 32), torch.full((n, 2), 32), sample_keys(0, 0, n)) for n in (6, 96))
+    each = cost_of(learner, many, EXACT, CPU).memory / 96
+    model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())
+    assert try_step(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 1.2) / 0.6)).parts == 1
+    assert try_step(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 0.8) / 0.6)).parts == 2
+
+
+def test_what_was_asked_for_is_done_and_what_does_not_divide_is_refused():
+    assert try_step(Chain(), batch(12), 12, 3, EXACT, CPU, memory=1).parts == 3
+    with pytest.raises(UnveilError, match="does not divide by 5"):
+        try_step(Chain(), batch(12), 12, 5, EXACT, CPU)
+
+
+def mae(recompute: bool) -> MAE:
+    torch.manual_seed(0)
+    vit = ViTConfig(width=48, depth=8, heads=3, image_size=(32, 32), patch_size=(4, 4), recompute=recompute)
+    return MAE(ViT(vit), MAEConfig(decoder_width=48, decoder_depth=1, decoder_heads=3))
+
+
+def test_recomputing_is_seen_to_save_memory_and_the_learner_is_left_as_it_was():
+    pictures = Batch(torch.randn(6, 3, 32, 32), torch.full((6, 2), 32), sample_keys(0, 0, 6))
+    learner = mae(recompute=False)
+    before, chance = copy.deepcopy(learner.state_dict()), torch.get_rng_state()
+    plain = cost_of(learner, pictures, EXACT, CPU).memory
+    assert cost_of(mae(recompute=True), pictures, EXACT, CPU).memory < 0.6 * plain
+    assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
+    assert all(p.grad is None for p in learner.parameters())
+    assert torch.equal(chance, torch.get_rng_state())
+
+
+def test_a_machine_has_some_memory(monkeypatch):
+    whole = memory_of(torch.device("cpu"))
+    assert whole > 2**28
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert memory_of(torch.device("cpu")) == whole // 2
+
+
+def test_flops_of_a_sample_are_those_of_the_formula():
+    learner, half = mae(recompute=False), SpreadConfig(device="cpu", precision="bfloat16")
+    pictures = Batch(torch.randn(12, 3, 32, 32), torch.full((12, 2), 32), sample_keys(0, 0, 12))
+    trial = try_step(learner, pictures, 12, 0, half, CPU)
+    formula = mae_cost(learner.encoder.config, visible=16, width=48, depth=1, predicted=48, batch=10**9)
+    assert trial.flops == pytest.approx(formula.step, rel=1e-6)
+
+
+def test_a_peak_is_measured_once():
+    first = matrix_peak(torch.device("cpu"), "float32")
+    assert 1e8 < first < 1e15
+    assert matrix_peak(torch.device("cpu"), "float32") == first

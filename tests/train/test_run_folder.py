@@ -1,0 +1,165 @@
+"""Logs and run folders that survive a kill, and what is said when a loss is not finite."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from unveil.data.batch import Batch
+from unveil.errors import UnveilError
+from unveil.train.log import JsonLines, read_lines
+from unveil.train.run_folder import HARMLESS, Run, commit, open_run
+from unveil.train.watch import check_finite
+
+
+def test_a_resumed_log_drops_what_comes_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = JsonLines(path, 0)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": 1 / step})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')  # torn by a kill
+    assert [line["step"] for line in read_lines(path)] == [10, 20, 30]
+    log = JsonLines(path, 20)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
+    log.write({"step": 30, "loss": 5.0})
+    assert read_lines(path)[-1] == {"step": 30, "loss": 5.0}  # flushed at once
+    log.close()
+    assert path.read_text().endswith("}\n")
+    assert read_lines(tmp_path / "none.jsonl") == []
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+CONFIG = {"epochs": 3, "image_size": (8, 8), "log_every": 10, "accumulate": 1}
+DATA = {"name": "photos", "fingerprint": "abc"}
+
+
+def opened(
+    path: Path, kind: str = "pretrain", config: dict = CONFIG, data: dict = DATA, write: bool = True
+) -> tuple[Run, list[str]]:
+    said: list[str] = []
+    return open_run(path, kind, config, data, write=write, say=said.append), said
+
+
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    file, git = tmp_path / "code.py", ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    file.write_text("1")
+    assert commit(file) is None  # no checkout
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert commit(file) is None  # not of the checkout: installed inside it
+    subprocess.run([*git, "add", "code.py"], check=True)
+    subprocess.run([*git, "commit", "-qm", "a"], check=True)
+    found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert commit(file) == found
+    file.write_text("2")
+    assert commit(file) == f"{found}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit(file) is None  # no git
+
+
+def test_a_new_run_writes_its_receipt_and_opens_again(tmp_path):
+    run, said = opened(tmp_path / "a" / "run")
+    assert run.config == {**CONFIG, "image_size": [8, 8]}
+    facts = json.loads((tmp_path / "a" / "run" / "run.json").read_text())
+    assert facts["kind"] == "pretrain"
+    assert facts["data"] == DATA
+    assert {"command", "commit", "started", "versions", "hardware", "world_size"} <= facts.keys()
+    assert facts["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    again, said_again = opened(tmp_path / "a" / "run")
+    assert again.facts == facts
+    assert not said
+    assert not said_again
+    assert run.results == {}
+    run.write_results({"knn": 0.5})
+    assert Run(run.path).results == {"knn": 0.5}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert opened(empty)[0].path == empty  # an empty folder will do
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path):
+    opened(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(UnveilError) as caught:
+        opened(tmp_path / "run", config={**CONFIG, "epochs": 4, "log_every": 1, "flip": True})
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  config epochs: was 3, is 4",
+        "  config flip: was None, is True",
+        "  config log_every: was 10, is 1",
+    ]
+    assert str(caught.value).endswith("Give the old ones to go on, or choose another --out.")
+    with pytest.raises(UnveilError, match="data fingerprint: was 'abc', is 'xyz'"):
+        opened(tmp_path / "run", data={**DATA, "fingerprint": "xyz"})
+    with pytest.raises(UnveilError, match="is a pretrain run, not a finetune run"):
+        opened(tmp_path / "run", kind="finetune")
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_harmless_changes_are_allowed_and_said(tmp_path):
+    opened(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    changed = {**CONFIG, "log_every": 1, "accumulate": 2, **dict.fromkeys(HARMLESS - CONFIG.keys(), "x")}
+    _, said = opened(tmp_path / "run", config=changed)
+    assert len(said) == 1
+    for name in HARMLESS:
+        assert f"  config {name}: was " in said[0]
+
+
+def test_a_start_that_was_refused_does_not_lock_the_folder(tmp_path):
+    opened(tmp_path / "run")
+    corrected, said = opened(tmp_path / "run", config={**CONFIG, "epochs": 4})
+    assert corrected.config["epochs"] == 4
+    assert not said
+
+
+def test_foreign_folders_are_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"cat")
+    (tmp_path / "file").write_text("x")
+    for name in ("photos", "file"):
+        with pytest.raises(UnveilError, match=f"{name} exists and is no run folder: choose another --out"):
+            opened(tmp_path / name)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
+    with pytest.raises(UnveilError, match=r"is no run folder: it has no run\.json"):
+        Run(tmp_path / "photos")
+    (tmp_path / "photos" / "run.json").write_text("{")
+    with pytest.raises(UnveilError, match=r"run\.json is damaged"):
+        Run(tmp_path / "photos")
+
+
+def test_a_kill_while_a_run_begins_can_be_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path / "run")
+    monkeypatch.undo()
+    opened(tmp_path / "run")
+
+
+def test_other_processes_write_nothing(tmp_path):
+    run, _ = opened(tmp_path / "run", write=False)
+    assert run.config["epochs"] == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_said_of_a_loss_that_is_not_finite():
+    model, record = nn.Linear(2, 2), {"loss": 1.0, "gradient_norm": 2.0, "step": 7, "learning_rate": 0.5}
+    fine = [Batch(torch.ones(1, 3, 2, 2), torch.ones(1, 2), torch.ones(1))]
+    check_finite(model, record, fine)
+    for broken in ({"loss": float("nan")}, {"gradient_norm": float("inf")}):
+        with pytest.raises(UnveilError, match="all parameters are finite: a value overflowed") as caught:
+            check_finite(model, record | broken, fine)
+    assert "near step 7 (learning rate 5.00e-01)" in str(caught.value)
+    assert "Try a smaller --base-lr" in str(caught.value)
+    poisoned = [fine[0]._replace(images=torch.full((1, 3, 2, 2), float("inf")))]
+    with pytest.raises(UnveilError, match="the pictures themselves hold values that are not finite"):
+        check_finite(model, record | {"loss": float("inf")}, fine + poisoned)
+    with torch.no_grad():
+        model.bias[0] = float("nan")
+    with pytest.raises(UnveilError, match="1 parameters are not finite any more, bias first: the steps were too large"):
+        check_finite(model, record | {"loss": float("nan")}, fine)
