@@ -1,4 +1,4 @@
-"""The loss of the fast path beside that of a slow, obvious one: same weights, same pictures, same masks, every step.
+"""The loss of the fast path beside that of a slow, obvious one: same weights, same images, same masks, every step.
 
     python benchmarks/curves.py digits --model vit-nano --steps 500 --out curves.json --plot curves.png
     python benchmarks/curves.py packed/ --model vit-base --batch 256 --steps 500 --compile          # on a GPU
@@ -20,8 +20,8 @@ from torch import Tensor
 from turns import receipt
 
 from unveil.data.augment import AugmentConfig
-from unveil.data.dataset import Pictures
-from unveil.data.loader import PictureFeed
+from unveil.data.dataset import ImageDataset
+from unveil.data.loader import ImageLoader
 from unveil.data.sources import open_source
 from unveil.interop import mae_release
 from unveil.methods.mae import MAE, MAEConfig
@@ -29,7 +29,7 @@ from unveil.models.vit import MODELS, ViTConfig
 from unveil.runs.open_data import natural_side, sizes_for, stored_side
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, autocast
+from unveil.train.parallel import HardwareConfig, World, autocast
 from unveil.train.schedule import half_cosine
 
 PAIRS = {
@@ -56,13 +56,13 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a PNG file")
     args = parser.parse_args()
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # else a GPU convolves in less than float32
-    place, source = Place(torch.device(args.device)), open_source(args.data)
+    world, source = World(torch.device(args.device)), open_source(args.data)
     image_size, patch_size = sizes_for(natural_side(source, 10**8), (), (), args.model == "vit-huge")
     width, depth, heads = MODELS[args.model]
     vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=image_size, patch_size=patch_size)
     config, optim = MAEConfig(target=args.target, mask_ratio=args.mask_ratio), OptimConfig(base_lr=args.base_lr)
-    pictures = Pictures(source, side=stored_side(image_size), channels=vit.channels)
-    feed = PictureFeed(pictures, batch_size=args.batch, seed=0)
+    images = ImageDataset(source, side=stored_side(image_size), channels=vit.channels)
+    loader = ImageLoader(images, batch_size=args.batch, seed=0)
 
     def untrained() -> MAE:
         torch.manual_seed(0)
@@ -70,25 +70,25 @@ def main() -> None:
 
     print(
         f"{args.model}/{patch_size[0]} at {image_size[0]} px, {args.target} target, {args.mask_ratio:.0%} hidden,",
-        f"{args.steps} steps of {args.batch}, base rate {args.base_lr}; {receipt(place.device)}",
+        f"{args.steps} steps of {args.batch}, base rate {args.base_lr}; {receipt(world.device)}",
         flush=True,
     )
     curves = {}
     for name in dict.fromkeys([*PAIRS.values(), *PAIRS]):
         path, precision = name.split(", ")
         half, compiled = precision == "bfloat16", args.compile and name == "fast, bfloat16"
-        hardware = SpreadConfig(device=args.device, precision="bfloat16" if half else "float32", compile=compiled)
-        given = (untrained(), feed, args.steps, optim, hardware, place)
+        hardware = HardwareConfig(device=args.device, precision="bfloat16" if half else "float32", compile=compiled)
+        given = (untrained(), loader, args.steps, optim, hardware, world)
         curves[name] = fast(*given) if path == "fast" else slow(*given, torch.float64 if precision == "float64" else torch.float32)
         print(f"{name}: from {curves[name][0]:.5f} to {curves[name][-1]:.5f}", flush=True)
     tell(curves)
     if args.out:
-        args.out.write_text(json.dumps({"command": sys.argv, "receipt": receipt(place.device), "curves": curves}))
+        args.out.write_text(json.dumps({"command": sys.argv, "receipt": receipt(world.device), "curves": curves}))
     if args.plot:
         plot(curves, args.plot)
 
 
-def fast(learner: MAE, feed: PictureFeed, steps: int, optim: OptimConfig, hardware: SpreadConfig, place: Place) -> list[float]:
+def fast(learner: MAE, loader: ImageLoader, steps: int, optim: OptimConfig, hardware: HardwareConfig, world: World) -> list[float]:
     """The losses of the training loop."""
     lines: list[dict[str, Any]] = []
 
@@ -99,18 +99,18 @@ def fast(learner: MAE, feed: PictureFeed, steps: int, optim: OptimConfig, hardwa
         def close(self) -> None: ...
 
     training = TrainConfig(
-        epochs=steps * feed.batch_size / feed.samples, batch_size=feed.batch_size, accumulate=1, log_every=1, monitor_times=1
+        epochs=steps * loader.batch_size / loader.samples, batch_size=loader.batch_size, accumulate=1, log_every=1, monitor_times=1
     )
-    train(learner, feed, training, optim, hardware, place, sinks=[Lines()])
+    train(learner, loader, training, optim, hardware, world, sinks=[Lines()])
     return [line["loss"] for line in lines]
 
 
 def slow(
-    learner: MAE, feed: PictureFeed, steps: int, optim: OptimConfig, hardware: SpreadConfig, place: Place, dtype: torch.dtype
+    learner: MAE, loader: ImageLoader, steps: int, optim: OptimConfig, hardware: HardwareConfig, world: World, dtype: torch.dtype
 ) -> list[float]:
     """The losses of a plain loop around the plain model below; the learner gives weights, augmentation and masks."""
     state = mae_release.state_of(learner)
-    weights = {name: x.to(place.device, dtype).requires_grad_("pos_embed" not in name) for name, x in state.items()}
+    weights = {name: x.to(world.device, dtype).requires_grad_("pos_embed" not in name) for name, x in state.items()}
     trained = {name: x for name, x in weights.items() if x.requires_grad}
     decays = [x for name, x in trained.items() if name.endswith("weight") and x.ndim > 1]
     others = [x for x in trained.values() if not any(x is y for y in decays)]
@@ -122,11 +122,11 @@ def slow(
     )
     losses = []
     for step in range(steps):
-        batch = learner.augment(feed.share(step, 0, 1).to(place.device))
+        batch = learner.augment(loader.share(step, 0, 1).to(world.device))
         keep, hide = learner.mask(batch.keys)
         for group in optimizer.param_groups:
-            group["lr"] = optim.peak(feed.batch_size) * half_cosine(step, steps, round(optim.warmup * steps))
-        with autocast(hardware, place):
+            group["lr"] = optim.peak(loader.batch_size) * half_cosine(step, steps, round(optim.warmup * steps))
+        with autocast(hardware, world):
             loss = plain_loss(weights, learner, batch.images.to(dtype), keep, hide)
         loss.backward()
         optimizer.step()

@@ -20,13 +20,13 @@ from unveil.runs.pretrain_setup import DIGITS
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
-def write_pictures(folder: Path, fold: int) -> None:
+def write_images(folder: Path, fold: int) -> None:
     """The digits as class folders of PNG files, split into train and test."""
     for split in SPLITS:
-        for i, (picture, label) in enumerate(zip(*digits(split, fold=fold), strict=True)):
+        for i, (image, label) in enumerate(zip(*digits(split, fold=fold), strict=True)):
             path = folder / split / str(label) / f"{i:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path)
+            Image.fromarray(image).save(path)
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     ahead = []
     for fold in args.folds:
         folder = args.out / f"fold-{fold}"
-        write_pictures(folder, fold)
+        write_images(folder, fold)
         for seed in args.seeds:
             run = unveil.pretrain(str(folder), model="vit-nano", seed=seed, out=args.out / f"run-{fold}-{seed}", **DIGITS)
             linear = {name: 100 * row["linear"] for name, row in run.results["features"].items()}

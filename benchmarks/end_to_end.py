@@ -1,12 +1,12 @@
 """The whole loop against a plain one, and against its own step on one resident batch.
 
-    python benchmarks/make_pictures.py photos/ runs/made --count 20000         # once
-    python benchmarks/end_to_end.py runs/made/raw --model vit-base --batch 256 # a packed set: what the pictures cost
+    python benchmarks/make_images.py photos/ runs/made --count 20000         # once
+    python benchmarks/end_to_end.py runs/made/raw --model vit-base --batch 256 # a packed set: what the images cost
     python benchmarks/end_to_end.py cifar10/train.tar.gz --model vit-tiny --image-size 32 --patch-size 2 \
-        --decoder-width 192 --decoder-depth 4 --batch 1024 --plain             # small pictures
+        --decoder-width 192 --decoder-depth 4 --batch 1024 --plain             # small images
 
 Contestants, in turns: the step on one batch that never changes; our loop with its feed and all augmentation; and with --plain a
-PyTorch loop as most people write it (DataLoader with workers, per-picture transforms of torchvision, the same model and step).
+PyTorch loop as most people write it (DataLoader with workers, per-image transforms of torchvision, the same model and step).
 Batches that were made during the turns of others are thrown away before a turn: what is timed are batches made meanwhile.
 """
 
@@ -26,8 +26,8 @@ from turns import keep_heap, receipt, table, take_turns
 
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.dataset import MEMORY, Pictures
-from unveil.data.loader import PictureFeed, stream, taste
+from unveil.data.dataset import MEMORY, ImageDataset
+from unveil.data.loader import ImageLoader, first_batch, stream
 from unveil.data.sources import Source, open_source
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
@@ -36,11 +36,11 @@ from unveil.models.vit import MODELS, ViTConfig
 from unveil.runs.open_data import stored_side
 from unveil.train.memory_trial import matrix_peak
 from unveil.train.optim import OptimConfig, build_optimizer
-from unveil.train.parallel import Place, SpreadConfig, autocast, settled, spread
+from unveil.train.parallel import HardwareConfig, World, autocast, parallelize, resolve_precision
 
 
 class Files(Dataset[tuple[Tensor, int]]):
-    """One picture at a time, decoded and augmented as torchvision does it."""
+    """One image at a time, decoded and augmented as torchvision does it."""
 
     def __init__(self, source: Source, side: int) -> None:
         self.source = source
@@ -75,50 +75,50 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--workers", type=int, default=8, help="of the plain loop")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--memory", type=int, default=MEMORY, help="bytes of pictures that are kept in memory; 0 reads them always")
+    parser.add_argument("--memory", type=int, default=MEMORY, help="bytes of images that are kept in memory; 0 reads them always")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50, help="in a turn")
     args = parser.parse_args()
-    place = Place(torch.device(args.device))
-    hardware = settled(SpreadConfig(device=args.device, compile=args.compile), place)
+    world = World(torch.device(args.device))
+    hardware = resolve_precision(HardwareConfig(device=args.device, compile=args.compile), world)
     width, depth, heads = MODELS[args.model]
     vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=(args.image_size,) * 2, patch_size=(args.patch_size,) * 2)
     torch.manual_seed(0)
     config = MAEConfig(decoder_width=args.decoder_width, decoder_depth=args.decoder_depth)
-    learner = MAE.build(vit, config, AugmentConfig()).to(place.device).train()
+    learner = MAE.build(vit, config, AugmentConfig()).to(world.device).train()
     optimizer = build_optimizer(learner, OptimConfig(base_lr=1e-9))
     source = open_source(args.data)
-    pairs = plain_batches(args, source, place)
+    pairs = plain_batches(args, source, world)
     if args.plain:
         next(pairs)  # its processes are forked before there are threads
-    pictures = Pictures(source, side=stored_side(vit.image_size), memory=args.memory)
-    resident = pictures.reside(place.device)
-    feed = PictureFeed(pictures, batch_size=args.batch, seed=0)
-    feed.instant = resident or (place.device.type == "cpu" and pictures.in_memory)
-    spread(learner, hardware, place, taste(feed))
+    images = ImageDataset(source, side=stored_side(vit.image_size), memory=args.memory)
+    resident = images.reside(world.device)
+    loader = ImageLoader(images, batch_size=args.batch, seed=0)
+    loader.instant = resident or (world.device.type == "cpu" and images.in_memory)
+    parallelize(learner, hardware, world, first_batch(loader))
     print(
-        f"{args.model}/{args.patch_size} at {args.image_size} px, batch {args.batch}, {len(pictures):,} pictures;",
-        receipt(place.device),
+        f"{args.model}/{args.patch_size} at {args.image_size} px, batch {args.batch}, {len(images):,} images;",
+        receipt(world.device),
     )
-    print(f"in memory: {pictures.in_memory}; on the GPU: {resident}")
-    fixed = learner.augment(feed.share(0, 0, 1).to(place.device))
-    batches: Iterator[tuple[int, list[Batch]]] = stream(feed, range(10**9), 0, 1, 1)
+    print(f"in memory: {images.in_memory}; on the GPU: {resident}")
+    fixed = learner.augment(loader.share(0, 0, 1).to(world.device))
+    batches: Iterator[tuple[int, list[Batch]]] = stream(loader, range(10**9), 0, 1, 1)
 
     def ours() -> None:
         _, (batch,) = next(batches)
         with torch.no_grad():
-            batch = learner.augment(batch.to(place.device))
-        step(learner, optimizer, batch, hardware, place)
+            batch = learner.augment(batch.to(world.device))
+        step(learner, optimizer, batch, hardware, world)
 
-    before: dict[str, Callable[[], object]] = {"the loop": lambda: [next(batches) for _ in range(0 if feed.instant else 3)]}
+    before: dict[str, Callable[[], object]] = {"the loop": lambda: [next(batches) for _ in range(0 if loader.instant else 3)]}
     contestants: dict[str, Callable[[], object]] = {
         "the loop": ours,
-        "one resident batch": lambda: step(learner, optimizer, fixed, hardware, place),
+        "one resident batch": lambda: step(learner, optimizer, fixed, hardware, world),
     }
     if args.plain:
-        contestants["a plain loop"] = partial(plain_step, pairs, learner, optimizer, hardware, place)
+        contestants["a plain loop"] = partial(plain_step, pairs, learner, optimizer, hardware, world)
         before["a plain loop"] = lambda: [next(pairs) for _ in range(2 * args.workers)]
-    seconds = take_turns(contestants, place.device, rounds=args.rounds, repeat=args.steps, before=before)
+    seconds = take_turns(contestants, world.device, rounds=args.rounds, repeat=args.steps, before=before)
     print(table(seconds, args.batch))
     share = statistics.median(a / b for a, b in zip(seconds["one resident batch"], seconds["the loop"], strict=True))
     print(f"the loop has {share:.1%} of the speed on one resident batch")
@@ -127,31 +127,31 @@ def main() -> None:
         vit, visible, width=args.decoder_width, depth=args.decoder_depth, predicted=learner.target.size, plain=True
     ).step
     rate = cost * args.batch / min(seconds["the loop"])
-    peak = matrix_peak(place.device, hardware.precision)
+    peak = matrix_peak(world.device, hardware.precision)
     print(
         f"the loop at its best: {rate / 1e12:.2f} TFLOP/s of the plain method, {rate / peak:.1%} of the measured matrix peak",
         f"of {peak / 1e12:.1f}",
     )
 
 
-def step(learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, hardware: SpreadConfig, place: Place) -> None:
+def step(learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, hardware: HardwareConfig, world: World) -> None:
     """Forward, backward, optimiser."""
-    with autocast(hardware, place):
+    with autocast(hardware, world):
         loss = learner(batch).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-def plain_batches(args: argparse.Namespace, source: Source, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures and their numbers by a DataLoader, without end."""
+def plain_batches(args: argparse.Namespace, source: Source, world: World) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and their numbers by a DataLoader, without end."""
     loader = DataLoader(
         Files(source, args.image_size),
         args.batch,
         shuffle=True,
         num_workers=args.workers,
         drop_last=True,
-        pin_memory=place.device.type == "cuda",
+        pin_memory=world.device.type == "cuda",
         persistent_workers=args.workers > 0,
     )
     while True:
@@ -159,12 +159,16 @@ def plain_batches(args: argparse.Namespace, source: Source, place: Place) -> Ite
 
 
 def plain_step(
-    pairs: Iterator[tuple[Tensor, Tensor]], learner: Learner, optimizer: torch.optim.Optimizer, hardware: SpreadConfig, place: Place
+    pairs: Iterator[tuple[Tensor, Tensor]],
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    hardware: HardwareConfig,
+    world: World,
 ) -> None:
     """The same step on a DataLoader's batch."""
-    images, numbers = (part.to(place.device, non_blocking=True) for part in next(pairs))
-    sizes = torch.ones(len(images), 2, dtype=torch.int64, device=place.device)
-    step(learner, optimizer, Batch(images, sizes, numbers), hardware, place)
+    images, numbers = (part.to(world.device, non_blocking=True) for part in next(pairs))
+    sizes = torch.ones(len(images), 2, dtype=torch.int64, device=world.device)
+    step(learner, optimizer, Batch(images, sizes, numbers), hardware, world)
 
 
 if __name__ == "__main__":

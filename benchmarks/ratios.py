@@ -21,16 +21,7 @@ from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
 from unveil.models.vit import MODELS, ViTConfig
 
-HEADS = (
-    "hidden",
-    "patches in the encoder",
-    "GFLOPs a picture",
-    "ratio",
-    "ms a step",
-    "ratio (quartiles)",
-    "MiB of tensors",
-    "ratio",
-)
+HEADS = ("hidden", "patches in the encoder", "GFLOPs an image", "ratio", "ms a step", "ratio (quartiles)", "MiB of tensors", "ratio")
 BASE, MASKED, PAPER = "75%", "75%, mask tokens in the encoder", 3.3
 
 

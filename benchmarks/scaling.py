@@ -28,7 +28,7 @@ from unveil.models.vit import MODELS, ViTConfig
 from unveil.planning.cluster import Cluster, Work, activations, forecast, parameters, volume
 from unveil.train.memory_trial import cost_of
 from unveil.train.optim import OptimConfig, build_optimizer
-from unveil.train.parallel import SpreadConfig, autocast, join, leave, spread
+from unveil.train.parallel import HardwareConfig, autocast, join_processes, parallelize, shutdown
 
 PATCH = {"vit-huge": 14}
 HEADS = (
@@ -43,13 +43,13 @@ HEADS = (
     "network, not hidden",
     "optimiser",
     "GB sent",
-    "pictures/s",
+    "images/s",
     "of peak",
     "hours",
     "binds",
 )
 TRIED = ("vit-tiny", 32, 4, 192, 4)
-"""What is measured: encoder, picture, patch, width and depth of the decoder."""
+"""What is measured: encoder, image, patch, width and depth of the decoder."""
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=4096, help="over all GPUs")
     parser.add_argument("--epochs", type=float, default=800.0)
-    parser.add_argument("--pictures", type=int, default=1_281_167)
+    parser.add_argument("--images", type=int, default=1_281_167)
     parser.add_argument("--recompute", action="store_true")
     for field in dataclasses.fields(Cluster):
         if field.name != "gpus":
@@ -86,8 +86,8 @@ def tables(args: argparse.Namespace) -> None:
         width, depth, heads = MODELS[model]
         side, patch = (args.image_size,) * 2, (PATCH.get(model, 16),) * 2
         vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=side, patch_size=patch)
-        work = Work(vit=vit, batch=args.batch, epochs=args.epochs, pictures=args.pictures, recompute=args.recompute)
-        size, effort = f"{parameters(work) / 1e6:.0f} M parameters", f"{work.flops / 1e9:.1f} GFLOPs a picture"
+        work = Work(vit=vit, batch=args.batch, epochs=args.epochs, images=args.images, recompute=args.recompute)
+        size, effort = f"{parameters(work) / 1e6:.0f} M parameters", f"{work.flops / 1e9:.1f} GFLOPs an image"
         print(f"\n{model}: {size}, {effort}, {work.steps:,} steps\n")
         print(f"| {' | '.join(HEADS)} |\n| {' | '.join(['---'] * len(HEADS))} |")
         for gpus in args.gpus:
@@ -126,7 +126,7 @@ def tried() -> tuple[MAE, Work]:
 
 
 def batch_of(vit: ViTConfig, count: int) -> Batch:
-    """Random pictures."""
+    """Random images."""
     images = torch.randint(0, 256, (count, vit.channels, *vit.image_size), dtype=torch.uint8)
     return Batch(images, torch.tensor([vit.image_size] * count), sample_keys(0, 0, count))
 
@@ -137,13 +137,13 @@ def measure(args: argparse.Namespace) -> None:
     learner, work = tried()
     state = sum(p.numel() * p.element_size() for p in learner.parameters() if p.requires_grad)
     print(f"weights: {state:,} bytes; the model says {4 * parameters(work):,.0f}")
-    place = join(SpreadConfig(device="cpu"))
+    world = join_processes(HardwareConfig(device="cpu"))
     for precision in ("bfloat16", "float32"):
-        hardware = SpreadConfig(device="cpu", precision=precision)
-        low, high = (cost_of(learner, batch_of(work.vit, n), hardware, place).kept for n in (8, 24))
+        hardware = HardwareConfig(device="cpu", precision=precision)
+        low, high = (cost_of(learner, batch_of(work.vit, n), hardware, world).kept for n in (8, 24))
         each = (high - low) / 16
         print(
-            f"activations of a picture in {precision}: {each:,.0f} bytes; the model, for bfloat16 with fused attention, says "
+            f"activations of an image in {precision}: {each:,.0f} bytes; the model, for bfloat16 with fused attention, says "
             f"{activations(work, 1):,.0f}: ratio {each / activations(work, 1):.2f}"
         )
     alone = launch(args, 1, "ddp", args.local_batch)
@@ -176,16 +176,16 @@ def launch(args: argparse.Namespace, processes: int, parallel: str, batch: int) 
 
 def worker(args: argparse.Namespace) -> None:
     """One process: seconds of a step, bytes a second of an all-reduce, bytes of the state."""
-    hardware = SpreadConfig(device="cpu", precision="float32", parallel=args.worker)
-    place = join(hardware)
+    hardware = HardwareConfig(device="cpu", precision="float32", parallel=args.worker)
+    world = join_processes(hardware)
     learner, work = tried()
-    batch = batch_of(work.vit, args.local_batch // place.world)
+    batch = batch_of(work.vit, args.local_batch // world.size)
     batch = learner.augment(batch)
-    model = spread(learner.train(), hardware, place)
+    model = parallelize(learner.train(), hardware, world)
     optimizer = build_optimizer(learner, OptimConfig(base_lr=1e-9))
 
     def step() -> None:
-        with autocast(hardware, place):
+        with autocast(hardware, world):
             loss = model(batch).loss
         loss.backward()
         optimizer.step()
@@ -197,12 +197,12 @@ def worker(args: argparse.Namespace) -> None:
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         held += 4 * local.numel() * local.element_size() * parameter.requires_grad
     numbers, bandwidth = torch.zeros(round(parameters(work))), float("inf")
-    if place.world > 1:
-        sent = volume(numbers.numel(), place.world, "ddp")
+    if world.size > 1:
+        sent = volume(numbers.numel(), world.size, "ddp")
         bandwidth = sent / median_seconds(lambda: dist.all_reduce(numbers), 10)
-    if place.lead:
+    if world.is_main:
         print(json.dumps({"step": seconds, "bandwidth": min(bandwidth, 1e30), "held": held}))
-    leave(place)
+    shutdown(world)
 
 
 def median_seconds(run: Callable[[], object], times: int) -> float:

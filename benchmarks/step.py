@@ -1,4 +1,4 @@
-"""One pre-training step (forward, backward, optimiser) of ours and of its peers: same weights, same pictures, same mask, same loss.
+"""One pre-training step (forward, backward, optimiser) of ours and of its peers: same weights, same images, same mask, same loss.
 
     python benchmarks/step.py --model vit-base --batch 16            # bf16 on both sides
     python benchmarks/step.py --model vit-tiny --image-size 96 --patch-size 8 --batch 64 --peer-precision float32
@@ -161,8 +161,8 @@ def write(path: Path | None, record: dict[str, Any]) -> None:
             file.write(json.dumps(record) + "\n")
 
 
-def pictures(vit: ViTConfig, count: int, device: torch.device) -> Tensor:
-    """The same random pictures for everybody."""
+def stacked(vit: ViTConfig, count: int, device: torch.device) -> Tensor:
+    """The same random images for everybody."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, vit.channels, *vit.image_size, generator=generator).to(device)
 
@@ -211,7 +211,7 @@ def our_side(ours: MAE, precision: str, device: torch.device) -> Side:
 
     def at(count: int, mode: str | None) -> Stepper:
         call, sizes = compiled(model, mode), torch.tensor([vit.image_size] * count, device=device)
-        batch = Batch(pictures(vit, count, device), sizes, sample_keys(0, 0, count).to(device))
+        batch = Batch(stacked(vit, count, device), sizes, sample_keys(0, 0, count).to(device))
         return stepper(lambda: call(batch).loss, optimizer, lambda: half(precision, device))
 
     return at
@@ -228,7 +228,7 @@ def transformers_side(ours: MAE, precision: str, device: torch.device) -> Side:
     optimizer = fused_adamw(model)
 
     def at(count: int, mode: str | None) -> Stepper:
-        call, images = compiled(model, mode), pictures(ours.encoder.config, count, device)
+        call, images = compiled(model, mode), stacked(ours.encoder.config, count, device)
         noise = noise_of(ours, count).to(device)
         return stepper(lambda: call(images, noise=noise).loss, optimizer, lambda: half(precision, device))
 
@@ -276,7 +276,7 @@ def public_side(folder: str, ours: MAE, device: torch.device) -> Side:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-12, betas=(0.9, 0.95))
 
     def at(count: int, mode: str | None) -> Stepper:
-        call, images, noise = compiled(model, mode), pictures(vit, count, device), noise_of(ours, count).to(device)
+        call, images, noise = compiled(model, mode), stacked(vit, count, device), noise_of(ours, count).to(device)
 
         def step() -> Tensor:
             try:

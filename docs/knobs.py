@@ -6,7 +6,7 @@ from typing import Any
 
 from unveil.commands import REQUIRED, VERBS, Argument
 from unveil.methods import METHODS
-from unveil.options import Knob, knobs, literal
+from unveil.options import Option, literal, options_of
 
 DIFFERENT = {
     "`pretrain` on the embedded digits": "unveil.runs.pretrain_setup:DIGITS",
@@ -51,9 +51,9 @@ def groups() -> str:
             parts.append(f"### {heading_of(title, name)}")
             if place == "METHOD":
                 for method, home in METHODS.items():
-                    parts.append(f"Knobs of `--method {method}`:\n\n{knob_table(knobs(home + 'Config'))}")
+                    parts.append(f"Knobs of `--method {method}`:\n\n{knob_table(options_of(home + 'Config'))}")
             else:
-                parts.append(knob_table(knobs(place)))
+                parts.append(knob_table(options_of(place)))
     return "\n\n".join(parts)
 
 
@@ -66,7 +66,7 @@ def defaults() -> str:
     return "\n".join(["| command | defaults |", "| --- | --- |", *rows])
 
 
-def knob_table(found: list[Knob]) -> str:
+def knob_table(found: list[Option]) -> str:
     """The table of a group."""
     return table([(f"`{flag(knob.name)}`", kinds(knob.type), default_of(knob.default), knob.help) for knob in found])
 

@@ -1,4 +1,4 @@
-"""Finds the pictures of a folder that look most like one of them.
+"""Finds the images of a folder that look most like one of them.
 
 python examples/embeddings_search.py runs/photos photos/ cats/0007.jpg
 """
@@ -18,7 +18,7 @@ def main(run: str, folder: str, query: str = "", count: int = 5) -> None:
         unveil.embed(run, folder, out=table)
     with np.load(table) as found:
         paths, vectors = found["path"], found["embedding"]  # (n,), (n, D)
-    vectors = vectors - vectors.mean(axis=0)  # what all pictures share tells nothing
+    vectors = vectors - vectors.mean(axis=0)  # what all images share tells nothing
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     if query and query not in paths:
         sys.exit(f"{query} is not in {table}: it has names such as {paths[0]}")

@@ -13,16 +13,16 @@ import unveil
 
 
 def main(run: str) -> None:
-    """Exports once, loads with timm alone, and compares with what unveil says of the same pictures."""
+    """Exports once, loads with timm alone, and compares with what unveil says of the same images."""
     folder = Path(run) / "export" / "timm"
     if not folder.exists():
         unveil.export(run, to="timm")
     encoder = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     settings = timm.data.resolve_model_data_config(encoder)
-    print("timm takes pictures", settings["input_size"], "normalised with", settings["mean"], settings["std"])
+    print("timm takes images", settings["input_size"], "normalised with", settings["mean"], settings["std"])
 
-    pictures = torch.rand(4, *settings["input_size"])  # stand-ins, between 0 and 1
-    images = unveil.normalise(pictures, settings["mean"], settings["std"])
+    raw = torch.rand(4, *settings["input_size"])  # stand-ins, between 0 and 1
+    images = unveil.normalise(raw, settings["mean"], settings["std"])
     with torch.no_grad():
         theirs, ours = encoder(images), unveil.load(run).encoder.features(images)  # (4, D), mean of the patch tokens
     print("features", tuple(theirs.shape), "largest difference", float((theirs - ours).abs().max()))

@@ -10,8 +10,8 @@ import pytest
 from unveil.cli import method_of
 from unveil.commands import REQUIRED, VERBS
 from unveil.errors import UnveilError
-from unveil.methods import METHODS, TEXTS, usual_of
-from unveil.options import configure, knobs, literal, refuse_unknown
+from unveil.methods import METHODS, TEXTS, defaults_of
+from unveil.options import configure, literal, options_of, refuse_unknown
 
 ALL = VERBS | {f"{name} of texts": verb.of_texts for name, verb in VERBS.items() if verb.of_texts}
 PLACES = sorted(
@@ -27,7 +27,7 @@ def real(place: str) -> type:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_knobs_are_the_fields_of_the_class(place):
-    fields, found = dataclasses.fields(real(place)), knobs(place)
+    fields, found = dataclasses.fields(real(place)), options_of(place)
     kinds = typing.get_type_hints(real(place))
     assert [knob.name for knob in found] == [field.name for field in fields]
     for knob, field in zip(found, fields, strict=True):
@@ -50,7 +50,7 @@ def test_the_command_line_finds_the_config_of_a_method(name):
 def test_what_is_usual_for_a_method_are_knobs_of_its_command(name):
     verb = ALL["pretrain of texts" if name in TEXTS else "pretrain"]
     places = [f"{METHODS[name]}Config" if place == "METHOD" else place for place in verb.configs.values()]
-    assert set(usual_of(name)) <= {"model", *(knob.name for place in places for knob in knobs(place))}
+    assert set(defaults_of(name)) <= {"model", *(knob.name for place in places for knob in options_of(place))}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -58,7 +58,7 @@ def test_no_two_options_of_a_verb_share_a_name(name):
     verb = ALL[name]
     for method in METHODS.values():
         places = [f"{method}Config" if place == "METHOD" else place for place in verb.configs.values()]
-        names = [*verb.arguments, *(knob.name for place in places for knob in knobs(place))]
+        names = [*verb.arguments, *(knob.name for place in places for knob in options_of(place))]
         assert len(names) == len(set(names))
         if verb.defaults:
             module, _, attribute = verb.defaults.partition(":")

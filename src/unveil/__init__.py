@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unveil.interop.load import load as load
     from unveil.recipes.embed import embed as embed
     from unveil.recipes.export import export as export
-    from unveil.recipes.fill_mask import fill as fill
+    from unveil.recipes.fill_mask import fill_mask as fill_mask
     from unveil.recipes.finetune import finetune as finetune
     from unveil.recipes.look import reconstruct as reconstruct
     from unveil.recipes.look import report as report

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from unveil.commands import REQUIRED, VERBS, Verb
 from unveil.errors import UnveilError
-from unveil.interop.model_kind import reads
-from unveil.methods import METHODS, TEXTS, base_of, usual_of
-from unveil.options import knobs, literal
+from unveil.interop.model_kind import model_kind
+from unveil.methods import METHODS, TEXTS, base_of, defaults_of
+from unveil.options import literal, options_of
 
 WORDS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT", float | None: "FLOAT"}
 """What a type is called where its own name is none for a reader."""
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"unveil: there is no command {argv[0]!r}; {hint}", file=sys.stderr)
         sys.exit(2)
     verb = VERBS[name]
-    if verb.of_texts and (method_of(argv) in TEXTS or any(reads(part) == "texts" for part in argv[1:])):
+    if verb.of_texts and (method_of(argv) in TEXTS or any(model_kind(part) == "texts" for part in argv[1:])):
         verb = verb.of_texts
     options = parse(name, verb, argv[len(name.split()) :])
     sys.exit(run(verb, options))
@@ -53,7 +53,7 @@ def overview() -> str:
     verbs = "\n".join(f"  {name:<{width}}  {verb.says}" for name, verb in VERBS.items())
     return (
         "usage: unveil COMMAND ...\n\n"
-        "Learns vision models from unlabelled pictures by masked autoencoding, and shows whether it worked.\n\n"
+        "Learns vision models from unlabelled images by masked autoencoding, and shows whether it worked.\n\n"
         f"{verbs}\n\nunveil COMMAND --help shows its options. Start with: unveil pretrain"
     )
 
@@ -69,10 +69,10 @@ def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
     ]
     defaults, digits = literals(verb.defaults), literals(verb.digits)
     if "METHOD" in verb.configs.values():
-        defaults |= usual_of(method_of(argv))
+        defaults |= defaults_of(method_of(argv))
     for title, place in verb.configs.items():
         own = []
-        for knob in knobs(f"{METHODS[method_of(argv)]}Config" if place == "METHOD" else place):
+        for knob in options_of(f"{METHODS[method_of(argv)]}Config" if place == "METHOD" else place):
             special = f"; {plainly(digits[knob.name])} for the digits" if knob.name in digits.keys() - defaults.keys() else ""
             own.append(field(knob.name, knob.type, knob.help, defaults.get(knob.name, knob.default), special))
         group = dataclasses.make_dataclass(title, own, frozen=True)

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unveil.methods import METHODS, PICTURES
+from unveil.methods import IMAGES, METHODS
 
 SHARED = {
     "training": "unveil.train.loop:TrainConfig",
     "optimizer": "unveil.train.optim:OptimConfig",
-    "hardware": "unveil.train.parallel:SpreadConfig",
+    "hardware": "unveil.train.parallel:HardwareConfig",
 }
 AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
-DATA = "A folder, a .tar, .tar.gz or .zip of pictures, a pack, shards-{000..099}.tar, hf://name, a torchvision set, or digits."
+DATA = "A folder, a .tar, .tar.gz or .zip of images, a pack, shards-{000..099}.tar, hf://name, a torchvision set, or digits."
 PAIRS = "A folder or .tar.gz with train.<source> and train.<target>; val and test files where there are."
 RUN = "A run folder, an exported file, a checkpoint laid out as the public MAE release, or a transformers ViTMAE folder."
 REQUIRED = object()
@@ -40,14 +40,14 @@ class Verb:
     digits: str = ""
     """Defaults that differ for the embedded digits."""
     of_texts: "Verb | None" = None
-    """What it is for a method of texts, or for a run of one; as for pictures by default."""
+    """What it is for a method of texts, or for a run of one; as for images by default."""
     apart: bool = False
     """Whether `--NAME.OPTION` is an option of `pretrain` for the method NAME alone, and `--finetune.OPTION` one of `finetune`."""
 
 
 MODEL = Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None
 TRANSLATORS = Literal["nano", "tiny", "small", "base", "big"]
-TEST = Argument(str | None, "Labelled pictures to judge on; the test split of DATA by default, or a tenth of it.", None)
+TEST = Argument(str | None, "Labelled images to judge on; the test split of DATA by default, or a tenth of it.", None)
 TEXT_DATA = "A .txt, .csv or .tsv file, or a folder, .tar, .tar.gz or .zip of them."
 TEXT_RUN = "A run folder of texts, or a folder of transformers' BERT."
 TEXT_MODEL = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"] | None
@@ -77,7 +77,7 @@ FINETUNE_ON_TEXTS = Verb(
 VERBS = {
     "pretrain": Verb(
         "unveil.recipes.pretrain:pretrain",
-        "Train an encoder on pictures without labels; the same command again goes on.",
+        "Train an encoder on images without labels; the same command again goes on.",
         {
             "data": Argument(str, DATA, "digits", True),
             "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
@@ -93,7 +93,7 @@ VERBS = {
         "Choose what to train on DATA with this hardware, try it for a moment, and predict time and memory.",
         {
             "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*PICTURES], "How to learn.", "mae"),
+            "method": Argument(Literal[*IMAGES], "How to learn.", "mae"),
             "model": Argument(MODEL, "The encoder; chosen where not given, as are sizes, decoder, batch, rate and epochs.", None),
             "out": Argument(str | None, "The run folder of the printed command; runs/<data>-<method>-<model> by default.", None),
             "hours": Argument(float | None, "The time that the run may take; 1 on a CPU and 8 on a GPU by default.", None),
@@ -117,7 +117,7 @@ VERBS = {
             "out": Argument(str | None, "The folder for all runs; runs/<data>-compare by default.", None),
         },
         {
-            "comparison": "unveil.experiments.runner:ContestConfig",
+            "comparison": "unveil.experiments.runner:ComparisonConfig",
             "table": "unveil.experiments.compare:CompareConfig",
             "run": "unveil.runs.pretrain_setup:PretrainConfig",
             **AUGMENT,
@@ -128,10 +128,10 @@ VERBS = {
     ),
     "finetune": Verb(
         "unveil.recipes.finetune:finetune",
-        "Tune a whole encoder on labelled pictures, with the paper's recipe; --scratch for the same without pre-training.",
+        "Tune a whole encoder on labelled images, with the paper's recipe; --scratch for the same without pre-training.",
         {
             "run": Argument(str, RUN, positional=True),
-            "data": Argument(str | None, "Labelled pictures; those of the run by default. " + DATA, None, True),
+            "data": Argument(str | None, "Labelled images; those of the run by default. " + DATA, None, True),
             "test": TEST,
             "out": Argument(str | None, "The run folder; <run>-finetune or <run>-scratch by default.", None),
         },
@@ -159,7 +159,7 @@ VERBS = {
         "Judge an encoder with labels: linear, k-NN, or partial fine-tuning.",
         {
             "run": Argument(str, RUN, positional=True),
-            "data": Argument(str | None, "Labelled pictures; those of the run by default. " + DATA, None, True),
+            "data": Argument(str | None, "Labelled images; those of the run by default. " + DATA, None, True),
             "test": TEST,
             "out": Argument(str | None, "A folder for the results; a new <run>/probe-<kind> by default.", None),
         },
@@ -168,7 +168,7 @@ VERBS = {
     ),
     "embed": Verb(
         "unveil.recipes.embed:embed",
-        "Write the features of every picture, one row each, as NPZ or Parquet.",
+        "Write the features of every image, one row each, as NPZ or Parquet.",
         {
             "run": Argument(str, RUN, positional=True),
             "data": Argument(str, DATA, positional=True),
@@ -178,10 +178,10 @@ VERBS = {
     ),
     "reconstruct": Verb(
         "unveil.recipes.look:reconstruct",
-        "Draw pictures masked and rebuilt.",
+        "Draw images masked and rebuilt.",
         {
             "run": Argument(str, RUN, positional=True),
-            "data": Argument(str | None, "Pictures to draw; those of the run by default. " + DATA, None, True),
+            "data": Argument(str | None, "Images to draw; those of the run by default. " + DATA, None, True),
             "out": Argument(str | None, "A new .png, .pdf or .svg; <run>/reconstruction.png by default.", None),
         },
         {"settings": "unveil.recipes.look:ReconstructConfig"},
@@ -198,7 +198,7 @@ VERBS = {
     ),
     "pack": Verb(
         "unveil.recipes.pack:pack",
-        "Decode and shrink every picture once, into a few large files that train faster.",
+        "Decode and shrink every image once, into a few large files that train faster.",
         {
             "data": Argument(str, DATA, positional=True),
             "out": Argument(str | None, "A new folder; the same command again goes on.", None, True),
@@ -239,12 +239,12 @@ VERBS = {
         {
             "what": Argument(str, "A knob and its values: mask_ratio=0.25,0.5,0.75.", positional=True),
             "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*PICTURES], "How to learn.", "mae"),
+            "method": Argument(Literal[*IMAGES], "How to learn.", "mae"),
             "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
             "out": Argument(str | None, "The folder for all runs; runs/<data>-<method>-<knob> by default.", None),
         },
         {
-            "comparison": "unveil.experiments.runner:ContestConfig",
+            "comparison": "unveil.experiments.runner:ComparisonConfig",
             "run": "unveil.runs.pretrain_setup:PretrainConfig",
             "method": "METHOD",
             **AUGMENT,
@@ -255,14 +255,14 @@ VERBS = {
     ),
     "why": Verb(
         "unveil.experiments.images_vs_words:why",
-        "Hide more and more of pictures and of words, with the same blocks and budget, and draw the curves beside each other.",
+        "Hide more and more of images and of words, with the same blocks and budget, and draw the curves beside each other.",
         {
-            "pictures": Argument(str, "Labelled pictures: " + DATA, positional=True),
+            "images": Argument(str, "Labelled images: " + DATA, positional=True),
             "texts": Argument(str, "A corpus: a folder or an archive of text files.", positional=True),
             "size": Argument(Literal["nano", "base"], "The encoders: vit-nano and bert-nano, or vit-base and bert-base.", "nano"),
             "out": Argument(str | None, "The folder for all runs; runs/why by default.", None),
         },
-        {"comparison": "unveil.experiments.runner:ContestConfig", **SHARED},
+        {"comparison": "unveil.experiments.runner:ComparisonConfig", **SHARED},
         apart=True,
     ),
     "report": Verb(

@@ -25,7 +25,7 @@ class Learner(nn.Module, ABC):
 
     encoder: Any
     """What is learned or judged."""
-    coupled: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     """Whether the loss compares the samples of a batch with each other, so that no step can be computed in parts."""
     pool: Literal["mean", "class"] = "mean"
     """Which features of the encoder are worth judging: the mean of the patch tokens, or the class token."""
@@ -50,19 +50,19 @@ class Learner(nn.Module, ABC):
 
 
 class Method(Learner, ABC):
-    """A learner that trains an encoder without labels. One file and one line in `unveil.methods.PICTURES` or `TEXTS`."""
+    """A learner that trains an encoder without labels. One file and one line in `unveil.methods.IMAGES` or `TEXTS`."""
 
     encoder: Any
     """What is learned: a `ViT`, a `TextEncoder`, or another module with the `config` of one, and `features` to be judged by."""
-    Shape: ClassVar[type] = ViTConfig
+    EncoderConfig: ClassVar[type] = ViTConfig
     """A frozen dataclass: the shape of the encoder, and of what it takes in."""
     Config: ClassVar[type]
     """A frozen dataclass: the knobs of the method."""
     config: Any
     augmentation: Any = None
-    hides: ClassVar[bool] = True
+    reconstructs_hidden: ClassVar[bool] = True
     """Whether what it reconstructs was hidden in part; if not, a figure shows the whole beside the original."""
-    tunable: ClassVar[bool] = True
+    supports_finetuning: ClassVar[bool] = True
     """Whether a task can be put on the encoder and tuned with it."""
     classes: Sequence[str] = ()
     """The names of the classes that it tells apart; none where it does without labels."""
@@ -72,14 +72,14 @@ class Method(Learner, ABC):
     def build(cls, shape: Any, config: Any, augment: Any) -> "Method":
         """An untrained learner from the configs of the encoder, the method, and the augmentation, if it has one."""
 
-    def know(self, classes: Sequence[str]) -> None:
+    def set_classes(self, classes: Sequence[str]) -> None:
         """Is told the names of the classes once it is built, before it learns or is filled; none where DATA has no labels."""
 
-    def held_out(self, batch: Any) -> dict[str, Any]:
+    def validation_metrics(self, batch: Any) -> dict[str, Any]:
         """Numbers, or tensors, on normalised samples that were not trained on; the same samples have the same keys each time."""
         return {}
 
-    def sum_up(self, means: dict[str, Any]) -> dict[str, float]:
+    def reduce_metrics(self, means: dict[str, Any]) -> dict[str, float]:
         """What is written down of the means of all batches of `held_out`."""
         return means
 
@@ -87,7 +87,7 @@ class Method(Learner, ABC):
 class TextMethod(Method, ABC):
     """A method whose samples are texts, which have no augmentation."""
 
-    Shape = TextConfig
+    EncoderConfig = TextConfig
     pairs: bool = False
     """Whether a sequence is two parts, of which the second may come from elsewhere."""
 
@@ -97,4 +97,4 @@ class Task(Learner, ABC):
 
     @abstractmethod
     def predict(self, samples: Any) -> Float[Tensor, "B K"]:
-        """A score for each class; pictures are normalised, texts are rows of numbers of pieces."""
+        """A score for each class; images are normalised, texts are rows of numbers of pieces."""

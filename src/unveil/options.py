@@ -20,7 +20,7 @@ NAMES = {"Literal": typing.Literal, "Path": pathlib.Path, "Any": Any}  # what a 
 
 
 @dataclass(frozen=True)
-class Knob:
+class Option:
     """One option."""
 
     name: str
@@ -37,18 +37,18 @@ def source_of(module: str) -> ast.Module:
     return ast.parse(pathlib.Path(spec.origin).read_text(encoding="utf-8"))
 
 
-def knobs(place: str) -> list[Knob]:
+def options_of(place: str) -> list[Option]:
     """The knobs of a dataclass, given as "module:class": those of the dataclasses that it extends come first."""
     module, _, name = place.partition(":")
     tree = source_of(module)
     found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     bases = [base.id for base in found.bases if isinstance(base, ast.Name)]
-    result = [knob for base in bases for knob in knobs(f"{home_of(base, tree, module)}:{base}")]
+    result = [knob for base in bases for knob in options_of(f"{home_of(base, tree, module)}:{base}")]
     for node, after in zip(found.body, [*found.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             text = str(after.value.value) if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
             kind = eval(ast.unparse(node.annotation), dict(NAMES))
-            result.append(Knob(node.target.id, kind, ast.literal_eval(node.value), " ".join(text.split())))
+            result.append(Option(node.target.id, kind, ast.literal_eval(node.value), " ".join(text.split())))
     return result
 
 

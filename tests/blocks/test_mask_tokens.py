@@ -89,7 +89,7 @@ def test_the_last_block_asks_for_the_wanted_tokens_only():
 
 
 def test_gradients_of_mask_tokens_do_not_get_stuck_in_half_precision() -> None:
-    """Four thousand pictures that pull in one direction: a sum in bfloat16 stops growing at 256 times a part."""
+    """Four thousand images that pull in one direction: a sum in bfloat16 stops growing at 256 times a part."""
     tokens = torch.zeros(2, 8, requires_grad=True)
     project, norm = Linear(8, 24), LayerNorm(8)
     with torch.autocast("cpu", torch.bfloat16):

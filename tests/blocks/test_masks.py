@@ -85,7 +85,7 @@ def test_block_masks_hide_the_exact_count(rows, columns, ratio, seed, smallest):
 
 
 def slow_block(noise: list[list[float]], rows: int, columns: int, hidden: int, smallest: int) -> list[bool]:
-    """One picture, one rectangle and one patch at a time."""
+    """One image, one rectangle and one patch at a time."""
     gone = [False] * (rows * columns)
     for area, aspect, top, left in noise:
         size = min(smallest, hidden) + area * (hidden - min(smallest, hidden))
@@ -109,9 +109,9 @@ def test_block_masks_equal_a_slow_one(grid, ratio):
     noise = torch.rand(20, 4 * 64, generator=torch.Generator().manual_seed(3))
     _, hide = block_mask(noise, grid, ratio)
     found = as_bool(hide, grid[0] * grid[1])
-    for picture in range(20):
-        slow = slow_block(noise[picture].reshape(-1, 4).tolist(), *grid, hide.shape[1], 16)
-        assert found[picture].tolist() == slow
+    for image in range(20):
+        slow = slow_block(noise[image].reshape(-1, 4).tolist(), *grid, hide.shape[1], 16)
+        assert found[image].tolist() == slow
 
 
 def test_block_masks_are_in_blocks():

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from unveil.blocks.patches import patchify
 from unveil.blocks.targets import NormalisedTarget, PCATarget, PixelTarget, TokenTarget
-from unveil.blocks.visual_tokenizer import Tokenizer
+from unveil.blocks.visual_tokenizer import VisualTokenizer
 from unveil.errors import UnveilError
 
 PATCH, CHANNELS = (2, 4), 3
@@ -20,9 +20,9 @@ def images(count: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, CHANNELS, 4, 12, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
 
 
-def patch_values(picture: torch.Tensor, n: int) -> list[float]:
+def patch_values(image: torch.Tensor, n: int) -> list[float]:
     top, left = n // 3 * 2, n % 3 * 4
-    return [float(picture[c, top + i, left + j]) for i in range(2) for j in range(4) for c in range(CHANNELS)]
+    return [float(image[c, top + i, left + j]) for i in range(2) for j in range(4) for c in range(CHANNELS)]
 
 
 def test_pixel_target():
@@ -105,7 +105,7 @@ def test_all_coefficients_rebuild_exactly():
 
 
 def test_token_target():
-    class Sums(Tokenizer):
+    class Sums(VisualTokenizer):
         size = 11
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.blocks.attention import Attention
-from unveil.blocks.residual import Branch
+from unveil.blocks.residual import ResidualBranch
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
 
 B, T, S, D = 2, 5, 4, 12
@@ -103,7 +103,7 @@ def test_linear_layers_begin_xavier_uniform_with_zero_biases():
 
 
 def test_drop_path_keeps_the_expectation_and_whole_samples():
-    branch = Branch(PLAIN.width, dropout=0.0, drop_path=0.25, layer_scale=None)
+    branch = ResidualBranch(PLAIN.width, dropout=0.0, drop_path=0.25, layer_scale=None)
     torch.manual_seed(1)
     x = torch.randn(4000, 2, D)
     dropped = branch(x)

@@ -16,8 +16,8 @@ def images(count: int = 40, seed: int = 0) -> torch.Tensor:
     chance = torch.Generator().manual_seed(seed)
     kinds = torch.randn(6, CHANNELS, 3, 4, generator=chance)
     chosen = torch.randint(6, (count, 2, 3), generator=chance)
-    pictures = kinds[chosen].permute(0, 3, 1, 4, 2, 5).reshape(count, CHANNELS, 6, 12)
-    return pictures + 0.3 * torch.randn(pictures.shape, generator=chance)
+    images = kinds[chosen].permute(0, 3, 1, 4, 2, 5).reshape(count, CHANNELS, 6, 12)
+    return images + 0.3 * torch.randn(images.shape, generator=chance)
 
 
 def test_kmeans_finds_what_scikit_learn_finds():

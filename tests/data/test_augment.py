@@ -1,4 +1,4 @@
-"""Augmentation against Pillow and torchvision, picture by picture."""
+"""Augmentation against Pillow and torchvision, image by image."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from unveil.errors import UnveilError
 SIZES = [(24, 31), (40, 17), (9, 12), (33, 33), (40, 31)]
 
 
-def picture(height: int, width: int, seed: int, channels: int = 3) -> np.ndarray:
+def image(height: int, width: int, seed: int, channels: int = 3) -> np.ndarray:
     """Stripes, a bright square and some noise (H, W, C) uint8."""
     chance = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -36,11 +36,11 @@ def picture(height: int, width: int, seed: int, channels: int = 3) -> np.ndarray
     return (image + chance.normal(0, 8, image.shape)).clip(0, 255).astype(np.uint8)
 
 
-def canvases(pictures: list[np.ndarray], fill: int = 0) -> tuple[Tensor, Tensor]:
-    sizes = [x.shape[:2] for x in pictures]
+def canvases(raw: list[np.ndarray], fill: int = 0) -> tuple[Tensor, Tensor]:
+    sizes = [x.shape[:2] for x in raw]
     height, width = max(s[0] for s in sizes), max(s[1] for s in sizes)
-    canvas = np.full((len(pictures), pictures[0].shape[2], height, width), fill, pictures[0].dtype)
-    for row, x in zip(canvas, pictures, strict=True):
+    canvas = np.full((len(raw), raw[0].shape[2], height, width), fill, raw[0].dtype)
+    for row, x in zip(canvas, raw, strict=True):
         row[:, : x.shape[0], : x.shape[1]] = x.transpose(2, 0, 1)
     return torch.from_numpy(canvas), torch.tensor(sizes)
 
@@ -61,21 +61,21 @@ def by_pillow(x: np.ndarray, box: list[int], size: tuple[int, int], flip: bool, 
 @pytest.mark.parametrize("deep", [False, True])
 def test_crop_and_resize_equal_pillow(size, deep):
     chance = np.random.default_rng(1)
-    pictures = [picture(h, w, i) for i, (h, w) in enumerate(SIZES * 4)]
+    raw = [image(h, w, i) for i, (h, w) in enumerate(SIZES * 4)]
     if deep:
-        pictures = [x.astype(np.uint16) * 257 for x in pictures]
+        raw = [x.astype(np.uint16) * 257 for x in raw]
     boxes = []
-    for i, x in enumerate(pictures):
+    for i, x in enumerate(raw):
         h, w = (int(chance.integers(1, side + 1)) for side in x.shape[:2])
         boxes.append([int(chance.integers(0, x.shape[0] - h + 1)), int(chance.integers(0, x.shape[1] - w + 1)), h, w])
         if i % 4 == 0:
             boxes[-1] = [0, 0, *x.shape[:2]]
-    flips = [i % 3 == 0 for i in range(len(pictures))]
-    images, sizes = canvases(pictures, fill=255)  # what is outside a picture must not leak in
+    flips = [i % 3 == 0 for i in range(len(raw))]
+    images, sizes = canvases(raw, fill=255)  # what is outside an image must not leak in
     found = crop_resize(images, torch.tensor(boxes).float(), sizes, size, torch.tensor(flips))
-    assert found.shape == (len(pictures), 3, *size)
+    assert found.shape == (len(raw), 3, *size)
     full, near = 65535 if deep else 255, []
-    for ours, x, box, flip in zip(found.permute(0, 2, 3, 1).numpy(), pictures, boxes, flips, strict=True):
+    for ours, x, box, flip in zip(found.permute(0, 2, 3, 1).numpy(), raw, boxes, flips, strict=True):
         exact = by_pillow(x, box, size, flip, exact=True).clip(0, full)
         np.testing.assert_allclose(ours * full, exact, atol=3e-5 * full)
         if not deep:
@@ -86,28 +86,28 @@ def test_crop_and_resize_equal_pillow(size, deep):
 
 
 @pytest.mark.parametrize("how", ["one by one", "float32", "float16"])
-def test_large_pictures_equal_pillow_in_bytes(how):
+def test_large_images_equal_pillow_in_bytes(how):
     """On a CPU in whole numbers; on a GPU by products in half precision, which is tried here on the CPU."""
     chance = np.random.default_rng(2)
-    pictures = [picture(h, w, i) // 2 + 40 for i, (h, w) in enumerate([(150, 200), (120, 90), (70, 70), (128, 128)])]
-    boxes = [[int(chance.integers(0, side // 2)) for side in x.shape[:2]] + [x.shape[0] // 2, x.shape[1] // 2] for x in pictures]
+    raw = [image(h, w, i) // 2 + 40 for i, (h, w) in enumerate([(150, 200), (120, 90), (70, 70), (128, 128)])]
+    boxes = [[int(chance.integers(0, side // 2)) for side in x.shape[:2]] + [x.shape[0] // 2, x.shape[1] // 2] for x in raw]
     boxes[2] = [0, 0, 70, 70]
     flips = [True, False, True, False]
-    images, sizes = canvases(pictures, fill=255)
+    images, sizes = canvases(raw, fill=255)
     given = (images, torch.tensor(boxes).float(), sizes, (96, 96), torch.tensor(flips))
     found = one_by_one(*given) if how == "one by one" else by_products(*given, getattr(torch, how))
     if how == "one by one":
         assert torch.equal(found, crop_resize(*given))
-        strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as `Pictures` batches what it reads
+        strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as `Images` batches what it reads
         assert torch.equal(found, crop_resize(strided, *given[1:]))
-    true = np.stack([by_pillow(x, box, (96, 96), flip, exact=False) for x, box, flip in zip(pictures, boxes, flips, strict=True)])
+    true = np.stack([by_pillow(x, box, (96, 96), flip, exact=False) for x, box, flip in zip(raw, boxes, flips, strict=True)])
     apart = np.abs((found.permute(0, 2, 3, 1).numpy() * 255).round() - true)
     assert apart.max() <= 2
     assert (apart == 0).mean() > 0.75  # the others: which pass is rounded first
 
 
 def test_large_crops_over_the_edge_see_black():
-    images, sizes = canvases([picture(80, 90, 0) // 2 + 40] * 2)
+    images, sizes = canvases([image(80, 90, 0) // 2 + 40] * 2)
     boxes = torch.tensor([[-5.0, 3, 80, 80], [0.0, 0, 80, 80]])
     found = crop_resize(images, boxes, sizes, (64, 64))
     products = by_products(images, boxes, sizes, (64, 64), torch.zeros(2).bool(), torch.float32)
@@ -123,7 +123,7 @@ def test_rows_of_the_matrix_sum_to_1_inside():
 
 
 def test_draws_do_not_depend_on_the_batch():
-    images, sizes = canvases([picture(h, w, i) for i, (h, w) in enumerate(SIZES)])
+    images, sizes = canvases([image(h, w, i) for i, (h, w) in enumerate(SIZES)])
     batch = Batch(images, sizes, sample_keys(0, 0, 5))
     augment = Augment(AugmentConfig(jitter=0.4), (10, 14), (0.5,) * 3, (0.25,) * 3)
     whole = augment(batch).images
@@ -135,7 +135,7 @@ def test_draws_do_not_depend_on_the_batch():
 
 
 def test_flips_half_and_never_without_crop():
-    images, sizes = canvases([picture(8, 8, 0)] * 400)
+    images, sizes = canvases([image(8, 8, 0)] * 400)
     batch = Batch(images, sizes, sample_keys(0, 0, 400))
     plain = view(batch._replace(images=images[:1], sizes=sizes[:1]), (8, 8), (0.0,) * 3, (1.0,) * 3)
     boxes = torch.tensor([[0.0, 0, 8, 8]] * 400)
@@ -153,7 +153,7 @@ def test_flips_half_and_never_without_crop():
 
 
 def test_fixed_crops_move_into_black():
-    x = picture(16, 16, 0) // 2 + 100  # nowhere black itself
+    x = image(16, 16, 0) // 2 + 100  # nowhere black itself
     images, sizes = canvases([x] * 300)
     keys = sample_keys(0, 0, 300)
     boxes = moved_boxes(torch.tensor([[0.0, 0, 16, 16]] * 300), sizes.float(), keys)
@@ -197,16 +197,16 @@ def test_normalise():
     torch.testing.assert_close(normalise(x[0]), expected[0])
     torch.testing.assert_close(normalise(x[:, :2]), (x[:, :2] / 255 - 0.449) / 0.226)
     torch.testing.assert_close(normalise(x[:, :1], (0.5,), (0.25,)), (x[:, :1] / 255 - 0.5) / 0.25)
-    with pytest.raises(UnveilError, match="pictures have 3 channels, and there are 2 means and 3 deviations"):
+    with pytest.raises(UnveilError, match="images have 3 channels, and there are 2 means and 3 deviations"):
         normalise(x, (0.5, 0.5))
-    with pytest.raises(UnveilError, match=r"pictures are torch\.int64: give uint8"):
+    with pytest.raises(UnveilError, match=r"images are torch\.int64: give uint8"):
         normalise(x.long())
 
 
 @pytest.mark.parametrize(
     ("height", "width", "size", "box"),
     [
-        (256, 256, (224, 224), [16, 16, 224, 224]),  # 7/8 of a larger picture
+        (256, 256, (224, 224), [16, 16, 224, 224]),  # 7/8 of a larger image
         (256, 341, (224, 224), [16, 58, 224, 224]),
         (16, 16, (16, 16), [0, 0, 16, 16]),  # all of one that is not larger
         (18, 24, (16, 16), [0, 3, 18, 18]),
@@ -217,7 +217,7 @@ def test_normalise():
 )
 def test_views_show_the_centre(height, width, size, box):
     assert centre_boxes(torch.tensor([[height, width]]).float(), size)[0].int().tolist() == box
-    x = picture(height, width, 0)
+    x = image(height, width, 0)
     images, sizes = canvases([x])
     found = view(Batch(images, sizes, torch.zeros(1, dtype=torch.int64)), size, (0.5,) * 3, (0.25,) * 3)
     true = (by_pillow(x, box, size, False, exact=True).clip(0, 255) / 255 - 0.5) / 0.25

@@ -1,4 +1,4 @@
-"""Pictures by number: in memory or on demand, of mixed sizes and depths, with files that cannot be read."""
+"""Images by number: in memory or on demand, of mixed sizes and depths, with files that cannot be read."""
 
 import io
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data.dataset import MEMORY, Pictures, channel_moments, common_channels, sample_pictures
+from unveil.data.dataset import MEMORY, ImageDataset, channel_moments, common_channels, sample_images
 from unveil.data.images import Unreadable
-from unveil.data.loader import PictureFeed, batches
+from unveil.data.loader import ImageLoader, batches
 from unveil.data.sources import Source
 from unveil.errors import UnveilError
 
@@ -22,7 +22,7 @@ def png(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def pictures_of(count: int, same: bool = True) -> list[np.ndarray]:
+def images_of(count: int, same: bool = True) -> list[np.ndarray]:
     chance = np.random.default_rng(0)
     return [chance.integers(0, 256, (6, 8, 3) if same else (6 + i % 3, 8 + i % 2, 3), dtype=np.uint8) for i in range(count)]
 
@@ -39,14 +39,14 @@ def source(files: list[object], labelled: bool = True) -> Source:
 
 
 def with_faults(count: int = 10) -> tuple[list[np.ndarray], list[object]]:
-    arrays = pictures_of(count)
+    arrays = images_of(count)
     return arrays, [None if i == 3 else b"junk" if i in BROKEN else png(x) for i, x in enumerate(arrays)]
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_on_demand_equals_in_memory(same):
-    arrays = pictures_of(7, same)
-    kept, fresh = (Pictures(source([png(x) for x in arrays]), side=100, memory=memory) for memory in (MEMORY, 0))
+    arrays = images_of(7, same)
+    kept, fresh = (ImageDataset(source([png(x) for x in arrays]), side=100, memory=memory) for memory in (MEMORY, 0))
     assert kept.in_memory
     assert not fresh.in_memory
     for places in (torch.tensor([6, 0, 3, 3]), torch.arange(7)):
@@ -61,10 +61,10 @@ def test_on_demand_equals_in_memory(same):
     assert kept.labels.tolist() == fresh.labels.tolist() == [0, 10, 20, 30, 40, 50, 60]
 
 
-def test_pictures_are_shrunk_never_enlarged():
+def test_images_are_shrunk_never_enlarged():
     big, small = np.full((30, 40, 3), 90, np.uint8), np.full((5, 9, 3), 90, np.uint8)
-    pictures = Pictures(source([png(big), png(small)]), side=10)
-    _, sizes = pictures.batch(torch.tensor([0, 1]))
+    dataset = ImageDataset(source([png(big), png(small)]), side=10)
+    _, sizes = dataset.batch(torch.tensor([0, 1]))
     assert min(sizes[0].tolist()) == 10
     assert sizes[1].tolist() == [5, 9]
 
@@ -72,15 +72,15 @@ def test_pictures_are_shrunk_never_enlarged():
 def test_unreadable_files_are_left_out_in_memory():
     arrays, files = with_faults()
     calls: list[tuple[int, int]] = []
-    pictures = Pictures(source(files), side=100, progress=lambda done, of: calls.append((done, of)))
+    dataset = ImageDataset(source(files), side=100, progress=lambda done, of: calls.append((done, of)))
     good = [i for i in range(10) if i not in BROKEN]
-    assert len(pictures) == 7
-    assert pictures.names == [f"{i:02d}.png" for i in good]
-    assert pictures.labels.tolist() == [10 * i for i in good]
-    assert sorted(pictures.skipped) == [f"{i:02d}.png" for i in BROKEN]
-    assert pictures.skipped["03.png"] == "gone"
-    assert all(pictures.skipped.values())
-    images, _ = pictures.batch(torch.arange(7))
+    assert len(dataset) == 7
+    assert dataset.names == [f"{i:02d}.png" for i in good]
+    assert dataset.labels.tolist() == [10 * i for i in good]
+    assert sorted(dataset.skipped) == [f"{i:02d}.png" for i in BROKEN]
+    assert dataset.skipped["03.png"] == "gone"
+    assert all(dataset.skipped.values())
+    images, _ = dataset.batch(torch.arange(7))
     for image, i in zip(images, good, strict=True):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), arrays[i])
     assert calls[-1] == (10, 10)
@@ -91,39 +91,39 @@ def test_unreadable_files_are_replaced_on_demand():
     arrays, files = with_faults()
     instead = {2: 4, 3: 4, 7: 8}
     for order in (torch.arange(10), torch.arange(10).flip(0), torch.tensor([3, 3, 2, 7, 1])):
-        pictures = Pictures(source(files), side=100, memory=0)
-        assert len(pictures) == 10
+        dataset = ImageDataset(source(files), side=100, memory=0)
+        assert len(dataset) == 10
         for _ in range(2):
-            images, _ = pictures.batch(order)
+            images, _ = dataset.batch(order)
             for image, i in zip(images, order.tolist(), strict=True):
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), arrays[instead.get(i, i)])
-            assert pictures.labels_of(order).tolist() == [10 * instead.get(i, i) for i in order.tolist()]
-        assert sorted(pictures.skipped) == [f"{i:02d}.png" for i in BROKEN]
+            assert dataset.labels_of(order).tolist() == [10 * instead.get(i, i) for i in order.tolist()]
+        assert sorted(dataset.skipped) == [f"{i:02d}.png" for i in BROKEN]
 
 
 def test_a_stand_in_brings_its_label_into_the_batch():
     arrays, files = with_faults()
-    feed = PictureFeed(Pictures(source(files), side=100, memory=0), batch_size=10, seed=0)
-    (batch,) = batches(feed, 0, 0, 1, 1)
+    loader = ImageLoader(ImageDataset(source(files), side=100, memory=0), batch_size=10, seed=0)
+    (batch,) = batches(loader, 0, 0, 1, 1)
     for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), arrays[label // 10])
 
 
 def test_the_last_one_is_replaced_by_the_first():
-    arrays = pictures_of(3)
-    pictures = Pictures(source([png(arrays[0]), png(arrays[1]), b"junk"]), side=100, memory=0)
-    images, _ = pictures.batch(torch.tensor([2]))
+    arrays = images_of(3)
+    dataset = ImageDataset(source([png(arrays[0]), png(arrays[1]), b"junk"]), side=100, memory=0)
+    images, _ = dataset.batch(torch.tensor([2]))
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), arrays[0])
 
 
 def test_without_any_readable_file():
-    with pytest.raises(UnveilError, match=r"none of the 2 files of made can be read as a picture; the first is 00\.png: "):
-        Pictures(source([b"junk", None]), side=10)
-    files: list[object] = [png(x) for x in pictures_of(2)]
-    pictures = Pictures(source(files), side=10, memory=0)
+    with pytest.raises(UnveilError, match=r"none of the 2 files of made can be read as an image; the first is 00\.png: "):
+        ImageDataset(source([b"junk", None]), side=10)
+    files: list[object] = [png(x) for x in images_of(2)]
+    dataset = ImageDataset(source(files), side=10, memory=0)
     files[:] = [None, None]
-    with pytest.raises(UnveilError, match="no picture of made can be read any more"):
-        pictures.batch(torch.tensor([0]))
+    with pytest.raises(UnveilError, match="no image of made can be read any more"):
+        dataset.batch(torch.tensor([0]))
 
 
 @pytest.mark.parametrize("memory", [MEMORY, 0])
@@ -132,15 +132,15 @@ def test_mixed_depths_become_one(memory, deep):
     shallow = np.arange(48, dtype=np.uint8).reshape(6, 8)
     deeper = (np.arange(48, dtype=np.uint16) * 1000 + 7).reshape(6, 8)
     files = [png(shallow), png(deeper), png(deeper if deep else shallow)]
-    pictures = Pictures(source(files), side=100, memory=memory)
-    assert pictures.dtype == (torch.uint16 if deep else torch.uint8)
-    images, _ = pictures.batch(torch.tensor([0, 1]))
-    assert images.dtype == pictures.dtype
+    dataset = ImageDataset(source(files), side=100, memory=memory)
+    assert dataset.dtype == (torch.uint16 if deep else torch.uint8)
+    images, _ = dataset.batch(torch.tensor([0, 1]))
+    assert images.dtype == dataset.dtype
     wanted = [shallow.astype(np.uint16) * 257, deeper] if deep else [shallow, (deeper // 256).astype(np.uint8)]
     for image, expected in zip(images, wanted, strict=True):
         assert np.array_equal(image[0].numpy(), expected)
     if deep:
-        forced = Pictures(source(files), side=100, memory=memory, dtype=torch.uint8)
+        forced = ImageDataset(source(files), side=100, memory=memory, dtype=torch.uint8)
         assert forced.batch(torch.tensor([0]))[0].dtype == torch.uint8
 
 
@@ -150,32 +150,32 @@ def test_channels_and_labels():
     assert common_channels([grey, grey]) == 1
     assert common_channels([odd, odd, grey]) == 5
     files = [png(np.full((4, 4), 50, np.uint8)), png(np.full((4, 4, 3), 60, np.uint8))]
-    pictures = Pictures(source(files, labelled=False), side=4)
-    assert pictures.channels == 3
-    assert pictures.labels.tolist() == [-1, -1]
-    assert pictures.batch(torch.tensor([0]))[0].unique().tolist() == [50]
-    assert Pictures(source(files), side=4, channels=1).batch(torch.tensor([1]))[0].shape == (1, 1, 4, 4)
+    dataset = ImageDataset(source(files, labelled=False), side=4)
+    assert dataset.channels == 3
+    assert dataset.labels.tolist() == [-1, -1]
+    assert dataset.batch(torch.tensor([0]))[0].unique().tolist() == [50]
+    assert ImageDataset(source(files), side=4, channels=1).batch(torch.tensor([1]))[0].shape == (1, 1, 4, 4)
 
 
 def test_a_sample_comes_from_all_over():
     files = [png(np.full((2, 2), i, np.uint8)) for i in range(100)]
-    found = [int(x[0, 0, 0]) for x in sample_pictures(source(files), 5, shrink_to=10, pixel_limit=100)]
+    found = [int(x[0, 0, 0]) for x in sample_images(source(files), 5, shrink_to=10, pixel_limit=100)]
     assert found == [0, 24, 49, 74, 99]
     files[49] = b"junk"
-    assert len(sample_pictures(source(files), 5, shrink_to=10, pixel_limit=100)) == 5
+    assert len(sample_images(source(files), 5, shrink_to=10, pixel_limit=100)) == 5
 
 
 def test_moments_equal_numpys():
-    arrays = pictures_of(9, same=False)
-    mean, deviation = channel_moments(Pictures(source([png(x) for x in arrays]), side=100))
+    arrays = images_of(9, same=False)
+    mean, deviation = channel_moments(ImageDataset(source([png(x) for x in arrays]), side=100))
     pixels = np.concatenate([x.reshape(-1, 3) for x in arrays]) / 255
     assert mean == pytest.approx(pixels.mean(axis=0), abs=1e-4)
     assert deviation == pytest.approx(pixels.std(axis=0), abs=1e-4)
 
 
 def test_stand_ins_come_from_the_same_part():
-    """A picture that is kept aside does not slip into training in place of one that cannot be read."""
+    """An image that is kept aside does not slip into training in place of one that cannot be read."""
     arrays, files = with_faults()
-    pictures = Pictures(source(files), side=100, memory=0)
-    images, _ = pictures.batch(torch.tensor([3]), among=torch.tensor([0, 3, 9]))
+    dataset = ImageDataset(source(files), side=100, memory=0)
+    images, _ = dataset.batch(torch.tensor([3]), among=torch.tensor([0, 3, 9]))
     assert np.array_equal(images[0].permute(1, 2, 0).numpy(), arrays[9])

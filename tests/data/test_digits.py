@@ -11,22 +11,22 @@ from unveil.data.digits import COUNTS, canvas, digits, scans
 GOLDEN = {
     ("train", False): {
         "shape": (10000, 16, 16, 3),
-        "pictures": "cf3e83a7a5c2c606bfa3feb54320b4b0e9a8beae3e9931bca9eebf4eaf483134",
+        "images": "cf3e83a7a5c2c606bfa3feb54320b4b0e9a8beae3e9931bca9eebf4eaf483134",
         "labels": [1036, 1153, 983, 888, 980, 1145, 1052, 925, 885, 953],
     },
     ("train", True): {
         "shape": (1438, 8, 8, 1),
-        "pictures": "7e4a10b8ab64bd5e1e08f8815901758e7896368a221c648e7744cd1a16e4637a",
+        "images": "7e4a10b8ab64bd5e1e08f8815901758e7896368a221c648e7744cd1a16e4637a",
         "labels": [151, 161, 143, 131, 147, 154, 150, 136, 127, 138],
     },
     ("test", False): {
         "shape": (2000, 16, 16, 3),
-        "pictures": "773e863f407b6d09728c2cbe4fd39120452bd61374667b8035ee18807f40ec96",
+        "images": "773e863f407b6d09728c2cbe4fd39120452bd61374667b8035ee18807f40ec96",
         "labels": [170, 114, 190, 299, 201, 163, 136, 239, 267, 221],
     },
     ("test", True): {
         "shape": (359, 8, 8, 1),
-        "pictures": "ff652b6f02dc1ac62679e4d1be62c61d30721beae84fa43f2691c7a0e858f1ab",
+        "images": "ff652b6f02dc1ac62679e4d1be62c61d30721beae84fa43f2691c7a0e858f1ab",
         "labels": [27, 21, 34, 52, 34, 28, 31, 43, 47, 42],
     },
 }
@@ -39,10 +39,10 @@ def sha256(array: np.ndarray) -> str:
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_golden(split, plain):
-    pictures, labels = digits(split, plain=plain)
-    assert pictures.dtype == np.uint8
+    images, labels = digits(split, plain=plain)
+    assert images.dtype == np.uint8
     assert labels.dtype == np.int64
-    assert {"shape": pictures.shape, "pictures": sha256(pictures), "labels": np.bincount(labels).tolist()} == GOLDEN[split, plain]
+    assert {"shape": images.shape, "images": sha256(images), "labels": np.bincount(labels).tolist()} == GOLDEN[split, plain]
 
 
 def test_scans_are_sklearns_and_the_splits_share_none():
@@ -60,19 +60,19 @@ def test_scans_are_sklearns_and_the_splits_share_none():
 def test_a_canvas_follows_its_draw():
     full = np.full((8, 8), 255, np.uint8)
     draw = np.array([0, 3, 2, 1, 10, 20, 30, 5, 6, 7, 0, 0])  # side 12, at (2, 1)
-    picture = canvas(full, draw)
-    assert picture.shape == (16, 16, 3)
+    image = canvas(full, draw)
+    assert image.shape == (16, 16, 3)
     inside = np.zeros((16, 16), bool)
     inside[2:14, 1:13] = True
-    assert (picture[inside] == [122, 132, 142]).all()
-    assert (picture[~inside] == [5, 6, 7]).all()
+    assert (image[inside] == [122, 132, 142]).all()
+    assert (image[~inside] == [5, 6, 7]).all()
     assert (canvas(np.zeros((8, 8), np.uint8), draw) == [5, 6, 7]).all()
 
 
-def test_pictures_differ_in_place_size_and_colour():
-    pictures, _ = digits("train")
-    assert len({x.tobytes() for x in pictures[:500]}) == 500
-    ground = pictures[:500].min(axis=(1, 2))
+def test_images_differ_in_place_size_and_colour():
+    images, _ = digits("train")
+    assert len({x.tobytes() for x in images[:500]}) == 500
+    ground = images[:500].min(axis=(1, 2))
     assert ground.max() < 32
-    bright = (pictures[:500].max(axis=3) > 100).reshape(500, 256)
+    bright = (images[:500].max(axis=3) > 100).reshape(500, 256)
     assert (bright.mean(axis=0) > 0.02).sum() > 150  # digits stand in most places of the canvas

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.data.images import Unreadable, fit_size, picture_format, read_picture
+from unveil.data.images import Unreadable, fit_size, image_format, read_image
 
 # pytest replaces the filter that images.py sets; the tests in a process of their own show that it works.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
@@ -21,7 +21,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "odd_images"
 
 
 def photo(height: int = 48, width: int = 64, channels: int = 3) -> np.ndarray:
-    """A smooth picture without symmetry, so that JPEG keeps it and every turn of it differs."""
+    """A smooth image without symmetry, so that JPEG keeps it and every turn of it differs."""
     down, across = np.mgrid[0:height, 0:width].astype(float)
     planes = [200 * down / height + 20 * channel + 10 * (across / width) for channel in range(channels)]
     planes[0] = 250 * (across / width) ** 2
@@ -58,28 +58,28 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "TIFF", "WEBP", "QOI", "JPEG2000"])
 def test_lossless_formats_are_exact(kind: str) -> None:
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    assert np.array_equal(read_picture(encode(photo(), kind, **options)), photo())
+    assert np.array_equal(read_image(encode(photo(), kind, **options)), photo())
 
 
 def test_bytes_path_and_image_agree(tmp_path: Path) -> None:
     raw = encode(photo(), "JPEG")
     (tmp_path / "odd name é&.png").write_bytes(raw)  # a wrong ending does no harm
     expected = np.asarray(Image.open(io.BytesIO(raw)))
-    assert np.array_equal(read_picture(raw), expected)
-    assert np.array_equal(read_picture(tmp_path / "odd name é&.png"), expected)
-    assert np.array_equal(read_picture(Image.open(io.BytesIO(raw))), expected)
+    assert np.array_equal(read_image(raw), expected)
+    assert np.array_equal(read_image(tmp_path / "odd name é&.png"), expected)
+    assert np.array_equal(read_image(Image.open(io.BytesIO(raw))), expected)
 
 
 def test_result_may_be_written_to() -> None:
     for raw in (encode(photo()), npy(photo()), photo(), tiff(photo(channels=5), planarconfig="contig")):
-        assert read_picture(raw).flags.writeable
-        assert read_picture(raw).flags.c_contiguous
+        assert read_image(raw).flags.writeable
+        assert read_image(raw).flags.c_contiguous
 
 
 def test_cmyk_is_converted() -> None:
     red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     for kind in ("JPEG", "TIFF"):
-        pixel = read_picture(encode(red, kind))[4, 4].astype(int)
+        pixel = read_image(encode(red, kind))[4, 4].astype(int)
         assert abs(pixel - [255, 0, 0]).max() <= 4
 
 
@@ -88,9 +88,9 @@ def test_transparency_lies_on_white_unless_four_channels_are_wanted() -> None:
     rgba[0, 0] = (10, 20, 30, 255)
     rgba[0, 1] = (10, 20, 30, 0)
     raw = encode(rgba)
-    assert read_picture(raw)[0].tolist() == [[10, 20, 30], [255, 255, 255]]
-    assert np.array_equal(read_picture(raw, channels=4), rgba)
-    grey = read_picture(encode(Image.fromarray(rgba).convert("LA")))
+    assert read_image(raw)[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+    assert np.array_equal(read_image(raw, channels=4), rgba)
+    grey = read_image(encode(Image.fromarray(rgba).convert("LA")))
     assert grey.shape == (2, 2, 1)
     assert grey[0, 1, 0] == 255
 
@@ -100,28 +100,28 @@ def test_palette_with_transparency() -> None:
     image.putpalette([9, 8, 7, 1, 2, 3])
     image.putpixel((1, 0), 1)
     for transparency in (1, b"\xff\x00"):
-        assert read_picture(encode(image, transparency=transparency)).tolist() == [[[9, 8, 7], [255, 255, 255]]]
-    assert read_picture(encode(image)).tolist() == [[[9, 8, 7], [1, 2, 3]]]
+        assert read_image(encode(image, transparency=transparency)).tolist() == [[[9, 8, 7], [255, 255, 255]]]
+    assert read_image(encode(image)).tolist() == [[[9, 8, 7], [1, 2, 3]]]
 
 
 def test_bilevel_becomes_grey() -> None:
-    assert read_picture(encode(Image.fromarray(np.eye(3, dtype=bool))))[:, :, 0].tolist() == (255 * np.eye(3)).tolist()
+    assert read_image(encode(Image.fromarray(np.eye(3, dtype=bool))))[:, :, 0].tolist() == (255 * np.eye(3)).tolist()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_kept(kind: str) -> None:
     values = np.array([[0, 1, 255], [256, 40000, 65535]], np.uint16)
-    found = read_picture(encode(values, kind))
+    found = read_image(encode(values, kind))
     assert found.dtype == np.uint16
     assert np.array_equal(found[:, :, 0], values)
-    assert read_picture(encode(values, kind), channels=3).shape == (2, 3, 3)
+    assert read_image(encode(values, kind), channels=3).shape == (2, 3, 3)
 
 
 def test_first_frame_and_first_page() -> None:
     frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "blue")]
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         raw = encode(frames[0], kind, save_all=True, append_images=frames[1:])
-        assert abs(read_picture(raw)[2, 2].astype(int) - [255, 0, 0]).max() <= 3, kind
+        assert abs(read_image(raw)[2, 2].astype(int) - [255, 0, 0]).max() <= 3, kind
 
 
 # ---------------------------------------------------------------- orientation
@@ -129,7 +129,7 @@ def test_first_frame_and_first_page() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_every_orientation_equals_the_upright_picture(orientation: int, kind: str) -> None:
+def test_every_orientation_equals_the_upright_image(orientation: int, kind: str) -> None:
     upright = photo(32, 48)
     turns = {
         1: lambda a: a,
@@ -145,14 +145,14 @@ def test_every_orientation_equals_the_upright_picture(orientation: int, kind: st
     exif = Image.Exif()
     exif[274] = orientation
     options = {"quality": 98, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
-    found = read_picture(encode(stored, kind, exif=exif, **options))
+    found = read_image(encode(stored, kind, exif=exif, **options))
     assert found.shape == upright.shape
     assert abs(found.astype(int) - upright).max() <= (12 if kind == "JPEG" else 0)
-    assert read_picture(encode(stored, kind, exif=exif, **options), shrink_to=16).shape == (16, 24, 3)
+    assert read_image(encode(stored, kind, exif=exif, **options), shrink_to=16).shape == (16, 24, 3)
 
 
-def test_broken_exif_is_no_reason_to_lose_a_picture() -> None:
-    assert read_picture(encode(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk")).shape == (48, 64, 3)
+def test_broken_exif_is_no_reason_to_lose_a_image() -> None:
+    assert read_image(encode(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk")).shape == (48, 64, 3)
 
 
 # ---------------------------------------------------------------- channels and values
@@ -160,37 +160,37 @@ def test_broken_exif_is_no_reason_to_lose_a_picture() -> None:
 
 def test_channels() -> None:
     grey, colour = photo(channels=1), photo()
-    assert np.array_equal(read_picture(encode(grey), channels=3), grey.repeat(3, axis=2))
-    assert read_picture(encode(colour), channels=1).shape == (48, 64, 1)
+    assert np.array_equal(read_image(encode(grey), channels=3), grey.repeat(3, axis=2))
+    assert read_image(encode(colour), channels=1).shape == (48, 64, 1)
     luma = colour @ np.array([0.299, 0.587, 0.114])
-    assert abs(read_picture(encode(colour), channels=1)[:, :, 0] - luma).max() <= 1
-    assert abs(read_picture(npy(colour.astype(np.uint16) * 257), channels=1)[:, :, 0] - 257 * luma).max() <= 1
+    assert abs(read_image(encode(colour), channels=1)[:, :, 0] - luma).max() <= 1
+    assert abs(read_image(npy(colour.astype(np.uint16) * 257), channels=1)[:, :, 0] - 257 * luma).max() <= 1
     with pytest.raises(Unreadable, match=r"a\.png: has 3 channels, expected 4"):
-        read_picture(encode(colour), channels=4, name="a.png")
+        read_image(encode(colour), channels=4, name="a.png")
     with pytest.raises(Unreadable, match="has 5 channels, expected 3"):
-        read_picture(npy(photo(channels=5)), channels=3)
+        read_image(npy(photo(channels=5)), channels=3)
     with pytest.raises(Unreadable, match="has 1 channel, expected 2"):
-        read_picture(npy(photo(channels=1)), channels=2)
+        read_image(npy(photo(channels=1)), channels=2)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2"])
 def test_npy_layouts(dtype: object) -> None:
     for channels in (1, 3, 4, 7):
         array = photo(channels=channels).astype(dtype)
-        assert np.array_equal(read_picture(npy(array)), array)
-        assert np.array_equal(read_picture(npy(np.asfortranarray(array))), array)
-        assert read_picture(npy(array)).dtype in (np.uint8, np.uint16)
-        assert np.array_equal(read_picture(npy(array.transpose(2, 0, 1))), array)
-    assert np.array_equal(read_picture(npy(array[:, :, 0])), array[:, :, :1])
-    assert read_picture(npy(np.zeros((2, 4000, 3), np.uint8))).shape == (2, 4000, 3)
+        assert np.array_equal(read_image(npy(array)), array)
+        assert np.array_equal(read_image(npy(np.asfortranarray(array))), array)
+        assert read_image(npy(array)).dtype in (np.uint8, np.uint16)
+        assert np.array_equal(read_image(npy(array.transpose(2, 0, 1))), array)
+    assert np.array_equal(read_image(npy(array[:, :, 0])), array[:, :, :1])
+    assert read_image(npy(np.zeros((2, 4000, 3), np.uint8))).shape == (2, 4000, 3)
 
 
 def test_values_that_are_no_pixels_are_refused_with_what_was_found() -> None:
-    assert read_picture(npy(np.array([[0.0, 0.5], [1.0, 0.25]])))[:, :, 0].tolist() == [[0, 32768], [65535, 16384]]
-    assert read_picture(npy(np.array([[0.0, 200.0]]))).dtype == np.uint8
-    assert read_picture(npy(np.array([[0, 300]], np.int64)))[:, :, 0].tolist() == [[0, 300]]
-    assert read_picture(npy(np.array([[True, False]])))[:, :, 0].tolist() == [[255, 0]]
-    assert read_picture(encode(Image.fromarray(np.array([[0.0, 1.0]], np.float32)), "TIFF"))[0, 1, 0] == 65535
+    assert read_image(npy(np.array([[0.0, 0.5], [1.0, 0.25]])))[:, :, 0].tolist() == [[0, 32768], [65535, 16384]]
+    assert read_image(npy(np.array([[0.0, 200.0]]))).dtype == np.uint8
+    assert read_image(npy(np.array([[0, 300]], np.int64)))[:, :, 0].tolist() == [[0, 300]]
+    assert read_image(npy(np.array([[True, False]])))[:, :, 0].tolist() == [[255, 0]]
+    assert read_image(encode(Image.fromarray(np.array([[0.0, 1.0]], np.float32)), "TIFF"))[0, 1, 0] == 65535
     for array, reason in [
         (np.array([[-1.0, 2.0]]), "float64 values from -1 to 2; expected 0 to 1, or whole numbers from 0 to 65535"),
         (np.array([[0.5, 2.0]]), "from 0.5 to 2"),
@@ -202,7 +202,7 @@ def test_values_that_are_no_pixels_are_refused_with_what_was_found() -> None:
         (np.array([[object()]]), "Python objects"),
     ]:
         with pytest.raises(Unreadable, match=reason):
-            read_picture(npy(array))
+            read_image(npy(array))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -219,14 +219,14 @@ def test_tiff_of_many_channels(dtype: type, channels: int) -> None:
         tiff(planes, planarconfig="separate", compression="zlib", predictor=True, **grey),
         tiff(planes, **grey),  # tifffile spreads it over pages, and says so
     ):
-        assert np.array_equal(read_picture(raw, channels=channels), array)
+        assert np.array_equal(read_image(raw, channels=channels), array)
     if channels == 3:
-        assert np.array_equal(read_picture(tiff(array, photometric="rgb")), array)
+        assert np.array_equal(read_image(tiff(array, photometric="rgb")), array)
 
 
 def test_compressed_tiffs_of_ordinary_kinds() -> None:
     for compression in ("tiff_lzw", "packbits", "tiff_deflate"):
-        assert np.array_equal(read_picture(encode(photo(), "TIFF", compression=compression)), photo())
+        assert np.array_equal(read_image(encode(photo(), "TIFF", compression=compression)), photo())
 
 
 # ---------------------------------------------------------------- shrinking
@@ -247,37 +247,37 @@ def test_shrinking_is_antialiased_and_exact_for_every_kind() -> None:
     large = photo(400, 600)
     expected = np.asarray(Image.fromarray(large).resize((150, 100), Image.Resampling.BICUBIC)).astype(int)
     for raw in (encode(large), npy(large), large, tiff(large)):
-        assert abs(read_picture(raw, shrink_to=100) - expected).max() <= 1
-    wide = read_picture(npy(large.astype(np.uint16) * 257), shrink_to=100)
+        assert abs(read_image(raw, shrink_to=100) - expected).max() <= 1
+    wide = read_image(npy(large.astype(np.uint16) * 257), shrink_to=100)
     assert wide.dtype == np.uint16
     assert abs(wide / 257 - expected).max() <= 1
-    assert read_picture(encode(large), shrink_to=1000).shape == large.shape
-    assert read_picture(encode(np.zeros((1, 5000), np.uint8)), shrink_to=224).shape == (1, 448, 1)
-    assert read_picture(encode(np.zeros((5000, 1), np.uint8)), shrink_to=224).shape == (448, 1, 1)
+    assert read_image(encode(large), shrink_to=1000).shape == large.shape
+    assert read_image(encode(np.zeros((1, 5000), np.uint8)), shrink_to=224).shape == (1, 448, 1)
+    assert read_image(encode(np.zeros((5000, 1), np.uint8)), shrink_to=224).shape == (448, 1, 1)
     checks = np.indices((64, 64)).sum(0) % 2 * np.uint16(65535)
-    assert abs(read_picture(checks.astype(np.uint16), shrink_to=8)[2:6, 2:6].astype(int) - 32768).max() < 600
+    assert abs(read_image(checks.astype(np.uint16), shrink_to=8)[2:6, 2:6].astype(int) - 32768).max() < 600
 
 
 def test_draft_decoding_stays_close_to_the_full_one() -> None:
     large = photo(800, 1200)
     raw = encode(large, "JPEG", quality=95)
     full = np.asarray(Image.open(io.BytesIO(raw)).resize((96, 64), Image.Resampling.BICUBIC)).astype(int)
-    assert abs(read_picture(raw, shrink_to=64) - full).max() <= 4
+    assert abs(read_image(raw, shrink_to=64) - full).max() <= 4
 
 
 def test_the_limit_counts_what_is_decoded() -> None:
     large = photo(800, 1200)
     plain, progressive = encode(large, "JPEG"), encode(large, "JPEG", progressive=True)
     with pytest.raises(Unreadable, match="960,000 pixels, over the limit of 100,000"):
-        read_picture(plain, pixel_limit=100_000)
-    assert read_picture(plain, pixel_limit=100_000, shrink_to=64).shape == (64, 96, 3)
+        read_image(plain, pixel_limit=100_000)
+    assert read_image(plain, pixel_limit=100_000, shrink_to=64).shape == (64, 96, 3)
     with pytest.raises(Unreadable, match="over the limit"):  # all its coefficients stay in memory
-        read_picture(progressive, pixel_limit=100_000, shrink_to=64)
+        read_image(progressive, pixel_limit=100_000, shrink_to=64)
     for raw in (encode(large), encode(large, "WEBP"), encode(large, "TIFF"), npy(large), tiff(large), large):
         with pytest.raises(Unreadable, match="960,000 pixels, over the limit of 100,000"):
-            read_picture(raw, pixel_limit=100_000)
+            read_image(raw, pixel_limit=100_000)
     with pytest.raises(Unreadable, match="over the limit"):
-        read_picture(Image.fromarray(large), pixel_limit=100_000)
+        read_image(Image.fromarray(large), pixel_limit=100_000)
 
 
 # ---------------------------------------------------------------- hostile and broken
@@ -318,13 +318,13 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from unveil.data.images import Unreadable, read_picture
+from unveil.data.images import Unreadable, read_image
 def peak():  # getrusage would tell the parent's
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 before = peak()
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        print(path.name, read_picture(path).shape)
+        print(path.name, read_image(path).shape)
     except Unreadable as error:
         print(path.name, error)
 print(peak() - before)
@@ -344,14 +344,14 @@ def test_odd_images_as_pillow_reads_them_within_two_gigabytes() -> None:
     code = """
 import json, resource, sys, tarfile
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-from unveil.data.images import Unreadable, read_picture
+from unveil.data.images import Unreadable, read_image
 found = {}
 with tarfile.open(sys.argv[1]) as tar:
     for member in tar:
         raw = tar.extractfile(member).read()
         try:
-            found[member.name] = read_picture(raw).shape
-            read_picture(raw, channels=3, shrink_to=32)
+            found[member.name] = read_image(raw).shape
+            read_image(raw, channels=3, shrink_to=32)
         except Unreadable as error:
             found[member.name] = str(error)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
@@ -386,15 +386,15 @@ print(json.dumps([found, int(peak)]))
 )
 def test_reasons(raw: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason) as caught:
-        read_picture(raw)
+        read_image(raw)
     assert reason in caught.value.reason
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="cannot be opened: No such file"):
-        read_picture(tmp_path / "none.png")
+        read_image(tmp_path / "none.png")
     with pytest.raises(Unreadable, match="cannot be opened"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
 
 
 VALID = [
@@ -407,7 +407,7 @@ VALID = [
 
 def outcome(raw: bytes, **options: int) -> str:
     try:
-        return str(read_picture(raw, **options).dtype)
+        return str(read_image(raw, **options).dtype)
     except Unreadable as error:
         return str(error)
 
@@ -429,21 +429,21 @@ def test_random_bytes_raise_unreadable_and_nothing_else(head: bytes, rest: bytes
 
 
 def test_magic_needs_no_name() -> None:
-    assert [picture_format(raw[:32]) for raw in VALID[:5]] == ["JPEG", "PNG", "GIF", "WEBP", "BMP"]
-    assert picture_format(b"BMW and other cars, a list of them in text") is None
+    assert [image_format(raw[:32]) for raw in VALID[:5]] == ["JPEG", "PNG", "GIF", "WEBP", "BMP"]
+    assert image_format(b"BMW and other cars, a list of them in text") is None
 
 
 def test_threads_agree() -> None:
     raws = VALID * 8
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda raw: read_picture(raw, shrink_to=8), raws))
+        found = list(pool.map(lambda raw: read_image(raw, shrink_to=8), raws))
     for index, raw in enumerate(raws):
-        assert np.array_equal(found[index], read_picture(raw, shrink_to=8))
+        assert np.array_equal(found[index], read_image(raw, shrink_to=8))
 
 
 def test_pillows_settings_are_left_alone() -> None:
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(Unreadable):
-        read_picture(png_header(12000, 9000))
+        read_image(png_header(12000, 9000))
     assert limit == Image.MAX_IMAGE_PIXELS
     assert python("import sys, unveil.data.images; print('torch' in sys.modules)").stdout == "False\n"

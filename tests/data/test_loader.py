@@ -10,8 +10,8 @@ import torch
 
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.batch import Batch
-from unveil.data.dataset import MEMORY, Pictures
-from unveil.data.loader import PictureFeed, TableFeed, batches, share_size, stream, taste
+from unveil.data.dataset import MEMORY, ImageDataset
+from unveil.data.loader import FeatureLoader, ImageLoader, batches, first_batch, share_size, stream
 from unveil.data.shuffle import shuffled
 from unveil.data.sources import array_source
 from unveil.errors import UnveilError
@@ -19,30 +19,28 @@ from unveil.errors import UnveilError
 COUNT, SIZE = 22, 8
 
 
-def picture_feed(places: torch.Tensor | None = None, memory: int = MEMORY, repeats: int = 1) -> PictureFeed:
+def image_feed(places: torch.Tensor | None = None, memory: int = MEMORY, repeats: int = 1) -> ImageLoader:
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
-    pictures = Pictures(array_source(array, np.arange(COUNT) % 7), side=4, memory=memory)
-    return PictureFeed(pictures, batch_size=SIZE, seed=3, places=places, repeats=repeats)
+    images = ImageDataset(array_source(array, np.arange(COUNT) % 7), side=4, memory=memory)
+    return ImageLoader(images, batch_size=SIZE, seed=3, places=places, repeats=repeats)
 
 
-def table_feed() -> TableFeed:
+def table_feed() -> FeatureLoader:
     features = torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0))
-    return TableFeed(features, torch.arange(COUNT) % 7, batch_size=SIZE, seed=3)
+    return FeatureLoader(features, torch.arange(COUNT) % 7, batch_size=SIZE, seed=3)
 
 
 def joined(parts: list[Batch]) -> Batch:
     return Batch(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-@pytest.mark.parametrize(
-    "make", [picture_feed, table_feed, partial(picture_feed, repeats=4), partial(picture_feed, memory=0, repeats=2)]
-)
+@pytest.mark.parametrize("make", [image_feed, table_feed, partial(image_feed, repeats=4), partial(image_feed, memory=0, repeats=2)])
 @pytest.mark.parametrize(("world", "parts"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (4, 2)])
 def test_shares_make_up_the_same_step(make, world, parts):
-    feed = make()
+    loader = make()
     for step in (0, 1, 2, 7):  # step 2 crosses the end of an epoch
-        (whole,) = batches(feed, step, 0, 1, 1)
-        by_rank = [batches(feed, step, rank, world, parts) for rank in range(world)]
+        (whole,) = batches(loader, step, 0, 1, 1)
+        by_rank = [batches(loader, step, rank, world, parts) for rank in range(world)]
         shares = [by_rank[rank][part] for part in range(parts) for rank in range(world)]
         assert {len(share.keys) for share in shares} == {SIZE // (world * parts)}
         for ours, true in zip(joined(shares), whole, strict=True):
@@ -50,10 +48,10 @@ def test_shares_make_up_the_same_step(make, world, parts):
 
 
 def test_a_step_is_what_the_order_says():
-    feed = picture_feed()
+    loader = image_feed()
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     for step in range(6):
-        (batch,) = batches(feed, step, 0, 1, 1)
+        (batch,) = batches(loader, step, 0, 1, 1)
         for i in range(SIZE):
             number = step * SIZE + i
             place = int(shuffled(3, torch.tensor([number]), COUNT))
@@ -63,11 +61,11 @@ def test_a_step_is_what_the_order_says():
             assert batch.sizes[i].tolist() == [4, 5]
 
 
-def test_an_epoch_shows_each_picture_once():
+def test_an_epoch_shows_each_image_once():
     places = torch.tensor([1, 4, 9, 16, 0, 21])
-    feed = picture_feed(places)
-    assert feed.samples == 6
-    seen = torch.cat([batches(feed, step, 0, 1, 1)[0].images for step in range(3)])  # 24 samples: 4 epochs of 6
+    loader = image_feed(places)
+    assert loader.samples == 6
+    seen = torch.cat([batches(loader, step, 0, 1, 1)[0].images for step in range(3)])  # 24 samples: 4 epochs of 6
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     wanted = sorted(array[i].transpose(2, 0, 1).tobytes() for i in places.tolist())
     for epoch in range(4):
@@ -76,12 +74,12 @@ def test_an_epoch_shows_each_picture_once():
 
 @pytest.mark.parametrize("repeats", [1, 2, 4, 8])
 @pytest.mark.parametrize("memory", [0, MEMORY])
-def test_repeats_are_samples_of_one_picture_with_keys_of_their_own(repeats, memory):
-    feed = picture_feed(repeats=repeats, memory=memory)
-    assert feed.samples == COUNT  # an epoch has as many samples as ever
+def test_repeats_are_samples_of_one_image_with_keys_of_their_own(repeats, memory):
+    loader = image_feed(repeats=repeats, memory=memory)
+    assert loader.samples == COUNT  # an epoch has as many samples as ever
     array = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 5, 3), dtype=np.uint8)
     for step in range(7):
-        (batch,) = batches(feed, step, 0, 1, 1)
+        (batch,) = batches(loader, step, 0, 1, 1)
         assert len(set(batch.keys.tolist())) == SIZE
         for i in range(SIZE):
             number = step * SIZE + i
@@ -89,31 +87,31 @@ def test_repeats_are_samples_of_one_picture_with_keys_of_their_own(repeats, memo
             assert torch.equal(batch.images[i].permute(1, 2, 0), torch.from_numpy(array[place]))
             assert batch.labels[i] == place % 7
             assert batch.keys[i] == sample_keys(3, number, 1)
-    passes = torch.cat([batches(feed, step, 0, 1, 1)[0].images for step in range(11 * repeats)])[::repeats]  # 4 passes
+    passes = torch.cat([batches(loader, step, 0, 1, 1)[0].images for step in range(11 * repeats)])[::repeats]  # 4 passes
     wanted = sorted(x.transpose(2, 0, 1).tobytes() for x in array)
     for i in range(0, len(passes), COUNT):
         assert sorted(x.numpy().tobytes() for x in passes[i : i + COUNT]) == wanted
 
 
 @pytest.mark.parametrize(("repeats", "shares", "reads"), [(1, 1, 8), (2, 1, 4), (4, 1, 2), (8, 1, 1), (4, 2, 1), (4, 4, 1)])
-def test_a_share_reads_a_repeated_picture_once(repeats, shares, reads):
-    feed, asked = picture_feed(memory=0, repeats=repeats), []
-    whole = batches(feed, 1, 0, 1, 1)[0]
-    read = feed.pictures.source.reader
-    feed.pictures.source = replace(feed.pictures.source, reader=lambda number: asked.append(number) or read(number))
+def test_a_share_reads_a_repeated_image_once(repeats, shares, reads):
+    loader, asked = image_feed(memory=0, repeats=repeats), []
+    whole = batches(loader, 1, 0, 1, 1)[0]
+    read = loader.images.source.reader
+    loader.images.source = replace(loader.images.source, reader=lambda number: asked.append(number) or read(number))
     parts = []
     for share in range(shares):
         asked.clear()
-        parts.append(feed.share(1, share, shares))
+        parts.append(loader.share(1, share, shares))
         assert len(asked) == reads
     for ours, true in zip(joined(parts), whole, strict=True):
         assert torch.equal(ours, true)
 
 
 def test_on_demand_equals_in_memory():
-    kept, fresh = picture_feed(), picture_feed(memory=0)
-    assert kept.pictures.in_memory
-    assert not fresh.pictures.in_memory
+    kept, fresh = image_feed(), image_feed(memory=0)
+    assert kept.images.in_memory
+    assert not fresh.images.in_memory
     for step in range(4):
         for a, b in zip(batches(kept, step, 0, 1, 1)[0], batches(fresh, step, 0, 1, 1)[0], strict=True):
             assert torch.equal(a, b)
@@ -122,13 +120,13 @@ def test_on_demand_equals_in_memory():
 def test_batches_that_do_not_divide_are_refused():
     assert share_size(12, 3) == 4
     with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(processes x accumulation\): use 6"):
-        batches(picture_feed(), 0, 0, 3, 1)
+        batches(image_feed(), 0, 0, 3, 1)
     with pytest.raises(UnveilError, match=r"batch size 2 does not divide by 4 .*use 4"):
         share_size(2, 4)
     with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(repeats\): use 6"):
-        picture_feed(repeats=3)
+        image_feed(repeats=3)
     with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 0 \(repeats\): use 1 or more"):
-        picture_feed(repeats=0)
+        image_feed(repeats=0)
 
 
 class Slow:
@@ -152,12 +150,12 @@ class Slow:
 @pytest.mark.parametrize("ahead", [0, 1, 2, 9])
 @pytest.mark.parametrize("steps", [range(5, 12), range(3, 4), range(2, 2)])
 def test_the_stream_keeps_the_order_and_runs_ahead(ahead, steps):
-    feed = Slow()
-    for wanted, (step, parts) in zip(steps, stream(feed, steps, 1, 2, 3, ahead=ahead), strict=True):
+    loader = Slow()
+    for wanted, (step, parts) in zip(steps, stream(loader, steps, 1, 2, 3, ahead=ahead), strict=True):
         assert [step] * 3 == [wanted] * 3 == [int(part.images) for part in parts]
-        assert len(feed.asked) <= 3 * (step - steps.start + 1 + ahead)  # no further ahead than asked
-    assert feed.asked == [(step, share, 6) for step in steps for share in (1, 3, 5)]
-    assert threading.current_thread().name not in feed.threads
+        assert len(loader.asked) <= 3 * (step - steps.start + 1 + ahead)  # no further ahead than asked
+    assert loader.asked == [(step, share, 6) for step in steps for share in (1, 3, 5)]
+    assert threading.current_thread().name not in loader.threads
 
 
 def test_an_error_comes_out_at_its_step():
@@ -168,16 +166,16 @@ def test_an_error_comes_out_at_its_step():
 
 
 def test_instant_batches_need_no_thread():
-    feed = Slow()
-    feed.instant = True
-    assert [step for step, _ in stream(feed, range(3), 0, 1, 1)] == [0, 1, 2]
-    assert feed.threads == {threading.current_thread().name}
+    loader = Slow()
+    loader.instant = True
+    assert [step for step, _ in stream(loader, range(3), 0, 1, 1)] == [0, 1, 2]
+    assert loader.threads == {threading.current_thread().name}
 
 
 @pytest.mark.parametrize(("size", "most", "wanted"), [(12, 12, 12), (12, 5, 4), (7, 6, 1)])
 def test_a_taste_is_the_first_share_that_is_small_enough(size, most, wanted):
-    feed = PictureFeed(picture_feed().pictures, batch_size=size, seed=5)
-    few = taste(feed, most)
-    (whole,) = batches(feed, 0, 0, 1, 1)
+    loader = ImageLoader(image_feed().images, batch_size=size, seed=5)
+    few = first_batch(loader, most)
+    (whole,) = batches(loader, 0, 0, 1, 1)
     assert torch.equal(few.images, whole.images[:wanted])
     assert torch.equal(few.keys, whole.keys[:wanted])

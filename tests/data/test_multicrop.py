@@ -1,4 +1,4 @@
-"""Views against torchvision, picture by picture, with the same parameters."""
+"""Views against torchvision, image by image, with the same parameters."""
 
 from itertools import pairwise
 
@@ -64,7 +64,7 @@ def test_blur_is_that_of_torchvision(images: Tensor, most: float) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", [torch.uint8, torch.uint16])
-def test_views_of_any_kind_of_picture(channels: int, kind: torch.dtype) -> None:
+def test_views_of_any_kind_of_image(channels: int, kind: torch.dtype) -> None:
     half, size = (0.5,) * channels, (16, 12)
     views = Views(CONFIG, size, half, half)(batch(channels=channels, kind=kind), pair(size, 0.4))
     assert views.shape == (2, 64, channels, *size)
@@ -85,7 +85,7 @@ def test_a_view_is_a_function_of_the_key_and_its_number() -> None:
 
 
 def test_shares_are_as_asked_for() -> None:
-    """Of 4,000 flat pictures, whose colours tell what was done to them, with four standard deviations of leeway."""
+    """Of 4,000 flat images, whose colours tell what was done to them, with four standard deviations of leeway."""
     colour = torch.tensor([200, 60, 100], dtype=torch.uint8)
     flat = Batch(colour[:, None, None].expand(4000, 3, 8, 8), torch.tensor([[8, 8]] * 4000), sample_keys(0, 0, 4000))
     view = View(size=(8, 8), least=0.4, solarised=0.3)
@@ -106,7 +106,7 @@ def test_small_views_show_small_parts() -> None:
     ramps = Batch(ramp, torch.tensor([[64, 64]] * 500), sample_keys(0, 0, 500))
     views = Views(AugmentConfig(), (16, 16), (0.0,), (1.0,))
     small = views.draw(ramps, View(size=(8, 8), least=0.05, most=0.4, blurred=0.0), 0)
-    wide = (small.amax(3) - small.amin(3)).mean(dim=(1, 2)) * 255 / 4 * 8 / 7  # pixels of the picture
+    wide = (small.amax(3) - small.amin(3)).mean(dim=(1, 2)) * 255 / 4 * 8 / 7  # pixels of the image
     area = wide.square() / 64**2
     assert area.quantile(0.02) > 0.02
     assert area.quantile(0.98) < 0.4 * 4 / 3 * 1.1
@@ -120,7 +120,7 @@ def test_sizes_of_small_views_are_whole_patches() -> None:
     assert view_size((4, 8), (4, 4)) == (4, 8)
 
 
-def test_blur_is_in_proportion_to_the_picture() -> None:
+def test_blur_is_in_proportion_to_the_image() -> None:
     assert Views(CONFIG, (224, 224), (0.5,), (0.5,)).sigma == SIGMA
     assert Views(CONFIG, (56, 56), (0.5,), (0.5,)).sigma == pytest.approx((0.025, 0.5))
 

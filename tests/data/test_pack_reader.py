@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import unveil
 from unveil.data import pack_reader as packs
-from unveil.data.dataset import Pictures
+from unveil.data.dataset import ImageDataset
 from unveil.data.images import Unreadable
 from unveil.data.pack_reader import FACTS, INDEX, Pack, seal, unseal
 from unveil.data.sources import Source, open_both, open_source, open_test_source
@@ -26,14 +26,14 @@ ODD = Path(__file__).parents[3] / "shared" / "data" / "odd_images" / "odd_images
 
 
 def photo(chance: np.random.Generator, height: int, width: int, channels: int = 3) -> np.ndarray:
-    """A smooth picture of quiet colours, which JPEG keeps well."""
+    """A smooth image of quiet colours, which JPEG keeps well."""
     small = (chance.integers(0, 200, (3, 4, 1)) + chance.integers(0, 50, (3, 4, channels))).astype(np.uint8)
     planes = [Image.fromarray(small[:, :, c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(channels)]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
 def write_set(folder: Path, count: int = 5) -> Path:
-    """Two splits of two classes of pictures of many sizes, with two files that are none."""
+    """Two splits of two classes of images of many sizes, with two files that are none."""
     chance = np.random.default_rng(0)
     for split, each in (("train", count), ("val", 2)):
         for name in ("cat", "dog"):
@@ -42,13 +42,13 @@ def write_set(folder: Path, count: int = 5) -> Path:
                 pixels = photo(chance, 20 + 3 * i, 24 + i)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     (folder / "train" / "cat" / "1b.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
-    (folder / "train" / "notes.txt").write_text("no picture")
+    (folder / "train" / "notes.txt").write_text("no image")
     return folder
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_set(tmp_path_factory.mktemp("pictures") / "set")
+    return write_set(tmp_path_factory.mktemp("images") / "set")
 
 
 @pytest.fixture(scope="module", params=["raw", "jpeg"])
@@ -56,13 +56,13 @@ def packed(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.
     return unveil.pack(data, tmp_path_factory.mktemp("packs") / request.param, side=24, store=request.param, shard_bytes=4000)
 
 
-def every(pictures: Pictures) -> list[np.ndarray]:
-    return [pictures.read(number) for number in pictures.numbers.tolist()]
+def every(images: ImageDataset) -> list[np.ndarray]:
+    return [images.read(number) for number in images.numbers.tolist()]
 
 
 def alike(a: Source, b: Source, tolerance: float) -> None:
-    """That two sources give the same pictures to training."""
-    left, right = Pictures(a, side=24), Pictures(b, side=24)
+    """That two sources give the same images to training."""
+    left, right = ImageDataset(a, side=24), ImageDataset(b, side=24)
     assert left.names == right.names
     assert torch.equal(left.labels, right.labels)
     assert (left.classes, left.channels, left.dtype) == (right.classes, right.channels, right.dtype)
@@ -108,7 +108,7 @@ def test_reads_from_many_threads_and_few_open_shards(packed: Path, monkeypatch: 
 
 
 def test_larger_packs_are_read_from_the_map(data: Path, packed: Path) -> None:
-    kept, mapped = Pictures(open_source(packed), side=24), Pictures(open_source(packed), side=24, memory=0)
+    kept, mapped = ImageDataset(open_source(packed), side=24), ImageDataset(open_source(packed), side=24, memory=0)
     assert not mapped.in_memory
     for a, b in zip(kept.batch(torch.arange(10)), mapped.batch(torch.arange(10)), strict=True):
         assert torch.equal(a, b)
@@ -151,8 +151,8 @@ def test_any_channels_and_depth(name: str, array: np.ndarray, channels: int, sid
             tifffile.imwrite(path, array + number, photometric="minisblack")
         else:
             Image.fromarray(array + number).save(path)
-    wanted = Pictures(open_source(folder), side=side, channels=channels or None)
-    found = Pictures(open_source(unveil.pack(folder, tmp_path / "out", side=side, store="raw", channels=channels)), side=side)
+    wanted = ImageDataset(open_source(folder), side=side, channels=channels or None)
+    found = ImageDataset(open_source(unveil.pack(folder, tmp_path / "out", side=side, store="raw", channels=channels)), side=side)
     assert (wanted.channels, wanted.dtype) == (found.channels, found.dtype)
     for x, y in zip(every(wanted), every(found), strict=True):
         assert np.array_equal(x, y)
@@ -174,8 +174,8 @@ def test_16_bits_may_begin_at_an_odd_byte(tmp_path: Path) -> None:
         np.save(tmp_path / "set" / f"{number}.npy", array)
     source = open_source(unveil.pack(tmp_path / "set", tmp_path / "out", store="raw"))
     assert Pack(tmp_path / "out").table["offset"][1] % 2 == 1
-    assert np.array_equal(Pictures(source, side=256).read(2)[:, :, 0], DEEP + 1)
-    assert Pictures(source, side=10).read(1).shape == (10, 13, 1)
+    assert np.array_equal(ImageDataset(source, side=256).read(2)[:, :, 0], DEEP + 1)
+    assert ImageDataset(source, side=10).read(1).shape == (10, 13, 1)
 
 
 def test_what_jpeg_cannot_hold_is_left_out(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_names_of_any_bytes_and_labels_that_are_missing(tmp_path: Path) -> None:
     folder.mkdir()
     names = ["Bär & Co.png", "new\nline.png", "tab\there.png", b"latin-\xe9.png".decode("utf-8", "surrogateescape")]
     for number, name in enumerate(names):
-        Image.new("L", (4, 4), 60 * number).save(folder / "picture.png")
-        (folder / "picture.png").rename(folder / name)
+        Image.new("L", (4, 4), 60 * number).save(folder / "image.png")
+        (folder / "image.png").rename(folder / name)
     (folder / b"broken-\xe9.png".decode("utf-8", "surrogateescape")).write_bytes(b"x")
     (folder / "labels.csv").write_text("file,label\nBär & Co.png,bear\n")
     out = unveil.pack(folder, tmp_path / "out", store="raw")
@@ -223,7 +223,7 @@ def test_names_of_any_bytes_and_labels_that_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("store", ["raw", "jpeg"])
 def test_odd_files(store: str, tmp_path: Path) -> None:
     out = unveil.pack(ODD, tmp_path / "out", store=store, side=64)
-    wanted, found = Pictures(open_source(ODD), side=64), Pictures(open_source(out), side=64)
+    wanted, found = ImageDataset(open_source(ODD), side=64), ImageDataset(open_source(out), side=64)
     assert wanted.names == found.names
     assert dict(wanted.source.skipped) | wanted.skipped == dict(found.source.skipped)
     differences = [np.abs(x.astype(int) - y.astype(int)).mean() for x, y in zip(every(wanted), every(found), strict=True)]
@@ -270,7 +270,7 @@ def test_every_byte_of_the_facts_counts(packed: Path, tmp_path: Path) -> None:
     assert seal({key: value for key, value in unseal(path).items() if key != "sha256"}) == raw
 
 
-def test_a_damaged_picture_is_left_out_and_listed(packed: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_left_out_and_listed(packed: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(packed, tmp_path / "out"))
     table = load_file(out / INDEX)
     row = 4
@@ -278,10 +278,10 @@ def test_a_damaged_picture_is_left_out_and_listed(packed: Path, tmp_path: Path) 
     source = open_source(out)
     with pytest.raises(Unreadable, match="damaged in the pack"):
         source.read(row)
-    pictures = Pictures(source, side=24)
-    assert len(pictures) == 9
-    assert pictures.skipped == {source.names[row]: "damaged in the pack: its checksum does not match"}
-    with pytest.raises(UnveilError, match=rf"with 1 picture \({source.names[row]}\)"):
+    images = ImageDataset(source, side=24)
+    assert len(images) == 9
+    assert images.skipped == {source.names[row]: "damaged in the pack: its checksum does not match"}
+    with pytest.raises(UnveilError, match=rf"with 1 image \({source.names[row]}\)"):
         unveil.pack(out, verify=True)
 
 
@@ -315,17 +315,17 @@ def test_another_format_and_an_index_of_other_shards(packed: Path, tmp_path: Pat
         open_source(out)
 
 
-def test_a_shard_that_goes_away_costs_its_pictures_only(packed: Path, tmp_path: Path) -> None:
+def test_a_shard_that_goes_away_costs_its_images_only(packed: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(packed, tmp_path / "out"))
     source = open_source(out)
     (out / "shard-00000.bin").unlink()
-    assert 0 < len(Pictures(source, side=24)) < 10
+    assert 0 < len(ImageDataset(source, side=24)) < 10
 
 
 def test_the_index_is_numbers_and_names(packed: Path) -> None:
     table = load_file(packed / INDEX)
     facts = Pack(packed).facts
-    assert sum(shard["pictures"] for shard in facts["shards"]) == len(table["offset"]) == 14
+    assert sum(shard["images"] for shard in facts["shards"]) == len(table["offset"]) == 14
     assert table["split"].tolist() == [0] * 10 + [1] * 4
     assert table["label"].tolist() == [0] * 5 + [1] * 5 + [0, 0, 1, 1]
     assert table["bits"].tolist() == [8] * 14

@@ -1,4 +1,4 @@
-"""The order of pictures: a permutation in each epoch, and a pure function of the place."""
+"""The order of images: a permutation in each epoch, and a pure function of the place."""
 
 import pytest
 import torch
@@ -39,9 +39,9 @@ def test_golden_values():
 
 @pytest.mark.parametrize("count", [64, 300])
 def test_the_order_is_even(count):
-    """Each picture comes at each turn equally often, and neighbours in the order come from all quarters of the data alike.
+    """Each image comes at each turn equally often, and neighbours in the order come from all quarters of the data alike.
 
-    (Below some 16 pictures, four rounds on so few bits are measurably uneven: each epoch is a permutation all the same.)
+    (Below some 16 images, four rounds on so few bits are measurably uneven: each epoch is a permutation all the same.)
     """
     epochs = 3000
     order = shuffled(3, torch.arange(epochs * count), count).reshape(epochs, count)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from unveil.data import archives
-from unveil.data.images import Unreadable, read_picture
+from unveil.data.images import Unreadable, read_image
 from unveil.data.sources import array_source, expand_braces, open_both, open_source, open_test_source
 from unveil.errors import UnveilError
 
@@ -24,7 +24,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 Files = dict[str, bytes]
 
 
-def picture(value: int) -> bytes:
+def image(value: int) -> bytes:
     stream = io.BytesIO()
     Image.new("L", (3, 2), value % 256).save(stream, "PNG")
     return stream.getvalue()
@@ -32,7 +32,7 @@ def picture(value: int) -> bytes:
 
 def class_folders(prefix: str = "", classes: tuple[str, ...] = ("cat", "dog"), each: int = 3) -> Files:
     names = [f"{prefix}{name}/{index}.png" for name in classes for index in range(each)]
-    return {name: picture(number) for number, name in enumerate(names)}
+    return {name: image(number) for number, name in enumerate(names)}
 
 
 def write_folder(root: Path, files: Files) -> Path:
@@ -72,8 +72,8 @@ FORMS = ["folder", "tar", "tar.gz", "tar.bz2", "tar.xz", "zip", "zip stored"]
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same(form: str, tmp_path: Path) -> None:
-    files = class_folders("photos/", ("b", "a", "C")) | {"photos/notes.txt": b"text", "photos/.hidden.png": picture(1)}
-    files["photos/a/no_ending"] = picture(77)
+    files = class_folders("photos/", ("b", "a", "C")) | {"photos/notes.txt": b"text", "photos/.hidden.png": image(1)}
+    files["photos/a/no_ending"] = image(77)
     files["photos/a/page.jpg"] = b"<html>not found</html>"
     source = open_source(write(form, tmp_path, files))
     wanted = sorted(name for name in files if not name.endswith((".txt", ".hidden.png")))
@@ -84,9 +84,9 @@ def test_every_form_gives_the_same(form: str, tmp_path: Path) -> None:
     assert [source.read(index) for index in range(len(source))] == [files[name] for name in wanted]
     page = source.names.index(next(name for name in source.names if name.endswith("page.jpg")))
     with pytest.raises(Unreadable, match="not an image"):
-        read_picture(source.read(page))
+        read_image(source.read(page))
     assert open_source(str(write(form, tmp_path, files))).fingerprint == source.fingerprint
-    more = files | {"photos/a/more.png": picture(3)}
+    more = files | {"photos/a/more.png": image(3)}
     assert open_source(write(form, tmp_path, more)).fingerprint != source.fingerprint
 
 
@@ -125,14 +125,14 @@ def test_splits_share_their_classes(form: str, tmp_path: Path) -> None:
 
 def test_which_split_is_the_test_part(tmp_path: Path) -> None:
     train, validation = class_folders("train/"), class_folders("validation/", each=1)
-    unlabelled = {"test/1.png": picture(1), "test/2.png": picture(2)}
+    unlabelled = {"test/1.png": image(1), "test/2.png": image(2)}
     labelled = class_folders("test/", ("dog",), 2)
     for number, (files, wanted) in enumerate(
         [
             (train | validation | labelled, "test/dog/0.png"),
             (train | validation | unlabelled, "validation/cat/0.png"),
             (train | unlabelled, "test/1.png"),
-            (train | {"test/unknown/1.png": picture(1)}, "test/unknown/1.png"),
+            (train | {"test/unknown/1.png": image(1)}, "test/unknown/1.png"),
         ]
     ):
         test = open_test_source(write_folder(tmp_path / str(number), files))
@@ -165,14 +165,14 @@ def test_no_test_split(tmp_path: Path) -> None:
     ],
 )
 def test_what_makes_a_class(files: list[str], classes: list[str], tmp_path: Path) -> None:
-    source = open_source(write_folder(tmp_path, {name: picture(1) for name in files}))
+    source = open_source(write_folder(tmp_path, {name: image(1) for name in files}))
     assert source.classes == classes
     assert (source.labels is None) == (not classes)
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
 def test_labels_csv(form: str, tmp_path: Path) -> None:
-    files = {f"set/images/{index}.png": picture(index) for index in range(4)}
+    files = {f"set/images/{index}.png": image(index) for index in range(4)}
     table = "\ufefffile,label,by\nimages/0.png,tulip,me\n./images/2.png,rose,me\nimages/3.png,,me\n"
     source = open_source(write(form, tmp_path, files | {"set/labels.csv": table.encode()}))
     assert source.classes == ["rose", "tulip"]
@@ -181,7 +181,7 @@ def test_labels_csv(form: str, tmp_path: Path) -> None:
     numbers = open_source(write(form, tmp_path, files | {"set/labels.csv": b"file,label\nimages/1.png,7\n"}))
     assert numbers.labels is not None
     assert numbers.labels.tolist() == [-1, 7, -1, -1]
-    for wrong, reason in [(b"a,b\n1,2\n", "expected file,label"), (b"file,label\nx.png,1\n", "names no picture")]:
+    for wrong, reason in [(b"a,b\n1,2\n", "expected file,label"), (b"file,label\nx.png,1\n", "names no image")]:
         with pytest.raises(UnveilError, match=reason):
             open_source(write(form, tmp_path, files | {"set/labels.csv": wrong}))
 
@@ -199,7 +199,7 @@ def test_with_classes(tmp_path: Path) -> None:
 
 
 def sample(key: str, label: str, value: int) -> Files:
-    return {f"{key}.png": picture(value), f"{key}.cls": label.encode()}
+    return {f"{key}.png": image(value), f"{key}.cls": label.encode()}
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_shards(tmp_path: Path) -> None:
         assert source.labels is not None
         assert source.labels.tolist() == [2, 0] * 3
         assert source.classes == ["0", "1", "2"]
-        assert source.read(4) == picture(2)
+        assert source.read(4) == image(2)
     assert open_source(tmp_path / "shards-001.tar").labels is not None
     with pytest.raises(UnveilError, match=r"2 of 5 shards are missing, the first is .*shards-003\.tar"):
         open_source(f"{tmp_path}/shards-{{000..004}}.tar")
@@ -219,7 +219,7 @@ def test_shards(tmp_path: Path) -> None:
 
 def test_shards_without_labels_are_not_classes(tmp_path: Path) -> None:
     for shard in range(2):
-        write_tar(tmp_path / f"part-{shard}.tar", {"1.png": picture(1), "2.png": picture(2)})
+        write_tar(tmp_path / f"part-{shard}.tar", {"1.png": image(1), "2.png": image(2)})
     assert open_source(tmp_path).labels is None
 
 
@@ -234,13 +234,13 @@ def test_shards_named_after_splits(tmp_path: Path) -> None:
 
 
 def test_json_labels(tmp_path: Path) -> None:
-    files = {f"{key}.jpg": picture(1) for key in "abcd"}
+    files = {f"{key}.jpg": image(1) for key in "abcd"}
     labels = {"a": "x", "b": "y", "c": None}
     files |= {f"{key}.json": json.dumps({"label": label}).encode() for key, label in labels.items()}
     source = open_source(write_tar(tmp_path / "a.tar", files))
     assert source.labels is not None
     assert source.labels.tolist() == [0, 1, -1, -1]
-    outlines = {"a.jpg": picture(1), "a.json": b'{"shapes": []}', "b.jpg": picture(1), "b.json": b"{"}
+    outlines = {"a.jpg": image(1), "a.json": b'{"shapes": []}', "b.jpg": image(1), "b.json": b"{"}
     assert open_source(write_folder(tmp_path / "outlines", outlines)).labels is None
 
 
@@ -262,7 +262,7 @@ def listing(root: Path) -> dict[str, bytes]:
 def test_hugging_face(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
-    rows = {"img": [{"bytes": picture(value), "path": None} for value in range(4)], "label": [1, 0, 1, -1]}
+    rows = {"img": [{"bytes": image(value), "path": None} for value in range(4)], "label": [1, 0, 1, -1]}
     whole = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": whole, "validation": whole.select([1])}).save_to_disk(tmp_path / "set")
     before = listing(tmp_path)
@@ -271,15 +271,15 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert train.classes == ["no", "yes"]
     assert train.labels is not None
     assert train.labels.tolist() == [1, 0, 1, -1]
-    assert [train.read(index) for index in range(4)] == [picture(value) for value in range(4)]
-    assert test.read(0) == picture(1)
+    assert [train.read(index) for index in range(4)] == [image(value) for value in range(4)]
+    assert test.read(0) == image(1)
     assert train.fingerprint != test.fingerprint
     assert open_source(f"hf://{tmp_path}/set").fingerprint == train.fingerprint
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(lambda index: train.read(index) == picture(index), [0, 1, 2, 3] * 25))
+        assert all(pool.map(lambda index: train.read(index) == image(index), [0, 1, 2, 3] * 25))
     assert listing(tmp_path) == before
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
-    with pytest.raises(UnveilError, match="no column of pictures: its columns are text"):
+    with pytest.raises(UnveilError, match="no column of images: its columns are text"):
         open_source(f"hf://{tmp_path}/text")
     with pytest.raises(UnveilError, match="wants the name"):
         open_source("hf://")
@@ -296,7 +296,7 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked: list[tuple[Path, bool, bool]] = []
 
-    class Pictures:
+    class Images:
         classes = ("plane", "car")
 
         def __init__(self, root: Path, train: bool, download: bool):
@@ -312,13 +312,13 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return Image.new("RGB", (2, 2), (index, 0, 0)), self.targets[index]
 
     monkeypatch.setenv("UNVEIL_DATA", str(tmp_path / "sets"))
-    monkeypatch.setattr(datasets, "CIFAR10", Pictures)
+    monkeypatch.setattr(datasets, "CIFAR10", Images)
     train, test = open_both("cifar10")
     assert test is not None
     assert asked[:2] == [(tmp_path / "sets", True, False), (tmp_path / "sets", True, True)]
     assert (len(train), len(test), train.classes) == (2, 1, ["plane", "car"])
-    assert read_picture(train.read(1))[0, 0].tolist() == [1, 0, 0]
-    (tmp_path / "a.jpg").write_bytes(picture(5))
+    assert read_image(train.read(1))[0, 0].tolist() == [1, 0, 0]
+    (tmp_path / "a.jpg").write_bytes(image(5))
 
     def imagenette(root: Path, split: str, download: bool) -> object:
         samples = [(str(tmp_path / "a.jpg"), 1)]
@@ -331,7 +331,7 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "Imagenette", lambda root, **options: Imagenette(**vars(imagenette(root, **options))))
     source = open_source("imagenette")
     assert source.classes == ["tench", "dog"]
-    assert source.read(0) == picture(5)  # the file itself, so that a large JPEG can be decoded small
+    assert source.read(0) == image(5)  # the file itself, so that a large JPEG can be decoded small
     monkeypatch.setattr(datasets, "MNIST", lambda root, **options: 1 / 0)
     with pytest.raises(UnveilError, match=r"cannot load torchvision's MNIST in .*: division by zero"):
         open_source("mnist")
@@ -353,30 +353,30 @@ def test_digits() -> None:
     assert test is not None
     assert train.names[1] == "digits-plain/train/000001"
     assert train.classes == [str(number) for number in range(10)]
-    assert read_picture(test.read(0)).shape == (8, 8, 1)
+    assert read_image(test.read(0)).shape == (8, 8, 1)
 
 
 def test_arrays() -> None:
-    pictures = np.arange(2 * 3 * 4 * 5, dtype=np.uint16).reshape(2, 3, 4, 5)
-    source = open_source(pictures)
+    images = np.arange(2 * 3 * 4 * 5, dtype=np.uint16).reshape(2, 3, 4, 5)
+    source = open_source(images)
     assert len(source) == 2
-    assert np.array_equal(read_picture(source.read(1)), pictures[1])
-    assert read_picture(open_source(pictures[..., 0]).read(0)).shape == (3, 4, 1)
-    assert source.fingerprint != open_source(pictures + 1).fingerprint
-    labelled = array_source(pictures, np.array([0, 2]))
+    assert np.array_equal(read_image(source.read(1)), images[1])
+    assert read_image(open_source(images[..., 0]).read(0)).shape == (3, 4, 1)
+    assert source.fingerprint != open_source(images + 1).fingerprint
+    labelled = array_source(images, np.array([0, 2]))
     assert labelled.classes == ["0", "1", "2"]
-    for wrong in (pictures[0, 0], pictures[:0]):
-        with pytest.raises(UnveilError, match="is no pictures"):
+    for wrong in (images[0, 0], images[:0]):
+        with pytest.raises(UnveilError, match="is no images"):
             open_source(wrong)
-    with pytest.raises(UnveilError, match="1 labels for 2 pictures"):
-        array_source(pictures, np.array([0]))
+    with pytest.raises(UnveilError, match="1 labels for 2 images"):
+        array_source(images, np.array([0]))
 
 
 # ---------------------------------------------------------------- what goes wrong
 
 
 def test_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folder(tmp_path / "photos", {"1.png": picture(1)})
+    write_folder(tmp_path / "photos", {"1.png": image(1)})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnveilError, match=r"no file or folder 'fotos'; did you mean photos\? DATA is a folder"):
         open_source("fotos")
@@ -388,11 +388,11 @@ def test_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_to_see(form: str, tmp_path: Path) -> None:
-    with pytest.raises(UnveilError, match=r"no pictures in .*; its 1 files are none"):
+    with pytest.raises(UnveilError, match=r"no images in .*; its 1 files are none"):
         open_source(write(form, tmp_path, {"readme.md": b"# words"}))
     (tmp_path / "empty").mkdir()
     (tmp_path / "data").mkdir(exist_ok=True)
-    with pytest.raises(UnveilError, match=r"no pictures in .* and no files at all"):
+    with pytest.raises(UnveilError, match=r"no images in .* and no files at all"):
         open_source(write(form, tmp_path / "empty", {}) if form != "folder" else tmp_path / "empty")
 
 
@@ -408,7 +408,7 @@ def test_an_archive_cut_short_is_an_error(form: str, tmp_path: Path) -> None:
 
 
 def test_damage_inside_an_archive(tmp_path: Path) -> None:
-    files = {f"{index}.png": picture(index) * 20 for index in range(9)}
+    files = {f"{index}.png": image(index) * 20 for index in range(9)}
     raw = bytearray(write_tar(tmp_path / "a.tar", files).read_bytes())
     step = 512 + (len(files["0.png"]) + 511) // 512 * 512
     raw[3 * step : 3 * step + 512] = b"x" * 512
@@ -434,10 +434,10 @@ def test_damage_inside_an_archive(tmp_path: Path) -> None:
 def test_names_that_climb_out_write_nothing(form: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     names = ["../../escape.png", "/etc/absolute.png", "a/../../b.png", "./plain.png", "folder\\windows.png"]
-    source = open_source(write(form, tmp_path / "in", {name: picture(1) for name in names}))
+    source = open_source(write(form, tmp_path / "in", {name: image(1) for name in names}))
     assert len(source) == 5
     assert not any(".." in name.split("/") or name.startswith("/") for name in source.names)
-    assert all(source.read(index) == picture(1) for index in range(5))
+    assert all(source.read(index) == image(1) for index in range(5))
     assert sorted(os.listdir(tmp_path)) == ["in"]
     assert len(os.listdir(tmp_path / "in")) == 1
 
@@ -449,14 +449,14 @@ def test_links_and_devices_in_a_tar_are_passed_over(tmp_path: Path) -> None:
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
         member = tarfile.TarInfo("long" * 40 + ".png")
-        member.size = len(picture(1))
-        tar.addfile(member, io.BytesIO(picture(1)))
+        member.size = len(image(1))
+        tar.addfile(member, io.BytesIO(image(1)))
     assert open_source(tmp_path / "a.tar").names == ["long" * 40 + ".png"]
 
 
 def test_members_that_are_too_large_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "FILE_LIMIT", 1000)
-    files = {"large.png": bytes(2000), "small.png": picture(1)}
+    files = {"large.png": bytes(2000), "small.png": image(1)}
     for form in ("tar", "zip"):
         source = open_source(write(form, tmp_path, files))
         assert source.names == ["small.png"]
@@ -475,28 +475,28 @@ def test_a_zip_that_lies_about_sizes_costs_no_memory(tmp_path: Path) -> None:
 
 
 def test_encrypted_and_strange_members_are_named(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "a.zip", {"a.png": picture(1), "b.png": picture(2)}, zipfile.ZIP_BZIP2)
+    path = write_zip(tmp_path / "a.zip", {"a.png": image(1), "b.png": image(2)}, zipfile.ZIP_BZIP2)
     with zipfile.ZipFile(path, "a") as packed:
-        packed.writestr("c.png", picture(3))
-        packed.writestr("folder\\d.png", picture(4))
+        packed.writestr("c.png", image(3))
+        packed.writestr("folder\\d.png", image(4))
     source = open_source(path)
     assert "c.png" in source.names
     assert "zip method 12" in source.skipped["a.png"]
 
 
 def test_folder_links_and_closed_doors(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "data", {"a/1.png": picture(1), "b/2.png": picture(2)})
+    root = write_folder(tmp_path / "data", {"a/1.png": image(1), "b/2.png": image(2)})
     (root / "a" / "circle").symlink_to(root)
     (root / "again").symlink_to(root / "a")
     (root / "broken.png").symlink_to(tmp_path / "none")
-    outside = write_folder(tmp_path / "outside", {"3.png": picture(3)})
+    outside = write_folder(tmp_path / "outside", {"3.png": image(3)})
     (root / "c").symlink_to(outside)
     os.mkfifo(root / "pipe.png")
     assert open_source(root).names == ["a/1.png", "b/2.png", "c/3.png"]
 
 
 def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_folder(tmp_path, {"a/1.png": picture(1), "b/2.png": picture(2)})
+    root = write_folder(tmp_path, {"a/1.png": image(1), "b/2.png": image(2)})
     scandir = os.scandir
 
     def refusing(path: str) -> object:
@@ -510,21 +510,21 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch:
     assert source.skipped == {"b": "folder cannot be listed: Permission denied"}
 
 
-def test_a_file_that_vanishes_is_one_unreadable_picture(tmp_path: Path) -> None:
-    source = open_source(write_folder(tmp_path, {"1.png": picture(1), "2.png": picture(2)}))
+def test_a_file_that_vanishes_is_one_unreadable_image(tmp_path: Path) -> None:
+    source = open_source(write_folder(tmp_path, {"1.png": image(1), "2.png": image(2)}))
     (tmp_path / "1.png").unlink()
     with pytest.raises(Unreadable, match=r"1\.png: cannot be read: No such file"):
         source.read(0)
-    assert source.read(1) == picture(2)
+    assert source.read(1) == image(2)
 
 
 def test_names_of_any_bytes(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff\xfe.png", "wb") as file:
-        file.write(picture(1))
+        file.write(image(1))
     (tmp_path / "grün & weiß.PNG").write_bytes(gzip.compress(b""))
     source = open_source(tmp_path)
     assert len(source) == 2
-    assert {source.read(0), source.read(1)} == {picture(1), (tmp_path / "grün & weiß.PNG").read_bytes()}
+    assert {source.read(0), source.read(1)} == {image(1), (tmp_path / "grün & weiß.PNG").read_bytes()}
 
 
 def test_the_import_is_light() -> None:
@@ -538,13 +538,13 @@ def test_a_real_archive() -> None:
     assert (len(test), len(test.classes)) == (10_000, 10)
     assert test.labels is not None
     assert np.bincount(test.labels).tolist() == [1000] * 10
-    assert read_picture(test.read(9_999), channels=3).shape == (32, 32, 3)
+    assert read_image(test.read(9_999), channels=3).shape == (32, 32, 3)
 
 
-def test_what_is_no_picture_is_listed_and_what_speaks_of_one_is_not(tmp_path):
-    files = {"a.png": picture(1), "a.json": b'{"label": 1}', "b.c.png": picture(2), "b.cls": b"2"}
+def test_what_is_no_image_is_listed_and_what_speaks_of_one_is_not(tmp_path):
+    files = {"a.png": image(1), "a.json": b'{"label": 1}', "b.c.png": image(2), "b.cls": b"2"}
     files["labels.csv"] = b"file,label\na.png,x\n"
     others = {"notes.txt": b"no", "expected.json": b"{}", "lonely.cls": b"3", "my_labels.csv": b"file,label"}
     source = open_source(write("folder", tmp_path, {f"set/{name}": data for name, data in (files | others).items()}))
     assert {name.rpartition("/")[2] for name in source.skipped} == others.keys()
-    assert set(source.skipped.values()) == {"no picture, by its name or its first bytes"}
+    assert set(source.skipped.values()) == {"no image, by its name or its first bytes"}

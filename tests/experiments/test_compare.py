@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import unveil
-from tests.recipes.test_end_to_end import write_pictures
+from tests.recipes.test_end_to_end import write_images
 from unveil.cli import parse, set_apart
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.experiments import runner as contests
 from unveil.experiments.compare import contest_of
-from unveil.experiments.runner import Contest, Contestant, ContestConfig
+from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
 from unveil.methods import base_of
-from unveil.planning.dry_run import Trial
+from unveil.planning.dry_run import DryRun
 from unveil.reports.comparison import Row, bars, figures_of, grid_of, row_of, sentence
 from unveil.reports.table import markdown_grid
 from unveil.train.run_folder import Run
@@ -47,8 +47,8 @@ def no_pages() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_pictures(tmp_path_factory.mktemp("pictures")))
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_images(tmp_path_factory.mktemp("images")))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(pictures: str, folder: Path) -> list[Row]:
+def rows(images: str, folder: Path) -> list[Row]:
     apart = {"mae-pixel": {"target": "pixel", "decoder_depth": 1}}
-    return unveil.compare("mae,mae-pixel", pictures, out=folder, seeds=(0, 1), epochs=1.0, **TINY, **apart)
+    return unveil.compare("mae,mae-pixel", images, out=folder, seeds=(0, 1), epochs=1.0, **TINY, **apart)
 
 
 def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) 
             assert {key: row.figures[key][seed] for key in ("knn", "linear")} == run.results["features"]["encoder"]
             assert row.figures["finetune"][seed] == tuned.results["score"]["top1"]
             assert row.figures["seconds"][seed] == run.results["seconds"]
-            assert row.figures["samples"][seed] == 24  # 22 pictures, and batches of 8
+            assert row.figures["samples"][seed] == 24  # 22 images, and batches of 8
             gain = row.figures["linear"][seed] - run.results["features"]["untrained"]["linear"]
             assert row.figures["ahead"][seed] == gain
     scratch = [Run(folder / f"untrained-seed{seed}-finetune") for seed in (0, 1)]
@@ -91,28 +91,28 @@ def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) 
 
 
 def test_a_second_call_trains_only_what_is_missing(
-    rows: list[Row], pictures: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    rows: list[Row], images: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*/**/*")}
     assert len(before) > 100
     others = {"epochs": 1.0, "tuned": False, "markdown": True, "mae-half": {"mask_ratio": 0.5}}
-    again = unveil.compare(["mae", "mae-half"], pictures, out=folder, seeds=(0,), **TINY, **others)
+    again = unveil.compare(["mae", "mae-half"], images, out=folder, seeds=(0,), **TINY, **others)
     assert again[0].figures == {key: values[:1] for key, values in rows[0].figures.items() if key != "finetune"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert Run(folder / "mae-half-seed0").config["mask_ratio"] == 0.5
     assert "| mae-half |" in capsys.readouterr().out
     with pytest.raises(UnveilError, match=r"epochs: was 1\.0, is 2\.0"):
-        unveil.compare("mae", pictures, out=folder, seeds=(0,), epochs=2.0, **TINY)
+        unveil.compare("mae", images, out=folder, seeds=(0,), epochs=2.0, **TINY)
 
 
-def trial(steps: tuple[float, ...], train: int) -> Trial:
-    return Trial(
+def trial(steps: tuple[float, ...], train: int) -> DryRun:
+    return DryRun(
         reading=0.0, steps=steps, waiting=0.0, parts=1, save=0.0, look=0.0, judging=0.0, memory=None, train=train, read=1.0
     )
 
 
-def test_a_tokenizer_is_judged_and_drawn_but_not_tuned(pictures: str, tmp_path: Path) -> None:
-    rows = unveil.compare("dvae,mae", pictures, out=tmp_path, seeds=(0,), epochs=1.0, **TINY)
+def test_a_tokenizer_is_judged_and_drawn_but_not_tuned(images: str, tmp_path: Path) -> None:
+    rows = unveil.compare("dvae,mae", images, out=tmp_path, seeds=(0,), epochs=1.0, **TINY)
     assert [row.name for row in rows] == ["dvae", "mae", "untrained", "raw pixels"]
     assert "linear" in rows[0].figures
     assert "finetune" not in rows[0].figures
@@ -132,42 +132,40 @@ def test_equal_seconds_are_epochs_by_the_pace_of_a_trial() -> None:
     assert tried.steps_within(60.0) == pytest.approx(2 + (60 - 1.2) / 0.1, abs=1)
 
 
-def made(data: str, folder: Path, *who: Contestant, seconds: float) -> Contest:
+def made(data: str, folder: Path, *who: Entry, seconds: float) -> Comparison:
     shared = {key: value for key, value in TINY.items() if key != "finetune"}
-    own = ContestConfig(seeds=(0,), seconds=seconds)
-    return Contest(folder=folder, data=data, own=own, shared=shared, tuning={}, contestants=who)
+    own = ComparisonConfig(seeds=(0,), seconds=seconds)
+    return Comparison(folder=folder, data=data, own=own, shared=shared, tuning={}, entries=who)
 
 
-def test_the_pace_is_tried_once_and_first_stages_are_paid_for(
-    pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pace_is_tried_once_and_first_stages_are_paid_for(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Path] = []
 
-    def rehearse(setting: Any, path: Path, listing: float, seconds: float) -> Trial:
+    def rehearse(setting: Any, path: Path, listing: float, seconds: float) -> DryRun:
         tried.append(path)
         return trial((0.1,) * 20, 1280)
 
     monkeypatch.setattr(contests, "rehearse", rehearse)
-    first, second = Contestant("mae-first", {}), Contestant("mae", {"tracker": "mae-first"})  # an option that names a run
-    contest = made(pictures, tmp_path, first, second, seconds=20.0)
-    assert contest.stages == {"mae-first"}
-    assert contest.options(second, 0)["tracker"] == str(tmp_path / "mae-first-seed0")
-    assert contest.epochs(first, 0) == pytest.approx(50 * 8 / 1280)  # a quarter of 20 seconds
+    first, second = Entry("mae-first", {}), Entry("mae", {"tracker": "mae-first"})  # an option that names a run
+    comparison = made(images, tmp_path, first, second, seconds=20.0)
+    assert comparison.stages == {"mae-first"}
+    assert comparison.options(second, 0)["tracker"] == str(tmp_path / "mae-first-seed0")
+    assert comparison.epochs(first, 0) == pytest.approx(50 * 8 / 1280)  # a quarter of 20 seconds
     (tmp_path / "mae-first-seed0").mkdir()
     (tmp_path / "mae-first-seed0" / "run.json").write_text('{"config": {}}')
-    Run(tmp_path / "mae-first-seed0").write_results({"seconds": 6.0, "pictures_seen": 640})
-    assert contest.epochs(second, 0) == pytest.approx(140 * 8 / 1280)  # the other 14
+    Run(tmp_path / "mae-first-seed0").write_results({"seconds": 6.0, "images_seen": 640})
+    assert comparison.epochs(second, 0) == pytest.approx(140 * 8 / 1280)  # the other 14
     assert len(tried) == 2
-    assert contest.epochs(second, 1) == contest.epochs(second, 0)
+    assert comparison.epochs(second, 1) == comparison.epochs(second, 0)
     assert len(tried) == 2
     with pytest.raises(UnveilError, match=r"mae has -4 seconds, and a step takes 0\.1: give more --seconds"):
-        made(pictures, tmp_path, first, second, seconds=2.0).epochs(second, 0)
-    other = made(pictures, tmp_path, Contestant("mae", {"epochs": 3.0}), seconds=20.0)
-    assert other.epochs(other.contestants[0], 0) == 3.0
+        made(images, tmp_path, first, second, seconds=2.0).epochs(second, 0)
+    other = made(images, tmp_path, Entry("mae", {"epochs": 3.0}), seconds=20.0)
+    assert other.epochs(other.entries[0], 0) == 3.0
 
 
 def test_a_codebook_is_told_with_its_dvae_and_with_who_learns_from_it(tmp_path: Path) -> None:
-    common = {"seconds": 2.0, "pictures_seen": 5}
+    common = {"seconds": 2.0, "images_seen": 5}
     for name, more in {"dvae": {"held_out": {"codebook_usage": 0.75}}, "beit": {"held_out": {"held_out_loss": 1.0}}}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text("{}")
@@ -214,19 +212,19 @@ def test_mean_and_spread() -> None:
         ("mae,mae-late", {"mae": {"tracker": "mae-late"}}, "name mae-late first"),
     ],
 )
-def test_mistakes_are_told_at_once(methods: str, options: dict[str, Any], said: str, pictures: str, tmp_path: Path) -> None:
+def test_mistakes_are_told_at_once(methods: str, options: dict[str, Any], said: str, images: str, tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match=re.escape(said)):
-        unveil.compare(methods, pictures, out=tmp_path / "out", **options)
+        unveil.compare(methods, images, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_without_labels_are_refused(pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnveilError, match="has no labelled pictures to judge with"):
-        unveil.compare("mae", str(Path(pictures) / "warm"), out=tmp_path / "out")
-    assert contest_of([("mae", {})], str(Path(pictures) / "warm"), tmp_path, {"labelled": pictures}).own.labelled == pictures
+def test_images_without_labels_are_refused(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnveilError, match="has no labelled images to judge with"):
+        unveil.compare("mae", str(Path(images) / "warm"), out=tmp_path / "out")
+    assert contest_of([("mae", {})], str(Path(images) / "warm"), tmp_path, {"labelled": images}).own.labelled == images
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UnveilError, match="without torchrun"):
-        unveil.compare("mae", pictures, out=tmp_path / "out")
+        unveil.compare("mae", images, out=tmp_path / "out")
 
 
 def test_options_for_one_alone() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.recipes.test_end_to_end import write_pictures
+from tests.recipes.test_end_to_end import write_images
 from unveil.cli import parse
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
@@ -26,16 +26,16 @@ def write_texts(folder: Path) -> str:
 
 
 def test_both_have_the_same_shape() -> None:
-    for of_pictures, of_words in study.SIZES.values():
-        assert vit.MODELS[of_pictures] == bert.MODELS[of_words]
+    for of_images, of_words in study.SIZES.values():
+        assert vit.MODELS[of_images] == bert.MODELS[of_words]
     with pytest.raises(UnveilError, match="there is no size 'huge' that both have: use one of nano, base"):
-        study.why("pictures", "texts", size="huge")
+        study.why("images", "texts", size="huge")
 
 
 def test_every_line_is_a_run_that_can_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures, texts, seen = str(write_pictures(tmp_path / "pictures")), write_texts(tmp_path / "texts"), []
+    images, texts, seen = str(write_images(tmp_path / "images")), write_texts(tmp_path / "texts"), []
     monkeypatch.setattr(study, "draw", lambda groups, *_: seen.append(groups))
-    study.why(pictures, texts)
+    study.why(images, texts)
     lines = [line for group in seen[0].values() for line in group.values()]
     assert [(line.method, line.knob) for line in lines] == [
         ("mae", "mask_ratio"),
@@ -46,19 +46,19 @@ def test_every_line_is_a_run_that_can_begin(tmp_path: Path, monkeypatch: pytest.
         ("wordmae", "decoder_depth"),
     ]
     for line in lines:
-        contest = line.contest(tmp_path / "runs", {"epochs": 1.0, "seeds": (0,)})
-        assert [who.options[line.knob] for who in contest.contestants] == list(line.values)
+        comparison = line.contest(tmp_path / "runs", {"epochs": 1.0, "seeds": (0,)})
+        assert [who.options[line.knob] for who in comparison.entries] == list(line.values)
     with pytest.raises(UnveilError, match="give --epochs for wordmae"):
         lines[1].contest(tmp_path / "runs", {"seconds": 5.0})
 
 
-def test_words_and_pictures_are_trained_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_and_images_are_trained_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = write_texts(tmp_path / "texts")
     small = {"length": 16, "vocabulary_size": 60, "batch_size": 8}
     monkeypatch.setattr(study, "RATIOS", (0.5,))
     groups: list[dict[str, dict[str, Line]]] = []
     monkeypatch.setattr(study, "draw", lambda made, *_: groups.append(made))
-    study.why("pictures", texts)
+    study.why("images", texts)
     words = {name: line for group in groups[0].values() for name, line in group.items() if name in ("ratio-words", "tokens-words")}
     options: dict[str, Any] = {
         "epochs": 1.0,
@@ -80,7 +80,7 @@ def test_words_and_pictures_are_trained_and_drawn(tmp_path: Path, monkeypatch: p
 def test_options_for_each_side() -> None:
     words = "photos corpus --labelled sst2 --mae.epochs 3 --bert.length 32 --wordmae.epochs 5 --seeds 1"
     assert parse("why", VERBS["why"], words.split()) == {
-        "pictures": "photos",
+        "images": "photos",
         "texts": "corpus",
         "size": "nano",
         "out": None,

@@ -8,7 +8,7 @@ import pytest
 
 import unveil
 from tests.recipes.test_compare import TINY, no_pages
-from tests.recipes.test_end_to_end import write_pictures
+from tests.recipes.test_end_to_end import write_images
 from unveil.cli import parse
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
@@ -21,7 +21,7 @@ __all__ = ["no_pages"]
 
 
 def test_a_sweep_is_what_its_runs_say(tmp_path: Path) -> None:
-    data, folder = str(write_pictures(tmp_path / "pictures")), tmp_path / "study"
+    data, folder = str(write_images(tmp_path / "images")), tmp_path / "study"
     options = {"epochs": 0.5, "seeds": (0,), "tuned": False, **TINY}
     (sweep,) = unveil.study("mask_ratio=0.5,0.75", data, out=folder, **options)
     assert (sweep.knob, sweep.values) == ("mask_ratio", [0.5, 0.75])

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.dataset import MEMORY, Pictures
-from unveil.data.loader import PictureFeed, stream
+from unveil.data.dataset import MEMORY, ImageDataset
+from unveil.data.loader import ImageLoader, stream
 from unveil.data.sources import open_source
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
@@ -25,16 +25,16 @@ from unveil.train.log import Meter, Record
 from unveil.train.loop import TrainConfig, train
 from unveil.train.memory_trial import cost_of
 from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm
-from unveil.train.parallel import Place, SpreadConfig, autocast
+from unveil.train.parallel import HardwareConfig, World, autocast
 from unveil.train.watch import Interrupted
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-EXACT = SpreadConfig(precision="float32")
+EXACT = HardwareConfig(precision="float32")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
-def place(request: pytest.FixtureRequest) -> Place:
-    return Place(torch.device(request.param))
+def world(request: pytest.FixtureRequest) -> World:
+    return World(torch.device(request.param))
 
 
 def mae(augment: AugmentConfig | None = None) -> MAE:
@@ -48,80 +48,80 @@ def batch(count: int = 8, dtype: torch.dtype = torch.float32) -> Batch:
     return Batch(images.to(dtype), torch.full((count, 2), 16), sample_keys(0, 0, count))
 
 
-def feed(dtype: type = np.uint8, memory: int = MEMORY) -> PictureFeed:
+def loader(dtype: type = np.uint8, memory: int = MEMORY) -> ImageLoader:
     pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (24, 18, 20, 3), dtype=dtype)
-    return PictureFeed(Pictures(open_source(pixels), side=18, memory=memory), batch_size=8, seed=3)
+    return ImageLoader(ImageDataset(open_source(pixels), side=18, memory=memory), batch_size=8, seed=3)
 
 
-def learn(learner: MAE, images: Batch, place: Place, precision: str = "float32") -> tuple[float, Tensor]:
+def learn(learner: MAE, images: Batch, world: World, precision: str = "float32") -> tuple[float, Tensor]:
     """The loss, and all gradients in one vector."""
-    with autocast(SpreadConfig(precision=precision), place):
-        loss = learner.to(place.device).train()(images.to(place.device)).loss
+    with autocast(HardwareConfig(precision=precision), world):
+        loss = learner.to(world.device).train()(images.to(world.device)).loss
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None]).double().cpu()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2)])
-def test_loss_and_gradients_are_those_of_float64_on_the_cpu(place: Place, precision: str, tolerance: float) -> None:
-    true, slope = learn(mae().double(), batch(dtype=torch.float64), Place(torch.device("cpu")))
-    loss, gradients = learn(mae(), batch(), place, precision)
+def test_loss_and_gradients_are_those_of_float64_on_the_cpu(world: World, precision: str, tolerance: float) -> None:
+    true, slope = learn(mae().double(), batch(dtype=torch.float64), World(torch.device("cpu")))
+    loss, gradients = learn(mae(), batch(), world, precision)
     assert loss == pytest.approx(true, rel=tolerance)
     assert (gradients - slope).norm() < tolerance * slope.norm()
 
 
-def test_compiled_in_one_graph_it_computes_the_same(place: Place) -> None:
+def test_compiled_in_one_graph_it_computes_the_same(world: World) -> None:
     """On the CPU the graph is run as it is: what compilers make of it takes a minute to build."""
-    backend = "inductor" if place.device.type == "cuda" else "aot_eager"
-    true, slope = learn(mae(), batch(), place)
+    backend = "inductor" if world.device.type == "cuda" else "aot_eager"
+    true, slope = learn(mae(), batch(), world)
     learner = mae()
     learner.compile(fullgraph=True, backend=backend)
-    loss, gradients = learn(learner, batch(), place)
+    loss, gradients = learn(learner, batch(), world)
     assert loss == pytest.approx(true, rel=1e-5)
     assert (gradients - slope).norm() < 1e-5 * slope.norm()
-    raw = feed().share(0, 0, 1).to(place.device)
+    raw = loader().share(0, 0, 1).to(world.device)
     augment = torch.compile(learner.augment, fullgraph=True, backend=backend)
     torch.testing.assert_close(augment(raw).images, learner.augment(raw).images, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("crop", ["resized", "fixed", "none"])
-def test_a_batch_is_augmented_as_each_picture_alone_on_the_cpu(place: Place, crop: str, dtype: type) -> None:
+def test_a_batch_is_augmented_as_each_image_alone_on_the_cpu(world: World, crop: str, dtype: type) -> None:
     augment = Augment(AugmentConfig(crop=crop, jitter=0.4), (12, 16), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    raw = feed(dtype).share(0, 0, 1)
+    raw = loader(dtype).share(0, 0, 1)
     raw = raw._replace(sizes=raw.sizes - torch.arange(8)[:, None] % 3)
     alone = [augment(Batch(*(part[i : i + 1] for part in raw))).images for i in range(8)]
-    torch.testing.assert_close(augment(raw.to(place.device)).images.cpu(), torch.cat(alone), rtol=0, atol=1e-4)
+    torch.testing.assert_close(augment(raw.to(world.device)).images.cpu(), torch.cat(alone), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_pictures_that_reside_on_the_device_are_those_that_are_read(place: Place, dtype: type) -> None:
-    read, kept = feed(dtype, memory=0), feed(dtype)
-    assert kept.pictures.reside(place.device) == (place.device.type == "cuda")
+def test_images_that_reside_on_the_device_are_those_that_are_read(world: World, dtype: type) -> None:
+    read, kept = loader(dtype, memory=0), loader(dtype)
+    assert kept.images.reside(world.device) == (world.device.type == "cuda")
     for step in range(4):
         given, true = kept.share(step, 1, 2), read.share(step, 1, 2)
-        assert given.images.device.type == place.device.type
+        assert given.images.device.type == world.device.type
         for part, other in zip(given, true, strict=True):
             assert torch.equal(part.cpu(), other)
 
 
-def test_batches_made_ahead_arrive_whole(place: Place) -> None:
+def test_batches_made_ahead_arrive_whole(world: World) -> None:
     """Where there is a GPU they wait in page-locked memory."""
-    ahead, true = feed(), feed()
+    ahead, true = loader(), loader()
     ahead.instant = False
     for step, (part,) in stream(ahead, range(6), 0, 1, 1):
         assert part.images.is_pinned() == part.keys.is_pinned() == torch.cuda.is_available()
-        for there, here in zip(part.to(place.device), true.share(step, 0, 1), strict=True):
-            assert there.device.type == place.device.type
+        for there, here in zip(part.to(world.device), true.share(step, 0, 1), strict=True):
+            assert there.device.type == world.device.type
             assert torch.equal(there.cpu(), here)
 
 
-def test_flops_are_counted_alike(place: Place) -> None:
+def test_flops_are_counted_alike(world: World) -> None:
     """Fused attention on a GPU computes its scores again on the way back: a product more than the formula has."""
     learner = mae()
     learner.augmentation = None  # its products are none of the formula's
     formula = mae_cost(learner.encoder.config, visible=4, width=48, depth=2, predicted=48, batch=10**9).step
-    low, high = (cost_of(learner, batch(n), SpreadConfig(precision="bfloat16"), place).flops for n in (2, 6))
-    assert (high - low) / 4 == pytest.approx(formula, rel=1e-6 if place.device.type == "cpu" else 0.1)
+    low, high = (cost_of(learner, batch(n), HardwareConfig(precision="bfloat16"), world).flops for n in (2, 6))
+    assert (high - low) / 4 == pytest.approx(formula, rel=1e-6 if world.device.type == "cpu" else 0.1)
 
 
 class Lines:
@@ -138,36 +138,36 @@ class Lines:
     def close(self) -> None: ...
 
 
-def run(place: Place, folder: Path, last: int = 0) -> tuple[MAE, list[Record]]:
+def run(world: World, folder: Path, last: int = 0) -> tuple[MAE, list[Record]]:
     """Twelve steps, or up to the `last` one, from the newest checkpoint on."""
     learner, lines = mae(), Lines(last)
     training = TrainConfig(epochs=4, batch_size=8, log_every=1, monitor_times=1)
-    train(learner, feed(), training, OptimConfig(base_lr=0.05), EXACT, place, checkpoints=Checkpoints(folder), sinks=[lines])
+    train(learner, loader(), training, OptimConfig(base_lr=0.05), EXACT, world, checkpoints=Checkpoints(folder), sinks=[lines])
     return learner, lines.lines
 
 
-def test_a_stopped_run_ends_as_one_that_was_not_and_logs_its_share_of_the_peak(place: Place, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_as_one_that_was_not_and_logs_its_share_of_the_peak(world: World, tmp_path: Path) -> None:
     """Bit by bit on the CPU; a GPU adds up in any order, so there the losses agree to four digits."""
-    whole, true = run(place, tmp_path / "whole")
+    whole, true = run(world, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        run(place, tmp_path / "stopped", last=5)
-    stopped, lines = run(place, tmp_path / "stopped")
+        run(world, tmp_path / "stopped", last=5)
+    stopped, lines = run(world, tmp_path / "stopped")
     assert [line["step"] for line in true] == list(range(1, 13))
     assert [line["step"] for line in lines] == list(range(6, 13))
     assert all(0 < line["peak_share"] < 1 for line in true + lines)
     assert true[-1]["loss"] < 0.99 * true[0]["loss"]
-    exact = place.device.type == "cpu"
+    exact = world.device.type == "cpu"
     for line, other in zip(lines, true[5:], strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=0 if exact else 1e-4)
     if exact:
         assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), stopped.state_dict().values(), strict=True))
 
 
-def forward(learner: MAE, raw: Batch, meter: Meter, place: Place) -> Tensor:
+def forward(learner: MAE, raw: Batch, meter: Meter, world: World) -> Tensor:
     """The first half of a step, as the loop does it."""
     with torch.no_grad():
-        images = learner.augment(raw.to(place.device))
-    with autocast(EXACT, place):
+        images = learner.augment(raw.to(world.device))
+    with autocast(EXACT, world):
         result = learner(images)
     meter.add({"loss": result.loss, **result.metrics})
     return result.loss
@@ -199,21 +199,21 @@ class Copies(TorchDispatchMode):
 
 def test_nothing_in_a_step_waits_for_a_gpu() -> None:
     """On a GPU that is imagined: tensors without numbers, which refuse to be read; autograd's own part is left out."""
-    place = Place(torch.device("cuda", 0))
+    world = World(torch.device("cuda", 0))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with place.device:
+        with world.device:
             learner = mae(AugmentConfig(jitter=0.4)).train()
         images = torch.zeros(8, 3, 18, 20, dtype=torch.uint8)
         raw = Batch(images, torch.ones(8, 2, dtype=torch.int64), torch.arange(8))
-        optimizer, meter = build_optimizer(learner, OptimConfig()), Meter(place)
+        optimizer, meter = build_optimizer(learner, OptimConfig()), Meter(world)
         with Copies() as copies:
-            forward(learner, raw, meter, place)
+            forward(learner, raw, meter, world)
             for parameter in learner.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             update(learner, optimizer, meter)
         assert copies.waiting == []
         with Copies() as copies:
-            raw.images.to(place.device)
+            raw.images.to(world.device)
         assert copies.waiting == ["aten._to_copy.default"]  # so a copy that waits would be seen
 
 
@@ -221,14 +221,14 @@ def test_nothing_in_a_step_waits_for_a_gpu() -> None:
 @NO_GPU
 def test_nothing_in_a_whole_step_waits_for_the_gpu() -> None:
     """CUDA itself says so."""
-    place, pictures = Place(torch.device("cuda")), feed()
-    pictures.instant = False
-    learner = mae(AugmentConfig(jitter=0.4)).to(place.device).train()
-    optimizer, meter = build_optimizer(learner, OptimConfig()), Meter(place)
-    for step, (raw,) in stream(pictures, range(4), 0, 1, 1):
+    world, images = World(torch.device("cuda")), loader()
+    images.instant = False
+    learner = mae(AugmentConfig(jitter=0.4)).to(world.device).train()
+    optimizer, meter = build_optimizer(learner, OptimConfig()), Meter(world)
+    for step, (raw,) in stream(images, range(4), 0, 1, 1):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step makes what is made once
         try:
-            forward(learner, raw, meter, place).backward()
+            forward(learner, raw, meter, world).backward()
             update(learner, optimizer, meter)
         finally:
             torch.cuda.set_sync_debug_mode("default")

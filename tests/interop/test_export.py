@@ -14,7 +14,7 @@ def test_each_format_is_written_and_checked(make_mae, tmp_path, said, to):
     native.save(make_mae(width=192, depth=1, decoder_heads=2), tmp_path / "run")
     out = export(tmp_path / "run", to=to, say=said)
     assert out == tmp_path / "run" / "export" / NAMES[to]
-    assert "agrees on random pictures" in said[-1]
+    assert "agrees on random images" in said[-1]
     assert [path.name for path in out.parent.iterdir()] == [out.name]  # nothing temporary is left
     with pytest.raises(UnveilError, match="exists, and nothing is overwritten"):
         export(tmp_path / "run", to=to, say=said)

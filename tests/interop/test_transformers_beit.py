@@ -1,4 +1,4 @@
-"""BEiT against transformers: the same weights, the same pictures, the same masks; in and out."""
+"""BEiT against transformers: the same weights, the same images, the same masks; in and out."""
 
 import json
 
@@ -102,5 +102,5 @@ def test_what_ours_does_not_do_is_refused(tmp_path):
         with pytest.raises(UnveilError, match=match):
             load(tmp_path)
     rectangle = BEiT.build(ViTConfig(**SHAPE | {"image_size": (32, 16)}), BEiTConfig(codebook=11), AugmentConfig())
-    with pytest.raises(UnveilError, match="square pictures and patches only"):
+    with pytest.raises(UnveilError, match="square images and patches only"):
         transformers_beit.state_of(rectangle)

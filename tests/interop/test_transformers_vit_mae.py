@@ -104,7 +104,7 @@ def test_transformers_loads_an_encoder_alone(make_mae, tmp_path, images):
     assert (encoder(images) - tokens).abs().max() < 1e-5
 
 
-def test_pictures_are_prepared_alike(make_mae, tmp_path):
+def test_images_are_prepared_alike(make_mae, tmp_path):
     from unveil.data.augment import normalise
 
     transformers_vit_mae.export(make_mae(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)), tmp_path)
@@ -118,7 +118,7 @@ def test_pictures_are_prepared_alike(make_mae, tmp_path):
 def test_what_transformers_cannot_express_is_refused(make_mae, make_finetune, tmp_path):
     out = tmp_path / "out"
     for learner, match in (
-        (make_mae(image_size=(32, 48)), "square pictures and patches only"),
+        (make_mae(image_size=(32, 48)), "square images and patches only"),
         (make_mae(patch_size=(8, 4)), "square"),
         (make_mae(target="pca"), "no PCA target"),
         (make_mae(layer_scale=0.1), "no place for"),

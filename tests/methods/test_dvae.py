@@ -29,7 +29,7 @@ def dvae(vit: ViTConfig = VIT, **options: object) -> DVAE:
     return DVAE.build(vit, DVAEConfig(**{"codebook": K, **options}), AugmentConfig()).eval()
 
 
-def pictures(count: int = 3) -> torch.Tensor:
+def raw(count: int = 3) -> torch.Tensor:
     return torch.randn(count, 3, 8, 12, generator=torch.Generator().manual_seed(1))
 
 
@@ -69,15 +69,15 @@ def test_straight_through_has_the_gradient_of_the_blend():
 
 
 def test_the_loss_and_its_schedules():
-    learner, given = dvae(kl_weight=0.4, last_kl_weight=0.1, temperature=1.0, last_temperature=0.25), batch(pictures())
+    learner, given = dvae(kl_weight=0.4, last_kl_weight=0.1, temperature=1.0, last_temperature=0.25), batch(raw())
     for progress, temperature, weight in ((0.0, 1.0, 0.4), (0.5, 0.5, 0.25), (1.0, 0.25, 0.1)):
         learner.after_step(progress)
         scores = learner.encoder.encode(given.images)
         chosen = gumbel_softmax(scores, learner.noise(given.keys, N), torch.tensor(temperature), False)
         error = (learner.encoder.decode(chosen, (8, 12)) - given.images).square().mean().item()
         divergences = []
-        for picture in scores.softmax(dim=-1):
-            together = [sum(row[k].item() for row in picture) / N for k in range(K)]
+        for image in scores.softmax(dim=-1):
+            together = [sum(row[k].item() for row in image) / N for k in range(K)]
             divergences.append(sum(q * math.log(q * K) for q in together))
         step = learner(given)
         assert step.loss.item() == pytest.approx(error + weight * sum(divergences) / 3, rel=1e-4)
@@ -86,18 +86,18 @@ def test_the_loss_and_its_schedules():
 
 
 def test_it_learns_to_rebuild():
-    learner, given = dvae(codebook=32, last_kl_weight=0.0).train(), batch(pictures(8).repeat_interleave(2, dim=0))
-    before = learner.held_out(given)["rebuilt_error"]
+    learner, given = dvae(codebook=32, last_kl_weight=0.0).train(), batch(raw(8).repeat_interleave(2, dim=0))
+    before = learner.validation_metrics(given)["rebuilt_error"]
     optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
     for step in range(150):
         learner(given).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         learner.after_step((step + 1) / 150)
-    assert learner.held_out(given)["rebuilt_error"] < 0.7 * before
+    assert learner.validation_metrics(given)["rebuilt_error"] < 0.7 * before
 
 
-def test_codebook_by_the_size_of_pictures():
+def test_codebook_by_the_size_of_images():
     assert dvae(codebook=None).config.codebook == 512
     with torch.device("meta"):
         photographs = ViTConfig(width=24, depth=4, heads=3, image_size=(224, 224), patch_size=(16, 16))
@@ -108,7 +108,7 @@ def test_codebook_by_the_size_of_pictures():
 
 
 def test_its_reconstructions_are_drawn():
-    learner, images = dvae(), pictures(2)
+    learner, images = dvae(), raw(2)
     made = learner.reconstruct(images)
     assert not made.hidden.any()
     assert torch.equal(made.pixels, learner.encoder.rebuild(images))
@@ -117,7 +117,7 @@ def test_its_reconstructions_are_drawn():
     one_hot = torch.nn.functional.one_hot(tokens, K).float()
     torch.testing.assert_close(learner.encoder.decode(one_hot, (8, 12)), made.pixels)
     drawn = figure(learner, images)
-    assert len(drawn.axes) == 4  # two pictures, each as it is and rebuilt
+    assert len(drawn.axes) == 4  # two images, each as it is and rebuilt
 
 
 @pytest.mark.parametrize("method", [BEiT, MAE])
@@ -125,28 +125,28 @@ def test_a_run_is_a_tokenizer_and_may_go_afterwards(method, tmp_path):
     trained = dvae()
     native.save(trained, tmp_path / "dvae")
     assert not (tmp_path / "dvae" / "encoder.safetensors").exists()
-    assert torch.equal(load(tmp_path / "dvae", say=lambda text: None).encoder(pictures()), trained.encoder(pictures()))
+    assert torch.equal(load(tmp_path / "dvae", say=lambda text: None).encoder(raw()), trained.encoder(raw()))
     options = {"target": "token", "decoder_width": 24, "decoder_heads": 3} if method is MAE else {}
     config = {MAE: MAEConfig, BEiT: BEiTConfig}[method](tokenizer=str(tmp_path / "dvae"), **options)
     learner = method.build(VIT, config, AugmentConfig())
-    learner.prepare(batch(pictures()))
-    assert torch.equal(learner.target.tokenizer(pictures()), trained.encoder(pictures()))
+    learner.prepare(batch(raw()))
+    assert torch.equal(learner.target.tokenizer(raw()), trained.encoder(raw()))
     assert learner.head.out_features == K
     assert not any(p.requires_grad for p in learner.target.parameters())
     native.save(learner, tmp_path / "run")
     shutil.rmtree(tmp_path / "dvae")
     again = load(tmp_path / "run", say=lambda text: None)
-    assert torch.equal(again.target.tokenizer(pictures()), trained.encoder(pictures()))
+    assert torch.equal(again.target.tokenizer(raw()), trained.encoder(raw()))
     assert json.loads(again.config.tokenizer)["codebook"] == K
     with pytest.raises(UnveilError, match="is no finished run"):
         method.build(VIT, config, AugmentConfig())
 
 
-def test_tokens_for_another_grid_and_other_pictures(tmp_path):
+def test_tokens_for_another_grid_and_other_images(tmp_path):
     native.save(dvae(ViTConfig(width=24, depth=4, heads=3, image_size=(8, 8), patch_size=(4, 4))), tmp_path / "dvae")
     config = BEiTConfig(tokenizer=str(tmp_path / "dvae"))
-    assert BEiT.build(VIT, config, AugmentConfig()).target.tokenizer(pictures()).shape == (3, N)  # seen at 16 x 16
-    with pytest.raises(UnveilError, match=r"is for pictures with mean .*train one on them"):
+    assert BEiT.build(VIT, config, AugmentConfig()).target.tokenizer(raw()).shape == (3, N)  # seen at 16 x 16
+    with pytest.raises(UnveilError, match=r"is for images with mean .*train one on them"):
         BEiT.build(ViTConfig(**{**vars(VIT), "mean": (0.5,) * 3}), config, AugmentConfig())
     native.save(BEiT.build(VIT, BEiTConfig(codebook=4), AugmentConfig()), tmp_path / "beit")
     with pytest.raises(UnveilError, match="is a run of beit, expected one of dvae"):

@@ -1,4 +1,4 @@
-"""MAE, recomputed one picture and one patch at a time."""
+"""MAE, recomputed one image and one patch at a time."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def build(vit: ViTConfig = VIT, **options: object) -> MAE:
     return mae
 
 
-def pictures(count: int = 3) -> Tensor:
+def raw(count: int = 3) -> Tensor:
     return torch.randn(count, 5, 8, 12, generator=torch.Generator().manual_seed(1)) + 0.3
 
 
@@ -32,18 +32,18 @@ def batch(images: Tensor, first: int = 0) -> Batch:
     return Batch(images, torch.tensor([[8, 12]] * len(images)), sample_keys(0, first, len(images)))
 
 
-def patch_of(picture: Tensor, n: int) -> Tensor:
+def patch_of(image: Tensor, n: int) -> Tensor:
     """The values of patch n in the order (row, column, channel)."""
     top, left = n // 4 * 2, n % 4 * 3
-    return torch.stack([picture[c, top + i, left + j] for i in range(2) for j in range(3) for c in range(5)])
+    return torch.stack([image[c, top + i, left + j] for i in range(2) for j in range(3) for c in range(5)])
 
 
-def paint_slowly(mae: MAE, picture: Tensor, keep: list[int]) -> list[Tensor]:
-    """What is predicted for each patch of one picture of which the patches `keep` are seen."""
+def paint_slowly(mae: MAE, image: Tensor, keep: list[int]) -> list[Tensor]:
+    """What is predicted for each patch of one image of which the patches `keep` are seen."""
     vit, instead = mae.encoder, mae.config.mask_tokens_in_encoder
     tokens = [vit.class_token + vit.positions[0]]
     for n in range(N) if instead else keep:
-        embedded = vit.embed.weight @ patch_of(picture, n) + vit.embed.bias
+        embedded = vit.embed.weight @ patch_of(image, n) + vit.embed.bias
         tokens.append((embedded if n in keep else mae.mask_token) + vit.positions[1 + n])
     x = torch.stack(tokens)[None]
     for block in vit.transformer.blocks:
@@ -61,8 +61,8 @@ def paint_slowly(mae: MAE, picture: Tensor, keep: list[int]) -> list[Tensor]:
     return [mae.head.weight @ x[1 + n] + mae.head.bias for n in range(N)]
 
 
-def target_slowly(mae: MAE, picture: Tensor, n: int) -> Tensor:
-    patch = patch_of(picture, n)
+def target_slowly(mae: MAE, image: Tensor, n: int) -> Tensor:
+    patch = patch_of(image, n)
     if mae.config.target != "normalised":
         return patch
     mean = sum(patch) / len(patch)
@@ -72,11 +72,11 @@ def target_slowly(mae: MAE, picture: Tensor, n: int) -> Tensor:
 
 def loss_slowly(mae: MAE, images: Tensor, hidden: Tensor) -> Tensor:
     errors = []
-    for picture, gone in zip(images, hidden.tolist(), strict=True):
-        painted = paint_slowly(mae, picture, [n for n in range(N) if not gone[n]])
+    for image, gone in zip(images, hidden.tolist(), strict=True):
+        painted = paint_slowly(mae, image, [n for n in range(N) if not gone[n]])
         for n in range(N):
             if gone[n] or mae.config.loss_on_all:
-                errors.extend((painted[n] - target_slowly(mae, picture, n)) ** 2)
+                errors.extend((painted[n] - target_slowly(mae, image, n)) ** 2)
     return sum(errors) / len(errors)
 
 
@@ -92,9 +92,9 @@ def hidden_of(mae: MAE, keys: Tensor) -> Tensor:
 @pytest.mark.parametrize("target", ["normalised", "pixel"])
 @pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_the_loss_one_picture_and_one_patch_at_a_time(target, everywhere, tokens):
+def test_the_loss_one_image_and_one_patch_at_a_time(target, everywhere, tokens):
     mae = build(target=target, loss_on_all=everywhere, mask_tokens_in_encoder=tokens)
-    images, given = pictures(), batch(pictures())
+    images, given = raw(), batch(raw())
     hidden = hidden_of(mae, given.keys)
     assert hidden.sum(dim=1).tolist() == [12, 12, 12]
     assert len({tuple(row) for row in hidden.tolist()}) == 3
@@ -112,21 +112,21 @@ def test_the_loss_one_picture_and_one_patch_at_a_time(target, everywhere, tokens
 
 def test_pca_target_compares_coefficients():
     mae = build(target="pca")
-    images = pictures(20)
+    images = raw(20)
     mae.prepare(batch(images))
     assert mae.head.out_features == 30
     hidden = hidden_of(mae, sample_keys(0, 0, 2))
     errors = []
-    for picture, gone in zip(images[:2], hidden.tolist(), strict=True):
-        painted = paint_slowly(mae, picture, [n for n in range(N) if not gone[n]])
+    for image, gone in zip(images[:2], hidden.tolist(), strict=True):
+        painted = paint_slowly(mae, image, [n for n in range(N) if not gone[n]])
         for n in range(N):
             if gone[n]:
-                errors.extend((painted[n] - (patch_of(picture, n) - mae.target.centre) @ mae.target.axes) ** 2)
+                errors.extend((painted[n] - (patch_of(image, n) - mae.target.centre) @ mae.target.axes) ** 2)
     torch.testing.assert_close(mae.loss(images[:2], hidden), sum(errors) / len(errors), rtol=1e-4, atol=1e-5)
 
 
 def test_hidden_patches_never_reach_the_encoder():
-    mae, images = build(), pictures()
+    mae, images = build(), raw()
     keep, hide = mae.mask(sample_keys(0, 0, 3))
     expected = mae.paint(images, keep, hide)
     poisoned = images.clone()
@@ -140,7 +140,7 @@ def test_hidden_patches_never_reach_the_encoder():
 
 @pytest.mark.parametrize("target", ["normalised", "pixel"])
 def test_reconstruct(target):
-    mae, images = build(target=target), pictures()
+    mae, images = build(target=target), raw()
     hidden = hidden_of(mae, sample_keys(3, 0, 3))
     found = mae.reconstruct(images, hidden)
     assert torch.equal(found.hidden, hidden)
@@ -157,17 +157,17 @@ def test_reconstruct(target):
 
 
 def test_held_out():
-    mae, images = build(), pictures()
+    mae, images = build(), raw()
     given = batch(images)
     hidden = hidden_of(mae, given.keys)
-    rebuilt, errors = mae.reconstruct(images, hidden).pixels, {"held_out": [], "patch_mean": [], "picture_mean": []}
+    rebuilt, errors = mae.reconstruct(images, hidden).pixels, {"held_out": [], "patch_mean": [], "image_mean": []}
     for b in range(3):
         seen = [patch_of(images[b], n).reshape(6, 5) for n in range(N) if not hidden[b, n]]
-        picture_mean = torch.cat(seen).mean(dim=0)
+        image_mean = torch.cat(seen).mean(dim=0)
         for n in range(N):
             if hidden[b, n]:
                 true = patch_of(images[b], n).reshape(6, 5)
                 errors["held_out"] += (true - patch_of(rebuilt[b], n).reshape(6, 5)).square().flatten().tolist()
                 errors["patch_mean"] += (true - true.mean(dim=0)).square().flatten().tolist()
-                errors["picture_mean"] += (true - picture_mean).square().flatten().tolist()
-    assert mae.held_out(given) == pytest.approx({f"{k}_error": sum(v) / len(v) for k, v in errors.items()}, rel=1e-4)
+                errors["image_mean"] += (true - image_mean).square().flatten().tolist()
+    assert mae.validation_metrics(given) == pytest.approx({f"{k}_error": sum(v) / len(v) for k, v in errors.items()}, rel=1e-4)

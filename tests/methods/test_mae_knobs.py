@@ -24,7 +24,7 @@ def build(**options: object) -> MAE:
     return MAE.build(VIT, MAEConfig(**{"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2, **options}), AugmentConfig())
 
 
-def pictures(count: int = 3) -> Tensor:
+def raw(count: int = 3) -> Tensor:
     return torch.randn(count, 5, 8, 12, generator=torch.Generator().manual_seed(1)) + 0.3
 
 
@@ -43,7 +43,7 @@ def test_the_encoder_sees_one_token_a_visible_patch(tokens, ratio):
     seen, decoded = [], []
     mae.encoder.transformer.blocks[0].register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
     mae.decoder.blocks[0].mlp.register_forward_pre_hook(lambda _, x: decoded.append(x[0].shape[1]))
-    mae(batch(pictures()))
+    mae(batch(raw()))
     assert seen == [1 + N if tokens else 1 + int(N * (1 - ratio))]
     assert decoded == [1 + N]
 
@@ -65,7 +65,7 @@ def test_the_mask_depends_on_the_key_alone(sampling):
     assert torch.equal(torch.cat([hidden_of(mae, keys[:5]), hidden_of(mae, keys[5:])]), whole)
     assert torch.equal(hidden_of(mae, keys.flip(0)), whole.flip(0))
     assert len({tuple(row) for row in whole.tolist()}) > 6
-    images = pictures(12)
+    images = raw(12)
     split_loss = (5 * mae(batch(images[:5])).loss + 7 * mae(batch(images[5:], first=5)).loss) / 12
     torch.testing.assert_close(mae(batch(images)).loss, split_loss)
 
@@ -77,7 +77,7 @@ def test_ratios_that_hide_nothing_or_all_are_refused_at_once(ratio):
 
 
 def test_wrong_masks_are_refused():
-    mae, images = build(), pictures(2)
+    mae, images = build(), raw(2)
     uneven = torch.zeros(2, N, dtype=torch.bool)
     uneven[0, 0] = True
     for hidden in (uneven, torch.ones(2, N - 1, dtype=torch.bool), torch.ones(3, N, dtype=torch.bool)):
@@ -86,7 +86,7 @@ def test_wrong_masks_are_refused():
 
 
 def test_a_mask_is_drawn_where_none_is_given():
-    mae, images = build(), pictures(2)
+    mae, images = build(), raw(2)
     torch.manual_seed(5)
     first = mae.reconstruct(images).hidden
     second = mae.reconstruct(images).hidden

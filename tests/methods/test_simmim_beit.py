@@ -1,4 +1,4 @@
-"""SimMIM and BEiT, recomputed one picture and one patch at a time."""
+"""SimMIM and BEiT, recomputed one image and one patch at a time."""
 
 import math
 
@@ -37,7 +37,7 @@ def beit(**options: object) -> BEiT:
     return shaken(BEiT.build(VIT, BEiTConfig(**{"codebook": 7, **options}), AugmentConfig()))
 
 
-def pictures(count: int = 3) -> Tensor:
+def raw(count: int = 3) -> Tensor:
     return torch.randn(count, 5, 8, 12, generator=torch.Generator().manual_seed(1)) + 0.3
 
 
@@ -45,14 +45,14 @@ def batch(images: Tensor, first: int = 0) -> Batch:
     return Batch(images, torch.tensor([[8, 12]] * len(images)), sample_keys(0, first, len(images)))
 
 
-def patch_of(picture: Tensor, n: int) -> Tensor:
+def patch_of(image: Tensor, n: int) -> Tensor:
     """The values of patch n in the order (row, column, channel)."""
     top, left = n // 4 * 2, n % 4 * 3
-    return torch.stack([picture[c, top + i, left + j] for i in range(2) for j in range(3) for c in range(5)])
+    return torch.stack([image[c, top + i, left + j] for i in range(2) for j in range(3) for c in range(5)])
 
 
 def attend_slowly(block, x: Tensor, table: Tensor | None) -> Tensor:
-    """Self-attention of one picture's tokens (T, D), a score at a time, with a bias by offset looked up by hand."""
+    """Self-attention of one image's tokens (T, D), a score at a time, with a bias by offset looked up by hand."""
     attention, heads = block.attention, block.attention.heads
     each = x.shape[1] // heads
     query, key, value = (block.attention.query_key_value(block.norm1(x))).chunk(3, dim=1)
@@ -81,13 +81,13 @@ def offset(t: int, s: int) -> int:
     return (y - v + 3) * 7 + (x - u + 3)
 
 
-def encode_slowly(learner: SimMIM | BEiT, picture: Tensor, hidden: list[int]) -> Tensor:
-    """The tokens of one picture whose patches `hidden` are mask tokens."""
+def encode_slowly(learner: SimMIM | BEiT, image: Tensor, hidden: list[int]) -> Tensor:
+    """The tokens of one image whose patches `hidden` are mask tokens."""
     vit = learner.encoder
     place = torch.zeros(1 + N, 24) if vit.positions is None else vit.positions
     tokens = [vit.class_token + place[0]]
     for n in range(N):
-        embedded = vit.embed.weight @ patch_of(picture, n) + vit.embed.bias
+        embedded = vit.embed.weight @ patch_of(image, n) + vit.embed.bias
         tokens.append((learner.mask_token if n in hidden else embedded) + place[1 + n])
     x = torch.stack(tokens)
     for i, block in enumerate(vit.transformer.blocks):
@@ -100,15 +100,15 @@ def encode_slowly(learner: SimMIM | BEiT, picture: Tensor, hidden: list[int]) ->
 
 @pytest.mark.parametrize("target", ["pixel", "normalised"])
 def test_simmim_one_pixel_at_a_time(target):
-    learner, images = simmim(target=target), pictures()
+    learner, images = simmim(target=target), raw()
     keys, differences = batch(images).keys, []
     _, hide = learner.mask(keys)
-    for b, picture in enumerate(images):
+    for b, image in enumerate(images):
         hidden = hide[b].tolist()
-        tokens = encode_slowly(learner, picture, hidden)
+        tokens = encode_slowly(learner, image, hidden)
         for n in hidden:
             painted = learner.head.weight @ tokens[1 + n] + learner.head.bias
-            patch = patch_of(picture, n)
+            patch = patch_of(image, n)
             if target == "normalised":
                 patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
             differences += [abs(float(a - b)) for a, b in zip(painted, patch, strict=True)]
@@ -117,22 +117,22 @@ def test_simmim_one_pixel_at_a_time(target):
 
 @pytest.mark.parametrize("bias", ["shared", "block", "none"])
 def test_beit_one_token_at_a_time(bias):
-    learner, images = beit(relative_bias=bias, positions="sincos" if bias == "none" else "none"), pictures()
+    learner, images = beit(relative_bias=bias, positions="sincos" if bias == "none" else "none"), raw()
     learner.prepare(batch(images))
     _, hide = learner.mask(batch(images).keys)
     assert hide.shape[1] == 16 - int(16 * 0.6)
     centres, losses = learner.target.tokenizer.centres, []
-    for b, picture in enumerate(images):
+    for b, image in enumerate(images):
         hidden = hide[b].tolist()
-        tokens = encode_slowly(learner, picture, hidden)
+        tokens = encode_slowly(learner, image, hidden)
         for n in hidden:
-            patch = patch_of(picture, n)
+            patch = patch_of(image, n)
             patch = (patch - patch.mean()) / (patch.var() + 1e-2).sqrt()
             token = min(range(7), key=lambda k: float((patch - centres[k]).square().sum()))
             scores = (learner.head.weight @ tokens[1 + n] + learner.head.bias).tolist()
             losses.append(math.log(sum(math.exp(s) for s in scores)) - scores[token])
     assert float(learner(batch(images)).loss) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    seen = learner.held_out(batch(images))
+    seen = learner.validation_metrics(batch(images))
     assert seen["held_out_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert 0 <= seen["token_accuracy"] <= 1
 
@@ -145,8 +145,8 @@ def test_what_is_hidden_depends_on_the_key_alone():
         assert len({tuple(row) for row in whole.tolist()}) > 3
 
 
-def test_simmim_rebuilds_pictures():
-    learner, images = simmim(), pictures(2)
+def test_simmim_rebuilds_images():
+    learner, images = simmim(), raw(2)
     hidden = torch.zeros(2, N, dtype=torch.bool)
     hidden[:, 3:9] = True
     made = learner.reconstruct(images, hidden)
@@ -158,8 +158,8 @@ def test_simmim_rebuilds_pictures():
     hidden[0, 0] = True
     with pytest.raises(UnveilError, match="the same count in each row"):
         learner.reconstruct(images, hidden)
-    error = learner.held_out(batch(images))
-    assert set(error) == {"held_out_error", "patch_mean_error", "picture_mean_error"}
+    error = learner.validation_metrics(batch(images))
+    assert set(error) == {"held_out_error", "patch_mean_error", "image_mean_error"}
     borrows = simmim(target="normalised")
     borrows.head.weight.data.zero_()
     borrows.head.bias.data.zero_()
@@ -180,9 +180,9 @@ def test_mae_predicts_the_tokens_of_the_same_tokenizer():
     mae = MAE.build(VIT, MAEConfig(target="token", codebook=7, decoder_width=16, decoder_heads=2), AugmentConfig())
     other = beit()
     for learner in (mae, other):
-        learner.prepare(batch(pictures()))
-    assert torch.equal(mae.target.tokenizer(pictures()), other.target.tokenizer(pictures()))
+        learner.prepare(batch(raw()))
+    assert torch.equal(mae.target.tokenizer(raw()), other.target.tokenizer(raw()))
     assert mae.head.out_features == 7
-    assert set(mae.held_out(batch(pictures()))) == {"held_out_loss", "token_accuracy"}
+    assert set(mae.validation_metrics(batch(raw()))) == {"held_out_loss", "token_accuracy"}
     with pytest.raises(UnveilError, match="cannot draw pixels"):
-        mae.reconstruct(pictures())
+        mae.reconstruct(raw())

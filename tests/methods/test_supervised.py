@@ -21,7 +21,7 @@ PLAIN = {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "randaugment": 0, "erasi
 def supervised(vit: ViTConfig = VIT, **options: object) -> Supervised:
     torch.manual_seed(0)
     learner = Supervised.build(vit, SupervisedConfig(**{**PLAIN, **options}), AugmentConfig())
-    learner.know(["cat", "dog", "cow"])
+    learner.set_classes(["cat", "dog", "cow"])
     return learner
 
 
@@ -33,13 +33,13 @@ def batch(count: int = 6) -> Batch:
 def test_cross_entropy_of_the_mean_of_the_patch_tokens():
     learner, given = supervised(), batch()
     losses = []
-    for picture, label in zip(given.images, given.labels, strict=True):
-        tokens = learner.encoder(picture[None])[0, 1:]
+    for image, label in zip(given.images, given.labels, strict=True):
+        tokens = learner.encoder(image[None])[0, 1:]
         scores = learner.head.weight @ (sum(tokens) / len(tokens)) + learner.head.bias
         losses.append(-float(scores.log_softmax(dim=0)[label]))
     assert float(learner(given).loss.detach()) == pytest.approx(sum(losses) / 6, rel=1e-5)
     found = (learner.predict(given.images).argmax(dim=1) == given.labels).float().mean()
-    assert learner.held_out(given) == {"accuracy": float(found)}
+    assert learner.validation_metrics(given) == {"accuracy": float(found)}
     mixed = given._replace(labels=torch.full((6, 3), 1 / 3))
     torch.testing.assert_close(learner(mixed).loss, F.cross_entropy(learner.predict(given.images), mixed.labels))
 
@@ -66,7 +66,7 @@ def test_it_needs_two_classes():
     learner = Supervised.build(VIT, SupervisedConfig(), AugmentConfig())
     for classes, found in (((), "no labels"), (["cat"], "one class only: cat")):
         with pytest.raises(UnveilError, match=f"takes two classes, and DATA has {found}"):
-            learner.know(classes)
+            learner.set_classes(classes)
 
 
 def test_it_is_saved_with_its_classes_and_goes_to_timm_with_its_head(tmp_path):

@@ -15,19 +15,19 @@ from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.learner import Learner
-from unveil.methods import METHODS, PICTURES, method_class
+from unveil.methods import IMAGES, METHODS, method_class
 from unveil.models.bert import TextConfig
 from unveil.models.vit import ViTConfig
 from unveil.text.wordpiece import SPECIAL, TextBatch
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, autocast
+from unveil.train.parallel import HardwareConfig, World, autocast
 
 STEPS, BATCH, SAMPLES = 4, 8, 24
 OPTIM = OptimConfig(base_lr=3e-2, warmup=0.0, epsilon=1e-6)
 """No step for a gradient that is pure rounding: that of a key's bias, which softmax does not see."""
-CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
+CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
 SMALL: dict[str, dict[str, Any]] = {
     "beit": {"drop_path": 0.0, "codebook": 16},
     "dvae": {"codebook": 16},
@@ -41,7 +41,7 @@ Seen = tuple[list[float], dict[str, Tensor]]
 
 
 class Few:
-    """A feed of a few pictures that are made on the spot."""
+    """A feed of a few images that are made on the spot."""
 
     samples, batch_size, instant = SAMPLES, BATCH, True
 
@@ -100,24 +100,24 @@ def built(name: str, channels: int = 3) -> Learner:
         ViTConfig: {"image_size": (16, 24), "patch_size": (4, 4), "channels": channels, "mean": half, "std": half},
         TextConfig: {"vocabulary": (*SPECIAL, *(f"word{i}" for i in range(40 - len(SPECIAL)))), "length": 24, "dropout": 0.0},
     }
-    shape = kind.Shape(width=96, depth=2, heads=3, **shapes[kind.Shape])
+    shape = kind.EncoderConfig(width=96, depth=2, heads=3, **shapes[kind.EncoderConfig])
     learner = kind.build(shape, kind.Config(**SMALL.get(name, {})), AugmentConfig())
-    learner.know(["0", "1", "2"])
+    learner.set_classes(["0", "1", "2"])
     return learner
 
 
 def feed_of(name: str, channels: int = 3) -> Few | FewTexts:
     """A feed of what a method takes in."""
-    return FEEDS[method_class(name).Shape](channels)
+    return FEEDS[method_class(name).EncoderConfig](channels)
 
 
-def trained(name: str, folder: Path | None = None, until: int = STEPS, place: Place = CPU) -> Seen:
+def trained(name: str, folder: Path | None = None, until: int = STEPS, world: World = CPU) -> Seen:
     """Four steps in the loop, or fewer of them: each loss, and all tensors at the end."""
     learner, losses = built(name), Losses(until)
     config = TrainConfig(epochs=STEPS * BATCH / SAMPLES, batch_size=BATCH, log_every=1, accumulate=1, save_seconds=0.0)
     kept = None if folder is None else Checkpoints(folder)
     with suppress(TimeoutError):
-        train(learner, feed_of(name), config, OPTIM, EXACT, place, checkpoints=kept, sinks=[losses])
+        train(learner, feed_of(name), config, OPTIM, EXACT, world, checkpoints=kept, sinks=[losses])
     return list(losses), {key: value.detach().clone() for key, value in learner.state_dict().items()}
 
 
@@ -149,7 +149,7 @@ def on_one_of_two(rank: int, store: str, found: Any) -> None:
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for name in METHODS:
-        losses, state = trained(name, place=Place(torch.device("cpu"), rank, 2))
+        losses, state = trained(name, world=World(torch.device("cpu"), rank, 2))
         if rank == 0:
             found.put((name, losses, {key: value.numpy() for key, value in state.items()}))
     dist.barrier()
@@ -186,7 +186,7 @@ def test_half_precision_comes_near(name: str) -> None:
     for precision in ("float32", "bfloat16"):
         learner.zero_grad()
         torch.manual_seed(1)
-        with autocast(SpreadConfig(device="cpu", precision=precision), CPU):
+        with autocast(HardwareConfig(device="cpu", precision=precision), CPU):
             loss = learner(batch).loss
         loss.backward()
         losses.append(loss.detach())
@@ -216,7 +216,7 @@ def test_a_step_is_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_any_number_of_channels(name: str, channels: int) -> None:
     learner, batch = prepared(name, channels)
     loss = learner(batch).loss

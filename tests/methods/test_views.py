@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unveil.blocks.distributed import BatchNorm, gathered, numbers
-from unveil.blocks.ema import follow, rising, slow_copy
+from unveil.blocks.distributed import SyncBatchNorm, all_gather_with_grad, global_row_ids
+from unveil.blocks.ema import cosine_to_one, ema_copy, ema_update
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.methods.dino import DINO, Crops, DINOConfig
@@ -33,21 +33,21 @@ def mocov3(**options: Any) -> MoCoV3:
     return MoCoV3.build(VIT, MoCoV3Config(**{"hidden": 24} | options), AugmentConfig())
 
 
-def pictures(*shape: int) -> Tensor:
+def raw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
 def shared(crops: Tensor, rank: int, world: int) -> Tensor:
-    """The pictures of one of many processes, of crops (n, B, ...)."""
+    """The images of one of many processes, of crops (n, B, ...)."""
     return crops.chunk(world, dim=1)[rank].contiguous()
 
 
 def dino_steps(rank: int = 0, world: int = 1) -> list[dict[str, Tensor]]:
-    """Three steps of SGD on a process's share of the pictures, gradients averaged by hand; what there is after each."""
+    """Three steps of SGD on a process's share of the images, gradients averaged by hand; what there is after each."""
     learner, seen = dino(), []
     weights = [p for p in learner.parameters() if p.requires_grad]
     for step in range(STEPS):
-        large, small = pictures(2, BATCH, 3, 16, 16) + step, pictures(3, BATCH, 3, 8, 8) - step
+        large, small = raw(2, BATCH, 3, 16, 16) + step, raw(3, BATCH, 3, 8, 8) - step
         loss = learner(Crops(shared(large, rank, world), shared(small, rank, world))).loss
         descend(weights, loss, world)
         learner.after_step((step + 1) / STEPS)
@@ -60,7 +60,7 @@ def mocov3_steps(rank: int = 0, world: int = 1) -> list[dict[str, Tensor]]:
     learner, seen = mocov3(), []
     weights = [p for p in learner.parameters() if p.requires_grad]
     for step in range(STEPS):
-        loss = learner(shared(pictures(2, BATCH, 3, 16, 16) + step, rank, world)).loss
+        loss = learner(shared(raw(2, BATCH, 3, 16, 16) + step, rank, world)).loss
         descend(weights, loss, world)
         learner.after_step((step + 1) / STEPS)
         weight = learner.projection[0].weight.detach().clone()
@@ -69,7 +69,7 @@ def mocov3_steps(rank: int = 0, world: int = 1) -> list[dict[str, Tensor]]:
 
 
 def average(x: Tensor, world: int) -> Tensor:
-    return gathered(x.detach()[None]).mean() if world > 1 else x.detach()
+    return all_gather_with_grad(x.detach()[None]).mean() if world > 1 else x.detach()
 
 
 def descend(weights: list[torch.nn.Parameter], loss: Tensor, world: int) -> None:
@@ -93,15 +93,15 @@ def norm_slowly(x: Tensor, layer: Any) -> Tensor:
 def through(x: Tensor, layers: Any) -> Tensor:
     """A projection or prediction of MoCo v3, layer by layer."""
     for layer in layers:
-        x = norm_slowly(x, layer) if isinstance(layer, BatchNorm) else layer(x)
+        x = norm_slowly(x, layer) if isinstance(layer, SyncBatchNorm) else layer(x)
     return x
 
 
 def test_dino_is_the_slow_loop() -> None:
-    """Algorithm 1 of the paper and the schedules of its section 3, one picture and one pair of crops at a time."""
+    """Algorithm 1 of the paper and the schedules of its section 3, one image and one pair of crops at a time."""
     student, found = dino(), dino_steps()
     weights = [p for p in student.parameters() if p.requires_grad]
-    teacher, teacher_head = slow_copy(student.student), slow_copy(student.head)
+    teacher, teacher_head = ema_copy(student.student), ema_copy(student.head)
     centre = torch.zeros(32)
 
     def head(module: Any, tokens: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def test_dino_is_the_slow_loop() -> None:
         return torch.stack([(x / x.norm()) @ (p / p.norm()) for p in module.prototypes])
 
     for step in range(STEPS):
-        crops = [*(pictures(2, BATCH, 3, 16, 16) + step), *(pictures(3, BATCH, 3, 8, 8) - step)]
+        crops = [*(raw(2, BATCH, 3, 16, 16) + step), *(raw(3, BATCH, 3, 8, 8) - step)]
         temperature = 0.04 + 0.03 * min(1, step / STEPS / 0.5)
         total, count, said = torch.zeros(()), 0, []
         for i in range(BATCH):
@@ -137,9 +137,9 @@ def test_mocov3_is_the_slow_loop() -> None:
     """Algorithm 1 of the paper, one query and one key at a time; the momentum encoder moves before each step but the first."""
     learner, found = mocov3(), mocov3_steps()
     weights = [p for p in learner.parameters() if p.requires_grad]
-    slow_encoder, slow_projection = slow_copy(learner.encoder), slow_copy(learner.projection)
+    slow_encoder, slow_projection = ema_copy(learner.encoder), ema_copy(learner.projection)
     for step in range(STEPS):
-        crops = pictures(2, BATCH, 3, 16, 16) + step
+        crops = raw(2, BATCH, 3, 16, 16) + step
         if step:
             momentum = 1 - 0.01 * (math.cos(math.pi * step / STEPS) + 1) / 2
             with torch.no_grad():
@@ -163,23 +163,23 @@ def test_mocov3_is_the_slow_loop() -> None:
 
 def everywhere(rank: int, world: int) -> dict[str, Tensor]:
     """What gather and batch norm say to a process, and the gradients of a mean over processes."""
-    x = pictures(8, 5).chunk(world)[rank].clone().requires_grad_()
-    norm = BatchNorm(5)
+    x = raw(8, 5).chunk(world)[rank].clone().requires_grad_()
+    norm = SyncBatchNorm(5)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(1, 2, 5))
-    weigh = pictures(8, 5).roll(3, 0)
+    weigh = raw(8, 5).roll(3, 0)
     y = norm(x)
-    rows = gathered(y)
+    rows = all_gather_with_grad(y)
     loss = (y * weigh.chunk(world)[rank]).sum() / len(y) + (rows.square() * weigh).mean() * (1 + rank)
     loss.backward()
     assert x.grad is not None
-    return {"y": gathered(y.detach()), "rows": rows.detach(), "gradient": gathered(x.grad) / world}
+    return {"y": all_gather_with_grad(y.detach()), "rows": rows.detach(), "gradient": all_gather_with_grad(x.grad) / world}
 
 
 def on_one_of_two(rank: int, store: str, found: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    seen = (dino_steps(rank, 2), mocov3_steps(rank, 2), [everywhere(rank, 2)], numbers(3, torch.device("cpu")))
+    seen = (dino_steps(rank, 2), mocov3_steps(rank, 2), [everywhere(rank, 2)], global_row_ids(3, torch.device("cpu")))
     if rank:
         found.put([[{key: x.numpy() for key, x in each.items()} for each in steps] for steps in seen[:3]] + [seen[3].numpy()])
     dist.barrier()
@@ -212,7 +212,7 @@ def test_two_processes_see_one_batch(on_two: Any, place: int, steps: Any) -> Non
 def test_batch_norm_and_gather_over_two_processes(on_two: Any) -> None:
     """Against one process that has all rows, and torch's own batch norm. The losses' mean is what is descended."""
     theirs = {key: torch.from_numpy(value) for key, value in on_two[2][0].items()}
-    x, weigh = pictures(8, 5).requires_grad_(), pictures(8, 5).roll(3, 0)
+    x, weigh = raw(8, 5).requires_grad_(), raw(8, 5).roll(3, 0)
     norm = torch.nn.BatchNorm1d(5)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(1, 2, 5))
@@ -225,29 +225,29 @@ def test_batch_norm_and_gather_over_two_processes(on_two: Any) -> None:
 
 
 def test_batch_norm_alone_is_that_of_torch() -> None:
-    x = pictures(8, 5) * 3 + 100
-    torch.testing.assert_close(BatchNorm(5)(x), torch.nn.BatchNorm1d(5)(x), rtol=1e-4, atol=1e-4)
-    assert BatchNorm(5)(x.bfloat16()).dtype == torch.float32
-    assert not list(BatchNorm(5, affine=False).parameters())
+    x = raw(8, 5) * 3 + 100
+    torch.testing.assert_close(SyncBatchNorm(5)(x), torch.nn.BatchNorm1d(5)(x), rtol=1e-4, atol=1e-4)
+    assert SyncBatchNorm(5)(x.bfloat16()).dtype == torch.float32
+    assert not list(SyncBatchNorm(5, affine=False).parameters())
 
 
 def test_a_slow_copy_follows() -> None:
     torch.manual_seed(0)
     fast = torch.nn.Linear(3, 2)
-    slow = slow_copy(fast)
+    slow = ema_copy(fast)
     before = slow.weight.clone()
     fast.weight.data += 1
-    follow(slow, fast, 0.75)
+    ema_update(slow, fast, 0.75)
     torch.testing.assert_close(slow.weight, before + 0.25)
-    follow(slow, fast, 1.0)
+    ema_update(slow, fast, 1.0)
     torch.testing.assert_close(slow.weight, before + 0.25)
     assert not slow.weight.requires_grad
-    assert [rising(0.996, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])
+    assert [cosine_to_one(0.996, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])
 
 
 def test_dino_keeps_to_its_schedules() -> None:
     """The teacher's temperature rises over its share of the run, and then stays; the prototypes begin to learn after theirs."""
-    learner, crops = dino(frozen=0.3), Crops(pictures(2, BATCH, 3, 16, 16), None)
+    learner, crops = dino(frozen=0.3), Crops(raw(2, BATCH, 3, 16, 16), None)
     first, temperatures, learned = learner.head.prototypes.detach().clone(), [], []
     optimizer = build_optimizer(learner, OptimConfig(weight_decay=0.1))
     for step in range(10):
@@ -264,7 +264,7 @@ def test_dino_keeps_to_its_schedules() -> None:
 
 def test_parts_of_a_step_share_one_centre() -> None:
     """A batch in two parts is the batch in one: the centre moves after the step, by all parts."""
-    large, small = pictures(2, BATCH, 3, 16, 16), pictures(3, BATCH, 3, 8, 8)
+    large, small = raw(2, BATCH, 3, 16, 16), raw(3, BATCH, 3, 8, 8)
     whole, parts = dino(), dino()
     loss = whole(Crops(large, small)).loss
     halves = [parts(Crops(shared(large, i, 2), shared(small, i, 2))).loss for i in range(2)]
@@ -280,12 +280,12 @@ def test_the_patch_projection_of_mocov3_stays_at_random() -> None:
     frozen, trained = mocov3(), mocov3(train_patches=True)
     assert not any(p.requires_grad for p in frozen.encoder.embed.parameters())
     assert all(p.requires_grad for p in trained.encoder.embed.parameters())
-    assert mocov3().coupled
+    assert mocov3().needs_whole_batch
 
 
-def test_pictures_of_another_size_ask_for_it() -> None:
+def test_images_of_another_size_ask_for_it() -> None:
     with pytest.raises(UnveilError, match="the model takes"):
-        dino().encoder(pictures(2, 3, 8, 8))
-    assert dino().encoder(pictures(2, 3, 8, 12), any_size=True).shape == (2, 7, 48)
+        dino().encoder(raw(2, 3, 8, 8))
+    assert dino().encoder(raw(2, 3, 8, 12), any_size=True).shape == (2, 7, 48)
     with pytest.raises(UnveilError, match="not a multiple of patch 4"):
-        dino().encoder(pictures(2, 3, 9, 8), any_size=True)
+        dino().encoder(raw(2, 3, 9, 8), any_size=True)

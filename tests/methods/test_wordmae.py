@@ -76,7 +76,7 @@ def test_it_learns_a_text_by_heart() -> None:
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.1 * losses[0]
-    assert learner.eval().held_out(batch)["word_accuracy"] == 1.0
+    assert learner.eval().validation_metrics(batch)["word_accuracy"] == 1.0
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad and p is not learner.encoder.segments)
 
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from unveil.blocks.special_tokens import BEGIN, END, PAD
 from unveil.errors import UnveilError
 from unveil.models.beam_search import beam_search, penalty
-from unveil.models.seq2seq import Cached, Translator, TranslatorConfig
+from unveil.models.seq2seq import Cached, Seq2Seq, Seq2SeqConfig
 
-SMALL = TranslatorConfig(words=13, width=16, depth=2, heads=4, mlp_ratio=2.0, longest=40, dropout=0.0)
+SMALL = Seq2SeqConfig(words=13, width=16, depth=2, heads=4, mlp_ratio=2.0, longest=40, dropout=0.0)
 
 
 @pytest.fixture
-def translator() -> Translator:
+def translator() -> Seq2Seq:
     torch.manual_seed(0)
-    made = Translator(SMALL).eval()
+    made = Seq2Seq(SMALL).eval()
     for parameter in made.parameters():  # biases and norms too
         nn.init.normal_(parameter, std=0.3)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def sentences(*lengths: int, words: int = SMALL.words) -> Tensor:
     return rows
 
 
-def torchs_own(ours: Translator) -> tuple[nn.Transformer, dict[str, str]]:
+def torchs_own(ours: Seq2Seq) -> tuple[nn.Transformer, dict[str, str]]:
     """`torch.nn.Transformer` with the same weights, and what it calls each of ours."""
     theirs = nn.Transformer(
         SMALL.width,
@@ -63,7 +63,7 @@ def torchs_own(ours: Translator) -> tuple[nn.Transformer, dict[str, str]]:
     return theirs, called
 
 
-def test_forward_and_gradients_are_those_of_torch(translator: Translator) -> None:
+def test_forward_and_gradients_are_those_of_torch(translator: Seq2Seq) -> None:
     source, target = sentences(9, 5, 7), sentences(6, 8, 3)
     translator.train()  # torch's fast path for inference is another code
     (theirs, called), embedding = torchs_own(translator), translator.embedding.detach().clone().requires_grad_()
@@ -101,7 +101,7 @@ def test_forward_and_gradients_are_those_of_torch(translator: Translator) -> Non
             same(parameter.grad, others[called[name]].grad, name)
 
 
-def test_one_matrix_embeds_and_scores(translator: Translator) -> None:
+def test_one_matrix_embeds_and_scores(translator: Seq2Seq) -> None:
     names = {name for name, p in translator.named_parameters() if p.shape == (SMALL.words, SMALL.width)}
     assert names == {"embedding"}
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_one_matrix_embeds_and_scores(translator: Translator) -> None:
     torch.testing.assert_close(position[0], translator.positions[:2])
 
 
-def test_what_comes_later_and_padding_change_nothing(translator: Translator) -> None:
+def test_what_comes_later_and_padding_change_nothing(translator: Seq2Seq) -> None:
     source, target = sentences(5), sentences(6)
     plain = translator(source, target)
     longer = torch.cat([source, torch.full((1, 3), PAD)], dim=1), torch.cat([target, torch.tensor([[5, PAD]])], dim=1)
@@ -123,7 +123,7 @@ def test_what_comes_later_and_padding_change_nothing(translator: Translator) -> 
 class Uncached:
     """The obvious way: everything is computed again for each word."""
 
-    def __init__(self, translator: Translator, source: Tensor, beams: int) -> None:
+    def __init__(self, translator: Seq2Seq, source: Tensor, beams: int) -> None:
         self.translator, self.source = translator, source.repeat_interleave(beams, dim=0)
         self.rows = torch.empty(len(self.source), 0, dtype=torch.int64)
 
@@ -133,7 +133,7 @@ class Uncached:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_with_and_without_a_memory_the_words_are_the_same(translator: Translator, beams: int) -> None:
+def test_with_and_without_a_memory_the_words_are_the_same(translator: Seq2Seq, beams: int) -> None:
     torch.manual_seed(1)
     source, longest = sentences(9, 4, 6, 2), torch.tensor([12, 20, 7, 16])
     found, scores = beam_search(Cached(translator, source, beams), longest, beams=beams, alpha=0.6)
@@ -223,7 +223,7 @@ def test_one_beam_is_greedy() -> None:
         assert row == (seen[2:] + [END] * 12)[:12]
 
 
-def test_attention_is_what_the_decoder_does(translator: Translator) -> None:
+def test_attention_is_what_the_decoder_does(translator: Seq2Seq) -> None:
     source, target = sentences(5), sentences(4)
     seen = translator.attention(source, target)
     assert seen.shape == (2, 1, 4, 4, 5)

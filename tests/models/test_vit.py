@@ -57,7 +57,7 @@ def test_tokens_in_and_out():
     torch.testing.assert_close(out, vit.transformer.norm(tokens))
     torch.testing.assert_close(vit.features(x), out[:, 1:].mean(dim=1))
     torch.testing.assert_close(vit.features(x, "class"), out[:, 0])
-    torch.testing.assert_close(out[1:2], vit(x[1:2]))  # pictures do not see each other
+    torch.testing.assert_close(out[1:2], vit(x[1:2]))  # images do not see each other
 
 
 def test_keep_takes_patches_with_their_own_positions():
@@ -127,10 +127,10 @@ def test_resized():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (2, 12, 8), (2, 8, 16)])
-def test_other_pictures_are_refused(shape):
+def test_other_images_are_refused(shape):
     with pytest.raises(UnveilError) as caught:
         tiny()(torch.zeros(1, *shape))
-    assert str(caught.value) == f"pictures are (channels, height, width) {shape}, the model takes (2, 8, 12)"
+    assert str(caught.value) == f"images are (channels, height, width) {shape}, the model takes (2, 8, 12)"
 
 
 def test_heads_of():

@@ -14,7 +14,7 @@ from unveil.models.vit import MODELS, ViT, ViTConfig
 from unveil.planning.cluster import Cluster, Work, activations, forecast, memory, parameters, volume
 from unveil.train.memory_trial import cost_of
 from unveil.train.optim import OptimConfig, build_optimizer
-from unveil.train.parallel import Place, SpreadConfig
+from unveil.train.parallel import HardwareConfig, World
 
 DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
 
@@ -52,7 +52,7 @@ def test_weights_gradients_and_moments_are_those_of_a_real_learner():
 def test_activations_are_about_those_of_a_real_learner():
     """In bfloat16; a CPU keeps attention's maps as well, one for each head and block, which fused attention does not."""
     mae, work = small()
-    half, cpu = SpreadConfig(device="cpu", precision="bfloat16"), Place(torch.device("cpu"))
+    half, cpu = HardwareConfig(device="cpu", precision="bfloat16"), World(torch.device("cpu"))
     low, high = (cost_of(mae, batch(n), half, cpu).kept for n in (8, 24))
     maps = 2 * 3 * (6 * 17**2 + 2 * 65**2)
     assert (high - low) / 16 - maps == pytest.approx(activations(work, 1), rel=0.15)

@@ -1,4 +1,4 @@
-"""From a folder of pictures to an encoder, its proof and its files, in one go and at tiny size."""
+"""From a folder of images to an encoder, its proof and its files, in one go and at tiny size."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import unveil
-from unveil.data.dataset import MEMORY, Pictures
+from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.errors import UnveilError
 from unveil.train.run_folder import Run
 
@@ -28,8 +28,8 @@ TINY = {
 }
 
 
-def write_pictures(folder: Path, count: int = 12) -> Path:
-    """Two classes of pictures, warm and cold, as files of different sizes."""
+def write_images(folder: Path, count: int = 12) -> Path:
+    """Two classes of images, warm and cold, as files of different sizes."""
     chance = np.random.default_rng(0)
     for i in range(count):
         for name, channel in (("warm", 0), ("cold", 2)):
@@ -41,31 +41,31 @@ def write_pictures(folder: Path, count: int = 12) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_pictures(tmp_path_factory.mktemp("pictures"))
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_images(tmp_path_factory.mktemp("images"))
     (folder / "warm" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return unveil.pretrain(str(pictures), out=tmp_path_factory.mktemp("runs") / "run", held_out=4, **TINY)
+def run(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return unveil.pretrain(str(raw), out=tmp_path_factory.mktemp("runs") / "run", held_out=4, **TINY)
 
 
-def test_repeats_reach_the_feed(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeats_reach_the_feed(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def fit(learner: object, feed: object, *others: object) -> None:
-        seen.append(feed)
+    def fit(learner: object, loader: object, *others: object) -> None:
+        seen.append(loader)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unveil.recipes.pretrain.fit", fit)
     with pytest.raises(KeyboardInterrupt):
-        unveil.pretrain(str(pictures), out=tmp_path / "run", held_out=4, repeats=4, **TINY)
+        unveil.pretrain(str(raw), out=tmp_path / "run", held_out=4, repeats=4, **TINY)
     assert (seen[0].repeats, seen[0].samples) == (4, 22)
     with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(repeats\): use 6"):
-        unveil.pretrain(str(pictures), out=tmp_path / "other", repeats=3, **TINY)
+        unveil.pretrain(str(raw), out=tmp_path / "other", repeats=3, **TINY)
 
 
 def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
@@ -86,38 +86,38 @@ def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
     assert set(skipped) == {"warm/broken.jpg", "notes.txt"}
     assert all(skipped.values())
     assert run.results["features"].keys() == {"encoder", "untrained", "raw pixels"}
-    assert run.results["pictures"] == 22  # 24 readable ones, a tenth kept aside
-    assert {"held_out_error", "patch_mean_error", "picture_mean_error"} == run.results["held_out"].keys()
+    assert run.results["images"] == 22  # 24 readable ones, a tenth kept aside
+    assert {"held_out_error", "patch_mean_error", "image_mean_error"} == run.results["held_out"].keys()
     assert [line["step"] for line in run.log] == [1, 2, 3, 4, 5, 6]
     assert "knn" in run.log[-1]
 
 
-def test_methods_that_compare_views_run_whole(pictures: Path, tmp_path: Path) -> None:
+def test_methods_that_compare_views_run_whole(raw: Path, tmp_path: Path) -> None:
     """Also where there are no labels: the spread of features is told, and the class token is judged."""
     options = TINY | {"method": "dino", "prototypes": 32, "local_crops": 1, "epochs": 1.0, "monitor_times": 1, "held_out": 4}
-    run = unveil.pretrain(str(pictures), out=tmp_path / "dino", **options)
+    run = unveil.pretrain(str(raw), out=tmp_path / "dino", **options)
     assert run.results["spread"].keys() == {"encoder", "untrained"}
     assert run.log[-1]["rank_me"] > 1
     assert run.results["features"]["encoder"].keys() == {"knn", "linear"}
     assert unveil.probe(run.path, kind="knn", out=tmp_path / "probe", device="cpu")["config"]["pool"] == "class"
-    plain = unveil.pretrain(str(pictures / "warm"), out=tmp_path / "plain", **options)
+    plain = unveil.pretrain(str(raw / "warm"), out=tmp_path / "plain", **options)
     assert plain.results["spread"]["encoder"]["feature_deviation"] > 0
     assert "features" not in plain.results
 
 
-def test_the_same_command_again_touches_nothing(run: Run, pictures: Path) -> None:
+def test_the_same_command_again_touches_nothing(run: Run, raw: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    again = unveil.pretrain(str(pictures), out=run.path, held_out=4, **TINY)
+    again = unveil.pretrain(str(raw), out=run.path, held_out=4, **TINY)
     assert again.results == run.results
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("missing", ["report.html", "report.html results.json model.safetensors encoder.safetensors samples.npz"])
-def test_a_run_that_was_killed_while_it_was_judged_is_judged_again(run: Run, pictures: Path, tmp_path: Path, missing: str) -> None:
+def test_a_run_that_was_killed_while_it_was_judged_is_judged_again(run: Run, raw: Path, tmp_path: Path, missing: str) -> None:
     folder = Path(shutil.copytree(run.path, tmp_path / "run"))
     for name in missing.split():
         (folder / name).unlink()
-    again = unveil.pretrain(str(pictures), out=folder, held_out=4, **TINY)
+    again = unveil.pretrain(str(raw), out=folder, held_out=4, **TINY)
     both = [{key: value for key, value in each.results.items() if key != "cost"} for each in (again, run)]
     assert both[0] == both[1]  # the time of a run that was cut is not known
     assert {path.name for path in folder.iterdir()} == {path.name for path in run.path.iterdir()}
@@ -125,14 +125,14 @@ def test_a_run_that_was_killed_while_it_was_judged_is_judged_again(run: Run, pic
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_other_settings_and_other_data_are_refused(run: Run, pictures: Path, tmp_path: Path) -> None:
+def test_other_settings_and_other_data_are_refused(run: Run, raw: Path, tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match=r"mask_ratio: was 0\.75, is 0\.5"):
-        unveil.pretrain(str(pictures), out=run.path, held_out=4, mask_ratio=0.5, **TINY)
+        unveil.pretrain(str(raw), out=run.path, held_out=4, mask_ratio=0.5, **TINY)
     with pytest.raises(UnveilError, match="data count: was 25, is 4"):
-        unveil.pretrain(str(write_pictures(tmp_path, 2)), out=run.path, held_out=4, **TINY)
+        unveil.pretrain(str(write_images(tmp_path, 2)), out=run.path, held_out=4, **TINY)
 
 
-def test_the_loaded_model_honours_the_contract(run: Run, pictures: Path) -> None:
+def test_the_loaded_model_honours_the_contract(run: Run, raw: Path) -> None:
     mae = unveil.load(run.path)
     assert not mae.training
     raw = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
@@ -172,8 +172,8 @@ def test_finetune_goes_on_and_is_loaded_again(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "pool", "shape"), [("a.npz", "mean", (96,)), ("a.parquet", "class", (96,)), ("b.npz", "patches", (16, 96))]
 )
-def test_embed(run: Run, pictures: Path, tmp_path: Path, name: str, pool: str, shape: tuple[int, ...]) -> None:
-    out = unveil.embed(run.path, str(pictures), out=tmp_path / name, pool=pool, device="cpu", precision="float32")
+def test_embed(run: Run, raw: Path, tmp_path: Path, name: str, pool: str, shape: tuple[int, ...]) -> None:
+    out = unveil.embed(run.path, str(raw), out=tmp_path / name, pool=pool, device="cpu", precision="float32")
     if out.suffix == ".npz":
         rows = np.load(out)
         paths, embedding = rows["path"].tolist(), rows["embedding"]
@@ -184,7 +184,7 @@ def test_embed(run: Run, pictures: Path, tmp_path: Path, name: str, pool: str, s
         paths, embedding = table["path"], np.array(table["embedding"])
     assert embedding.shape == (24, *shape)
     at = paths.index("warm/00.png")
-    with Image.open(pictures / "warm" / "00.png") as image:
+    with Image.open(raw / "warm" / "00.png") as image:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     mae = unveil.load(run.path)
     from unveil.data.augment import view
@@ -200,8 +200,8 @@ def test_embed(run: Run, pictures: Path, tmp_path: Path, name: str, pool: str, s
 
 @pytest.mark.parametrize("memory", [0, MEMORY])
 def test_embed_writes_no_row_for_what_is_unreadable(run: Run, tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read on demand, the next picture stands in for it: its features must not go under the broken one's name."""
-    monkeypatch.setitem(Pictures.__init__.__kwdefaults__, "memory", memory)
+    """Read on demand, the next image stands in for it: its features must not go under the broken one's name."""
+    monkeypatch.setitem(ImageDataset.__init__.__kwdefaults__, "memory", memory)
     folder = tmp_path / "some"
     folder.mkdir()
     for i in range(4):

@@ -6,24 +6,24 @@ import torch
 
 from unveil.evaluate import features
 from unveil.recipes import pretrain
-from unveil.runs.pretrain_setup import settle
-from unveil.train.parallel import Place, SpreadConfig
+from unveil.runs.pretrain_setup import resolve
+from unveil.train.parallel import HardwareConfig, World
 
-CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
+CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
 
 
 @pytest.mark.parametrize("method", ["mae", "simmim", "beit", "dvae"])
 def test_batches_do_not_change_errors_and_features(monkeypatch, method):
-    pictures = np.random.default_rng(0).integers(0, 255, (40, 20, 20, 3), dtype=np.uint8)
-    setting = settle(pictures, method, "vit-nano", {"image_size": (16,), "patch_size": (4,), "device": "cpu"})
+    images = np.random.default_rng(0).integers(0, 255, (40, 20, 20, 3), dtype=np.uint8)
+    setting = resolve(images, method, "vit-nano", {"image_size": (16,), "patch_size": (4,), "device": "cpu"})
     part = setting.open_parts()[0]
-    vit = setting.vit(part.pictures)
+    vit = setting.vit(part.images)
     torch.manual_seed(0)
     learner = setting.build(vit).eval()
     found = []
     for size in (7, 100):
-        monkeypatch.setattr(pretrain, "at_once", lambda place, size=size: size)
-        errors = pretrain.held_out(learner, judged=part, vit=vit, hardware=EXACT, place=CPU)
+        monkeypatch.setattr(pretrain, "at_once", lambda world, size=size: size)
+        errors = pretrain.held_out(learner, judged=part, vit=vit, hardware=EXACT, world=CPU)
         table = features.features_of(learner.encoder.features, part, vit, EXACT, CPU, batch_size=size)
         found.append((errors, table))
     (few, rows), (many, whole) = found

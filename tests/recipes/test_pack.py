@@ -1,4 +1,4 @@
-"""`unveil pack`: killed at any moment it goes on, and what it writes depends on the pictures and the settings alone."""
+"""`unveil pack`: killed at any moment it goes on, and what it writes depends on the images and the settings alone."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SMALL = {"side": 24, "shard_bytes": 2500, "workers": 2}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_set(tmp_path_factory.mktemp("pictures") / "set", 4)
+    return write_set(tmp_path_factory.mktemp("images") / "set", 4)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_files_that_go_bad_while_it_is_stopped_are_skipped(tmp_path: Path, monke
 def test_the_same_command_again_says_that_it_is_done(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = unveil.pack(data, tmp_path / "out", **SMALL)
     said = capfd.readouterr().err
-    assert "8 train, 4 test pictures" in said
+    assert "8 train, 4 test images" in said
     assert "2 files could not be used: see" in said
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / ".rows-00000.json").write_text("left by a kill")
@@ -241,7 +241,7 @@ def test_nothing_else_is_written_into(data: Path, tmp_path: Path) -> None:
 def test_a_full_disk_ends_it_and_the_same_command_goes_on(
     data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: packing.Draft, item: int, picture: packing.Stored) -> None:
+    def full(self: packing.Draft, item: int, image: packing.Stored) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -278,7 +278,7 @@ def test_what_cannot_be_meant(array: np.ndarray, options: dict[str, object], tol
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_without_a_readable_picture(tmp_path: Path) -> None:
+def test_without_a_readable_image(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(UnveilError, match="none of the 1 files"):
@@ -318,7 +318,7 @@ def test_lines_tell_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = recipe.lines(said.append)
     for done in (100, 220, 340, 460):
         progress(done, 1000)
-    assert said == ["packed 220 of 1,000 pictures, 10 a second, 78 s left", "packed 460 of 1,000 pictures, 15 a second, 36 s left"]
+    assert said == ["packed 220 of 1,000 images, 10 a second, 78 s left", "packed 460 of 1,000 images, 15 a second, 36 s left"]
 
 
 def test_training_from_a_raw_pack_is_training_from_the_folder(data: Path, tmp_path: Path) -> None:

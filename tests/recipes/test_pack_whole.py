@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from unveil.data.dataset import Pictures
+from unveil.data.dataset import ImageDataset
 from unveil.data.pack_reader import FACTS, UNFINISHED
 from unveil.data.sources import open_source
 
@@ -32,7 +32,7 @@ def seconds_of(argv: list[str]) -> float:
     return time.perf_counter() - start
 
 
-@pytest.mark.skipif(not WHOLE, reason="UNVEIL_TEST_WHOLE is not set to paths of pictures, with colons between them")
+@pytest.mark.skipif(not WHOLE, reason="UNVEIL_TEST_WHOLE is not set to paths of images, with colons between them")
 @pytest.mark.parametrize("store", ["jpeg", "raw"])
 @pytest.mark.parametrize("data", WHOLE or [""])
 def test_killed_half_way_and_flipped(data: str, store: str, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_killed_half_way_and_flipped(data: str, store: str, tmp_path: Path) -> N
     count = len(open_source(data))
     in_one_go = seconds_of(command(data, whole, store))
     shards = sorted(path.name for path in whole.glob("shard-*"))
-    assert len(shards) > 2, f"{data} makes {len(shards)} shards of {SHARD:,} bytes: give more pictures"
+    assert len(shards) > 2, f"{data} makes {len(shards)} shards of {SHARD:,} bytes: give more images"
 
     start = time.perf_counter()
     process = subprocess.Popen(command(data, out, store), stderr=subprocess.DEVNULL)
@@ -59,8 +59,8 @@ def test_killed_half_way_and_flipped(data: str, store: str, tmp_path: Path) -> N
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
     size = sum(path.stat().st_size for path in whole.iterdir())
     print(
-        f"\n{data}, {store}: {count:,} pictures, {len(shards)} shards, {size / 1e6:.1f} MB; "
-        f"in one go {in_one_go:.1f} s ({count / in_one_go:,.0f} pictures/s); killed after {first:.1f} s with {len(done)} shards, "
+        f"\n{data}, {store}: {count:,} images, {len(shards)} shards, {size / 1e6:.1f} MB; "
+        f"in one go {in_one_go:.1f} s ({count / in_one_go:,.0f} images/s); killed after {first:.1f} s with {len(done)} shards, "
         f"the rest in {second:.1f} s; the same {len(shards)} shards, index and facts"
     )
     shutil.rmtree(whole)
@@ -73,9 +73,9 @@ def test_killed_half_way_and_flipped(data: str, store: str, tmp_path: Path) -> N
     told = subprocess.run(verify, capture_output=True, text=True, check=False)
     assert told.returncode == 1
     (sentence,) = told.stderr.splitlines()
-    pictures = Pictures(open_source(out), side=256)  # as training reads them: the others go on
-    ((name, reason),) = pictures.skipped.items()
+    images = ImageDataset(open_source(out), side=256)  # as training reads them: the others go on
+    ((name, reason),) = images.skipped.items()
     assert reason == "damaged in the pack: its checksum does not match"
-    assert len(pictures) == count - 1
-    assert f"{out} is damaged: {shard.name}, with 1 picture ({name})" in sentence
+    assert len(images) == count - 1
+    assert f"{out} is damaged: {shard.name}, with 1 image ({name})" in sentence
     print(sentence)

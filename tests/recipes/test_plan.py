@@ -16,12 +16,12 @@ from unveil import cli
 from unveil.cli import parse
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
-from unveil.planning.dry_run import Trial, part_of, timed
-from unveil.planning.rules import Glance, Machine, budget, choose, epochs_for
+from unveil.planning.dry_run import DryRun, part_of, timed
+from unveil.planning.rules import DataSummary, Machine, budget, choose, epochs_for
 from unveil.recipes.plan import command_of, flag
-from unveil.runs.pretrain_setup import configs_of, settle
+from unveil.runs.pretrain_setup import configs_of, resolve
 from unveil.train.loop import TrainConfig
-from unveil.train.parallel import Place
+from unveil.train.parallel import World
 from unveil.train.run_cost import bill_line, bill_of, peak_memory, spell_bytes, spell_time
 from unveil.train.run_folder import Run
 
@@ -32,12 +32,12 @@ KNOWN = {"model", "image_size", "patch_size", "decoder_width", "decoder_depth", 
 
 
 def chosen(count: int, side: int, machine: Machine = CPU, hours: float | None = None, **given):
-    made = choose(Glance(count=count, side=side), machine, budget(machine, hours), given, {}, KNOWN)
+    made = choose(DataSummary(count=count, side=side), machine, budget(machine, hours), given, {}, KNOWN)
     assert all(choice.why for choice in made.values())
     return {name: choice.value for name, choice in made.items()}
 
 
-def test_choices_for_pictures_and_hardware():
+def test_choices_for_images_and_hardware():
     cifar = chosen(50_000, 32)
     assert (cifar["image_size"], cifar["patch_size"]) == ((32, 32), (4, 4))
     assert cifar["batch_size"] == 128
@@ -69,18 +69,18 @@ def test_more_time_and_faster_hardware_never_make_the_model_smaller():
         assert [names.index(name) for name in models] == sorted(names.index(name) for name in models)
     sizes = [names.index(chosen(count, 224, EIGHT, 1000)["model"]) for count in (100, 5_000, 100_000, 2_000_000)]
     assert sizes == [1, 2, 3, 4]
-    assert chosen(2_000_000, 32, EIGHT, 1000)["model"] == "vit-small"  # small pictures do not fill a large one
+    assert chosen(2_000_000, 32, EIGHT, 1000)["model"] == "vit-small"  # small images do not fill a large one
     assert chosen(2_000_000, 224, CPU, 1)["model"] == "vit-nano"
 
 
 def test_what_is_given_is_not_chosen():
     given = {"model": "vit-small", "batch_size": 24, "decoder_depth": 7, "base_lr": 1e-3, "image_size": (96,)}
-    made = choose(Glance(count=1000, side=300), CPU, 3600, given, {}, KNOWN)
+    made = choose(DataSummary(count=1000, side=300), CPU, 3600, given, {}, KNOWN)
     for name, value in given.items():
         if name != "image_size":
             assert made[name] == (value, "as given")
-    assert made["patch_size"].value == (12, 12)  # follows the picture's size
-    usual = choose(Glance(count=1000, side=16), CPU, 3600, {}, {"batch_size": 64}, KNOWN)
+    assert made["patch_size"].value == (12, 12)  # follows the image's size
+    usual = choose(DataSummary(count=1000, side=16), CPU, 3600, {}, {"batch_size": 64}, KNOWN)
     assert usual["batch_size"] == (64, "made for this data")
     assert "parallel" not in made
 
@@ -93,9 +93,9 @@ def test_the_rate_is_the_paper_s_at_the_paper_s_batch_and_what_worked_on_small_o
 
 
 def test_epochs_fill_the_budget():
-    glance = Glance(count=10_000, side=32)
+    glance = DataSummary(count=10_000, side=32)
     assert epochs_for(glance, 3600, 100, 1e-6).value == 800
-    assert epochs_for(Glance(count=100, side=32), 3600, 100, 1e-6).value == 1600
+    assert epochs_for(DataSummary(count=100, side=32), 3600, 100, 1e-6).value == 1600
     assert epochs_for(glance, 3600, 100, 0.01) == (35.0, "what fits into 1 hour; 800 would be better")
     assert epochs_for(glance, 1e9, 0, 1e-6, most=7.5) == (7.5, "made for this data")
     assert 0 < epochs_for(glance, 101, 100, 0.01).value * 100 <= 1
@@ -110,7 +110,9 @@ def test_epochs_fill_the_budget():
 
 def test_the_bill_of_a_run_whose_costs_are_known():
     """Ten steps were tried: two of 3 seconds to warm up, eight of 1."""
-    trial = Trial(reading=5, steps=(3, 3, *([1] * 8)), waiting=0, parts=1, save=0.5, look=2, judging=7, memory=1, train=100, read=1)
+    trial = DryRun(
+        reading=5, steps=(3, 3, *([1] * 8)), waiting=0, parts=1, save=0.5, look=2, judging=7, memory=1, train=100, read=1
+    )
     config = TrainConfig(monitor_times=4, save_seconds=20, log_every=10)
     bill = trial.bill(100, config)
     assert bill == {"reading": 5, "training": 104, "looking": 8, "saving": 0.5 * (1 + 104 // 25), "judging": 7}
@@ -128,7 +130,7 @@ def test_a_few_and_the_rule_of_three_where_all_take_too_long():
     assert seen == [16, 16, 16]
 
 
-def write_pictures(folder: Path, count: int = 40) -> Path:
+def write_images(folder: Path, count: int = 40) -> Path:
     chance = np.random.default_rng(0)
     for i in range(count):
         name = folder / "ab"[i % 2] / f"{i:02d}.png"
@@ -138,24 +140,24 @@ def write_pictures(folder: Path, count: int = 40) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("plan") / "pictures")
+def images(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("plan") / "images")
 
 
 TINY = {"model": "vit-nano", "image_size": (16,), "patch_size": (4,), "device": "cpu", "precision": "float32", "epochs": 2.0}
 
 
 @pytest.fixture(scope="module")
-def made(pictures, tmp_path_factory):
-    return unveil.plan(str(pictures), out=tmp_path_factory.mktemp("runs") / "run", seconds=2, monitor_times=2, **TINY)
+def made(images, tmp_path_factory):
+    return unveil.plan(str(images), out=tmp_path_factory.mktemp("runs") / "run", seconds=2, monitor_times=2, **TINY)
 
 
-def test_the_command_is_understood_and_means_the_plan(made, pictures):
+def test_the_command_is_understood_and_means_the_plan(made, images):
     words = shlex.split(made.command)
-    assert words[:3] == ["unveil", "pretrain", str(pictures)]
+    assert words[:3] == ["unveil", "pretrain", str(images)]
     options = parse("pretrain", VERBS["pretrain"], words[2:])
     assert Path(options.pop("out")) == made.path
-    setting = settle(options.pop("data"), options.pop("method"), options.pop("model"), options)
+    setting = resolve(options.pop("data"), options.pop("method"), options.pop("model"), options)
     assert setting.config == made.config
 
 
@@ -169,7 +171,7 @@ def test_the_folder_holds_the_plan_and_nothing_else(made):
     assert facts["choices"]["batch_size"]["why"]
 
 
-def test_the_run_says_what_it_took_beside_the_plan(made, pictures, capsys):
+def test_the_run_says_what_it_took_beside_the_plan(made, images, capsys):
     words = shlex.split(made.command)
     options = parse("pretrain", VERBS["pretrain"], words[2:])
     run = unveil.pretrain(**options)
@@ -182,18 +184,18 @@ def test_the_run_says_what_it_took_beside_the_plan(made, pictures, capsys):
     assert f"(planned: {spell_time(made.seconds)}" in line
     assert unveil.pretrain(**options).results["cost"] == cost  # and again touches nothing
     with pytest.raises(UnveilError, match="holds something already, so no run can be planned there"):
-        unveil.plan(str(pictures), out=run.path, seconds=2, **TINY)
-    place = Place(torch.device("cpu"))
-    assert bill_of(run, 0.0, 5, place)["seconds"] is None  # one that went on cannot know
+        unveil.plan(str(images), out=run.path, seconds=2, **TINY)
+    world = World(torch.device("cpu"))
+    assert bill_of(run, 0.0, 5, world)["seconds"] is None  # one that went on cannot know
     (run.path / "plan.json").write_text("{")
-    assert "planned" not in bill_of(run, 0.0, 0, place)
+    assert "planned" not in bill_of(run, 0.0, 0, world)
 
 
-def test_a_plan_for_other_settings_is_not_compared(tmp_path, pictures):
+def test_a_plan_for_other_settings_is_not_compared(tmp_path, images):
     small = TINY | {"epochs": 1.0, "monitor_times": 1}
-    plan = unveil.plan(str(pictures), out=tmp_path / "run", seconds=1, **small)
+    plan = unveil.plan(str(images), out=tmp_path / "run", seconds=1, **small)
     assert plan.config["epochs"] == 1.0
-    run = unveil.pretrain(str(pictures), out=plan.path, **small, batch_size=8)
+    run = unveil.pretrain(str(images), out=plan.path, **small, batch_size=8)
     assert "planned" not in run.results["cost"]
     assert Run(run.path).results["cost"]["seconds"] > 0
 
@@ -209,16 +211,16 @@ def test_a_plan_for_other_settings_is_not_compared(tmp_path, pictures):
         (["--model", "vit-giant"], 2, "vit-giant"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(argv, code, sentence, pictures, tmp_path, capsys):
+def test_bad_input_is_refused_in_a_sentence(argv, code, sentence, images, tmp_path, capsys):
     if "cuda" in argv and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit) as caught:
-        cli.main(["plan", str(pictures), "--out", str(tmp_path / "run"), *argv])
+        cli.main(["plan", str(images), "--out", str(tmp_path / "run"), *argv])
     assert caught.value.code == code
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     with pytest.raises(UnveilError, match="there is no option 'mask_ratoi'; did you mean mask_ratio"):
-        unveil.plan(str(pictures), mask_ratoi=0.5)
+        unveil.plan(str(images), mask_ratoi=0.5)
 
 
 def test_options_as_they_are_typed():
@@ -230,16 +232,16 @@ def test_options_as_they_are_typed():
     assert flag("decoder_heads", None) == flag("image_size", ()) == []
 
 
-def test_commands_for_many_processes(pictures, monkeypatch):
-    setting = settle(str(pictures), "mae", "vit-nano", {"device": "cpu"})
+def test_commands_for_many_processes(images, monkeypatch):
+    setting = resolve(str(images), "mae", "vit-nano", {"device": "cpu"})
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    told = command_of(setting, "photos", "mae", "run", {}, Place(torch.device("cpu"), 0, 2))
+    told = command_of(setting, "photos", "mae", "run", {}, World(torch.device("cpu"), 0, 2))
     assert told == "torchrun --standalone --nproc-per-node 2 --module unveil pretrain photos --method mae --out run"
-    assert command_of(setting, "photos", "mae", "run", {}, Place(torch.device("cpu"), 0, 4)).startswith("torchrun ... --module")
+    assert command_of(setting, "photos", "mae", "run", {}, World(torch.device("cpu"), 0, 4)).startswith("torchrun ... --module")
 
 
-def test_a_part_of_a_source_reads_the_same_pictures(pictures):
-    source = settle(str(pictures), "mae", "vit-nano", {}).source
+def test_a_part_of_a_source_reads_the_same_images(images):
+    source = resolve(str(images), "mae", "vit-nano", {}).source
     part = part_of(source, 0.25)
     assert len(part) == 10
     assert set(part.names) <= set(source.names)

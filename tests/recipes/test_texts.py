@@ -9,7 +9,7 @@ import torch
 import unveil
 from unveil.cli import main
 from unveil.methods.bert import BERT
-from unveil.recipes.fill_mask import fill
+from unveil.recipes.fill_mask import fill_mask
 from unveil.tasks.text_classification import Classify
 from unveil.train.run_folder import Run
 
@@ -60,7 +60,7 @@ def test_it_learns_the_words(trained: Path, corpus: Path, capsys: pytest.Capture
 
 
 def test_fill_names_words(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = fill(trained, "the red thing is a [MASK] . the [MASK]", count=3)
+    found = fill_mask(trained, "the red thing is a [MASK] . the [MASK]", count=3)
     assert [len(guesses) for guesses in found] == [3, 3]
     assert found[0][0][0] == "colour"
     learner = unveil.load(trained)
@@ -92,9 +92,9 @@ def test_finetune_and_export(trained: Path, corpus: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("verb", ["probe", "reconstruct"])
-def test_verbs_of_pictures_refuse_texts(verb: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_of_images_refuse_texts(verb: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = said(capsys, verb, trained, "digits")
-    assert (code, "a model of texts, and pictures were expected" in text) == (1, True)
+    assert (code, "a model of texts, and images were expected" in text) == (1, True)
 
 
 def test_unlabelled_texts_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from unveil.errors import UnveilError
 from unveil.interop import translator_files as translation
 from unveil.models.seq2seq import MODELS
 from unveil.recipes.translate import translate_aloud
-from unveil.text.bpe import Subwords
+from unveil.text.bpe import BPETokenizer
 
 ENGLISH, GERMAN = "a the dog cat man sees hears and".split(), "ein der Hund Katze Mann sieht hört und".split()
 TINY = {
@@ -82,7 +82,7 @@ def test_a_run_that_goes_on_keeps_its_words_and_ends_the_same(run: unveil.Run, t
     (copied / "subwords.json").write_text(json.dumps(words), encoding="utf-8")  # the same words, written otherwise
     again = unveil.train_translator(text, out=copied, **TINY)
     assert again.results["bleu"] == run.results["bleu"]
-    assert Subwords.load(copied / "subwords.json").text == Subwords.load(run.path / "subwords.json").text
+    assert BPETokenizer.load(copied / "subwords.json").text == BPETokenizer.load(run.path / "subwords.json").text
     expected, found = (load_file(path / "model.safetensors") for path in (run.path, copied))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 

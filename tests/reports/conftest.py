@@ -19,9 +19,9 @@ FEATURES = {
 RESULTS = {
     "features": FEATURES,
     "judged_on": {"train": 10000, "test": 2000, "classes": 10},
-    "held_out": {"held_out_error": 0.121, "patch_mean_error": 0.242, "picture_mean_error": 0.847},
+    "held_out": {"held_out_error": 0.121, "patch_mean_error": 0.242, "image_mean_error": 0.847},
     "seconds": 3661.2,
-    "pictures_seen": 70000,
+    "images_seen": 70000,
 }
 SCORE = {
     "score": {
@@ -52,8 +52,8 @@ def make_mae(channels: int = 3, size: tuple[int, int] = (16, 16), **options: Any
 
 
 def write_samples(path: Path, channels: int = 3, names: tuple[str, ...] = ("<img onerror=x>", "$x$")) -> None:
-    pictures = np.random.default_rng(0).normal(size=(2, channels, 16, 16)).astype(np.float32)
-    np.savez(path / "samples.npz", images=pictures, names=np.array(names))
+    images = np.random.default_rng(0).normal(size=(2, channels, 16, 16)).astype(np.float32)
+    np.savez(path / "samples.npz", images=images, names=np.array(names))
 
 
 @pytest.fixture
@@ -80,6 +80,6 @@ def run(tmp_path: Path) -> Run:
         lines.append(json.dumps(record))
     (path / "log.jsonl").write_text("\n".join(lines))
     (path / "results.json").write_text(json.dumps(RESULTS | SCORE))
-    (path / "skipped.txt").write_text("x/<script>.jpg\ttruncated\n" + "".join(f"y/{i}.heic\tno picture\n" for i in range(80)))
+    (path / "skipped.txt").write_text("x/<script>.jpg\ttruncated\n" + "".join(f"y/{i}.heic\tno image\n" for i in range(80)))
     write_samples(path)
     return Run(path)

@@ -12,10 +12,10 @@ from unveil.train.run_folder import Run
 
 def test_every_curve_that_the_log_has_numbers_for(run: Run):
     drawn = {curve.title: curve for curve in curves(run.log)}
-    assert list(drawn) == ["Loss", "Learning rate", "Squared error on hidden patches of held-out pictures", "k-NN accuracy"]
-    error = drawn["Squared error on hidden patches of held-out pictures"]
+    assert list(drawn) == ["Loss", "Learning rate", "Squared error on hidden patches of held-out images", "k-NN accuracy"]
+    error = drawn["Squared error on hidden patches of held-out images"]
     assert len(error.figure.axes[0].lines) == 3
-    assert "this model 0.121, patch mean 0.242, picture mean 0.847" in error.summary
+    assert "this model 0.121, patch mean 0.242, image mean 0.847" in error.summary
     assert drawn["k-NN accuracy"].summary == "From 10.0 % to 40.0 %; the best is 40.0 %."
     assert drawn["Loss"].figure.axes[0].get_xlabel() == "epoch"
 
@@ -36,7 +36,7 @@ def test_labels_do_not_touch():
     assert apart([0.5, 0.5, 2.0], 1.0) == [0.5, 1.5, 2.5]
 
 
-def test_attention_has_a_cell_for_the_picture_the_mean_and_each_head():
+def test_attention_has_a_cell_for_the_image_the_mean_and_each_head():
     drawn = attention.figure(make_mae().encoder, torch.randn(2, 3, 16, 16), names=["one", "two"])
     assert sum(bool(axes.images) for axes in drawn.axes) == 2 * (2 + 3)
     said = "\n".join(text.get_text() for text in drawn.texts)
@@ -53,8 +53,8 @@ def test_the_mean_map_is_the_mean_of_the_heads():
 
 
 def test_large_attention_is_bright():
-    weights, picture = np.array([[0.0, 1.0]]), np.full((2, 4, 3), 0.5)
-    shown = attention.coloured(weights, picture)
+    weights, image = np.array([[0.0, 1.0]]), np.full((2, 4, 3), 0.5)
+    shown = attention.coloured(weights, image)
     assert shown.shape == (2, 4, 3)
     assert shown[:, 2:].min() > shown[:, :2].max()
 

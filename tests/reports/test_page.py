@@ -27,7 +27,7 @@ class Reader(HTMLParser):
         self.ids: Counter[str] = Counter()
         self.links: list[str] = []
         self.text = ""
-        self.feed(text)
+        self.loader(text)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -91,7 +91,7 @@ def test_the_page_tells_all(run: Run):
         "borrows the true patch's mean",
         "head 3",
         "81 files were left out",
-        "no picture (80)",
+        "no image (80)",
         "and 55 more, in skipped.txt",
         "abc123",
         "9,000",
@@ -132,14 +132,14 @@ def test_grey_and_many_channels(run: Run, channels: int):
     assert ("5 channels: the first three are shown" in page.text) == (channels == 5)
 
 
-def test_pictures_that_do_not_fit_the_model_are_told(run: Run):
+def test_images_that_do_not_fit_the_model_are_told(run: Run):
     write_samples(run.path, 1)
-    assert "Not shown: pictures are (channels, height, width)" in read(run, make_mae()).text
+    assert "Not shown: images are (channels, height, width)" in read(run, make_mae()).text
 
 
 def test_samples_that_are_damaged_or_nameless(run: Run):
     np.savez(run.path / "samples.npz", images=np.zeros((2, 3, 16, 16), np.float32))
-    assert "picture 2" in read(run, make_mae()).text
+    assert "image 2" in read(run, make_mae()).text
     (run.path / "samples.npz").write_bytes(b"PK damaged")
     assert "The trained model was not at hand" not in read(run).text
 
@@ -152,13 +152,13 @@ def test_a_classifier_has_attention_and_no_reconstructions(run: Run):
     assert "Reconstructions" not in page.text
 
 
-def test_many_classes_are_a_picture_and_the_extremes(run: Run):
+def test_many_classes_are_a_image_and_the_extremes(run: Run):
     confusion = (np.eye(30, dtype=int) * 5).tolist()
     score = {"top1": 1.0, "top5": 1.0, "per_class": [1.0] * 30, "confusion": confusion, "count": 150}
     (run.path / "results.json").write_text(json.dumps({"score": score, "classes": [f"c{i}" for i in range(30)]}))
     page = read(run)
     assert "the 10 worst and the 10 best of 30" in page.text
-    assert "No picture was taken for one of another class" in page.text
+    assert "No image was taken for one of another class" in page.text
     assert page.tags["image"] == 1
 
 

@@ -16,14 +16,14 @@ def texts(drawn: Figure) -> str:
     return " ".join(" ".join(text.get_text() for text in drawn.texts).split())
 
 
-def pictures(drawn: Figure) -> list[np.ndarray]:
+def raw(drawn: Figure) -> list[np.ndarray]:
     return [np.asarray(axes.images[0].get_array()) for axes in drawn.axes if axes.images]
 
 
-def test_the_figure_has_a_row_for_each_picture_and_three_columns_for_each_ratio():
+def test_the_figure_has_a_row_for_each_image_and_three_columns_for_each_ratio():
     drawn = figure(make_mae(), torch.randn(2, 3, 16, 16), names=["first.png", "second.png"])
     said = texts(drawn)
-    assert len(pictures(drawn)) == 2 * (1 + 3 * 3)
+    assert len(raw(drawn)) == 2 * (1 + 3 * 3)
     for heading in ("50 % hidden", "75 % hidden, as in training", "94 % hidden", "first.png", "second.png"):
         assert heading in said
     assert said.count("masked") == 3
@@ -54,7 +54,7 @@ def test_another_sampling_is_shown_at_its_own_ratio():
 
 def test_hidden_patches_are_grey_and_visible_ones_are_pasted():
     mae, images = make_mae(), torch.randn(1, 3, 16, 16)
-    drawn = [picture[::10, ::10] for picture in pictures(figure(mae, images, ratios=(0.75,)))]  # enlarged ten times
+    drawn = [image[::10, ::10] for image in raw(figure(mae, images, ratios=(0.75,)))]  # enlarged ten times
     original, masked, _, pasted = drawn
     hidden = masks(mae, 1, 0.75, 0)[0].reshape(4, 4).numpy().repeat(4, 0).repeat(4, 1)
     assert (masked[hidden] == HIDDEN).all()
@@ -81,7 +81,7 @@ def test_a_rectangle_keeps_its_shape():
     assert width / height == pytest.approx(2)
 
 
-def test_ratios_hold_the_trained_one_and_fit_the_picture():
+def test_ratios_hold_the_trained_one_and_fit_the_image():
     assert suitable_ratios(make_mae(mask_ratio=0.6)) == (0.6, 0.75, 0.9)
     assert suitable_ratios(make_mae(mask_ratio=0.75)) == (0.5, 0.75, 0.9)
     assert suitable_ratios(make_mae(size=(4, 8), mask_ratio=0.5)) == (0.5,)
@@ -92,7 +92,7 @@ def test_a_learner_that_paints_nothing_is_refused():
         def forward(self, batch: object) -> Step:
             raise NotImplementedError
 
-    with pytest.raises(UnveilError, match="Mute draws no pictures: only a masked autoencoder"):
+    with pytest.raises(UnveilError, match="Mute draws no images: only a masked autoencoder"):
         figure(Mute(), torch.randn(1, 3, 16, 16))
 
 

@@ -19,11 +19,11 @@ def test_the_terminal_shows_the_numbers_and_says_who_is_ahead():
         "41.3 %",
         "70.5 %",
         "0.121",
-        "2,000 test pictures of 10 classes",
+        "2,000 test images of 10 classes",
         "With a k-NN classifier this encoder is 22.3 points ahead of an untrained encoder and 29.2 points behind raw pixels.",
         "With a linear probe this encoder is 27.8 points ahead of an untrained encoder and 37.0 points ahead of raw pixels.",
-        "50 % less than painting the patch's own mean (0.242), and 86 % less than painting the picture's mean (0.847)",
-        "With 2,000 test pictures, differences of up to about 3.1 points can be chance.",
+        "50 % less than painting the patch's own mean (0.242), and 86 % less than painting the image's mean (0.847)",
+        "With 2,000 test images, differences of up to about 3.1 points can be chance.",
     ):
         assert part in text, part
 
@@ -47,7 +47,7 @@ def test_features_that_have_collapsed_are_told():
     for flat in ({"feature_deviation": 0.004, "rank_me": 30.0}, {"feature_deviation": 0.7, "rank_me": 1.1}):
         results["spread"] = {"encoder": flat, "untrained": fine}
         for told in (printed(results), html_table(results), verdict(results | {"features": FEATURES})):
-            assert "The features have collapsed: they are nearly the same for every picture (deviation 0" in told
+            assert "The features have collapsed: they are nearly the same for every image (deviation 0" in told
     assert "41.3 %" in verdict(results | {"features": FEATURES})
 
 
@@ -66,7 +66,7 @@ def test_the_page_has_the_same_numbers():
 
 def test_the_verdict_is_a_sentence_with_numbers():
     assert "41.3 %" in verdict({"features": FEATURES})
-    assert verdict(SCORE) == "It recognises 60.0 % of 10 test pictures; guessing among 3 classes would get 33.3 %."
+    assert verdict(SCORE) == "It recognises 60.0 % of 10 test images; guessing among 3 classes would get 33.3 %."
     assert "0.121" in verdict({"held_out": RESULTS["held_out"]})
     assert "no results yet" in verdict({})
 

@@ -1,4 +1,4 @@
-"""A tiny encoder, and pictures for it."""
+"""A tiny encoder, and images for it."""
 
 import hashlib
 from dataclasses import replace

@@ -13,7 +13,7 @@ from unveil.errors import UnveilError
 from unveil.evaluate.knn import knn_scores
 from unveil.evaluate.metrics import score
 from unveil.tasks.linear import Linear
-from unveil.tasks.partial import Partial
+from unveil.tasks.partial import PartialFinetune
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
@@ -53,7 +53,7 @@ def test_score_equals_sklearn(classes):
     assert found.confusion == confusion_matrix(labels, best, labels=names).tolist()
     recall = recall_score(labels, best, labels=names[:-1], average=None)
     assert found.per_class[:-1] == pytest.approx(recall)
-    assert np.isnan(found.per_class[-1])  # no picture has the last class
+    assert np.isnan(found.per_class[-1])  # no image has the last class
     assert found.to_json()["per_class"][-1] is None
     assert found.to_json()["per_class"][:-1] == found.per_class[:-1]
 
@@ -77,7 +77,7 @@ def wanted_names(blocks: float) -> set[str]:
 @pytest.mark.parametrize("blocks", [0, 0.5, 1, 2, 3])
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
 def test_partial_trains_what_it_should(blocks, positions):
-    task = Partial(encoder(positions=positions), 4, blocks)
+    task = PartialFinetune(encoder(positions=positions), 4, blocks)
     assert {name for name, p in task.named_parameters() if p.requires_grad} == wanted_names(blocks)
     before = {name: value.clone() for name, value in task.named_parameters()}
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.5)
@@ -92,11 +92,11 @@ def test_partial_trains_what_it_should(blocks, positions):
 @pytest.mark.parametrize("blocks", [-1, 0.7, 1.5, 4])
 def test_partial_refuses_other_numbers(blocks):
     with pytest.raises(UnveilError, match=rf"cannot tune {blocks} blocks: use 0, 0\.5 \(the last MLP\), or 1 to 3"):
-        Partial(encoder(), 4, blocks)
+        PartialFinetune(encoder(), 4, blocks)
 
 
 def test_the_loss_of_the_probes_is_cross_entropy_after_a_batch_norm():
-    for task in (Partial(encoder(), 4, 1), Linear(24, 4, encoder=encoder())):
+    for task in (PartialFinetune(encoder(), 4, 1), Linear(24, 4, encoder=encoder())):
         task.train()
         given = normal()
         features = task.encoder.features(given.images)
@@ -133,6 +133,6 @@ def test_linear_leaves_the_encoder_alone(pool):
 
 def test_probes_augment_where_asked():
     augment = Augment(AugmentConfig(), (8, 8), (0.5,) * 3, (0.25,) * 3)
-    for task in (Linear(24, 4, augment=augment), Partial(encoder(), 4, 0, augment)):
+    for task in (Linear(24, 4, augment=augment), PartialFinetune(encoder(), 4, 0, augment)):
         assert torch.equal(task.augment(batch()).images, augment(batch()).images)
     assert Linear(24, 4).augment(batch()).images.dtype == torch.uint8

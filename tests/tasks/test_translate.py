@@ -7,33 +7,33 @@ import torch
 from torch import Tensor
 
 from unveil.blocks.special_tokens import PAD
-from unveil.models.seq2seq import Translator, TranslatorConfig
-from unveil.tasks.translate import RECENT, Translate, TranslateConfig, followed, translated
-from unveil.text.parallel_corpus import PairFeed
+from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from unveil.tasks.translate import RECENT, TranslateConfig, Translation, followed, translated
+from unveil.text.parallel_corpus import PairLoader
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, autocast
+from unveil.train.parallel import HardwareConfig, World, autocast
 
-CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
+CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
 
 
-def learner(dropout: float = 0.1) -> Translate:
+def learner(dropout: float = 0.1) -> Translation:
     torch.manual_seed(0)
-    shape = TranslatorConfig(words=11, width=32, depth=1, heads=2, longest=30, dropout=dropout)
-    return Translate(Translator(shape), TranslateConfig())
+    shape = Seq2SeqConfig(words=11, width=32, depth=1, heads=2, longest=30, dropout=dropout)
+    return Translation(Seq2Seq(shape), TranslateConfig())
 
 
-def feed(batch_size: int = 32) -> PairFeed:
+def loader(batch_size: int = 32) -> PairLoader:
     """A language whose sentences are said backwards in the other one, each word by the next one."""
     chance = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 5, (320,), generator=chance).tolist()
     source = [torch.randint(3, 10, (length,), generator=chance).tolist() for length in lengths]
-    return PairFeed(source, [[word + 1 for word in row[::-1]] for row in source], batch_size=batch_size, seed=0)
+    return PairLoader(source, [[word + 1 for word in row[::-1]] for row in source], batch_size=batch_size, seed=0)
 
 
 def test_the_shares_of_a_step_have_the_gradient_of_the_whole() -> None:
-    made, whole, parts = feed(), learner(0.0), learner(0.0)
+    made, whole, parts = loader(), learner(0.0), learner(0.0)
     loss = whole(made.share(0, 0, 1)).loss
     loss.backward()
     losses = [parts(made.share(0, i, 4)).loss / 4 for i in range(4)]
@@ -44,7 +44,7 @@ def test_the_shares_of_a_step_have_the_gradient_of_the_whole() -> None:
 
 
 def test_the_loss_is_the_mean_over_words_one_at_a_time() -> None:
-    made, batch = learner(0.0), feed().share(0, 0, 1)
+    made, batch = learner(0.0), loader().share(0, 0, 1)
     step, smooth, true = made(batch), [], []
     for source, target in zip(batch.source, batch.target, strict=True):
         source, target = source[source != PAD], target[target != PAD]
@@ -57,9 +57,9 @@ def test_the_loss_is_the_mean_over_words_one_at_a_time() -> None:
 
 
 def test_half_precision_comes_near_and_a_step_is_one_graph() -> None:
-    made, batch = learner(0.0), feed().share(0, 0, 1)
+    made, batch = learner(0.0), loader().share(0, 0, 1)
     exact = made(batch).loss
-    with autocast(SpreadConfig(device="cpu", precision="bfloat16"), CPU):
+    with autocast(HardwareConfig(device="cpu", precision="bfloat16"), CPU):
         torch.testing.assert_close(made(batch).loss, exact, rtol=2e-2, atol=0.0)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(made, fullgraph=True, backend="aot_eager")(batch).loss, exact)
@@ -81,7 +81,7 @@ def test_the_average_is_the_weighted_sum_that_the_formula_says() -> None:
 def run(folder: Path | None, epochs: float, stop: int = 10**9) -> dict[str, Tensor]:
     """The tensors at the end of a run, or of one that breaks off after a step."""
 
-    class Breaks(Translate):
+    class Breaks(Translation):
         def after_step(self, progress: float) -> None:
             super().after_step(progress)
             if int(self.steps) == stop:
@@ -93,7 +93,7 @@ def run(folder: Path | None, epochs: float, stop: int = 10**9) -> dict[str, Tens
     optim = OptimConfig(base_lr=4e-2, schedule="root", warmup=0.1, weight_decay=0.0, beta2=0.98)
     config = TrainConfig(epochs=epochs, batch_size=32, accumulate=1, log_every=1, save_seconds=0.0)
     try:
-        train(made, feed(), config, optim, EXACT, CPU, checkpoints=kept)
+        train(made, loader(), config, optim, EXACT, CPU, checkpoints=kept)
     except TimeoutError:
         assert stop < 100
     return {key: value.detach().clone() for key, value in made.state_dict().items()}

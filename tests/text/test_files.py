@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from unveil.blocks.stateless_random import sample_keys
 from unveil.errors import UnveilError
 from unveil.text.files import documents, open_texts
-from unveil.text.wordpiece import SPECIAL, CorpusFeed, LabelledTextFeed, WordPieces, trained_vocabulary
+from unveil.text.wordpiece import SPECIAL, CorpusLoader, LabelledTextLoader, WordPieceTokenizer, trained_vocabulary
 
 pytest.importorskip("tokenizers")
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "text"
@@ -19,8 +19,8 @@ LINES = ["the film was good , and the actors were better", "a bad film by a bad 
 
 
 @pytest.fixture(scope="module")
-def pieces() -> WordPieces:
-    return WordPieces(trained_vocabulary(LINES, 120))
+def pieces() -> WordPieceTokenizer:
+    return WordPieceTokenizer(trained_vocabulary(LINES, 120))
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:
@@ -106,7 +106,7 @@ def test_the_archives_at_hand(name: str, train: int, test: int, classes: int) ->
     assert (len(known), len(judged or ()), len(known.classes)) == (train, test, classes)
 
 
-def test_vocabulary_is_the_same_each_time_and_round_trips(pieces: WordPieces) -> None:
+def test_vocabulary_is_the_same_each_time_and_round_trips(pieces: WordPieceTokenizer) -> None:
     assert trained_vocabulary(LINES, 120) == pieces.vocabulary
     assert list(pieces.vocabulary[:5]) == SPECIAL
     for line, ids in zip(LINES, pieces.encode(LINES), strict=True):
@@ -118,11 +118,11 @@ def test_vocabulary_is_the_same_each_time_and_round_trips(pieces: WordPieces) ->
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from("film bad good actors badly , . ; were".split()), min_size=1, max_size=12))
 def test_round_trip(words: list[str]) -> None:
-    pieces = WordPieces(trained_vocabulary(LINES, 120))
+    pieces = WordPieceTokenizer(trained_vocabulary(LINES, 120))
     assert pieces.decode(pieces.encode([" ".join(words)])[0]) == " ".join(words)
 
 
-def test_letters_by_transformers(pieces: WordPieces, tmp_path: Path) -> None:
+def test_letters_by_transformers(pieces: WordPieceTokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_text("\n".join(pieces.vocabulary) + "\n")
     other = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
@@ -130,25 +130,25 @@ def test_letters_by_transformers(pieces: WordPieces, tmp_path: Path) -> None:
     assert pieces.encode(texts, special=True) == [other.encode(text, add_special_tokens=False) for text in texts]
 
 
-def test_sequences_of_a_corpus(pieces: WordPieces) -> None:
+def test_sequences_of_a_corpus(pieces: WordPieceTokenizer) -> None:
     ids = pieces.flat(LINES)
-    feed = CorpusFeed(ids, pieces, length=12, batch_size=8, seed=3)
-    whole, again = feed.share(5, 0, 1), feed.share(5, 1, 2)
+    loader = CorpusLoader(ids, pieces, length=12, batch_size=8, seed=3)
+    whole, again = loader.share(5, 0, 1), loader.share(5, 1, 2)
     assert torch.equal(whole.ids[4:], again.ids)
     assert torch.equal(whole.keys, sample_keys(3, 40, 8))
     ring = torch.cat([ids, ids]).tolist()
     for row in whole.ids.tolist():
         assert (row[0], row[-1], len(row)) == (pieces.cls, pieces.sep, 12)
         assert any(ring[i : i + 10] == row[1:-1] for i in range(len(ids)))
-    seen = torch.cat([feed.share(step, 0, 1).ids[:, 1] for step in range(feed.samples // 8 + 1)])
+    seen = torch.cat([loader.share(step, 0, 1).ids[:, 1] for step in range(loader.samples // 8 + 1)])
     assert len(seen.unique()) > 5
     with pytest.raises(UnveilError, match="fewer than a sequence of 999"):
-        CorpusFeed(ids, pieces, length=999, batch_size=8, seed=3)
+        CorpusLoader(ids, pieces, length=999, batch_size=8, seed=3)
 
 
-def test_pairs_of_a_corpus(pieces: WordPieces) -> None:
+def test_pairs_of_a_corpus(pieces: WordPieceTokenizer) -> None:
     ids = torch.arange(5, 105, dtype=torch.int32)  # so that a place can be told by its piece
-    batch = CorpusFeed(ids, pieces, length=13, batch_size=400, seed=0, pairs=True).share(0, 0, 1)
+    batch = CorpusLoader(ids, pieces, length=13, batch_size=400, seed=0, pairs=True).share(0, 0, 1)
     assert batch.labels is not None
     assert batch.segments is not None
     assert batch.segments[0].tolist() == [0] * 7 + [1] * 6
@@ -159,13 +159,13 @@ def test_pairs_of_a_corpus(pieces: WordPieces) -> None:
     assert batch.ids[:, [0, 6, 12]].unique().tolist() == sorted({pieces.cls, pieces.sep})
 
 
-def test_labelled_rows_are_cut_by_eights(pieces: WordPieces) -> None:
+def test_labelled_rows_are_cut_by_eights(pieces: WordPieceTokenizer) -> None:
     rows = pieces.rows([*LINES, "good " * 90], 64)
     assert rows.shape == (16, 64)
     assert (rows[:, 0] == pieces.cls).all()
-    feed = LabelledTextFeed(rows, torch.arange(16), padding=pieces.pad, batch_size=4, seed=0)
+    loader = LabelledTextLoader(rows, torch.arange(16), padding=pieces.pad, batch_size=4, seed=0)
     for step in range(8):
-        batch = feed.share(step, 0, 1)
+        batch = loader.share(step, 0, 1)
         assert batch.labels is not None
         full = rows[batch.labels]
         assert torch.equal(batch.ids, full[:, : batch.ids.shape[1]])

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from unveil.blocks.special_tokens import BEGIN, END, PAD
-from unveil.data.loader import taste
+from unveil.data.loader import first_batch
 from unveil.errors import UnveilError
-from unveil.text.bpe import Subwords
-from unveil.text.parallel_corpus import POOL, STEP, PairFeed, read_corpus
+from unveil.text.bpe import BPETokenizer
+from unveil.text.parallel_corpus import POOL, STEP, PairLoader, read_corpus
 
 TEXTS = ["The cat sits.", "Zwei junge weiße Männer im Freien!", "A [pad] is no mark, nor is [end].", "\N{CAT FACE} 42 ²"]
 
@@ -67,35 +67,35 @@ def test_what_cannot_be_used_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_subwords_spell_any_text_and_come_back(tmp_path: Path) -> None:
-    words = Subwords.learned(TEXTS[:2] * 5, 300)
+    words = BPETokenizer.learned(TEXTS[:2] * 5, 300)
     assert len(words) <= 300
     rows = words.encode([*TEXTS, ""])
     assert words.decode(rows) == [*TEXTS, ""]
     assert all(token > END for row in rows for token in row)
     assert len(rows[0]) < len(TEXTS[0])
     (tmp_path / "words.json").write_text(words.text, encoding="utf-8")
-    again = Subwords.load(tmp_path / "words.json")
+    again = BPETokenizer.load(tmp_path / "words.json")
     assert again.encode(TEXTS) == rows[:-1]
     assert "".join(again.pieces(rows[0])).strip() == TEXTS[0]
     assert again.pieces([BEGIN, END]) == ["[begin]", "[end]"]
     assert words.decode([[*rows[0], END, PAD]]) == TEXTS[:1]
     with pytest.raises(UnveilError, match="has no room"):
-        Subwords.learned(TEXTS, 100)
+        BPETokenizer.learned(TEXTS, 100)
     (tmp_path / "words.json").write_text("{}")
     with pytest.raises(UnveilError, match="holds no sub-words"):
-        Subwords.load(tmp_path / "words.json")
+        BPETokenizer.load(tmp_path / "words.json")
 
 
-def feed(batch_size: int = 8, seed: int = 0) -> PairFeed:
+def loader(batch_size: int = 8, seed: int = 0) -> PairLoader:
     """600 pairs whose words are their number."""
     chance = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 30, (600,), generator=chance).tolist()
     source = [[3 + i] * length for i, length in enumerate(lengths)]
-    return PairFeed(source, [[row[0]] * (len(row) // 2 + 1) for row in source], batch_size=batch_size, seed=seed)
+    return PairLoader(source, [[row[0]] * (len(row) // 2 + 1) for row in source], batch_size=batch_size, seed=seed)
 
 
 def test_batches_hold_each_pair_once_an_epoch_and_little_padding() -> None:
-    made = feed()
+    made = loader()
     batches = [made.share(step, 0, 1) for step in range(2 * POOL)]
     seen = torch.cat([batch.source[:, 0] for batch in batches]) - 3
     assert not torch.equal(seen[:600].sort().values, torch.arange(600))  # a pool of 512 ends where no epoch does
@@ -117,7 +117,7 @@ def test_batches_hold_each_pair_once_an_epoch_and_little_padding() -> None:
 
 
 def test_a_step_depends_on_nothing_but_its_seed_and_number() -> None:
-    first, later, other = feed(), feed(), feed(seed=1)
+    first, later, other = loader(), loader(), loader(seed=1)
     later.share(3 * POOL, 0, 1)
     for mine, same, another in zip(first.share(70, 0, 1), later.share(70, 0, 1), other.share(70, 0, 1), strict=True):
         assert torch.equal(mine, same)
@@ -127,4 +127,4 @@ def test_a_step_depends_on_nothing_but_its_seed_and_number() -> None:
     words = [int((half.target[:, 1:] != PAD).sum()) for half in halves]
     assert float(whole.weight[0]) == pytest.approx(1 / sum(words))
     assert float(halves[0].weight[0]) == pytest.approx(2 / sum(words))
-    assert len(taste(feed(512), most=100).keys) == 64
+    assert len(first_batch(loader(512), most=100).keys) == 64

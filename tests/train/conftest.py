@@ -1,4 +1,4 @@
-"""A small folder of pictures, and the command in other processes."""
+"""A small folder of images, and the command in other processes."""
 
 import json
 import os
@@ -17,19 +17,19 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     chance = np.random.default_rng(0)
     for i in range(64):
         np.save(folder / f"{i:03d}.npy", chance.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     return folder
 
 
-def start(pictures: Path, out: Path, *more: str, processes: int = 1, restarts: int = 0) -> "subprocess.Popen[str]":
+def start(images: Path, out: Path, *more: str, processes: int = 1, restarts: int = 0) -> "subprocess.Popen[str]":
     """Starts `unveil pretrain` on so many processes, which are all started again so many times when one dies."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     torchrun += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unveil", "pretrain", str(pictures), *OPTIONS]
+    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unveil", "pretrain", str(images), *OPTIONS]
     return subprocess.Popen(
         [*command, "--out", str(out), *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -140,6 +140,6 @@ def test_write_whole(tmp_path, monkeypatch):
 
 
 def test_names_of_any_bytes_are_written(tmp_path):
-    """A picture whose name is no UTF-8 is listed in skipped.txt like any other."""
+    """An image whose name is no UTF-8 is listed in skipped.txt like any other."""
     write_whole(tmp_path / "skipped.txt", "caf\udce9.png\tgone\n")
     assert (tmp_path / "skipped.txt").read_bytes() == b"caf\xe9.png\tgone\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unveil.train.log import Meter, Screen
-from unveil.train.parallel import Place
+from unveil.train.parallel import World
 
 RECORD = {"loss": 0.5, "samples_per_second": 1234.0, "peak_share": 0.25, "waiting": 0.0, "seconds": 1.0}
 
@@ -23,7 +23,7 @@ def test_who_waits_for_files_is_told_what_to_do(reads, waiting, advised, capsys)
 
 
 def test_the_meter_tells_speed_share_of_peak_and_waiting():
-    meter = Meter(Place(torch.device("cpu")), effort=0.001)
+    meter = Meter(World(torch.device("cpu")), effort=0.001)
 
     def slow():
         for i in range(3):

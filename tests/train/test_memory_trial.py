@@ -13,15 +13,15 @@ from unveil.learner import Learner, Step
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
 from unveil.models.vit import ViT, ViTConfig
-from unveil.train.memory_trial import Live, cost_of, matrix_peak, memory_of, try_step
-from unveil.train.parallel import Place, SpreadConfig
+from unveil.train.memory_trial import Live, cost_of, fit_batch_in_memory, matrix_peak, memory_of
+from unveil.train.parallel import HardwareConfig, World
 
-CPU, EXACT = Place(torch.device("cpu")), SpreadConfig(device="cpu", precision="float32")
+CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
 MB = 2**20
 
 
 class Chain(Learner):
-    """Three squares of a (B, 2^18) float picture: 1 MB a sample each, the first two of which are kept for going back."""
+    """Three squares of a (B, 2^18) float image: 1 MB a sample each, the first two of which are kept for going back."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ def test_as_few_parts_as_fit(fitting, parts):
     learner = Chain()
     each = (cost_of(learner, batch(6), EXACT, CPU).memory - cost_of(learner, batch(2), EXACT, CPU).memory) / 4
     memory = int((fitting + 0.5) * each / 0.6)  # 60 % of it is for the samples
-    assert try_step(learner, batch(12), 12, 0, EXACT, CPU, memory=memory).parts == parts
+    assert fit_batch_in_memory(learner, batch(12), 12, 0, EXACT, CPU, memory=memory).parts == parts
 
 
 def test_the_gradients_of_a_large_model_do_not_hide_what_samples_take():
@@ -72,14 +72,14 @@ def test_the_gradients_of_a_large_model_do_not_hide_what_samples_take():
     few, many = (Batch(torch.randn(n, 3, 32, 32), torch.full((n, 2), 32), sample_keys(0, 0, n)) for n in (6, 96))
     each = cost_of(learner, many, EXACT, CPU).memory / 96
     model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())
-    assert try_step(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 1.2) / 0.6)).parts == 1
-    assert try_step(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 0.8) / 0.6)).parts == 2
+    assert fit_batch_in_memory(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 1.2) / 0.6)).parts == 1
+    assert fit_batch_in_memory(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 0.8) / 0.6)).parts == 2
 
 
 def test_what_was_asked_for_is_done_and_what_does_not_divide_is_refused():
-    assert try_step(Chain(), batch(12), 12, 3, EXACT, CPU, memory=1).parts == 3
+    assert fit_batch_in_memory(Chain(), batch(12), 12, 3, EXACT, CPU, memory=1).parts == 3
     with pytest.raises(UnveilError, match="does not divide by 5"):
-        try_step(Chain(), batch(12), 12, 5, EXACT, CPU)
+        fit_batch_in_memory(Chain(), batch(12), 12, 5, EXACT, CPU)
 
 
 def mae(recompute: bool) -> MAE:
@@ -89,11 +89,11 @@ def mae(recompute: bool) -> MAE:
 
 
 def test_recomputing_is_seen_to_save_memory_and_the_learner_is_left_as_it_was():
-    pictures = Batch(torch.randn(6, 3, 32, 32), torch.full((6, 2), 32), sample_keys(0, 0, 6))
+    images = Batch(torch.randn(6, 3, 32, 32), torch.full((6, 2), 32), sample_keys(0, 0, 6))
     learner = mae(recompute=False)
     before, chance = copy.deepcopy(learner.state_dict()), torch.get_rng_state()
-    plain = cost_of(learner, pictures, EXACT, CPU).memory
-    assert cost_of(mae(recompute=True), pictures, EXACT, CPU).memory < 0.6 * plain
+    plain = cost_of(learner, images, EXACT, CPU).memory
+    assert cost_of(mae(recompute=True), images, EXACT, CPU).memory < 0.6 * plain
     assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
     assert all(p.grad is None for p in learner.parameters())
     assert torch.equal(chance, torch.get_rng_state())
@@ -107,9 +107,9 @@ def test_a_machine_has_some_memory(monkeypatch):
 
 
 def test_flops_of_a_sample_are_those_of_the_formula():
-    learner, half = mae(recompute=False), SpreadConfig(device="cpu", precision="bfloat16")
-    pictures = Batch(torch.randn(12, 3, 32, 32), torch.full((12, 2), 32), sample_keys(0, 0, 12))
-    trial = try_step(learner, pictures, 12, 0, half, CPU)
+    learner, half = mae(recompute=False), HardwareConfig(device="cpu", precision="bfloat16")
+    images = Batch(torch.randn(12, 3, 32, 32), torch.full((12, 2), 32), sample_keys(0, 0, 12))
+    trial = fit_batch_in_memory(learner, images, 12, 0, half, CPU)
     formula = mae_cost(learner.encoder.config, visible=16, width=48, depth=1, predicted=48, batch=10**9)
     assert trial.flops == pytest.approx(formula.step, rel=1e-6)
 

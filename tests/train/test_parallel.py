@@ -20,18 +20,18 @@ from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
 from unveil.train import parallel
-from unveil.train.parallel import Place, SpreadConfig, fresh, join, shard, spread, whole_for_lead
+from unveil.train.parallel import HardwareConfig, World, fresh, full_tensor_on_main, join_processes, parallelize, shard
 
 PROCESSES = int(os.environ.get("UNVEIL_TEST_PROCESSES", "2"))
 KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "1"))
 
 
 @pytest.fixture(scope="module")
-def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run on one process, on one in parts, and on many by DDP and by FSDP2, in two parts each."""
     folder = tmp_path_factory.mktemp("runs")
     for pair in (("single", "parts"), ("ddp",), ("fsdp",)):
-        started = [start(pictures, folder / way, *options(way), processes=1 if len(pair) > 1 else PROCESSES) for way in pair]
+        started = [start(images, folder / way, *options(way), processes=1 if len(pair) > 1 else PROCESSES) for way in pair]
         for process in started:
             finish(process)
     return folder
@@ -56,10 +56,10 @@ def test_one_process_ddp_and_fsdp_log_the_same_loss(runs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"] if "UNVEIL_TEST_KILLS" in os.environ else ["fsdp"])
-def test_a_killed_process_changes_nothing(runs: Path, pictures: Path, tmp_path: Path, way: str) -> None:
+def test_a_killed_process_changes_nothing(runs: Path, images: Path, tmp_path: Path, way: str) -> None:
     """SIGKILL to one of many at random moments: torchrun starts all again, and the end is the same, bit for bit."""
     out, chance = tmp_path / "killed", random.Random(way)
-    agent = start(pictures, out, *options(way), processes=PROCESSES, restarts=KILLS)
+    agent = start(images, out, *options(way), processes=PROCESSES, restarts=KILLS)
     for kill in range(KILLS):
         lines = records(out)
         wait_for_step(agent, out, (lines[-1]["step"] if lines else 0) + chance.randint(3, 8))
@@ -131,7 +131,7 @@ def test_matrices_travel_in_bfloat16_and_the_gradients_are_those_of_autocast() -
     for (name, one), (_, two) in zip(plain.named_parameters(), sharded.named_parameters(), strict=True):
         assert two.grad.full_tensor().dtype == torch.float32
         assert torch.equal(one.grad, two.grad.full_tensor()), name
-        assert torch.equal(one.detach(), whole_for_lead(two)), name
+        assert torch.equal(one.detach(), full_tensor_on_main(two)), name
 
 
 def test_a_process_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_a_process_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "5")
     with pytest.raises(UnveilError, match=r"process 5 .* sees 4: use --nproc-per-node 4"):
-        join(SpreadConfig())
+        join_processes(HardwareConfig())
 
 
 @pytest.mark.usefixtures("group")
@@ -150,7 +150,7 @@ def test_the_first_step_already_sums_gradients_in_the_order_of_all_later_ones(mo
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     few = Batch(torch.randn(4, 5, 16), torch.ones(4, 2), torch.arange(4))
     monkeypatch.setattr(Stack, "augment", lambda self, batch: batch.images)
-    model = spread(learner, SpreadConfig(precision="float32"), Place(torch.device("cpu"), 0, 2), few)
+    model = parallelize(learner, HardwareConfig(precision="float32"), World(torch.device("cpu"), 0, 2), few)
     assert all(p.grad is None for p in learner.parameters())
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
     assert model.reducer._rebuild_buckets()

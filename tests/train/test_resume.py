@@ -26,14 +26,14 @@ def wait_for_step(process: object, out: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_runs_end_bit_identical(pictures: Path, tmp_path: Path) -> None:
+def test_killed_runs_end_bit_identical(images: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, the same command again each time: the same weights, and every step logged once."""
     options = ("--epochs", f"{7 * KILLS}.01")
-    whole = start(pictures, tmp_path / "whole", *options)
+    whole = start(images, tmp_path / "whole", *options)
     chance = random.Random(1)
     killed = 0
     while killed < KILLS:
-        process = start(pictures, tmp_path / "killed", *options)
+        process = start(images, tmp_path / "killed", *options)
         lines = records(tmp_path / "killed")
         wait_for_step(process, tmp_path / "killed", (lines[-1]["step"] if lines else 0) + chance.randint(1, 6))
         time.sleep(chance.random() * 0.2)
@@ -41,7 +41,7 @@ def test_killed_runs_end_bit_identical(pictures: Path, tmp_path: Path) -> None:
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed: make it longer"
         killed += 1
-    finish(start(pictures, tmp_path / "killed", *options))
+    finish(start(images, tmp_path / "killed", *options))
     finish(whole)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert expected.keys() == found.keys()
@@ -51,22 +51,22 @@ def test_killed_runs_end_bit_identical(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_moves_between_one_process_and_two(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_moves_between_one_process_and_two(images: Path, tmp_path: Path) -> None:
     """SIGTERM saves first; then one process goes on from two's checkpoint (DDP), and two (FSDP2) from one's."""
-    whole = start(pictures, tmp_path / "whole", "--epochs", "8.01")
-    first = start(pictures, tmp_path / "moved", "--epochs", "8.01", processes=2)
+    whole = start(images, tmp_path / "whole", "--epochs", "8.01")
+    first = start(images, tmp_path / "moved", "--epochs", "8.01", processes=2)
     wait_for_step(first, tmp_path / "moved", 5)
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)
     at = [max(int(path.name[5:]) for path in (tmp_path / "moved" / "checkpoints").glob("step-*"))]
-    second = start(pictures, tmp_path / "moved", "--epochs", "8.01")
+    second = start(images, tmp_path / "moved", "--epochs", "8.01")
     wait_for_step(second, tmp_path / "moved", at[0] + 5)
     second.send_signal(signal.SIGTERM)
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 1, said
     assert "the same command goes on" in said
     assert f"going on from step {at[0]}" in said
-    said = finish(start(pictures, tmp_path / "moved", "--epochs", "8.01", "--parallel", "fsdp", processes=2))
+    said = finish(start(images, tmp_path / "moved", "--epochs", "8.01", "--parallel", "fsdp", processes=2))
     assert "going on from step" in said
     finish(whole)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "moved"))

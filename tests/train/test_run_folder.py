@@ -157,7 +157,7 @@ def test_what_is_said_of_a_loss_that_is_not_finite():
     assert "near step 7 (learning rate 5.00e-01)" in str(caught.value)
     assert "Try a smaller --base-lr" in str(caught.value)
     poisoned = [fine[0]._replace(images=torch.full((1, 3, 2, 2), float("inf")))]
-    with pytest.raises(UnveilError, match="the pictures themselves hold values that are not finite"):
+    with pytest.raises(UnveilError, match="the images themselves hold values that are not finite"):
         check_finite(model, record | {"loss": float("inf")}, fine + poisoned)
     with torch.no_grad():
         model.bias[0] = float("nan")

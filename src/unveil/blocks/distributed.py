@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gathered(x: Float[Tensor, "B ..."]) -> Float[Tensor, "A ..."]:
+def all_gather_with_grad(x: Float[Tensor, "B ..."]) -> Float[Tensor, "A ..."]:
     """The rows of all processes, in the order of their ranks; gradients find their way back. Every process must call it."""
-    if processes() == 1:
+    if world_size() == 1:
         return x
     out: Tensor = Gather.apply(x)
     return out
 
 
-def numbers(rows: int, device: torch.device) -> Int[Tensor, " B"]:
+def global_row_ids(rows: int, device: torch.device) -> Int[Tensor, " B"]:
     """Where the rows of this process stand among those of all."""
-    first = 0 if processes() == 1 else dist.get_rank() * rows
+    first = 0 if world_size() == 1 else dist.get_rank() * rows
     return torch.arange(first, first + rows, device=device)
 
 
@@ -48,7 +48,7 @@ class Gather(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-class BatchNorm(nn.Module):
+class SyncBatchNorm(nn.Module):
     """Batch norm (Ioffe and Szegedy, 2015) over the rows of all processes, in float32; it keeps no running statistics.
 
     It is for heads that are thrown away after training. Every process must have as many rows.
@@ -63,7 +63,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         x = x.float()
         variances, means = torch.var_mean(x, dim=0, correction=0)
-        variances, means = gathered(torch.stack([variances, means])[None]).unbind(1)  # (processes, D)
+        variances, means = all_gather_with_grad(torch.stack([variances, means])[None]).unbind(1)  # (processes, D)
         mean = means.mean(dim=0)
         x = (x - mean) * (variances + (means - mean).square()).mean(dim=0).add(self.eps).rsqrt()
         return x if self.weight is None or self.bias is None else torch.addcmul(self.bias, x, self.weight)

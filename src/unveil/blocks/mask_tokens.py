@@ -1,6 +1,6 @@
-"""Mask tokens in the gaps that hidden patches left (MAE, section 3), at the cost of one picture instead of a batch.
+"""Mask tokens in the gaps that hidden patches left (MAE, section 3), at the cost of one image instead of a batch.
 
-Mask tokens differ by their position alone. So in the first block their norm and their projections are the same in every picture:
+Mask tokens differ by their position alone. So in the first block their norm and their projections are the same in every image:
 they are computed once, (N, ...), and looked up (B, M, ...). A Transformer does not care about the order of its tokens, since each
 carries its position: the hidden ones stand behind the visible ones, and nothing has to be put back into place.
 """

@@ -1,4 +1,4 @@
-"""Which patches to hide. Every mask hides the same number of patches in each picture of a batch.
+"""Which patches to hide. Every mask hides the same number of patches in each image of a batch.
 
 A mask is a pair of positions: `keep` (B, V) and `hide` (B, M), with V = int(N x (1 - ratio)) as in the public MAE code.
 """
@@ -40,7 +40,7 @@ def random_mask(noise: Float[Tensor, "B N"], ratio: float) -> Mask:
 def block_mask(noise: Float[Tensor, "B _"], grid: Size, ratio: float, smallest: int = 16) -> Mask:
     """Hides rectangles until the ratio is reached (BEiT, section 2.3 and algorithm 1).
 
-    Each picture gets a row of rectangles with 4 numbers of noise each: area (`smallest` patches up to the ratio's share),
+    Each image gets a row of rectangles with 4 numbers of noise each: area (`smallest` patches up to the ratio's share),
     aspect (0.3 to 1/0.3, uniform in its logarithm), and place. A patch is hidden at the turn of the first rectangle that
     covers it, until enough are; the last rectangle is cut short, row by row, so that the count is exact.
     """
@@ -68,7 +68,7 @@ def unit_mask(noise: Float[Tensor, "B U"], grid: Size, ratio: float, unit: int) 
     """Hides squares of `unit` x `unit` patches at random (SimMIM, section 3.2), given noise in [0, 1) for each square.
 
     Where the squares do not tile the grid, those at its lower and right edge are smaller, and the last one hidden is cut short, so
-    that the count is the same in each picture.
+    that the count is the same in each image.
     """
     rows, columns = units_of(grid, unit)
     score = noise.reshape(-1, rows, columns).repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)
@@ -95,9 +95,9 @@ def grid_mask(batch: int, grid: Size, ratio: float, device: torch.device) -> Mas
     return order[:, :visible], order[:, visible:]
 
 
-def given_mask(hidden: Bool[Tensor, "B N"], pictures: int, patches: int) -> Mask:
+def given_mask(hidden: Bool[Tensor, "B N"], images: int, patches: int) -> Mask:
     """The mask of a user's bool tensor. Raises `UnveilError` for another shape, or another count in some rows."""
-    wanted, counts = (pictures, patches), sorted(set(hidden.sum(1).tolist()))
+    wanted, counts = (images, patches), sorted(set(hidden.sum(1).tolist()))
     if hidden.shape != wanted or len(counts) > 1:
         found = f"`hidden` is {tuple(hidden.shape)} with {counts[:5]} patches hidden in a row"
         raise UnveilError(f"{found}: give {wanted} bool, the same count in each row")

@@ -1,4 +1,4 @@
-"""Pictures to patches and back.
+"""Images to patches and back.
 
 Inside a patch the values stand in the order (row, column, channel). Letters: B images, C channels, H W pixels, N patches,
 V visible patches, P values in a patch, D width.
@@ -15,7 +15,7 @@ Size = tuple[int, int]  # (height, width)
 
 
 def grid_size(image_size: Size, patch_size: Size) -> Size:
-    """Rows and columns of patches. Raises `UnveilError` where the patches do not tile the picture."""
+    """Rows and columns of patches. Raises `UnveilError` where the patches do not tile the image."""
     for side, patch in zip(image_size, patch_size, strict=True):
         if patch < 1 or side < patch or side % patch:
             lower = max(side // max(patch, 1), 1) * patch
@@ -26,7 +26,7 @@ def grid_size(image_size: Size, patch_size: Size) -> Size:
 
 
 def patchify(images: Float[Tensor, "B C H W"], patch_size: Size) -> Float[Tensor, "B N P"]:
-    """Cuts pictures into patches, row by row."""
+    """Cuts images into patches, row by row."""
     b, c, h, w = images.shape
     (p, q), (rows, columns) = patch_size, grid_size((h, w), patch_size)
     return images.reshape(b, c, rows, p, columns, q).permute(0, 2, 4, 3, 5, 1).reshape(b, rows * columns, p * q * c)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from unveil.blocks.dropout import Dropout
 
 
-class Branch(nn.Module):
+class ResidualBranch(nn.Module):
     """What stands between a residual sum and a branch: dropout, layer scale, drop path."""
 
     def __init__(self, width: int, dropout: float, drop_path: float, layer_scale: float | None) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.patches import Size, gather, patchify
-from unveil.blocks.visual_tokenizer import Tokenizer
+from unveil.blocks.visual_tokenizer import VisualTokenizer
 from unveil.errors import UnveilError
 
 
@@ -34,7 +34,7 @@ class Target(nn.Module, ABC):
         """A prediction as pixels; the true patches lend what the target leaves out."""
 
     def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
-        """Sees a sample of the pictures once, before the first step."""
+        """Sees a sample of the images once, before the first step."""
 
     @abstractmethod
     def errors(
@@ -60,13 +60,13 @@ class PixelTarget(Target):
     def errors(
         self, predicted: Float[Tensor, "B M Q"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
     ) -> dict[str, float]:
-        """Squared error in normalised pixels, beside two guesses: the patch's and the picture's mean."""
+        """Squared error in normalised pixels, beside two guesses: the patch's and the image's mean."""
         true = patchify(images, self.patch_size)  # (B, N, P)
         hidden, seen = (gather(true, part).reshape(len(true), part.shape[1], -1, images.shape[1]) for part in (hide, keep))
         guesses = {
             "held_out_error": self.pixels(predicted.float(), gather(true, hide)).reshape(hidden.shape),
             "patch_mean_error": hidden.mean(dim=2, keepdim=True),
-            "picture_mean_error": seen.mean(dim=(1, 2), keepdim=True),
+            "image_mean_error": seen.mean(dim=(1, 2), keepdim=True),
         }
         return {name: float((hidden - guess).square().mean()) for name, guess in guesses.items()}
 
@@ -121,7 +121,7 @@ class PCATarget(PixelTarget):
 class TokenTarget(Target):
     """The visual token that a tokenizer gives each patch; cross-entropy (BEiT, section 2.3)."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: VisualTokenizer) -> None:
         super().__init__()
         self.tokenizer, self.size = tokenizer, tokenizer.size
 
@@ -137,7 +137,7 @@ class TokenTarget(Target):
         return F.cross_entropy(predicted.float().flatten(0, 1), target.flatten())
 
     def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
-        """Raises `UnveilError`: a token is no picture."""
+        """Raises `UnveilError`: a token is no image."""
         raise UnveilError("a model that predicts visual tokens cannot draw pixels: train with a pixel target to see them")
 
     def errors(

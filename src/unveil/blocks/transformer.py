@@ -13,7 +13,7 @@ from unveil.blocks.attention import Attention
 from unveil.blocks.fast.recompute import Linear
 from unveil.blocks.layer_norm import LayerNorm
 from unveil.blocks.mask_tokens import Gaps, append, append_projected
-from unveil.blocks.residual import Branch
+from unveil.blocks.residual import ResidualBranch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class Block(nn.Module):
         self.pre = config.norm == "pre"
         self.norm1 = LayerNorm(width, eps=config.eps)
         self.attention = Attention(width, config.heads, config.dropout)
-        self.branch1, self.branch2 = (Branch(width, config.dropout, drop_path, config.layer_scale) for _ in range(2))
+        self.branch1, self.branch2 = (ResidualBranch(width, config.dropout, drop_path, config.layer_scale) for _ in range(2))
         if config.cross:
             self.norm_cross = LayerNorm(width, eps=config.eps)
             self.cross = Attention(width, config.heads, config.dropout)
-            self.branch_cross = Branch(width, config.dropout, drop_path, config.layer_scale)
+            self.branch_cross = ResidualBranch(width, config.dropout, drop_path, config.layer_scale)
         self.norm2 = LayerNorm(width, eps=config.eps)
         activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
         self.mlp = MLP(Linear(width, hidden), activation, Linear(hidden, width))

@@ -1,4 +1,4 @@
-"""Visual tokens: a whole number for each patch of a picture, to be predicted as BERT predicts words (BEiT, section 2.1)."""
+"""Visual tokens: a whole number for each patch of an image, to be predicted as BERT predicts words (BEiT, section 2.1)."""
 
 from abc import ABC, abstractmethod
 
@@ -10,8 +10,8 @@ from unveil.blocks.patches import Size, patchify
 from unveil.errors import UnveilError
 
 
-class Tokenizer(nn.Module, ABC):
-    """Tells which of `size` tokens each patch of a normalised picture is. It is fitted once, before the first step, or frozen."""
+class VisualTokenizer(nn.Module, ABC):
+    """Tells which of `size` tokens each patch of a normalised image is. It is fitted once, before the first step, or frozen."""
 
     size: int
     """How many different tokens there are: the codebook."""
@@ -21,10 +21,10 @@ class Tokenizer(nn.Module, ABC):
         """The token of each patch, row by row."""
 
     def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
-        """Sees a sample of the pictures once, before the first step of a run; the same one on every process."""
+        """Sees a sample of the images once, before the first step of a run; the same one on every process."""
 
 
-class KMeans(Tokenizer):
+class KMeans(VisualTokenizer):
     """The nearest of the centres that k-means finds among the patches of a sample (Lloyd, 1982), without training.
 
     Patches are compared less their own mean and over their own deviation, or brightness alone would take most of the tokens.
@@ -75,7 +75,7 @@ class KMeans(Tokenizer):
             self.centres.copy_(torch.where(empty[:, None], points[away[turn]], means))
 
 
-class Absent(Tokenizer):
+class MissingTokenizer(VisualTokenizer):
     """Stands in for a tokenizer that did not come with a model's weights."""
 
     def __init__(self, size: int) -> None:

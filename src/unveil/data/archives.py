@@ -54,7 +54,7 @@ class Folder(Archive):
         found: dict[str, int] = {}
         if path.is_dir():
             self._scan(found)
-        else:  # one picture
+        else:  # one image
             self._root = os.fspath(path.parent)
             found[path.name] = path.stat().st_size
         self.names = sorted(found)

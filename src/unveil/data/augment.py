@@ -22,26 +22,26 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How pictures are changed before they are seen (MAE, table 1e)."""
+    """How images are changed before they are seen (MAE, table 1e)."""
 
     crop: Literal["resized", "fixed", "none"] = "resized"
     """A random resized crop; a crop of fixed size at a random place; or the centre, without flips."""
     crop_scale: float = 0.2
-    """Smallest share of a picture's area that a random resized crop takes."""
+    """Smallest share of an image's area that a random resized crop takes."""
     flip: bool = True
-    """Flip half of the pictures left to right; never with crop "none"."""
+    """Flip half of the images left to right; never with crop "none"."""
     jitter: float = 0.0
     """Strength of random brightness, contrast and saturation; 0.4 is usual, the paper has it hurt."""
 
 
 class Augment:
-    """Makes normalised float pictures of one size from a batch of uint8 or uint16 canvases."""
+    """Makes normalised float images of one size from a batch of uint8 or uint16 canvases."""
 
     def __init__(self, config: AugmentConfig, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.config, self.image_size, self.mean, self.std = config, image_size, mean, std
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with (B, C, S, T) float pictures; all chance comes from the samples' keys."""
+        """The batch with (B, C, S, T) float images; all chance comes from the samples' keys."""
         config, sizes = self.config, batch.sizes.float()
         flip = None
         if config.crop == "resized":
@@ -59,7 +59,7 @@ class Augment:
 
 
 def view(batch: Batch, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Tensor, "B C S T"]:
-    """The pictures as evaluations see them: the centre, resized and normalised."""
+    """The images as evaluations see them: the centre, resized and normalised."""
     boxes = centre_boxes(batch.sizes.float(), image_size)
     return normalise(crop_resize(batch.images, boxes, batch.sizes, image_size), mean, std)
 
@@ -67,7 +67,7 @@ def view(batch: Batch, image_size: Size, mean: tuple[float, ...], std: tuple[flo
 def normalise(
     images: Tensor, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> Float[Tensor, "*B C H W"]:
-    """Pictures as encoders take them: scaled to 0 to 1, less the mean, over the deviation of each channel.
+    """Images as encoders take them: scaled to 0 to 1, less the mean, over the deviation of each channel.
 
     Args:
         images: (B, C, H, W) or (C, H, W): uint8, uint16, or float already between 0 and 1.
@@ -78,12 +78,12 @@ def normalise(
         UnveilError: When there are not as many means as channels, or the type is another.
     """
     if not (images.is_floating_point() or images.dtype in FULL):
-        raise UnveilError(f"pictures are {images.dtype}: give uint8, uint16, or floats between 0 and 1")
+        raise UnveilError(f"images are {images.dtype}: give uint8, uint16, or floats between 0 and 1")
     channels = images.shape[-3]
     mean = mean or (IMAGENET_MEAN if channels == 3 else (0.449,) * channels)
     std = std or (IMAGENET_STD if channels == 3 else (0.226,) * channels)
     if not len(mean) == len(std) == channels:
-        raise UnveilError(f"pictures have {channels} channels, and there are {len(mean)} means and {len(std)} deviations")
+        raise UnveilError(f"images have {channels} channels, and there are {len(mean)} means and {len(std)} deviations")
     centre, spread = torch.tensor([mean, std]).to(images.device, non_blocking=True)[..., None, None].unbind()  # no wait for a GPU
     return (images.float() / FULL.get(images.dtype, 1.0) - centre) / spread
 
@@ -93,8 +93,8 @@ def random_boxes(
 ) -> Float[Tensor, "B 4"]:
     """Boxes (top, left, height, width) of a random resized crop (Szegedy et al., 2014), as torchvision draws them.
 
-    Area uniform between `scale` and `most` of the picture's, aspect between 3/4 and 4/3 of the result's, uniform in its logarithm;
-    the first of ten tries that fits inside the picture, or else the largest box of a fitting aspect in the centre.
+    Area uniform between `scale` and `most` of the image's, aspect between 3/4 and 4/3 of the result's, uniform in its logarithm;
+    the first of ten tries that fits inside the image, or else the largest box of a fitting aspect in the centre.
     """
     height, width = sizes[:, :1], sizes[:, 1:]  # (B, 1)
     u = uniform(keys, 2 * tries + 2, stream=11)
@@ -114,7 +114,7 @@ def random_boxes(
 
 
 def centre_boxes(sizes: Float[Tensor, "B 2"], image_size: Size) -> Float[Tensor, "B 4"]:
-    """The largest box of the result's aspect in the centre: 7/8 of it where the picture is larger than 8/7 of the result."""
+    """The largest box of the result's aspect in the centre: 7/8 of it where the image is larger than 8/7 of the result."""
     height, width = sizes[:, :1], sizes[:, 1:]
     aspect = image_size[1] / image_size[0]
     h = torch.minimum(height, width / aspect)

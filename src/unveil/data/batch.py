@@ -26,12 +26,12 @@ class Samples(Protocol):
 
 
 class Batch(NamedTuple):
-    """Some pictures of a run: `Samples`."""
+    """Some images of a run: `Samples`."""
 
     images: Tensor
-    """(B, C, H, W). Before augmentation: uint8 or uint16, each picture in the upper left corner. After: float, normalised."""
+    """(B, C, H, W). Before augmentation: uint8 or uint16, each image in the upper left corner. After: float, normalised."""
     sizes: Int[Tensor, "B 2"]
-    """Height and width of each picture inside `images`."""
+    """Height and width of each image inside `images`."""
     keys: Int[Tensor, " B"]
     """What is drawn at random for a sample is a function of its key: see `unveil.blocks.stateless_random`."""
     labels: Tensor | None = None

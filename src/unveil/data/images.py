@@ -1,4 +1,4 @@
-"""Reads one picture, whatever its file turns out to be, within a limit of memory; every failure is `Unreadable`.
+"""Reads one image, whatever its file turns out to be, within a limit of memory; every failure is `Unreadable`.
 
 Files are known by their first bytes, never by their names. Pillow's plugins are called one by one and not through
 `Image.open`: so a format that nobody asked for (PostScript, video) is never tried, and the only limit of size is ours,
@@ -21,15 +21,15 @@ from PIL import Image, JpegImagePlugin
 
 from unveil.data.pixels import Pixels, Unreadable, as_pixels, check_size, fit_size, match_channels, read_npy, read_tiff, shrink
 
-__all__ = ["FILE_LIMIT", "PICTURE_SUFFIXES", "Pixels", "Unreadable", "fit_size", "picture_format", "read_picture"]
+__all__ = ["FILE_LIMIT", "IMAGE_SUFFIXES", "Pixels", "Unreadable", "fit_size", "image_format", "read_image"]
 
-PICTURE_SUFFIXES = tuple(
+IMAGE_SUFFIXES = tuple(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .tif .tiff .bmp .dib .npy .ppm .pgm .pbm .pnm .pfm "
     ".avif .avifs .jp2 .j2k .jpx .j2c .qoi .dds .ico".split()
 )
-"""Endings (lower case) of files that are meant to be pictures: one that is not is reported, not passed over."""
+"""Endings (lower case) of files that are meant to be images: one that is not is reported, not passed over."""
 FILE_LIMIT = 1 << 30
-"""Bytes of the largest file that is taken for one picture."""
+"""Bytes of the largest file that is taken for one image."""
 
 # A damaged tag makes Pillow warn, on stderr and from any thread. Filters cannot be set for one thread, so this one is
 # set once; it is last in the list, which leaves whatever the user says about warnings in charge.
@@ -69,8 +69,8 @@ _ORIENTATION = 274
 _SPREAD = re.compile(r'"shape": \[\d+, \d+, \d+\]')  # tifffile's note of a 3-D array, which may lie over several pages
 
 
-def picture_format(head: bytes) -> str | None:
-    """The picture format that a file's first 32 bytes announce ("JPEG", "NPY", ...), or None."""
+def image_format(head: bytes) -> str | None:
+    """The image format that a file's first 32 bytes announce ("JPEG", "NPY", ...), or None."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -85,7 +85,7 @@ def picture_format(head: bytes) -> str | None:
     return None
 
 
-def read_picture(
+def read_image(
     raw: bytes | Path | Image.Image | NDArray[Any],
     *,
     channels: int | None = None,
@@ -93,7 +93,7 @@ def read_picture(
     pixel_limit: int = 64_000_000,
     name: str = "",
 ) -> Pixels:
-    """Read one picture as (H, W, C), upright, uint8 or (16-bit grey, TIFF, NPY) uint16.
+    """Read one image as (H, W, C), upright, uint8 or (16-bit grey, TIFF, NPY) uint16.
 
     Of an animation or a file of many pages the first is read. Transparency is laid over white, as a page would show
     it, except where `channels` is 4. Palettes, CMYK, YCbCr and Lab become RGB; 16-bit colour PNGs come as 8 bits,
@@ -104,10 +104,10 @@ def read_picture(
         channels: how many to return: grey is repeated to 3, RGB becomes luma for 1; None leaves them as they are.
         shrink_to: shrink so that the short side is this and the long side at most twice this; never enlarges.
         pixel_limit: the most pixels that may be decoded, known from the header before anything is.
-        name: what to call the picture in the error.
+        name: what to call the image in the error.
 
     Raises:
-        Unreadable: whatever is wrong with this picture, in one line.
+        Unreadable: whatever is wrong with this image, in one line.
     """
     kind = ""
     try:
@@ -120,7 +120,7 @@ def read_picture(
             raw = _read_file(raw)
         if not raw:
             raise Unreadable("empty file")
-        kind = picture_format(raw[:32]) or ""
+        kind = image_format(raw[:32]) or ""
         if not kind:
             raise Unreadable("not an image")
         if kind == "NPY":
@@ -136,7 +136,7 @@ def read_picture(
 
 def _reason(kind: str, error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return f"{kind or 'picture'} that does not fit into memory"
+        return f"{kind or 'image'} that does not fit into memory"
     text = " ".join(str(error).split()) or type(error).__name__
     state = "truncated" if "truncated" in text.lower() or isinstance(error, EOFError) else "damaged"
     return f"{state} {kind}: {text[:200]}" if kind else text[:200]
@@ -147,7 +147,7 @@ def _read_file(path: os.PathLike[str]) -> bytes:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > FILE_LIMIT:
-                raise Unreadable(f"{size:,} bytes, over the limit of {FILE_LIMIT:,} for one picture")
+                raise Unreadable(f"{size:,} bytes, over the limit of {FILE_LIMIT:,} for one image")
             return file.read()
     except OSError as error:
         raise Unreadable(f"cannot be opened: {error.strerror}") from None
@@ -169,7 +169,7 @@ def _open(kind: str, raw: bytes, shrink_to: int | None, pixel_limit: int) -> Ima
     """Open without decoding, so that the size is known and can be refused."""
     for width, height in _announced_sizes(kind, raw):
         check_size(height, width, pixel_limit)
-    opener = JpegImagePlugin.JpegImageFile if kind == "JPEG" else Image.OPEN[kind][0]  # JPEG's looks for more pictures
+    opener = JpegImagePlugin.JpegImageFile if kind == "JPEG" else Image.OPEN[kind][0]  # JPEG's looks for more images
     image = opener(io.BytesIO(raw), "")
     if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
         _draft(image, shrink_to)

@@ -1,4 +1,4 @@
-"""Which picture belongs to which split and class: rules over file names, and over the labels that lie beside them."""
+"""Which image belongs to which split and class: rules over file names, and over the labels that lie beside them."""
 
 import csv
 import io
@@ -83,7 +83,7 @@ def written_labels(archive: Archive, candidates: Sequence[int], where: str) -> t
 
 
 def keys_of(name: str) -> tuple[str, str]:
-    """What the files that belong to a picture are called, before their ending: up to the first dot (WebDataset), or the last."""
+    """What the files that belong to an image are called, before their ending: up to the first dot (WebDataset), or the last."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".")[0], os.path.splitext(name)[0]
 
@@ -98,7 +98,7 @@ def _siblings(archive: Archive, candidates: Sequence[int]) -> list[str | None]:
             first, other = keys_of(archive.names[at])
             found.append(files.get(first, files.get(other)))
         present = [at for at in found if at is not None]
-        # JSON beside pictures is as often an outline or a caption: the first one tells, without reading a million.
+        # JSON beside images is as often an outline or a caption: the first one tells, without reading a million.
         if present and (ending == ".cls" or read(archive.read(present[0])) is not None):
             return [None if at is None else read(archive.read(at)) for at in found]
     return []
@@ -133,6 +133,6 @@ def _table(archive: Archive, candidates: Sequence[int], where: str) -> list[str 
         values = [labels.get(name) or None for name in names]
         if not any(values):
             example = next(iter(labels), "nothing")
-            raise UnveilError(f"{where}: labels.csv names no picture: it has {example!r}, a picture is {names[0]!r}")
+            raise UnveilError(f"{where}: labels.csv names no image: it has {example!r}, an image is {names[0]!r}")
         return values
     return []

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.batch import Batch, Samples
-from unveil.data.dataset import Pictures
+from unveil.data.dataset import ImageDataset
 from unveil.data.shuffle import shuffled
 from unveil.errors import UnveilError
 
 
-class Feed(Protocol):
+class Loader(Protocol):
     """What the loop takes its batches from."""
 
     samples: int
@@ -30,25 +30,25 @@ class Feed(Protocol):
         """One of the equal shares of a step's samples."""
 
 
-class PictureFeed:
-    """Shuffled pictures: which ones a step sees depends on the seed and the step alone.
+class ImageLoader:
+    """Shuffled images: which ones a step sees depends on the seed and the step alone.
 
     Args:
-        pictures: Where they are taken from.
-        places: The pictures to use; all by default.
+        images: Where they are taken from.
+        places: The images to use; all by default.
         batch_size: Samples in a step, over all processes and parts.
         seed: Of the order, and of all that is drawn for a sample.
-        repeats: Samples in a row that are made of a picture, each with its own key; an epoch has as many samples as ever.
+        repeats: Samples in a row that are made of an image, each with its own key; an epoch has as many samples as ever.
     """
 
     def __init__(
-        self, pictures: Pictures, *, batch_size: int, seed: int, places: Int[Tensor, " n"] | None = None, repeats: int = 1
+        self, dataset: ImageDataset, *, batch_size: int, seed: int, places: Int[Tensor, " n"] | None = None, repeats: int = 1
     ) -> None:
-        self.pictures, self.batch_size, self.seed, self.repeats = pictures, batch_size, seed, repeats
+        self.dataset, self.batch_size, self.seed, self.repeats = dataset, batch_size, seed, repeats
         share_size(batch_size, repeats, "repeats")
-        self.places = torch.arange(len(pictures)) if places is None else places
+        self.places = torch.arange(len(dataset)) if places is None else places
         self.samples, self.ring = len(self.places), self.places.sort().values
-        self.instant = pictures.in_memory
+        self.instant = dataset.in_memory
 
     def share(self, step: int, share: int, shares: int) -> Batch:
         """See `Feed`."""
@@ -56,13 +56,13 @@ class PictureFeed:
         first = step * self.batch_size + share * size
         order = shuffled(self.seed, torch.arange(first, first + size) // self.repeats, self.samples)
         places = self.places[order]
-        images, sizes = self.pictures.batch(places, among=self.ring)
-        batch = Batch(images, sizes, sample_keys(self.seed, first, size), self.pictures.labels_of(places))
+        images, sizes = self.dataset.batch(places, among=self.ring)
+        batch = Batch(images, sizes, sample_keys(self.seed, first, size), self.dataset.labels_of(places))
         return batch.pinned() if images.is_cuda else batch
 
 
-class TableFeed:
-    """Shuffled rows of a table of features, fed like pictures."""
+class FeatureLoader:
+    """Shuffled rows of a table of features, fed like images."""
 
     instant = True
 
@@ -87,33 +87,33 @@ def share_size(batch_size: int, shares: int, why: str = "processes x accumulatio
     return batch_size // shares
 
 
-def taste(feed: Feed, most: int = 256) -> Samples:
+def first_batch(loader: Loader, most: int = 256) -> Samples:
     """Some of the first samples of a run, at most so many: the same ones on any number of processes."""
-    shares = next(n for n in range(1, feed.batch_size + 1) if feed.batch_size % n == 0 and feed.batch_size // n <= most)
-    return feed.share(0, 0, shares)
+    shares = next(n for n in range(1, loader.batch_size + 1) if loader.batch_size % n == 0 and loader.batch_size // n <= most)
+    return loader.share(0, 0, shares)
 
 
-def batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Samples]:
+def batches(loader: Loader, step: int, rank: int, world: int, parts: int) -> list[Samples]:
     """What process `rank` of `world` sees in a step, in `parts` equal batches."""
-    return [feed.share(step, part * world + rank, world * parts) for part in range(parts)]
+    return [loader.share(step, part * world + rank, world * parts) for part in range(parts)]
 
 
-def pinned_batches(feed: Feed, step: int, rank: int, world: int, parts: int) -> list[Samples]:
+def pinned_batches(loader: Loader, step: int, rank: int, world: int, parts: int) -> list[Samples]:
     """The same, in memory that a GPU reads without making the processor wait."""
-    made = batches(feed, step, rank, world, parts)
+    made = batches(loader, step, rank, world, parts)
     return [batch.pinned() for batch in made] if torch.cuda.is_available() else made
 
 
-def stream(feed: Feed, steps: range, rank: int, world: int, parts: int, ahead: int = 2) -> Iterator[tuple[int, list[Samples]]]:
+def stream(loader: Loader, steps: range, rank: int, world: int, parts: int, ahead: int = 2) -> Iterator[tuple[int, list[Samples]]]:
     """The steps and their batches, up to `ahead` of them made in advance."""
-    if feed.instant:
+    if loader.instant:
         for step in steps:
-            yield step, batches(feed, step, rank, world, parts)
+            yield step, batches(loader, step, rank, world, parts)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
         waiting: deque[tuple[int, Future[list[Samples]]]] = deque()
         for step in steps:
-            waiting.append((step, pool.submit(pinned_batches, feed, step, rank, world, parts)))
+            waiting.append((step, pool.submit(pinned_batches, loader, step, rank, world, parts)))
             if len(waiting) > ahead:
                 first, made = waiting.popleft()
                 yield first, made.result()

@@ -1,9 +1,9 @@
-"""Several views of a picture, as methods that compare views draw them (DINO, section 3 and appendix C; MoCo v3, section 4).
+"""Several views of an image, as methods that compare views draw them (DINO, section 3 and appendix C; MoCo v3, section 4).
 
 A view is a random resized crop, flipped or not, in other colours, grey, blurred or solarised: for a whole batch at once, on its
 device. All chance comes from the samples' keys, each view's from another stream. As in the papers, but for two things: brightness,
-contrast, saturation and hue come in this order for every picture, not in a random one; and blur is in proportion to the
-picture's side, for the papers' is meant for 224 px.
+contrast, saturation and hue come in this order for every image, not in a random one; and blur is in proportion to the
+image's side, for the papers' is meant for 224 px.
 
 Letters: B images, C channels, S T sides of the result.
 """
@@ -24,7 +24,7 @@ from unveil.errors import UnveilError
 JITTERED, GREYED = 0.8, 0.2
 """Shares of views with other colours, and without any."""
 SIGMA = (0.1, 2.0)
-"""Deviations of the blur, in pixels of a picture of 224."""
+"""Deviations of the blur, in pixels of an image of 224."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class View:
     size: Size
     """Height and width."""
     least: float
-    """Smallest share of the picture's area that it shows."""
+    """Smallest share of the image's area that it shows."""
     most: float = 1.0
     """Largest share."""
     blurred: float = 0.5
@@ -57,7 +57,7 @@ class Views:
 
     def __init__(self, config: AugmentConfig, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         if config.crop != "resized":
-            raise UnveilError(f"views of a picture are random resized crops, and crop is {config.crop!r}: use --crop resized")
+            raise UnveilError(f"views of an image are random resized crops, and crop is {config.crop!r}: use --crop resized")
         self.config, self.mean, self.std = config, mean, std
         self.sigma = tuple(pixels * (image_size[0] * image_size[1]) ** 0.5 / 224 for pixels in SIGMA)
 
@@ -67,7 +67,7 @@ class Views:
         return torch.stack(drawn)
 
     def draw(self, batch: Batch, view: View, number: int) -> Float[Tensor, "B C S T"]:
-        """View number `number` of each picture."""
+        """View number `number` of each image."""
         config, keys = self.config, combine(combine(batch.keys, batch.keys >> 31), 1000 + number)
         boxes = random_boxes(batch.sizes.float(), keys, view.least, view.size, view.most)
         happens, amounts = uniform(keys, 5, stream=21), uniform(keys, 5, stream=22)
@@ -88,7 +88,7 @@ class Views:
 
 
 def chosen(which: Bool[Tensor, " B"], yes: Tensor, no: Tensor) -> Tensor:
-    """Pictures from one batch or from the other."""
+    """Images from one batch or from the other."""
     return torch.where(which[:, None, None, None], yes, no)
 
 
@@ -108,9 +108,9 @@ def turned(images: Float[Tensor, "B 3 S T"], by: Float[Tensor, " B"]) -> Float[T
 
 
 def blurred(images: Float[Tensor, "B C S T"], sigma: Float[Tensor, " B"], most: float) -> Float[Tensor, "B C S T"]:
-    """A Gaussian blur of each picture with its own deviation, at most `most`; with 0 nothing changes.
+    """A Gaussian blur of each image with its own deviation, at most `most`; with 0 nothing changes.
 
-    Rows and columns are multiplied by a matrix each; what would look over the edge looks back into the picture.
+    Rows and columns are multiplied by a matrix each; what would look over the edge looks back into the image.
     """
     rows, columns = (blur_matrix(sigma, most, side) for side in images.shape[2:])
     return rows[:, None] @ images @ columns[:, None].mT
@@ -129,12 +129,12 @@ def blur_matrix(sigma: Float[Tensor, " B"], most: float, side: int) -> Float[Ten
 
 
 def solarised(images: Float[Tensor, "B C S T"], which: Bool[Tensor, " B"]) -> Float[Tensor, "B C S T"]:
-    """What is brighter than the middle is inverted, in the chosen pictures."""
+    """What is brighter than the middle is inverted, in the chosen images."""
     return chosen(which, torch.where(images >= 0.5, 1 - images, images), images)
 
 
 def view_size(image_size: Size, patch_size: Size) -> Size:
-    """Sides of a small view: 96/224 of the picture's, in whole patches, two at least where there are two."""
+    """Sides of a small view: 96/224 of the image's, in whole patches, two at least where there are two."""
     counts = zip(grid_size(image_size, patch_size), patch_size, strict=True)
     height, width = (patch * min(max(2, round(count * 96 / 224)), count) for count, patch in counts)
     return height, width

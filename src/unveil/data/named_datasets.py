@@ -18,7 +18,7 @@ from unveil.errors import UnveilError
 
 
 class Listing(NamedTuple):
-    """One part of a set: how many pictures, their classes, how to read one, and what tells this version from others."""
+    """One part of a set: how many images, their classes, how to read one, and what tells this version from others."""
 
     length: int
     labels: Labels | None
@@ -94,8 +94,8 @@ def _torchvision_listing(class_name: str, options: Mapping[str, Any]) -> Listing
     def read(index: int) -> bytes | Image.Image:
         if files is not None:
             return Path(files[index]).read_bytes()
-        picture: Image.Image = dataset[index][0]
-        return picture
+        image: Image.Image = dataset[index][0]
+        return image
 
     return Listing(len(dataset), numbers, classes, read, f"{class_name} {sorted(options.items())}")
 
@@ -108,7 +108,7 @@ def hugging_face_parts(address: str) -> dict[str, Callable[[], Listing]]:
     """The splits of `hf://name`, `hf://name:config` or `hf://folder` (of `save_to_disk`, or any that `datasets` reads).
 
     Raises:
-        UnveilError: `datasets` is not installed, the set cannot be loaded, or it holds no pictures.
+        UnveilError: `datasets` is not installed, the set cannot be loaded, or it holds no images.
     """
     # Counts of use are reported to the hub unless it is told not to: unveil sends nothing, ever.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -136,10 +136,10 @@ def _hugging_face_listing(address: str, dataset: Any) -> Listing:
     import datasets
 
     features = dataset.features
-    pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if not pictures:
-        raise UnveilError(f"{address} has no column of pictures: its columns are {', '.join(features)}")
-    picture = next((column for column in ("image", "img", "pixel_values") if column in pictures), pictures[0])
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if not images:
+        raise UnveilError(f"{address} has no column of images: its columns are {', '.join(features)}")
+    image = next((column for column in ("image", "img", "pixel_values") if column in images), images[0])
     named = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labels, classes = None, list[str]()
     usual = [column for column in ("label", "labels", "fine_label") if column in features]
@@ -150,12 +150,12 @@ def _hugging_face_listing(address: str, dataset: Any) -> Listing:
     elif label and re.match(r"u?int", str(getattr(features[label], "dtype", ""))):
         labels = np.asarray(dataset.with_format("numpy")[label][:], dtype=np.int64)
         classes = [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
-    encoded = dataset.select_columns([picture]).cast_column(picture, datasets.Image(decode=False))
+    encoded = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
     def read(index: int) -> bytes:
-        cell = encoded[int(index)][picture]
+        cell = encoded[int(index)][image]
         if not cell:
-            raise OSError("no picture in this row")
+            raise OSError("no image in this row")
         raw: bytes = cell["bytes"] or Path(cell["path"]).read_bytes()
         return raw
 

@@ -1,8 +1,8 @@
-"""A pack: pictures that were decoded and shrunk once, side by side in a few large files that are mapped into memory.
+"""A pack: images that were decoded and shrunk once, side by side in a few large files that are mapped into memory.
 
     unveil-pack.json     settings, splits, classes, what was skipped; size and SHA-256 of every other file, and its own
-    index.safetensors    a row a picture: where it lies, its size, its label, its checksum, its name
-    shard-00000.bin      the pictures, one after the other: JPEG files, or bare pixels
+    index.safetensors    a row an image: where it lies, its size, its label, its checksum, its name
+    shard-00000.bin      the images, one after the other: JPEG files, or bare pixels
     skipped.txt          what could not be packed, for people; only where there is something
 
 Numbers, JSON and JPEG: nothing in it can run code. `unveil.data.pack_writer` writes it.
@@ -34,7 +34,7 @@ UNFINISHED = "unveil-packing.json"
 INDEX = "index.safetensors"
 SKIPPED = "skipped.txt"
 SHARD_HEAD = b"unveil shard 1\n\0"
-"""A shard's first bytes: without them, one of JPEG files would look like a picture."""
+"""A shard's first bytes: without them, one of JPEG files would look like an image."""
 OPEN_SHARDS = 128
 """Each mapped shard holds a file open, and many systems allow 256: beyond so many, the one that rested longest is closed."""
 
@@ -101,7 +101,7 @@ class Pack:
         return {name: facts for name, facts in (shards | others).items() if facts}
 
     def split(self, name: str) -> Split:
-        """The pictures of "train" or "test"."""
+        """The images of "train" or "test"."""
         facts = self.facts["splits"][name]
         rows = np.flatnonzero(self.table["split"] == list(self.facts["splits"]).index(name))
         first, last = int(rows[0]), int(rows[-1]) + 1  # a split's rows stand together
@@ -117,7 +117,7 @@ class Pack:
         )
 
     def read(self, row: int) -> bytes | Pixels:
-        """A picture: the bytes of a JPEG file, or its pixels (H, W, C) as they lie in the file; safe from several threads.
+        """An image: the bytes of a JPEG file, or its pixels (H, W, C) as they lie in the file; safe from several threads.
 
         Raises:
             Unreadable: Its bytes have changed since it was packed.

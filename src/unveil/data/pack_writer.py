@@ -1,10 +1,10 @@
-"""Packing, picture by picture: many threads decode, one writes in order, and a finished shard is never made again.
+"""Packing, image by image: many threads decode, one writes in order, and a finished shard is never made again.
 
     .shard-00002.bin.part   synced to the disk
     .rows-00002.json        what is in it, where it began and ended; written whole
     shard-00002.bin         the first one renamed: this makes a shard count
 
-A shard ends before the picture that would not fit. So its bytes depend on the pictures and the settings alone, and neither on
+A shard ends before the image that would not fit. So its bytes depend on the images and the settings alone, and neither on
 the number of threads nor on where an earlier run was killed.
 """
 
@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from unveil.data.dataset import Progress
-from unveil.data.images import Pixels, Unreadable, picture_format, read_picture
+from unveil.data.images import Pixels, Unreadable, image_format, read_image
 from unveil.data.pack_reader import FACTS, INDEX, SHARD_HEAD, SKIPPED, UNFINISHED, Facts, Table, seal, shard_name, unseal
 from unveil.data.sources import Source
 from unveil.errors import UnveilError
@@ -45,7 +45,7 @@ COLUMNS = {
     "bits": np.uint8,
     "crc": np.uint32,
 }
-"""What is known of a picture when its shard is written; `item` counts the candidates of all splits."""
+"""What is known of an image when its shard is written; `item` counts the candidates of all splits."""
 JPEG_SIDE = 65_500
 """Pixels of the longest side that libjpeg writes."""
 OURS = re.compile(r"\.(shard-\d+\.bin|index\.safetensors|skipped\.txt|unveil-\w+\.json|\.rows-\d+\.json)\.part|\.rows-\d+\.json")
@@ -54,26 +54,26 @@ OURS = re.compile(r"\.(shard-\d+\.bin|index\.safetensors|skipped\.txt|unveil-\w+
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """What is kept of each picture, and how."""
+    """What is kept of each image, and how."""
 
     side: int = 256
-    """Pictures are shrunk, never enlarged, until their short side is this many pixels; 256 suits training at 224."""
+    """Images are shrunk, never enlarged, until their short side is this many pixels; 256 suits training at 224."""
     store: Literal["jpeg", "raw"] = "jpeg"
     """JPEG files (8-bit grey or RGB), or bare pixels: 8 or 16 bit, any channels, several times the space, nothing to decode."""
     quality: int = 90
     """JPEG quality, 1 to 100. A JPEG file that needs no shrinking stays as it is where that is at most a tenth larger."""
     channels: int = 0
-    """Channels of the pictures, as for training; 0 keeps what each picture has."""
+    """Channels of the images, as for training; 0 keeps what each image has."""
     pixel_limit: int = 64_000_000
     """No file is decoded beyond this many pixels."""
     shard_bytes: int = 268_435_456
-    """A shard ends before the picture that would make it larger than this."""
+    """A shard ends before the image that would make it larger than this."""
     workers: int = 0
     """Threads that decode; 0 takes one for each core. The files are the same for any number."""
 
 
 class Stored(NamedTuple):
-    """A picture as it goes into a shard."""
+    """An image as it goes into a shard."""
 
     data: bytes
     height: int
@@ -106,11 +106,11 @@ class Draft:
         self._file = self._path.open("wb")
         self._file.write(SHARD_HEAD)
 
-    def add(self, item: int, picture: Stored) -> None:
-        """Writes a picture behind the others."""
-        self._file.write(picture.data)
-        self._digest.update(picture.data)
-        data, *facts = picture
+    def add(self, item: int, image: Stored) -> None:
+        """Writes an image behind the others."""
+        self._file.write(image.data)
+        self._digest.update(image.data)
+        data, *facts = image
         self.rows.append((item, self.size, len(data), *facts, zlib.crc32(data)))
         self.size += len(data)
 
@@ -213,7 +213,7 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
         skipped[part][sources[part].names[item - int(starts[part])]] = reason
     told = {
         name: {
-            "pictures": int((split == part).sum()),
+            "images": int((split == part).sum()),
             "labelled": source.labels is not None,
             "classes": list(source.classes),
             "skipped": dict(sorted(skipped[part].items())),
@@ -221,8 +221,8 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
         for part, (name, source) in enumerate(splits.items())
     }
     for name, part_facts in told.items():
-        if not part_facts["pictures"]:
-            raise UnveilError(f"no picture of the {name} split can be read: pack a set without it")
+        if not part_facts["images"]:
+            raise UnveilError(f"no image of the {name} split can be read: pack a set without it")
     lines = skipped_text(told)
     write(folder / INDEX, index)
     if lines:
@@ -233,7 +233,7 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
             facts
             | {
                 "splits": told,
-                "shards": [{"bytes": shard.bytes, "sha256": shard.sha256, "pictures": len(shard.rows["item"])} for shard in shards],
+                "shards": [{"bytes": shard.bytes, "sha256": shard.sha256, "images": len(shard.rows["item"])} for shard in shards],
                 "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
                 "skipped": {"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()} if lines else None,
             }
@@ -263,9 +263,9 @@ def stored_or_reason(sources: Sequence[Source], item: int, *, how: PackConfig) -
 
 
 def stored(source: Source, number: int, how: PackConfig) -> Stored:
-    """A picture as `Pictures` would read it, encoded. Raises `Unreadable`."""
+    """An image as `Images` would read it, encoded. Raises `Unreadable`."""
     raw = source.read(number)
-    pixels = read_picture(raw, channels=how.channels or None, shrink_to=how.side, pixel_limit=how.pixel_limit)
+    pixels = read_image(raw, channels=how.channels or None, shrink_to=how.side, pixel_limit=how.pixel_limit)
     height, width, channels = pixels.shape
     if how.store == "raw":
         data = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -273,7 +273,7 @@ def stored(source: Source, number: int, how: PackConfig) -> Stored:
     if channels not in (1, 3):
         raise Unreadable(f"has {channels} channels, and JPEG holds 1 or 3: `--store raw` keeps them")
     if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)  # as it is batched among pictures of 8 bits
+        pixels = (pixels >> 8).astype(np.uint8)  # as it is batched among images of 8 bits
     if max(height, width) > JPEG_SIDE:
         raise Unreadable(f"{width} x {height} pixels, and JPEG holds sides up to {JPEG_SIDE:,}: `--store raw` keeps it")
     data = jpeg(pixels, how.quality)
@@ -285,7 +285,7 @@ def stored(source: Source, number: int, how: PackConfig) -> Stored:
 def says_the_same(raw: bytes, pixels: Pixels, pixel_limit: int) -> bool:
     """Whether a file is a JPEG of these very pixels."""
     with suppress(Unreadable):
-        return picture_format(raw[:32]) == "JPEG" and np.array_equal(read_picture(raw, pixel_limit=pixel_limit), pixels)
+        return image_format(raw[:32]) == "JPEG" and np.array_equal(read_image(raw, pixel_limit=pixel_limit), pixels)
     return False
 
 

@@ -21,8 +21,8 @@ _NONE, _LZW, _DEFLATE, _OLD_DEFLATE = 1, 5, 8, 32946  # how a TIFF says that it 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-class Unreadable(Exception):  # noqa: N818 (it is what we call such a picture)
-    """One picture that cannot be used; `reason` says why in a few words, and the text names the picture too."""
+class Unreadable(Exception):  # noqa: N818 (it is what we call such an image)
+    """One image that cannot be used; `reason` says why in a few words, and the text names the image too."""
 
     def __init__(self, reason: str, name: str = ""):
         self.reason = " ".join(reason.split())
@@ -30,7 +30,7 @@ class Unreadable(Exception):  # noqa: N818 (it is what we call such a picture)
 
 
 def check_size(height: int, width: int, pixel_limit: int) -> None:
-    """Refuse a picture by its header, before any memory is spent on it.
+    """Refuse an image by its header, before any memory is spent on it.
 
     Raises:
         Unreadable: it has no pixels, or more than `pixel_limit`.
@@ -175,12 +175,12 @@ def read_tiff(raw: bytes, pixel_limit: int) -> Pixels:
         if file.is_shaped and len(file.series[0].shape) == 3:
             series = file.series[0]
             found = [each for each in series.pages if each is not None]
-            if min(series.shape) <= 32 or len(found) == 1:  # else it is a stack of pictures
+            if min(series.shape) <= 32 or len(found) == 1:  # else it is a stack of images
                 pages, image = found, series
         if image.dtype is None:
             raise Unreadable(f"TIFF with samples of {page.bitspersample} bits")
         if len(image.shape) not in (2, 3):
-            raise Unreadable(f"TIFF of shape {image.shape}, expected one picture")
+            raise Unreadable(f"TIFF of shape {image.shape}, expected one image")
         _check_volume(image.shape, image.dtype, pixel_limit)
         for each in pages:
             _check_segments(page, each, raw)

@@ -1,7 +1,7 @@
 """Crops and resizes a whole batch as Pillow's antialiased bicubic filter does.
 
 A resize is linear, so it is a matrix for the rows and one for the columns; a crop and a flip only move the places where the
-matrices look. On a CPU large pictures of 8 bits are resized one by one in whole numbers instead, as Pillow does it: there the
+matrices look. On a CPU large images of 8 bits are resized one by one in whole numbers instead, as Pillow does it: there the
 products, most of whose factors are 0, take many times as long.
 
 Letters: B images, C channels, H W sides of the canvas, S T sides of the result, K places that weigh in a place of the result.
@@ -18,18 +18,18 @@ from unveil.blocks.patches import Size
 
 FULL = {torch.uint8: 255.0, torch.uint16: 65535.0}
 LARGE = 64
-"""Sides of a result from which on a CPU resizes one picture at a time."""
+"""Sides of a result from which on a CPU resizes one image at a time."""
 
 
 def crop_resize(
     images: Tensor, boxes: Float[Tensor, "B 4"], sizes: Int[Tensor, "B 2"], image_size: Size, flip: Bool[Tensor, " B"] | None = None
 ) -> Float[Tensor, "B C S T"]:
-    """Crops and resizes each picture as Pillow's bicubic filter does, to floats between 0 and 1.
+    """Crops and resizes each image as Pillow's bicubic filter does, to floats between 0 and 1.
 
     Args:
         images: (B, C, H, W), uint8 or uint16, each in the upper left corner of a canvas.
-        boxes: Top, left, height and width of each crop: whole numbers. What lies outside the picture is black.
-        sizes: Height and width of each picture inside its canvas.
+        boxes: Top, left, height and width of each crop: whole numbers. What lies outside the image is black.
+        sizes: Height and width of each image inside its canvas.
         image_size: Height and width of the result.
         flip: Which results are turned left to right; none by default.
     """
@@ -60,7 +60,7 @@ def by_products(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def one_by_one(images: Tensor, boxes: Tensor, sizes: Tensor, image_size: Size, flip: Tensor) -> Float[Tensor, "B C S T"]:
-    """The same on a CPU, picture by picture, rounded to bytes between the two passes as Pillow does it.
+    """The same on a CPU, image by image, rounded to bytes between the two passes as Pillow does it.
 
     Torch's own kernel, at twice Pillow's speed: 95 to 98 of 100 bytes are Pillow's, nearly all others differ by 1. (Of products in
     float32, which do not round between the passes, 83 are.)
@@ -84,7 +84,7 @@ def resize_matrix(
 ) -> Float[Tensor, "B S H"]:
     """Weights (result, canvas) that crop [start, start + length) and resize it: Pillow's bicubic, widened when shrinking.
 
-    A place outside the box, or outside the picture (which ends at `size`), weighs nothing. Only the few places around each
+    A place outside the box, or outside the image (which ends at `size`), weighs nothing. Only the few places around each
     centre are computed; how many follows from the sizes alone, so that a GPU is never waited for.
     """
     start, length, size = (x[:, None, None] for x in (start, length, size))  # (B, 1, 1)

@@ -1,4 +1,4 @@
-"""Which picture comes when: a pure function of (seed, place), in time and memory that do not grow with the data."""
+"""Which image comes when: a pure function of (seed, place), in time and memory that do not grow with the data."""
 
 import torch
 from jaxtyping import Int
@@ -8,7 +8,7 @@ from unveil.blocks.stateless_random import combine
 
 
 def shuffled(seed: int, places: Int[Tensor, " B"], count: int) -> Int[Tensor, " B"]:
-    """The pictures, numbers below `count`, at these places of an endless row of shuffled epochs.
+    """The images, numbers below `count`, at these places of an endless row of shuffled epochs.
 
     Each epoch is a permutation of its own: a Feistel network of four rounds over the next power of four, walked until it lands
     below `count` (Black and Rogaway, 2002, "Ciphers with arbitrary finite domains").

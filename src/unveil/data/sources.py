@@ -1,4 +1,4 @@
-"""DATA in all its forms: a folder, an archive, shards, a pack, a named set or an array, as a list of candidate pictures."""
+"""DATA in all its forms: a folder, an archive, shards, a pack, a named set or an array, as a list of candidate images."""
 
 import difflib
 import hashlib
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unveil.data.archives import Archive, Folder, Shards, is_archive, open_archive
-from unveil.data.images import PICTURE_SUFFIXES, Unreadable, picture_format
+from unveil.data.images import IMAGE_SUFFIXES, Unreadable, image_format
 from unveil.data.labels import SPLITS, TEST_ORDER, Labels, folder_labels, keys_of, split_folders, written_labels
 from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_parts, torchvision_parts
 from unveil.data.pack_reader import Pack, is_pack
@@ -24,9 +24,9 @@ from unveil.errors import UnveilError
 Raw = bytes | Image.Image | NDArray[Any]
 Data = str | Path | NDArray[Any]
 DIGITS = ("digits", "digits-plain")
-"""Files beside pictures that may say what is in them."""
+"""Files beside images that may say what is in them."""
 FORMS = (
-    "a folder of pictures, a .tar, .tar.gz or .zip of one, what `unveil pack` wrote, shards-{000..099}.tar, hf://name, "
+    "a folder of images, a .tar, .tar.gz or .zip of one, what `unveil pack` wrote, shards-{000..099}.tar, hf://name, "
     f"or one of {', '.join((*DIGITS, *TORCHVISION_SETS))}"
 )
 """What DATA may be, for error messages and help."""
@@ -34,7 +34,7 @@ FORMS = (
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Candidate pictures in a fixed order, each readable on its own and from any thread; some may prove unreadable."""
+    """Candidate images in a fixed order, each readable on its own and from any thread; some may prove unreadable."""
 
     name: str
     """What the user typed."""
@@ -55,10 +55,10 @@ class Source:
         return len(self.names)
 
     def read(self, index: int) -> Raw:
-        """The bytes of a picture's file, or the picture itself; safe to call from several threads.
+        """The bytes of an image's file, or the image itself; safe to call from several threads.
 
         Raises:
-            Unreadable: this one picture cannot be had.
+            Unreadable: this one image cannot be had.
         """
         try:
             return self.reader(index)
@@ -68,7 +68,7 @@ class Source:
             raise Unreadable(f"cannot be read: {error.strerror or error}", self.names[index]) from None
 
     def with_classes(self, classes: Sequence[str]) -> "Source":
-        """The same pictures with labels numbered as in `classes`; a class that is not in it becomes -1.
+        """The same images with labels numbered as in `classes`; a class that is not in it becomes -1.
 
         Numbers are alphabetical within one DATA: a test set given on its own may lack a class that training had.
         """
@@ -88,7 +88,7 @@ class _Parts:
 
 
 def open_source(data: Data, *, split: Literal["train", "test"] | None = None) -> Source:
-    """List the pictures of DATA; where it has splits, those of one split (train if None), else all of them.
+    """List the images of DATA; where it has splits, those of one split (train if None), else all of them.
 
     Args:
         data: see `FORMS`, or an array (N, H, W) or (N, H, W, C). A name of a set wins over a folder of that name: write
@@ -96,7 +96,7 @@ def open_source(data: Data, *, split: Literal["train", "test"] | None = None) ->
         split: "test" takes the test split, or else the validation split.
 
     Raises:
-        UnveilError: there is no such thing, it is damaged, it holds no pictures, or it has no test split.
+        UnveilError: there is no such thing, it is damaged, it holds no images, or it has no test split.
     """
     parts = _parts(data)
     if split != "test":
@@ -119,11 +119,11 @@ def open_both(data: Data) -> tuple[Source, Source | None]:
 
 
 def array_source(array: NDArray[Any], labels: Labels | None = None, *, name: str = "array") -> Source:
-    """Pictures in memory as a source: (N, H, W) or (N, H, W, C), with labels or without."""
+    """Images in memory as a source: (N, H, W) or (N, H, W, C), with labels or without."""
     if array.ndim not in (3, 4) or not len(array):
-        raise UnveilError(f"an array of shape {array.shape} is no pictures: expected (N, H, W) or (N, H, W, C)")
+        raise UnveilError(f"an array of shape {array.shape} is no images: expected (N, H, W) or (N, H, W, C)")
     if labels is not None and len(labels) != len(array):
-        raise UnveilError(f"{len(labels)} labels for {len(array)} pictures")
+        raise UnveilError(f"{len(labels)} labels for {len(array)} images")
     names = [f"{name}/{index:06d}" for index in range(len(array))]
     digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
     digest.update(np.ascontiguousarray(array).view(np.uint8).data)
@@ -151,7 +151,7 @@ def _parts(data: Data) -> _Parts:
     if path.is_dir():
         return _pack_parts(text, path) if is_pack(path) else _folder_parts(text, path)
     if path.is_file():
-        if is_archive(path) or not _is_picture(path):
+        if is_archive(path) or not _is_image(path):
             return _archive_parts(text, open_archive(path))
         return _archive_parts(text, Folder(path))
     shards = [Path(each).expanduser() for each in expand_braces(text)]
@@ -163,9 +163,9 @@ def _parts(data: Data) -> _Parts:
     raise UnveilError(_not_found(text, path))
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     with open(path, "rb") as file:
-        return picture_format(file.read(32)) is not None or path.suffix.lower() in PICTURE_SUFFIXES
+        return image_format(file.read(32)) is not None or path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _not_found(text: str, path: Path) -> str:
@@ -198,8 +198,8 @@ def expand_braces(pattern: str) -> list[str]:
 def _digits(name: str, split: Literal["train", "test"]) -> Source:
     from unveil.data.digits import digits  # it imports scikit-learn
 
-    pictures, labels = digits(split, plain=name == "digits-plain")
-    source = array_source(pictures, np.asarray(labels, dtype=np.int64), name=f"{name}/{split}")
+    images, labels = digits(split, plain=name == "digits-plain")
+    source = array_source(images, np.asarray(labels, dtype=np.int64), name=f"{name}/{split}")
     return replace(source, name=name, classes=[str(number) for number in range(10)])
 
 
@@ -210,7 +210,7 @@ def _listed_parts(name: str, parts: Mapping[str, Callable[[], Listing]]) -> _Par
     def make(split: str) -> Source:
         listing = parts[split]()
         if not listing.length:
-            raise UnveilError(f"{name} holds no pictures in its split {split!r}")
+            raise UnveilError(f"{name} holds no images in its split {split!r}")
         names = [f"{split}/{index:08d}" for index in range(listing.length)]
         digest = hashlib.sha256(f"{name} {split} {listing.length} {listing.version}".encode()).hexdigest()
         known = listing.labels is not None and bool((listing.labels >= 0).any())
@@ -242,14 +242,14 @@ def _folder_parts(text: str, path: Path) -> _Parts:
 
 
 def _candidates(archive: Archive) -> list[int]:
-    """What is called a picture, and what has no such name but begins like one."""
+    """What is called an image, and what has no such name but begins like one."""
     found = []
     for index, name in enumerate(archive.names):
-        if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
             found.append(index)
             continue
         try:
-            if picture_format(archive.read(index, 32)) is not None:
+            if image_format(archive.read(index, 32)) is not None:
                 found.append(index)
         except (OSError, Unreadable):
             continue
@@ -257,7 +257,7 @@ def _candidates(archive: Archive) -> list[int]:
 
 
 def speaks_of(name: str, keys: set[str]) -> bool:
-    """Whether a file says something about pictures: a labels.csv, or a .cls or .json that is called like one of them."""
+    """Whether a file says something about images: a labels.csv, or a .cls or .json that is called like one of them."""
     stem, ending = os.path.splitext(name)
     return name.rpartition("/")[2] == "labels.csv" or (ending in (".cls", ".json") and stem in keys)
 
@@ -266,10 +266,10 @@ def _archive_parts(text: str, archive: Archive) -> _Parts:
     candidates = _candidates(archive)
     if not candidates:
         others = f"; its {len(archive.names):,} files are none" if archive.names else " and no files at all"
-        raise UnveilError(f"no pictures in {text!r}{others}. DATA is {FORMS}")
+        raise UnveilError(f"no images in {text!r}{others}. DATA is {FORMS}")
     rest = (archive.names[index] for index in sorted(set(range(len(archive.names))) - set(candidates)))
     keys = {key for index in candidates for key in keys_of(archive.names[index])}
-    unused = {name: "no picture, by its name or its first bytes" for name in rest if not speaks_of(name, keys)}
+    unused = {name: "no image, by its name or its first bytes" for name in rest if not speaks_of(name, keys)}
     names = _told_names(archive, candidates)
     splits = split_folders(names)
     parts = splits or {"train": list(range(len(names)))}

@@ -1,4 +1,4 @@
-"""What labelled pictures go through in training (MAE, appendix A.1): crop and flip, RandAugment, erasing, mixing."""
+"""What labelled images go through in training (MAE, appendix A.1): crop and flip, RandAugment, erasing, mixing."""
 
 import random
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ class StrengthConfig:
     drop_path: float = 0.1
     """Share of samples that skip a block, growing with depth (0.2 to 0.3 for ViT-H)."""
     mixup: float = 0.8
-    """Blends two pictures; the alpha of the beta distribution."""
+    """Blends two images; the alpha of the beta distribution."""
     cutmix: float = 1.0
-    """Pastes a piece of another picture; the alpha of the beta distribution."""
+    """Pastes a piece of another image; the alpha of the beta distribution."""
     smoothing: float = 0.1
     """Label smoothing."""
     randaugment: int = 9
-    """Magnitude of RandAugment, 0 for none; for pictures with 3 channels of 8 bit."""
+    """Magnitude of RandAugment, 0 for none; for images with 3 channels of 8 bit."""
     erasing: float = 0.25
     """Probability of random erasing."""
 
 
 class StrongAugment:
-    """Makes normalised pictures and perhaps mixed labels from a batch of uint8 or uint16 canvases.
+    """Makes normalised images and perhaps mixed labels from a batch of uint8 or uint16 canvases.
 
     RandAugment draws from the samples' keys; erasing and mixing, which pairs samples of a batch, from the generators of a step.
     """
@@ -80,7 +80,7 @@ class StrongAugment:
         return batch._replace(images=images, labels=labels)
 
     def randaugment(self, image: np.ndarray, key: int) -> np.ndarray:
-        """One picture (H, W, 3) uint8, changed as its key says."""
+        """One image (H, W, 3) uint8, changed as its key says."""
         assert self.policy is not None
         random.seed(key)
         np.random.seed(key & 0xFFFFFFFF)

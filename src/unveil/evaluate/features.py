@@ -1,4 +1,4 @@
-"""Features of pictures, and what they are worth: k-NN and linear accuracy."""
+"""Features of images, and what they are worth: k-NN and linear accuracy."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from unveil.data.augment import view
 from unveil.data.batch import Batch
-from unveil.data.loader import TableFeed
+from unveil.data.loader import FeatureLoader
 from unveil.evaluate.knn import knn_scores
 from unveil.evaluate.metrics import Score, score
 from unveil.models.vit import ViTConfig
-from unveil.runs.open_data import Part
+from unveil.runs.open_data import Subset
 from unveil.tasks.linear import Linear
 from unveil.train.loop import TrainConfig, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, autocast
+from unveil.train.parallel import HardwareConfig, World, autocast
 
 LINEAR_EPOCHS = 30.0
 LINEAR = OptimConfig(optimizer="sgd", base_lr=0.5, weight_decay=0.0, warmup=0.1)
@@ -26,16 +26,16 @@ LINEAR = OptimConfig(optimizer="sgd", base_lr=0.5, weight_decay=0.0, warmup=0.1)
 
 @torch.no_grad()
 def features_of(
-    function: Callable[[Tensor], Tensor], part: Part, vit: ViTConfig, hardware: SpreadConfig, place: Place, batch_size: int = 0
+    function: Callable[[Tensor], Tensor], part: Subset, vit: ViTConfig, hardware: HardwareConfig, world: World, batch_size: int = 0
 ) -> Float[Tensor, "n ..."]:
-    """What a function of normalised pictures says of each, seen without augmentation; in float32, on the CPU.
+    """What a function of normalised images says of each, seen without augmentation; in float32, on the CPU.
 
     Batch size 0 is `at_once`.
     """
     table, done = torch.empty(0), 0
-    for places in torch.split(part.places, batch_size or at_once(place)):
-        batch = Batch(*part.pictures.batch(places), places).to(place.device)
-        with autocast(hardware, place):
+    for places in torch.split(part.places, batch_size or at_once(world)):
+        batch = Batch(*part.dataset.batch(places), places).to(world.device)
+        with autocast(hardware, world):
             rows = function(view(batch, vit.image_size, vit.mean, vit.std))
         if not done:
             table = torch.empty(len(part), *rows.shape[1:])  # made once: joining the rows would hold them twice
@@ -44,15 +44,15 @@ def features_of(
     return table
 
 
-def at_once(place: Place) -> int:
-    """Pictures that are judged at a time: few on a CPU, which is as fast, for many would take more memory than training does."""
-    return 64 if place.device.type == "cpu" else 256
+def at_once(world: World) -> int:
+    """Images that are judged at a time: few on a CPU, which is as fast, for many would take more memory than training does."""
+    return 64 if world.device.type == "cpu" else 256
 
 
-def views_of(part: Part, vit: ViTConfig) -> Float[Tensor, "n C H W"]:
-    """The pictures as evaluations see them."""
-    exact = SpreadConfig(device="cpu", precision="float32")
-    return features_of(lambda images: images, part, vit, exact, Place(torch.device("cpu")))
+def views_of(part: Subset, vit: ViTConfig) -> Float[Tensor, "n C H W"]:
+    """The images as evaluations see them."""
+    exact = HardwareConfig(device="cpu", precision="float32")
+    return features_of(lambda images: images, part, vit, exact, World(torch.device("cpu")))
 
 
 def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
@@ -74,9 +74,9 @@ def fit_linear(
     training = replace(training, batch_size=size, log_every=10**9, monitor_times=1)
     if optim.optimizer == "sgd":
         optim = replace(optim, base_lr=optim.base_lr * 64 / bank.shape[1])
-    feed = TableFeed(bank, labels, batch_size=size, seed=training.seed)
-    cpu = Place(torch.device("cpu"))
-    train(task, feed, training, optim, SpreadConfig(device="cpu", precision="float32"), cpu)
+    loader = FeatureLoader(bank, labels, batch_size=size, seed=training.seed)
+    cpu = World(torch.device("cpu"))
+    train(task, loader, training, optim, HardwareConfig(device="cpu", precision="float32"), cpu)
     return task.eval()
 
 

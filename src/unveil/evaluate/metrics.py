@@ -15,7 +15,7 @@ class Score:
     top1: float
     top5: float
     per_class: list[float]
-    """Share of each class's pictures that were recognised; nan for a class without pictures."""
+    """Share of each class's images that were recognised; nan for a class without images."""
     confusion: list[list[int]]
     """Rows are the true classes, columns the predicted ones."""
     count: int

@@ -1,4 +1,4 @@
-"""`unveil why`: what hiding more, and a deeper decoder, do to pictures and to words, with the same blocks and the same budget.
+"""`unveil why`: what hiding more, and a deeper decoder, do to images and to words, with the same blocks and the same budget.
 
 docs/why.md says what is compared with what, and why.
 """
@@ -12,22 +12,22 @@ from unveil.reports.study_page import Sweep
 
 RATIOS, DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9), (1, 2, 4)
 SIZES = {"nano": ("vit-nano", "bert-nano"), "base": ("vit-base", "bert-base")}
-"""Encoders of pictures and of words with the same width, depth and heads."""
+"""Encoders of images and of words with the same width, depth and heads."""
 PIECES = 64
-"""In a text: as many as an encoder of small pictures has patches."""
+"""In a text: as many as an encoder of small images has patches."""
 
 
 def why(
-    pictures: str | Path, texts: str | Path, *, size: str = "nano", out: str | Path | None = None, **options: Any
+    dataset: str | Path, texts: str | Path, *, size: str = "nano", out: str | Path | None = None, **options: Any
 ) -> list[Sweep]:
-    """Sweeps the mask ratio and the decoder's depth for pictures and for words, and draws the curves beside each other.
+    """Sweeps the mask ratio and the decoder's depth for images and for words, and draws the curves beside each other.
 
     Args:
-        pictures: Labelled pictures; see `unveil.data.sources.FORMS`.
+        images: Labelled images; see `unveil.data.sources.FORMS`.
         texts: A corpus; see `unveil.text.files.open_texts`.
         size: A key of `SIZES`.
         out: The folder for all runs, `study.json` and `report.html`; `runs/why` by default.
-        **options: `labelled`, for the texts alone; other fields of `ContestConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`,
+        **options: `labelled`, for the texts alone; other fields of `ComparisonConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`,
             for all runs; under `mae`, `bert`, `wordmae` and `finetune` a dictionary of options for these alone, such as the epochs:
             {"mae": {"epochs": 10}}.
 
@@ -37,25 +37,25 @@ def why(
     """
     if size not in SIZES:
         raise UnveilError(f"there is no size {size!r} that both have: use one of {', '.join(SIZES)}")
-    picture_model, text_model = SIZES[size]
-    painted: dict[str, Any] = {"method": "mae", "data": str(pictures)}
+    image_model, text_model = SIZES[size]
+    painted: dict[str, Any] = {"method": "mae", "data": str(dataset)}
     written: dict[str, Any] = {"data": str(texts), "labelled": options.pop("labelled", None)}
-    of_pictures, of_words = {"model": picture_model}, {"model": text_model, "length": PIECES}
-    tokens = of_pictures | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
+    of_images, of_words = {"model": image_model}, {"model": text_model, "length": PIECES}
+    tokens = of_images | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
     ratio: dict[str, Any] = {"knob": "mask_ratio", "values": RATIOS}
     depth: dict[str, Any] = {"knob": "decoder_depth", "values": DEPTHS}
     groups = {
         "Mask ratio, hidden ones left out": {
-            "ratio-pictures": Line(title="pictures", fixed=of_pictures | {"decoder_depth": 2}, **painted, **ratio),
+            "ratio-images": Line(title="images", fixed=of_images | {"decoder_depth": 2}, **painted, **ratio),
             "ratio-words": Line(title="words", method="wordmae", fixed=of_words | {"decoder_depth": 2}, **written, **ratio),
         },
         "Mask ratio, mask tokens in the encoder": {
-            "tokens-pictures": Line(title="pictures", fixed=tokens, **painted, **ratio),
+            "tokens-images": Line(title="images", fixed=tokens, **painted, **ratio),
             "tokens-words": Line(title="words (BERT)", method="bert", fixed=of_words, **written, **ratio),
         },
         "Depth of the decoder": {
-            "depth-pictures": Line(title="pictures", fixed=of_pictures | {"mask_ratio": 0.75}, **painted, **depth),
+            "depth-images": Line(title="images", fixed=of_images | {"mask_ratio": 0.75}, **painted, **depth),
             "depth-words": Line(title="words", method="wordmae", fixed=of_words | {"mask_ratio": 0.4}, **written, **depth),
         },
     }
-    return draw(groups, Path(out) if out else Path("runs") / "why", "Hiding pictures, and hiding words", options)
+    return draw(groups, Path(out) if out else Path("runs") / "why", "Hiding images, and hiding words", options)

@@ -13,7 +13,7 @@ from unveil.planning.dry_run import rehearse
 from unveil.recipes.finetune import finetune
 from unveil.recipes.pretrain import pretrain
 from unveil.reports.comparison import Row, figures_of, row_of
-from unveil.runs.pretrain_setup import settle, usual_for
+from unveil.runs.pretrain_setup import resolve, usual_for
 from unveil.train.checkpoint import write_whole
 from unveil.train.loop import TrainConfig
 from unveil.train.run_folder import Run, receipt, tell
@@ -23,7 +23,7 @@ STAGE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContestConfig:
+class ComparisonConfig:
     """How to compare."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -36,7 +36,7 @@ class ContestConfig:
     """Fine-tune each as well: 10 epochs, or with other options of `unveil finetune`, such as `--finetune.epochs 50`."""
 
 
-class Contestant(NamedTuple):
+class Entry(NamedTuple):
     """What is trained: a method, or a method under another name."""
 
     name: str
@@ -45,23 +45,23 @@ class Contestant(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class Comparison:
     """Contestants, and what they share. Every run is an ordinary run folder inside `folder`."""
 
     folder: Path
     data: str
-    own: ContestConfig
+    own: ComparisonConfig
     shared: dict[str, Any]
     """Options of all, `model` among them."""
     tuning: dict[str, Any]
     """Options of fine-tuning."""
-    contestants: Sequence[Contestant]
+    entries: Sequence[Entry]
 
     def path(self, name: str, seed: int, suffix: str = "") -> Path:
         """A run folder."""
         return self.folder / f"{name}-seed{seed}{suffix}"
 
-    def options(self, who: Contestant, seed: int) -> dict[str, Any]:
+    def options(self, who: Entry, seed: int) -> dict[str, Any]:
         """Its own options and the shared ones; the name of another contestant becomes that one's run folder of this seed."""
         named = {key: str(self.path(value, seed)) for key, value in who.options.items() if value in self.names}
         return self.shared | who.options | named | {"seed": seed}
@@ -69,25 +69,25 @@ class Contest:
     @property
     def names(self) -> list[str]:
         """Of the contestants."""
-        return [who.name for who in self.contestants]
+        return [who.name for who in self.entries]
 
     @property
     def stages(self) -> set[str]:
         """Contestants that are trained only because another one names them."""
-        values = [value for who in self.contestants for value in who.options.values() if isinstance(value, str)]
+        values = [value for who in self.entries for value in who.options.values() if isinstance(value, str)]
         return {name for name in self.names if name in values}
 
     @property
-    def judged(self) -> list[Contestant]:
+    def judged(self) -> list[Entry]:
         """The others."""
-        return [who for who in self.contestants if who.name not in self.stages]
+        return [who for who in self.entries if who.name not in self.stages]
 
     @property
-    def tuned(self) -> list[Contestant]:
+    def tuned(self) -> list[Entry]:
         """Those of them that are fine-tuned as well."""
-        return [who for who in self.judged if self.own.tuned and method_class(base_of(who.name)).tunable]
+        return [who for who in self.judged if self.own.tuned and method_class(base_of(who.name)).supports_finetuning]
 
-    def stages_of(self, who: Contestant, seed: int) -> list[Run]:
+    def stages_of(self, who: Entry, seed: int) -> list[Run]:
         """The run folders that its own options name: trained here before it, or elsewhere."""
         values = [value for key, value in self.options(who, seed).items() if key in who.options and isinstance(value, str)]
         return [Run(value) for value in values if (Path(value) / "run.json").is_file()]
@@ -95,7 +95,7 @@ class Contest:
     def run(self, after_each: Callable[[], object]) -> None:
         """Trains what is missing, seed after seed; calls `after_each` when a run has ended."""
         for seed in self.own.seeds:
-            for who in self.contestants:
+            for who in self.entries:
                 options = self.options(who, seed) | {"epochs": self.epochs(who, seed)}
                 tell(True)(f"\n{who.name}, seed {seed}: {options['epochs']:.4g} epochs")
                 run = pretrain(self.data, method=base_of(who.name), out=self.path(who.name, seed), **options)
@@ -110,7 +110,7 @@ class Contest:
         """Fine-tunes from a run, or an untrained encoder of its shape."""
         return finetune(run.path, self.own.labelled, out=out, scratch=scratch, seed=seed, **self.tuning)
 
-    def epochs(self, who: Contestant, seed: int) -> float:
+    def epochs(self, who: Entry, seed: int) -> float:
         """As given; or as many as the seconds allow, tried once and written down: all seeds and a second call take as many."""
         options = self.options(who, seed)
         if self.own.seconds is None or "epochs" in who.options:
@@ -120,7 +120,7 @@ class Contest:
         budget -= sum(each.results["seconds"] for each in self.stages_of(who, seed))
         if self.known_epochs().get(who.name, {}).get("seconds") != self.own.seconds:
             start = time.monotonic()
-            setting = settle(self.data, base_of(who.name), options.pop("model", None), options)
+            setting = resolve(self.data, base_of(who.name), options.pop("model", None), options)
             tell(True)(f"trying {who.name} for a moment ...")
             trial = rehearse(setting, path, time.monotonic() - start, min(30.0, max(1.0, self.own.seconds / 10)))
             steps = trial.steps_within(budget)
@@ -144,7 +144,7 @@ class Contest:
         """What the run folders say, as far as they have ended."""
         rows, first = [], (self.tuned or self.judged)[0].name
         yardsticks: dict[str, list[dict[str, float]]] = {"untrained": [], "raw pixels": []}
-        for who in self.contestants:
+        for who in self.entries:
             seen = []
             for seed in self.own.seeds:
                 run, tuned = self.ended(self.path(who.name, seed)), self.ended(self.path(who.name, seed, "-finetune"))
@@ -163,7 +163,7 @@ class Contest:
     @property
     def ended_runs(self) -> list[Path]:
         """The folders of the runs that have ended."""
-        pairs = [(who.name, seed) for who in self.contestants for seed in self.own.seeds]
+        pairs = [(who.name, seed) for who in self.entries for seed in self.own.seeds]
         paths = [self.path(name, seed, suffix) for name, seed in pairs for suffix in ("", "-finetune")]
         return [path for path in paths if self.ended(path)]
 
@@ -171,6 +171,6 @@ class Contest:
     def facts(self) -> dict[str, Any]:
         """Every option by name, and the receipt."""
         config = {**asdict(self.own), **self.shared}
-        config |= {f"{who.name}.{key}": value for who in self.contestants for key, value in who.options.items()}
+        config |= {f"{who.name}.{key}": value for who in self.entries for key, value in who.options.items()}
         config |= {f"finetune.{key}": value for key, value in self.tuning.items()}
         return {"methods": self.names, "data": self.data, "config": config, **receipt()}

@@ -9,11 +9,11 @@ from typing import Any
 
 from unveil.errors import UnveilError
 from unveil.experiments.compare import contest_of, tested_on
-from unveil.experiments.runner import Contest
+from unveil.experiments.runner import Comparison
 from unveil.reports.run_info import spoken
 from unveil.reports.study_page import Sweep, sweep_grid, write_study
 from unveil.reports.table import terminal_grid
-from unveil.runs.pretrain_setup import called
+from unveil.runs.pretrain_setup import slug
 from unveil.train.checkpoint import write_whole
 from unveil.train.run_folder import show, tell
 
@@ -33,25 +33,25 @@ class Line:
     labelled: str | None = None
     """Labelled data to fine-tune on; as the options say by default."""
 
-    def contest(self, folder: Path, options: Mapping[str, Any]) -> Contest:
+    def comparison(self, folder: Path, options: Mapping[str, Any]) -> Comparison:
         """Its runs: each value is a contestant."""
         alone = {**self.fixed, **options.get(self.method, {})}
         each = [(f"{self.method}-{self.knob}-{value}", {**alone, self.knob: value}) for value in self.values]
         shared = {key: value for key, value in options.items() if not isinstance(value, Mapping) or key == "finetune"}
         return contest_of(each, self.data, folder, shared | ({"labelled": self.labelled} if self.labelled else {}))
 
-    def sweep(self, contest: Contest) -> Sweep:
+    def sweep(self, comparison: Comparison) -> Sweep:
         """What the run folders say, as far as they have ended."""
-        rows = contest.rows()
+        rows = comparison.rows()
         found = {row.name: row for row in rows if not row.yardstick}
-        ended = [(value, found[name]) for value, name in zip(self.values, contest.names, strict=True) if name in found]
+        ended = [(value, found[name]) for value, name in zip(self.values, comparison.names, strict=True) if name in found]
         return Sweep(
             self.title or f"{self.method} on {self.data}",
             self.knob,
             [value for value, _ in ended],
             [row for _, row in ended],
             [row for row in rows if row.yardstick],
-            tested_on(contest),
+            tested_on(comparison),
         )
 
 
@@ -80,7 +80,7 @@ def study(
     """
     knob, values = knob_of(what)
     line = Line(method=method, data=str(data), knob=knob, values=values)
-    folder = Path(out) if out else Path("runs") / f"{called(str(data))}-{method}-{knob}"
+    folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-{method}-{knob}"
     return draw({spoken(knob): {"": line}}, folder, f"{spoken(knob)} of {method} on {data}", {"model": model} | options)
 
 
@@ -94,21 +94,22 @@ def draw(groups: Mapping[str, Mapping[str, Line]], folder: Path, title: str, opt
         options: As for `study`.
     """
     contests = {
-        heading: [(line, line.contest(folder / name, options)) for name, line in lines.items()] for heading, lines in groups.items()
+        heading: [(line, line.comparison(folder / name, options)) for name, line in lines.items()]
+        for heading, lines in groups.items()
     }
 
     def write() -> dict[str, list[Sweep]]:
-        sweeps = {heading: [line.sweep(contest) for line, contest in pairs] for heading, pairs in contests.items()}
+        sweeps = {heading: [line.sweep(comparison) for line, comparison in pairs] for heading, pairs in contests.items()}
         sweeps = {heading: ended for heading, found in sweeps.items() if (ended := [sweep for sweep in found if sweep.rows])}
-        facts = next(contest.facts for pairs in contests.values() for _, contest in pairs)
+        facts = next(comparison.facts for pairs in contests.values() for _, comparison in pairs)
         plain = {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}
         write_whole(folder / "study.json", json.dumps(facts | {"sweeps": plain}, indent=1) + "\n")
         write_study(folder, title, sweeps, facts)
         return sweeps
 
     for pairs in contests.values():
-        for _, contest in pairs:
-            contest.run(write)
+        for _, comparison in pairs:
+            comparison.run(write)
     ended = [sweep for found in write().values() for sweep in found]
     for sweep in ended:
         show(terminal_grid(sweep_grid(sweep)))

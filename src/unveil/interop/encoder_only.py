@@ -25,7 +25,7 @@ class EncoderOnly(Learner):
     def refuse(self) -> NoReturn:
         """Raises `UnveilError`: there is no decoder."""
         raise UnveilError(
-            f"{self.source} has no decoder, so it cannot reconstruct pictures: use .encoder, or load a file with the decoder"
+            f"{self.source} has no decoder, so it cannot reconstruct images: use .encoder, or load a file with the decoder"
         )
 
     def forward(self, batch: Any) -> Step:

@@ -15,7 +15,7 @@ from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_tensors, tell, write_tensors, write_torch
-from unveil.interop.state_dict_map import Layout, Place, affine, blocks_in, fill, lay_out, stack, timm_encoder
+from unveil.interop.state_dict_map import Layout, TensorName, affine, blocks_in, fill, lay_out, stack, timm_encoder
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT, ViTConfig, heads_of
@@ -29,7 +29,7 @@ def layout_of(depth: int, decoder_depth: int | None) -> Layout:
     layout = timm_encoder(depth, ours="encoder.")
     if decoder_depth is None:
         return layout
-    layout |= {"mask_token": Place(("mask_token",), "token"), "decoder_positions": Place(("decoder_pos_embed",), "table")}
+    layout |= {"mask_token": TensorName(("mask_token",), "token"), "decoder_positions": TensorName(("decoder_pos_embed",), "table")}
     layout |= affine("decoder_embed", "decoder_embed") | stack("decoder.blocks", "decoder_blocks", decoder_depth)
     return layout | affine("decoder.norm", "decoder_norm") | affine("head", "decoder_pred")
 
@@ -60,7 +60,7 @@ def load(
     learner, matched = build(state, path, heads=heads, decoder_heads=decoder_heads, image_size=image_size, target=target)
     c = learner.encoder.config
     text = f"{path}: {matched} of {matched} tensors matched; an encoder {c.width} wide, {c.depth} deep, {c.heads} heads"
-    text += f", pictures {c.image_size[0]} x {c.image_size[1]} in patches of {c.patch_size[0]} x {c.patch_size[1]}"
+    text += f", images {c.image_size[0]} x {c.image_size[1]} in patches of {c.patch_size[0]} x {c.patch_size[1]}"
     if isinstance(learner, MAE):
         config = learner.config
         text += f"; a decoder {config.decoder_width} wide, {config.decoder_depth} deep, {config.decoder_heads} heads"

@@ -29,7 +29,7 @@ from unveil.train.checkpoint import Checkpoints, write_whole
 
 NOTE = "unveil"
 Encoder = ViT | TextEncoder
-READS: dict[str, tuple[type, type[ViT] | type[TextEncoder]]] = {"pictures": (ViTConfig, ViT), "texts": (TextConfig, TextEncoder)}
+READS: dict[str, tuple[type, type[ViT] | type[TextEncoder]]] = {"images": (ViTConfig, ViT), "texts": (TextConfig, TextEncoder)}
 """What an encoder takes in, its config, and its class."""
 
 
@@ -84,7 +84,7 @@ def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Le
     if config.get("format") != NOTE:
         found = config.get("format")
         raise UnveilError(f'{source} is of another format: it says {found!r}, expected "format": "{NOTE}"')
-    reads = config.get("reads", "pictures")  # the first versions knew no texts
+    reads = config.get("reads", "images")  # the first versions knew no texts
     if reads not in READS:
         raise UnveilError(f"{source} is a model of {reads!r}, which this version does not know: expected {' or '.join(READS)}")
     config_class, encoder_class = READS[reads]
@@ -97,11 +97,11 @@ def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Le
         task = ClassifyConfig if reads == "texts" else FinetuneConfig
         options: Any = configured(kind.Config if kind else task, config.get("options"), f"the options of {source}")
         classes, augment = config.get("classes", ()), None
-        if reads == "pictures":
+        if reads == "images":
             augment = configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}")
         if kind:
             method = kind.build(shape, options, augment)
-            method.know(classes)
+            method.set_classes(classes)
             learner = method
         elif augment:
             learner = Finetune(ViT(shape), len(classes), options, augment)
@@ -133,7 +133,7 @@ def encoder_of(learner: Learner) -> Encoder:
 
 
 def vit_of(learner: Learner) -> ViT:
-    """The encoder of a learner of pictures. Raises `UnveilError` for another."""
+    """The encoder of a learner of images. Raises `UnveilError` for another."""
     encoder = encoder_of(learner)
     shape_of(learner)
     assert isinstance(encoder, ViT)
@@ -141,10 +141,10 @@ def vit_of(learner: Learner) -> ViT:
 
 
 def shape_of(learner: Learner) -> ViTConfig:
-    """What a learner takes in, where it sees pictures: also a dVAE. Raises `UnveilError` for a learner of texts."""
+    """What a learner takes in, where it sees images: also a dVAE. Raises `UnveilError` for a learner of texts."""
     shape = learner.encoder.config
     if not isinstance(shape, ViTConfig):
-        raise UnveilError("this is a model of texts, and pictures were expected: see `unveil finetune` and `unveil fill`")
+        raise UnveilError("this is a model of texts, and images were expected: see `unveil finetune` and `unveil fill`")
     return shape
 
 

@@ -5,11 +5,11 @@ import struct
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["pictures", "texts"]
+Kind = Literal["images", "texts"]
 
 
-def reads(path: str | Path) -> Kind:
-    """Whether a run folder, an exported file or a folder of transformers is a model of texts; what is neither is of pictures."""
+def model_kind(path: str | Path) -> Kind:
+    """Whether a run folder, an exported file or a folder of transformers is a model of texts; what is neither is of images."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -18,6 +18,6 @@ def reads(path: str | Path) -> Kind:
             with path.open("rb") as file:
                 header = json.loads(file.read(min(struct.unpack("<Q", file.read(8))[0], 2**26)))
             facts = json.loads(header["__metadata__"]["unveil"])
-        return "texts" if facts.get("reads") == "texts" or facts.get("model_type") == "bert" else "pictures"
+        return "texts" if facts.get("reads") == "texts" or facts.get("model_type") == "bert" else "images"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
-        return "pictures"
+        return "images"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unveil.errors import UnveilError
 from unveil.interop.files import fresh_name, settle
-from unveil.interop.silence import quiet
+from unveil.interop.silence import silenced
 from unveil.learner import Task
 from unveil.methods.supervised import Supervised
 from unveil.models.vit import ViT, ViTConfig
@@ -46,7 +46,7 @@ def export(model: nn.Module, out: str | Path) -> Path:
     out = Path(out)
     encoder = model if isinstance(model, ViT) else getattr(model, "encoder", None)
     if not isinstance(encoder, ViT):
-        raise UnveilError(f"a {type(model).__name__} has no encoder of pictures that could become a graph")
+        raise UnveilError(f"a {type(model).__name__} has no encoder of images that could become a graph")
     vit: ViTConfig = encoder.config
     scores = isinstance(model, Task | Supervised)
     graph = (Predict(model) if isinstance(model, Task | Supervised) else encoder).eval()
@@ -56,7 +56,7 @@ def export(model: nn.Module, out: str | Path) -> Path:
     folder = fresh_name(out)
     folder.mkdir()
     try:
-        with quiet(), torch.no_grad():
+        with silenced(), torch.no_grad():
             torch.onnx.export(
                 graph,
                 (images,),

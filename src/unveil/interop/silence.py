@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Keeps everything below an error off the screen; exceptions pass."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -16,7 +16,7 @@ from unveil.errors import UnveilError
 from unveil.interop.files import Tensors
 
 
-class Place(NamedTuple):
+class TensorName(NamedTuple):
     """Where one of our tensors stands in another library's file."""
 
     names: tuple[str, ...]
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     """`token`: (D) here and (1, 1, D) there; `table`: (T, D), (1, T, D); `convolution`: (D, p q C), (D, C, p, q)."""
 
 
-Layout = dict[str, Place]
+Layout = dict[str, TensorName]
 Parts = Mapping[str, str | tuple[str, ...]]
 
 AS_TIMM: Parts = {
@@ -42,7 +42,7 @@ AS_TIMM: Parts = {
 def affine(ours: str, theirs: str | tuple[str, ...]) -> Layout:
     """A weight and a bias."""
     names = (theirs,) if isinstance(theirs, str) else theirs
-    return {f"{ours}.{leaf}": Place(tuple(f"{name}.{leaf}" for name in names)) for leaf in ("weight", "bias")}
+    return {f"{ours}.{leaf}": TensorName(tuple(f"{name}.{leaf}" for name in names)) for leaf in ("weight", "bias")}
 
 
 def stack(ours: str, theirs: str, depth: int, parts: Parts = AS_TIMM) -> Layout:
@@ -58,10 +58,10 @@ def stack(ours: str, theirs: str, depth: int, parts: Parts = AS_TIMM) -> Layout:
 def timm_encoder(depth: int, *, ours: str = "", norm: bool = True) -> Layout:
     """An encoder as timm and the public MAE release lay it out; `ours` stands before our names."""
     layout: Layout = {
-        f"{ours}class_token": Place(("cls_token",), "token"),
-        f"{ours}positions": Place(("pos_embed",), "table"),
-        f"{ours}embed.weight": Place(("patch_embed.proj.weight",), "convolution"),
-        f"{ours}embed.bias": Place(("patch_embed.proj.bias",)),
+        f"{ours}class_token": TensorName(("cls_token",), "token"),
+        f"{ours}positions": TensorName(("pos_embed",), "table"),
+        f"{ours}embed.weight": TensorName(("patch_embed.proj.weight",), "convolution"),
+        f"{ours}embed.bias": TensorName(("patch_embed.proj.bias",)),
     }
     layout |= stack(f"{ours}transformer.blocks", "blocks", depth)
     return layout | affine(f"{ours}transformer.norm", "norm") if norm else layout

@@ -13,7 +13,7 @@ from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
 from unveil.interop.mae_release import shape_of
-from unveil.interop.state_dict_map import Layout, Place, affine, fill, lay_out, timm_encoder
+from unveil.interop.state_dict_map import Layout, TensorName, affine, fill, lay_out, timm_encoder
 from unveil.learner import Learner
 from unveil.methods.supervised import Supervised, SupervisedConfig
 from unveil.models.vit import ViT, ViTConfig
@@ -36,7 +36,7 @@ def layout_of(vit: ViTConfig, *, ours: str = "", norm: bool = True) -> Layout:
     if vit.layer_scale is not None:
         for i in range(vit.depth):
             for branch in (1, 2):
-                layout[f"{ours}transformer.blocks.{i}.branch{branch}.scale"] = Place((f"blocks.{i}.ls{branch}.gamma",))
+                layout[f"{ours}transformer.blocks.{i}.branch{branch}.scale"] = TensorName((f"blocks.{i}.ls{branch}.gamma",))
     return layout
 
 
@@ -181,7 +181,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
         layout = layout_of_finetune(vit)
     elif count:
         method = Supervised.build(vit, SupervisedConfig(average=0.0), AugmentConfig())
-        method.know(config.get("label_names") or [str(i) for i in range(count)])
+        method.set_classes(config.get("label_names") or [str(i) for i in range(count)])
         learner, layout = method, layout_of(vit, ours="encoder.") | affine("head", "head")
     else:
         encoder = ViT(vit)

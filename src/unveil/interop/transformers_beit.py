@@ -13,7 +13,7 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
 from unveil.interop.mae_release import mlp_ratio
-from unveil.interop.state_dict_map import Layout, Place, affine, fill, lay_out, stack
+from unveil.interop.state_dict_map import Layout, TensorName, affine, fill, lay_out, stack
 from unveil.interop.transformers_vit_mae import PARTS, pair, preprocessing, renamed
 from unveil.learner import Learner
 from unveil.methods.beit import BEiT, BEiTConfig
@@ -28,23 +28,27 @@ def layout_of(vit: ViTConfig) -> Layout:
     """Where each tensor stands."""
     ours, theirs = "encoder.transformer.blocks", "beit.encoder.layer"
     layout: Layout = {
-        "encoder.class_token": Place(("beit.embeddings.cls_token",), "token"),
-        "mask_token": Place(("beit.embeddings.mask_token",), "token"),
-        "encoder.embed.weight": Place(("beit.embeddings.patch_embeddings.projection.weight",), "convolution"),
-        "encoder.embed.bias": Place(("beit.embeddings.patch_embeddings.projection.bias",)),
+        "encoder.class_token": TensorName(("beit.embeddings.cls_token",), "token"),
+        "mask_token": TensorName(("beit.embeddings.mask_token",), "token"),
+        "encoder.embed.weight": TensorName(("beit.embeddings.patch_embeddings.projection.weight",), "convolution"),
+        "encoder.embed.bias": TensorName(("beit.embeddings.patch_embeddings.projection.bias",)),
     }
     layout |= stack(ours, theirs, vit.depth, PARTS)
     for i in range(vit.depth):
         attention = f"{theirs}.{i}.attention.attention"
-        layout[f"{ours}.{i}.attention.query_key_value.bias"] = Place((f"{attention}.query.bias", "", f"{attention}.value.bias"))
+        layout[f"{ours}.{i}.attention.query_key_value.bias"] = TensorName(
+            (f"{attention}.query.bias", "", f"{attention}.value.bias")
+        )
         if vit.layer_scale is not None:
-            layout |= {f"{ours}.{i}.branch{n}.scale": Place((f"{theirs}.{i}.lambda_{n}",)) for n in (1, 2)}
+            layout |= {f"{ours}.{i}.branch{n}.scale": TensorName((f"{theirs}.{i}.lambda_{n}",)) for n in (1, 2)}
         if vit.relative_bias == "block":
-            layout[f"encoder.relative.{i}.table"] = Place((f"{attention}.relative_position_bias.relative_position_bias_table",))
+            layout[f"encoder.relative.{i}.table"] = TensorName(
+                (f"{attention}.relative_position_bias.relative_position_bias_table",)
+            )
     if vit.relative_bias == "shared":
-        layout["encoder.relative.0.table"] = Place((SHARED,))
+        layout["encoder.relative.0.table"] = TensorName((SHARED,))
     if vit.positions != "none":
-        layout["encoder.positions"] = Place(("beit.embeddings.position_embeddings",), "table")
+        layout["encoder.positions"] = TensorName(("beit.embeddings.position_embeddings",), "table")
     return layout | affine("encoder.transformer.norm", "layernorm") | affine("head", "lm_head")
 
 
@@ -103,7 +107,7 @@ def state_of(learner: BEiT) -> Tensors:
     vit = learner.encoder.config
     if vit.image_size[0] != vit.image_size[1] or vit.patch_size[0] != vit.patch_size[1]:
         raise UnveilError(
-            f"transformers' BEiT takes square pictures and patches only, and this model takes {vit.image_size} px in patches of "
+            f"transformers' BEiT takes square images and patches only, and this model takes {vit.image_size} px in patches of "
             f"{vit.patch_size}: export as safetensors instead"
         )
     return lay_out(learner, layout_of(vit), vit.patch_size, leave="target.")
@@ -137,7 +141,7 @@ def describe(learner: BEiT) -> dict[str, Any]:
 
 
 def export(learner: BEiT, folder: str | Path) -> Path:
-    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with how pictures are normalised."""
+    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with how images are normalised."""
     folder, vit = Path(folder), learner.encoder.config
     write_tensors(folder / "model.safetensors", state_of(learner))
     preparation = {

@@ -14,7 +14,7 @@ from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
 from unveil.interop.mae_release import mlp_ratio
-from unveil.interop.state_dict_map import Layout, Parts, Place, affine, blocks_in, fill, lay_out, stack
+from unveil.interop.state_dict_map import Layout, Parts, TensorName, affine, blocks_in, fill, lay_out, stack
 from unveil.learner import Learner
 from unveil.methods.bert import BERT, BERTConfig
 from unveil.models.bert import TextConfig, TextEncoder
@@ -39,15 +39,15 @@ NO_WEIGHTS = ("embeddings.position_ids", "embeddings.token_type_ids")
 def layout_of(depth: int, start: str, *, words: bool, pairs: bool) -> Layout:
     """Where each tensor stands; `start` stands before the encoder's names, and the heads may be missing."""
     layout: Layout = {
-        "encoder.words.weight": Place((f"{start}embeddings.word_embeddings.weight",)),
-        "encoder.positions": Place((f"{start}embeddings.position_embeddings.weight",)),
-        "encoder.segments": Place((f"{start}embeddings.token_type_embeddings.weight",)),
+        "encoder.words.weight": TensorName((f"{start}embeddings.word_embeddings.weight",)),
+        "encoder.positions": TensorName((f"{start}embeddings.position_embeddings.weight",)),
+        "encoder.segments": TensorName((f"{start}embeddings.token_type_embeddings.weight",)),
     }
     layout |= affine("encoder.norm", f"{start}embeddings.LayerNorm")
     layout |= stack("encoder.transformer.blocks", f"{start}encoder.layer", depth, PARTS)
     if words:
         layout |= affine("dense", "cls.predictions.transform.dense") | affine("norm", "cls.predictions.transform.LayerNorm")
-        layout["bias"] = Place(("cls.predictions.bias",))
+        layout["bias"] = TensorName(("cls.predictions.bias",))
     return layout | affine("pooler", f"{start}pooler.dense") | affine("follows", "cls.seq_relationship") if pairs else layout
 
 

@@ -17,7 +17,7 @@ from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
 from unveil.interop.mae_release import mlp_ratio, moments
 from unveil.interop.model_files import vit_of
-from unveil.interop.state_dict_map import Layout, Parts, Place, affine, fill, lay_out, stack
+from unveil.interop.state_dict_map import Layout, Parts, TensorName, affine, fill, lay_out, stack
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT, ViTConfig
@@ -49,17 +49,17 @@ RENAMED = (
 def layout_of(depth: int, decoder_depth: int | None, start: str) -> Layout:
     """Where each tensor stands; no decoder where its depth is None; `start` stands before the encoder's names."""
     layout: Layout = {
-        "encoder.class_token": Place((f"{start}embeddings.cls_token",), "token"),
-        "encoder.positions": Place((f"{start}embeddings.position_embeddings",), "table"),
-        "encoder.embed.weight": Place((f"{start}embeddings.patch_embeddings.projection.weight",), "convolution"),
-        "encoder.embed.bias": Place((f"{start}embeddings.patch_embeddings.projection.bias",)),
+        "encoder.class_token": TensorName((f"{start}embeddings.cls_token",), "token"),
+        "encoder.positions": TensorName((f"{start}embeddings.position_embeddings",), "table"),
+        "encoder.embed.weight": TensorName((f"{start}embeddings.patch_embeddings.projection.weight",), "convolution"),
+        "encoder.embed.bias": TensorName((f"{start}embeddings.patch_embeddings.projection.bias",)),
     }
     layout |= stack("encoder.transformer.blocks", f"{start}encoder.layer", depth, PARTS)
     layout |= affine("encoder.transformer.norm", f"{start}layernorm")
     if decoder_depth is None:
         return layout
-    layout["mask_token"] = Place(("decoder.mask_token",), "token")
-    layout["decoder_positions"] = Place(("decoder.decoder_pos_embed",), "table")
+    layout["mask_token"] = TensorName(("decoder.mask_token",), "token")
+    layout["decoder_positions"] = TensorName(("decoder.decoder_pos_embed",), "table")
     layout |= affine("decoder_embed", "decoder.decoder_embed")
     layout |= stack("decoder.blocks", "decoder.decoder_layers", decoder_depth, PARTS)
     return layout | affine("decoder.norm", "decoder.decoder_norm") | affine("head", "decoder.decoder_pred")
@@ -166,7 +166,7 @@ def refuse(learner: Learner) -> None:
     vit = vit_of(learner).config
     if vit.image_size[0] != vit.image_size[1] or vit.patch_size[0] != vit.patch_size[1]:
         raise UnveilError(
-            f"transformers' ViTMAE takes square pictures and patches only, and this model takes {vit.image_size} px in "
+            f"transformers' ViTMAE takes square images and patches only, and this model takes {vit.image_size} px in "
             f"patches of {vit.patch_size}: export for timm or as safetensors instead"
         )
     if isinstance(learner, MAE) and (learner.config.mask_tokens_in_encoder or learner.config.target in ("pca", "token")):
@@ -211,7 +211,7 @@ def describe(learner: Learner) -> dict[str, Any]:
 
 
 def export(learner: Learner, folder: str | Path) -> Path:
-    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with how pictures are normalised."""
+    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with how images are normalised."""
     folder = Path(folder)
     write_tensors(folder / "model.safetensors", state_of(learner))
     vit = vit_of(learner).config

@@ -9,25 +9,25 @@ from unveil.errors import UnveilError
 from unveil.interop.configs import configured
 from unveil.interop.files import read_note, read_object, read_tensors, tell, write_tensors
 from unveil.interop.state_dict_map import refuse_difference
-from unveil.models.seq2seq import Translator, TranslatorConfig
-from unveil.text.bpe import Subwords
+from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from unveil.text.bpe import BPETokenizer
 from unveil.train.checkpoint import Checkpoints, write_whole
 
 NOTE = "unveil translator"
 
 
-def begin(translator: Translator, words: Subwords, folder: Path) -> None:
+def begin(translator: Seq2Seq, words: BPETokenizer, folder: Path) -> None:
     """Writes the config and the sub-words: from then on the run can translate, from its newest checkpoint."""
     write_whole(folder / "subwords.json", words.text)
     write_whole(folder / "config.json", json.dumps({"format": NOTE, "translator": asdict(translator.config)}, indent=1) + "\n")
 
 
-def save(translator: Translator, folder: Path) -> None:
+def save(translator: Seq2Seq, folder: Path) -> None:
     """Writes the weights, with the config in the header of the file."""
     write_tensors(folder / "model.safetensors", translator.state_dict(), {NOTE: json.dumps(asdict(translator.config))})
 
 
-def load(run: str | Path, *, say: Callable[[str], None] = tell) -> tuple[Translator, Subwords]:
+def load(run: str | Path, *, say: Callable[[str], None] = tell) -> tuple[Seq2Seq, BPETokenizer]:
     """The translator of a run folder, in eval mode, and its sub-words; of one that is not finished, from its newest checkpoint.
 
     Raises:
@@ -48,8 +48,8 @@ def load(run: str | Path, *, say: Callable[[str], None] = tell) -> tuple[Transla
         path, config = checkpoints.path(step), read_object(folder / "config.json").get("translator")
         state = checkpoints.load(step, "model")
         state = {name.removeprefix("average."): value for name, value in state.items() if name.startswith("average.")}
-    translator = Translator(configured(TranslatorConfig, config, f"the config of {path}"))
-    words, own = Subwords.load(folder / "subwords.json"), translator.state_dict()
+    translator = Seq2Seq(configured(Seq2SeqConfig, config, f"the config of {path}"))
+    words, own = BPETokenizer.load(folder / "subwords.json"), translator.state_dict()
     refuse_difference(own.keys() - state.keys(), state.keys() - own.keys(), len(own), path)
     if len(words) != translator.config.words:
         wanted = translator.config.words

@@ -1,4 +1,4 @@
-"""Whether an exported model still says the same: its own library loads it, and is asked about random pictures."""
+"""Whether an exported model still says the same: its own library loads it, and is asked about random images."""
 
 import importlib.util
 from pathlib import Path
@@ -14,7 +14,7 @@ from unveil.blocks.patches import gather
 from unveil.data.augment import normalise
 from unveil.interop import model_files as native
 from unveil.interop.load import load
-from unveil.interop.silence import quiet
+from unveil.interop.silence import silenced
 from unveil.learner import Learner, Task
 from unveil.methods.beit import BEiT
 from unveil.methods.bert import BERT
@@ -24,7 +24,7 @@ from unveil.models.bert import TextEncoder
 
 
 @torch.no_grad()
-def disagreement(learner: Learner, to: str, written: Path) -> tuple[float | None, str]:
+def max_difference(learner: Learner, to: str, written: Path) -> tuple[float | None, str]:
     """The largest difference as a share of the largest value, and who was asked; None where nobody could be.
 
     Args:
@@ -33,7 +33,7 @@ def disagreement(learner: Learner, to: str, written: Path) -> tuple[float | None
         written: The file or folder.
     """
     if isinstance(native.encoder_of(learner), TextEncoder):
-        return told_apart(learner, to, written)
+        return max_text_difference(learner, to, written)
     vit = native.vit_of(learner).config
     chance = torch.Generator().manual_seed(0)
     images = normalise(torch.rand(2, vit.channels, *vit.image_size, generator=chance), vit.mean, vit.std)
@@ -66,7 +66,7 @@ def disagreement(learner: Learner, to: str, written: Path) -> tuple[float | None
     return apart(answer(again, images), answer(learner, images)), "the file, read again,"
 
 
-def told_apart(learner: Learner, to: str, written: Path) -> tuple[float | None, str]:
+def max_text_difference(learner: Learner, to: str, written: Path) -> tuple[float | None, str]:
     """The same for a model of texts, asked about random rows of pieces, half of which fill up one of them."""
     encoder = native.encoder_of(learner)
     assert isinstance(encoder, TextEncoder)
@@ -77,7 +77,7 @@ def told_apart(learner: Learner, to: str, written: Path) -> tuple[float | None, 
     if to == "transformers" and importlib.util.find_spec("transformers"):
         from transformers import BertForMaskedLM, BertModel
 
-        with quiet():
+        with silenced():
             model: Any = (BertForMaskedLM if isinstance(learner, BERT) else BertModel).from_pretrained(written)
         found = model.eval()(ids, attention_mask=real.long())
         theirs = found.logits if isinstance(learner, BERT) else found.last_hidden_state
@@ -114,7 +114,7 @@ def painted(learner: MAE, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor,
 
 def ask_timm(folder: Path, images: Float[Tensor, "B C H W"], scores: bool) -> Tensor:
     """Tokens, or class scores, by timm."""
-    with quiet():
+    with silenced():
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     found: Tensor = model(images) if scores else model.forward_features(images)
     return found
@@ -126,7 +126,7 @@ def ask_transformers(
     """The prediction for every patch by transformers, and which patches it hid."""
     from transformers import ViTMAEForPreTraining
 
-    with quiet():
+    with silenced():
         model: Any = ViTMAEForPreTraining.from_pretrained(folder)
     found = model.eval()(images, noise=noise)
     return found.logits, found.mask.bool()
@@ -136,7 +136,7 @@ def ask_transformers_beit(folder: Path, images: Float[Tensor, "B C H W"], hidden
     """The score of each visual token by transformers."""
     from transformers import BeitForMaskedImageModeling
 
-    with quiet():
+    with silenced():
         model: Any = BeitForMaskedImageModeling.from_pretrained(folder)
     found: Tensor = model.eval()(images, bool_masked_pos=hidden).logits
     return found
@@ -146,7 +146,7 @@ def ask_transformers_encoder(folder: Path, images: Float[Tensor, "B C H W"]) -> 
     """Tokens by transformers, with every patch visible and in order."""
     from transformers import ViTMAEModel
 
-    with quiet():
+    with silenced():
         model: Any = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0)
     order = torch.arange(float(model.embeddings.patch_embeddings.num_patches))
     tokens: Tensor = model.eval()(images, noise=order.expand(len(images), -1)).last_hidden_state

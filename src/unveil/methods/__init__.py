@@ -9,7 +9,7 @@ from unveil.options import literal
 if TYPE_CHECKING:
     from unveil.learner import Method
 
-PICTURES: dict[str, str] = {  # name: "module:class"
+IMAGES: dict[str, str] = {  # name: "module:class"
     "mae": "unveil.methods.mae:MAE",
     "simmim": "unveil.methods.simmim:SimMIM",
     "beit": "unveil.methods.beit:BEiT",
@@ -19,7 +19,7 @@ PICTURES: dict[str, str] = {  # name: "module:class"
     "supervised": "unveil.methods.supervised:Supervised",
 }
 TEXTS: dict[str, str] = {"bert": "unveil.methods.bert:BERT", "wordmae": "unveil.methods.wordmae:WordMAE"}
-METHODS = PICTURES | TEXTS
+METHODS = IMAGES | TEXTS
 
 
 def base_of(name: str) -> str:
@@ -27,10 +27,10 @@ def base_of(name: str) -> str:
     return max((method for method in METHODS if f"{name}-".startswith(f"{method}-")), key=len, default=name)
 
 
-def usual_of(name: str) -> dict[str, Any]:
-    """The knobs whose defaults are others for a method: `USUAL` in its file, where it has one. Read without importing it."""
+def defaults_of(name: str) -> dict[str, Any]:
+    """The knobs whose defaults are others for a method: `DEFAULTS` in its file, where it has one. Read without importing it."""
     try:
-        return dict(literal(METHODS[name].partition(":")[0], "USUAL"))
+        return dict(literal(METHODS[name].partition(":")[0], "DEFAULTS"))
     except KeyError:
         return {}
 

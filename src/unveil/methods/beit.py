@@ -1,6 +1,6 @@
-"""BEiT (Bao et al., 2021): BERT of pictures.
+"""BEiT (Bao et al., 2021): BERT of images.
 
-    picture -> patches -> [mask tokens in 40 %, in blocks] -> encoder -> linear head -> visual token of each hidden patch
+    image -> patches -> [mask tokens in 40 %, in blocks] -> encoder -> linear head -> visual token of each hidden patch
 
 B images, C H W, N patches, M hidden, K tokens in the codebook, D width.
 """
@@ -19,14 +19,14 @@ from unveil.blocks.patches import gather
 from unveil.blocks.stateless_random import uniform
 from unveil.blocks.targets import TokenTarget
 from unveil.blocks.transformer import xavier
-from unveil.blocks.visual_tokenizer import Tokenizer
+from unveil.blocks.visual_tokenizer import VisualTokenizer
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.learner import Method, Step
-from unveil.models.visual_tokenizer import tokenizer_of
+from unveil.models.visual_tokenizer import visual_tokenizer_from
 from unveil.models.vit import ViT, ViTConfig
 
-USUAL = {"base_lr": 1.9e-4, "beta2": 0.98, "clip": 3.0}
+DEFAULTS = {"base_lr": 1.9e-4, "beta2": 0.98, "clip": 3.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class BEiT(Method):
     Args:
         encoder: What is trained.
         config: The knobs.
-        augment: What is done to pictures; nothing by default.
+        augment: What is done to images; nothing by default.
         tokenizer: One of your own, in place of that which the config names.
     """
 
@@ -64,13 +64,13 @@ class BEiT(Method):
     config: BEiTConfig
 
     def __init__(
-        self, encoder: ViT, config: BEiTConfig, augment: Augment | None = None, tokenizer: Tokenizer | None = None
+        self, encoder: ViT, config: BEiTConfig, augment: Augment | None = None, tokenizer: VisualTokenizer | None = None
     ) -> None:
         super().__init__()
         vit = encoder.config
         self.encoder, self.augmentation = encoder, augment
         if tokenizer is None:
-            tokenizer, written = tokenizer_of(config.tokenizer, config.codebook, vit)
+            tokenizer, written = visual_tokenizer_from(config.tokenizer, config.codebook, vit)
         else:
             written = "absent"
         self.config = replace(config, tokenizer=written, codebook=tokenizer.size)  # what stays when the folder is gone
@@ -97,7 +97,7 @@ class BEiT(Method):
         return batch if self.augmentation is None else self.augmentation(batch)
 
     def prepare(self, batch: Batch) -> None:
-        """Lets the tokenizer see a sample of pictures."""
+        """Lets the tokenizer see a sample of images."""
         self.target.prepare(batch.images)
 
     def forward(self, batch: Batch) -> Step:
@@ -118,7 +118,7 @@ class BEiT(Method):
         return scores
 
     @torch.no_grad()
-    def held_out(self, batch: Batch) -> dict[str, float]:
+    def validation_metrics(self, batch: Batch) -> dict[str, float]:
         """Cross-entropy of the hidden patches' tokens, and the share that is found."""
         keep, hide = self.mask(batch.keys)
         return self.target.errors(self.name(batch.images, hide), batch.images, keep, hide)

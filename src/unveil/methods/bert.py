@@ -21,7 +21,7 @@ from unveil.learner import Step, TextMethod
 from unveil.models.bert import TextConfig, TextEncoder, small_normal
 from unveil.text.wordpiece import SPECIAL, TextBatch
 
-USUAL = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
+DEFAULTS = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
 """BERT's optimiser (appendix A.2) at a rate for small models: bert-base wants --base-lr 1e-4."""
 
 
@@ -136,7 +136,7 @@ class BERT(TextMethod):
         return self.name(self.encoder(ids, segments, real=real))
 
     @torch.no_grad()
-    def held_out(self, batch: TextBatch) -> dict[str, float]:
+    def validation_metrics(self, batch: TextBatch) -> dict[str, float]:
         """Cross-entropy of the hidden words, in nats, and the share of them that is named first."""
         hidden = self.hide(batch.ids, batch.keys)
         scores = self.name(self.encoder(hidden.seen, batch.segments, order=hidden.order, last=hidden.truth.shape[1]))

@@ -1,9 +1,9 @@
 """Self-distillation without labels (Caron et al., 2021).
 
-    picture -> 2 large crops, n small ones -> student -> head -> softmax / 0.1 ----------------------------> cross-entropy
+    image -> 2 large crops, n small ones -> student -> head -> softmax / 0.1 ----------------------------> cross-entropy
                2 large crops               -> teacher -> head -> less the centre -> softmax / 0.04 to 0.07 ---^
 
-The teacher is a slow copy of the student, and the encoder that is kept. B pictures, D width, K prototypes.
+The teacher is a slow copy of the student, and the encoder that is kept. B images, D width, K prototypes.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unveil.blocks.distributed import gathered
-from unveil.blocks.ema import follow, rising, slow_copy
+from unveil.blocks.distributed import all_gather_with_grad
+from unveil.blocks.ema import cosine_to_one, ema_copy, ema_update
 from unveil.blocks.fast.recompute import Linear
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
@@ -23,7 +23,7 @@ from unveil.data.multicrop import View, Views, pair, view_size
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 
-USUAL = {
+DEFAULTS = {
     "crop": "resized",
     "crop_scale": 0.4,
     "jitter": 0.4,
@@ -34,7 +34,7 @@ USUAL = {
     "beta2": 0.999,
     "clip": 3.0,
 }
-"""What differs by default: large crops of 0.4 to 1 of the picture, and the paper's optimiser."""
+"""What differs by default: large crops of 0.4 to 1 of the image, and the paper's optimiser."""
 STUDENT, FIRST, BOTTLENECK, LEAST = 0.1, 0.04, 256, 0.05
 """Temperature of the student, first temperature of the teacher, width of the bottleneck, smallest share of a small crop."""
 
@@ -44,7 +44,7 @@ class DINOConfig:
     """The knobs of DINO."""
 
     local_crops: int | None = None
-    """Small crops of a picture, that the student alone sees: 8, or 4 of pictures smaller than 96 px."""
+    """Small crops of an image, that the student alone sees: 8, or 4 of images smaller than 96 px."""
     momentum: float = 0.996
     """Share of itself that the teacher keeps in a step; goes to 1 along half a cosine. Less (0.98) for few thousand steps."""
     prototypes: int | None = None
@@ -58,7 +58,7 @@ class DINOConfig:
 
 
 class Crops(NamedTuple):
-    """What a step sees of B pictures, normalised."""
+    """What a step sees of B images, normalised."""
 
     large: Float[Tensor, "2 B C H W"]
     small: Float[Tensor, "n B C h w"] | None
@@ -100,7 +100,7 @@ class DINO(Method):
         vit, narrow = student.config, student.config.width < 384
         count = config.prototypes or (1024 if narrow else 65536)
         self.config, self.student, self.head = config, student, Head(vit.width, 1024 if narrow else 2048, count)
-        self.encoder, self.teacher_head = slow_copy(self.student), slow_copy(self.head)
+        self.encoder, self.teacher_head = ema_copy(self.student), ema_copy(self.head)
         self.augmentation = Views(augment, vit.image_size, vit.mean, vit.std)
         crops = (8 if min(vit.image_size) >= 96 else 4) if config.local_crops is None else config.local_crops
         self.large = pair(vit.image_size, augment.crop_scale)
@@ -144,10 +144,10 @@ class DINO(Method):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Teacher and centre follow; temperature and prototypes keep to their schedules."""
-        config, momentum = self.config, rising(self.config.momentum, progress)
-        follow(self.encoder, self.student, momentum)
-        follow(self.teacher_head, self.head, momentum)
-        self.centre.lerp_(gathered((self.seen / self.parts)[None]).mean(dim=0), 0.1)
+        config, momentum = self.config, cosine_to_one(self.config.momentum, progress)
+        ema_update(self.encoder, self.student, momentum)
+        ema_update(self.teacher_head, self.head, momentum)
+        self.centre.lerp_(all_gather_with_grad((self.seen / self.parts)[None]).mean(dim=0), 0.1)
         self.seen.zero_()
         self.parts.zero_()
         risen = min(progress / config.temperature_warmup, 1.0) if config.temperature_warmup else 1.0
@@ -156,5 +156,5 @@ class DINO(Method):
 
 
 def disagreement(wanted: Float[Tensor, "*n B K"], said: Float[Tensor, "n B K"]) -> Float[Tensor, ""]:
-    """Cross-entropy, summed over crops: the mean of the pictures."""
+    """Cross-entropy, summed over crops: the mean of the images."""
     return -(wanted * (said / STUDENT).log_softmax(dim=-1)).sum(dim=-1).mean(dim=-1).sum()

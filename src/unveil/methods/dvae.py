@@ -1,6 +1,6 @@
-"""Discrete variational autoencoder (Ramesh et al., 2021, section 2.1): the tokenizer of BEiT, trained on the pictures at hand.
+"""Discrete variational autoencoder (Ramesh et al., 2021, section 2.1): the tokenizer of BEiT, trained on the images at hand.
 
-    picture -> a score for each token at each patch -> [Gumbel-softmax: a draw that gradients go through] -> picture
+    image -> a score for each token at each patch -> [Gumbel-softmax: a draw that gradients go through] -> image
 
 B images, C H W, N patches, K tokens in the codebook. As training goes on, the draws become sharper and the pull towards a use of
 all tokens alike gives way: without it in the first steps, a few tokens take all (LAB.md).
@@ -26,7 +26,7 @@ from unveil.learner import Method, Step
 from unveil.models.dvae import DiscreteVAE, gumbel_softmax
 from unveil.models.vit import ViTConfig
 
-USUAL = {"base_lr": 1e-3, "weight_decay": 0.0, "beta2": 0.99, "epochs": 10.0}
+DEFAULTS = {"base_lr": 1e-3, "weight_decay": 0.0, "beta2": 0.99, "epochs": 10.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class DVAEConfig:
     """The knobs of the dVAE; `--model` turns its width, up to 256, and its depth."""
 
     codebook: int | None = None
-    """Tokens that there are: 8192, or 512 for pictures smaller than 128 px."""
+    """Tokens that there are: 8192, or 512 for images smaller than 128 px."""
     temperature: float = 1.0
     """Of the draws in the first step; higher blends more tokens."""
     last_temperature: float = 0.0625
@@ -42,7 +42,7 @@ class DVAEConfig:
     straight: bool = False
     """Draw one token instead of a blend, and let the gradient pass as if it were the blend (straight-through)."""
     kl_weight: float = 0.2
-    """Weight, in the first step, of how far a picture's tokens together are from all tokens alike (KL divergence)."""
+    """Weight, in the first step, of how far an image's tokens together are from all tokens alike (KL divergence)."""
     last_kl_weight: float = 0.05
     """The same in the last step; it changes in a line."""
 
@@ -51,7 +51,7 @@ class DVAE(Method):
     """A dVAE as a learner; `encoder` is the whole of it, judged by what its encoder sees."""
 
     Config = DVAEConfig
-    hides, tunable = False, False
+    reconstructs_hidden, supports_finetuning = False, False
     encoder: DiscreteVAE
     config: DVAEConfig
     progress: Tensor
@@ -93,7 +93,7 @@ class DVAE(Method):
         scores = self.encoder.encode(images)  # (B, N, K)
         chosen = gumbel_softmax(scores, self.noise(batch.keys, scores.shape[1]), self.temperature(), self.config.straight)
         error = F.mse_loss(self.encoder.decode(chosen, size).float(), images)
-        together = scores.softmax(dim=-1).mean(dim=1)  # (B, K), picture by picture: none are compared
+        together = scores.softmax(dim=-1).mean(dim=1)  # (B, K), image by image: none are compared
         divergence = math.log(self.encoder.size) - torch.special.entr(together).sum(dim=1).mean()
         metrics = {"rebuilt_error": error, "divergence": divergence, **usage(shares_of(scores.argmax(dim=-1), self.encoder.size))}
         return Step(error + self.kl_weight() * divergence, metrics)
@@ -101,7 +101,7 @@ class DVAE(Method):
     def noise(self, keys: Int[Tensor, " B"], patches: int) -> Float[Tensor, "B N K"]:
         """Numbers in [0, 1) for the draws: independent ones for the tokens of a patch, and for each patch the same, turned round.
 
-        So each patch draws as it should, and two of a picture draw the same a little more often than independent ones would. A hash
+        So each patch draws as it should, and two of an image draw the same a little more often than independent ones would. A hash
         for each number of its own would take more time than all the rest of a step.
         """
         turns = uniform(keys, patches, stream=1)[:, :, None]
@@ -109,17 +109,17 @@ class DVAE(Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
-        """The normalised pictures as their tokens tell them; a dVAE sees all of a picture, whatever `hidden` says."""
+        """The normalised images as their tokens tell them; a dVAE sees all of an image, whatever `hidden` says."""
         painted = patchify(self.encoder.rebuild(images).float(), self.encoder.config.patch_size)
         hidden = torch.zeros(painted.shape[:2], dtype=torch.bool, device=images.device) if hidden is None else hidden
         return reconstruction(images, painted, hidden, self.encoder.config.patch_size)
 
     @torch.no_grad()
-    def held_out(self, batch: Batch) -> dict[str, Any]:
-        """Squared error of pictures rebuilt from their tokens, in normalised pixels, and how often they need each token."""
+    def validation_metrics(self, batch: Batch) -> dict[str, Any]:
+        """Squared error of images rebuilt from their tokens, in normalised pixels, and how often they need each token."""
         error = (self.encoder.rebuild(batch.images).float() - batch.images).square().mean()
         return {"rebuilt_error": float(error), "shares": shares_of(self.encoder(batch.images), self.encoder.size)}
 
-    def sum_up(self, means: dict[str, Any]) -> dict[str, float]:
-        """The error, and how much of the codebook all pictures together use."""
+    def reduce_metrics(self, means: dict[str, Any]) -> dict[str, float]:
+        """The error, and how much of the codebook all images together use."""
         return {"rebuilt_error": means["rebuilt_error"]} | {k: float(value) for k, value in usage(means["shares"]).items()}

@@ -1,6 +1,6 @@
 """Masked autoencoder (He et al., 2021).
 
-    picture -> patches -> [hide 75 %] -> visible patches -> encoder -> [mask tokens in the gaps] -> decoder -> hidden patches
+    image -> patches -> [hide 75 %] -> visible patches -> encoder -> [mask tokens in the gaps] -> decoder -> hidden patches
 
 B images, C H W, N patches, V visible, M hidden, P values in a patch, Q numbers predicted for a patch, D width, E decoder width.
 """
@@ -24,7 +24,7 @@ from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Method, Step
-from unveil.models.visual_tokenizer import tokenizer_of
+from unveil.models.visual_tokenizer import visual_tokenizer_from
 from unveil.models.vit import ViT, ViTConfig, heads_of
 
 
@@ -68,7 +68,7 @@ class MAE(Method):
         width = config.decoder_width or min(512, vit.width)
         depth = config.decoder_depth if config.decoder_depth is not None else (8 if vit.width >= 512 else min(4, vit.depth // 2))
         if target is None and config.target == "token":
-            tokenizer, written = tokenizer_of(config.tokenizer, config.codebook, vit)
+            tokenizer, written = visual_tokenizer_from(config.tokenizer, config.codebook, vit)
             target, config = TokenTarget(tokenizer), replace(config, tokenizer=written, codebook=tokenizer.size)
         self.config, self.encoder, self.augmentation = config, encoder, augment
         self.target = target or TARGETS[config.target](vit.patch_size, vit.channels)
@@ -95,7 +95,7 @@ class MAE(Method):
         return batch if self.augmentation is None else self.augmentation(batch)
 
     def prepare(self, batch: Batch) -> None:
-        """Lets the target see a sample of pictures."""
+        """Lets the target see a sample of images."""
         self.target.prepare(batch.images)
 
     def forward(self, batch: Batch) -> Step:
@@ -143,19 +143,19 @@ class MAE(Method):
         return scatter(torch.empty_like(painted), torch.cat([keep, hide], dim=1), painted)
 
     def loss(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
-        """The loss of normalised pictures; `hidden` is True where a patch is hidden, the same count in each row."""
+        """The loss of normalised images; `hidden` is True where a patch is hidden, the same count in each row."""
         return self.compare(images, *self.choose(images, hidden))
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
-        """Rebuilds normalised pictures; a normalised target borrows the true mean and deviation of each patch."""
+        """Rebuilds normalised images; a normalised target borrows the true mean and deviation of each patch."""
         (keep, hide), vit = self.choose(images, hidden), self.encoder.config
         painted = self.paint(images, keep, hide).float()
         pixels = self.target.pixels(painted, patchify(images, vit.patch_size))
         return reconstruction(images, pixels, as_bool(hide, self.patches), vit.patch_size)
 
     @torch.no_grad()
-    def held_out(self, batch: Batch) -> dict[str, float]:
+    def validation_metrics(self, batch: Batch) -> dict[str, float]:
         """What the target says of the hidden patches: squared error in normalised pixels, or tokens that were found."""
         keep, hide = self.mask(batch.keys)
         return self.target.errors(self.decode(self.encode(batch.images, keep, hide), keep, hide), batch.images, keep, hide)

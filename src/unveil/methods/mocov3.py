@@ -1,9 +1,9 @@
 """Momentum contrast for Vision Transformers (Chen, Xie and He, 2021).
 
-    picture -> 2 crops -> encoder -> projection -> prediction -> q -> which of all k's is of the other crop of my picture?
+    image -> 2 crops -> encoder -> projection -> prediction -> q -> which of all k's is of the other crop of my image?
                2 crops -> momentum encoder -> projection ------> k ---^
 
-The k's are those of all processes. B pictures of a process, A of all, D width, E what is compared.
+The k's are those of all processes. B images of a process, A of all, D width, E what is compared.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unveil.blocks.distributed import BatchNorm, gathered, numbers
-from unveil.blocks.ema import follow, rising, slow_copy
+from unveil.blocks.distributed import SyncBatchNorm, all_gather_with_grad, global_row_ids
+from unveil.blocks.ema import cosine_to_one, ema_copy, ema_update
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.multicrop import Views, pair
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 
-USUAL = {
+DEFAULTS = {
     "crop": "resized",
     "crop_scale": 0.08,
     "jitter": 0.4,
@@ -31,7 +31,7 @@ USUAL = {
     "weight_decay": 0.1,
     "beta2": 0.999,
 }
-"""What differs by default: crops of 0.08 to 1 of the picture, and the paper's optimiser (40 of 300 epochs of warm-up)."""
+"""What differs by default: crops of 0.08 to 1 of the image, and the paper's optimiser (40 of 300 epochs of warm-up)."""
 OUT = 256
 
 
@@ -50,10 +50,10 @@ class MoCoV3Config:
 
 
 class MoCoV3(Method):
-    """An encoder whose crops of a picture are found among those of all others."""
+    """An encoder whose crops of an image are found among those of all others."""
 
     Config = MoCoV3Config
-    coupled = True
+    needs_whole_batch = True
     pool = "class"
     encoder: ViT
     config: MoCoV3Config
@@ -66,7 +66,7 @@ class MoCoV3(Method):
         encoder.embed.requires_grad_(config.train_patches)
         self.projection = layers(vit.width, hidden, hidden, OUT)
         self.prediction = layers(OUT, hidden, OUT)
-        self.slow_encoder, self.slow_projection = slow_copy(encoder), slow_copy(self.projection)
+        self.slow_encoder, self.slow_projection = ema_copy(encoder), ema_copy(self.projection)
         self.augmentation = Views(augment, vit.image_size, vit.mean, vit.std)
         self.crops = pair(vit.image_size, augment.crop_scale)
 
@@ -81,7 +81,7 @@ class MoCoV3(Method):
         return crops
 
     def forward(self, crops: Float[Tensor, "2 B C H W"]) -> Step:
-        """Each crop looks for the other one of its picture."""
+        """Each crop looks for the other one of its image."""
         with torch.no_grad():
             first_key, second_key = map(self.slow_projection, self.slow_encoder(crops.flatten(0, 1))[:, 0].chunk(2))
         first, second = (self.prediction(self.projection(x)) for x in self.encoder(crops.flatten(0, 1))[:, 0].chunk(2))
@@ -89,16 +89,16 @@ class MoCoV3(Method):
 
     def contrast(self, query: Float[Tensor, "B E"], key: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
         """InfoNCE (van den Oord et al., 2018), times twice the temperature, so that this does not change the size of gradients."""
-        keys = gathered(F.normalize(key, dim=1))  # (A, E)
+        keys = all_gather_with_grad(F.normalize(key, dim=1))  # (A, E)
         cosines = F.linear(F.normalize(query, dim=1), keys).float()  # (B, A)
         temperature = self.config.temperature
-        return 2 * temperature * F.cross_entropy(cosines / temperature, numbers(len(query), query.device))
+        return 2 * temperature * F.cross_entropy(cosines / temperature, global_row_ids(len(query), query.device))
 
     def after_step(self, progress: float) -> None:
         """The slow copies follow."""
-        momentum = rising(self.config.momentum, progress)
-        follow(self.slow_encoder, self.encoder, momentum)
-        follow(self.slow_projection, self.projection, momentum)
+        momentum = cosine_to_one(self.config.momentum, progress)
+        ema_update(self.slow_encoder, self.encoder, momentum)
+        ema_update(self.slow_projection, self.projection, momentum)
 
 
 def layers(*widths: int) -> nn.Sequential:
@@ -107,5 +107,5 @@ def layers(*widths: int) -> nn.Sequential:
     for i, (narrow, wide) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         linear = nn.Linear(narrow, wide, bias=False)
-        made += [linear, BatchNorm(wide, affine=False)] if last else [linear, BatchNorm(wide), nn.ReLU()]
+        made += [linear, SyncBatchNorm(wide, affine=False)] if last else [linear, SyncBatchNorm(wide), nn.ReLU()]
     return nn.Sequential(*made)

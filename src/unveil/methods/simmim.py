@@ -1,6 +1,6 @@
 """SimMIM (Xie et al., 2021): pixels of hidden squares, from an encoder that sees mask tokens in their place.
 
-    picture -> patches -> [mask tokens in 60 %, in squares] -> encoder -> linear head -> pixels of the hidden patches
+    image -> patches -> [mask tokens in 60 %, in squares] -> encoder -> linear head -> pixels of the hidden patches
 
 B images, C H W, N patches, M hidden, P values in a patch, D width.
 """
@@ -26,7 +26,7 @@ from unveil.data.batch import Batch
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 
-USUAL = {"base_lr": 1e-4, "beta2": 0.999, "clip": 5.0, "crop_scale": 0.67}
+DEFAULTS = {"base_lr": 1e-4, "beta2": 0.999, "clip": 5.0, "crop_scale": 0.67}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class SimMIMConfig:
     """The knobs of SimMIM."""
 
     mask_ratio: float = 0.6
-    """Share of the picture that is hidden."""
+    """Share of the image that is hidden."""
     mask_unit: int = 2
     """Side of the squares that are hidden, in patches: the paper's 32 px are 2 patches of 16."""
     target: Literal["pixel", "normalised"] = "pixel"
@@ -88,7 +88,7 @@ class SimMIM(Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
-        """Rebuilds normalised pictures; `hidden` is True where a patch is hidden, the same count in each row.
+        """Rebuilds normalised images; `hidden` is True where a patch is hidden, the same count in each row.
 
         With a normalised target each patch borrows its true mean and deviation.
         """
@@ -101,7 +101,7 @@ class SimMIM(Method):
         return reconstruction(images, painted, as_bool(hide, math.prod(vit.grid)), vit.patch_size)
 
     @torch.no_grad()
-    def held_out(self, batch: Batch) -> dict[str, float]:
-        """Squared error on the hidden patches in normalised pixels, beside two guesses: the patch's and the picture's mean."""
+    def validation_metrics(self, batch: Batch) -> dict[str, float]:
+        """Squared error on the hidden patches in normalised pixels, beside two guesses: the patch's and the image's mean."""
         keep, hide = self.mask(batch.keys)
         return self.target.errors(gather(self.paint(batch.images, hide), hide), batch.images, keep, hide)

@@ -1,6 +1,6 @@
 """A Vision Transformer that learns from labels alone, with MAE's recipe (appendix A.2): the yardstick of the others.
 
-    picture -> [crop, RandAugment, erase, mix] -> encoder -> mean of the patch tokens -> linear head -> class
+    image -> [crop, RandAugment, erase, mix] -> encoder -> mean of the patch tokens -> linear head -> class
 
 B images, C H W, K classes.
 """
@@ -21,7 +21,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT, ViTConfig
 
-USUAL = {"base_lr": 1e-4, "weight_decay": 0.3, "warmup": 0.067, "crop_scale": 0.08}
+DEFAULTS = {"base_lr": 1e-4, "weight_decay": 0.3, "warmup": 0.067, "crop_scale": 0.08}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Supervised(Method):
         """An untrained encoder."""
         return cls(ViT(replace(vit, drop_path=config.drop_path)), config, augment)
 
-    def know(self, classes: Sequence[str]) -> None:
+    def set_classes(self, classes: Sequence[str]) -> None:
         """Adds the linear layer. Raises `UnveilError` where there are no two classes."""
         if len(classes) < 2:
             found = f"one class only: {classes[0]}" if classes else "no labels"
@@ -99,7 +99,7 @@ class Supervised(Method):
                 now.copy_(mean)
 
     @torch.no_grad()
-    def held_out(self, batch: Batch) -> dict[str, float]:
+    def validation_metrics(self, batch: Batch) -> dict[str, float]:
         """Accuracy."""
         assert batch.labels is not None
         return {"accuracy": float((self.predict(batch.images).argmax(dim=1) == batch.labels).float().mean())}

@@ -22,7 +22,7 @@ from unveil.learner import Step, TextMethod
 from unveil.models.bert import TextConfig, TextEncoder, small_normal
 from unveil.text.wordpiece import SPECIAL, TextBatch
 
-USUAL = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
+DEFAULTS = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
 """BERT's optimiser, so that the two differ in nothing else."""
 
 
@@ -113,7 +113,7 @@ class WordMAE(TextMethod):
         return (each * split.counted.flatten()).mean()
 
     @torch.no_grad()
-    def held_out(self, batch: TextBatch) -> dict[str, float]:
+    def validation_metrics(self, batch: TextBatch) -> dict[str, float]:
         """Cross-entropy of the hidden words, in nats, and the share of them that is named first."""
         split = self.split(batch.ids, batch.keys)
         scores = self.name(batch, split)

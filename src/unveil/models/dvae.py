@@ -1,9 +1,9 @@
-"""A discrete variational autoencoder (Ramesh et al., 2021): a picture as one token a patch, and back.
+"""A discrete variational autoencoder (Ramesh et al., 2021): an image as one token a patch, and back.
 
-    picture -> patches -> residual convolutions on the grid -> a score for each token -> Gumbel-softmax
-            -> the tokens' vectors -> residual convolutions on the grid -> patches -> picture
+    image -> patches -> residual convolutions on the grid -> a score for each token -> Gumbel-softmax
+            -> the tokens' vectors -> residual convolutions on the grid -> patches -> image
 
-B images, C H W, N patches, K tokens in the codebook, D width. Any picture and patch size: all happens on the grid of patches.
+B images, C H W, N patches, K tokens in the codebook, D width. Any image and patch size: all happens on the grid of patches.
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.patches import PatchEmbed, Size, grid_size, unpatchify
-from unveil.blocks.visual_tokenizer import Tokenizer
+from unveil.blocks.visual_tokenizer import VisualTokenizer
 from unveil.models.vit import ViTConfig
 
 
@@ -31,7 +31,7 @@ class Residual(nn.Module):
         return x + inner
 
 
-class DiscreteVAE(Tokenizer):
+class DiscreteVAE(VisualTokenizer):
     """Encoder, codebook and decoder. As a `Tokenizer` it gives the most probable token of each patch.
 
     Args:
@@ -57,7 +57,7 @@ class DiscreteVAE(Tokenizer):
         return on_grid(self.encoder, self.embed(images), grid)
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean"] = "mean") -> Float[Tensor, "B D"]:
-        """One vector a picture: the mean of what is seen."""
+        """One vector an image: the mean of what is seen."""
         return self.hidden(images).float().mean(dim=1)
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
@@ -66,7 +66,7 @@ class DiscreteVAE(Tokenizer):
         return scores.float()
 
     def decode(self, chosen: Float[Tensor, "B N K"], image_size: Size) -> Float[Tensor, "B C H W"]:
-        """The picture of a mixture of tokens at each patch: one-hot rows for plain tokens."""
+        """The image of a mixture of tokens at each patch: one-hot rows for plain tokens."""
         grid = grid_size(image_size, self.config.patch_size)
         painted = self.paint(on_grid(self.decoder, self.codebook(chosen), grid))
         return unpatchify(painted, image_size, self.config.patch_size)
@@ -76,15 +76,15 @@ class DiscreteVAE(Tokenizer):
 
     @torch.no_grad()
     def rebuild(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The pictures as their tokens tell them."""
+        """The images as their tokens tell them."""
         chosen = F.one_hot(self(images), self.size).to(images.dtype)
         return self.decode(chosen, (images.shape[2], images.shape[3]))
 
 
-class Frozen(Tokenizer):
+class FrozenDVAE(VisualTokenizer):
     """A trained dVAE as the tokenizer of an encoder.
 
-    Where its patches are of another size, pictures are resized to give one token for each patch of the encoder, as BEiT shows its
+    Where its patches are of another size, images are resized to give one token for each patch of the encoder, as BEiT shows its
     dVAE 112 px where the encoder sees 224.
     """
 

@@ -10,10 +10,10 @@ from unveil.models.vit import ViTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """FLOPs of the forward pass of one picture."""
+    """FLOPs of the forward pass of one image."""
 
     embed: float
-    """The patch embedding; the pictures need no gradient, so going back costs it once and not twice."""
+    """The patch embedding; the images need no gradient, so going back costs it once and not twice."""
     encoder: float
     """The encoder's blocks."""
     decoder: float = 0.0
@@ -75,7 +75,7 @@ def mae_cost(
     plain: bool = False,
     mask_tokens_in_encoder: bool = False,
 ) -> Cost:
-    """A masked autoencoder's forward pass for one picture.
+    """A masked autoencoder's forward pass for one image.
 
     Args:
         vit: The encoder.
@@ -83,7 +83,7 @@ def mae_cost(
         width: E.
         depth: Blocks of the decoder.
         predicted: Numbers that are predicted for a patch.
-        batch: Pictures that share the first projections of the mask tokens.
+        batch: Images that share the first projections of the mask tokens.
         every: All patches are predicted, not the hidden ones alone.
         plain: As the paper's pseudo-code does it: hidden patches are embedded too, and the decoder answers for all tokens.
         mask_tokens_in_encoder: Ablation 1c.

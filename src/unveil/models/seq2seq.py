@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.dropout import Dropout
-from unveil.blocks.kv_cache import Memory, advance, begin
+from unveil.blocks.kv_cache import KVCache, advance, begin
 from unveil.blocks.positions import sincos_1d
 from unveil.blocks.special_tokens import PAD
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
@@ -26,7 +26,7 @@ MODELS: dict[str, tuple[int, int, int, float]] = {  # width, depth, heads, mlp_r
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslatorConfig:
+class Seq2SeqConfig:
     """The shape of a translator."""
 
     words: int
@@ -42,12 +42,12 @@ class TranslatorConfig:
     """Share that is dropped of embeddings, of attention weights, and of what each branch adds."""
 
 
-class Translator(nn.Module):
+class Seq2Seq(nn.Module):
     """Encoder, decoder, and one matrix that embeds what comes in on both sides and scores what goes out (section 3.4)."""
 
     positions: Tensor
 
-    def __init__(self, config: TranslatorConfig) -> None:
+    def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Parameter(torch.randn(config.words, config.width) * config.width**-0.5)
@@ -108,10 +108,10 @@ class Translator(nn.Module):
 class Cached:
     """The next word of many sentences, token by token, with all keys and values kept: `Next` of `unveil.models.beam_search`."""
 
-    def __init__(self, translator: Translator, source: Int[Tensor, "B S"], beams: int) -> None:
+    def __init__(self, translator: Seq2Seq, source: Int[Tensor, "B S"], beams: int) -> None:
         self.translator, self.seen = translator, 0
         context, self.allowed = translator.encode(source)
-        self.memories: list[Memory] = [begin(block, context, len(source) * beams) for block in translator.steps]
+        self.memories: list[KVCache] = [begin(block, context, len(source) * beams) for block in translator.steps]
 
     def __call__(self, words: Int[Tensor, " R"], parents: Int[Tensor, " R"]) -> Float[Tensor, "R K"]:
         x = self.translator.embed(words[:, None], self.seen)

@@ -7,13 +7,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from unveil.blocks.visual_tokenizer import Absent, KMeans, Tokenizer
+from unveil.blocks.visual_tokenizer import KMeans, MissingTokenizer, VisualTokenizer
 from unveil.errors import UnveilError
-from unveil.models.dvae import DiscreteVAE, Frozen
+from unveil.models.dvae import DiscreteVAE, FrozenDVAE
 from unveil.models.vit import ViTConfig
 
 
-def tokenizer_of(source: str, codebook: int, vit: ViTConfig) -> tuple[Tokenizer, str]:
+def visual_tokenizer_from(source: str, codebook: int, vit: ViTConfig) -> tuple[VisualTokenizer, str]:
     """A tokenizer, and what to write down in place of `source` so that it is built again without the folder.
 
     Args:
@@ -22,18 +22,18 @@ def tokenizer_of(source: str, codebook: int, vit: ViTConfig) -> tuple[Tokenizer,
         vit: What the encoder takes in, which the tokenizer sees too.
 
     Raises:
-        UnveilError: When the folder holds no trained dVAE, or one of other pictures.
+        UnveilError: When the folder holds no trained dVAE, or one of other images.
     """
     if source == "kmeans":
         return KMeans(vit.patch_size, vit.channels, codebook), source
     if source == "absent":
-        return Absent(codebook), source
+        return MissingTokenizer(codebook), source
     dvae = built(json.loads(source)) if source.startswith("{") else read(Path(source))
     for name in ("channels", "mean", "std"):
         found, wanted = getattr(dvae.config, name), getattr(vit, name)
         if found != wanted:
-            raise UnveilError(f"the tokenizer {source} is for pictures with {name} {found}, these have {wanted}: train one on them")
-    return Frozen(dvae, vit.grid), json.dumps({"codebook": dvae.size, "encoder": asdict(dvae.config)})
+            raise UnveilError(f"the tokenizer {source} is for images with {name} {found}, these have {wanted}: train one on them")
+    return FrozenDVAE(dvae, vit.grid), json.dumps({"codebook": dvae.size, "encoder": asdict(dvae.config)})
 
 
 def built(facts: dict[str, Any]) -> DiscreteVAE:

@@ -41,7 +41,7 @@ class ViTConfig:
     eps: float = 1e-6
     recompute: bool = False
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Each channel's mean, on a scale of 0 to 1, that pictures are normalised with."""
+    """Each channel's mean, on a scale of 0 to 1, that images are normalised with."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     @property
@@ -51,7 +51,7 @@ class ViTConfig:
 
 
 class ViT(nn.Module):
-    """An encoder of pictures: (B, C, H, W) to a class token and one token a patch."""
+    """An encoder of images: (B, C, H, W) to a class token and one token a patch."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -94,18 +94,18 @@ class ViT(nn.Module):
         """The class token and the embedded patches, with their positions.
 
         Args:
-            images: Normalised pictures.
+            images: Normalised images.
             keep: Positions of the patches to embed; the others are never touched.
             hidden: True where `mask_token` stands in for the patch (BEiT, SimMIM, and MAE's ablation 1c).
             mask_token: The stand-in.
-            any_size: Takes pictures of another size too, with the positions interpolated (DINO's local crops).
+            any_size: Takes images of another size too, with the positions interpolated (DINO's local crops).
         """
         size = (images.shape[2], images.shape[3])
         grid = grid_size(size, self.config.patch_size) if any_size else self.config.grid
         positions = None if self.positions is None else resize_positions(self.positions, self.config.grid, grid)
         if images.shape[1] != self.config.channels or not (any_size or size == self.config.image_size):
             wanted = (self.config.channels, *self.config.image_size)
-            raise UnveilError(f"pictures are (channels, height, width) {tuple(images.shape[1:])}, the model takes {wanted}")
+            raise UnveilError(f"images are (channels, height, width) {tuple(images.shape[1:])}, the model takes {wanted}")
         patches = self.embed(images, keep)  # (B, V, D)
         if hidden is not None and mask_token is not None:
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
@@ -139,7 +139,7 @@ class ViT(nn.Module):
         return tokens
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:
-        """One vector a picture: the mean of the patch tokens, or the class token."""
+        """One vector an image: the mean of the patch tokens, or the class token."""
         tokens: Tensor = self(images)
         exact = torch.promote_types(tokens.dtype, torch.float32)
         return tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1, dtype=exact)
@@ -156,7 +156,7 @@ class ViT(nn.Module):
         return last.attention.weights(last.norm1(x), biases[-1])[:, :, 0, 1:]
 
     def resized(self, image_size: Size) -> "ViT":
-        """A copy for pictures of another size, with the positions interpolated."""
+        """A copy for images of another size, with the positions interpolated."""
         other = ViT(replace(self.config, image_size=image_size))
         state, old, new = self.state_dict(), self.config.grid, other.config.grid
         resizes = {"positions": resize_positions, **{f"relative.{i}.table": resize_biases for i in range(len(self.relative))}}

@@ -65,7 +65,7 @@ class Work:
     mask_ratio: float = 0.75
     batch: int = 4096
     """Over all GPUs."""
-    pictures: int = 1_281_167
+    dataset: int = 1_281_167
     epochs: float = 800.0
     recompute: bool = False
 
@@ -87,17 +87,17 @@ class Work:
     @property
     def steps(self) -> int:
         """Of the whole run."""
-        return round(self.epochs * self.pictures / self.batch)
+        return round(self.epochs * self.dataset / self.batch)
 
     @property
     def flops(self) -> float:
-        """Of a step, for one picture; with gradient checkpointing the forward pass of the blocks runs twice."""
+        """Of a step, for one image; with gradient checkpointing the forward pass of the blocks runs twice."""
         cost = mae_cost(self.vit, self.visible, width=self.decoder_width, depth=self.decoder_depth, predicted=self.predicted)
         return cost.step + self.recompute * (cost.forward - cost.embed)
 
     @property
     def rows(self) -> float:
-        """Tokens times blocks times width of one picture, in encoder and decoder: what traffic and activations grow with."""
+        """Tokens times blocks times width of one image, in encoder and decoder: what traffic and activations grow with."""
         return self.encoder_rows + (1 + self.patches) * self.decoder_depth * self.decoder_width
 
     @property
@@ -115,7 +115,7 @@ class Memory:
     copies: float
     """Weights in half precision while they are used, and with FSDP the blocks that are whole at a time."""
     activations: float
-    """Kept for going back, for the pictures of one part of a step."""
+    """Kept for going back, for the images of one part of a step."""
 
     @property
     def total(self) -> float:
@@ -132,7 +132,7 @@ class Time:
     traffic: float
     """Memory traffic between them."""
     launches: float
-    """What launching alone would take: it binds where a GPU has too few pictures."""
+    """What launching alone would take: it binds where a GPU has too few images."""
     network: float
     """All communication."""
     exposed: float
@@ -153,7 +153,7 @@ class Forecast:
     memory: Memory
     time: Time
     parts: int
-    """Parts in which a step is computed to fit the memory; 0 where even one picture does not fit."""
+    """Parts in which a step is computed to fit the memory; 0 where even one image does not fit."""
     hours: float
     """Of the whole run."""
     volume: float
@@ -197,7 +197,7 @@ def wire(count: float, cluster: Cluster, parallel: Parallel, parts: int = 1) -> 
 
 
 def activations(work: Work, images: float) -> float:
-    """Bytes kept for going back, for so many pictures; with gradient checkpointing, each block's input and one block whole."""
+    """Bytes kept for going back, for so many images; with gradient checkpointing, each block's input and one block whole."""
     if not work.recompute:
         return KEPT * work.rows * images
     widest = max(work.encoder_rows / max(work.vit.depth, 1), (work.rows - work.encoder_rows) / max(work.decoder_depth, 1))
@@ -205,7 +205,7 @@ def activations(work: Work, images: float) -> float:
 
 
 def memory(work: Work, cluster: Cluster, parallel: Parallel, images: float) -> Memory:
-    """Bytes on one GPU that computes so many pictures at a time."""
+    """Bytes on one GPU that computes so many images at a time."""
     count = parameters(work)
     state = (WEIGHT + GRADIENT + MOMENTS) * count / (cluster.gpus if parallel == "fsdp" else 1)
     gathered = 2 * (WEIGHT + GRADIENT) * block_parameters(max(work.vit.width, work.decoder_width)) if parallel == "fsdp" else 0
@@ -251,7 +251,7 @@ def forecast(work: Work, cluster: Cluster, parallel: Parallel = "ddp", room: flo
 
 
 def binding(time: Time, fits: bool) -> Bound:
-    """The largest term of a step; launches bind where there are too few pictures a GPU."""
+    """The largest term of a step; launches bind where there are too few images a GPU."""
     if not fits:
         return "does not fit"
     if time.launches > time.compute + time.traffic:

@@ -1,6 +1,6 @@
-"""A run in small: its own pictures, learner, loop, checkpoint, judging and report, each for a moment, to say what the whole takes.
+"""A run in small: its own images, learner, loop, checkpoint, judging and report, each for a moment, to say what the whole takes.
 
-What is timed is what `pretrain` calls. Only counts are multiplied: steps, checkpoints, looks, pictures to judge on.
+What is timed is what `pretrain` calls. Only counts are multiplied: steps, checkpoints, looks, images to judge on.
 """
 
 import copy
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from unveil.data.dataset import MEMORY, sample_pictures
-from unveil.data.loader import PictureFeed, taste
+from unveil.data.dataset import MEMORY, sample_images
+from unveil.data.loader import ImageLoader, first_batch
 from unveil.data.sources import Source
 from unveil.evaluate.features import LINEAR, LINEAR_EPOCHS, at_once, features_of, fit_linear, raw_pixels
 from unveil.evaluate.knn import knn_scores
@@ -25,14 +25,14 @@ from unveil.interop import model_files as native
 from unveil.learner import Method
 from unveil.recipes.pretrain import held_out, save_samples
 from unveil.reports.page import write_page
-from unveil.runs.open_data import Part, stored_side
-from unveil.runs.pretrain_setup import Setting
+from unveil.runs.open_data import Subset, stored_side
+from unveil.runs.pretrain_setup import PretrainPlan
 from unveil.runs.train_in_run import at_hand
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import JsonLines, Record
 from unveil.train.loop import TrainConfig, judge, train
-from unveil.train.memory_trial import try_step
-from unveil.train.parallel import Place, agree, whole_here
+from unveil.train.memory_trial import fit_batch_in_memory
+from unveil.train.parallel import World, broadcast_from_main, is_replicated
 from unveil.train.run_cost import peak_memory, process_bytes
 from unveil.train.run_folder import open_run
 from unveil.train.state import load_model_state
@@ -42,15 +42,15 @@ STEPPING, LOOKING = 0.35, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class DryRun:
     """What was measured; times in seconds, memory in bytes, for the whole data even where only a part of it was read."""
 
     reading: float
-    """Until the first step can begin: listing and reading the pictures, building the model, trying it for memory."""
+    """Until the first step can begin: listing and reading the images, building the model, trying it for memory."""
     steps: tuple[float, ...]
     """The first steps, one by one; those of the warm-up are longer."""
     waiting: float
-    """Share of that time that the pictures were waited for."""
+    """Share of that time that the images were waited for."""
     parts: int
     """Parts in which a step is computed."""
     save: float
@@ -62,9 +62,9 @@ class Trial:
     memory: int | None
     """The most that the process held, or would hold when it judges; None where nobody counts."""
     train: int
-    """Pictures to train on."""
+    """Images to train on."""
     read: float
-    """Share of the pictures that was really read."""
+    """Share of the images that was really read."""
 
     @property
     def warm(self) -> int:
@@ -104,7 +104,7 @@ class Trial:
         }
 
 
-def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> Trial:
+def rehearse(setting: PretrainPlan, folder: Path, listing: float, seconds: float) -> DryRun:
     """Runs each part of a run for a moment.
 
     Args:
@@ -113,36 +113,38 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
         listing: Seconds that it took to list DATA and to settle the knobs.
         seconds: About how long the trial may take.
     """
-    place = setting.place
+    world = setting.world
     setting, share = shortened(setting, seconds)
     held, start = process_bytes("VmRSS") or 0, time.monotonic()
-    pictures, judged, cut = setting.open_parts()
+    dataset, judged, cut = setting.open_parts()
     opening, kept = time.monotonic() - start, (process_bytes("VmRSS") or 0) - held
-    counts = Counts.of(setting, pictures, judged, cut, share)
+    counts = Counts.of(setting, dataset, judged, cut, share)
     start = time.monotonic()
-    vit = setting.vit(pictures.pictures)
+    vit = setting.vit(dataset.dataset)
     torch.manual_seed(setting.training.seed)
     learner = setting.build(vit)
     untrained = copy.deepcopy(learner.encoder)  # `pretrain` keeps one, too
-    feed = setting.feed(pictures.labelled() if learner.classes else pictures)
-    at_hand(feed, place)
+    loader = setting.loader(dataset.labelled() if learner.classes else dataset)
+    at_hand(loader, world)
     building = time.monotonic() - start
-    parts = try_step(learner, taste(feed), feed.batch_size, setting.training.accumulate, setting.hardware, place).parts
+    parts = fit_batch_in_memory(
+        learner, first_batch(loader), loader.batch_size, setting.training.accumulate, setting.hardware, world
+    ).parts
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-trial-", dir=folder.parent) as beside:
         checkpoints = TimedCheckpoints(Path(beside) / "checkpoints")
-        eye = Eye(setting, pictures, judged, counts, seconds * LOOKING)
-        watch = stepped(setting, learner, feed, checkpoints, eye, seconds * STEPPING)
+        eye = TimedEvaluator(setting, dataset, judged, counts, seconds * LOOKING)
+        watch = stepped(setting, learner, loader, checkpoints, eye, seconds * STEPPING)
         look = close = 0.0
-        if place.lead:
+        if world.is_main:
             look, learner = eye.seconds(), setting.build(vit)  # as `pretrain` does: this one is whole
             load_model_state(learner, checkpoints.load(checkpoints.steps()[0], "model"))
-            learner.to(place.device).eval()
+            learner.to(world.device).eval()
             close = closing(learner, eye, counts)
-            close += ending(setting, learner, judged if len(judged) else pictures, Path(beside), watch.records)
+            close += ending(setting, learner, judged if len(judged) else dataset, Path(beside), watch.records)
         del untrained
     taken = [record["seconds"] / watch.every for record in watch.records for _ in range(watch.every)]
-    return Trial(
+    return DryRun(
         reading=listing + opening / share + building + watch.began,
         steps=tuple(taken),
         waiting=sum(r["waiting"] * r["seconds"] for r in watch.records) / sum(r["seconds"] for r in watch.records),
@@ -156,20 +158,20 @@ def rehearse(setting: Setting, folder: Path, listing: float, seconds: float) -> 
     )
 
 
-def shortened(setting: Setting, seconds: float) -> tuple[Setting, float]:
-    """The run on a part of the pictures, where reading all of them into memory would take too long; and what share they are."""
+def shortened(setting: PretrainPlan, seconds: float) -> tuple[PretrainPlan, float]:
+    """The run on a part of the images, where reading all of them into memory would take too long; and what share they are."""
     source, test, start = setting.source, setting.test_source, time.monotonic()
-    sample = sample_pictures(source, 64, shrink_to=stored_side(setting.sizes[0]), pixel_limit=setting.own.pixel_limit)
+    sample = sample_images(source, 64, shrink_to=stored_side(setting.sizes[0]), pixel_limit=setting.own.pixel_limit)
     each, size = (time.monotonic() - start) / len(sample), sum(x.nbytes for x in sample) / len(sample)
     total = len(source) + (len(test) if test else 0)
-    if size * len(source) > MEMORY or each * total < seconds / 2 or setting.place.device.type != "cpu":
+    if size * len(source) > MEMORY or each * total < seconds / 2 or setting.world.device.type != "cpu":
         return setting, 1.0
     share = seconds / 3 / (each * total)
     return replace(setting, source=part_of(source, share), test_source=part_of(test, share) if test else None), share
 
 
 def part_of(source: Source, share: float) -> Source:
-    """Pictures from all over a source."""
+    """Images from all over a source."""
     chosen = np.unique(np.linspace(0, len(source) - 1, max(2, round(share * len(source)))).astype(int))
     numbers = chosen.tolist()
     return replace(
@@ -182,42 +184,42 @@ def part_of(source: Source, share: float) -> Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Pictures of the whole run, by what they are for."""
+    """Images of the whole run, by what they are for."""
 
     train: int
     judged: int
     bank: int
-    """Labelled pictures that the features are judged on: those that are known ..."""
+    """Labelled images that the features are judged on: those that are known ..."""
     queries: int
     """... and those that are asked for."""
     classes: int
 
     @classmethod
-    def of(cls, setting: Setting, pictures: Part, judged: Part, cut: bool, share: float) -> "Counts":
+    def of(cls, setting: PretrainPlan, dataset: Subset, judged: Subset, cut: bool, share: float) -> "Counts":
         """Counted, or where only a share was read, extrapolated."""
-        train, asked = round(len(pictures) / share), round(len(judged) / share)
-        if cut:  # out of the same pictures, up to a limit
+        train, asked = round(len(dataset) / share), round(len(judged) / share)
+        if cut:  # out of the same images, up to a limit
             train, asked = train + asked, min(setting.own.held_out, int(0.1 * (train + asked)))
             train -= asked
-        known, questions = ((part.labels >= 0).double().mean().item() if len(part) else 0.0 for part in (pictures, judged))
+        known, questions = ((part.labels >= 0).double().mean().item() if len(part) else 0.0 for part in (dataset, judged))
         bank, queries = min(round(known * train), 20_000), min(round(questions * asked), 10_000)
         judges = bool(bank and queries)
-        classes = max(len(pictures.pictures.classes), 2)
+        classes = max(len(dataset.dataset.classes), 2)
         return cls(train=train, judged=asked, bank=bank * judges, queries=queries * judges, classes=classes)
 
 
-class Enough(Exception):  # noqa: N818 - no error: the time is up
+class TimeUp(Exception):  # noqa: N818 - no error: the time is up
     """Ends the loop of a trial."""
 
 
-class Stopwatch:
+class TimedLog:
     """Takes a log line for every so many steps, and ends the loop when the time is up; many processes end it together.
 
     After the second one it calls `look`, where a monitor would: memory is at its fullest there.
     """
 
-    def __init__(self, place: Place, seconds: float, every: int, look: Callable[[], None]) -> None:
-        self.place, self.seconds, self.every, self.look = place, seconds, every, look
+    def __init__(self, world: World, seconds: float, every: int, look: Callable[[], None]) -> None:
+        self.world, self.seconds, self.every, self.look = world, seconds, every, look
         self.records: list[Record] = []
         self._start = self._second = time.monotonic()
         self.began = 0.0
@@ -231,8 +233,8 @@ class Stopwatch:
             self.look()
             self._second = time.monotonic()
         late = time.monotonic() - self._second > self.seconds
-        if agree(int(len(self.records) >= 4 and late), self.place):
-            raise Enough
+        if broadcast_from_main(int(len(self.records) >= 4 and late), self.world):
+            raise TimeUp
 
     def close(self) -> None: ...
 
@@ -250,36 +252,36 @@ class TimedCheckpoints(Checkpoints):
         return path
 
 
-class Eye:
-    """Looks at the encoder as the monitors do, on as many pictures as there is time for, and notes what one takes.
+class TimedEvaluator:
+    """Looks at the encoder as the monitors do, on as many images as there is time for, and notes what one takes.
 
     A full batch of them in any case: the memory that it takes may be the most of all.
     """
 
-    def __init__(self, setting: Setting, pictures: Part, judged: Part, counts: Counts, room: float) -> None:
-        self.setting, self.pictures, self.judged, self.counts, self.room = setting, pictures, judged, counts, room
+    def __init__(self, setting: PretrainPlan, dataset: Subset, judged: Subset, counts: Counts, room: float) -> None:
+        self.setting, self.dataset, self.judged, self.counts, self.room = setting, dataset, judged, counts, room
         self.kept_aside = self.encoding = 0.0
-        """Seconds of the error on pictures kept aside, and of the features of a picture."""
+        """Seconds of the error on images kept aside, and of the features of an image."""
 
     def look(self, learner: Any) -> Record:
         """A monitor."""
-        vit, hardware, place = learner.encoder.config, self.setting.hardware, self.setting.place
+        vit, hardware, world = learner.encoder.config, self.setting.hardware, self.setting.world
         if len(self.judged):
-            hold = partial(held_out, learner, judged=self.judged, vit=vit, hardware=hardware, place=place)
+            hold = partial(held_out, learner, judged=self.judged, vit=vit, hardware=hardware, world=world)
             most = min(256, self.counts.judged)
-            self.kept_aside = most * timed(lambda count: hold(most=count), most, self.room, at_once(place))
+            self.kept_aside = most * timed(lambda count: hold(most=count), most, self.room, at_once(world))
         self.encoding = self.each(learner, learner.encoder.features)
         return {}
 
     def each(self, learner: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        """Seconds that a function of normalised pictures takes for one."""
-        vit, hardware, place = learner.encoder.config, self.setting.hardware, self.setting.place
-        few = partial(Part, self.pictures.pictures)
+        """Seconds that a function of normalised images takes for one."""
+        vit, hardware, world = learner.encoder.config, self.setting.hardware, self.setting.world
+        few = partial(Subset, self.dataset.dataset)
         return timed(
-            lambda count: features_of(function, few(self.pictures.places[:count]), vit, hardware, place),
-            min(2500, len(self.pictures)),
+            lambda count: features_of(function, few(self.dataset.places[:count]), vit, hardware, world),
+            min(2500, len(self.dataset)),
             self.room,
-            at_once(place),
+            at_once(world),
         )
 
     def seconds(self) -> float:
@@ -288,24 +290,26 @@ class Eye:
         return self.kept_aside + looked * self.encoding
 
 
-def stepped(setting: Setting, learner: Method, feed: PictureFeed, checkpoints: Checkpoints, eye: Eye, seconds: float) -> Stopwatch:
+def stepped(
+    setting: PretrainPlan, learner: Method, loader: ImageLoader, checkpoints: Checkpoints, eye: TimedEvaluator, seconds: float
+) -> TimedLog:
     """The loop itself, ended when the time is up; it saves after the first line of the log, and looks after the second."""
-    place, hardware = setting.place, setting.hardware
+    world, hardware = setting.world, setting.hardware
 
     def look() -> None:
-        if place.lead and whole_here(hardware, place):
+        if world.is_main and is_replicated(hardware, world):
             judge(learner, [eye.look])
 
-    every = 5 if place.device.type == "cuda" else 1  # a GPU that is read after each step cannot run ahead
+    every = 5 if world.device.type == "cuda" else 1  # a GPU that is read after each step cannot run ahead
     eager = replace(setting.training, log_every=every, save_seconds=0.0, monitor_times=0, epochs=1e9)
-    watch = Stopwatch(place, seconds, every, look)
-    with suppress(Enough):
-        train(learner, feed, eager, setting.optim, hardware, place, checkpoints=checkpoints, sinks=[watch])
+    watch = TimedLog(world, seconds, every, look)
+    with suppress(TimeUp):
+        train(learner, loader, eager, setting.optim, hardware, world, checkpoints=checkpoints, sinks=[watch])
     return watch
 
 
 def timed(run: Callable[[int], object], most: int, room: float, least: int = 16) -> float:
-    """Seconds a picture that `run(count)` takes, with as many as `room` seconds allow, between `least` and `most`."""
+    """Seconds an image that `run(count)` takes, with as many as `room` seconds allow, between `least` and `most`."""
     few = min(most, 16)
     run(few)  # a warm-up
     start = time.monotonic()
@@ -317,7 +321,7 @@ def timed(run: Callable[[int], object], most: int, room: float, least: int = 16)
     return (time.monotonic() - start) / count
 
 
-def closing(learner: Method, eye: Eye, counts: Counts) -> float:
+def closing(learner: Method, eye: TimedEvaluator, counts: Counts) -> float:
     """Seconds of the closing evaluation: the encoder, the same untrained, and raw pixels."""
     vit = learner.encoder.config
     with torch.no_grad():
@@ -354,7 +358,7 @@ def comparing(width: int, counts: Counts) -> float:
     return each * counts.queries * (counts.bank / rows) + linear
 
 
-def ending(setting: Setting, learner: Method, samples: Part, folder: Path, records: list[Record]) -> float:
+def ending(setting: PretrainPlan, learner: Method, samples: Subset, folder: Path, records: list[Record]) -> float:
     """Seconds of writing the model and the report, into a run folder of their own."""
     start = time.monotonic()
     run = open_run(folder / "run", "pretrain", setting.config, setting.facts, write=True, say=lambda text: None)
@@ -368,9 +372,9 @@ def ending(setting: Setting, learner: Method, samples: Part, folder: Path, recor
     return time.monotonic() - start
 
 
-def most_memory(setting: Setting, channels: int, counts: Counts, kept: int, share: float) -> int | None:
-    """The most that the process held, or will hold: pictures that were not read, and raw pixels in float32 when it judges them."""
-    device = setting.place.device
+def most_memory(setting: PretrainPlan, channels: int, counts: Counts, kept: int, share: float) -> int | None:
+    """The most that the process held, or will hold: images that were not read, and raw pixels in float32 when it judges them."""
+    device = setting.world.device
     seen, now = peak_memory(device), process_bytes("VmRSS")
     if seen is None or now is None or device.type != "cpu":
         return seen

@@ -1,4 +1,4 @@
-"""What to train, and how: chosen from the pictures and the hardware by rules that fit in a head, each with its reason.
+"""What to train, and how: chosen from the images and the hardware by rules that fit in a head, each with its reason.
 
 Pure functions of numbers: nothing here looks at a file or at a device.
 """
@@ -17,16 +17,16 @@ from unveil.runs.open_data import sizes_for
 HOURS = {"cpu": 1.0}
 """The budget by default; 8 hours on a GPU."""
 PASSES, FEW_PASSES = 800.0, 1600.0
-"""Epochs that are wanted: the paper's 800, and its 1600 for less than `FEW` pictures."""
+"""Epochs that are wanted: the paper's 800, and its 1600 for less than `FEW` images."""
 FEW = 2_000
 ENOUGH = 25.0
-"""A larger encoder is taken only if it sees each picture this often within the budget."""
+"""A larger encoder is taken only if it sees each image this often within the budget."""
 LARGEST = ((2_000, "vit-tiny"), (20_000, "vit-small"), (500_000, "vit-base"))
-"""Below so many pictures, no encoder larger than this; vit-large for more."""
-SMALL_PICTURES, SMALL_SIDE = "vit-small", 96
-"""No larger encoder for pictures smaller than this."""
+"""Below so many images, no encoder larger than this; vit-large for more."""
+SMALL_IMAGES, SMALL_SIDE = "vit-small", 96
+"""No larger encoder for images smaller than this."""
 CPU_SIDE = 64
-"""Pictures are taken at this size on a CPU: 224 px cost twelve times as much."""
+"""Images are taken at this size on a CPU: 224 px cost twelve times as much."""
 REACHED = 0.3
 """Share of the measured matrix peak that a step is guessed to reach before it is tried."""
 SHARE = 0.9
@@ -34,11 +34,11 @@ SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glance:
+class DataSummary:
     """What there is to see of DATA without reading it."""
 
     count: int
-    """Pictures to train on."""
+    """Images to train on."""
     side: int
     """Short side that half of them have at least."""
 
@@ -82,12 +82,17 @@ def budget(machine: Machine, hours: float | None) -> float:
 
 
 def choose(
-    glance: Glance, machine: Machine, seconds: float, fixed: Mapping[str, Any], usual: Mapping[str, Any], known: Collection[str]
+    glance: DataSummary,
+    machine: Machine,
+    seconds: float,
+    fixed: Mapping[str, Any],
+    usual: Mapping[str, Any],
+    known: Collection[str],
 ) -> Choices:
     """A value for each knob that matters, but for the epochs, which wait for the speed.
 
     Args:
-        glance: The pictures.
+        glance: The images.
         machine: The hardware.
         seconds: The budget.
         fixed: Options that the user has given, `model` among them.
@@ -120,37 +125,37 @@ def choose(
     return chosen
 
 
-def size_for(glance: Glance, machine: Machine, said: Mapping[str, Choice]) -> Choice:
-    """The side of the pictures; nothing of it where it was said."""
+def size_for(glance: DataSummary, machine: Machine, said: Mapping[str, Choice]) -> Choice:
+    """The side of the images; nothing of it where it was said."""
     if "image_size" in said:
         return said["image_size"]
     if machine.device == "cpu" and glance.side > 96:
-        return Choice((CPU_SIDE,), f"pictures of {glance.side} px are too slow for a CPU at their own size")
-    return Choice((), "what the pictures have" if glance.side < 224 else "the paper's; half of the pictures have it")
+        return Choice((CPU_SIDE,), f"images of {glance.side} px are too slow for a CPU at their own size")
+    return Choice((), "what the images have" if glance.side < 224 else "the paper's; half of the images have it")
 
 
-def shapes(glance: Glance, machine: Machine, said: Mapping[str, Choice], model: str) -> tuple[Size, Size]:
-    """Picture and patch size, settled as `pretrain` would."""
+def shapes(glance: DataSummary, machine: Machine, said: Mapping[str, Choice], model: str) -> tuple[Size, Size]:
+    """Image and patch size, settled as `pretrain` would."""
     given = said["patch_size"].value if "patch_size" in said else ()
     return sizes_for(glance.side, size_for(glance, machine, said).value, given, model == "vit-huge")
 
 
-def model_for(glance: Glance, machine: Machine, seconds: float, said: Mapping[str, Choice]) -> Choice:
-    """The largest encoder that the pictures can fill, the memory holds, and the budget shows each picture often enough."""
+def model_for(glance: DataSummary, machine: Machine, seconds: float, said: Mapping[str, Choice]) -> Choice:
+    """The largest encoder that the images can fill, the memory holds, and the budget shows each image often enough."""
     names, most = list(MODELS), next((name for count, name in LARGEST if glance.count < count), "vit-large")
-    why = f"as large as {glance.count:,} pictures can fill"
-    if glance.side < SMALL_SIDE and names.index(most) > names.index(SMALL_PICTURES):
-        most, why = SMALL_PICTURES, f"as large as pictures of {glance.side} px can fill"
+    why = f"as large as {glance.count:,} images can fill"
+    if glance.side < SMALL_SIDE and names.index(most) > names.index(SMALL_IMAGES):
+        most, why = SMALL_IMAGES, f"as large as images of {glance.side} px can fill"
     for name in reversed(names[1 : names.index(most) + 1]):
         passes = SHARE * seconds * pace(name, glance, machine, said) / glance.count
         if passes >= ENOUGH and 16 * parameters(name) < 0.4 * machine.memory:
             return Choice(name, why)
-        why = f"the largest that may see each picture {ENOUGH:g} times in {spell_hours(seconds)}"
-    return Choice(names[0], f"small: {spell_hours(seconds)} are short for {glance.count:,} pictures on this hardware")
+        why = f"the largest that may see each image {ENOUGH:g} times in {spell_hours(seconds)}"
+    return Choice(names[0], f"small: {spell_hours(seconds)} are short for {glance.count:,} images on this hardware")
 
 
-def pace(model: str, glance: Glance, machine: Machine, said: Mapping[str, Choice]) -> float:
-    """Pictures a second that a masked autoencoder may reach on all processes, guessed from its FLOPs."""
+def pace(model: str, glance: DataSummary, machine: Machine, said: Mapping[str, Choice]) -> float:
+    """Images a second that a masked autoencoder may reach on all processes, guessed from its FLOPs."""
     image, patch = shapes(glance, machine, said, model)
     width, depth, heads = MODELS[model]
     vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=image, patch_size=patch)
@@ -175,8 +180,8 @@ def decoder_for(width: int, depth: int, machine: Machine) -> tuple[Choice, Choic
     return narrow, Choice(usual, "the paper's (table 1a)" if usual == 8 else "enough for a narrow encoder")
 
 
-def batch_for(glance: Glance, machine: Machine) -> Choice:
-    """Pictures in a step: a power of two, or a multiple of the number of processes."""
+def batch_for(glance: DataSummary, machine: Machine) -> Choice:
+    """Images in a step: a power of two, or a multiple of the number of processes."""
     steps = 256 if machine.device == "cpu" else 64
     size = 16
     while size * 2 <= min(glance.count / steps, 4096):
@@ -218,14 +223,14 @@ def precision_reason(machine: Machine) -> str:
     return "this hardware multiplies it fast" if half else "this hardware has no fast bfloat16"
 
 
-def epochs_for(glance: Glance, seconds: float, fixed_cost: float, per_picture: float, most: float | None = None) -> Choice:
+def epochs_for(glance: DataSummary, seconds: float, fixed_cost: float, per_image: float, most: float | None = None) -> Choice:
     """As many passes as are wanted, or as the budget allows.
 
     Args:
-        glance: The pictures.
+        glance: The images.
         seconds: The budget.
         fixed_cost: Seconds before and after training.
-        per_picture: Seconds of training for a picture, all processes together, looks and checkpoints included.
+        per_image: Seconds of training for an image, all processes together, looks and checkpoints included.
         most: Passes that are wanted.
 
     Raises:
@@ -233,14 +238,14 @@ def epochs_for(glance: Glance, seconds: float, fixed_cost: float, per_picture: f
     """
     few = glance.count < FEW
     wanted = most or (FEW_PASSES if few else PASSES)
-    fitting = (seconds - fixed_cost) / (per_picture * glance.count)
+    fitting = (seconds - fixed_cost) / (per_image * glance.count)
     if fitting <= 0:
         raise UnveilError(
             f"{spell_hours(seconds)} are too short: reading, judging and the report alone take {fixed_cost:,.0f} seconds; "
             f"give more --hours"
         )
     if fitting >= wanted:
-        why = "made for this data" if most else "the paper's longest: few pictures need many passes" if few else "the paper's"
+        why = "made for this data" if most else "the paper's longest: few images need many passes" if few else "the paper's"
         return Choice(wanted, why)
     value = float(int(fitting)) if fitting >= 20 else float(f"{0.995 * fitting:.2g}")
     return Choice(value, f"what fits into {spell_hours(seconds)}; {wanted:g} would be better")
@@ -253,6 +258,6 @@ def spell_hours(seconds: float) -> str:
 
 
 def rows_of(image: Size, patch: Size) -> str:
-    """Rows and columns of patches in words. Raises `UnveilError` where they do not tile the picture."""
+    """Rows and columns of patches in words. Raises `UnveilError` where they do not tile the image."""
     rows, columns = grid_size(image, patch)
     return f"{rows} x {columns}"

@@ -12,7 +12,7 @@ from unveil.interop import model_files as native
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.files import fresh_name, tell
 from unveil.interop.load import load
-from unveil.interop.verify_export import disagreement
+from unveil.interop.verify_export import max_difference
 from unveil.learner import Learner, Task
 from unveil.methods.beit import BEiT
 from unveil.methods.mae import MAE
@@ -43,7 +43,7 @@ def export(run: str | Path | Run, *, to: Format, out: str | Path | None = None, 
             for `BeitForMaskedImageModeling`, without its tokenizer; BERT for `BertForMaskedLM`, or its encoder for `BertModel`.
             "mae": a checkpoint laid out as the public MAE release.
             "safetensors": one file with everything that unveil needs.
-            "onnx": a graph from normalised pictures to tokens, or to class scores of a fine-tuned model.
+            "onnx": a graph from normalised images to tokens, or to class scores of a fine-tuned model.
         out: `<run>/export/<name>` by default. What is there already is not overwritten.
         say: Tells the user.
 
@@ -67,15 +67,15 @@ def export(run: str | Path | Run, *, to: Format, out: str | Path | None = None, 
     fresh.mkdir()
     try:
         written = write(learner, to, fresh / target.name, facts.get("classes"))
-        difference, judge = disagreement(learner, to, written)
+        difference, judge = max_difference(learner, to, written)
         if difference is not None and not difference <= LIMIT:  # NaN is no agreement either
             raise UnveilError(f"{judge} disagrees by {difference:.1e} with what was exported: nothing was kept")
         for path in sorted(fresh.iterdir(), key=lambda path: path == written):
             os.replace(path, target.parent / path.name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    asked = "texts" if isinstance(native.encoder_of(learner), TextEncoder) else "pictures"
-    agreed = f"{judge} agrees on random {asked}, largest difference {difference or 0.0:.1e} of the largest value"
+    given = "texts" if isinstance(native.encoder_of(learner), TextEncoder) else "images"
+    agreed = f"{judge} agrees on random {given}, largest difference {difference or 0.0:.1e} of the largest value"
     say(f"{target}: {agreed if difference is not None else f'not checked, as {judge}'}")
     return target
 

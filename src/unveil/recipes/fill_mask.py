@@ -9,13 +9,13 @@ from rich.text import Text
 from unveil.errors import UnveilError
 from unveil.interop.load import load
 from unveil.methods.bert import BERT
-from unveil.text.wordpiece import WordPieces
+from unveil.text.wordpiece import WordPieceTokenizer
 from unveil.train.run_folder import show, tell
 
 Guess = tuple[str, float]
 
 
-def fill(run: str | Path, sentence: str, *, count: int = 5) -> list[list[Guess]]:
+def fill_mask(run: str | Path, sentence: str, *, count: int = 5) -> list[list[Guess]]:
     """Names the likeliest words for each [MASK] of a sentence, with their probabilities, and prints them.
 
     Args:
@@ -33,7 +33,7 @@ def fill(run: str | Path, sentence: str, *, count: int = 5) -> list[list[Guess]]
     if not isinstance(learner, BERT):
         raise UnveilError(f"{run} names no hidden words: expected a run of `unveil pretrain --method bert`, or a BertForMaskedLM")
     shape = learner.encoder.config
-    pieces = WordPieces(shape.vocabulary, shape.lower)
+    pieces = WordPieceTokenizer(shape.vocabulary, shape.lower)
     ids = [pieces.cls, *pieces.encode([sentence], special=True)[0], pieces.sep]
     places = [place for place, piece in enumerate(ids) if piece == pieces.mask]
     if not places:

@@ -21,10 +21,10 @@ from unveil.runs.labelled_data import beside, data_of
 from unveil.runs.train_in_run import finished
 from unveil.tasks.text_classification import Classify, ClassifyConfig
 from unveil.text.files import Texts, open_texts
-from unveil.text.wordpiece import LabelledTextFeed, WordPieces
+from unveil.text.wordpiece import LabelledTextLoader, WordPieceTokenizer
 from unveil.train.loop import TrainConfig
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, autocast, join, settled
+from unveil.train.parallel import HardwareConfig, World, autocast, join_processes, resolve_precision
 from unveil.train.run_folder import Run, open_run, tell
 
 DEFAULTS = {
@@ -56,26 +56,26 @@ def finetune_on_texts(
         data: Labelled texts; by default those that the run was trained on.
         test: Labelled texts to judge on; by default the test part of `data`, or a tenth of it that is kept aside.
         out: The run folder; by default `<run>-finetune`, or `<run>-scratch`.
-        **options: Fields of `TuningConfig`, `ClassifyConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
+        **options: Fields of `TuningConfig`, `ClassifyConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
     own, recipe, training, optim, hardware = configure(
-        DEFAULTS | options, TuningConfig, ClassifyConfig, TrainConfig, OptimConfig, SpreadConfig
+        DEFAULTS | options, TuningConfig, ClassifyConfig, TrainConfig, OptimConfig, HardwareConfig
     )
-    place = join(hardware)
-    hardware, say = settled(hardware, place), tell(place.lead)
+    world = join_processes(hardware)
+    hardware, say = resolve_precision(hardware, world), tell(world.is_main)
     encoder: TextEncoder = load(run, say=say).encoder
     if own.scratch:
         torch.manual_seed(training.seed)
         encoder = TextEncoder(encoder.config)
     shape = encoder.config
-    known, asked, cut = labelled_texts(data if data is not None else data_of(run), test)
+    train_set, test_set, cut = labelled_texts(data if data is not None else data_of(run), test)
     if own.labels:
-        known = balanced(known, own.labels, training.seed)
-    samples = LabelledTexts(known, asked, cut, shape)
+        train_set = balanced(train_set, own.labels, training.seed)
+    samples = LabelledTexts(train_set, test_set, cut, shape)
     config = {
         "from": "scratch" if own.scratch else str(run),
         **asdict(own),
@@ -85,15 +85,15 @@ def finetune_on_texts(
         **asdict(hardware),
     }
     path = Path(out) if out else beside(run, "scratch" if own.scratch else "finetune")
-    result = open_run(path, "finetune", config, samples.facts, write=place.lead, say=say)
-    if finished(result, place):
+    result = open_run(path, "finetune", config, samples.facts, write=world.is_main, say=say)
+    if finished(result, world):
         return result
 
     def build() -> Classify:
         torch.manual_seed(training.seed)
         return Classify(encoder, len(samples.classes), recipe)
 
-    return tune(result, build, samples, own, training, optim, hardware, place)
+    return tune(result, build, samples, own, training, optim, hardware, world)
 
 
 class LabelledTexts(Labelled):
@@ -101,46 +101,52 @@ class LabelledTexts(Labelled):
 
     noun = "texts"
 
-    def __init__(self, known: Texts, asked: Texts, cut: bool, shape: TextConfig) -> None:
-        self.known, self.asked, self.cut, self.classes, self.length = known, asked, cut, known.classes, shape.length
-        self.pieces = WordPieces(shape.vocabulary, shape.lower)
+    def __init__(self, train_set: Texts, test_set: Texts, cut: bool, shape: TextConfig) -> None:
+        self.train_set, self.test_set, self.cut, self.classes, self.length = (
+            train_set,
+            test_set,
+            cut,
+            train_set.classes,
+            shape.length,
+        )
+        self.pieces = WordPieceTokenizer(shape.vocabulary, shape.lower)
 
     @property
     def counts(self) -> tuple[int, int]:
-        return len(self.known), len(self.asked)
+        return len(self.train_set), len(self.test_set)
 
     @property
     def facts(self) -> dict[str, Any]:
-        known, asked = self.known, self.asked
+        train_set, test_set = self.train_set, self.test_set
         return {
-            "name": known.name,
-            "texts": len(known),
-            "fingerprint": known.fingerprint,
-            "test": asked.name,
-            "test_texts": len(asked),
-            "test_fingerprint": asked.fingerprint,
+            "name": train_set.name,
+            "texts": len(train_set),
+            "fingerprint": train_set.fingerprint,
+            "test": test_set.name,
+            "test_texts": len(test_set),
+            "test_fingerprint": test_set.fingerprint,
         }
 
-    def feed(self, training: TrainConfig) -> LabelledTextFeed:
-        rows, size = self.pieces.rows(self.known.texts, self.length), training.batch_size
-        return LabelledTextFeed(rows, labels_of(self.known), padding=self.pieces.pad, batch_size=size, seed=training.seed)
+    def loader(self, training: TrainConfig) -> LabelledTextLoader:
+        rows, size = self.pieces.rows(self.train_set.texts, self.length), training.batch_size
+        return LabelledTextLoader(rows, labels_of(self.train_set), padding=self.pieces.pad, batch_size=size, seed=training.seed)
 
     @cached_property
     def rows(self) -> Int[Tensor, "n T"]:
         """The texts to judge on, in pieces."""
-        return self.pieces.rows(self.asked.texts, self.length)
+        return self.pieces.rows(self.test_set.texts, self.length)
 
     def judge(
-        self, task: Task, hardware: SpreadConfig, place: Place, most: int | None = None
+        self, task: Task, hardware: HardwareConfig, world: World, most: int | None = None
     ) -> tuple[Float[Tensor, "n K"], Int[Tensor, " n"]]:
-        rows, labels = self.rows, labels_of(self.asked)
+        rows, labels = self.rows, labels_of(self.test_set)
         if most:
             some = shuffled(0, torch.arange(len(labels)), len(labels))[:most]
             rows, labels = rows[some], labels[some]
-        return scores_of(task, rows, hardware, place), labels
+        return scores_of(task, rows, hardware, world), labels
 
     def write(self, run: Path, scores: Float[Tensor, "n K"]) -> None:
-        write_predictions(run / "predictions.csv", self.asked, scores)
+        write_predictions(run / "predictions.csv", self.test_set, scores)
 
 
 def labelled_texts(data: str | Path, test: str | Path | None) -> tuple[Texts, Texts, bool]:
@@ -149,24 +155,26 @@ def labelled_texts(data: str | Path, test: str | Path | None) -> tuple[Texts, Te
     Raises:
         UnveilError: Where there are no labels, or only one class.
     """
-    known, asked = open_texts(data)
-    if known.labels is None:
+    train_set, test_set = open_texts(data)
+    if train_set.labels is None:
         how = "a .tsv or .csv with a column of classes, or a folder of .txt files for each class"
-        raise UnveilError(f"{known.name} has no labelled texts: expected {how}")
-    if len(known.classes) < 2:
-        raise UnveilError(f"{known.name} has one class only: {known.classes[0]}")
+        raise UnveilError(f"{train_set.name} has no labelled texts: expected {how}")
+    if len(train_set.classes) < 2:
+        raise UnveilError(f"{train_set.name} has one class only: {train_set.classes[0]}")
     if test is not None:
         training, testing = open_texts(test)
-        asked = testing or training
-    if asked is not None:
-        if asked.labels is None:
-            raise UnveilError(f"{asked.name} has no labelled texts to judge on")
-        return known, asked.with_classes(known.classes), False
-    order = shuffled(0, torch.arange(len(known)), len(known))
-    if len(known) < 10:
-        raise UnveilError(f"{known.name} has {len(known)} texts, too few to keep a tenth aside: give others to judge on (--test)")
-    count = min(1000, len(known) // 10)
-    return known.chosen(order[count:].sort().values), known.chosen(order[:count].sort().values), True
+        test_set = testing or training
+    if test_set is not None:
+        if test_set.labels is None:
+            raise UnveilError(f"{test_set.name} has no labelled texts to judge on")
+        return train_set, test_set.with_classes(train_set.classes), False
+    order = shuffled(0, torch.arange(len(train_set)), len(train_set))
+    if len(train_set) < 10:
+        raise UnveilError(
+            f"{train_set.name} has {len(train_set)} texts, too few to keep a tenth aside: give others to judge on (--test)"
+        )
+    count = min(1000, len(train_set) // 10)
+    return train_set.chosen(order[count:].sort().values), train_set.chosen(order[:count].sort().values), True
 
 
 def balanced(texts: Texts, count: int, seed: int) -> Texts:
@@ -187,13 +195,13 @@ def labels_of(texts: Texts) -> Int[Tensor, " n"]:
 
 @torch.no_grad()
 def scores_of(
-    task: Task, rows: Int[Tensor, "n T"], hardware: SpreadConfig, place: Place, at_once: int = 64
+    task: Task, rows: Int[Tensor, "n T"], hardware: HardwareConfig, world: World, at_once: int = 64
 ) -> Float[Tensor, "n K"]:
     """The scores that a task gives to texts; in float32, on the CPU."""
     found = []
     for part in rows.split(at_once):
-        with autocast(hardware, place):
-            found.append(task.predict(part.to(place.device)).float().cpu())
+        with autocast(hardware, world):
+            found.append(task.predict(part.to(world.device)).float().cpu())
     return torch.cat(found)
 
 

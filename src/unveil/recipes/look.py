@@ -24,7 +24,7 @@ class ReconstructConfig:
     ratios: tuple[float, ...] = (0.5, 0.75, 0.9)
     """Mask ratios, side by side."""
     count: int = 6
-    """Pictures, from all over DATA."""
+    """Images, from all over DATA."""
     seed: int = 0
     """Of the masks."""
     pixel_limit: int = 64_000_000
@@ -32,11 +32,11 @@ class ReconstructConfig:
 
 
 def reconstruct(run: str | Path, data: Data | None = None, *, out: str | Path | None = None, **options: Any) -> Path:
-    """Draws pictures as they are, masked, rebuilt, and rebuilt with the visible patches pasted in.
+    """Draws images as they are, masked, rebuilt, and rebuilt with the visible patches pasted in.
 
     Args:
         run: Whatever `unveil.load` takes, as long as it has a decoder.
-        data: Pictures to draw; by default those that the run was trained on.
+        data: Images to draw; by default those that the run was trained on.
         out: A new .png, .pdf or .svg; by default `<run>/reconstruction.png`.
         **options: Fields of `ReconstructConfig`.
 

@@ -1,4 +1,4 @@
-"""Packing: every picture decoded and shrunk once, into a few large files that training reads at memory speed."""
+"""Packing: every image decoded and shrunk once, into a few large files that training reads at memory speed."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from unveil.data.dataset import Progress, common_channels, sample_pictures
+from unveil.data.dataset import Progress, common_channels, sample_images
 from unveil.data.images import Unreadable
 from unveil.data.pack_reader import FACTS, FORMAT, SKIPPED, UNFINISHED, Facts, Pack, Split, is_pack, seal, unseal
 from unveil.data.pack_writer import OURS, PackConfig, cores, finish_pack, pack_shards, sweep, write
@@ -26,7 +26,7 @@ from unveil.train.run_folder import tell
 
 
 def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **options: Any) -> Path:
-    """Decodes and shrinks every picture of DATA once, into a folder that stands wherever DATA stands; or goes on after a kill.
+    """Decodes and shrinks every image of DATA once, into a folder that stands wherever DATA stands; or goes on after a kill.
 
     Args:
         data: See `unveil.data.sources.FORMS`. Its train and test split are both packed.
@@ -38,7 +38,7 @@ def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **o
         The folder of the pack.
 
     Raises:
-        UnveilError: When `out` holds something else, or the pictures do not suit the store; on verifying, when a byte has changed.
+        UnveilError: When `out` holds something else, or the images do not suit the store; on verifying, when a byte has changed.
     """
     (how,) = configure(options, PackConfig)
     refuse_senseless(how)
@@ -147,15 +147,15 @@ def refuse_senseless(how: PackConfig) -> None:
 
 
 def refuse_unsuited(source: Source, how: PackConfig) -> None:
-    """Raises `UnveilError` where no picture of a sample can be read, or most would not fit into JPEG files."""
-    sample = sample_pictures(source, 64, shrink_to=how.side, pixel_limit=how.pixel_limit)
+    """Raises `UnveilError` where no image of a sample can be read, or most would not fit into JPEG files."""
+    sample = sample_images(source, 64, shrink_to=how.side, pixel_limit=how.pixel_limit)
     channels = how.channels or common_channels(sample)
     if how.store == "raw":
         return
     if channels not in (1, 3):
-        raise UnveilError(f"the pictures of {source.name} have {channels} channels, and JPEG holds 1 or 3: use --store raw")
+        raise UnveilError(f"the images of {source.name} have {channels} channels, and JPEG holds 1 or 3: use --store raw")
     if sum(x.dtype == np.uint16 for x in sample) * 2 > len(sample):
-        raise UnveilError(f"the pictures of {source.name} have 16 bits, and JPEG holds 8: use --store raw")
+        raise UnveilError(f"the images of {source.name} have 16 bits, and JPEG holds 8: use --store raw")
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def lines(say: Say, seconds: float = 10.0) -> Progress:
         now = time.monotonic()
         if now - last > seconds:
             last, rate = now, max(done - first, 1) / (now - start)
-            say(f"packed {done:,} of {of:,} pictures, {rate:,.0f} a second, {(of - done) / rate:,.0f} s left")
+            say(f"packed {done:,} of {of:,} images, {rate:,.0f} a second, {(of - done) / rate:,.0f} s left")
 
     return progress
 
@@ -194,17 +194,17 @@ def lines(say: Say, seconds: float = 10.0) -> Progress:
 def tell_of(made: Pack, say: Say) -> None:
     """Says what a pack holds, and what it could not take."""
     splits = made.facts["splits"]
-    counts = ", ".join(f"{facts['pictures']:,} {name}" for name, facts in splits.items())
+    counts = ", ".join(f"{facts['dataset']:,} {name}" for name, facts in splits.items())
     size = sum(shard["bytes"] for shard in made.facts["shards"])
     shards = len(made.facts["shards"])
-    say(f"{counts} pictures, {size / 1e6:,.1f} MB in {shards:,} shard{'s' * (shards > 1)}: {made.folder}")
+    say(f"{counts} images, {size / 1e6:,.1f} MB in {shards:,} shard{'s' * (shards > 1)}: {made.folder}")
     left_out = {name for facts in splits.values() for name in facts["skipped"]}
     if left_out:
         say(f"{len(left_out):,} file{'s' * (len(left_out) > 1)} could not be used: see {made.folder / SKIPPED}")
 
 
 def check(folder: Path, say: Say) -> Path:
-    """Reads every byte of a pack. Raises `UnveilError` where one has changed, with the pictures that are damaged."""
+    """Reads every byte of a pack. Raises `UnveilError` where one has changed, with the images that are damaged."""
     made = Pack(folder)
     files = made.files()
     wrong: list[str] = []
@@ -214,9 +214,9 @@ def check(folder: Path, say: Say) -> Path:
             if found != files[name]["sha256"]:
                 wrong.append(name)
     if wrong:
-        pictures = [name for split in made.facts["splits"] for name in damaged(made.split(split))]
-        named = ", ".join(pictures[:3]) + (", ..." if len(pictures) > 3 else "")
-        count = f"{len(pictures):,} picture{'s' * (len(pictures) != 1)}" + (f" ({named})" if named else "")
+        dataset = [name for split in made.facts["splits"] for name in damaged(made.split(split))]
+        named = ", ".join(dataset[:3]) + (", ..." if len(dataset) > 3 else "")
+        count = f"{len(dataset):,} image{'s' * (len(dataset) != 1)}" + (f" ({named})" if named else "")
         raise UnveilError(
             f"the pack {folder} is damaged: {', '.join(wrong)}, with {count}: copy it again, or pack again into another folder"
         )
@@ -225,7 +225,7 @@ def check(folder: Path, say: Say) -> Path:
 
 
 def damaged(split: Split) -> list[str]:
-    """The pictures whose bytes have changed."""
+    """The images whose bytes have changed."""
     found = []
     for number, name in enumerate(split.names):
         try:

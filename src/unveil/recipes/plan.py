@@ -1,4 +1,4 @@
-"""`unveil plan`: what to train on these pictures with this hardware, how long it takes and how much memory, before it begins."""
+"""`unveil plan`: what to train on these images with this hardware, how long it takes and how much memory, before it begins."""
 
 import json
 import os
@@ -18,18 +18,18 @@ from rich.text import Text
 from unveil.data.sources import Data, open_both
 from unveil.errors import UnveilError
 from unveil.options import refuse_unknown
-from unveil.planning.dry_run import Trial, rehearse
-from unveil.planning.rules import Choice, Choices, Glance, Machine, budget, choose, epochs_for
+from unveil.planning.dry_run import DryRun, rehearse
+from unveil.planning.rules import Choice, Choices, DataSummary, Machine, budget, choose, epochs_for
 from unveil.runs.open_data import natural_side
-from unveil.runs.pretrain_setup import Setting, configs_of, settle, usual_for
+from unveil.runs.pretrain_setup import PretrainPlan, configs_of, resolve, usual_for
 from unveil.train.checkpoint import write_whole
 from unveil.train.memory_trial import matrix_peak, memory_of
-from unveil.train.parallel import Place, SpreadConfig, join, leave, settled
+from unveil.train.parallel import HardwareConfig, World, join_processes, resolve_precision, shutdown
 from unveil.train.run_cost import machine, spell_bytes, spell_time
 from unveil.train.run_folder import PLAN, show, tell
 
 PARTS = {
-    "reading": "until the first step: reading the pictures, building the model",
+    "reading": "until the first step: reading the images, building the model",
     "training": "steps",
     "looking": "looks at the encoder on the side",
     "saving": "checkpoints",
@@ -83,28 +83,30 @@ def plan(
     Raises:
         UnveilError: On input that cannot be used, and where the budget is too short for anything.
     """
-    known = {"model", *(field.name for config in configs_of(method) for field in fields(config))}
-    refuse_unknown(options, known)
+    train_set = {"model", *(field.name for config in configs_of(method) for field in fields(config))}
+    refuse_unknown(options, train_set)
     if not 1 <= seconds <= 3600:
         raise UnveilError(f"--seconds is {seconds:g}: give the seconds that the trial may take, 1 to 3600; 30 are enough")
     given = options | ({"model": model} if model else {})
     others = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    place = join(SpreadConfig(device=options.get("device", "auto")))
-    found = hardware_found(place, options.get("precision", "auto"))
+    world = join_processes(HardwareConfig(device=options.get("device", "auto")))
+    found = hardware_found(world, options.get("precision", "auto"))
     allowed, start = budget(found, hours), time.monotonic()
     opened = open_both(data)
     listing = time.monotonic() - start
     glance = glance_at(opened, given)
     usual = usual_for(data, method)
     usual = usual if "epochs" in usual else {}  # those of the digits, which were made for them
-    choices = choose(glance, found, allowed, given, usual, known)
+    choices = choose(glance, found, allowed, given, usual, train_set)
     chosen = {name: choice.value for name, choice in choices.items()}
     start = time.monotonic()
-    setting = settle(data, method, chosen.pop("model"), {k: v for k, v in usual.items() if k != "model"} | options | chosen, opened)
+    setting = resolve(
+        data, method, chosen.pop("model"), {k: v for k, v in usual.items() if k != "model"} | options | chosen, opened
+    )
     folder = setting.path(out)
     refuse_run(folder)
-    say = tell(place.lead)
-    say(f"trying {setting.model} on {glance.count:,} pictures for about {seconds:g} seconds ...")
+    say = tell(world.is_main)
+    say(f"trying {setting.model} on {glance.count:,} images for about {seconds:g} seconds ...")
     trial = rehearse(setting, folder, listing + time.monotonic() - start, seconds)
     whole = replace(glance, count=trial.train)
     choices["accumulate"] = Choice(trial.parts, "as given" if options.get("accumulate") else "as few parts as fit the memory")
@@ -116,7 +118,7 @@ def plan(
     options |= {name: choice.value for name, choice in choices.items()}
     made = Plan(
         path=folder,
-        command=command_of(setting, data, method, out, options, place),
+        command=command_of(setting, data, method, out, options, world),
         choices=choices,
         config=setting.config,
         seconds=sum(bill.values()),
@@ -124,41 +126,41 @@ def plan(
         parts=bill,
         notes=tuple(notes_of(trial, total, sum(bill.values()), allowed, found, others)),
     )
-    if place.lead:
+    if world.is_main:
         write_plan(made, setting, trial, found)
         show_plan(made, setting, trial, found, total)
-    leave(place)
+    shutdown(world)
     return made
 
 
-def hardware_found(place: Place, precision: str) -> Machine:
+def hardware_found(world: World, precision: str) -> Machine:
     """The hardware at hand."""
-    fast = settled(SpreadConfig(), place).precision
+    fast = resolve_precision(HardwareConfig(), world).precision
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpu = place.device.type == "cuda"
-    name = torch.cuda.get_device_name(place.device) if gpu else "CPU" if place.device.type == "cpu" else place.device.type
+    gpu = world.device.type == "cuda"
+    name = torch.cuda.get_device_name(world.device) if gpu else "CPU" if world.device.type == "cpu" else world.device.type
     return Machine(
-        device=place.device.type,
+        device=world.device.type,
         name=name,
-        memory=memory_of(place.device),
+        memory=memory_of(world.device),
         cores=cores,
-        processes=place.world,
-        peak=matrix_peak(place.device, fast if precision == "auto" else precision),
+        processes=world.size,
+        peak=matrix_peak(world.device, fast if precision == "auto" else precision),
         precision=fast,
     )
 
 
-def glance_at(opened: Any, given: Mapping[str, Any]) -> Glance:
-    """How many pictures there are to train on, and how large they are."""
+def glance_at(opened: Any, given: Mapping[str, Any]) -> DataSummary:
+    """How many images there are to train on, and how large they are."""
     source, test = opened
     count = len(source)
     if test is None:
         count -= min(given.get("held_out", 1000), int(0.1 * count))
-    return Glance(count=count, side=natural_side(source, given.get("pixel_limit", 64_000_000)))
+    return DataSummary(count=count, side=natural_side(source, given.get("pixel_limit", 64_000_000)))
 
 
 def epochs_of(
-    setting: Setting, glance: Glance, allowed: float, trial: Trial, given: Mapping[str, Any], usual: Mapping[str, Any]
+    setting: PretrainPlan, glance: DataSummary, allowed: float, trial: DryRun, given: Mapping[str, Any], usual: Mapping[str, Any]
 ) -> Choice:
     """As given; or as many as fit into the budget at the speed that was measured."""
     if "epochs" in given:
@@ -176,39 +178,41 @@ def refuse_run(folder: Path) -> None:
         raise UnveilError(f"{folder} holds something already, so no run can be planned there: choose another --out")
 
 
-def notes_of(trial: Trial, total: int, seconds: float, allowed: float, found: Machine, others: float) -> list[str]:
+def notes_of(trial: DryRun, total: int, seconds: float, allowed: float, found: Machine, others: float) -> list[str]:
     """What the reader should know beside the numbers."""
     notes = []
     if trial.memory is None:
         notes.append(f"nobody counts the memory of {found.device} here, so it is not known")
     if trial.read < 1:
-        notes.append(f"{trial.read:.0%} of the pictures were read; time and memory of reading the rest are extrapolated")
+        notes.append(f"{trial.read:.0%} of the images were read; time and memory of reading the rest are extrapolated")
     if seconds > 1.05 * allowed:
         limit = spell_time(allowed)
         notes.append(f"this is longer than the {limit} that it may take: think of fewer --epochs, or of a smaller --model")
     if total < 500:
         notes.append(f"{total} steps are few to learn from: think of more --hours, or of a smaller --batch-size")
     if trial.waiting > 0.05:
-        notes.append(f"{trial.waiting:.0%} of the time goes by waiting for pictures")
+        notes.append(f"{trial.waiting:.0%} of the time goes by waiting for images")
     if others > 0.25 * found.cores:
         notes.append(f"other programs kept {others:.1f} of {found.cores} cores busy when this began: times are for such company")
     if found.processes > 1:
-        notes.append("the memory is that of the first process; the pictures are kept by each")
+        notes.append("the memory is that of the first process; the images are kept by each")
     notes.append("other hardware is not guessed at: there, run `unveil plan` again, or see docs/scaling.md")
     return notes
 
 
-def command_of(setting: Setting, data: Data, method: str, out: str | Path | None, options: Mapping[str, Any], place: Place) -> str:
+def command_of(
+    setting: PretrainPlan, data: Data, method: str, out: str | Path | None, options: Mapping[str, Any], world: World
+) -> str:
     """The command that makes this run."""
     named = "DATA" if isinstance(data, np.ndarray) else str(data)
     words = ["pretrain", named, "--method", method, "--out", str(out or setting.path(None))]
     for name, value in options.items():
         words += flag(name, value)
-    if place.world == 1:
+    if world.size == 1:
         return shlex.join(["unveil", *words])
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", place.world))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     start = ["torchrun", "--standalone", "--nproc-per-node", str(local)]
-    if local != place.world:  # several machines: only the user knows how they meet
+    if local != world.size:  # several machines: only the user knows how they meet
         start = ["torchrun", "..."]
     return shlex.join([*start, "--module", "unveil", *words])
 
@@ -226,7 +230,7 @@ def flag(name: str, value: Any) -> list[str]:
     return [typed, f"{value:g}" if isinstance(value, float) else str(value)]
 
 
-def write_plan(made: Plan, setting: Setting, trial: Trial, found: Machine) -> None:
+def write_plan(made: Plan, setting: PretrainPlan, trial: DryRun, found: Machine) -> None:
     """Writes `plan.json` into the run folder."""
     made.path.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -236,18 +240,18 @@ def write_plan(made: Plan, setting: Setting, trial: Trial, found: Machine) -> No
         "notes": made.notes,
         "config": made.config,
         "data": setting.facts,
-        "machine": machine(setting.place),
+        "machine": machine(setting.world),
         "hardware": asdict(found),
         "trial": asdict(trial),
     }
     write_whole(made.path / PLAN, json.dumps(facts, indent=1) + "\n")
 
 
-def show_plan(made: Plan, setting: Setting, trial: Trial, found: Machine, total: int) -> None:
+def show_plan(made: Plan, setting: PretrainPlan, trial: DryRun, found: Machine, total: int) -> None:
     """The tables, and the command as a line of its own."""
     chip = f"{found.name} with {found.cores} cores" if found.device == "cpu" else found.name
     many = f"{found.processes} processes, each on " if found.processes > 1 else ""
-    say = f"{setting.source.name}: {trial.train:,} pictures to train on; {many}{chip}, {spell_bytes(found.memory)} of memory"
+    say = f"{setting.source.name}: {trial.train:,} images to train on; {many}{chip}, {spell_bytes(found.memory)} of memory"
     chosen = table()
     for name, choice in made.choices.items():
         chosen.add_row(name.replace("_", " "), " ".join(flag(name, choice.value)[1:]), choice.why)

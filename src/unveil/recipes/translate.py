@@ -14,19 +14,19 @@ from rich.table import Table
 from unveil.errors import UnveilError
 from unveil.interop import translator_files as translation
 from unveil.learner import Learner
-from unveil.models.seq2seq import MODELS, Translator, TranslatorConfig
+from unveil.models.seq2seq import MODELS, Seq2Seq, Seq2SeqConfig
 from unveil.options import configure
 from unveil.reports.translation_attention import figure
-from unveil.runs.pretrain_setup import called
+from unveil.runs.pretrain_setup import slug
 from unveil.runs.train_in_run import fit
-from unveil.tasks.translate import Translate, TranslateConfig, followed, translated
-from unveil.text.bpe import Subwords
-from unveil.text.parallel_corpus import Corpus, Lines, PairFeed, read_corpus
+from unveil.tasks.translate import TranslateConfig, Translation, followed, translated
+from unveil.text.bpe import BPETokenizer
+from unveil.text.parallel_corpus import Corpus, Lines, PairLoader, read_corpus
 from unveil.train.checkpoint import write_whole
 from unveil.train.log import Record
 from unveil.train.loop import TrainConfig, total_steps
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import SpreadConfig, join, leave, settled
+from unveil.train.parallel import HardwareConfig, join_processes, resolve_precision, shutdown
 from unveil.train.run_folder import Run, open_run, show, tell
 from unveil.train.state import load_model_state
 
@@ -80,65 +80,65 @@ def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path |
         data: A folder or .tar.gz with `train.<source>` and `train.<target>`; `val.*` and `test*.*` where there are.
         model: A name from `unveil.models.seq2seq.MODELS`.
         out: The run folder, `runs/<data>-<model>-<source>-<target>` by default. If it holds this run already, it goes on.
-        **options: Fields of `TranslateRunConfig`, `TranslateConfig`, `SearchConfig`, `TrainConfig`, `OptimConfig`, `SpreadConfig`.
+        **options: Fields of `TranslateRunConfig`, `TranslateConfig`, `SearchConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
     own, recipe, search, training, optim, hardware = configure(
-        DEFAULTS | options, TranslateRunConfig, TranslateConfig, SearchConfig, TrainConfig, OptimConfig, SpreadConfig
+        DEFAULTS | options, TranslateRunConfig, TranslateConfig, SearchConfig, TrainConfig, OptimConfig, HardwareConfig
     )
     if model not in MODELS:
         raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
-    place = join(hardware)
-    hardware, say = settled(hardware, place), tell(place.lead)
+    world = join_processes(hardware)
+    hardware, say = resolve_precision(hardware, world), tell(world.is_main)
     bleu_metric()  # a missing extra is told before the run
     corpus = read_corpus(data, own.source, own.target)
     configs = (own, recipe, search, training, optim, hardware)
     config = {"model": model} | {key: value for each in configs for key, value in asdict(each).items()}
     facts = {"name": Path(data).name, "count": len(corpus.train[0]), "fingerprint": corpus.fingerprint}
-    path = Path(out) if out else Path("runs") / f"{called(str(data))}-{model}-{own.source}-{own.target}"
-    run = open_run(path, "translate", config, facts, write=place.lead, say=say)
+    path = Path(out) if out else Path("runs") / f"{slug(str(data))}-{model}-{own.source}-{own.target}"
+    run = open_run(path, "translate", config, facts, write=world.is_main, say=say)
     if run.results:
         say(f"{path} is finished")
-        leave(place)
+        shutdown(world)
         return run
 
     if run.checkpoints().steps():  # words keep their numbers
-        words = Subwords.load(run.path / "subwords.json")
+        words = BPETokenizer.load(run.path / "subwords.json")
     else:
-        words = Subwords.learned([*corpus.train[0], *corpus.train[1]], own.vocabulary)
+        words = BPETokenizer.learned([*corpus.train[0], *corpus.train[1]], own.vocabulary)
     pairs, left = fitting(corpus, words, own.longest)
     width, depth, heads, mlp_ratio = MODELS[model]
-    shape = TranslatorConfig(words=len(words), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=own.dropout)
+    shape = Seq2SeqConfig(words=len(words), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=own.dropout)
     torch.manual_seed(training.seed)
-    learner = Translate(Translator(shape), recipe)
-    if place.lead:
+    learner = Translation(Seq2Seq(shape), recipe)
+    if world.is_main:
         translation.begin(learner.translator, words, run.path)
-    feed = PairFeed(*pairs, batch_size=training.batch_size, seed=training.seed)
-    total = total_steps(training, feed)
+    loader = PairLoader(*pairs, batch_size=training.batch_size, seed=training.seed)
+    total = total_steps(training, loader)
     parameters = sum(p.numel() for p in learner.translator.parameters())
     say(
-        f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(words):,} sub-words) on {feed.samples:,} pairs of "
-        f"{called(str(data))}{f' ({left:,} that are empty or too long left out)' if left else ''}, {own.source} to {own.target}; "
-        f"{total:,} steps of {training.batch_size} in {hardware.precision} on {place.world} {place.device.type} "
-        f"process{'es' * (place.world > 1)}"
+        f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(words):,} sub-words) on {loader.samples:,} pairs of "
+        f"{slug(str(data))}{f' ({left:,} that are empty or too long left out)' if left else ''}, {own.source} to {own.target}; "
+        f"{total:,} steps of {training.batch_size} in {hardware.precision} on {world.size} {world.device.type} "
+        f"process{'es' * (world.size > 1)}"
     )
     watched = [partial(glance, held_out=corpus.held_out, words=words)] if corpus.held_out[0] else []
-    fit(learner, feed, run, place, training, optim, hardware, watched, own.tracker, "translate")
-    if place.lead:
-        load_model_state(learner := Translate(Translator(shape), recipe), run.checkpoints().load(total, "model"))
-        translator = learner.average.to(place.device)
+    fit(learner, loader, run, world, training, optim, hardware, watched, own.tracker, "translate")
+    if world.is_main:
+        load_model_state(learner := Translation(Seq2Seq(shape), recipe), run.checkpoints().load(total, "model"))
+        translator = learner.average.to(world.device)
         translation.save(translator, run.path)
         say("translating the test sentences ...")
         found = judge(translator, words, corpus.tests or {"held out": corpus.held_out}, search, run.path, own.target)
         seconds = sum(line.get("seconds", 0.0) for line in run.log)
-        facts = {"beams": search.beams, "pairs": feed.samples, "seconds": seconds, "sacrebleu": version("sacrebleu")}
+        facts = {"beams": search.beams, "pairs": loader.samples, "seconds": seconds, "sacrebleu": version("sacrebleu")}
         run.write_results({"bleu": found} | facts)
         show(bleu_table(run.results))
         say(f'The run: {run.path}   Try: unveil translate run {run.path} "..."')
-    leave(place)
+    shutdown(world)
     return run
 
 
@@ -165,7 +165,7 @@ def translate(
         if len(sentences) != 1:
             raise UnveilError(f"attention is drawn for one sentence, found {len(sentences)}: give one")
     translator, words = translation.load(run)
-    translator.to(join(SpreadConfig(device=device)).device)
+    translator.to(join_processes(HardwareConfig(device=device)).device)
     rows = words.encode(sentences)
     too_long = [i for i, row in enumerate(rows, 1) if len(row) >= translator.config.longest]
     if too_long:
@@ -192,7 +192,7 @@ def translate_aloud(
         print(line)
 
 
-def fitting(corpus: Corpus, words: Subwords, longest: int) -> tuple[tuple[list[list[int]], list[list[int]]], int]:
+def fitting(corpus: Corpus, words: BPETokenizer, longest: int) -> tuple[tuple[list[list[int]], list[list[int]]], int]:
     """The training pairs as numbers of words, and how many are left out: those of which a side is empty or too long."""
     both = list(zip(*(words.encode(lines) for lines in corpus.train), strict=True))
     kept = [pair for pair in both if all(0 < len(row) <= longest for row in pair)]
@@ -201,16 +201,16 @@ def fitting(corpus: Corpus, words: Subwords, longest: int) -> tuple[tuple[list[l
     return ([pair[0] for pair in kept], [pair[1] for pair in kept]), len(both) - len(kept)
 
 
-def glance(learner: Learner, *, held_out: Lines, words: Subwords) -> Record:
+def glance(learner: Learner, *, held_out: Lines, words: BPETokenizer) -> Record:
     """BLEU of up to 200 held-out sentences, translated greedily by the average of the weights."""
-    assert isinstance(learner, Translate)
+    assert isinstance(learner, Translation)
     source, target = (lines[:200] for lines in held_out)
     found = translated(learner.average, words.encode(source), beams=1, alpha=0.0)
     return {"bleu": bleu(words.decode(found), target)}
 
 
 def judge(
-    translator: Translator, words: Subwords, tests: dict[str, Lines], search: SearchConfig, folder: Path, language: str
+    translator: Seq2Seq, words: BPETokenizer, tests: dict[str, Lines], search: SearchConfig, folder: Path, language: str
 ) -> dict[str, dict[str, float]]:
     """BLEU of each test, greedily and by beam search; the translations stay in the run folder, a line for each sentence."""
     result: dict[str, dict[str, float]] = {}

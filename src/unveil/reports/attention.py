@@ -13,7 +13,7 @@ from unveil.errors import UnveilError
 from unveil.reports.image_grid import Sheet, channel_note, displayable
 
 Weights = Float[np.ndarray, "rows columns"]
-Picture = Float[np.ndarray, "H W 3"]
+Image = Float[np.ndarray, "H W 3"]
 WIDEST = 5
 """Cells in a line, so that a line can be read on a phone."""
 NOTE = (
@@ -31,13 +31,13 @@ def figure(
     std: Sequence[float] | None = None,
     noted: bool = True,
 ) -> Figure:
-    """Pictures, the attention of the class token averaged over heads upon each, and that of each head.
+    """Images, the attention of the class token averaged over heads upon each, and that of each head.
 
     Args:
         encoder: A Vision Transformer, in eval mode.
-        images: Normalised pictures.
-        names: Of the pictures.
-        mean: What the pictures were normalised with; what the encoder's config says by default.
+        images: Normalised images.
+        names: Of the images.
+        mean: What the images were normalised with; what the encoder's config says by default.
         std: Likewise.
         noted: Whether `notes` are written below.
 
@@ -65,10 +65,10 @@ def figure(
         side=0.78,
     )
     originals = displayable(images, mean or config.mean, std or config.std)
-    for i, (picture, looking) in enumerate(zip(originals, maps, strict=True)):
+    for i, (image, looking) in enumerate(zip(originals, maps, strict=True)):
         average = looking.mean(axis=0)
-        cells = [("picture", picture), (f"all heads\n{peak(average)}", overlaid(picture, average))]
-        cells += [(f"head {head}\n{peak(one)}", coloured(one, picture)) for head, one in enumerate(looking, start=1)]
+        cells = [("image", image), (f"all heads\n{peak(average)}", overlaid(image, average))]
+        cells += [(f"head {head}\n{peak(one)}", coloured(one, image)) for head, one in enumerate(looking, start=1)]
         for place, (label, cell) in enumerate(cells):
             sheet.show(i * lines + place // across, place % across, cell, label)
     return sheet.figure
@@ -84,20 +84,20 @@ def peak(weights: Weights) -> str:
     return f"{weights.max() / max(weights.mean(), 1e-12):.1f}\N{MULTIPLICATION SIGN}"
 
 
-def enlarged(weights: Weights, picture: Picture) -> Float[np.ndarray, "H W"]:
-    """The weights from 0 to 1 at the size of the picture, each patch a flat square."""
+def enlarged(weights: Weights, image: Image) -> Float[np.ndarray, "H W"]:
+    """The weights from 0 to 1 at the size of the image, each patch a flat square."""
     scaled = weights / max(weights.max(), 1e-12)
-    return np.kron(scaled, np.ones((picture.shape[0] // weights.shape[0], picture.shape[1] // weights.shape[1])))
+    return np.kron(scaled, np.ones((image.shape[0] // weights.shape[0], image.shape[1] // weights.shape[1])))
 
 
-def coloured(weights: Weights, picture: Picture) -> Picture:
-    """The weights as colours at the size of the picture."""
-    return np.asarray(colormaps["magma"](enlarged(weights, picture)))[..., :3]
+def coloured(weights: Weights, image: Image) -> Image:
+    """The weights as colours at the size of the image."""
+    return np.asarray(colormaps["magma"](enlarged(weights, image)))[..., :3]
 
 
-def overlaid(picture: Picture, weights: Weights) -> Picture:
-    """The picture in grey, lit where the weights are large."""
-    grey = picture.mean(axis=2, keepdims=True)
-    share = 0.75 * enlarged(weights, picture)[..., None]
-    lit: Picture = 0.8 * grey * (1 - share) + coloured(weights, picture) * share
+def overlaid(image: Image, weights: Weights) -> Image:
+    """The image in grey, lit where the weights are large."""
+    grey = image.mean(axis=2, keepdims=True)
+    share = 0.75 * enlarged(weights, image)[..., None]
+    lit: Image = 0.8 * grey * (1 - share) + coloured(weights, image) * share
     return lit

@@ -54,7 +54,7 @@ def figures_of(run: Run, stages: Sequence[Run], tuned: Run | None) -> dict[str, 
     all_of_it = [each.results for each in (run, *stages)]
     features = run.results.get("features") or {}
     found = {"seconds": sum(each["seconds"] for each in all_of_it)}
-    found["samples"] = sum(each.get("pictures_seen") or each["sequences_seen"] for each in all_of_it)
+    found["samples"] = sum(each.get("images_seen") or each["sequences_seen"] for each in all_of_it)
     found |= features.get("encoder", {}) | (run.results.get("spread") or {}).get("encoder", {})
     held_out = {key: value for each in all_of_it for key, value in (each.get("held_out") or {}).items()}
     found |= {key: value for key, value in held_out.items() if key == "codebook_usage"}
@@ -75,7 +75,7 @@ def grid_of(rows: Sequence[Row], title: str, judged_on: int | None) -> Grid:
     Args:
         rows: The methods, then the yardsticks.
         title: What was compared.
-        judged_on: Test pictures, to say which differences can be chance.
+        judged_on: Test images, to say which differences can be chance.
     """
     columns = [key for key in COLUMNS if any(key in row.figures for row in rows)]
     cells = [[row.name, *(told(key, row.figures.get(key, [])) for key in columns)] for row in rows]
@@ -88,7 +88,7 @@ def grid_of(rows: Sequence[Row], title: str, judged_on: int | None) -> Grid:
     shares = {row.name: {key: mean(row.figures[key]) for key in SCORES if row.figures.get(key)} for row in rows}
     margin = chance({"judged_on": {"test": judged_on}, "features": shares}) if judged_on else None
     if judged_on and margin:
-        notes.append(f"With {judged_on:,} test pictures, differences of up to about {margin:.1f} points of one seed can be chance.")
+        notes.append(f"With {judged_on:,} test images, differences of up to about {margin:.1f} points of one seed can be chance.")
     return Grid(title, ["", *(heading(key) for key in columns)], cells, notes)
 
 
@@ -98,7 +98,7 @@ def collapse_among(rows: Sequence[Row]) -> str:
     fallen = [name for name, pairs in seeds if any(flat(*pair) for pair in pairs)]
     if not fallen:
         return "None has collapsed."
-    return f"Features that are nearly the same for every picture, in a seed at least: {', '.join(fallen)} collapsed."
+    return f"Features that are nearly the same for every image, in a seed at least: {', '.join(fallen)} collapsed."
 
 
 def heading(key: str) -> str:

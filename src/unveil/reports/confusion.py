@@ -21,7 +21,7 @@ def class_section(score: dict[str, Any], classes: Sequence[str]) -> Markup:
     counts = np.array(score["confusion"], dtype=np.int64)
     names = [classes[i] if i < len(classes) else f"class {i}" for i in range(len(counts))]
     parts: list[object] = [per_class(score["per_class"], names, counts)]
-    parts.append(matrix(counts, names) if len(names) <= MOST else picture_of(counts))
+    parts.append(matrix(counts, names) if len(names) <= MOST else image_of(counts))
     return join([*parts, mistakes(counts, names)])
 
 
@@ -37,7 +37,7 @@ def per_class(shares: Sequence[float | None], names: Sequence[str], counts: np.n
     for i in order:
         bar = element("td", element("span", style=f"width:{100 * (shares[i] or 0):.1f}%"), class_="bar")
         rows.append([names[i], percent(shares[i]).replace(" ", "\N{NO-BREAK SPACE}"), f"{counts[i].sum():,}", bar])
-    return table(["class", "right", "pictures", "share"], rows, title=title, class_="numbers bars")
+    return table(["class", "right", "images", "share"], rows, title=title, class_="numbers bars")
 
 
 def matrix(counts: np.ndarray, names: Sequence[str]) -> Markup:
@@ -54,8 +54,8 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> Markup:
     return table(["", *(short(name, 12) for name in names)], rows, title=title, class_="confusion")
 
 
-def picture_of(counts: np.ndarray) -> Markup:
-    """The confusion matrix of many classes, as a picture."""
+def image_of(counts: np.ndarray) -> Markup:
+    """The confusion matrix of many classes, as an image."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with rc_context(TYPE | {"axes.grid": False}):
         figure = Figure(figsize=(4.6, 4.3), facecolor=LIGHT["paper"])
@@ -76,6 +76,6 @@ def mistakes(counts: np.ndarray, names: Sequence[str], most: int = 8) -> Markup:
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     found = [(*divmod(int(i), len(wrong)), int(wrong.flat[i])) for i in order if wrong.flat[i] > 0]
     if not found:
-        return element("p", "No picture was taken for one of another class.")
+        return element("p", "No image was taken for one of another class.")
     rows = [[names[true], names[taken], f"{n:,}", f"{counts[true].sum():,}"] for true, taken, n in found]
     return table(["class", "taken for", "times", "of"], rows, title="Most frequent mistakes", class_="numbers mistakes")

@@ -19,7 +19,7 @@ SIZE = (4.4, 2.5)
 ERRORS = (
     ("held_out_error", "this model", "model", "-"),
     ("patch_mean_error", "patch mean", "rival", (0, (5, 2))),
-    ("picture_mean_error", "picture mean", "other", (0, (1, 1.6))),
+    ("image_mean_error", "image mean", "other", (0, (1, 1.6))),
 )
 SHARES = (
     ("knn", "k-NN accuracy"),
@@ -82,7 +82,7 @@ def rate_curve(log: Sequence[Record], unit: str) -> Curve | None:
 
 
 def error_curve(log: Sequence[Record], unit: str) -> Curve | None:
-    """Squared error on hidden patches of held-out pictures, beside two guesses that need no model."""
+    """Squared error on hidden patches of held-out images, beside two guesses that need no model."""
     if not read(log, unit, "held_out_error").y:
         return None
     figure, axes = paper(unit, right=1.25)
@@ -98,11 +98,11 @@ def error_curve(log: Sequence[Record], unit: str) -> Curve | None:
     for (x, _, text, colour), y in zip(ends, apart([y for _, y, _, _ in ends], 0.1 * axes.get_ylim()[1]), strict=True):
         end(axes, x, y, text, colour)
     summary = f"At the end: {', '.join(told)}. Lower is better; the means are those of the true pixels."
-    return Curve("Squared error on hidden patches of held-out pictures", figure, summary)
+    return Curve("Squared error on hidden patches of held-out images", figure, summary)
 
 
 def share_curve(log: Sequence[Record], unit: str, key: str, title: str) -> Curve | None:
-    """A share of pictures that were recognised, in per cent."""
+    """A share of images that were recognised, in per cent."""
     line = read(log, unit, key)
     if not line.y:
         return None

@@ -1,4 +1,4 @@
-"""Pictures in cells of equal size, under headings: the paper that reconstructions and attention maps are drawn on."""
+"""Images in cells of equal size, under headings: the paper that reconstructions and attention maps are drawn on."""
 
 import textwrap
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LABEL, HEADING, LINE = 0.36, 0.3, 0.165  # labels of up to two lines
 
 
 def displayable(images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]) -> Float[np.ndarray, "B H W 3"]:
-    """Normalised pictures as colours between 0 and 1; what lies outside is cut off.
+    """Normalised images as colours between 0 and 1; what lies outside is cut off.
 
     One or two channels are shown as grey (the first), more than three as the first three: `channel_note` says so.
     """
@@ -36,8 +36,8 @@ def channel_note(channels: int) -> str | None:
     if channels in (1, 3):
         return None
     if channels == 2:
-        return "The pictures have 2 channels: the first is shown, as grey."
-    return f"The pictures have {channels} channels: the first three are shown, as red, green and blue."
+        return "The images have 2 channels: the first is shown, as grey."
+    return f"The images have {channels} channels: the first three are shown, as red, green and blue."
 
 
 def short(name: str, limit: int = 22) -> str:
@@ -52,7 +52,7 @@ class Sheet:
     Args:
         rows: How many rows of cells.
         groups: How many columns each group has.
-        picture: Height and width of what the cells show.
+        image: Height and width of what the cells show.
         names: A name for each row, at its left.
         notes: Sentences below.
         headed: Whether the groups have headings.
@@ -64,7 +64,7 @@ class Sheet:
         self,
         rows: int,
         groups: Sequence[int],
-        picture: Size,
+        image: Size,
         *,
         names: Sequence[str] | None = None,
         notes: Sequence[str] = (),
@@ -72,10 +72,10 @@ class Sheet:
         label_rows: Sequence[int] = (0,),
         side: float = 0.96,
     ) -> None:
-        ratio = picture[0] / picture[1]
+        ratio = image[0] / image[1]
         self.width = side * min(max(ratio**-0.5, 1.0), 2.2)  # narrower, and labels would touch
         self.height = self.width * ratio
-        self.enlarged = -(-160 // max(picture)) if max(picture) <= 96 else 1  # small pictures show their pixels
+        self.enlarged = -(-160 // max(image)) if max(image) <= 96 else 1  # small images show their pixels
         gutter = MARGIN + (max(len(short(name)) for name in names) * 0.075 + 0.08 if names else 0.0)
         self.left = [
             gutter + column * (self.width + GAP) + group * (GROUP_GAP - GAP)
@@ -97,16 +97,16 @@ class Sheet:
         for i, line in enumerate(lines):
             self.text(gutter, foot - 0.12 - LINE * i, line, va="top", color="quiet")
 
-    def show(self, row: int, column: int, picture: np.ndarray, label: str = "") -> Axes:
-        """Puts a picture into a cell, with a label above it."""
+    def show(self, row: int, column: int, image: np.ndarray, label: str = "") -> Axes:
+        """Puts an image into a cell, with a label above it."""
         place = (self.left[column], self.top[row] - self.height, self.width, self.height)
         with rc_context(TYPE):
             axes = self.figure.add_axes(self.share(place))
         if self.enlarged > 1:  # by hand: viewers of PDF would smooth it
-            picture = picture.repeat(self.enlarged, axis=0).repeat(self.enlarged, axis=1)
-        axes.imshow(picture, interpolation="none" if self.enlarged > 1 else "auto", aspect="auto")
+            image = image.repeat(self.enlarged, axis=0).repeat(self.enlarged, axis=1)
+        axes.imshow(image, interpolation="none" if self.enlarged > 1 else "auto", aspect="auto")
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(visible=True, linewidth=0.5, color=LIGHT["rule"])  # white pictures have an edge too
+        axes.spines[:].set(visible=True, linewidth=0.5, color=LIGHT["rule"])  # white images have an edge too
         if label:
             self.text(place[0] + self.width / 2, self.top[row] + 0.07, label, ha="center", va="baseline", color="quiet")
         return axes

@@ -76,7 +76,7 @@ def headline(run: Run) -> tuple[Markup, str]:
     what = " with ".join(str(each) for each in names if each) or "a model"
     name = str(data.get("name", "unnamed data"))
     title = f"{what}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
-    counts = ((data.get("count"), "pictures"), (data.get("texts"), "texts"))
+    counts = ((data.get("count"), "images"), (data.get("texts"), "texts"))
     count = next((f"{number:,} {what}" for number, what in counts if isinstance(number, int)), "")
     epochs = config.get("epochs")
     facts = [count, f"{epochs:g} epoch{'s' * (epochs != 1)}" if isinstance(epochs, int | float) else ""]

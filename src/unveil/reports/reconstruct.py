@@ -2,7 +2,7 @@
 
     original | masked, reconstruction, visible patches pasted in | the same with more hidden | ...
 
-B pictures, C H W, N patches. Each ratio hides all that a smaller one
+B images, C H W, N patches. Each ratio hides all that a smaller one
 hides, and more, so that a row reads from easy to hard.
 """
 
@@ -41,20 +41,20 @@ def figure(
     std: Sequence[float] | None = None,
     noted: bool = True,
 ) -> Figure:
-    """Pictures and their reconstructions, a row each; with a single ratio it fits a column of text, or a phone.
+    """Images and their reconstructions, a row each; with a single ratio it fits a column of text, or a phone.
 
     Args:
         mae: A trained masked autoencoder with its decoder, in eval mode.
-        images: Normalised pictures.
-        ratios: Shares of patches to hide, a group of columns each; nothing is hidden from a learner that sees whole pictures.
-        names: Of the pictures.
+        images: Normalised images.
+        ratios: Shares of patches to hide, a group of columns each; nothing is hidden from a learner that sees whole images.
+        names: Of the images.
         seed: Of what is hidden.
-        mean: What the pictures were normalised with; what the encoder's config says by default.
+        mean: What the images were normalised with; what the encoder's config says by default.
         std: Likewise.
         noted: Whether `notes` are written below.
 
     Raises:
-        UnveilError: For a learner that draws no pictures, with the reason.
+        UnveilError: For a learner that draws no images, with the reason.
     """
     paint = painter(mae)
     vit = shape(mae)
@@ -64,20 +64,20 @@ def figure(
     groups = (1, *(3 if ratio else 1 for ratio in ratios))
     sheet = Sheet(len(images), groups, vit.image_size, names=names, notes=notes(mae) if noted else ())
     originals = displayable(images, mean, std)
-    for row, picture in enumerate(originals):
-        sheet.show(row, 0, picture, "original" if row == 0 else "")
+    for row, image in enumerate(originals):
+        sheet.show(row, 0, image, "original" if row == 0 else "")
     for group, ratio in enumerate(ratios):
         if not ratio:
-            for row, picture in enumerate(displayable(paint(images).pixels, mean, std)):
-                sheet.show(row, 1 + 3 * group, picture, LABELS[1] if row == 0 else "")
+            for row, image in enumerate(displayable(paint(images).pixels, mean, std)):
+                sheet.show(row, 1 + 3 * group, image, LABELS[1] if row == 0 else "")
             continue
         hidden = masks(mae, len(images), ratio, seed)
         made = paint(images, hidden)
         masked = np.where(hidden_pixels(hidden, vit), HIDDEN, originals)
         columns = (masked, displayable(made.pixels, mean, std), displayable(made.pasted, mean, std))
-        for i, (label, pictures) in enumerate(zip(LABELS, columns, strict=True)):
-            for row, picture in enumerate(pictures):
-                sheet.show(row, 1 + 3 * group + i, picture, label if row == 0 else "")
+        for i, (label, stacked) in enumerate(zip(LABELS, columns, strict=True)):
+            for row, image in enumerate(stacked):
+                sheet.show(row, 1 + 3 * group + i, image, label if row == 0 else "")
         trained = ", as in training" if ratio == trained_ratio(mae) else ""
         share = 100 * float(hidden.float().mean())  # what was asked for, in whole patches
         sheet.heading(1 + 3 * group, 3 + 3 * group, f"{share:.0f} % hidden{trained}")
@@ -88,7 +88,7 @@ def painter(learner: Learner) -> Any:
     """The learner's `reconstruct`. Raises `UnveilError` for a learner that has none."""
     paint = getattr(learner, "reconstruct", None)
     if paint is None:
-        raise UnveilError(f"{type(learner).__name__} draws no pictures: only a masked autoencoder with its decoder can reconstruct")
+        raise UnveilError(f"{type(learner).__name__} draws no images: only a masked autoencoder with its decoder can reconstruct")
     return paint
 
 
@@ -118,7 +118,7 @@ def notes(mae: Learner) -> list[str]:
 
 
 def masks(mae: Learner, count: int, ratio: float, seed: int) -> Bool[Tensor, "B N"]:
-    """What is hidden of each picture: at random, or in the method's own way at the ratio that it was trained with."""
+    """What is hidden of each image: at random, or in the method's own way at the ratio that it was trained with."""
     knobs, keys = getattr(mae, "config", None), sample_keys(seed, 0, count)
     own: Any = getattr(mae, "mask", None)
     patches = math.prod(shape(mae).grid)
@@ -146,9 +146,9 @@ def suitable_ratios(mae: Learner) -> tuple[float, ...]:
     possible = []
     for ratio in wanted:
         try:
-            hides = visible_count(patches, ratio) < patches
+            reconstructs_hidden = visible_count(patches, ratio) < patches
         except UnveilError:
             continue
-        if hides:
+        if reconstructs_hidden:
             possible.append(ratio)
     return tuple(possible)

@@ -10,11 +10,11 @@ from unveil.train.run_cost import spell_time
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NAMED, REASONS = 50, 10
-"""Skipped pictures that are named, and reasons that are told."""
+"""Skipped images that are named, and reasons that are told."""
 DATA = {
     "name": "data",
-    "count": "pictures",
-    "test_count": "held-out pictures",
+    "count": "images",
+    "test_count": "held-out images",
     "size": "size, px",
     "channels": "channels",
     "classes": "classes",
@@ -71,7 +71,7 @@ def receipt_section(facts: Mapping[str, Any], results: Mapping[str, Any]) -> Mar
         ("cores", hardware.get("cores")),
         ("GPUs", ", ".join(f"{n} {TIMES} {name}" for name, n in Counter(gpus).items()) or "none"),
         ("processes", facts.get("world_size")),
-        ("pictures seen", results.get("pictures_seen")),
+        ("images seen", results.get("images_seen")),
     ]
     return pairs([(name, value) for name, value in rows if value is not None], "What made this run")
 

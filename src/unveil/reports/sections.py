@@ -1,4 +1,4 @@
-"""The parts of a report that show pictures and curves; each says why where it has nothing to show."""
+"""The parts of a report that show images and curves; each says why where it has nothing to show."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from unveil.train.run_folder import Run
 
 
 class Samples(NamedTuple):
-    """Held-out pictures of a run."""
+    """Held-out images of a run."""
 
     images: Tensor
     """(n, C, H, W), normalised."""
@@ -49,24 +49,24 @@ def reconstruction_section(samples: Samples, learner: Learner) -> Markup | None:
     for ratio in reconstruct.suitable_ratios(learner):
         figure = reconstruct.figure(learner, samples.images, ratios=(ratio,), names=numbers, noted=False)
         told = f" with {ratio:.0%} of their patches hidden" if ratio else ""
-        alt = f"{len(numbers)} pictures{told}, and what the model makes of them."
+        alt = f"{len(numbers)} images{told}, and what the model makes of them."
         drawn.append(element("figure", inline(figure, f"hidden{round(1000 * ratio)}", alt)))
     if not drawn:
-        raise UnveilError("the pictures have too few patches to hide some")
-    notes = ["These pictures were not trained on.", *reconstruct.notes(learner)]
+        raise UnveilError("the images have too few patches to hide some")
+    notes = ["These images were not trained on.", *reconstruct.notes(learner)]
     figures = element("div", *drawn, class_="figures three")
     return join([figures, element("p", " ".join(notes)), name_list(samples.names)])
 
 
 def attention_section(samples: Samples, learner: Learner) -> Markup:
-    """The attention maps of a few pictures."""
+    """The attention maps of a few images."""
     encoder: Any = getattr(learner, "encoder", None)
     if not hasattr(encoder, "attention"):
         raise UnveilError(f"{type(learner).__name__} has no encoder whose attention could be shown")
     drawn = []
     for i, name in enumerate(samples.names[:4]):
         figure = attention.figure(encoder, samples.images[i : i + 1], names=[str(i + 1)], noted=False)
-        alt = f"Where the class token looks in picture {i + 1}, {name}."
+        alt = f"Where the class token looks in image {i + 1}, {name}."
         drawn.append(element("figure", inline(figure, f"attention{i}", alt)))
     notes = ["Where the class token looks in the last block: with all heads together, and with each."]
     notes += attention.notes(encoder.config.channels)
@@ -88,7 +88,7 @@ def drawn(run: Run, learner: Learner | None, make: Callable[[Samples, Learner], 
 
 
 def read_samples(path: Path) -> Samples | None:
-    """The pictures of `samples.npz`; None where there are none."""
+    """The images of `samples.npz`; None where there are none."""
     if not path.is_file():
         return None
     try:
@@ -99,7 +99,7 @@ def read_samples(path: Path) -> Samples | None:
         return None
     if images.ndim != 4 or not len(images):
         return None
-    return Samples(images, (names + [f"picture {i + 1}" for i in range(len(names), len(images))])[: len(images)])
+    return Samples(images, (names + [f"image {i + 1}" for i in range(len(names), len(images))])[: len(images)])
 
 
 def class_results(run: Run) -> Markup | None:
@@ -109,6 +109,6 @@ def class_results(run: Run) -> Markup | None:
 
 
 def name_list(names: list[str]) -> Markup:
-    """The names of numbered pictures."""
+    """The names of numbered images."""
     shown = [element("li", element("code", name.replace("\n", " "))) for name in names]
     return element("ol", *shown, class_="names")

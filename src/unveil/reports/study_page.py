@@ -31,7 +31,7 @@ class Sweep(NamedTuple):
     yardsticks: list[Row]
     """... and what stands beside them."""
     judged_on: int | None
-    """Test pictures, where the runs say it."""
+    """Test images, where the runs say it."""
 
     def to_json(self) -> dict[str, Any]:
         """As `study.json` has it."""

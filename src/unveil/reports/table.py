@@ -113,7 +113,7 @@ def score_grid(results: Results) -> Grid | None:
     known = [x for x in score["per_class"] if x is not None]
     if known:
         rows.append(["first guess, mean over classes", percent(sum(known) / len(known))])
-    return Grid(f"Accuracy on {score['count']:,} test {results.get('samples', 'pictures')}", ["right by", "share"], rows, [])
+    return Grid(f"Accuracy on {score['count']:,} test {results.get('samples', 'images')}", ["right by", "share"], rows, [])
 
 
 def feature_grid(results: Results) -> Grid | None:
@@ -128,7 +128,7 @@ def feature_grid(results: Results) -> Grid | None:
     ]
     on, title = results.get("judged_on"), "Accuracy of features"
     if on:
-        title += f": {on['train']:,} training and {on['test']:,} test pictures of {on['classes']:,} classes"
+        title += f": {on['train']:,} training and {on['test']:,} test images of {on['classes']:,} classes"
     heads = ["features of", *(COLUMNS.get(column, column) for column in columns)]
     return Grid(title, heads, rows, comparisons(results))
 
@@ -150,7 +150,7 @@ def error_grid(results: Results) -> Grid | None:
     if not errors:
         return None
     rows = [[ERRORS[key], f"{value:.4g}"] for key, value in errors.items()]
-    title = "Squared error on hidden patches of held-out pictures, in normalised pixels"
+    title = "Squared error on hidden patches of held-out images, in normalised pixels"
     return Grid(title, ["painted with", "error"], rows, held_out(errors))
 
 
@@ -168,9 +168,9 @@ def word_grid(results: Results) -> Grid | None:
 
 
 def number_grid(results: Results) -> Grid | None:
-    """What else a method says of pictures that were kept aside."""
+    """What else a method says of images that were kept aside."""
     rows = [[NUMBERS.get(key, key), f"{value:.4g}"] for key, value in (results.get("held_out") or {}).items() if key not in ERRORS]
-    return Grid("On held-out pictures", ["number", "value"], rows, []) if rows else None
+    return Grid("On held-out images", ["number", "value"], rows, []) if rows else None
 
 
 GAP = 3

@@ -6,7 +6,7 @@ from typing import Any
 
 COLUMNS = {"knn": "k-NN classifier", "linear": "linear probe"}
 ROWS = {"encoder": "this encoder", "untrained": "untrained encoder", "raw pixels": "raw pixels"}
-ERRORS = {"held_out_error": "this model", "patch_mean_error": "the patch's own mean", "picture_mean_error": "the picture's mean"}
+ERRORS = {"held_out_error": "this model", "patch_mean_error": "the patch's own mean", "image_mean_error": "the image's mean"}
 SPREAD = {"feature_deviation": "deviation", "rank_me": "RankMe"}
 SPREAD_MEANS = "Deviation is that of features of unit length (0: all the same, 1: all directions alike); RankMe counts dimensions."
 FLAT, FEW_DIMENSIONS = 0.02, 1.5
@@ -16,7 +16,7 @@ NUMBERS = {
     "held_out_loss": "loss",
     "token_accuracy": "share of hidden tokens found",
     "accuracy": "share of classes found",
-    "rebuilt_error": "squared error of pictures rebuilt from their tokens",
+    "rebuilt_error": "squared error of images rebuilt from their tokens",
     "codebook_usage": "share of the codebook in use",
     "perplexity": "perplexity of the tokens",
 }
@@ -31,18 +31,18 @@ def verdict(results: Results) -> str:
 
 
 def collapsed(results: Results) -> str | None:
-    """A warning where the encoder says nearly the same of every picture."""
+    """A warning where the encoder says nearly the same of every image."""
     spread = (results.get("spread") or {}).get("encoder")
     if not spread or not flat(**spread):
         return None
     return (
-        f"The features have collapsed: they are nearly the same for every picture (deviation {spread['feature_deviation']:.2g}, "
+        f"The features have collapsed: they are nearly the same for every image (deviation {spread['feature_deviation']:.2g}, "
         f"RankMe {spread['rank_me']:.3g} of {results['width']} dimensions); try a lower --base-lr or a larger --batch-size."
     )
 
 
 def flat(feature_deviation: float, rank_me: float) -> bool:
-    """Whether features are nearly the same for every picture."""
+    """Whether features are nearly the same for every image."""
     return feature_deviation < FLAT or rank_me < FEW_DIMENSIONS
 
 
@@ -53,14 +53,14 @@ def numbers(results: Results) -> str:
         classes = len(score["per_class"])
         five = f", {percent(score['top5'])} within five guesses" if classes > 5 else ""
         guess = f"guessing among {classes} classes would get {percent(1 / classes)}"
-        samples = f"{score['count']:,} test {results.get('samples', 'pictures')}"
+        samples = f"{score['count']:,} test {results.get('samples', 'images')}"
         return f"It recognises {percent(score['top1'])} of {samples}{five}; {guess}."
     if features.get("encoder"):
         told = []
         for column, value in features["encoder"].items():
             compared = ", ".join(against(results, column))
             kind = COLUMNS.get(column, column)
-            told.append(f"{percent(value)} of the test pictures with a {kind}{f' ({compared})' if compared else ''}")
+            told.append(f"{percent(value)} of the test images with a {kind}{f' ({compared})' if compared else ''}")
         return f"Its features recognise {', and '.join(told)}."
     if errors.get("held_out_error") is not None:
         return held_out(errors)[0]
@@ -80,7 +80,7 @@ def comparisons(results: Results) -> list[str]:
     margin = chance(results)
     if sentences and margin:
         count = results["judged_on"]["test"]
-        sentences.append(f"With {count:,} test pictures, differences of up to about {margin:.1f} points can be chance.")
+        sentences.append(f"With {count:,} test images, differences of up to about {margin:.1f} points can be chance.")
     return sentences
 
 
@@ -108,13 +108,13 @@ def held_out(errors: Mapping[str, float]) -> list[str]:
     if mine is None:
         return []
     told = []
-    for key in ("patch_mean_error", "picture_mean_error"):
+    for key in ("patch_mean_error", "image_mean_error"):
         if errors.get(key):
             less = 100 * (1 - mine / errors[key])
             side = f"{abs(less):.0f} % {'less' if less > 0 else 'more'} than" if abs(less) >= 0.5 else "level with"
             told.append(f"{side} painting {ERRORS[key]} ({errors[key]:.3g})")
     compared = f": {', and '.join(told)}" if told else ""
-    return [f"On hidden patches of held-out pictures its squared error is {mine:.3g}{compared}.", LENT]
+    return [f"On hidden patches of held-out images its squared error is {mine:.3g}{compared}.", LENT]
 
 
 def named_words(words: Mapping[str, float]) -> str:
@@ -125,4 +125,4 @@ def named_words(words: Mapping[str, float]) -> str:
 
 def percent(share: float | None) -> str:
     """A share in per cent."""
-    return "no pictures" if share is None or share != share else f"{100 * share:.1f} %"
+    return "no images" if share is None or share != share else f"{100 * share:.1f} %"

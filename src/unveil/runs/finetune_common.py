@@ -1,4 +1,4 @@
-"""Training a task on labelled samples inside a run folder, pictures and texts alike: what fine-tuning is made of."""
+"""Training a task on labelled samples inside a run folder, images and texts alike: what fine-tuning is made of."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unveil.data.loader import Feed
+from unveil.data.loader import Loader
 from unveil.interop import model_files as native
 from unveil.learner import Learner, Task
 from unveil.runs.train_in_run import fit
@@ -19,7 +19,7 @@ from unveil.evaluate.metrics import score
 from unveil.train.log import Record
 from unveil.train.loop import TrainConfig, total_steps
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, leave
+from unveil.train.parallel import World, HardwareConfig, shutdown
 from unveil.train.run_folder import Run, tell
 from unveil.train.state import load_model_state
 
@@ -56,12 +56,12 @@ class Labelled(ABC):
         """What the data is, for `run.json`."""
 
     @abstractmethod
-    def feed(self, training: TrainConfig) -> Feed:
+    def loader(self, training: TrainConfig) -> Loader:
         """Those to train on, in the order of a run."""
 
     @abstractmethod
     def judge(
-        self, task: Task, hardware: SpreadConfig, place: Place, most: int | None = None
+        self, task: Task, hardware: HardwareConfig, world: World, most: int | None = None
     ) -> tuple[Float[Tensor, "n K"], Int[Tensor, " n"]]:
         """The scores that a task gives to those to judge on, or to `most` of them, and their classes."""
 
@@ -77,8 +77,8 @@ def tune(
     own: TuningConfig,
     training: TrainConfig,
     optim: OptimConfig,
-    hardware: SpreadConfig,
-    place: Place,
+    hardware: HardwareConfig,
+    world: World,
 ) -> Run:
     """Trains a task, or goes on with it, judges it, and writes down what came of it.
 
@@ -90,25 +90,25 @@ def tune(
         training: How long, on how much at a time.
         optim: How fast.
         hardware: Where, and in which precision.
-        place: This process among all.
+        world: This process among all.
     """
-    say, title, classes = tell(place.lead), "scratch" if own.scratch else "finetune", samples.classes
-    learner, feed, (count, asked) = build(), samples.feed(training), samples.counts
-    if place.lead:
+    say, title, classes = tell(world.is_main), "scratch" if own.scratch else "finetune", samples.classes
+    learner, loader, (count, test_set) = build(), samples.loader(training), samples.counts
+    if world.is_main:
         native.write_config(learner, run.path, classes=classes)
-    total = total_steps(training, feed)
+    total = total_steps(training, loader)
     say(
         f"{'training from scratch' if own.scratch else 'fine-tuning'} on {count:,} labelled {samples.noun} of {len(classes)} "
-        f"classes, judged on {asked:,}{' kept aside' if samples.cut else ''}; {total:,} steps of {training.batch_size} in "
+        f"classes, judged on {test_set:,}{' kept aside' if samples.cut else ''}; {total:,} steps of {training.batch_size} in "
         f"{hardware.precision}"
     )
-    watch = partial(accuracy, samples=samples, hardware=hardware, place=place)
-    fit(learner, feed, run, place, training, optim, hardware, [watch], own.tracker, title)
-    if place.lead:
+    watch = partial(accuracy, samples=samples, hardware=hardware, world=world)
+    fit(learner, loader, run, world, training, optim, hardware, [watch], own.tracker, title)
+    if world.is_main:
         load_model_state(learner := build(), run.checkpoints().load(total, "model"))
-        learner.to(place.device).eval()
+        learner.to(world.device).eval()
         native.save(learner, run.path, classes=classes)
-        scores, truth = samples.judge(learner, hardware, place)
+        scores, truth = samples.judge(learner, hardware, world)
         samples.write(run.path, scores)
         final = score(scores, truth)
         run.write_results(
@@ -124,11 +124,11 @@ def tune(
         page = write_page(run, learner)
         five = f"   top-5 {100 * final.top5:.2f} %" if len(classes) > 5 else ""
         say(f"top-1 {100 * final.top1:.2f} %{five}   on {final.count:,} {samples.noun}\nThe report:  {page}")
-    leave(place)
+    shutdown(world)
     return run
 
 
-def accuracy(learner: Learner, *, samples: Labelled, hardware: SpreadConfig, place: Place) -> Record:
+def accuracy(learner: Learner, *, samples: Labelled, hardware: HardwareConfig, world: World) -> Record:
     """Accuracy on up to 1,000 of the samples that the end result is judged on."""
     assert isinstance(learner, Task)
-    return {"accuracy": score(*samples.judge(learner, hardware, place, 1000)).top1}
+    return {"accuracy": score(*samples.judge(learner, hardware, world, 1000)).top1}

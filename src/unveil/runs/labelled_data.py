@@ -1,4 +1,4 @@
-"""Labelled pictures for a probe or for fine-tuning, and what is written down about predictions."""
+"""Labelled images for a probe or for fine-tuning, and what is written down about predictions."""
 
 import csv
 import json
@@ -13,21 +13,21 @@ from unveil.errors import UnveilError
 from unveil.learner import Task
 from unveil.models.vit import ViTConfig
 from unveil.evaluate.features import features_of
-from unveil.runs.open_data import Part, open_parts, stored_side
+from unveil.runs.open_data import Subset, open_parts, stored_side
 from unveil.train.checkpoint import write_whole
-from unveil.train.parallel import Place, SpreadConfig
+from unveil.train.parallel import World, HardwareConfig
 from unveil.train.run_folder import Run
 
 
 def labelled_parts(
     run: str | Path, data: Data | None, test: Data | None, vit: ViTConfig, *, pixel_limit: int, show: bool
-) -> tuple[Part, Part, bool]:
-    """Labelled pictures to train on and to judge on, and whether the latter were cut off the former.
+) -> tuple[Subset, Subset, bool]:
+    """Labelled images to train on and to judge on, and whether the latter were cut off the former.
 
     Args:
         run: Where the encoder comes from: its data is taken where none is given.
-        data: Labelled pictures to train on.
-        test: Labelled pictures to judge on; by default the test split of `data`, or a tenth of it.
+        data: Labelled images to train on.
+        test: Labelled images to judge on; by default the test split of `data`, or a tenth of it.
         vit: What the encoder takes.
         pixel_limit: No file is decoded beyond this many pixels.
         show: Whether to show a progress bar.
@@ -39,7 +39,7 @@ def labelled_parts(
     if test is not None:
         training, testing = open_both(test)
         test_source = training if testing is None else testing
-    known, asked, cut = open_parts(
+    train_set, test_set, cut = open_parts(
         source,
         test_source,
         side=stored_side(vit.image_size),
@@ -49,20 +49,20 @@ def labelled_parts(
         most=kept_aside(run),
         show=show,
     )
-    known, asked = known.labelled(), asked.labelled()
-    for part, role in ((known, "to train on"), (asked, "to judge on")):
+    train_set, test_set = train_set.labelled(), test_set.labelled()
+    for part, role in ((train_set, "to train on"), (test_set, "to judge on")):
         if not len(part):
             raise UnveilError(
-                f"{part.pictures.source.name} has no labelled pictures {role}: put each class into a folder of its own, or add a "
+                f"{part.dataset.source.name} has no labelled images {role}: put each class into a folder of its own, or add a "
                 f"labels.csv with the columns file,label"
             )
-    if len(known.pictures.classes) < 2:
-        raise UnveilError(f"{known.pictures.source.name} has one class only: {known.pictures.classes[0]}")
-    return known, asked, cut
+    if len(train_set.dataset.classes) < 2:
+        raise UnveilError(f"{train_set.dataset.source.name} has one class only: {train_set.dataset.classes[0]}")
+    return train_set, test_set, cut
 
 
 def kept_aside(run: str | Path) -> int:
-    """The most pictures that are kept aside: as many as the run had, so that none was seen in pre-training."""
+    """The most images that are kept aside: as many as the run had, so that none was seen in pre-training."""
     if (Path(run) / "run.json").is_file():
         return int(Run(run).config.get("held_out", 1000))
     return 1000
@@ -73,7 +73,7 @@ def data_of(run: str | Path) -> str:
     if (Path(run) / "run.json").is_file():
         name: str = Run(run).facts["data"]["name"]
         return name
-    raise UnveilError(f"{run} does not say what it was trained on: give the labelled pictures as the second argument")
+    raise UnveilError(f"{run} does not say what it was trained on: give the labelled images as the second argument")
 
 
 def beside(run: str | Path, suffix: str) -> Path:
@@ -82,15 +82,15 @@ def beside(run: str | Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}-{suffix}") if path.is_dir() else Path("runs") / f"{path.stem}-{suffix}"
 
 
-def predicted(task: Task, part: Part, hardware: SpreadConfig, place: Place) -> Float[Tensor, "n K"]:
-    """The scores that a task gives to pictures seen without augmentation."""
+def predicted(task: Task, part: Subset, hardware: HardwareConfig, world: World) -> Float[Tensor, "n K"]:
+    """The scores that a task gives to images seen without augmentation."""
     task.eval()
-    return features_of(task.predict, part, task.encoder.config, hardware, place)
+    return features_of(task.predict, part, task.encoder.config, hardware, world)
 
 
-def write_predictions(path: Path, part: Part, scores: Float[Tensor, "n K"]) -> None:
-    """A table with a row a picture: its name, its class, the predicted one and its probability, and the score of each class."""
-    classes, labels = part.pictures.classes, part.labels
+def write_predictions(path: Path, part: Subset, scores: Float[Tensor, "n K"]) -> None:
+    """A table with a row an image: its name, its class, the predicted one and its probability, and the score of each class."""
+    classes, labels = part.dataset.classes, part.labels
     sure, best = scores.softmax(dim=1).max(dim=1)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -9,18 +9,18 @@ import torch
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from unveil.data.dataset import Pictures, channel_moments
-from unveil.data.loader import PictureFeed
+from unveil.data.dataset import ImageDataset, channel_moments
+from unveil.data.loader import ImageLoader
 from unveil.data.sources import Data, Source, open_both
 from unveil.errors import UnveilError
 from unveil.learner import Method
-from unveil.methods import method_class, usual_of
+from unveil.methods import method_class, defaults_of
 from unveil.models.vit import MODELS, ViTConfig
 from unveil.options import configure, known_to
-from unveil.runs.open_data import Part, natural_side, open_parts, sizes_for, stored_side
+from unveil.runs.open_data import Subset, natural_side, open_parts, sizes_for, stored_side
 from unveil.train.loop import TrainConfig
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import Place, SpreadConfig, join, settled
+from unveil.train.parallel import World, HardwareConfig, join_processes, resolve_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +28,18 @@ class PretrainConfig:
     """What to train, and on what."""
 
     image_size: tuple[int, ...] = ()
-    """Side of the pictures that the encoder takes, or height and width; by default what the data has, up to 224."""
+    """Side of the images that the encoder takes, or height and width; by default what the data has, up to 224."""
     patch_size: tuple[int, ...] = ()
-    """Side of a patch, or height and width; by default 16, 14 for vit-huge, and an eighth of pictures smaller than 128."""
+    """Side of a patch, or height and width; by default 16, 14 for vit-huge, and an eighth of images smaller than 128."""
     channels: int = 0
-    """Channels of the pictures; 0 takes what the data has."""
+    """Channels of the images; 0 takes what the data has."""
     pixel_limit: int = 64_000_000
     """No file is decoded beyond this many pixels."""
     held_out: int = 1000
-    """Pictures kept aside to judge on where DATA has no test split; at most a tenth of them. Probes of this run take the same."""
+    """Images kept aside to judge on where DATA has no test split; at most a tenth of them. Probes of this run take the same."""
     repeats: int = 1
-    """Samples that are made of a picture when it is read, each with its own crop and mask: fewer pictures are read in a step.
-    `epochs` go on to count samples, so a run takes as many steps, and passes over the pictures less often."""
+    """Samples that are made of an image when it is read, each with its own crop and mask: fewer images are read in a step.
+    `epochs` go on to count samples, so a run takes as many steps, and passes over the images less often."""
     recompute: bool = False
     """Gradient checkpointing: less memory, a third more time."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
@@ -60,8 +60,8 @@ DIGITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A run before it begins: every knob settled and DATA listed, with no picture kept and nothing written."""
+class PretrainPlan:
+    """A run before it begins: every knob settled and DATA listed, with no image kept and nothing written."""
 
     method: str
     model: str
@@ -71,8 +71,8 @@ class Setting:
     augment: AugmentConfig
     training: TrainConfig
     optim: OptimConfig
-    hardware: SpreadConfig
-    place: Place
+    hardware: HardwareConfig
+    world: World
     source: Source
     test_source: Source | None
 
@@ -92,15 +92,15 @@ class Setting:
 
     @property
     def sizes(self) -> tuple[Size, Size]:
-        """Picture and patch size."""
+        """Image and patch size."""
         (height, width), (rows, columns) = self.own.image_size, self.own.patch_size
         return (height, width), (rows, columns)
 
     def path(self, out: str | Path | None) -> Path:
         """The run folder."""
-        return Path(out) if out else Path("runs") / f"{called(self.source.name)}-{self.method}-{self.model}"
+        return Path(out) if out else Path("runs") / f"{slug(self.source.name)}-{self.method}-{self.model}"
 
-    def open_parts(self) -> tuple[Part, Part, bool]:
+    def open_parts(self) -> tuple[Subset, Subset, bool]:
         """See `unveil.runs.open_data.open_parts`."""
         return open_parts(
             self.source,
@@ -110,12 +110,12 @@ class Setting:
             pixel_limit=self.own.pixel_limit,
             share=0.1,
             most=self.own.held_out,
-            show=self.place.lead,
+            show=self.world.is_main,
         )
 
-    def vit(self, pictures: Pictures) -> ViTConfig:
+    def vit(self, dataset: ImageDataset) -> ViTConfig:
         """The shape of the encoder."""
-        (width, depth, heads), (image_size, patch_size), (mean, std) = MODELS[self.model], self.sizes, moments(pictures)
+        (width, depth, heads), (image_size, patch_size), (mean, std) = MODELS[self.model], self.sizes, moments(dataset)
         return ViTConfig(
             width=width,
             depth=depth,
@@ -131,18 +131,18 @@ class Setting:
     def build(self, vit: ViTConfig) -> Method:
         """An untrained learner, which has been told the classes of DATA."""
         learner = method_class(self.method).build(vit, self.settings, self.augment)
-        learner.know(self.source.classes if self.source.labels is not None else ())
+        learner.set_classes(self.source.classes if self.source.labels is not None else ())
         return learner
 
-    def feed(self, pictures: Part) -> PictureFeed:
-        """The pictures in the order of the run."""
+    def loader(self, dataset: Subset) -> ImageLoader:
+        """The images in the order of the run."""
         size, seed, repeats = self.training.batch_size, self.training.seed, self.own.repeats
-        return PictureFeed(pictures.pictures, places=pictures.places, batch_size=size, seed=seed, repeats=repeats)
+        return ImageLoader(dataset.dataset, places=dataset.places, batch_size=size, seed=seed, repeats=repeats)
 
 
-def settle(
+def resolve(
     data: Data, method: str, model: str | None, options: Mapping[str, Any], opened: tuple[Source, Source | None] | None = None
-) -> Setting:
+) -> PretrainPlan:
     """Settles every knob by what DATA and the hardware are; `opened` are its parts, where they are listed already.
 
     Raises:
@@ -154,10 +154,10 @@ def settle(
         raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
     configs = configs_of(method)
     own, settings, augment, training, optim, hardware = configure(known_to(usual, *configs) | dict(options), *configs)
-    place = join(hardware)
+    world = join_processes(hardware)
     source, test_source = opened or open_both(data)
     image_size, patch_size = sizes_for(natural_side(source, own.pixel_limit), own.image_size, own.patch_size, model == "vit-huge")
-    return Setting(
+    return PretrainPlan(
         method=method,
         model=model,
         own=replace(own, image_size=image_size, patch_size=patch_size),
@@ -165,8 +165,8 @@ def settle(
         augment=augment,
         training=training,
         optim=optim,
-        hardware=settled(hardware, place),
-        place=place,
+        hardware=resolve_precision(hardware, world),
+        world=world,
         source=source,
         test_source=test_source,
     )
@@ -174,28 +174,28 @@ def settle(
 
 def configs_of(method: str) -> tuple[type, ...]:
     """The dataclasses whose fields are the options of pre-training with a method."""
-    return (PretrainConfig, method_class(method).Config, AugmentConfig, TrainConfig, OptimConfig, SpreadConfig)
+    return (PretrainConfig, method_class(method).Config, AugmentConfig, TrainConfig, OptimConfig, HardwareConfig)
 
 
 def usual_for(data: Data, method: str) -> dict[str, Any]:
     """Defaults that hang on DATA and the method: the model, those of the embedded digits, those of the method."""
     if isinstance(data, str) and data.startswith("digits"):
-        return {"model": "vit-nano"} | known_to(DIGITS, *configs_of(method)) | usual_of(method)
-    return {"model": "vit-base"} | usual_of(method)
+        return {"model": "vit-nano"} | known_to(DIGITS, *configs_of(method)) | defaults_of(method)
+    return {"model": "vit-base"} | defaults_of(method)
 
 
-def moments(pictures: Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel to normalise with: ImageNet's for 8-bit grey and colour, else the data's own."""
-    if pictures.dtype == torch.uint8 and pictures.channels == 3:
+    if dataset.dtype == torch.uint8 and dataset.channels == 3:
         return IMAGENET_MEAN, IMAGENET_STD
-    if pictures.dtype == torch.uint8 and pictures.channels == 1:
+    if dataset.dtype == torch.uint8 and dataset.channels == 1:
         return (0.449,), (0.226,)
-    return channel_moments(pictures)
+    return channel_moments(dataset)
 
 
-def called(name: str) -> str:
+def slug(name: str) -> str:
     """A short name of DATA for a folder."""
     last = name.rstrip("/").rsplit("/", 1)[-1].split("{")[0]
     for suffix in (".tar.gz", ".tgz", ".tar", ".zip"):
         last = last.removesuffix(suffix)
-    return last.strip("-_. ") or "pictures"
+    return last.strip("-_. ") or "images"

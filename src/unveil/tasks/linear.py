@@ -14,7 +14,7 @@ from unveil.models.vit import ViT
 
 
 class Linear(Task):
-    """BatchNorm and a linear layer on features: given as they are (B, D), or computed from pictures by a frozen encoder."""
+    """BatchNorm and a linear layer on features: given as they are (B, D), or computed from images by a frozen encoder."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Linear(Task):
         self.head = ProbeHead(width, classes)
 
     def augment(self, batch: Batch) -> Batch:
-        """Random resized crop and flip, where pictures are given."""
+        """Random resized crop and flip, where images are given."""
         return batch if self.augmentation is None else self.augmentation(batch)
 
     def forward(self, batch: Batch) -> Step:
@@ -42,7 +42,7 @@ class Linear(Task):
         return Step(*classify(self.predict(batch.images), batch.labels))
 
     def predict(self, images: Tensor) -> Float[Tensor, "B K"]:
-        """A score for each class, from pictures (B, C, H, W) or features (B, D)."""
+        """A score for each class, from images (B, C, H, W) or features (B, D)."""
         if self.sees:
             with torch.no_grad():
                 images = self.encoder.eval().features(images, self.pool)

@@ -11,7 +11,7 @@ from unveil.learner import Step, Task
 from unveil.models.vit import ViT
 
 
-class Partial(Task):
+class PartialFinetune(Task):
     """An encoder whose last `blocks` blocks are tuned.
 
     0 is a linear probe, 0.5 tunes the MLP of the last block only, and all of them everything.

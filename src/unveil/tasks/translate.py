@@ -12,8 +12,8 @@ from unveil.blocks.smoothed_cross_entropy import smoothed_cross_entropy
 from unveil.blocks.special_tokens import BEGIN, END, PAD
 from unveil.learner import Learner, Step
 from unveil.models.beam_search import beam_search
-from unveil.models.seq2seq import Cached, Translator
-from unveil.text.parallel_corpus import Pairs, Rows
+from unveil.models.seq2seq import Cached, Seq2Seq
+from unveil.text.parallel_corpus import PairBatch, Rows
 
 RECENT = 8
 """The average of the weights reaches back over about one part in so many of the run."""
@@ -31,7 +31,7 @@ class TranslateConfig:
     """Label smoothing: share of each word that is spread evenly over the vocabulary."""
 
 
-class Translate(Learner):
+class Translation(Learner):
     """A translator that learns, and the average of its weights over the last part of the run, which is the one to keep.
 
     It stands in for the average of the last checkpoints (section 6.1). Step n is (RECENT + 1) / (RECENT + n) of it (Shamir and
@@ -40,13 +40,13 @@ class Translate(Learner):
 
     steps: Tensor
 
-    def __init__(self, translator: Translator, config: TranslateConfig) -> None:
+    def __init__(self, translator: Seq2Seq, config: TranslateConfig) -> None:
         super().__init__()
         self.translator, self.config = translator, config
         self.average = copy.deepcopy(translator).requires_grad_(False).eval()
         self.register_buffer("steps", torch.zeros((), dtype=torch.float32))
 
-    def forward(self, batch: Pairs) -> Step:
+    def forward(self, batch: PairBatch) -> Step:
         """Cross-entropy with smoothed words, in the mean over the words of the step; beside it that of the true words alone."""
         scores, words = self.translator(batch.source, batch.target[:, :-1]), batch.target[:, 1:]  # (B, T, K), (B, T)
         weight = torch.where(words == PAD, 0.0, batch.weight[:, None])
@@ -61,7 +61,7 @@ class Translate(Learner):
         for mean, weight in zip(self.average.parameters(), self.translator.parameters(), strict=True):
             mean.lerp_(weight, share)
 
-    def train(self, mode: bool = True) -> "Translate":
+    def train(self, mode: bool = True) -> "Translation":
         """The average never drops anything."""
         super().train(mode)
         self.average.eval()
@@ -69,7 +69,7 @@ class Translate(Learner):
 
 
 @torch.no_grad()
-def translated(translator: Translator, rows: Sequence[Sequence[int]], *, beams: int, alpha: float) -> list[list[int]]:
+def translated(translator: Seq2Seq, rows: Sequence[Sequence[int]], *, beams: int, alpha: float) -> list[list[int]]:
     """The translations of sentences, all as numbers of words without marks; with one beam the search is greedy.
 
     Args:
@@ -90,7 +90,7 @@ def translated(translator: Translator, rows: Sequence[Sequence[int]], *, beams: 
     return results
 
 
-def followed(translator: Translator, source: Sequence[int], target: Sequence[int]) -> Float[Tensor, "depth T S"]:
+def followed(translator: Seq2Seq, source: Sequence[int], target: Sequence[int]) -> Float[Tensor, "depth T S"]:
     """Where each word of a translation, its end too, looked as it was chosen: the mean over the heads of each block."""
     device = translator.embedding.device
     looks = translator.attention(torch.tensor([[*source, END]], device=device), torch.tensor([[BEGIN, *target]], device=device))

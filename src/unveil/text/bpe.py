@@ -8,14 +8,14 @@ from unveil.blocks.special_tokens import MARKS
 from unveil.errors import UnveilError
 
 
-class Subwords:
+class BPETokenizer:
     """A vocabulary of pieces of words that can spell any text, since every byte is one of them."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
     @classmethod
-    def learned(cls, texts: Iterable[str], size: int) -> "Subwords":
+    def learned(cls, texts: Iterable[str], size: int) -> "BPETokenizer":
         """At most `size` pieces, marks and bytes included: the pairs that stand beside each other most often become one.
 
         Raises:
@@ -35,7 +35,7 @@ class Subwords:
         return cls(tokenizer)
 
     @classmethod
-    def load(cls, path: Path) -> "Subwords":
+    def load(cls, path: Path) -> "BPETokenizer":
         """What `save` wrote. Raises `UnveilError` where it cannot be read."""
         library = tokenizers()
         try:

@@ -87,7 +87,7 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-class Pairs(NamedTuple):
+class PairBatch(NamedTuple):
     """Some sentence pairs of a run: `unveil.data.batch.Samples`."""
 
     source: Int[Tensor, "B S"]
@@ -98,17 +98,17 @@ class Pairs(NamedTuple):
     """What a word of the target counts: the shares of a step add up to the mean over its words, however they are dealt out."""
     keys: Int[Tensor, " B"]
 
-    def to(self, device: torch.device) -> "Pairs":
+    def to(self, device: torch.device) -> "PairBatch":
         """See `Samples`."""
-        return Pairs(*moved(self, device))
+        return PairBatch(*moved(self, device))
 
-    def first(self, count: int) -> "Pairs":
+    def first(self, count: int) -> "PairBatch":
         """See `Samples`."""
-        return Pairs(*each(self, lambda part: part[:count]))
+        return PairBatch(*each(self, lambda part: part[:count]))
 
-    def pinned(self) -> "Pairs":
+    def pinned(self) -> "PairBatch":
         """See `Samples`."""
-        return Pairs(*page_locked(self))
+        return PairBatch(*page_locked(self))
 
 
 class Rows:
@@ -125,7 +125,7 @@ class Rows:
         return torch.where(at < self.ends[places][:, None], self.tokens[at.clamp(max=len(self.tokens) - 1)].long(), PAD)
 
 
-class PairFeed:
+class PairLoader:
     """Shuffled sentence pairs in batches of about one length; which ones a step sees depends on the seed and the step alone.
 
     Args:
@@ -152,7 +152,7 @@ class PairFeed:
         batch = int(shuffled(self.seed + 1, torch.tensor([pool * POOL + turn]), POOL))
         return self._pool[1][batch * self.batch_size : (batch + 1) * self.batch_size]
 
-    def share(self, step: int, share: int, shares: int) -> Pairs:
+    def share(self, step: int, share: int, shares: int) -> PairBatch:
         """See `unveil.data.loader.Feed`."""
         size, places = share_size(self.batch_size, shares), self.places(step)
         lengths = self.source.lengths[places], self.target.lengths[places] - 1
@@ -160,7 +160,7 @@ class PairFeed:
         weight = torch.full((size,), shares / int(lengths[1].sum()))
         places = places[share::shares]
         keys = sample_keys(self.seed, step * self.batch_size + share * size, size)
-        return Pairs(self.source.padded(places, wide), self.target.padded(places, long + 1), weight, keys)
+        return PairBatch(self.source.padded(places, wide), self.target.padded(places, long + 1), weight, keys)
 
 
 def padded_length(lengths: Int[Tensor, " B"]) -> Int[Tensor, " B"]:

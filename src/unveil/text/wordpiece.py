@@ -48,7 +48,7 @@ class TextBatch(NamedTuple):
         return TextBatch(*page_locked(self))
 
 
-class WordPieces:
+class WordPieceTokenizer:
     """Cuts texts into pieces of words that are in a vocabulary (Wu et al., 2016), as BERT does.
 
     Args:
@@ -141,13 +141,13 @@ def tokenizers() -> Any:
     return kit
 
 
-class CorpusFeed:
+class CorpusLoader:
     """Sequences of a fixed length out of one long row of pieces; which ones a step sees depends on the seed and the step alone.
 
     An epoch has as many sequences as the corpus holds side by side, each shifted by a share of its length that its key draws.
 
     Args:
-        ids: The corpus, as `WordPieces.flat` makes it.
+        ids: The corpus, as `WordPieceTokenizer.flat` makes it.
         pieces: What made it.
         length: Pieces in a sequence, the special ones included.
         batch_size: Sequences in a step, over all processes and parts.
@@ -161,7 +161,7 @@ class CorpusFeed:
     instant = True
 
     def __init__(
-        self, ids: Int[Tensor, " n"], pieces: WordPieces, *, length: int, batch_size: int, seed: int, pairs: bool = False
+        self, ids: Int[Tensor, " n"], pieces: WordPieceTokenizer, *, length: int, batch_size: int, seed: int, pairs: bool = False
     ) -> None:
         self.ids, self.pieces, self.batch_size, self.seed, self.pairs = ids, pieces, batch_size, seed, pairs
         self.span = length - (3 if pairs else 2)
@@ -197,8 +197,8 @@ class CorpusFeed:
         return torch.cat(row, dim=1)
 
 
-class LabelledTextFeed:
-    """Shuffled texts with their classes, fed like pictures; what only fills up every row of a batch is cut off, by eights."""
+class LabelledTextLoader:
+    """Shuffled texts with their classes, fed like images; what only fills up every row of a batch is cut off, by eights."""
 
     instant = True
 

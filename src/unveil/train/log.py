@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unveil.errors import UnveilError
 from unveil.train.checkpoint import write_whole
-from unveil.train.parallel import Place, mean_over_processes
+from unveil.train.parallel import World, mean_over_processes
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -101,8 +101,8 @@ def tracker(kind: Literal["none", "tensorboard", "wandb"], folder: Path, config:
 class Meter:
     """Sums of scalars between two log lines, kept on the device: reading them is the only time that the host waits."""
 
-    def __init__(self, place: Place, effort: float = 0.0) -> None:
-        self.place, self.effort = place, effort  # seconds that a sample would take at the matrix peak
+    def __init__(self, world: World, effort: float = 0.0) -> None:
+        self.world, self.effort = world, effort  # seconds that a sample would take at the matrix peak
         self.restart()
 
     def restart(self) -> None:
@@ -123,7 +123,7 @@ class Meter:
     def add(self, values: dict[str, Tensor]) -> None:
         """Adds a value to each sum."""
         for key, value in values.items():
-            total, count = self._sums.get(key, (torch.zeros((), device=self.place.device), 0))
+            total, count = self._sums.get(key, (torch.zeros((), device=self.world.device), 0))
             self._sums[key] = (total + value.detach().float(), count + 1)
 
     def step(self, values: dict[str, Tensor], samples: int) -> None:
@@ -134,12 +134,12 @@ class Meter:
     def read(self) -> Record:
         """The means, over time and over processes, and the speed; every process must call it."""
         means = torch.stack([total / count for total, count in self._sums.values()])
-        values = mean_over_processes(means, self.place.world).tolist()
+        values = mean_over_processes(means, self.world.size).tolist()
         seconds = time.monotonic() - self._start
         speed = self._samples / seconds
         return dict(zip(self._sums, values, strict=True)) | {
             "samples_per_second": speed,
-            "peak_share": speed / self.place.world * self.effort,
+            "peak_share": speed / self.world.size * self.effort,
             "waiting": self._waited / seconds,
             "seconds": seconds,
         }
@@ -153,7 +153,7 @@ class Screen:
         total: Steps of the whole run.
         first: Steps done before.
         seconds: Between two plain lines.
-        reads: Whether pictures are read from files meanwhile, so that waiting for them is worth a word.
+        reads: Whether images are read from files meanwhile, so that waiting for them is worth a word.
     """
 
     def __init__(self, title: str, total: int, first: int = 0, seconds: float = 5.0, *, reads: bool = False) -> None:
@@ -199,10 +199,10 @@ class Screen:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leaves the bar as it is, and says what to do where pictures came too slowly."""
+        """Leaves the bar as it is, and says what to do where images came too slowly."""
         waited = self._waited / max(time.monotonic() - self._start, 1e-9)
         if self.reads and waited > WAITING:
-            self.say(f"{waited:.0%} of the time went by waiting for pictures: `unveil pack DATA OUT` shrinks and stores them once")
+            self.say(f"{waited:.0%} of the time went by waiting for images: `unveil pack DATA OUT` shrinks and stores them once")
         if self._bar is not None:
             self._bar.stop()
 

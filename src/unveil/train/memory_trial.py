@@ -19,7 +19,7 @@ from unveil.data.batch import Samples
 from unveil.data.loader import share_size
 from unveil.errors import UnveilError
 from unveil.learner import Learner
-from unveil.train.parallel import Place, SpreadConfig, autocast
+from unveil.train.parallel import HardwareConfig, World, autocast
 
 
 class Live(TorchDispatchMode):
@@ -63,7 +63,7 @@ class Measured(NamedTuple):
     """FLOPs of matrix products that are really run."""
 
 
-class Trial(NamedTuple):
+class MemoryTrial(NamedTuple):
     """What came out."""
 
     parts: int
@@ -72,22 +72,22 @@ class Trial(NamedTuple):
     """FLOPs of a sample, forward and backward; 0 where it was not tried."""
 
 
-def cost_of(learner: Learner, batch: Samples, hardware: SpreadConfig, place: Place) -> Measured:
+def cost_of(learner: Learner, batch: Samples, hardware: HardwareConfig, world: World) -> Measured:
     """What a forward and a backward pass of a batch cost. The learner is left as it was: a copy of it is tried."""
-    trial = copy.deepcopy(learner).to(place.device).train()
+    trial = copy.deepcopy(learner).to(world.device).train()
     with torch.random.fork_rng(devices=[]), Live() as live:
         with torch.no_grad():
-            batch = trial.augment(batch.to(place.device))
-        with autocast(hardware, place):
+            batch = trial.augment(batch.to(world.device))
+        with autocast(hardware, world):
             loss = trial(batch).loss
         kept = live.now
         loss.backward()
     return Measured(live.peak, kept, live.flops)
 
 
-def try_step(
-    learner: Learner, few: Samples, batch_size: int, asked: int, hardware: SpreadConfig, place: Place, memory: int | None = None
-) -> Trial:
+def fit_batch_in_memory(
+    learner: Learner, few: Samples, batch_size: int, asked: int, hardware: HardwareConfig, world: World, memory: int | None = None
+) -> MemoryTrial:
     """In how many equal parts to compute a step: as many as asked for, or (0) as few as fit the memory; and its FLOPs.
 
     Only fixed numbers go in (the size of the machine, not what is free right now), so that a run that goes on takes the same
@@ -99,30 +99,30 @@ def try_step(
         batch_size: Samples of a step, over all processes.
         asked: The number of parts, or 0.
         hardware: For the precision.
-        place: For the device, and the number of processes.
+        world: For the device, and the number of processes.
         memory: Bytes that there are; by default those of the device.
 
     Raises:
         UnveilError: When the batch does not divide, or parts are asked for that would change the loss.
     """
-    if learner.coupled:
+    if learner.needs_whole_batch:
         if asked > 1:
             raise UnveilError(
                 f"{type(learner).__name__} compares the samples of a batch with each other, so no step can be computed in {asked} "
                 f"parts: leave --accumulate out, and take a smaller --batch-size or more processes"
             )
         asked = 1
-    share = share_size(batch_size, place.world * max(asked, 1))
+    share = share_size(batch_size, world.size * max(asked, 1))
     sizes = [size for size in (2, 6) if size <= min(share, len(few.keys))]
     if len(sizes) < 2:
-        return Trial(max(asked, 1), 0.0)
-    low, high = (cost_of(learner, few.first(size), hardware, place) for size in sizes)
+        return MemoryTrial(max(asked, 1), 0.0)
+    low, high = (cost_of(learner, few.first(size), hardware, world) for size in sizes)
     each = Measured(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
     model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())  # weights, gradients, two moments
-    room = (memory_of(place.device) if memory is None else memory) * 0.6 - model
+    room = (memory_of(world.device) if memory is None else memory) * 0.6 - model
     sample = max(each.memory, each.kept)  # of few samples, the peak is in the gradients alone
     fitting = (n for n in range(1, share + 1) if share % n == 0 and share // n * sample <= room)
-    return Trial(asked or next(fitting, share), each.flops)
+    return MemoryTrial(asked or next(fitting, share), each.flops)
 
 
 @cache

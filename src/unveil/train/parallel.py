@@ -25,7 +25,7 @@ from unveil.learner import Learner
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpreadConfig:
+class HardwareConfig:
     """The hardware, and how to use it. Nothing here changes what is learned beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -39,22 +39,22 @@ class SpreadConfig:
 
 
 @dataclass(frozen=True)
-class Place:
+class World:
     """Where this process stands among all."""
 
     device: torch.device
     rank: int = 0
-    world: int = 1
+    size: int = 1
     store: Store | None = None
     """Words that the processes leave for each other; none where there is one process."""
 
     @property
-    def lead(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process speaks and writes for all."""
         return self.rank == 0
 
 
-def join(config: SpreadConfig) -> Place:
+def join_processes(config: HardwareConfig) -> World:
     """Finds the device, and joins the other processes where torchrun started this one."""
     kind = config.device
     if kind == "auto":
@@ -63,7 +63,7 @@ def join(config: SpreadConfig) -> Place:
         raise UnveilError("device cuda was asked for and torch sees no GPU: use --device cpu, or install torch for CUDA")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        return Place(torch.device(kind))
+        return World(torch.device(kind))
     if kind == "mps":
         raise UnveilError("many processes need GPUs of NVIDIA or the CPU: give --device cpu")
     device = torch.device(kind)
@@ -73,12 +73,12 @@ def join(config: SpreadConfig) -> Place:
             raise UnveilError(f"process {local} of this machine has no GPU, for torch sees {found}: use --nproc-per-node {found}")
         torch.cuda.set_device(device := torch.device(kind, local))
     if dist.is_initialized():  # by our caller, who also ends it
-        return Place(device, dist.get_rank(), dist.get_world_size())
+        return World(device, dist.get_rank(), dist.get_world_size())
     shared, rank, world = next(rendezvous("env://"))
     store = fresh(shared, rank, world)
     backend, bound = ("nccl", device) if kind == "cuda" else ("gloo", None)
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world, device_id=bound)
-    return Place(device, rank, world, store)
+    return World(device, rank, world, store)
 
 
 def fresh(shared: Store, rank: int, world: int) -> Store:
@@ -105,14 +105,14 @@ def fresh(shared: Store, rank: int, world: int) -> Store:
     return PrefixStore(mine, shared)
 
 
-def leave(place: Place) -> None:
+def shutdown(world: World) -> None:
     """Parts from the other processes; they wait for the lead, which may judge for longer than a collective may take."""
-    if place.store is None:
+    if world.store is None:
         return
-    if place.lead:
-        place.store.set("done", "")
+    if world.is_main:
+        world.store.set("done", "")
     else:
-        place.store.wait(["done"], timedelta(days=7))
+        world.store.wait(["done"], timedelta(days=7))
     dist.barrier()  # the store may live in the lead: all have read it
     dist.destroy_process_group()
 
@@ -136,21 +136,21 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(line.split())
 
 
-def settled(config: SpreadConfig, place: Place) -> SpreadConfig:
+def resolve_precision(config: HardwareConfig, world: World) -> HardwareConfig:
     """The same with nothing left to choose: a run that goes on elsewhere must not change its precision unseen."""
     precision = config.precision
     if precision == "auto":
-        precision = "bfloat16" if has_fast_bfloat16(place.device) else "float32"
+        precision = "bfloat16" if has_fast_bfloat16(world.device) else "float32"
     return replace(config, precision=precision)
 
 
-def autocast(config: SpreadConfig, place: Place) -> AbstractContextManager[object]:
+def autocast(config: HardwareConfig, world: World) -> AbstractContextManager[object]:
     """The context in which a forward pass runs."""
-    half = settled(config, place).precision == "bfloat16"
-    return torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext()
+    half = resolve_precision(config, world).precision == "bfloat16"
+    return torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
 
 
-def spread(learner: Learner, config: SpreadConfig, place: Place, few: Samples) -> nn.Module:
+def parallelize(learner: Learner, config: HardwareConfig, world: World, few: Samples) -> nn.Module:
     """What to call in place of the learner: copied or sharded over the processes, and compiled.
 
     One process compiles the learner as a whole. Many compile block by block, so that gradients (DDP) and weights (FSDP2) of one
@@ -159,18 +159,18 @@ def spread(learner: Learner, config: SpreadConfig, place: Place, few: Samples) -
     Args:
         learner: On its device, with the weights to start from.
         config: How.
-        place: Where.
+        world: Where.
         few: Some samples.
     """
     blocks = [module for module in learner.modules() if isinstance(module, Block)]
     model: nn.Module = learner
-    if place.world > 1 and config.parallel == "ddp":
-        model = copy_everywhere(learner, config, place, few)
-    elif place.world > 1:
-        shard(learner, blocks, settled(config, place).precision)
+    if world.size > 1 and config.parallel == "ddp":
+        model = replicate(learner, config, world, few)
+    elif world.size > 1:
+        shard(learner, blocks, resolve_precision(config, world).precision)
     if config.compile:
         learner.augment = torch.compile(learner.augment)  # type: ignore[method-assign]
-        if place.world == 1:
+        if world.size == 1:
             learner.compile()
         else:
             torch._dynamo.config.recompile_limit = 2 * len(blocks) + 8  # each rate of drop path is a graph of its own
@@ -179,7 +179,7 @@ def spread(learner: Learner, config: SpreadConfig, place: Place, few: Samples) -
     return model
 
 
-def copy_everywhere(learner: Learner, config: SpreadConfig, place: Place, few: Samples) -> DistributedDataParallel:
+def replicate(learner: Learner, config: HardwareConfig, world: World, few: Samples) -> DistributedDataParallel:
     """The learner under DDP, which has seen in one backward pass in which order gradients come.
 
     It sums them in that order from its second pass on. Without this one, the first step of a run that goes on would be summed in
@@ -189,8 +189,8 @@ def copy_everywhere(learner: Learner, config: SpreadConfig, place: Place, few: S
     model.broadcast_buffers = False  # they are the same everywhere; synced once, above
     kept = [buffer.clone() for buffer in learner.buffers()]
     with torch.no_grad():
-        batch = learner.augment(few.first(2).to(place.device))
-    with autocast(config, place):
+        batch = learner.augment(few.first(2).to(world.device))
+    with autocast(config, world):
         loss = model(batch).loss
     loss.backward()
     learner.zero_grad()
@@ -220,7 +220,7 @@ def shard(learner: Learner, blocks: list[Block], precision: str) -> Learner:
     return learner
 
 
-def last_of(model: nn.Module, last: bool) -> AbstractContextManager[object]:
+def no_sync_until_last(model: nn.Module, last: bool) -> AbstractContextManager[object]:
     """Around the parts of an accumulated step: DDP sums gradients over processes in the last one only.
 
     FSDP2 sums them in every part: to wait, it would have to keep whole gradients, which is what it is there to avoid.
@@ -230,12 +230,12 @@ def last_of(model: nn.Module, last: bool) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_for_lead(tensor: Tensor) -> Tensor:
+def full_tensor_on_main(tensor: Tensor) -> Tensor:
     """All of a tensor, to be saved; every process must call it.
 
     One that is sharded goes to the lead's main memory and nowhere else: no device has to hold all of a model at once.
@@ -246,16 +246,16 @@ def whole_for_lead(tensor: Tensor) -> Tensor:
     return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
 
 
-def whole_here(config: SpreadConfig, place: Place) -> bool:
+def is_replicated(config: HardwareConfig, world: World) -> bool:
     """Whether this process holds all of the model, and can use it on its own."""
-    return place.world == 1 or config.parallel == "ddp"
+    return world.size == 1 or config.parallel == "ddp"
 
 
-def like(tensor: Tensor, place: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, world: Tensor) -> Tensor:
     """A whole tensor, sharded as `place` is, on its device."""
-    if isinstance(place, DTensor):
-        return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
-    return tensor.to(place.device)
+    if isinstance(world, DTensor):
+        return distribute_tensor(tensor.to(world.device), world.device_mesh, world.placements)
+    return tensor.to(world.device)
 
 
 def mean_over_processes(values: Tensor, world: int) -> Tensor:
@@ -266,19 +266,19 @@ def mean_over_processes(values: Tensor, world: int) -> Tensor:
     return values
 
 
-def agree(value: int, place: Place) -> int:
+def broadcast_from_main(value: int, world: World) -> int:
     """The value that the lead process has; every process must call it."""
-    if place.world == 1:
+    if world.size == 1:
         return value
-    box = torch.tensor(value, device=place.device)
+    box = torch.tensor(value, device=world.device)
     dist.broadcast(box, src=0)
     return int(box)
 
 
-def any_process(flag: bool, place: Place) -> bool:
+def any_process(flag: bool, world: World) -> bool:
     """Whether the flag is up on any process; every process must call it."""
-    if place.world == 1:
+    if world.size == 1:
         return flag
-    box = torch.tensor(int(flag), device=place.device)
+    box = torch.tensor(int(flag), device=world.device)
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
     return bool(box)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unveil.train.log import Record
-from unveil.train.parallel import Place
+from unveil.train.parallel import World
 from unveil.train.run_folder import PLAN, Run
 
 
@@ -29,35 +29,35 @@ def process_bytes(key: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
-def bill_of(run: Run, began: float, first: int, place: Place) -> Record:
+def bill_of(run: Run, began: float, first: int, world: World) -> Record:
     """What a run took, beside the plan in its folder where that was made for these settings on this hardware.
 
     Args:
         run: The run, at its end.
         began: `time.monotonic()` at its start.
         first: The step that it went on from: if not 0, nobody knows how long the part before took, and there is no time.
-        place: Where it ran.
+        world: Where it ran.
     """
-    bill: Record = {"seconds": None if first else time.monotonic() - began, "memory": peak_memory(place.device)}
-    plan = plan_of(run, place)
+    bill: Record = {"seconds": None if first else time.monotonic() - began, "memory": peak_memory(world.device)}
+    plan = plan_of(run, world)
     return bill if plan is None else bill | {"planned": {key: plan["predicted"][key] for key in ("seconds", "memory")}}
 
 
-def plan_of(run: Run, place: Place) -> dict[str, Any] | None:
+def plan_of(run: Run, world: World) -> dict[str, Any] | None:
     """The plan of a run; None where there is none, or where it was made for other settings or other hardware."""
     try:
         plan: dict[str, Any] = json.loads((run.path / PLAN).read_text())
-        same = plan["config"] == run.config and plan["data"] == run.facts["data"] and plan["machine"] == machine(place)
+        same = plan["config"] == run.config and plan["data"] == run.facts["data"] and plan["machine"] == machine(world)
         return plan if same and {"seconds", "memory"} <= plan["predicted"].keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def machine(place: Place) -> dict[str, Any]:
+def machine(world: World) -> dict[str, Any]:
     """What a plan holds for: the device, the processes, the threads of each."""
-    gpu = place.device.type == "cuda"
-    chip = torch.cuda.get_device_name(place.device) if gpu else place.device.type
-    return {"device": chip, "processes": place.world, "threads": None if gpu else torch.get_num_threads()}
+    gpu = world.device.type == "cuda"
+    chip = torch.cuda.get_device_name(world.device) if gpu else world.device.type
+    return {"device": chip, "processes": world.size, "threads": None if gpu else torch.get_num_threads()}
 
 
 def bill_line(bill: Record) -> str:

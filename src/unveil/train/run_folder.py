@@ -167,7 +167,7 @@ def show(table: RenderableType) -> None:
     Console().print(table)
 
 
-def tell(lead: bool) -> Callable[[str], None]:
+def tell(is_main: bool) -> Callable[[str], None]:
     """What tells the user something: only the lead process speaks."""
     console = Console(stderr=True)
-    return (lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)) if lead else (lambda text: None)
+    return (lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)) if is_main else (lambda text: None)

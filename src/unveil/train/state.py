@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from unveil.errors import UnveilError
 from unveil.learner import Learner
-from unveil.train.parallel import like, whole_for_lead
+from unveil.train.parallel import full_tensor_on_main, shard_like
 
 
 def model_state(learner: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, whole on the lead; every process must call it."""
-    return {name: whole_for_lead(value) for name, value in learner.state_dict().items()}
+    return {name: full_tensor_on_main(value) for name, value in learner.state_dict().items()}
 
 
 def load_model_state(learner: Learner, state: dict[str, Tensor]) -> None:
@@ -24,7 +24,7 @@ def optimizer_state(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     """What the optimiser remembers of each parameter, whole on the lead, as "<parameter>:<key>"; every process must call it."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
     return {
-        f"{names[parameter]}:{key}": whole_for_lead(value)
+        f"{names[parameter]}:{key}": full_tensor_on_main(value)
         for parameter, memory in optimizer.state.items()
         for key, value in memory.items()
         if isinstance(value, Tensor)
@@ -40,4 +40,4 @@ def load_optimizer_state(learner: nn.Module, optimizer: torch.optim.Optimizer, s
             raise UnveilError(f"the checkpoint's optimiser remembers {name!r}, which this model does not have")
         parameter = parameters[name]
         sharded = value.shape == parameter.shape and value.ndim > 0
-        optimizer.state[parameter][part] = like(value, parameter) if sharded else value.to(parameter.device)
+        optimizer.state[parameter][part] = shard_like(value, parameter) if sharded else value.to(parameter.device)

@@ -80,9 +80,9 @@ def check_finite(learner: nn.Module, record: Record, parts: Sequence[Samples]) -
     if math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"]):
         return
     broken = [name for name, p in learner.named_parameters() if not torch.isfinite(p.detach()).all()]
-    pictures = [part.images for part in parts if isinstance(part, Batch)]
-    if any(not torch.isfinite(images).all() for images in pictures if images.is_floating_point()):
-        cause = "the pictures themselves hold values that are not finite"
+    stacked = [part.images for part in parts if isinstance(part, Batch)]
+    if any(not torch.isfinite(images).all() for images in stacked if images.is_floating_point()):
+        cause = "the images themselves hold values that are not finite"
     elif broken:
         cause = f"{len(broken)} parameters are not finite any more, {broken[0]} first: the steps were too large"
     else:

@@ -1,6 +1,6 @@
-"""Many pictures from a few: random crops of photographs, a quarter to all of each side, as JPEG files and as two packs.
+"""Many images from a few: random crops of photographs, a quarter to all of each side, as JPEG files and as two packs.
 
-    python benchmarks/make_pictures.py photos/ runs/made --count 20000         # 256 px: some 0.5 GB, and 4 GB of bare pixels
+    python benchmarks/make_images.py photos/ runs/made --count 20000         # 256 px: some 0.5 GB, and 4 GB of bare pixels
 
 They cost what as many photographs cost, and nothing can be learned from them. The same command makes the same files.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 import unveil
-from unveil.data.images import read_picture
+from unveil.data.images import read_image
 from unveil.data.pack_writer import cores
 from unveil.data.sources import open_source
 
@@ -29,17 +29,17 @@ def main() -> None:
     files = args.out / "files"
     files.mkdir(parents=True, exist_ok=True)
 
-    def make(name: str, picture: Image.Image) -> None:
+    def make(name: str, image: Image.Image) -> None:
         chance = random.Random(name)
-        side = chance.randint(min(picture.size) // 4, min(picture.size))
-        left, top = chance.randint(0, picture.width - side), chance.randint(0, picture.height - side)
-        made = picture.resize((args.side, args.side), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        side = chance.randint(min(image.size) // 4, min(image.size))
+        left, top = chance.randint(0, image.width - side), chance.randint(0, image.height - side)
+        made = image.resize((args.side, args.side), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
         made.save(files / name, quality=90)
 
     with ThreadPoolExecutor(cores()) as pool:
         for each in range(min(len(source), args.count)):  # one photograph in memory at a time
-            picture = Image.fromarray(read_picture(source.read(each), channels=3))
-            list(pool.map(lambda i, picture=picture: make(f"{i:06d}.jpg", picture), range(each, args.count, len(source))))
+            image = Image.fromarray(read_image(source.read(each), channels=3))
+            list(pool.map(lambda i, image=image: make(f"{i:06d}.jpg", image), range(each, args.count, len(source))))
     for store in ("jpeg", "raw"):
         unveil.pack(files, args.out / store, store=store, side=args.side)
 

@@ -1,6 +1,6 @@
-"""Draws docs/images/reconstruction.png, in two minutes on two cores: an MAE trained on four pictures of scikit-image.
+"""Draws docs/images/reconstruction.png, in two minutes on two cores: an MAE trained on four images of scikit-image.
 
-python examples/readme_picture.py docs/images/reconstruction.png
+python examples/readme_image.py docs/images/reconstruction.png
 """
 
 import sys
@@ -32,7 +32,7 @@ SETTINGS = {
 
 
 def main(out: str) -> None:
-    """Trains on random crops of the four pictures, then draws the whole pictures."""
+    """Trains on random crops of the four images, then draws the whole images."""
     with tempfile.TemporaryDirectory() as scratch:
         photos, run = Path(scratch) / "photos", Path(scratch) / "run"
         photos.mkdir()

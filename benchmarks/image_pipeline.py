@@ -1,8 +1,8 @@
-"""Pictures a second on one thread: from files to normalised pictures of one size, ours in batches against peers picture by picture.
+"""Images a second on one thread: from files to normalised images of one size, ours in batches against peers image by image.
 
-    python benchmarks/pictures.py photos/                                      # JPEG files to random resized crops of 224 px
-    python benchmarks/pictures.py photos/ --pack runs/packs                    # the same, and from packs that are made there once
-    python benchmarks/pictures.py cifar10/train.tar.gz --image-size 32 --batch 1024
+    python benchmarks/image_pipeline.py photos/                                      # JPEG files to random resized crops of 224 px
+    python benchmarks/image_pipeline.py photos/ --pack runs/packs                    # the same, and from packs that are made there once
+    python benchmarks/image_pipeline.py cifar10/train.tar.gz --image-size 32 --batch 1024
 
 First the same boxes and flips are given to both, and the results compared as bytes. Then the contestants take turns; each does all
 that a training step needs: read, decode, random resized crop, flip, normalise, one tensor.
@@ -28,15 +28,15 @@ from turns import keep_heap, receipt, table, take_turns
 import unveil
 from unveil.blocks.stateless_random import uniform
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, AugmentConfig, random_boxes
-from unveil.data.dataset import MEMORY, Pictures
-from unveil.data.loader import PictureFeed
+from unveil.data.dataset import MEMORY, ImageDataset
+from unveil.data.loader import ImageLoader
 from unveil.data.resize import crop_resize
 from unveil.data.sources import Source, open_source
 from unveil.runs.open_data import stored_side
 
 
 class Files(Dataset[Tensor]):
-    """Picture after picture, decoded by Pillow, from files or kept in memory, and changed by a transform."""
+    """Image after image, decoded by Pillow, from files or kept in memory, and changed by a transform."""
 
     def __init__(self, source: Source, transform: Callable[[Any], Any], *, kept: bool = False) -> None:
         self.source, self.transform = source, transform
@@ -51,7 +51,7 @@ class Files(Dataset[Tensor]):
 
 
 def opened(source: Source, number: int) -> Image.Image:
-    """A picture as most loaders open it."""
+    """An image as most loaders open it."""
     raw = source.read(number)
     return (Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else Image.fromarray(np.asarray(raw).squeeze())).convert("RGB")
 
@@ -62,13 +62,13 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, help="a folder for packs of DATA: also read from JPEG and from bare pixels")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=4, help="of one more contestant, which reads a picture this rarely")
-    parser.add_argument("--most", type=int, default=10_000, help="pictures that peers keep in memory, for small pictures")
+    parser.add_argument("--repeats", type=int, default=4, help="of one more contestant, which reads an image this rarely")
+    parser.add_argument("--most", type=int, default=10_000, help="images that peers keep in memory, for small images")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
     source, side = open_source(args.data), args.image_size
-    print(f"{args.data}: {len(source):,} pictures to {side} px, batch {args.batch};", receipt(torch.device("cpu")))
+    print(f"{args.data}: {len(source):,} images to {side} px, batch {args.batch};", receipt(torch.device("cpu")))
     compare(source, side, min(len(source), args.batch))
 
     contestants: dict[str, Callable[[], object]] = {}
@@ -85,16 +85,16 @@ def main() -> None:
         few = Files(limited(source, args.most), torchvision_transform(side), kept=True)
         contestants["torchvision, kept in memory"] = theirs(few, args)
     seconds = take_turns(contestants, torch.device("cpu"), rounds=args.rounds, warmup=1)
-    print(table(seconds, args.batch, "pictures/s"))
+    print(table(seconds, args.batch, "images/s"))
 
 
 def ours(source: Source, args: argparse.Namespace, memory: int, repeats: int = 1) -> Callable[[], object]:
     """The next batch of our feed, augmented."""
-    pictures = Pictures(source, side=stored_side((args.image_size,) * 2), channels=3, memory=memory)
-    feed = PictureFeed(pictures, batch_size=args.batch, seed=0, repeats=repeats)
+    images = ImageDataset(source, side=stored_side((args.image_size,) * 2), channels=3, memory=memory)
+    loader = ImageLoader(images, batch_size=args.batch, seed=0, repeats=repeats)
     augment = Augment(AugmentConfig(), (args.image_size,) * 2, IMAGENET_MEAN, IMAGENET_STD)
     steps = iter(range(10**9))
-    return lambda: augment(feed.share(next(steps), 0, 1))
+    return lambda: augment(loader.share(next(steps), 0, 1))
 
 
 def theirs(files: Files, args: argparse.Namespace) -> Callable[[], object]:
@@ -116,7 +116,7 @@ def theirs(files: Files, args: argparse.Namespace) -> Callable[[], object]:
 
 
 def torchvision_transform(side: int) -> Callable[[Any], Any]:
-    """What the public MAE code does to a picture."""
+    """What the public MAE code does to an image."""
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(side, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
@@ -136,14 +136,14 @@ def timm_transform(side: int) -> Callable[[Any], Any]:
 
 
 def limited(source: Source, most: int) -> Source:
-    """The first so many pictures."""
+    """The first so many images."""
     return replace(source, names=source.names[:most], labels=None)
 
 
 def compare(source: Source, side: int, count: int) -> None:
     """Says how near our crops are to Pillow's of the same boxes, as bytes."""
-    pictures = Pictures(source, side=stored_side((side, side)), channels=3, memory=0)
-    batch = PictureFeed(pictures, batch_size=count, seed=0).share(0, 0, 1)
+    images = ImageDataset(source, side=stored_side((side, side)), channels=3, memory=0)
+    batch = ImageLoader(images, batch_size=count, seed=0).share(0, 0, 1)
     boxes = random_boxes(batch.sizes.float(), batch.keys, 0.2, (side, side))
     flip = uniform(batch.keys, 1, stream=12)[:, 0] < 0.5
     found = (crop_resize(batch.images, boxes, batch.sizes, (side, side), flip) * 255).round()
