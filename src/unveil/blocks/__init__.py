@@ -1,1 +1,1 @@
-"""Floor 0: the parts that every model is made of. They need torch and nothing else of this package."""
+"""Building blocks of all models. They need torch, and nothing else from this package."""

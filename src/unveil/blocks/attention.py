@@ -1,13 +1,38 @@
-"""Scaled dot-product attention with many heads (Transformer, section 3.2)."""
+"""Multi-head scaled dot-product attention (Transformer, section 3.2).
+
+Letters: B samples, T tokens that attend (queries), S tokens that are attended to (keys), h heads, d width of a head, D = h x d.
+"""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unveil.blocks.dropout import drop
-from unveil.blocks.fast.recompute import Linear, linear
+from unveil.blocks.fast import choose
+from unveil.blocks.fast.half_attention import attention_by_products
 from unveil.errors import UnveilError
+
+HEADS = {96: 3, 192: 3, 384: 6, 512: 16, 768: 12, 1024: 16, 1280: 16}
+"""Heads of the published ViT encoders and of MAE's decoder (512), by width; 96 is vit-nano's."""
+
+
+def heads_of(width: int) -> int:
+    """The number of heads of the published model of this width. Raises `UnveilError` if there is none."""
+    if width not in HEADS:
+        raise UnveilError(
+            f"no published model has width {width}, so the number of heads is unknown: give it (heads=, decoder_heads=)"
+        )
+    return HEADS[width]
+
+
+def default_heads(width: int) -> int:
+    """The number of heads of a new model: as published, or else heads of width 64, 32, 16 or 8, the first that fits."""
+    head_width = next((size for size in (64, 32, 16, 8) if width % size == 0), None)
+    if width not in HEADS and head_width is None:
+        raise UnveilError(
+            f"width {width} does not divide into heads of width 8 or more: use a multiple of 8, or give the number of heads"
+        )
+    return HEADS.get(width) or width // (head_width or width)
 
 
 def attend(
@@ -23,17 +48,16 @@ def attend(
     """softmax(Q K^T / sqrt(d) + bias) V.
 
     Args:
-        query: One row a token that looks.
-        key: One row a token that is looked at.
-        value: What is brought home from it.
-        allowed: True where a token may look; broadcasts to (B, h, T, S). A padding mask is (B, 1, 1, S).
+        query: Queries of the tokens that attend.
+        key: Keys of the tokens that are attended to.
+        value: Values of the tokens that are attended to.
+        allowed: True where a token may attend; broadcasts to (B, h, T, S). A padding mask is (B, 1, 1, S).
         bias: Added to the scores before the softmax; broadcasts to (B, h, T, S).
-        causal: Token t sees tokens up to t only.
-        dropout: Share of attention weights dropped.
+        causal: Token t attends to tokens 0 to t only.
+        dropout: Share of attention weights to drop.
     """
-    if query.device.type == "cpu" and query.dtype != torch.float32:
-        # In half precision the fused CPU kernel's backward pass is five times slower than two products and a softmax.
-        return attend_plainly(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
+    if choose.half_attention(query):
+        return attention_by_products(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
     if allowed is None and bias is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
     if causal:
@@ -47,87 +71,69 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=scores, dropout_p=dropout)
 
 
-def attend_plainly(
-    query: Float[Tensor, "B h T d"],
-    key: Float[Tensor, "B h S d"],
-    value: Float[Tensor, "B h S d"],
-    *,
-    allowed: Bool[Tensor, "..."] | None = None,
-    bias: Float[Tensor, "..."] | None = None,
-    causal: bool = False,
-    dropout: float = 0.0,
-) -> Float[Tensor, "B h T d"]:
-    """The formula as it stands: what `attend` is tested against, and the faster way in half precision on a CPU."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT  # (B, h, T, S)
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    if causal:
-        past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        allowed = past if allowed is None else allowed & past
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    return drop(scores.softmax(dim=-1), dropout) @ value
-
-
 class Attention(nn.Module):
     """Multi-head attention: project, attend in each head, concatenate, project.
 
-    `query_key_value` holds the three input projections one under the other, so that self-attention is one product.
+    `query_key_value` stacks the three input projections, so that self-attention needs one matrix product for them.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if width % heads:
             raise UnveilError(f"width {width} does not divide into {heads} heads: use a number of heads that divides it")
-        self.heads, self.dropout = heads, dropout
-        self.query_key_value = Linear(width, 3 * width)
-        self.out = Linear(width, width)
-
-    def project(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        norm: nn.Module | None = None,
-        projected: Tensor | None = None,
-        last: int | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, each (B, heads, tokens, width / heads); arguments as in `forward`."""
-        weight, bias, d = self.query_key_value.weight, self.query_key_value.bias, x.shape[-1]
-        if context is not None or (last is not None and projected is None):
-            x = x if norm is None else norm(x)
-            asking = linear(x if last is None else x[:, -last:], weight[:d], bias[:d])
-            parts = (asking, *linear(x if context is None else context, weight[d:], bias[d:]).chunk(2, dim=-1))
-        else:
-            query, key, value = (self.query_key_value(x, norm) if projected is None else projected).chunk(3, dim=-1)
-            parts = (query if last is None else query[:, -last:], key, value)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        return query, key, value
+        self.width, self.heads, self.dropout = width, heads, dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         context: Float[Tensor, "B S D"] | None = None,
         *,
-        norm: nn.Module | None = None,
         allowed: Bool[Tensor, "..."] | None = None,
         bias: Float[Tensor, "..."] | None = None,
         causal: bool = False,
-        projected: Float[Tensor, "B T D3"] | None = None,
-        last: int | None = None,
-    ) -> Float[Tensor, "B _ D"]:
-        """Self-attention, or cross-attention to `context`; masks as in `attend`.
+    ) -> Float[Tensor, "B T D"]:
+        """Self-attention of `x`, or cross-attention from `x` to `context`; the other arguments are those of `attend`."""
+        query, key, value = self.project(x, context)
+        return self.mix(query, key, value, allowed=allowed, bias=bias, causal=causal)
 
-        Args:
-            x: Tokens that look.
-            context: Tokens that are looked at; `x` by default.
-            norm: What `x` goes through first.
-            allowed: As in `attend`.
-            bias: As in `attend`.
-            causal: As in `attend`.
-            projected: `query_key_value(norm(x))`, where it is known already.
-            last: Only the last so many tokens of `x` look, and only they come back; all are looked at.
-        """
-        query, key, value = self.project(x, context, norm, projected, last)
+    def project(self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B S D"] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (B, h, tokens, d), for self-attention or for cross-attention to `context`."""
+        return self.split(self.query_key_value(x)) if context is None else (self.query(x), *self.key_value(context))
+
+    def split(self, projected: Float[Tensor, "B T D3"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value from the result of `query_key_value`."""
+        query, key, value = (self.split_heads(part) for part in projected.chunk(3, dim=-1))
+        return query, key, value
+
+    def query(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B h T d"]:
+        """Only the query."""
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        return self.split_heads(F.linear(x, weight[: self.width], bias[: self.width]))
+
+    def key_value(self, context: Float[Tensor, "B S D"]) -> tuple[Float[Tensor, "B h S d"], Float[Tensor, "B h S d"]]:
+        """Only key and value."""
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        key, value = F.linear(context, weight[self.width :], bias[self.width :]).chunk(2, dim=-1)
+        return self.split_heads(key), self.split_heads(value)
+
+    def split_heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B h T d"]:
+        """(B, T, D) to (B, h, T, d)."""
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
+
+    def mix(
+        self,
+        query: Float[Tensor, "B h T d"],
+        key: Float[Tensor, "B h S d"],
+        value: Float[Tensor, "B h S d"],
+        *,
+        allowed: Bool[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "B T D"]:
+        """Attends in each head, concatenates the heads, and projects the result."""
         dropout = self.dropout if self.training else 0.0
         mixed = attend(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
@@ -137,8 +143,8 @@ class Attention(nn.Module):
     def weights(
         self, x: Float[Tensor, "B T D"], bias: Tensor | None = None, context: Float[Tensor, "B S D"] | None = None
     ) -> Float[Tensor, "B h T S"]:
-        """The attention weights of self-attention, or of that to `context`, for looking at them."""
+        """The attention weights of self-attention, or of cross-attention to `context`, for figures."""
         query, key, _ = self.project(x, context)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        scores = (query * query.shape[-1] ** -0.5) @ key.mT
         weights: Tensor = (scores if bias is None else scores + bias).softmax(dim=-1)
         return weights

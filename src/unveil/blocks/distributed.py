@@ -1,6 +1,7 @@
-"""What concerns the rows of all processes: to see them, and to normalise by them. Where there is one process, plain PyTorch.
+"""Collectives over the global batch: a differentiable all-gather, and batch norm across processes.
 
-A loss that is a mean over rows is meant here: each process descends the mean over its own, and gradients are averaged.
+The loss must be a mean over samples: each process computes the mean over its own samples, and gradients are averaged over
+processes. With one process, these functions are plain PyTorch.
 """
 
 from typing import Any
@@ -13,26 +14,26 @@ from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
-    """How many there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_gather_with_grad(x: Float[Tensor, "B ..."]) -> Float[Tensor, "A ..."]:
-    """The rows of all processes, in the order of their ranks; gradients find their way back. Every process must call it."""
+    """Concatenates the rows of all processes, in the order of their ranks, with gradients. Every process must call it."""
     if world_size() == 1:
         return x
-    out: Tensor = Gather.apply(x)
+    out: Tensor = AllGather.apply(x)
     return out
 
 
 def global_row_ids(rows: int, device: torch.device) -> Int[Tensor, " B"]:
-    """Where the rows of this process stand among those of all."""
+    """The indices of this process's rows among the rows of all processes."""
     first = 0 if world_size() == 1 else dist.get_rank() * rows
     return torch.arange(first, first + rows, device=device)
 
 
-class Gather(torch.autograd.Function):
-    """All rows forward; backward, what the losses of all processes say of ours, summed."""
+class AllGather(torch.autograd.Function):
+    """Forward: gathers the rows of all processes. Backward: sums the gradients of all processes for the rows of this process."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -49,9 +50,9 @@ class Gather(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.Module):
-    """Batch norm (Ioffe and Szegedy, 2015) over the rows of all processes, in float32; it keeps no running statistics.
+    """Batch norm (Ioffe and Szegedy, 2015) over the rows of all processes, in float32, without running statistics.
 
-    It is for heads that are thrown away after training. Every process must have as many rows.
+    For heads that are discarded after training. Every process must have the same number of rows.
     """
 
     def __init__(self, width: int, affine: bool = True, eps: float = 1e-5) -> None:
@@ -65,5 +66,6 @@ class SyncBatchNorm(nn.Module):
         variances, means = torch.var_mean(x, dim=0, correction=0)
         variances, means = all_gather_with_grad(torch.stack([variances, means])[None]).unbind(1)  # (processes, D)
         mean = means.mean(dim=0)
+        # The variance of all rows: the mean of the variances, plus the variance of the means.
         x = (x - mean) * (variances + (means - mean).square()).mean(dim=0).add(self.eps).rsqrt()
         return x if self.weight is None or self.bias is None else torch.addcmul(self.bias, x, self.weight)

@@ -1,4 +1,4 @@
-"""What stands between features and classes."""
+"""A classification head for features, and its loss."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ProbeHead(nn.Module):
-    """A BatchNorm without affine, then a linear layer (MAE, appendix A.1): features of any scale, (B, D), to scores, (B, K)."""
+    """A batch norm without affine parameters, then a linear layer (MAE, appendix A.1): features (B, D) to class scores (B, K)."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -20,6 +20,6 @@ class ProbeHead(nn.Module):
         return scores
 
 
-def classify(scores: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the true classes, and the share that was found."""
+def cross_entropy_with_accuracy(scores: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy, and the accuracy as a metric."""
     return F.cross_entropy(scores.float(), labels), {"accuracy": (scores.argmax(dim=1) == labels).float().mean()}

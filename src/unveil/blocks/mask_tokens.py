@@ -1,33 +1,29 @@
-"""Mask tokens in the gaps that hidden patches left (MAE, section 3), at the cost of one image instead of a batch.
+"""Mask tokens, which take the place of masked patches or words (MAE, section 3)."""
 
-Mask tokens differ by their position alone. So in the first block their norm and their projections are the same in every image:
-they are computed once, (N, ...), and looked up (B, M, ...). A Transformer does not care about the order of its tokens, since each
-carries its position: the hidden ones stand behind the visible ones, and nothing has to be put back into place.
-"""
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-
-from unveil.blocks.fast.recompute import Linear
-
-Gaps = tuple[Float[Tensor, "N D"], Int[Tensor, "B M"]]  # mask tokens by position; what is hidden
+from torch import Tensor
 
 
-def append(seen: Float[Tensor, "B T D"], gaps: Gaps) -> Float[Tensor, "B _ D"]:
-    """The tokens of visible patches, and behind them those of the hidden ones.
+class MaskTokens(NamedTuple):
+    """The mask tokens to add to each sample of a batch. They differ only in their positions, so a batch shares one table."""
 
-    They are looked up in float32 at least: a position's gradient is a sum over the batch, which half precision would get wrong.
+    table: Float[Tensor, "N D"]
+    """The mask token with each of the N positions added."""
+    hide: Int[Tensor, "B M"]
+    """Indices of the masked positions of each sample."""
+
+
+def append(x: Float[Tensor, "B T D"], mask_tokens: MaskTokens) -> Float[Tensor, "B _ D"]:
+    """Appends mask tokens to the tokens x.
+
+    The order of tokens does not matter to a Transformer, since each token contains its position. So tokens need not be moved back
+    to their places. The lookup is at least in float32, because the gradient of a position is a sum over the batch, which is too
+    inaccurate in half precision.
     """
-    tokens, hide = gaps
-    exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    return torch.cat([seen, F.embedding(hide, exact).to(seen.dtype)], dim=1)
-
-
-def append_projected(
-    seen: Float[Tensor, "B T D"], gaps: Gaps, norm: nn.Module, project: Linear
-) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B _ D3"]]:
-    """The same, with `project(norm(tokens))` of all."""
-    tokens, hide = gaps
-    return append(seen, gaps), append(project(seen, norm), (project(tokens, norm), hide))
+    table, hide = mask_tokens
+    exact = table.to(torch.promote_types(table.dtype, torch.float32))
+    return torch.cat([x, F.embedding(hide, exact).to(x.dtype)], dim=1)

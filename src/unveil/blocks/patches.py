@@ -1,6 +1,6 @@
 """Images to patches and back.
 
-Inside a patch the values stand in the order (row, column, channel). Letters: B images, C channels, H W pixels, N patches,
+The values of a patch are in the order (row, column, channel). Letters: B images, C channels, H W pixels, N patches,
 V visible patches, P values in a patch, D width.
 """
 
@@ -8,14 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.fast.recompute import linear
 from unveil.errors import UnveilError
 
 Size = tuple[int, int]  # (height, width)
 
 
 def grid_size(image_size: Size, patch_size: Size) -> Size:
-    """Rows and columns of patches. Raises `UnveilError` where the patches do not tile the image."""
+    """Rows and columns of patches. Raises `UnveilError` if the patches do not tile the image."""
     for side, patch in zip(image_size, patch_size, strict=True):
         if patch < 1 or side < patch or side % patch:
             lower = max(side // max(patch, 1), 1) * patch
@@ -40,31 +39,26 @@ def unpatchify(patches: Float[Tensor, "B N P"], image_size: Size, patch_size: Si
 
 
 def gather(tokens: Float[Tensor, "B N D"], index: Int[Tensor, "B V"]) -> Float[Tensor, "B V D"]:
-    """Picks tokens by their position, a different choice in each row."""
+    """Selects tokens by their indices, which may differ between the rows of a batch."""
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def scatter(tokens: Float[Tensor, "B N D"], index: Int[Tensor, "B V"], new: Float[Tensor, "B V D"]) -> Float[Tensor, "B N D"]:
-    """A copy of `tokens` with `new` at the positions `index`."""
+    """A copy of `tokens` with `new` at `index`."""
     return tokens.scatter(1, index[:, :, None].expand(-1, -1, tokens.shape[2]), new.to(tokens.dtype))
 
 
 class PatchEmbed(nn.Linear):
-    """A linear map of each patch (ViT, section 3.1): the same as a convolution with stride = patch, without its detour."""
+    """A linear map of each patch (ViT, section 3.1). Equivalent to a convolution whose stride is its kernel size."""
 
     def __init__(self, patch_size: Size, channels: int, width: int) -> None:
         super().__init__(patch_size[0] * patch_size[1] * channels, width)
         self.patch_size = patch_size
 
     def forward(self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"] | None = None) -> Float[Tensor, "B V D"]:
-        """Embeds the patches at the positions `keep` only, or all of them: what is hidden is never touched."""
+        """Embeds the patches at the indices `keep`, or all patches. Other patches are never read."""
         patches = patchify(images, self.patch_size)
-        return linear(patches if keep is None else gather(patches, keep), self.weight, self.bias)
-
-    def as_convolution(self) -> Tensor:
-        """The weight in the layout of a convolution, (D, C, p, q)."""
-        p, q = self.patch_size
-        return self.weight.detach().reshape(self.out_features, p, q, -1).permute(0, 3, 1, 2).contiguous()
+        return super().forward(patches if keep is None else gather(patches, keep))
 
     @staticmethod
     def from_convolution(weight: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Where a token stands: sine-cosine and learned positions, their resizing, and BEiT's relative position bias."""
+"""Positions of tokens: sine-cosine and learned tables, their resizing, and BEiT's relative position bias."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.patches import Size
@@ -10,7 +10,7 @@ from unveil.errors import UnveilError
 
 
 def sincos_1d(places: Float[Tensor, " T"], width: int) -> Float[Tensor, "T {width}"]:
-    """Sines, then cosines, of geometric frequencies (Transformer, section 3.5, with the two kinds side by side)."""
+    """Sines, then cosines, of geometric frequencies (Transformer, section 3.5, which alternates them)."""
     if width % 2:
         raise UnveilError(f"sine-cosine positions need an even width, found {width}")
     frequency = 1.0 / 10000 ** (torch.arange(width // 2, dtype=torch.float64) / (width / 2))
@@ -19,7 +19,7 @@ def sincos_1d(places: Float[Tensor, " T"], width: int) -> Float[Tensor, "T {widt
 
 
 def sincos_2d(grid: Size, width: int) -> Float[Tensor, "N {width}"]:
-    """Positions of a grid, row by row: the first half of the width tells the column, the second the row (as public MAE)."""
+    """Positions of a grid, row by row: the first half of the width encodes the column, the second the row (as public MAE)."""
     if width % 4:
         raise UnveilError(f"2-D sine-cosine positions need a width that is a multiple of 4, found {width}")
     rows, columns = grid
@@ -29,7 +29,7 @@ def sincos_2d(grid: Size, width: int) -> Float[Tensor, "N {width}"]:
 
 
 def resize_positions(positions: Float[Tensor, "T D"], old: Size, new: Size) -> Float[Tensor, "U D"]:
-    """Positions for another grid, by bicubic interpolation; what stands before the grid (the class token) is kept as it is."""
+    """Position embeddings for another grid, by bicubic interpolation. Rows before the grid (the class token) do not change."""
     if old == new:
         return positions
     prefix = positions.shape[0] - old[0] * old[1]
@@ -39,7 +39,9 @@ def resize_positions(positions: Float[Tensor, "T D"], old: Size, new: Size) -> F
 
 
 def resize_biases(table: Float[Tensor, "T h"], old: Size, new: Size) -> Float[Tensor, "U h"]:
-    """A table of `RelativePositionBias` for another grid, by bicubic interpolation that keeps the offset 0 in its place."""
+    """The table of a `RelativePositionBias` for another grid, by bicubic interpolation. Offset 0 stays at the centre."""
+    if old == new:
+        return table
     (rows, columns), size = ((2 * side - 1 for side in old), tuple(2 * side - 1 for side in new))
     offsets = rows * columns
     image = table[:offsets].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
@@ -47,23 +49,37 @@ def resize_biases(table: Float[Tensor, "T h"], old: Size, new: Size) -> Float[Te
     return torch.cat([image.permute(0, 2, 3, 1).flatten(1, 2)[0].to(table.dtype), table[offsets:]])
 
 
+def relative_index(grid: Size, class_token: bool) -> Int[Tensor, "T T"]:
+    """For each pair of tokens, the index of its offset in a table of all offsets between two patches of a grid.
+
+    With a class token, which comes first, three more rows follow: class to patch, patch to class, class to class.
+    """
+    rows, columns = grid
+    y = torch.arange(rows).repeat_interleave(columns)
+    x = torch.arange(columns).repeat(rows)
+    index = (y[:, None] - y[None, :] + rows - 1) * (2 * columns - 1) + x[:, None] - x[None, :] + columns - 1
+    if class_token:
+        offsets = (2 * rows - 1) * (2 * columns - 1)
+        index = F.pad(index, (1, 0, 1, 0))
+        index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+    return index
+
+
 class RelativePositionBias(nn.Module):
-    """A learned bias of each head for each offset between two patches (BEiT, appendix), with three more for the class token."""
+    """A learned attention bias for each head and each offset between two patches (BEiT, appendix)."""
 
     index: Tensor
 
     def __init__(self, grid: Size, heads: int, class_token: bool = True) -> None:
         super().__init__()
-        rows, columns = grid
-        y = torch.arange(rows).repeat_interleave(columns)
-        x = torch.arange(columns).repeat(rows)
-        offsets = (2 * rows - 1) * (2 * columns - 1)
-        index = (y[:, None] - y[None, :] + rows - 1) * (2 * columns - 1) + x[:, None] - x[None, :] + columns - 1
-        if class_token:  # class to patch, patch to class, class to class
-            index = F.pad(index, (1, 0, 1, 0))
-            index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
-        self.table = nn.Parameter(torch.zeros(offsets + 3 * class_token, heads))
+        self.grid, self.class_token = grid, class_token
+        index = relative_index(grid, class_token)
+        self.table = nn.Parameter(torch.zeros(int(index.max()) + 1, heads))
         self.register_buffer("index", index, persistent=False)
 
-    def forward(self) -> Float[Tensor, "heads T T"]:
-        return self.table[self.index].permute(2, 0, 1).contiguous()
+    def forward(self, grid: Size | None = None) -> Float[Tensor, "heads T T"]:
+        """The bias of each pair of tokens. For another `grid`, the table is interpolated."""
+        if grid is None or grid == self.grid:
+            return self.table[self.index].permute(2, 0, 1).contiguous()
+        index = relative_index(grid, self.class_token).to(self.table.device)
+        return resize_biases(self.table, self.grid, grid)[index].permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Images that a model paints, put beside those that it was given."""
+"""Reconstructed images."""
 
 from typing import NamedTuple
 
@@ -10,23 +10,23 @@ from unveil.blocks.patches import Size, unpatchify
 
 
 class Reconstruction(NamedTuple):
-    """What a model makes of images; all in the range of the images it was given."""
+    """A reconstruction of images. All images are normalised like the originals."""
 
     pixels: Float[Tensor, "B C H W"]
-    """Predicted pixels, at every patch."""
+    """Predicted pixels of every patch."""
     hidden: Bool[Tensor, "B N"]
-    """True where a patch was hidden."""
+    """True where a patch was masked."""
     masked: Float[Tensor, "B C H W"]
-    """The image with the hidden patches at 0, the mean of normalised pixels."""
+    """The image with masked patches set to 0, the mean of normalised pixels."""
     pasted: Float[Tensor, "B C H W"]
     """The predicted pixels with the visible patches pasted in."""
 
 
 def reconstruction(
-    images: Float[Tensor, "B C H W"], painted: Float[Tensor, "B N P"], hidden: Bool[Tensor, "B N"], patch_size: Size
+    images: Float[Tensor, "B C H W"], predicted: Float[Tensor, "B N P"], hidden: Bool[Tensor, "B N"], patch_size: Size
 ) -> Reconstruction:
-    """The images of painted patches, beside those that were given."""
+    """Assembles predicted patches into images."""
     size = (images.shape[2], images.shape[3])
-    pixels = unpatchify(painted, size, patch_size)
-    gone = unpatchify(hidden[:, :, None].expand_as(painted), size, patch_size)
-    return Reconstruction(pixels, hidden, images.masked_fill(gone, 0.0), torch.where(gone, pixels, images))
+    pixels = unpatchify(predicted, size, patch_size)
+    inside = unpatchify(hidden[:, :, None].expand_as(predicted), size, patch_size)  # (B, C, H, W), True in masked patches
+    return Reconstruction(pixels, hidden, images.masked_fill(inside, 0.0), torch.where(inside, pixels, images))

@@ -1,4 +1,4 @@
-"""Between a residual sum and a branch of a block: dropout, layer scale (Touvron et al., 2021), drop path (Huang et al., 2016)."""
+"""The end of a residual branch: dropout, layer scale (Touvron et al., 2021) and drop path (Huang et al., 2016)."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from unveil.blocks.dropout import Dropout
 
 
 class ResidualBranch(nn.Module):
-    """What stands between a residual sum and a branch: dropout, layer scale, drop path."""
+    """Applied to the result of attention or MLP before it is added to the input."""
 
     def __init__(self, width: int, dropout: float, drop_path: float, layer_scale: float | None) -> None:
         super().__init__()
@@ -22,5 +22,5 @@ class ResidualBranch(nn.Module):
             x = x * self.scale.to(x.dtype)
         if self.training and self.drop_path:
             kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
-            x = x * kept.to(x.dtype) / (1 - self.drop_path)
+            x = x * kept.to(x.dtype) / (1 - self.drop_path)  # the expectation stays the same
         return x

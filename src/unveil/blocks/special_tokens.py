@@ -1,4 +1,4 @@
-"""The tokens that every vocabulary of a translator begins with: padding, the begin of a sentence, its end."""
+"""The first tokens of every translation vocabulary: padding, beginning of sentence, end of sentence."""
 
 PAD, BEGIN, END = range(3)
-MARKS = ("[pad]", "[begin]", "[end]")
+SPECIAL_TOKENS = ("[pad]", "[begin]", "[end]")

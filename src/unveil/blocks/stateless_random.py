@@ -1,8 +1,10 @@
-"""Random numbers without state: a pure function of (key, stream, place).
+"""Stateless random numbers: pure functions of (key, stream, index).
 
-Every sample of a run carries a key, and whatever is drawn for it (its crop, its mask) is a hash of that key. So the draw is the
-same on one process or many, before or after a resume, on the CPU or the GPU, and nothing needs to be saved or replayed.
+Every sample of a run has a key. Its crop, its mask and so on are hashes of that key. So they are the same for any number of
+processes, after a resume, and on CPU and GPU, and no generator state needs to be saved or replayed.
 """
+
+from enum import IntEnum
 
 import torch
 from jaxtyping import Float, Int
@@ -11,8 +13,36 @@ from torch import Tensor
 _LOW32 = 0xFFFFFFFF
 
 
+class Stream(IntEnum):
+    """The purpose of a random number. Different streams of a sample are independent; the same stream gives the same numbers.
+
+    The random numbers depend on these integers, so the integers must never change: a resumed run must draw the same numbers. An
+    alias is safe if no sample needs both meanings. For example, a dVAE masks nothing.
+    """
+
+    MASK = 1
+    """Which patches or word pieces are masked."""
+    REPLACEMENT = 2
+    """What replaces a masked word piece (BERT)."""
+    GUMBEL_SHIFT = 1
+    """By how much the Gumbel noise of each patch is rotated (dVAE)."""
+    GUMBEL = 2
+    """Gumbel noise of each visual token (dVAE)."""
+    CROP = 11
+    FLIP = 12
+    JITTER = 13
+    SPAN = 16
+    """The start of a sequence in a corpus of text, and the source of its second segment."""
+    VIEW_EVENTS = 21
+    """Which changes are applied to a view: flip, jitter, grey, blur, solarise."""
+    VIEW_AMOUNTS = 22
+    """How strong the changes of a view are."""
+    VIEW = 1000
+    """The first of many views of an image. The next view has stream 1001, and so on."""
+
+
 def mix(x: Tensor) -> Tensor:
-    """Scrambles int64 values in [0, 2**32) into others there, one to one (a 32-bit multiply-xorshift finaliser)."""
+    """Scrambles int64 values in [0, 2**32), one to one (a 32-bit multiply-xorshift finaliser)."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW32
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW32
     return x ^ (x >> 16)
@@ -24,14 +54,14 @@ def combine(key: Tensor, value: Tensor | int) -> Tensor:
 
 
 def sample_keys(seed: int, first: int, count: int) -> Int[Tensor, " B"]:
-    """The keys of the samples number `first`, `first + 1`, ... of a run: samples are counted over all epochs."""
+    """The keys of samples `first` to `first + count - 1` of a run; samples are counted over all epochs."""
     number = torch.arange(first, first + count)
     low = combine(torch.full_like(number, seed), number)
-    return low | (combine(combine(low, seed >> 32), number >> 32) << 31)  # 63 bits: two samples hardly ever share a key
+    return low | (combine(combine(low, seed >> 32), number >> 32) << 31)  # 63 bits: a collision of two samples is very unlikely
 
 
 def uniform(keys: Int[Tensor, " B"], count: int, stream: int) -> Float[Tensor, "B {count}"]:
-    """Numbers in [0, 1), `count` for each key; each `stream` gives independent ones."""
-    base = combine(combine(keys, keys >> 31), stream)
-    place = torch.arange(count, device=keys.device)
-    return (combine(base[:, None], place) >> 8).float() * 2.0**-24  # (B, count)
+    """Numbers in [0, 1), `count` for each key; each `Stream` gives independent ones."""
+    base = combine(combine(keys, keys >> 31), int(stream))
+    index = torch.arange(count, device=keys.device)
+    return (combine(base[:, None], index) >> 8).float() * 2.0**-24  # (B, count)

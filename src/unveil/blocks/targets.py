@@ -1,9 +1,10 @@
-"""What the decoder has to say about a hidden patch (MAE, table 1d).
+"""Prediction targets for masked patches (MAE, table 1d).
 
-Letters: B images, N patches, M hidden, P values in a patch, Q numbers predicted for a patch.
+Letters: B images, C channels, H W pixels, N patches, V visible, M masked, P values in a patch, Q numbers predicted for a patch.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,16 @@ from unveil.errors import UnveilError
 
 
 class Target(nn.Module, ABC):
-    """Makes the target of each hidden patch, compares, and turns a prediction back into pixels."""
+    """Computes the target of each masked patch, the loss of a prediction, and the pixels of a prediction."""
 
     size: int
-    """Q, how many numbers are predicted for a patch."""
+    """Q, the number of values that are predicted for a patch."""
+    uses_true_statistics: ClassVar[bool] = False
+    """Whether `pixels` needs statistics of the true patches. Figures must say so."""
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Tensor:
-        """The targets of the patches at the positions `hide`."""
+        """The targets of the patches at the indices `hide`."""
 
     def loss(self, predicted: Float[Tensor, "B M Q"], target: Tensor) -> Float[Tensor, ""]:
         """Mean squared error, in float32."""
@@ -31,16 +34,16 @@ class Target(nn.Module, ABC):
 
     @abstractmethod
     def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
-        """A prediction as pixels; the true patches lend what the target leaves out."""
+        """Converts a prediction to pixels. Information that the target lacks is taken from the true patches."""
 
     def prepare(self, images: Float[Tensor, "B C H W"]) -> None:
-        """Sees a sample of the images once, before the first step."""
+        """Receives a sample of the images once, before the first step."""
 
     @abstractmethod
-    def errors(
+    def metrics(
         self, predicted: Float[Tensor, "B M Q"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
     ) -> dict[str, float]:
-        """Numbers that say how good a prediction of the patches `hide` is, when the patches `keep` were seen."""
+        """Metrics of a prediction of the patches `hide`, given the patches `keep`."""
 
 
 class PixelTarget(Target):
@@ -57,22 +60,24 @@ class PixelTarget(Target):
     def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
         return predicted
 
-    def errors(
+    def metrics(
         self, predicted: Float[Tensor, "B M Q"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
     ) -> dict[str, float]:
-        """Squared error in normalised pixels, beside two guesses: the patch's and the image's mean."""
+        """Squared error in normalised pixels, and that of two baselines: the mean of the masked patch, and of the visible image."""
         true = patchify(images, self.patch_size)  # (B, N, P)
-        hidden, seen = (gather(true, part).reshape(len(true), part.shape[1], -1, images.shape[1]) for part in (hide, keep))
+        hidden, visible = (gather(true, part).reshape(len(true), part.shape[1], -1, images.shape[1]) for part in (hide, keep))
         guesses = {
             "held_out_error": self.pixels(predicted.float(), gather(true, hide)).reshape(hidden.shape),
             "patch_mean_error": hidden.mean(dim=2, keepdim=True),
-            "image_mean_error": seen.mean(dim=(1, 2), keepdim=True),
+            "image_mean_error": visible.mean(dim=(1, 2), keepdim=True),
         }
         return {name: float((hidden - guess).square().mean()) for name, guess in guesses.items()}
 
 
 class NormalisedTarget(PixelTarget):
-    """The pixels less their patch's mean, over its standard deviation (unbiased variance + 1e-6, as the public code)."""
+    """The pixels minus the mean of their patch, over its standard deviation (unbiased variance + 1e-6, as the public code)."""
+
+    uses_true_statistics = True
 
     @staticmethod
     def moments(patches: Float[Tensor, "B M P"]) -> tuple[Float[Tensor, "B M 1"], Float[Tensor, "B M 1"]]:
@@ -86,13 +91,13 @@ class NormalisedTarget(PixelTarget):
         return (patches - mean) / deviation
 
     def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
-        """Uses the true mean and deviation of each patch: say so wherever this is shown."""
+        """Uses the true mean and standard deviation of each patch."""
         mean, deviation = self.moments(true)
         return predicted * deviation + mean
 
 
 class PCATarget(PixelTarget):
-    """The largest principal coefficients of each patch, 96 in the paper; the axes are fitted once, on a sample."""
+    """The first principal components of each patch, 96 in the paper. The axes are fitted once, on a sample of images."""
 
     axes: Tensor
     centre: Tensor
@@ -108,8 +113,9 @@ class PCATarget(PixelTarget):
         patches = patchify(images, self.patch_size).flatten(0, 1).double()  # (B * N, P)
         self.centre.copy_(patches.mean(dim=0))
         _, axes = torch.linalg.eigh(torch.cov(patches.T).reshape(len(self.centre), -1))
-        axes = axes[:, -self.size :].flip(1)  # eigh sorts upwards
-        self.axes.copy_(axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())  # a sign that does not flip
+        axes = axes[:, -self.size :].flip(1)  # eigh sorts in ascending order
+        # The sign of an axis is arbitrary: the largest coordinate is made positive, so that it is the same on every machine.
+        self.axes.copy_(axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())
 
     def forward(self, images: Float[Tensor, "B C H W"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M Q"]:
         return (super().forward(images, hide) - self.centre) @ self.axes
@@ -119,7 +125,7 @@ class PCATarget(PixelTarget):
 
 
 class TokenTarget(Target):
-    """The visual token that a tokenizer gives each patch; cross-entropy (BEiT, section 2.3)."""
+    """The visual token of each patch, predicted with a cross-entropy loss (BEiT, section 2.3)."""
 
     def __init__(self, tokenizer: VisualTokenizer) -> None:
         super().__init__()
@@ -137,13 +143,17 @@ class TokenTarget(Target):
         return F.cross_entropy(predicted.float().flatten(0, 1), target.flatten())
 
     def pixels(self, predicted: Float[Tensor, "B M Q"], true: Float[Tensor, "B M P"]) -> Float[Tensor, "B M P"]:
-        """Raises `UnveilError`: a token is no image."""
-        raise UnveilError("a model that predicts visual tokens cannot draw pixels: train with a pixel target to see them")
+        """Raises `UnveilError`: a token is not an image."""
+        raise UnveilError("a model that predicts visual tokens cannot reconstruct pixels: train one with a pixel target instead")
 
-    def errors(
+    def metrics(
         self, predicted: Float[Tensor, "B M Q"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
     ) -> dict[str, float]:
-        """Cross-entropy, and the share of tokens that is found."""
+        """Cross-entropy, and the share of tokens that are predicted correctly."""
         target = self(images, hide)
-        found = (predicted.argmax(dim=2) == target).float().mean()
-        return {"held_out_loss": float(self.loss(predicted, target)), "token_accuracy": float(found)}
+        accuracy = (predicted.argmax(dim=2) == target).float().mean()
+        return {"held_out_loss": float(self.loss(predicted, target)), "token_accuracy": float(accuracy)}
+
+
+PIXEL_TARGETS: dict[str, type[PixelTarget]] = {"pixel": PixelTarget, "normalised": NormalisedTarget, "pca": PCATarget}
+"""The targets that are computed from patches alone, by the values of MAE's option `target`."""

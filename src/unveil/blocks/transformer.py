@@ -1,8 +1,12 @@
-"""A stack of Transformer blocks: encoder or decoder, pre- or post-norm."""
+"""A stack of Transformer blocks, pre-norm (ViT, MAE) or post-norm (Transformer, BERT), as encoder or decoder.
 
-from collections.abc import Sequence
+Letters: B samples, T tokens, S tokens of the context, D width.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,15 +14,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unveil.blocks.attention import Attention
-from unveil.blocks.fast.recompute import Linear
+from unveil.blocks.fast import choose
+from unveil.blocks.fast.block import block_forward
+from unveil.blocks.init import xavier
 from unveil.blocks.layer_norm import LayerNorm
-from unveil.blocks.mask_tokens import Gaps, append, append_projected
+from unveil.blocks.mask_tokens import MaskTokens, append
 from unveil.blocks.residual import ResidualBranch
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """The shape of a stack."""
+    """The shape of a stack of blocks."""
 
     width: int
     depth: int
@@ -26,21 +32,23 @@ class TransformerConfig:
     mlp_ratio: float = 4.0
     activation: Literal["gelu", "relu"] = "gelu"
     norm: Literal["pre", "post"] = "pre"
-    """`pre` as ViT and MAE: x + f(norm(x)), with one norm after the stack; `post` as 2017 and BERT: norm(x + f(x))."""
+    """`pre` for x + f(norm(x)), with one more norm after the last block; `post` for norm(x + f(x))."""
+    final_norm: bool = True
+    """Whether a pre-norm stack ends with a norm."""
     eps: float = 1e-6
     cross: bool = False
-    """Each block also attends to a context (the decoder of 2017)."""
+    """Whether each block also attends to a context, as the decoder of a translator does."""
     dropout: float = 0.0
     drop_path: float = 0.0
-    """Share of samples that skip the last block's branches; grows linearly from 0 at the first (Huang et al., 2016)."""
+    """Drop-path rate of the last block; it grows linearly from 0 in the first block (Huang et al., 2016)."""
     layer_scale: float | None = None
-    """Initial value of a learned factor on each branch (BEiT: 0.1); none by default."""
-    recompute: bool = False
-    """Gradient checkpointing: forget activations inside a block and compute them again, for a third more time."""
+    """Initial value of LayerScale, a learned factor for each channel of a branch (BEiT: 0.1); None means no LayerScale."""
+    grad_checkpointing: bool = False
+    """Whether to recompute activations in the backward pass, which saves memory for a third more time."""
 
 
 class Block(nn.Module):
-    """Self-attention, perhaps cross-attention, then an MLP, each around a residual sum."""
+    """Self-attention, optional cross-attention, and an MLP, each with a residual connection."""
 
     def __init__(self, config: TransformerConfig, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -55,85 +63,88 @@ class Block(nn.Module):
             self.branch_cross = ResidualBranch(width, config.dropout, drop_path, config.layer_scale)
         self.norm2 = LayerNorm(width, eps=config.eps)
         activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
-        self.mlp = MLP(Linear(width, hidden), activation, Linear(hidden, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         context: Float[Tensor, "B S D"] | None = None,
         *,
+        allowed: Bool[Tensor, "..."] | None = None,
         context_allowed: Bool[Tensor, "..."] | None = None,
-        gaps: Gaps | None = None,
+        bias: Float[Tensor, "..."] | None = None,
+        causal: bool = False,
+        mask_tokens: MaskTokens | None = None,
         last: int | None = None,
-        **attention: Any,
     ) -> Float[Tensor, "B _ D"]:
-        """One block; masks as in `attend`, that of the context apart.
+        """Computes one block. For `allowed`, `bias` and `causal` see `attend`; `context_allowed` is the mask of the context.
 
-        `gaps` are mask tokens that go behind `x` first (pre-norm); of all only the `last` so many are computed and come back.
+        `mask_tokens` are appended to x first. `last` is the number of tokens to return, counted from the end; all by default.
         """
-        if gaps is not None:
-            x, attention["projected"] = append_projected(x, gaps, self.norm1, self.attention.query_key_value)
-        mixed = self.attention(x, norm=self.norm1 if self.pre and gaps is None else None, last=last, **attention)
-        x = (x if last is None else x[:, -last:]) + self.branch1(mixed)
+        if choose.fast_block():
+            return block_forward(self, x, context, allowed, context_allowed, bias, causal, mask_tokens, last)
+        x = x if mask_tokens is None else append(x, mask_tokens)
         if self.pre:
+            x = x + self.branch1(self.attention(self.norm1(x), allowed=allowed, bias=bias, causal=causal))
             if context is not None:
                 x = x + self.branch_cross(self.cross(self.norm_cross(x), context, allowed=context_allowed))
-            x = x + self.branch2(self.mlp(x, self.norm2))
-            return x
-        x = self.norm1(x)
-        if context is not None:
-            x = self.norm_cross(x + self.branch_cross(self.cross(x, context, allowed=context_allowed)))
-        x = self.norm2(x + self.branch2(self.mlp(x)))
-        return x
-
-
-class MLP(nn.Sequential):
-    """Linear, activation, linear."""
-
-    def forward(self, x: Float[Tensor, "B T D"], norm: nn.Module | None = None) -> Float[Tensor, "B T D"]:
-        """`norm` is what x goes through first."""
-        widen, activation, narrow = self
-        out: Tensor = narrow(widen(x, norm), activation)
-        return out
+            x = x + self.branch2(self.mlp(self.norm2(x)))
+        else:
+            x = self.norm1(x + self.branch1(self.attention(x, allowed=allowed, bias=bias, causal=causal)))
+            if context is not None:
+                x = self.norm_cross(x + self.branch_cross(self.cross(x, context, allowed=context_allowed)))
+            x = self.norm2(x + self.branch2(self.mlp(x)))
+        return x if last is None else x[:, -last:]
 
 
 class Transformer(nn.Module):
-    """Blocks one after the other, with a last norm where they are pre-norm."""
+    """A stack of blocks, and a final norm if they are pre-norm."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         steps = max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / steps) for i in range(config.depth))
-        self.norm = LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else nn.Identity()
+        self.norm = LayerNorm(config.width, eps=config.eps) if config.norm == "pre" and config.final_norm else nn.Identity()
         self.apply(xavier)
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        context: Tensor | None = None,
+        context: Float[Tensor, "B S D"] | None = None,
         *,
-        gaps: Gaps | None = None,
-        last: int | None = None,
+        allowed: Bool[Tensor, "..."] | None = None,
+        context_allowed: Bool[Tensor, "..."] | None = None,
         biases: Sequence[Tensor] = (),
-        **masks: Any,
+        causal: bool = False,
+        mask_tokens: MaskTokens | None = None,
+        last: int | None = None,
     ) -> Float[Tensor, "B _ D"]:
-        """All blocks and the last norm; arguments as in `Block.forward`. `biases` of attention: one a block, or one for all."""
-        if gaps is not None and not self.blocks:
-            x = append(x, gaps)
-        recompute = self.config.recompute and self.training and torch.is_grad_enabled()
+        """Computes all blocks and the final norm; arguments as in `Block.forward`. `biases` has one per block, or one for all."""
+        x = append(x, mask_tokens) if mask_tokens is not None and not self.blocks else x
         for i, block in enumerate(self.blocks):
-            options = {"gaps": gaps if i == 0 else None, "last": last if i == len(self.blocks) - 1 else None, **masks}
-            if biases:
-                options["bias"] = biases[i % len(biases)]
-            x = checkpoint(block, x, context, use_reentrant=False, **options) if recompute else block(x, context, **options)
+            x = self.checkpointed(block)(
+                x,
+                context,
+                allowed=allowed,
+                context_allowed=context_allowed,
+                bias=biases[i % len(biases)] if biases else None,
+                causal=causal,
+                mask_tokens=mask_tokens if i == 0 else None,
+                last=last if i == len(self.blocks) - 1 else None,
+            )
         x = self.norm(x if last is None else x[:, -last:])
         return x
 
+    def intermediates(self, x: Float[Tensor, "B T D"], biases: Sequence[Tensor] = ()) -> list[Float[Tensor, "B T D"]]:
+        """The tokens after each block, without the final norm."""
+        found: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            x = self.checkpointed(block)(x, bias=biases[i % len(biases)] if biases else None)
+            found.append(x)
+        return found
 
-def xavier(module: nn.Module) -> None:
-    """Initialises linear layers as ViT and MAE do: Xavier-uniform weights, zero biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    def checkpointed(self, block: nn.Module) -> Callable[..., Tensor]:
+        """The block, with gradient checkpointing if it is configured and gradients are computed."""
+        active = self.config.grad_checkpointing and self.training and torch.is_grad_enabled()
+        return partial(checkpoint, block, use_reentrant=False) if active else block

@@ -1,1 +1,1 @@
-"""Floor 1: whole networks, made of blocks."""
+"""Complete networks, built from `unveil.blocks`."""

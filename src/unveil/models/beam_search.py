@@ -1,4 +1,7 @@
-"""Beam search (Transformer, section 6.1), many sentences at once; with one beam it is greedy."""
+"""Beam search (Transformer, section 6.1) for a batch of sentences. With one beam, it is greedy search.
+
+Letters: B sentences, R = B x beams rows, T tokens, K words in the vocabulary.
+"""
 
 from typing import Any, Protocol
 
@@ -9,66 +12,66 @@ from torch import Tensor
 from unveil.blocks.special_tokens import BEGIN, END
 
 
-class Next(Protocol):
-    """What knows the next word. R rows are the beams of the sentences, those of a sentence side by side."""
+class NextWord(Protocol):
+    """Predicts the next word. The rows of a sentence, one for each beam, are consecutive."""
 
     def __call__(self, words: Int[Tensor, " R"], parents: Int[Tensor, " R"]) -> Float[Tensor, "R K"]:
-        """Log-probabilities of what follows, after row r has gone on with the row `parents[r]` of before, and `words[r]`."""
+        """Log-probabilities of the next word. Row r continues the previous row `parents[r]` with the word `words[r]`."""
 
 
-def penalty(length: Any, alpha: float) -> Any:
-    """What log-probabilities of so many words are divided by: else short sentences would win (Wu et al., 2016, equation 14)."""
+def length_penalty(length: Any, alpha: float) -> Any:
+    """The divisor of log-probabilities. Without it, short sentences would be preferred (Wu et al., 2016, equation 14)."""
     return ((5.0 + length) / 6.0) ** alpha
 
 
 @torch.no_grad()
 def beam_search(
-    following: Next, longest: Int[Tensor, " B"], *, beams: int, alpha: float
+    next_word: NextWord, max_lengths: Int[Tensor, " B"], *, beams: int, alpha: float
 ) -> tuple[Int[Tensor, "B T"], Float[Tensor, " B"]]:
-    """The best sentence that was found for each, padded with `END`, and its log-probability over the penalty of its length.
+    """Returns the best sentence found for each source, padded with `END`, and its score: log-probability over length penalty.
 
-    Of all ways to go on, the best `beams` are looked at: those that end are done, and the best `beams` that do not end go on. A
-    sentence is finished when as many have ended as there are beams, or when none that goes on could still win. One that nothing
-    ended for is cut at its longest.
+    In each step, those of the `beams` best continuations that end with `END` become complete hypotheses, and the best `beams`
+    continuations without `END` are continued. The search stops when `beams` hypotheses are complete, or when no other
+    hypothesis can become the best. If no hypothesis is complete at the maximum length, the best one is cut there.
 
     Args:
-        following: Says what follows.
-        longest: Words of each sentence at most, its `END` included.
-        beams: Sentences that are followed at a time.
-        alpha: Of the penalty: 0 for none; 0.6 in the paper.
+        next_word: The model.
+        max_lengths: Maximum number of words of each sentence, including `END`.
+        beams: Number of hypotheses for each sentence.
+        alpha: Exponent of the length penalty: 0 for none, 0.6 in the paper.
     """
-    device, count, most = longest.device, len(longest), int(longest.max())
+    device, count, most = max_lengths.device, len(max_lengths), int(max_lengths.max())
     own = torch.arange(count, device=device)[:, None]
-    running = torch.full((count, beams), float("-inf"), device=device)  # log-probabilities; the beams are all alike at first
+    running = torch.full((count, beams), float("-inf"), device=device)  # log-probabilities; at first, all beams are equal
     running[:, 0] = 0.0
     written = torch.full((count, beams, most), END, device=device)
     best, score = written[:, 0].clone(), running[:, -1].clone().fill_(float("-inf"))
-    ended, done = torch.zeros_like(longest), torch.zeros_like(longest, dtype=torch.bool)
+    ended, done = torch.zeros_like(max_lengths), torch.zeros_like(max_lengths, dtype=torch.bool)
     words, parents = torch.full((count * beams,), BEGIN, device=device), torch.arange(count * beams, device=device)
     for length in range(1, most + 1):
-        ways = (running.flatten()[:, None] + following(words, parents)).view(count, -1)  # (B, beams x K)
-        size = ways.shape[1] // beams
-        chances, places = ways.topk(min(2 * beams, ways.shape[1]))
-        ends = places % size == END
+        continued = (running.flatten()[:, None] + next_word(words, parents)).view(count, -1)  # (B, beams x K)
+        size = continued.shape[1] // beams
+        logs, index = continued.topk(min(2 * beams, continued.shape[1]))
+        ends = index % size == END
 
-        closing = (chances / penalty(length, alpha)).masked_fill(~ends, float("-inf"))[:, :beams]
-        value, which = closing.max(dim=1)
+        complete = (logs / length_penalty(length, alpha)).masked_fill(~ends, float("-inf"))[:, :beams]
+        value, which = complete.max(dim=1)
         better = (value > score) & ~done
-        before = written[own[:, 0], places[own[:, 0], which] // size]  # (B, T): END is there already
-        best, score = torch.where(better[:, None], before, best), torch.where(better, value, score)
-        ended += closing.isfinite().sum(dim=1)
+        sentence = written[own[:, 0], index[own[:, 0], which] // size]  # (B, T), already padded with END
+        best, score = torch.where(better[:, None], sentence, best), torch.where(better, value, score)
+        ended += complete.isfinite().sum(dim=1)
 
-        running, order = chances.masked_fill(ends, float("-inf")).topk(beams)
-        places = places.gather(1, order)
-        rows = own * beams + places // size
-        words, parents = (places % size).flatten(), rows.flatten()
+        running, order = logs.masked_fill(ends, float("-inf")).topk(beams)
+        index = index.gather(1, order)
+        rows = own * beams + index // size
+        words, parents = (index % size).flatten(), rows.flatten()
         written = written.flatten(0, 1)[rows]
         written[:, :, length - 1] = words.view(count, beams)
-        cut = (length >= longest) & score.isinf() & ~done
+        cut = (length >= max_lengths) & score.isinf() & ~done
         best = torch.where(cut[:, None], written[:, 0], best)
-        score = torch.where(cut, running[:, 0] / penalty(length, alpha), score)
-        hope = running[:, 0] / penalty(longest, alpha)  # each further word makes it less likely
-        done |= (ended >= beams) | (score >= hope) | (length >= longest)
+        score = torch.where(cut, running[:, 0] / length_penalty(length, alpha), score)
+        bound = running[:, 0] / length_penalty(max_lengths, alpha)  # each further word makes a sentence less likely
+        done |= (ended >= beams) | (score >= bound) | (length >= max_lengths)
         if done.all():
             break
     return best, score

@@ -1,4 +1,7 @@
-"""BERT's encoder (Devlin et al., 2018): word pieces, learned positions and segments, a post-norm Transformer."""
+"""BERT's encoder (Devlin et al., 2018): word pieces, learned positions and segments, a post-norm Transformer.
+
+Letters: B texts, T tokens, D width.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.fast.recompute import Linear
+from unveil.blocks.init import small_normal
 from unveil.blocks.layer_norm import LayerNorm
 from unveil.blocks.transformer import Transformer, TransformerConfig
 from unveil.errors import UnveilError
@@ -26,36 +29,36 @@ MODELS: dict[str, tuple[int, int, int]] = {  # width, depth, heads (Turc et al.,
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The shape of an encoder of texts, and the words that it knows."""
+    """The shape of a text encoder, and its vocabulary."""
 
     width: int
     depth: int
     heads: int
     vocabulary: tuple[str, ...] = field(repr=False)
-    """The pieces by number; one that goes on inside a word begins with ##."""
+    """The word pieces, in the order of their ids; a piece that continues a word begins with ##."""
     length: int = 128
-    """Pieces in the longest sequence, the special ones included."""
+    """Maximum number of tokens in a sequence, including special tokens."""
     lower: bool = True
-    """Whether texts are put in lower case, without accents, before they are cut."""
+    """Whether texts are lower-cased and stripped of accents first."""
     segments: int = 2
     mlp_ratio: float = 4.0
     dropout: float = 0.1
     eps: float = 1e-12
-    recompute: bool = False
+    grad_checkpointing: bool = False
 
-    def number(self, piece: str) -> int:
-        """The number of a piece. Raises `UnveilError` where the vocabulary lacks it."""
+    def token_id(self, piece: str) -> int:
+        """The id of a word piece. Raises `UnveilError` if the vocabulary does not have it."""
         if piece not in self.vocabulary:
-            raise UnveilError(f"the vocabulary has {len(self.vocabulary):,} pieces, and no {piece}: expected one that BERT can use")
+            raise UnveilError(f"the vocabulary of {len(self.vocabulary):,} word pieces has no {piece}: use a BERT vocabulary")
         return self.vocabulary.index(piece)
 
 
 class TextEncoder(nn.Module):
-    """An encoder of texts: (B, T) numbers of pieces to a token each, (B, T, D); the first is [CLS]."""
+    """A text encoder: token ids (B, T) to one vector per token, (B, T, D). The first token is [CLS]."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.config, self.padding = config, config.number("[PAD]")
+        self.config, self.padding = config, config.token_id("[PAD]")
         self.words = nn.Embedding(len(config.vocabulary), config.width)
         self.positions = nn.Parameter(torch.empty(config.length, config.width))
         self.segments = nn.Parameter(torch.empty(config.segments, config.width))
@@ -70,26 +73,34 @@ class TextEncoder(nn.Module):
                 norm="post",
                 dropout=config.dropout,
                 eps=config.eps,
-                recompute=config.recompute,
+                grad_checkpointing=config.grad_checkpointing,
             )
         )
         self.apply(small_normal)
         for table in (self.words.weight, self.positions, self.segments):
             nn.init.normal_(table, std=0.02)
 
+    def no_weight_decay(self) -> set[str]:
+        """Positions are not decayed."""
+        return {"positions"}
+
+    def layer_of(self, name: str) -> int:
+        """The depth of a parameter, for layer-wise learning rates: 0 for the embeddings, 1 + i for block i."""
+        return 1 + int(name.split(".")[2]) if name.startswith("transformer.blocks.") else 0
+
     def tokens(
         self, ids: Int[Tensor, "B T"], segments: Int[Tensor, "B T"] | None = None, order: Int[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Word + position + segment, and a norm; arguments as in `forward`."""
+        """The normalised sum of word, position and segment embeddings; arguments as in `forward`."""
         if ids.shape[1] > self.config.length:
-            raise UnveilError(f"a sequence has {ids.shape[1]} pieces, and the model takes up to {self.config.length}: cut it")
-        places = self.positions[: ids.shape[1]]
+            raise UnveilError(f"a sequence has {ids.shape[1]} tokens, but the model takes up to {self.config.length}: shorten it")
+        positions = self.positions[: ids.shape[1]]
         if order is not None:
-            ids, places = ids.gather(1, order), F.embedding(order, places)
+            ids, positions = ids.gather(1, order), F.embedding(order, positions)
             segments = None if segments is None else segments.gather(1, order)
-        of_part = self.segments[0] if segments is None else F.embedding(segments, self.segments)
-        x: Tensor = self.dropout(self.norm(self.words(ids) + places + of_part))
-        device = x.device.type  # under autocast, tokens stay in half precision
+        of_segment = self.segments[0] if segments is None else F.embedding(segments, self.segments)
+        x: Tensor = self.dropout(self.norm(self.words(ids) + positions + of_segment))
+        device = x.device.type  # keeps half precision under autocast
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
     def forward(
@@ -104,11 +115,11 @@ class TextEncoder(nn.Module):
         """The tokens after the last block.
 
         Args:
-            ids: Numbers of pieces.
-            segments: To which part each belongs; all to the first by default.
-            real: False where a piece only fills up its row, and is not looked at; by default all are looked at.
-            order: The places of the pieces in the order in which they come back: a token carries its position, wherever it stands.
-            last: Only so many of them come back, the last in that order; the last block is computed for no others.
+            ids: Token ids.
+            segments: The segment of each token; the first for all tokens by default.
+            real: False for padding, to which no token attends; by default there is no padding.
+            order: Indices of the tokens to encode, in the order of the result. Each token keeps its position.
+            last: Number of tokens to return, counted from the end of `order`; all by default.
         """
         if real is not None and order is not None:
             real = real.gather(1, order)
@@ -117,17 +128,10 @@ class TextEncoder(nn.Module):
         return tokens
 
     def features(self, ids: Int[Tensor, "B T"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:
-        """One vector a text: the mean of its tokens, those that only fill up left out, or the token of [CLS]."""
+        """One vector for each text: the mean of its tokens without padding, or the [CLS] token."""
         real = ids != self.padding
         tokens: Tensor = self(ids, real=real)
         if pool == "class":
             return tokens[:, 0]
         share = real / real.sum(dim=1, keepdim=True)
         return (tokens * share[:, :, None]).sum(dim=1)
-
-
-def small_normal(module: nn.Module) -> None:
-    """Initialises linear layers as BERT does: normal weights of deviation 0.02, zero biases."""
-    if isinstance(module, Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

@@ -1,9 +1,9 @@
-"""A discrete variational autoencoder (Ramesh et al., 2021): an image as one token a patch, and back.
+"""A discrete variational autoencoder (Ramesh et al., 2021): encodes an image to one token per patch, and decodes it.
 
-    image -> patches -> residual convolutions on the grid -> a score for each token -> Gumbel-softmax
-            -> the tokens' vectors -> residual convolutions on the grid -> patches -> image
+    image -> patches -> residual convolutions on the grid -> logits of the tokens -> Gumbel-softmax
+            -> vectors of the tokens -> residual convolutions on the grid -> patches -> image
 
-B images, C H W, N patches, K tokens in the codebook, D width. Any image and patch size: all happens on the grid of patches.
+B images, C H W, N patches, K tokens in the codebook, D width. Convolutions are on the grid of patches, so images may have any size.
 """
 
 from typing import Literal
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from unveil.blocks.patches import PatchEmbed, Size, grid_size, unpatchify
 from unveil.blocks.visual_tokenizer import VisualTokenizer
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 
 
 class Residual(nn.Module):
-    """Two convolutions of 3 x 3 around a residual sum, on (B, D, rows, columns)."""
+    """A residual block with two 3 x 3 convolutions, on (B, D, rows, columns)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,11 +32,12 @@ class Residual(nn.Module):
 
 
 class DiscreteVAE(VisualTokenizer):
-    """Encoder, codebook and decoder. As a `Tokenizer` it gives the most probable token of each patch.
+    """Encoder, codebook and decoder. As a `VisualTokenizer`, it returns the most probable token of each patch.
 
     Args:
-        config: What it takes in, its width (256 at most), and four times its residual blocks on either side: the dials of a ViT.
-        codebook: K, how many different tokens there are.
+        config: The config of a ViT, which gives image size, patch size and channels. The width is that of the ViT, up to 256.
+            Encoder and decoder have a quarter of the depth of the ViT in residual blocks.
+        codebook: K, the number of different tokens.
     """
 
     def __init__(self, config: ViTConfig, codebook: int) -> None:
@@ -46,46 +47,46 @@ class DiscreteVAE(VisualTokenizer):
         self.embed = PatchEmbed(config.patch_size, config.channels, width)
         self.encoder = nn.Sequential(*(Residual(width) for _ in range(blocks)), nn.GroupNorm(1, width))
         self.scores = nn.Linear(width, codebook)
-        self.codebook = nn.Linear(codebook, width, bias=False)  # its columns are the tokens' vectors
+        self.codebook = nn.Linear(codebook, width, bias=False)  # its columns are the vectors of the tokens
         self.decoder = nn.Sequential(*(Residual(width) for _ in range(blocks)), nn.GroupNorm(1, width))
         self.paint = nn.Linear(width, self.embed.in_features)
-        nn.init.normal_(self.codebook.weight)  # one token's vector has a scale of 1
+        nn.init.normal_(self.codebook.weight)
 
-    def hidden(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """What the encoder sees at each patch."""
+    def encode_patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        """The output of the encoder for each patch."""
         grid = grid_size((images.shape[2], images.shape[3]), self.config.patch_size)
         return on_grid(self.encoder, self.embed(images), grid)
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean"] = "mean") -> Float[Tensor, "B D"]:
-        """One vector an image: the mean of what is seen."""
-        return self.hidden(images).float().mean(dim=1)
+        """One vector for each image: the mean of the outputs of the encoder."""
+        return self.encode_patches(images).float().mean(dim=1)
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The score of each token at each patch, in float32."""
-        scores: Tensor = self.scores(self.hidden(images))
+        """Logits of the tokens for each patch, in float32."""
+        scores: Tensor = self.scores(self.encode_patches(images))
         return scores.float()
 
-    def decode(self, chosen: Float[Tensor, "B N K"], image_size: Size) -> Float[Tensor, "B C H W"]:
-        """The image of a mixture of tokens at each patch: one-hot rows for plain tokens."""
+    def decode(self, weights: Float[Tensor, "B N K"], image_size: Size) -> Float[Tensor, "B C H W"]:
+        """Decodes a weighted mean of token vectors for each patch. One-hot weights select single tokens."""
         grid = grid_size(image_size, self.config.patch_size)
-        painted = self.paint(on_grid(self.decoder, self.codebook(chosen), grid))
-        return unpatchify(painted, image_size, self.config.patch_size)
+        patches = self.paint(on_grid(self.decoder, self.codebook(weights), grid))
+        return unpatchify(patches, image_size, self.config.patch_size)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         return self.encode(images).argmax(dim=-1)
 
     @torch.no_grad()
-    def rebuild(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The images as their tokens tell them."""
-        chosen = F.one_hot(self(images), self.size).to(images.dtype)
-        return self.decode(chosen, (images.shape[2], images.shape[3]))
+    def autoencode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The images, encoded to tokens and decoded."""
+        one_hot = F.one_hot(self(images), self.size).to(images.dtype)
+        return self.decode(one_hot, (images.shape[2], images.shape[3]))
 
 
-class FrozenDVAE(VisualTokenizer):
-    """A trained dVAE as the tokenizer of an encoder.
+class DVAETokenizer(VisualTokenizer):
+    """A trained dVAE as the visual tokenizer of an encoder.
 
-    Where its patches are of another size, images are resized to give one token for each patch of the encoder, as BEiT shows its
-    dVAE 112 px where the encoder sees 224.
+    If the two have different patch sizes, images are resized so that there is one token for each patch of the encoder. For
+    example, BEiT resizes images of 224 px to 112 px for its dVAE.
     """
 
     def __init__(self, dvae: DiscreteVAE, grid: Size) -> None:
@@ -102,21 +103,21 @@ class FrozenDVAE(VisualTokenizer):
 
 
 def on_grid(module: nn.Module, tokens: Float[Tensor, "B N D"], grid: Size) -> Float[Tensor, "B N D"]:
-    """What convolutions make of tokens that stand on a grid."""
-    seen: Tensor = module(tokens.transpose(1, 2).unflatten(2, grid))
-    return seen.flatten(2).transpose(1, 2)
+    """Applies convolutions to tokens that are arranged on a grid."""
+    out: Tensor = module(tokens.transpose(1, 2).unflatten(2, grid))
+    return out.flatten(2).transpose(1, 2)
 
 
 def gumbel_softmax(
     scores: Float[Tensor, "B N K"], noise: Float[Tensor, "B N K"], temperature: Float[Tensor, ""], straight: bool
 ) -> Float[Tensor, "B N K"]:
-    """A draw from the tokens' distribution that gradients go through (Jang et al., 2017), given noise in [0, 1).
+    """A differentiable sample from the distribution of the tokens (Jang et al., 2017).
 
     Args:
-        scores: The logarithms of the tokens' probabilities, up to a constant.
-        noise: Uniform.
-        temperature: High is a blend of tokens, low is nearly one of them.
-        straight: One token alone, with the gradient of the blend (straight-through).
+        scores: Logarithms of the probabilities, up to a constant.
+        noise: Uniform in [0, 1).
+        temperature: A high one mixes tokens; a low one nearly selects one of them.
+        straight: Select a single token, with the gradient of the mixture (straight-through).
     """
     gumbel = -torch.log(-torch.log(noise.clamp(1e-9, 1 - 1e-7)))
     soft = ((scores + gumbel) / temperature).softmax(dim=-1)

@@ -1,32 +1,32 @@
-"""What a step costs, in FLOPs of matrix products: 2 for a multiplication and an addition, as `torch.utils.flop_counter` counts.
+"""FLOPs of the matrix products of a training step. A multiply-add is 2 FLOPs, as in `torch.utils.flop_counter`.
 
-Norms, softmax, GELU and the like take time but no matrix unit, and are left out. Letters: T tokens, D width, E decoder width.
+Norms, softmax, GELU and other elementwise operations are not counted. Letters: T tokens, D width, E decoder width.
 """
 
 from dataclasses import dataclass
 
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """FLOPs of the forward pass of one image."""
+    """FLOPs of the forward pass for one image."""
 
     embed: float
-    """The patch embedding; the images need no gradient, so going back costs it once and not twice."""
+    """The patch embedding. Images need no gradient, so its backward pass costs the same as its forward pass, not twice as much."""
     encoder: float
-    """The encoder's blocks."""
+    """The blocks of the encoder."""
     decoder: float = 0.0
-    """Decoder, with its embedding and its head."""
+    """The decoder, with its embedding and its head."""
 
     @property
     def forward(self) -> float:
-        """All of it."""
+        """The sum of all parts."""
         return self.embed + self.encoder + self.decoder
 
     @property
     def step(self) -> float:
-        """Forward and backward: each product again for the gradient of either factor."""
+        """Forward and backward pass. Each product has two more in the backward pass, for the gradients of its factors."""
         return 3 * self.forward - self.embed
 
 
@@ -35,29 +35,29 @@ def block_flops(
     width: int,
     mlp_ratio: float = 4.0,
     *,
-    asking: int | None = None,
+    returned: int | None = None,
     queries: float | None = None,
-    projected: float | None = None,
+    keys: float | None = None,
 ) -> float:
-    """A block's forward pass.
+    """FLOPs of the forward pass of a block.
 
     Args:
-        tokens: T, those that are looked at.
+        tokens: T, the number of tokens that are attended to.
         width: D.
-        mlp_ratio: Width of the MLP, as a multiple.
-        asking: Tokens that look, and come back; all by default.
-        queries: Tokens that a query is computed of; those that look, by default.
-        projected: Tokens that a key and a value are computed of; all by default.
+        mlp_ratio: Width of the MLP, as a multiple of D.
+        returned: Number of tokens that the block returns; all by default. Only they attend.
+        queries: Number of tokens whose queries are computed; `returned` by default.
+        keys: Number of tokens whose keys and values are computed; all by default.
     """
-    asking = tokens if asking is None else asking
-    queries, projected = asking if queries is None else queries, tokens if projected is None else projected
-    project = 2 * width**2 * (queries + 2 * projected + asking)  # query, key, value, and the way out
-    attend = 2 * 2 * asking * tokens * width
-    return project + attend + 2 * 2 * asking * width * int(width * mlp_ratio)
+    returned = tokens if returned is None else returned
+    queries, keys = returned if queries is None else queries, tokens if keys is None else keys
+    project = 2 * width**2 * (queries + 2 * keys + returned)  # query, key and value, output
+    attend = 2 * 2 * returned * tokens * width
+    return project + attend + 2 * 2 * returned * width * int(width * mlp_ratio)
 
 
 def vit_cost(vit: ViTConfig, visible: int | None = None) -> Cost:
-    """An encoder's forward pass; `visible` is how many patches it embeds, all by default."""
+    """FLOPs of the forward pass of an encoder; `visible` is the number of patches that it embeds, all by default."""
     patches = vit.grid[0] * vit.grid[1] if visible is None else visible
     embed = 2 * patches * vit.patch_size[0] * vit.patch_size[1] * vit.channels * vit.width
     return Cost(embed=embed, encoder=vit.depth * block_flops(1 + patches, vit.width, vit.mlp_ratio))
@@ -75,31 +75,29 @@ def mae_cost(
     plain: bool = False,
     mask_tokens_in_encoder: bool = False,
 ) -> Cost:
-    """A masked autoencoder's forward pass for one image.
+    """FLOPs of the forward pass of a masked autoencoder for one image.
 
     Args:
         vit: The encoder.
-        visible: Patches that are seen.
+        visible: Number of visible patches.
         width: E.
-        depth: Blocks of the decoder.
-        predicted: Numbers that are predicted for a patch.
-        batch: Images that share the first projections of the mask tokens.
-        every: All patches are predicted, not the hidden ones alone.
-        plain: As the paper's pseudo-code does it: hidden patches are embedded too, and the decoder answers for all tokens.
-        mask_tokens_in_encoder: Ablation 1c.
+        depth: Number of blocks of the decoder.
+        predicted: Number of values that are predicted for a patch.
+        batch: Number of images that share the first projections of the mask tokens.
+        every: Whether all patches are predicted, instead of only the masked ones.
+        plain: Whether to count the paper's pseudo-code, which also embeds masked patches, and whose decoder returns all tokens.
+        mask_tokens_in_encoder: As in table 1c.
     """
     patches = vit.grid[0] * vit.grid[1]
-    seen = patches if mask_tokens_in_encoder else visible
-    encoder = vit_cost(vit, seen)
-    tokens, asking = 1 + patches, patches if every else patches - visible
-    decoder = 2.0 * (1 + seen) * vit.width * width
+    encoded = patches if mask_tokens_in_encoder else visible
+    encoder = vit_cost(vit, encoded)
+    tokens, returned = 1 + patches, patches if every else patches - visible
+    decoder = 2.0 * (1 + encoded) * vit.width * width
     if plain:
         decoder += depth * block_flops(tokens, width) + 2 * patches * width * predicted
         return Cost(embed=vit_cost(vit).embed, encoder=encoder.encoder, decoder=decoder)
-    first = tokens if mask_tokens_in_encoder else 1 + visible + patches / batch
+    projected = 1 + visible + patches / batch  # tokens that the first block projects; a batch shares the mask tokens
     for i in range(depth):
-        begins, ends = i == 0 and not mask_tokens_in_encoder, i == depth - 1
-        looking = asking if ends else tokens
-        known = {"queries": first, "projected": first} if begins else {}
-        decoder += block_flops(tokens, width, asking=looking, **known)
-    return Cost(embed=encoder.embed, encoder=encoder.encoder, decoder=decoder + 2 * asking * width * predicted)
+        first = projected if i == 0 and not mask_tokens_in_encoder else None
+        decoder += block_flops(tokens, width, returned=returned if i == depth - 1 else tokens, queries=first, keys=first)
+    return Cost(embed=encoder.embed, encoder=encoder.encoder, decoder=decoder + 2 * returned * width * predicted)

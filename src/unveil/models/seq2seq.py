@@ -1,8 +1,10 @@
-"""The Transformer of 2017 (Vaswani et al., "Attention is all you need"): a sentence in, a translation out."""
+"""The original Transformer (Vaswani et al., 2017, "Attention is all you need"): an encoder and a decoder for translation.
+
+Letters: B sentences, S tokens of the source, T of the target, K words in the vocabulary, R rows (beams), D width.
+"""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.dropout import Dropout
-from unveil.blocks.kv_cache import KVCache, advance, begin
+from unveil.blocks.kv_cache import KVCache, decode_step, empty_cache
 from unveil.blocks.positions import sincos_1d
 from unveil.blocks.special_tokens import PAD
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
@@ -30,20 +32,20 @@ class Seq2SeqConfig:
     """The shape of a translator."""
 
     words: int
-    """Tokens in the vocabulary that both languages share."""
+    """Number of tokens in the vocabulary, which both languages share."""
     width: int
     depth: int
-    """Blocks of the encoder, and as many of the decoder."""
+    """Number of blocks of the encoder, and of the decoder."""
     heads: int
     mlp_ratio: float = 4.0
     longest: int = 512
-    """Tokens in a sentence at most, with the mark at its end."""
+    """Maximum number of tokens in a sentence, including `END`."""
     dropout: float = 0.1
-    """Share that is dropped of embeddings, of attention weights, and of what each branch adds."""
+    """Dropout rate of embeddings, attention weights and residual branches."""
 
 
 class Seq2Seq(nn.Module):
-    """Encoder, decoder, and one matrix that embeds what comes in on both sides and scores what goes out (section 3.4)."""
+    """Encoder, decoder, and one matrix that is both the embedding of both languages and the output layer (section 3.4)."""
 
     positions: Tensor
 
@@ -53,69 +55,76 @@ class Seq2Seq(nn.Module):
         self.embedding = nn.Parameter(torch.randn(config.words, config.width) * config.width**-0.5)
         self.register_buffer("positions", sincos_1d(torch.arange(config.longest), config.width), persistent=False)
         self.dropout = Dropout(config.dropout)
-        shape: dict[str, Any] = {key: getattr(config, key) for key in ("width", "depth", "heads", "mlp_ratio", "dropout")}
-        self.encoder = Transformer(TransformerConfig(norm="post", activation="relu", **shape))
-        self.decoder = Transformer(TransformerConfig(norm="post", activation="relu", cross=True, **shape))
+        encoder = TransformerConfig(
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            dropout=config.dropout,
+            norm="post",
+            activation="relu",
+        )
+        self.encoder = Transformer(encoder)
+        self.decoder = Transformer(replace(encoder, cross=True))
 
     @property
-    def steps(self) -> list[Block]:
-        """The blocks of the decoder."""
+    def decoder_blocks(self) -> list[Block]:
         return [block for block in self.decoder.blocks if isinstance(block, Block)]
 
     def embed(self, tokens: Int[Tensor, "B T"], first: int = 0) -> Float[Tensor, "B T D"]:
-        """Scaled embeddings and positions, the first token being number `first` of its sentence."""
+        """Scaled embeddings and positions; `first` is the index of the first token in its sentence."""
         end = first + tokens.shape[1]
         if end > self.config.longest:
-            raise UnveilError(f"a sentence has {end} tokens or more, and the model takes {self.config.longest}: cut it")
+            raise UnveilError(f"a sentence has {end} tokens or more, but the model takes up to {self.config.longest}: shorten it")
         x = F.embedding(tokens, self.embedding) * math.sqrt(self.config.width) + self.positions[first:end]
-        kind = x.device.type
-        x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x  # then it stays in half precision
+        device = x.device.type  # keeps half precision under autocast
+        x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
         out: Tensor = self.dropout(x)
         return out
 
     def encode(self, source: Int[Tensor, "B S"]) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B 1 1 S"]]:
-        """The source as the decoder sees it, and which of its tokens are none of padding."""
+        """The encoded source, and the mask that hides its padding."""
         allowed = (source != PAD)[:, None, None]
         return self.encoder(self.embed(source), allowed=allowed), allowed
 
     def decode(
         self, target: Int[Tensor, "B T"], context: Float[Tensor, "B S D"], allowed: Bool[Tensor, "B 1 1 S"]
     ) -> Float[Tensor, "B T D"]:
-        """What is known at each token of the target about the next one; padding stands behind, where no token looks."""
+        """The decoded target. Padding needs no mask: it comes last, so with causal attention no real token attends to it."""
         out: Tensor = self.decoder(self.embed(target), context, causal=True, context_allowed=allowed)
         return out
 
     def scores(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
-        """A score for each word of the vocabulary."""
+        """Logits over the vocabulary."""
         return F.linear(x, self.embedding)
 
     def forward(self, source: Int[Tensor, "B S"], target: Int[Tensor, "B T"]) -> Float[Tensor, "B T K"]:
-        """Scores of the word that follows each token of the target."""
+        """Logits of the next word after each token of the target."""
         return self.scores(self.decode(target, *self.encode(source)))
 
     @torch.no_grad()
     def attention(self, source: Int[Tensor, "B S"], target: Int[Tensor, "B T"]) -> Float[Tensor, "depth B h T S"]:
-        """How much each token of the target looks at each of the source, in each block of the decoder; without padding."""
+        """Attention of each target token to each source token in each decoder block, for sentences without padding."""
         context, _ = self.encode(source)
-        x, seen = self.embed(target), []
-        for block in self.steps:
-            asking = block.norm1(x + block.attention(x, causal=True))
-            seen.append(block.cross.weights(asking, context=context))
+        x, weights = self.embed(target), []
+        for block in self.decoder_blocks:
+            query = block.norm1(x + block.attention(x, causal=True))
+            weights.append(block.cross.weights(query, context=context))
             x = block(x, context, causal=True)
-        return torch.stack(seen)
+        return torch.stack(weights)
 
 
-class Cached:
-    """The next word of many sentences, token by token, with all keys and values kept: `Next` of `unveil.models.beam_search`."""
+class CachedDecoder:
+    """Predicts the next word of a batch of sentences with cached keys and values: a `NextWord` of `unveil.models.beam_search`."""
 
     def __init__(self, translator: Seq2Seq, source: Int[Tensor, "B S"], beams: int) -> None:
-        self.translator, self.seen = translator, 0
+        self.translator, self.length = translator, 0
         context, self.allowed = translator.encode(source)
-        self.memories: list[KVCache] = [begin(block, context, len(source) * beams) for block in translator.steps]
+        self.caches: list[KVCache] = [empty_cache(block, context, len(source) * beams) for block in translator.decoder_blocks]
 
     def __call__(self, words: Int[Tensor, " R"], parents: Int[Tensor, " R"]) -> Float[Tensor, "R K"]:
-        x = self.translator.embed(words[:, None], self.seen)
-        for i, block in enumerate(self.translator.steps):
-            x, self.memories[i] = advance(block, x, self.memories[i].of(parents), self.allowed)
-        self.seen += 1
+        x = self.translator.embed(words[:, None], self.length)
+        for i, block in enumerate(self.translator.decoder_blocks):
+            x, self.caches[i] = decode_step(block, x, self.caches[i].select(parents), self.allowed)
+        self.length += 1
         return self.translator.scores(x[:, 0]).float().log_softmax(dim=-1)

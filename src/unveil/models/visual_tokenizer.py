@@ -1,4 +1,4 @@
-"""Where the visual tokens of BEiT, and of MAE's table 1d, come from: k-means of patches, or a dVAE that was trained before."""
+"""The visual tokenizers of BEiT and of MAE's table 1d: k-means of patches, or a trained dVAE."""
 
 import json
 from dataclasses import asdict
@@ -7,54 +7,64 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from unveil.blocks.visual_tokenizer import KMeans, MissingTokenizer, VisualTokenizer
+from unveil.blocks.visual_tokenizer import KMeansTokenizer, MissingTokenizer, VisualTokenizer
 from unveil.errors import UnveilError
-from unveil.models.dvae import DiscreteVAE, FrozenDVAE
-from unveil.models.vit import ViTConfig
+from unveil.models.dvae import DiscreteVAE, DVAETokenizer
+from unveil.models.vit_config import ViTConfig
 
 
-def visual_tokenizer_from(source: str, codebook: int, vit: ViTConfig) -> tuple[VisualTokenizer, str]:
-    """A tokenizer, and what to write down in place of `source` so that it is built again without the folder.
+def visual_tokenizer_from(source: str, codebook_size: int, vit: ViTConfig) -> tuple[VisualTokenizer, str]:
+    """Returns a visual tokenizer, and a record to save in place of `source`, so that it can be rebuilt without the run folder.
 
     Args:
-        source: "kmeans"; "absent", for weights that came without one; the run folder of a dVAE; or what this function wrote down.
-        codebook: How many tokens there are, where `source` is no dVAE.
-        vit: What the encoder takes in, which the tokenizer sees too.
+        source: "kmeans"; "absent" for weights that came without a tokenizer; the run folder of a dVAE; or such a record.
+        codebook_size: The number of tokens, unless `source` is a dVAE.
+        vit: The config of the encoder. The tokenizer gets the same images.
 
     Raises:
-        UnveilError: When the folder holds no trained dVAE, or one of other images.
+        UnveilError: If the folder has no trained dVAE, or one for other images.
     """
     if source == "kmeans":
-        return KMeans(vit.patch_size, vit.channels, codebook), source
+        return KMeansTokenizer(vit.patch_size, vit.channels, codebook_size), source
     if source == "absent":
-        return MissingTokenizer(codebook), source
-    dvae = built(json.loads(source)) if source.startswith("{") else read(Path(source))
-    for name in ("channels", "mean", "std"):
-        found, wanted = getattr(dvae.config, name), getattr(vit, name)
-        if found != wanted:
-            raise UnveilError(f"the tokenizer {source} is for images with {name} {found}, these have {wanted}: train one on them")
-    return FrozenDVAE(dvae, vit.grid), json.dumps({"codebook": dvae.size, "encoder": asdict(dvae.config)})
+        return MissingTokenizer(codebook_size), source
+    dvae = dvae_from_record(json.loads(source)) if source.startswith("{") else load_dvae(Path(source))
+    for name, found, expected in (
+        ("channels", dvae.config.channels, vit.channels),
+        ("mean", dvae.config.mean, vit.mean),
+        ("std", dvae.config.std, vit.std),
+    ):
+        if found != expected:
+            raise UnveilError(
+                f"the visual tokenizer {source} is for images with {name} {found}, but these have {expected}: train one on them"
+            )
+    return DVAETokenizer(dvae, vit.grid), json.dumps({"codebook": dvae.size, "encoder": asdict(dvae.config)})
 
 
-def built(facts: dict[str, Any]) -> DiscreteVAE:
-    """An untrained dVAE of the shape that was written down."""
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["encoder"].items()}
-    return DiscreteVAE(ViTConfig(**values), facts["codebook"])
+def dvae_from_record(record: dict[str, Any]) -> DiscreteVAE:
+    """An untrained dVAE of the recorded shape."""
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record["encoder"].items()}
+    if "recompute" in values:  # the name of the option in older records
+        values["grad_checkpointing"] = values.pop("recompute")
+    return DiscreteVAE(ViTConfig(**values), record["codebook"])
 
 
-def read(folder: Path) -> DiscreteVAE:
-    """The trained dVAE of a run folder. Raises `UnveilError` where there is none."""
+def load_dvae(folder: Path) -> DiscreteVAE:
+    """The trained dVAE of a run folder. Raises `UnveilError` if there is none."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise UnveilError(f"the tokenizer {folder} is no finished run: use kmeans, or a run of `unveil pretrain --method dvae`")
+        raise UnveilError(f"{folder} is not the folder of a finished run: use kmeans, or a run of `unveil pretrain --method dvae`")
     try:
         with safe_open(path, "pt") as file:
-            note = json.loads((file.metadata() or {}).get("unveil", "{}"))
-            if note.get("method") != "dvae":
-                raise UnveilError(f"the tokenizer {folder} is a run of {note.get('method', 'another kind')}, expected one of dvae")
-            dvae = built({"encoder": note["encoder"], "codebook": note["options"]["codebook"]})
+            facts = json.loads((file.metadata() or {}).get("unveil", "{}"))
+            if facts.get("method") != "dvae":
+                raise UnveilError(f"{folder} is a run of {facts.get('method', 'another kind')}, expected a run of dvae")
+            size = facts["options"].get("codebook_size", facts["options"].get("codebook"))  # the latter in older files
+            dvae = dvae_from_record({"encoder": facts["encoder"], "codebook": size})
             names = [name for name in file.keys() if name.startswith("encoder.")]  # noqa: SIM118
             dvae.load_state_dict({name.removeprefix("encoder."): file.get_tensor(name) for name in names})
+    except UnveilError:
+        raise
     except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UnveilError(f"{path} is damaged, or of another version: {str(error).splitlines()[0]}") from None
+        raise UnveilError(f"{path} is damaged, or was written by another version: {str(error).splitlines()[0]}") from None
     return dvae

@@ -1,57 +1,26 @@
-"""The Vision Transformer (Dosovitskiy et al., 2020): patches, positions, a Transformer. Any size, patch and channel count."""
+"""The Vision Transformer (Dosovitskiy et al., 2020), for any image size, patch size and number of channels.
 
-from dataclasses import dataclass, replace
+Letters: B images, C channels, H W pixels, h w rows and columns of patches, N = h x w patches, V visible, T = 1 + V tokens, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unveil.blocks.init import xavier
 from unveil.blocks.patches import PatchEmbed, Size, grid_size
 from unveil.blocks.positions import RelativePositionBias, resize_biases, resize_positions, sincos_2d
-from unveil.blocks.transformer import Block, Transformer, TransformerConfig, xavier
+from unveil.blocks.transformer import Block, Transformer, TransformerConfig
 from unveil.errors import UnveilError
-
-MODELS: dict[str, tuple[int, int, int]] = {  # width, depth, heads
-    "vit-nano": (96, 4, 3),
-    "vit-tiny": (192, 12, 3),
-    "vit-small": (384, 12, 6),
-    "vit-base": (768, 12, 12),
-    "vit-large": (1024, 24, 16),
-    "vit-huge": (1280, 32, 16),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """The shape of an encoder and of what it takes in."""
-
-    width: int
-    depth: int
-    heads: int
-    image_size: Size
-    patch_size: Size
-    channels: int = 3
-    mlp_ratio: float = 4.0
-    positions: Literal["sincos", "learned", "none"] = "sincos"
-    relative_bias: Literal["none", "shared", "block"] = "none"
-    """A learned bias of attention for each offset between patches (BEiT): one table for all blocks, or one for each."""
-    drop_path: float = 0.0
-    layer_scale: float | None = None
-    eps: float = 1e-6
-    recompute: bool = False
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Each channel's mean, on a scale of 0 to 1, that images are normalised with."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    @property
-    def grid(self) -> Size:
-        """Rows and columns of patches."""
-        return grid_size(self.image_size, self.patch_size)
+from unveil.models.vit_config import ViTConfig
 
 
 class ViT(nn.Module):
-    """An encoder of images: (B, C, H, W) to a class token and one token a patch."""
+    """An image encoder: (B, C, H, W) to a class token and one token per patch, (B, 1 + N, D)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -63,24 +32,30 @@ class ViT(nn.Module):
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(1 + rows * columns, config.width) * 0.02)  # (1 + N, D)
         elif config.positions == "sincos":
-            places = torch.cat([torch.zeros(1, config.width), sincos_2d(config.grid, config.width)])
-            self.positions = nn.Parameter(places, requires_grad=False)
+            table = torch.cat([torch.zeros(1, config.width), sincos_2d(config.grid, config.width)])
+            self.positions = nn.Parameter(table, requires_grad=False)
         else:
             self.register_parameter("positions", None)
         tables = {"none": 0, "shared": 1, "block": config.depth}[config.relative_bias]
         self.relative = nn.ModuleList(RelativePositionBias(config.grid, config.heads) for _ in range(tables))
-        self.transformer = Transformer(
-            TransformerConfig(
-                width=config.width,
-                depth=config.depth,
-                heads=config.heads,
-                mlp_ratio=config.mlp_ratio,
-                drop_path=config.drop_path,
-                layer_scale=config.layer_scale,
-                eps=config.eps,
-                recompute=config.recompute,
-            )
-        )
+        shared = ("width", "depth", "heads", "mlp_ratio", "final_norm", "drop_path", "layer_scale", "eps", "grad_checkpointing")
+        self.transformer = Transformer(TransformerConfig(**{name: getattr(config, name) for name in shared}))
+
+    def no_weight_decay(self) -> set[str]:
+        """Learned positions have no weight decay. Tables of relative biases have, as in BEiT's public code."""
+        return {"positions"}
+
+    def layer_of(self, name: str) -> int:
+        """The depth of a parameter, for layer-wise learning rates: 0 for the embedding, 1 + i for block i."""
+        return 1 + int(name.split(".")[2]) if name.startswith("transformer.blocks.") else 0
+
+    def grid_of(self, images: Float[Tensor, "B C H W"], any_size: bool = False) -> Size:
+        """Rows and columns of patches. Raises `UnveilError` if images have the wrong size or channels."""
+        size = (images.shape[2], images.shape[3])
+        if images.shape[1] != self.config.channels or not (any_size or size == self.config.image_size):
+            expected = (self.config.channels, *self.config.image_size)
+            raise UnveilError(f"images are (channels, height, width) {tuple(images.shape[1:])}, but the model takes {expected}")
+        return grid_size(size, self.config.patch_size)
 
     def tokens(
         self,
@@ -95,34 +70,30 @@ class ViT(nn.Module):
 
         Args:
             images: Normalised images.
-            keep: Positions of the patches to embed; the others are never touched.
-            hidden: True where `mask_token` stands in for the patch (BEiT, SimMIM, and MAE's ablation 1c).
-            mask_token: The stand-in.
-            any_size: Takes images of another size too, with the positions interpolated (DINO's local crops).
+            keep: Indices of the patches to embed; by default all. Other patches are never read.
+            hidden: True where `mask_token` replaces the patch (BEiT, SimMIM, and MAE's table 1c).
+            mask_token: The token that replaces masked patches.
+            any_size: Whether images may have another size, with interpolated positions (DINO's local crops).
         """
-        size = (images.shape[2], images.shape[3])
-        grid = grid_size(size, self.config.patch_size) if any_size else self.config.grid
-        positions = None if self.positions is None else resize_positions(self.positions, self.config.grid, grid)
-        if images.shape[1] != self.config.channels or not (any_size or size == self.config.image_size):
-            wanted = (self.config.channels, *self.config.image_size)
-            raise UnveilError(f"images are (channels, height, width) {tuple(images.shape[1:])}, the model takes {wanted}")
+        grid = self.grid_of(images, any_size)
         patches = self.embed(images, keep)  # (B, V, D)
         if hidden is not None and mask_token is not None:
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
         first: Tensor = self.class_token
-        if positions is not None:
-            places = positions[1:] if keep is None else positions[1:][keep]
-            patches = patches + places.to(patches.dtype)  # under autocast, tokens stay in half precision
+        if self.positions is not None:
+            positions = resize_positions(self.positions, self.config.grid, grid)
+            of_patches = positions[1:] if keep is None else positions[1:][keep]
+            patches = patches + of_patches.to(patches.dtype)  # keeps half precision under autocast
             first = first + positions[0]
         return torch.cat([first.to(patches.dtype).expand(images.shape[0], 1, -1), patches], dim=1)  # (B, 1 + V, D)
 
-    def biases(self, keep: Int[Tensor, "B V"] | None = None) -> list[Tensor]:
-        """What is added to the scores of attention: one for all blocks, or one a block, or none; of the patches `keep` alone."""
-        tables = [table() for table in self.relative]  # (heads, 1 + N, 1 + N)
+    def biases(self, grid: Size, keep: Int[Tensor, "B V"] | None = None) -> list[Tensor]:
+        """Relative attention biases, for the patches `keep`: one for all blocks, one per block, or none."""
+        tables = [table(grid) for table in self.relative]  # (heads, 1 + N, 1 + N)
         if keep is None or not tables:
             return tables
-        seen = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)
-        return [table[:, seen[:, :, None], seen[:, None, :]].transpose(0, 1) for table in tables]  # (B, heads, 1 + V, 1 + V)
+        kept = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)
+        return [table[:, kept[:, :, None], kept[:, None, :]].transpose(0, 1) for table in tables]  # (B, heads, 1 + V, 1 + V)
 
     def forward(
         self,
@@ -133,40 +104,44 @@ class ViT(nn.Module):
         mask_token: Float[Tensor, " D"] | None = None,
         any_size: bool = False,
     ) -> Float[Tensor, "B T D"]:
-        """The tokens after the last norm, the class token first; arguments as in `tokens`."""
-        tokens: Tensor = self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size)
-        tokens = self.transformer(tokens, biases=self.biases(keep))
-        return tokens
+        """The tokens after the final norm. The class token comes first. Arguments as in `tokens`."""
+        tokens = self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size)
+        out: Tensor = self.transformer(tokens, biases=self.biases(self.grid_of(images, any_size), keep))
+        return out
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:
-        """One vector an image: the mean of the patch tokens, or the class token."""
+        """One vector for each image: the mean of the patch tokens, or the class token."""
         tokens: Tensor = self(images)
         exact = torch.promote_types(tokens.dtype, torch.float32)
         return tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1, dtype=exact)
 
+    def forward_features(self, images: Float[Tensor, "B C H W"], layers: Sequence[int]) -> list[Float[Tensor, "B D h w"]]:
+        """Feature maps after some blocks, for dense tasks. These are the patch tokens without the final norm.
+
+        This is timm's `forward_intermediates(images, layers, intermediates_only=True)`. Images may have any size that patches tile;
+        positions and relative biases are interpolated.
+
+        Args:
+            images: Normalised images.
+            layers: Indices of blocks, for example (3, 5, 7, 11); a negative index counts from the last block.
+        """
+        grid = self.grid_of(images, any_size=True)
+        outputs = self.transformer.intermediates(self.tokens(images, any_size=True), self.biases(grid))
+        return [outputs[layer][:, 1:].transpose(1, 2).unflatten(2, grid) for layer in layers]
+
     @torch.no_grad()
     def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
-        """How much the class token looks at each patch in the last block, head by head."""
-        biases: list[Tensor] | list[None] = self.biases() or [None]
-        x = self.tokens(images)
-        for i, block in enumerate(self.transformer.blocks[:-1]):
-            x = block(x, bias=biases[i % len(biases)])
+        """The attention of the class token to each patch in the last block, for each head."""
+        tokens, biases = self.tokens(images), self.biases(self.config.grid)
+        before = [tokens, *self.transformer.intermediates(tokens, biases)][-2]
         last = self.transformer.blocks[-1]
         assert isinstance(last, Block)
-        return last.attention.weights(last.norm1(x), biases[-1])[:, :, 0, 1:]
+        return last.attention.weights(last.norm1(before), biases[-1] if biases else None)[:, :, 0, 1:]
 
     def resized(self, image_size: Size) -> "ViT":
-        """A copy for images of another size, with the positions interpolated."""
+        """A copy for images of another size, with interpolated positions."""
         other = ViT(replace(self.config, image_size=image_size))
         state, old, new = self.state_dict(), self.config.grid, other.config.grid
         resizes = {"positions": resize_positions, **{f"relative.{i}.table": resize_biases for i in range(len(self.relative))}}
         other.load_state_dict(state | {name: change(state[name], old, new) for name, change in resizes.items() if name in state})
         return other
-
-
-def heads_of(width: int) -> int:
-    """The usual number of heads of a width. Raises `UnveilError` for a width that has none."""
-    usual = {width: heads for width, _, heads in MODELS.values()} | {512: 16}
-    if width not in usual:
-        raise UnveilError(f"width {width} has no usual number of heads: say how many (heads=, decoder_heads=)")
-    return usual[width]

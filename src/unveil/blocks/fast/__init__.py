@@ -1,1 +1,1 @@
-"""Faster ways to the same numbers as the plain blocks, chosen in one place."""
+"""Faster implementations with the same results as the plain blocks, one per file. `unveil.blocks.fast.choose` selects them."""

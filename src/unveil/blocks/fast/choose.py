@@ -1,0 +1,101 @@
+"""Decides which fast paths are used. No other file decides this, so each fast path can be removed on its own.
+
+`UNVEIL_PLAIN=1` in the environment turns all of them off; `UNVEIL_PLAIN=recompute,half_norm` turns off some. LAB.md has their
+measured gains.
+
+| name             | file               | instead of                                                     |
+| ---------------- | ------------------ | -------------------------------------------------------------- |
+| half_norm        | half_norm.py       | a layer norm that converts half precision to float32 and back  |
+| half_attention   | half_attention.py  | the fused attention kernel of the CPU, slow in half precision  |
+| byte_dropout     | byte_dropout.py    | eight random bytes for each value, on the CPU                  |
+| loss_by_rows     | loss_by_rows.py    | ten passes over the class scores of a large vocabulary         |
+| recompute        | recompute.py       | keeping the results of norms and activations for the backward  |
+| mask_tokens_once | shared_tokens.py   | projecting the same mask tokens for each image of a batch      |
+| last_tokens_only | block.py           | computing all tokens in the last block when few are needed     |
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from unveil.errors import UnveilError
+
+NAMES = frozenset(
+    {"half_norm", "half_attention", "byte_dropout", "loss_by_rows", "recompute", "mask_tokens_once", "last_tokens_only"}
+)
+HALF = (torch.bfloat16, torch.float16)
+RECOMPUTE_FROM = 2**19
+"""Minimum number of values in an input to recompute. Smaller inputs (below 1 MiB in half precision) save too little memory."""
+
+
+def names_in(value: str) -> frozenset[str]:
+    """The fast paths that a value of `UNVEIL_PLAIN` turns off. Raises `UnveilError` for an unknown name."""
+    if value in ("", "0", "1"):
+        return NAMES if value == "1" else frozenset()
+    names = frozenset(value.split(","))
+    if not names <= NAMES:
+        raise UnveilError(f"UNVEIL_PLAIN is {value!r}: use 1, or names from {', '.join(sorted(NAMES))}, separated by commas")
+    return names
+
+
+_off = names_in(os.environ.get("UNVEIL_PLAIN", ""))
+
+
+@contextmanager
+def turned_off(*names: str) -> Iterator[None]:
+    """A context in which exactly these fast paths are turned off, for tests and benchmarks."""
+    global _off
+    before, _off = _off, frozenset(names)
+    try:
+        yield
+    finally:
+        _off = before
+
+
+def enabled(name: str) -> bool:
+    """Whether a fast path may be used."""
+    return name not in _off
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether to use a hand-written backward pass: on a CPU, unless torch.compile optimises the graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def half_norm(x: Tensor, weight: Tensor) -> bool:
+    """For half-precision inputs of a layer norm whose weights are float32."""
+    return enabled("half_norm") and x.dtype != weight.dtype
+
+
+def half_attention(query: Tensor) -> bool:
+    """For half-precision attention on a CPU."""
+    return enabled("half_attention") and query.device.type == "cpu" and query.dtype in HALF
+
+
+def byte_dropout(x: Tensor) -> bool:
+    """For dropout on a CPU."""
+    return enabled("byte_dropout") and by_hand(x)
+
+
+def loss_by_rows(scores: Tensor) -> bool:
+    """For the cross-entropy of a large vocabulary on a CPU."""
+    return enabled("loss_by_rows") and by_hand(scores)
+
+
+def fast_block() -> bool:
+    """For blocks, unless all fast paths of a block are turned off."""
+    return enabled("recompute") or enabled("mask_tokens_once") or enabled("last_tokens_only")
+
+
+def may_recompute(x: Tensor) -> bool:
+    """For training in half precision on a CPU."""
+    half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    return half and enabled("recompute") and not torch.compiler.is_compiling()
+
+
+def recompute(x: Tensor) -> bool:
+    """For large inputs of norms and activations, if `may_recompute`."""
+    return may_recompute(x) and x.numel() >= RECOMPUTE_FROM  # in this order: ONNX export has no fixed batch size to compare
