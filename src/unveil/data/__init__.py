@@ -1,1 +1,1 @@
-"""Floor 1: from files to augmented batches. Knows no model."""
+"""From files to augmented batches of images. Independent of the models."""

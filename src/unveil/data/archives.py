@@ -1,7 +1,7 @@
-"""Boxes of files: a folder, a tar, a zip or several of them, listed once and then read file by file from any thread.
+"""Folders and archives (tar, zip, or shards of them) behind one interface. They are listed once; any thread can then read files.
 
-Nothing is ever extracted by name, so a member called `../../etc/passwd` is a label and no path. Reads go through
-`os.pread`, which has no position that threads or forked workers could take from each other.
+Nothing is extracted to the disk, so a member called `../../etc/passwd` is only a name. Files are read with `os.pread`, which uses
+no file position, so threads and forked workers do not disturb each other.
 """
 
 import bz2
@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from unveil.data.images import FILE_LIMIT, Unreadable
+from unveil.data.images import FILE_LIMIT
+from unveil.data.pixels import Unreadable
 from unveil.errors import UnveilError
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
@@ -29,7 +30,7 @@ _TOO_LARGE = f"larger than {FILE_LIMIT:,} bytes"
 
 
 class Archive(ABC):
-    """Named files, sorted by name in code-point order, with their sizes; `refused` says what was left out and why."""
+    """Named files with their sizes, sorted by the code points of their names. `refused` maps excluded files to the reason."""
 
     names: list[str]
     sizes: list[int]
@@ -40,36 +41,36 @@ class Archive(ABC):
         """The first `limit` bytes of a file; safe to call from several threads.
 
         Raises:
-            OSError: the file cannot be read.
-            Unreadable: the archive holds something else than it says.
+            OSError: If the file cannot be read.
+            Unreadable: If the archive is damaged at this file.
         """
 
 
 class Folder(Archive):
-    """A folder of any depth; hidden files are passed over, and links that lead in circles are followed once."""
+    """A folder of any depth. Hidden files are ignored. Each linked folder is followed only once, so cycles end."""
 
     def __init__(self, path: Path):
         self.refused = {}
         self._root = os.fspath(path)
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         if path.is_dir():
-            self._scan(found)
+            self._scan(sizes)
         else:  # one image
             self._root = os.fspath(path.parent)
-            found[path.name] = path.stat().st_size
-        self.names = sorted(found)
-        self.sizes = [found[name] for name in self.names]
+            sizes[path.name] = path.stat().st_size
+        self.names = sorted(sizes)
+        self.sizes = [sizes[name] for name in self.names]
 
-    def _scan(self, found: dict[str, int]) -> None:
-        seen: set[tuple[int, int]] = set()
+    def _scan(self, sizes: dict[str, int]) -> None:
+        visited: set[tuple[int, int]] = set()
         folders, links = [""], list[str]()
         while folders or links:  # linked folders last, so that a folder is listed under its own name
             prefix = folders.pop() if folders else links.pop()
             try:
                 status = os.stat(os.path.join(self._root, prefix))
-                if (status.st_dev, status.st_ino) in seen:
+                if (status.st_dev, status.st_ino) in visited:
                     continue
-                seen.add((status.st_dev, status.st_ino))
+                visited.add((status.st_dev, status.st_ino))
                 with os.scandir(os.path.join(self._root, prefix)) as scan:
                     entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
             except OSError as error:
@@ -85,9 +86,9 @@ class Folder(Archive):
                     if entry.is_dir():
                         (links if entry.is_symlink() else folders).append(name + "/")
                     elif entry.is_file():
-                        found[name] = entry.stat().st_size
+                        sizes[name] = entry.stat().st_size
                 except OSError as error:
-                    self.refused[name] = f"cannot be looked at: {error.strerror}"
+                    self.refused[name] = f"its size cannot be read: {error.strerror}"
 
     def read(self, index: int, limit: int = FILE_LIMIT) -> bytes:
         if self.sizes[index] > FILE_LIMIT:
@@ -97,12 +98,12 @@ class Folder(Archive):
 
 
 class Tar(Archive):
-    """A tar, plain or compressed; a compressed one is unpacked once, into one nameless temporary file."""
+    """A tar file. If it is compressed, it is decompressed once into an unnamed temporary file."""
 
     def __init__(self, path: Path):
         self.refused = {}
         try:
-            self._file, self._checked = _plain(path)
+            self._file, self._checked = _decompressed(path)
             members = self._list()
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
             raise _damaged(path, error) from None
@@ -128,7 +129,7 @@ class Tar(Archive):
             end = os.pread(self._file.fileno(), tarfile.BLOCKSIZE, tar.offset)
         if end.strip(b"\0"):  # tarfile takes a broken header for the end
             raise tarfile.ReadError(f"broken header at byte {tar.offset:,}")
-        if not end and not self._checked:  # downloads break off at round numbers, and those lie between files too
+        if not end and not self._checked:  # a truncated download may happen to end between two files
             raise tarfile.ReadError("it has no end mark")
         return members
 
@@ -137,7 +138,7 @@ class Tar(Archive):
 
 
 class Zip(Archive):
-    """A zip; Python's zipfile reads its table of contents only, since threads would fight for its one position."""
+    """A zip file. Python's zipfile reads only the table of contents, because threads cannot share its file position."""
 
     def __init__(self, path: Path):
         self.refused = {}
@@ -169,7 +170,7 @@ class Zip(Archive):
         entry = self._entries[index]
         header = _read_at(self._handle, 30, entry.header_offset)
         if header[:4] != b"PK\3\4":
-            raise Unreadable("damaged zip: no file where its table says")
+            raise Unreadable("damaged zip: no file at the offset in its table")
         skip = 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         whole = limit >= entry.file_size
         packed = entry.compress_size if whole else min(entry.compress_size, limit + 1024)
@@ -185,14 +186,14 @@ class Zip(Archive):
 
 
 class Shards(Archive):
-    """Several archives as one; each file's name begins with the stem of its shard."""
+    """Several archives as one. The name of a file begins with the stem of its shard."""
 
     def __init__(self, paths: Sequence[Path]):
         self._archives = [open_archive(path) for path in paths]
         self.stems = stems = [_stem(path) for path in paths]
         rows = []
         for number, (stem, archive) in enumerate(zip(stems, self._archives, strict=True)):
-            rows += [(f"{stem}/{name}", archive.sizes[at], number, at) for at, name in enumerate(archive.names)]
+            rows += [(f"{stem}/{name}", archive.sizes[i], number, i) for i, name in enumerate(archive.names)]
         rows.sort()
         self.refused = {
             f"{stem}/{name}": reason
@@ -201,31 +202,27 @@ class Shards(Archive):
         }
         self.names = [row[0] for row in rows]
         self.sizes = [row[1] for row in rows]
-        self._places = [row[2:] for row in rows]
+        self._locations = [row[2:] for row in rows]
 
     def read(self, index: int, limit: int = FILE_LIMIT) -> bytes:
-        shard, at = self._places[index]
-        return self._archives[shard].read(at, limit)
+        shard, inner_index = self._locations[index]
+        return self._archives[shard].read(inner_index, limit)
 
 
 def open_archive(path: Path) -> Archive:
-    """List a tar (plain or compressed) or zip, told apart by their first bytes.
-
-    Raises:
-        UnveilError: it is neither, or damaged.
-    """
+    """Lists a tar (plain or compressed) or a zip, by its first bytes. Raises `UnveilError` if it is neither, or damaged."""
     try:
         with open(path, "rb") as file:
             head = file.read(4)
     except OSError as error:
         raise UnveilError(f"cannot open {str(path)!r}: {error.strerror}") from None
     if head.startswith(b"\x28\xb5\x2f\xfd"):
-        raise UnveilError(f"{str(path)!r} is compressed by zstd, which is not read: unpack it with `zstd -d` first")
+        raise UnveilError(f"{str(path)!r} is compressed with zstd, which is not supported: decompress it with `zstd -d` first")
     return Zip(path) if head.startswith((b"PK\3\4", b"PK\5\6")) else Tar(path)
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name says that it is a tar or zip."""
+    """Whether a file has the suffix of a tar or zip."""
     return path.name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
@@ -238,14 +235,14 @@ def _stem(path: Path) -> str:
 
 
 def _clean(name: str) -> str:
-    """A member's name as a relative path, or "" for a hidden one: no root, no `.`, no `..`."""
+    """The name of a member as a relative path without `.` and `..`, or "" if it is hidden."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return "" if any(part.startswith(".") or part == "__MACOSX" for part in parts) else "/".join(parts)
 
 
-def _plain(path: Path) -> tuple[IO[bytes], bool]:
-    """The tar itself, and whether it was compressed: then its checksum has vouched for the end."""
-    file: IO[bytes] = open(path, "rb")  # noqa: SIM115 (it lives as long as the archive)
+def _decompressed(path: Path) -> tuple[IO[bytes], bool]:
+    """Returns the tar, and whether it was compressed. If so, a checksum was verified, so the tar is complete."""
+    file: IO[bytes] = open(path, "rb")  # noqa: SIM115 (it is open as long as the archive exists)
     head = file.read(6)
     file.seek(0)
     unpackers: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
@@ -264,7 +261,7 @@ def _read_at(handle: int, size: int, offset: int) -> bytes:
     raw = os.pread(handle, size, offset)
     if len(raw) == size:
         return raw
-    stream = io.BytesIO()  # one call reads 2 GiB at most, and less where a signal comes between
+    stream = io.BytesIO()  # one call reads up to 2 GiB, or less if a signal interrupts it
     while raw:
         stream.write(raw)
         raw = os.pread(handle, size - stream.tell(), offset + stream.tell())
@@ -276,7 +273,5 @@ def _read_at(handle: int, size: int, offset: int) -> bytes:
 def _damaged(path: Path, error: Exception) -> UnveilError:
     if isinstance(error, OSError) and error.errno is not None:
         return UnveilError(f"cannot read {str(path)!r}: {error.strerror}")
-    said = " ".join(str(error).split()) or type(error).__name__
-    return UnveilError(
-        f"{str(path)!r} is no whole tar or zip ({said}): if it was downloaded, the download may have been cut short; fetch it again"
-    )
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UnveilError(f"{str(path)!r} is not a complete tar or zip ({reason}): if it was downloaded, download it again")

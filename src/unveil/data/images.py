@@ -1,17 +1,13 @@
-"""Reads one image, whatever its file turns out to be, within a limit of memory; every failure is `Unreadable`.
+"""Reads an image file of any supported format, within a memory limit. Every failure raises `Unreadable`.
 
-Files are known by their first bytes, never by their names. Pillow's plugins are called one by one and not through
-`Image.open`: so a format that nobody asked for (PostScript, video) is never tried, and the only limit of size is ours,
-checked from the header, with no process-wide setting of Pillow to change.
+The format follows from the first bytes of a file, not from its name. Pillow's plugins are called directly, and not through
+`Image.open`, so other formats (PostScript, video) are never tried. The only size limit is `max_pixels`, which is compared with the
+header. Pillow's global limit is not changed.
 """
 
-import contextlib
-import ctypes
 import io
-import logging
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from unveil.data.pixels import Pixels, Unreadable, as_pixels, check_size, fit_size, match_channels, read_npy, read_tiff, shrink
-
-__all__ = ["FILE_LIMIT", "IMAGE_SUFFIXES", "Pixels", "Unreadable", "fit_size", "image_format", "read_image"]
+from unveil.data.pixels import (
+    ClassMap,
+    Pixels,
+    Unreadable,
+    array_image,
+    as_class_map,
+    as_pixels,
+    check_size,
+    finish,
+    fit_size,
+    match_channels,
+    read_npy,
+    read_tiff,
+)
+from unveil.data.quiet_decoders import quiet_decoders
 
 IMAGE_SUFFIXES = tuple(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .tif .tiff .bmp .dib .npy .ppm .pgm .pbm .pnm .pfm "
     ".avif .avifs .jp2 .j2k .jpx .j2c .qoi .dds .ico".split()
 )
-"""Endings (lower case) of files that are meant to be images: one that is not is reported, not passed over."""
+"""Suffixes (lower case) of image files. A file with such a suffix that is not an image is reported as skipped."""
 FILE_LIMIT = 1 << 30
-"""Bytes of the largest file that is taken for one image."""
-
-# A damaged tag makes Pillow warn, on stderr and from any thread. Filters cannot be set for one thread, so this one is
-# set once; it is last in the list, which leaves whatever the user says about warnings in charge.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
-logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL + 1)
-with contextlib.suppress(OSError, AttributeError):  # libtiff writes to stderr too, and this is the only way to stop it
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]
-Image.init()
+"""Maximum size of an image file, in bytes."""
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -66,11 +66,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 274
-_SPREAD = re.compile(r'"shape": \[\d+, \d+, \d+\]')  # tifffile's note of a 3-D array, which may lie over several pages
+_THREE_AXES = re.compile(r'"shape": \[\d+, \d+, \d+\]')  # tifffile's note of a 3-D array, whose channels may be pages
 
 
 def image_format(head: bytes) -> str | None:
-    """The image format that a file's first 32 bytes announce ("JPEG", "NPY", ...), or None."""
+    """The image format ("JPEG", "NPY", ...) of a file that begins with these 32 bytes, or None."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -90,48 +90,83 @@ def read_image(
     *,
     channels: int | None = None,
     shrink_to: int | None = None,
-    pixel_limit: int = 64_000_000,
+    max_pixels: int = 64_000_000,
     name: str = "",
 ) -> Pixels:
-    """Read one image as (H, W, C), upright, uint8 or (16-bit grey, TIFF, NPY) uint16.
+    """Reads one image as (H, W, C), upright, uint8 or (16-bit grey, TIFF, NPY) uint16.
 
-    Of an animation or a file of many pages the first is read. Transparency is laid over white, as a page would show
-    it, except where `channels` is 4. Palettes, CMYK, YCbCr and Lab become RGB; 16-bit colour PNGs come as 8 bits,
-    which is all that Pillow offers.
+    Only the first frame of an animation, or the first page of a file, is read. Transparent pixels are blended with white, unless
+    `channels` is 4. Palettes, CMYK, YCbCr and Lab become RGB. 16-bit colour PNGs become 8-bit, since Pillow cannot read them
+    otherwise.
 
     Args:
-        raw: the bytes of a file, its path, a Pillow image (not changed), or an array (H, W) or (H, W, C).
-        channels: how many to return: grey is repeated to 3, RGB becomes luma for 1; None leaves them as they are.
-        shrink_to: shrink so that the short side is this and the long side at most twice this; never enlarges.
-        pixel_limit: the most pixels that may be decoded, known from the header before anything is.
-        name: what to call the image in the error.
+        raw: The bytes of a file, its path, a Pillow image (which is not changed), or an array (H, W) or (H, W, C).
+        channels: Number of channels. For 3, grey is repeated; for 1, RGB becomes luma. None keeps the channels of the file.
+        shrink_to: Length of the short side after shrinking; the long side is at most twice that. Images are never enlarged.
+        max_pixels: Maximum number of pixels to decode, compared with the header before anything is decoded.
+        name: The name of the image in errors.
 
     Raises:
-        Unreadable: whatever is wrong with this image, in one line.
+        Unreadable: If the image cannot be used; the message is one line.
     """
     kind = ""
     try:
         if isinstance(raw, np.ndarray):
-            return _finish(_checked_array(raw, pixel_limit), channels, shrink_to)
-        if isinstance(raw, Image.Image):
-            check_size(raw.height, raw.width, pixel_limit)
-            return _from_image(raw, channels, shrink_to)
-        if isinstance(raw, os.PathLike):
-            raw = _read_file(raw)
-        if not raw:
-            raise Unreadable("empty file")
-        kind = image_format(raw[:32]) or ""
-        if not kind:
-            raise Unreadable("not an image")
-        if kind == "NPY":
-            return _finish(read_npy(raw, pixel_limit), channels, shrink_to)
-        if kind == "TIFF":
-            return _read_tiff(raw, channels, shrink_to, pixel_limit)
-        return _from_image(_open(kind, raw, shrink_to, pixel_limit), channels, shrink_to)
+            return finish(array_image(raw, max_pixels), channels, shrink_to)
+        with quiet_decoders():
+            if isinstance(raw, Image.Image):
+                check_size(raw.height, raw.width, max_pixels)
+                return _from_pillow(raw, channels, shrink_to)
+            if isinstance(raw, os.PathLike):
+                raw = _read_file(raw)
+            kind = _format_or_error(raw)
+            if kind == "NPY":
+                return finish(read_npy(raw, max_pixels), channels, shrink_to)
+            if kind == "TIFF":
+                return _read_tiff(raw, channels, shrink_to, max_pixels)
+            return _from_pillow(_open(kind, raw, shrink_to, max_pixels), channels, shrink_to)
     except Unreadable as error:
         raise Unreadable(error.reason, name) from None
     except Exception as error:
         raise Unreadable(_reason(kind, error), name) from None
+
+
+def read_class_map(raw: bytes | NDArray[Any], *, max_pixels: int = 64_000_000, name: str = "") -> ClassMap:
+    """Reads a mask with one class number per pixel as (H, W) uint8; 255 marks pixels without a class.
+
+    Args:
+        raw: The bytes of a grey or palette PNG, whose values or palette indices are the classes; or an array (H, W).
+        max_pixels: Maximum number of pixels to decode.
+        name: The name of the mask in errors.
+
+    Raises:
+        Unreadable: If it is not such a mask, or is damaged.
+    """
+    try:
+        if isinstance(raw, np.ndarray):
+            return as_class_map(raw)
+        with quiet_decoders():
+            kind = _format_or_error(raw)
+            if kind != "PNG":
+                raise Unreadable(f"mask in {kind} format, expected PNG")
+            image = _open(kind, raw, None, max_pixels)
+            if image.mode not in ("1", "L", "P", "I", "I;16"):
+                raise Unreadable(f"mask in colour ({image.mode}), expected one class number per pixel: a grey or palette PNG")
+            image.load()
+            return as_class_map(np.asarray(image))
+    except Unreadable as error:
+        raise Unreadable(error.reason, name) from None
+    except Exception as error:
+        raise Unreadable(_reason("PNG", error), name) from None
+
+
+def _format_or_error(raw: bytes) -> str:
+    if not raw:
+        raise Unreadable("empty file")
+    kind = image_format(raw[:32])
+    if kind is None:
+        raise Unreadable("not an image")
+    return kind
 
 
 def _reason(kind: str, error: Exception) -> str:
@@ -153,35 +188,26 @@ def _read_file(path: os.PathLike[str]) -> bytes:
         raise Unreadable(f"cannot be opened: {error.strerror}") from None
 
 
-def _checked_array(values: NDArray[Any], pixel_limit: int) -> Pixels:
-    if values.ndim not in (2, 3) or values.size == 0:
-        raise Unreadable(f"has shape {values.shape}, expected (H, W) or (H, W, C)")
-    check_size(values.shape[0], values.shape[1], pixel_limit)
-    return as_pixels(values if values.ndim == 3 else values[:, :, None])
-
-
-def _finish(pixels: Pixels, channels: int | None, shrink_to: int | None) -> Pixels:
-    pixels = shrink(match_channels(pixels, channels), shrink_to)
-    return pixels if pixels.flags.writeable and pixels.flags.c_contiguous else pixels.copy(order="C")
-
-
-def _open(kind: str, raw: bytes, shrink_to: int | None, pixel_limit: int) -> Image.Image:
-    """Open without decoding, so that the size is known and can be refused."""
+def _open(kind: str, raw: bytes, shrink_to: int | None, max_pixels: int) -> Image.Image:
+    """Opens an image without decoding it. Raises `Unreadable` if it is too large."""
     for width, height in _announced_sizes(kind, raw):
-        check_size(height, width, pixel_limit)
-    opener = JpegImagePlugin.JpegImageFile if kind == "JPEG" else Image.OPEN[kind][0]  # JPEG's looks for more images
+        check_size(height, width, max_pixels)
+    Image.init()  # registers Pillow's formats, once per process
+    opener = (
+        JpegImagePlugin.JpegImageFile if kind == "JPEG" else Image.OPEN[kind][0]
+    )  # the registered opener of JPEG looks for more images in the file
     image = opener(io.BytesIO(raw), "")
     if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
         _draft(image, shrink_to)
-    check_size(image.height, image.width, pixel_limit)
+    check_size(image.height, image.width, max_pixels)
     return image
 
 
 def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: int) -> None:
-    """Let the JPEG decoder shrink by 2, 4 or 8 while at least twice the final size is left.
+    """Lets the JPEG decoder shrink the image by 2, 4 or 8, but to no less than twice the final size.
 
-    Its shrinking is a box filter; the factor of two leaves the last and visible step to the better one. A progressive
-    file keeps all its coefficients in memory whatever the scale: it is decoded, and counted, at full size.
+    The decoder uses a box filter, so the last step, whose quality is visible, is left to the bicubic filter. A progressive file
+    needs memory for all its coefficients at any scale, so it is decoded, and compared with the limit, at full size.
     """
     if "progressive" not in image.info:
         height, width = fit_size(image.height, image.width, shrink_to)
@@ -189,7 +215,7 @@ def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: int) -> None:
 
 
 def _announced_sizes(kind: str, raw: bytes) -> list[tuple[int, int]]:
-    """The (width, height) in the headers of the two formats whose plugins spend memory when they only open."""
+    """The sizes (width, height) in the header, for the two formats whose plugins already allocate memory on opening."""
     if kind == "WEBP" and len(raw) >= 30:
         if raw[12:16] == b"VP8X":
             return [(int.from_bytes(raw[24:27], "little") + 1, int.from_bytes(raw[27:30], "little") + 1)]
@@ -212,33 +238,34 @@ def _announced_sizes(kind: str, raw: bytes) -> list[tuple[int, int]]:
     return sizes
 
 
-def _read_tiff(raw: bytes, channels: int | None, shrink_to: int | None, pixel_limit: int) -> Pixels:
-    """Pillow where it keeps every sample as it is, tifffile where Pillow would drop channels or bits."""
+def _read_tiff(raw: bytes, channels: int | None, shrink_to: int | None, max_pixels: int) -> Pixels:
+    """Reads a TIFF with Pillow if that keeps every channel and bit, otherwise with tifffile."""
+    Image.init()
     try:
         image = Image.OPEN["TIFF"][0](io.BytesIO(raw), "")
         bits, samples, photometric, extra = (image.tag_v2.get(tag) for tag in (258, 277, 262, 338))  # type: ignore[attr-defined]
-        spread = _SPREAD.search(str(image.tag_v2.get(270, "")))  # type: ignore[attr-defined]
+        pages = _THREE_AXES.search(str(image.tag_v2.get(270, "")))  # type: ignore[attr-defined]
     except Exception:
-        return _finish(read_tiff(raw, pixel_limit), channels, shrink_to)
+        return finish(read_tiff(raw, max_pixels), channels, shrink_to)
     samples = samples or 1
     wide = max(bits or (1,)) > 8
-    known = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}.get(photometric, 0)  # samples that the colour space needs
-    alpha = samples == known + 1 and tuple(extra or ()) in ((1,), (2,))
-    if spread or (samples > 1 and (wide or not (samples == known or alpha))):
-        return _finish(read_tiff(raw, pixel_limit), channels, shrink_to)
-    check_size(image.height, image.width, pixel_limit)
-    return _from_image(image, channels, shrink_to)
+    expected = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}.get(photometric, 0)  # samples of the colour space
+    alpha = samples == expected + 1 and tuple(extra or ()) in ((1,), (2,))
+    if pages or (samples > 1 and (wide or not (samples == expected or alpha))):
+        return finish(read_tiff(raw, max_pixels), channels, shrink_to)
+    check_size(image.height, image.width, max_pixels)
+    return _from_pillow(image, channels, shrink_to)
 
 
-def _from_image(image: Image.Image, channels: int | None, shrink_to: int | None) -> Pixels:
+def _from_pillow(image: Image.Image, channels: int | None, shrink_to: int | None) -> Pixels:
     image.load()
     image = _upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if image.format == "PPM" and image.mode == "I":
-            values = values.astype(np.uint16)  # Pillow stretched its values to 16 bits
-        return _finish(as_pixels(values[:, :, None]), channels, shrink_to)
-    image = _plain(image, channels)
+            values = values.astype(np.uint16)  # Pillow has scaled the values to 16 bits
+        return finish(as_pixels(values[:, :, None]), channels, shrink_to)
+    image = _grey_or_rgb(image, channels)
     if channels == 1 and image.mode == "RGB":
         image = image.convert("L")
     if shrink_to is not None:
@@ -250,7 +277,7 @@ def _from_image(image: Image.Image, channels: int | None, shrink_to: int | None)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF (or XMP) orientation says; one that cannot be understood is left alone."""
+    """Applies the EXIF or XMP orientation. An invalid orientation is ignored."""
     if not {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}.isdisjoint(image.info):
         try:
             turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
@@ -263,8 +290,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _plain(image: Image.Image, channels: int | None) -> Image.Image:
-    """As L or RGB, or as RGBA where four channels are wanted and there is transparency."""
+def _grey_or_rgb(image: Image.Image, channels: int | None) -> Image.Image:
+    """Converts to L or RGB, or to RGBA if four channels are wanted and the image has transparency."""
     if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -272,9 +299,9 @@ def _plain(image: Image.Image, channels: int | None) -> Image.Image:
         image = image.convert("RGBA")
         if channels == 4:
             return image
-        page = Image.new("RGB", image.size, (255, 255, 255))
-        page.paste(image, mask=image.getchannel("A"))
-        return page.convert("L") if grey else page
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return white.convert("L") if grey else white
     if image.mode in ("L", "RGB"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")

@@ -1,11 +1,12 @@
-"""Data sets that have a name elsewhere: on the Hugging Face hub (extra `hf`), or in torchvision.
+"""Named datasets: of the Hugging Face hub (extra `hf`), and of torchvision.
 
-Both libraries are imported when one of their sets is asked for, and not before: they take seconds.
+The libraries take seconds to import, so they are imported only when one of their datasets is opened.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +19,18 @@ from unveil.errors import UnveilError
 
 
 class Listing(NamedTuple):
-    """One part of a set: how many images, their classes, how to read one, and what tells this version from others."""
+    """One split of a dataset."""
 
     length: int
     labels: Labels | None
     classes: list[str]
     read: Callable[[int], bytes | Image.Image]
     version: str
+    """A string that changes with the data."""
 
 
 class TorchvisionSet(NamedTuple):
-    """A class of torchvision.datasets, and what to call it with for each part."""
+    """A class of torchvision.datasets, and its arguments for each split."""
 
     class_name: str
     train: Mapping[str, Any]
@@ -59,17 +61,17 @@ TORCHVISION_SETS = {
 }
 
 
-def torchvision_parts(name: str) -> dict[str, Callable[[], Listing]]:
-    """The parts ("train", and "test" where there is one) of a set in `TORCHVISION_SETS`, downloaded when first read."""
-    chosen = TORCHVISION_SETS[name]
-    parts = {"train": partial(_torchvision_listing, chosen.class_name, chosen.train)}
-    if chosen.test is not None:
-        parts["test"] = partial(_torchvision_listing, chosen.class_name, chosen.test)
-    return dict(parts)
+def torchvision_splits(name: str) -> dict[str, Callable[[], Listing]]:
+    """The splits ("train", and "test" if there is one) of a dataset in `TORCHVISION_SETS`, downloaded when first listed."""
+    dataset = TORCHVISION_SETS[name]
+    splits = {"train": partial(_torchvision_listing, dataset.class_name, dataset.train)}
+    if dataset.test is not None:
+        splits["test"] = partial(_torchvision_listing, dataset.class_name, dataset.test)
+    return dict(splits)
 
 
 def _torchvision_listing(class_name: str, options: Mapping[str, Any]) -> Listing:
-    from torchvision import datasets  # it imports torch
+    from torchvision import datasets
 
     root = Path(os.environ.get("UNVEIL_DATA") or Path.home() / ".cache" / "unveil" / "data")
     maker = getattr(datasets, class_name)
@@ -77,12 +79,12 @@ def _torchvision_listing(class_name: str, options: Mapping[str, Any]) -> Listing
         root.mkdir(parents=True, exist_ok=True)
         try:
             dataset = maker(root, **options, download=False)
-        except RuntimeError:  # it is not there yet; several sets refuse `download=True` where they are
+        except RuntimeError:  # not downloaded yet; some datasets refuse `download=True` if they exist already
             dataset = maker(root, **options, download=True)
     except Exception as error:
-        raise UnveilError(f"cannot load torchvision's {class_name} in {root}: {_line(error)}") from error
-    files = _first(dataset, "samples", "_samples", "_image_files", "_images")
-    labels = _first(dataset, "targets", "labels", "_labels")
+        raise UnveilError(f"cannot load {class_name} of torchvision in {root}: {_one_line(error)}") from error
+    files = _first_attribute(dataset, "samples", "_samples", "_image_files", "_images")
+    labels = _first_attribute(dataset, "targets", "labels", "_labels")
     if files is not None and len(files) and isinstance(files[0], tuple):
         labels = [label for _, label in files]
         files = [path for path, _ in files]
@@ -100,36 +102,48 @@ def _torchvision_listing(class_name: str, options: Mapping[str, Any]) -> Listing
     return Listing(len(dataset), numbers, classes, read, f"{class_name} {sorted(options.items())}")
 
 
-def _first(holder: Any, *attributes: str) -> Any:
+def _first_attribute(holder: Any, *attributes: str) -> Any:
     return next((getattr(holder, each) for each in attributes if getattr(holder, each, None) is not None), None)
 
 
-def hugging_face_parts(address: str) -> dict[str, Callable[[], Listing]]:
+def hugging_face_splits(address: str) -> dict[str, Callable[[], Listing]]:
     """The splits of `hf://name`, `hf://name:config` or `hf://folder` (of `save_to_disk`, or any that `datasets` reads).
 
     Raises:
-        UnveilError: `datasets` is not installed, the set cannot be loaded, or it holds no images.
+        UnveilError: If `datasets` is not installed, the dataset cannot be loaded, or it has no images.
     """
-    # Counts of use are reported to the hub unless it is told not to: unveil sends nothing, ever.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
-    try:
-        import datasets
-    except ImportError:
-        raise UnveilError(f"{address} needs the package `datasets`: pip install 'unveil[hf]'") from None
+    with _without_telemetry():
+        try:
+            import datasets
+        except ImportError:
+            raise UnveilError(f"{address} needs the package `datasets`: pip install 'unveil[hf]'") from None
     name = address.removeprefix("hf://")
     if not name:
-        raise UnveilError("hf:// wants the name of a data set, as in hf://cifar10 or hf://name:config")
+        raise UnveilError("hf:// has no name of a dataset: expected for example hf://cifar10 or hf://name:config")
     try:
-        if any(Path(name, mark).is_file() for mark in ("dataset_dict.json", "state.json")):
+        if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
             loaded: Any = datasets.load_from_disk(name)
         else:
             name, _, config = (name, "", "") if Path(name).exists() else name.partition(":")
             loaded = datasets.load_dataset(name, config or None)
     except Exception as error:
-        raise UnveilError(f"cannot load {address}: {_line(error)}") from error
+        raise UnveilError(f"cannot load {address}: {_one_line(error)}") from error
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-    return {str(split): partial(_hugging_face_listing, address, part) for split, part in splits.items()}
+    return {str(split): partial(_hugging_face_listing, address, dataset) for split, dataset in splits.items()}
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Turns off the telemetry of `datasets` through environment variables, which the library reads on import."""
+    before = dict(os.environ)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+    try:
+        yield
+    finally:
+        for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_UPDATE_DOWNLOAD_COUNTS"):
+            if name not in before:
+                del os.environ[name]
 
 
 def _hugging_face_listing(address: str, dataset: Any) -> Listing:
@@ -138,12 +152,12 @@ def _hugging_face_listing(address: str, dataset: Any) -> Listing:
     features = dataset.features
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if not images:
-        raise UnveilError(f"{address} has no column of images: its columns are {', '.join(features)}")
+        raise UnveilError(f"{address} has no column of images; its columns are {', '.join(features)}")
     image = next((column for column in ("image", "img", "pixel_values") if column in images), images[0])
     named = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labels, classes = None, list[str]()
-    usual = [column for column in ("label", "labels", "fine_label") if column in features]
-    label = next(iter(usual + named), "")
+    common = [column for column in ("label", "labels", "fine_label") if column in features]
+    label = next(iter(common + named), "")
     if label in named:
         labels = np.asarray(dataset.with_format("numpy")[label][:], dtype=np.int64)
         classes = list(features[label].names)
@@ -162,5 +176,5 @@ def _hugging_face_listing(address: str, dataset: Any) -> Listing:
     return Listing(len(dataset), labels, classes, read, str(dataset._fingerprint))
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]

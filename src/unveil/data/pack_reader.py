@@ -1,11 +1,12 @@
-"""A pack: images that were decoded and shrunk once, side by side in a few large files that are mapped into memory.
+"""Reads a pack: images that are already decoded and shrunk, in a few large files that are mapped into memory.
 
-    unveil-pack.json     settings, splits, classes, what was skipped; size and SHA-256 of every other file, and its own
-    index.safetensors    a row an image: where it lies, its size, its label, its checksum, its name
-    shard-00000.bin      the images, one after the other: JPEG files, or bare pixels
-    skipped.txt          what could not be packed, for people; only where there is something
+    unveil-pack.json     settings, splits, classes, skipped files; size and SHA-256 of every other file, and its own SHA-256
+    index.safetensors    one row per image: shard, offset, size, label, checksum, name
+    shard-00000.bin      the images, one after the other: JPEG files, or raw pixels
+    skipped.txt          the files that could not be packed, for people to read; only if there are any
 
-Numbers, JSON and JPEG: nothing in it can run code. `unveil.data.pack_writer` writes it.
+A pack holds numbers, JSON and JPEG files, so it cannot run code. `unveil.data.pack_writer` writes it. The keys of its JSON file
+never change, so that packs of earlier versions stay readable: "pictures" is the number of images, "pixel_limit" is `max_pixels`.
 """
 
 import hashlib
@@ -23,20 +24,20 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from unveil.data.images import Pixels, Unreadable
 from unveil.data.labels import Labels
+from unveil.data.pixels import Pixels, Unreadable
 from unveil.errors import UnveilError
 
 FORMAT = "unveil pack 1"
 FACTS = "unveil-pack.json"
 UNFINISHED = "unveil-packing.json"
-"""Stands in the folder, with the command's settings, until the pack is whole."""
+"""The file in the folder of an incomplete pack, with the settings of the command."""
 INDEX = "index.safetensors"
 SKIPPED = "skipped.txt"
 SHARD_HEAD = b"unveil shard 1\n\0"
-"""A shard's first bytes: without them, one of JPEG files would look like an image."""
+"""The first bytes of a shard. Without them, a shard of JPEG files would be taken for an image."""
 OPEN_SHARDS = 128
-"""Each mapped shard holds a file open, and many systems allow 256: beyond so many, the one that rested longest is closed."""
+"""Maximum number of mapped shards, each of which is an open file. Beyond it, the least recently used shard is closed."""
 
 Facts = dict[str, Any]
 Table = dict[str, NDArray[Any]]
@@ -55,27 +56,29 @@ class Split:
 
 
 class Pack:
-    """An opened pack: its facts and its index are verified, and its shards have the right size.
+    """An opened pack. Opening verifies the checksums of its facts and its index, and the sizes of its shards.
 
     Attributes:
-        folder: Where it lies.
-        facts: What `unveil-pack.json` says.
+        folder: The folder of the pack.
+        facts: The content of `unveil-pack.json`.
         table: The columns of the index.
 
     Raises:
-        UnveilError: When it is no pack, not finished, or damaged.
+        UnveilError: If the folder is not a pack, or the pack is incomplete or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / FACTS).is_file():
             if (folder / UNFINISHED).is_file():
-                raise UnveilError(f"{folder} is a pack that is not finished: give the `unveil pack` command that began it again")
-            raise UnveilError(f"{folder} is no pack: it has no {FACTS}")
+                raise UnveilError(f"{folder} is an incomplete pack: run the same `unveil pack` command again to finish it")
+            raise UnveilError(f"{folder} is not a pack: it has no {FACTS}")
         try:
             self.facts = unseal(folder / FACTS)
             if self.facts["format"] != FORMAT:
-                raise UnveilError(f"{folder} is of the format {self.facts['format']!r}, this version reads {FORMAT!r}: pack again")
+                raise UnveilError(
+                    f"{folder} has the format {self.facts['format']!r}, but this version reads {FORMAT!r}: pack the images again"
+                )
             for name, expected in self.files().items():
                 found = (folder / name).stat().st_size
                 if found != expected["bytes"]:
@@ -91,20 +94,20 @@ class Pack:
             if isinstance(error, UnveilError):
                 raise
             raise _damaged(folder, " ".join(str(error).split()) or type(error).__name__) from None
-        self._bare = self.facts["settings"]["store"] == "raw"
-        self._map = lru_cache(maxsize=OPEN_SHARDS)(partial(_map, folder))
+        self._raw = self.facts["settings"]["store"] == "raw"
+        self._map_shard = lru_cache(maxsize=OPEN_SHARDS)(partial(_map_shard, folder))
 
     def files(self) -> dict[str, Facts]:
-        """Size and SHA-256 of every file but `unveil-pack.json`, which carries its own."""
+        """Size and SHA-256 of every file except `unveil-pack.json`, which contains its own checksum."""
         shards = {shard_name(number): facts for number, facts in enumerate(self.facts["shards"])}
         others = {INDEX: self.facts["index"], SKIPPED: self.facts["skipped"]}
         return {name: facts for name, facts in (shards | others).items() if facts}
 
     def split(self, name: str) -> Split:
-        """The images of "train" or "test"."""
+        """The split "train" or "test"."""
         facts = self.facts["splits"][name]
         rows = np.flatnonzero(self.table["split"] == list(self.facts["splits"]).index(name))
-        first, last = int(rows[0]), int(rows[-1]) + 1  # a split's rows stand together
+        first, last = int(rows[0]), int(rows[-1]) + 1  # the rows of a split are consecutive
         ends = [int(self.table["name_end"][first - 1]) if first else 0, *self.table["name_end"][first:last].tolist()]
         names = self.table["names"].tobytes()
         return Split(
@@ -117,17 +120,17 @@ class Pack:
         )
 
     def read(self, row: int) -> bytes | Pixels:
-        """An image: the bytes of a JPEG file, or its pixels (H, W, C) as they lie in the file; safe from several threads.
+        """An image: the bytes of a JPEG file, or a view of the raw pixels (H, W, C); safe to call from several threads.
 
         Raises:
-            Unreadable: Its bytes have changed since it was packed.
-            OSError: The shard cannot be opened.
+            Unreadable: If its bytes have changed since it was packed.
+            OSError: If the shard cannot be opened.
         """
         start = int(self.table["offset"][row])
-        stored = memoryview(self._map(int(self.table["shard"][row])))[start : start + int(self.table["bytes"][row])]
-        if zlib.crc32(stored) != self.table["crc"][row]:  # gives way to other threads while the disk is read
+        stored = memoryview(self._map_shard(int(self.table["shard"][row])))[start : start + int(self.table["bytes"][row])]
+        if zlib.crc32(stored) != self.table["crc"][row]:  # releases the GIL while it reads from the disk
             raise Unreadable("damaged in the pack: its checksum does not match")
-        if not self._bare:
+        if not self._raw:
             return bytes(stored)
         shape = [int(self.table[side][row]) for side in ("height", "width", "channels")]
         pixels: Pixels = np.frombuffer(stored, "<u2" if self.table["bits"][row] == 16 else np.uint8).reshape(shape)
@@ -141,38 +144,37 @@ class Pack:
         if self.facts["settings"]["store"] == "raw":
             fits &= size == table["bytes"]
         if not fits.all():
-            raise ValueError(f"{INDEX} does not fit its shards")
+            raise ValueError(f"{INDEX} does not fit the shards")
 
 
 def is_pack(folder: Path) -> bool:
-    """Whether a folder is a pack, finished or not."""
+    """Whether a folder is a pack, complete or not."""
     return any((folder / name).is_file() for name in (FACTS, UNFINISHED))
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard."""
     return f"shard-{number:05d}.bin"
 
 
 def seal(facts: Facts) -> bytes:
-    """Facts as JSON whose last entry is the SHA-256 of all before it."""
+    """Facts as JSON. The last entry is the SHA-256 of everything before it."""
     body = json.dumps(facts, indent=1).removesuffix("\n}")
     return f'{body},\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'.encode()
 
 
 def unseal(path: Path) -> Facts:
-    """The facts in a file that `seal` made, with their checksum. Raises `ValueError` where any byte has changed."""
+    """Reads a file written with `seal`. Raises `ValueError` if any byte has changed."""
     sealed = path.read_bytes()
     try:
         facts: Facts = json.loads(sealed)
     except ValueError as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from None
+        raise ValueError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(facts, dict) or seal({key: value for key, value in facts.items() if key != "sha256"}) != sealed:
         raise ValueError(f"the checksum of {path.name} does not match")
     return facts
 
 
-def _map(folder: Path, number: int) -> mmap.mmap:
+def _map_shard(folder: Path, number: int) -> mmap.mmap:
     with open(folder / shard_name(number), "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -1,11 +1,11 @@
-"""Packing, image by image: many threads decode, one writes in order, and a finished shard is never made again.
+"""Writes packs. Many threads decode, one thread writes in order, and a finished shard is never written again.
 
-    .shard-00002.bin.part   synced to the disk
-    .rows-00002.json        what is in it, where it began and ended; written whole
-    shard-00002.bin         the first one renamed: this makes a shard count
+    .shard-00002.bin.part   the shard, synced to the disk
+    .rows-00002.json        its rows of the index, and the first image of the next shard; written atomically
+    shard-00002.bin         the shard, renamed: now it is finished
 
-A shard ends before the image that would not fit. So its bytes depend on the images and the settings alone, and neither on
-the number of threads nor on where an earlier run was killed.
+A shard ends before the first image that would exceed its maximum size. So its bytes depend only on the images and the settings, and
+not on the number of threads or on when an earlier run was killed.
 """
 
 import hashlib
@@ -26,12 +26,13 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
+from unveil.atomic_files import sync
 from unveil.data.dataset import Progress
-from unveil.data.images import Pixels, Unreadable, image_format, read_image
+from unveil.data.images import image_format, read_image
 from unveil.data.pack_reader import FACTS, INDEX, SHARD_HEAD, SKIPPED, UNFINISHED, Facts, Table, seal, shard_name, unseal
+from unveil.data.pixels import Pixels, Unreadable
 from unveil.data.sources import Source
 from unveil.errors import UnveilError
-from unveil.train.checkpoint import sync
 
 T = TypeVar("T")
 
@@ -45,35 +46,38 @@ COLUMNS = {
     "bits": np.uint8,
     "crc": np.uint32,
 }
-"""What is known of an image when its shard is written; `item` counts the candidates of all splits."""
+"""The columns of the index that are written with a shard; `item` is the number of the candidate over all splits."""
 JPEG_SIDE = 65_500
-"""Pixels of the longest side that libjpeg writes."""
-OURS = re.compile(r"\.(shard-\d+\.bin|index\.safetensors|skipped\.txt|unveil-\w+\.json|\.rows-\d+\.json)\.part|\.rows-\d+\.json")
-"""What a killed run may leave beside the files of a pack."""
+"""The longest side that libjpeg writes, in pixels."""
+LEFTOVERS = re.compile(
+    r"\.(shard-\d+\.bin|index\.safetensors|skipped\.txt|unveil-\w+\.json|\.rows-\d+\.json)\.part|\.rows-\d+\.json"
+)
+"""Names of files that a killed run may leave in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """What is kept of each image, and how."""
+    """How images are stored in a pack."""
 
+    HIDDEN = ("max_pixels", "shard_bytes")
     side: int = 256
-    """Images are shrunk, never enlarged, until their short side is this many pixels; 256 suits training at 224."""
+    """Shrink images until their short side has this many pixels; images are never enlarged. 256 suits training at 224."""
     store: Literal["jpeg", "raw"] = "jpeg"
-    """JPEG files (8-bit grey or RGB), or bare pixels: 8 or 16 bit, any channels, several times the space, nothing to decode."""
+    """Store JPEG files (8-bit grey or RGB), or raw pixels (8 or 16 bits, any channels), which need no decoding but more space."""
     quality: int = 90
-    """JPEG quality, 1 to 100. A JPEG file that needs no shrinking stays as it is where that is at most a tenth larger."""
+    """JPEG quality, 1 to 100. A JPEG file that needs no shrinking is copied, unless it is over a tenth larger than a new one."""
     channels: int = 0
-    """Channels of the images, as for training; 0 keeps what each image has."""
-    pixel_limit: int = 64_000_000
-    """No file is decoded beyond this many pixels."""
+    """Number of channels of the images, as for training; 0 keeps the channels of each image."""
+    max_pixels: int = 64_000_000
+    """Files with more pixels than this are not decoded."""
     shard_bytes: int = 268_435_456
-    """A shard ends before the image that would make it larger than this."""
+    """Maximum size of a shard file in bytes."""
     workers: int = 0
-    """Threads that decode; 0 takes one for each core. The files are the same for any number."""
+    """Number of decoding threads; 0 means one per core. The files do not depend on it."""
 
 
 class Stored(NamedTuple):
-    """An image as it goes into a shard."""
+    """An image as stored in a shard."""
 
     data: bytes
     height: int
@@ -84,17 +88,20 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard: its size and checksum, the candidate that comes after it, and what became of those in it."""
+    """A finished shard."""
 
     bytes: int
     sha256: str
     stop: int
+    """The index of the first candidate of the next shard."""
     rows: Table
+    """Its rows of the index."""
     skipped: dict[int, str]
+    """Candidates that could not be packed, with the reason."""
 
 
-class Draft:
-    """The shard that is being written, under a temporary name."""
+class ShardWriter:
+    """A shard that is being written, under a temporary name."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
@@ -107,7 +114,7 @@ class Draft:
         self._file.write(SHARD_HEAD)
 
     def add(self, item: int, image: Stored) -> None:
-        """Writes an image behind the others."""
+        """Appends an image."""
         self._file.write(image.data)
         self._digest.update(image.data)
         data, *facts = image
@@ -115,7 +122,7 @@ class Draft:
         self.size += len(data)
 
     def finish(self, stop: int) -> Shard:
-        """Makes it a shard, which ends before the candidate `stop`."""
+        """Finishes the shard, which ends before the candidate `stop`."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self.close()
@@ -139,42 +146,43 @@ class Draft:
         return shard
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
 
-def pack_shards(splits: Mapping[str, Source], folder: Path, how: PackConfig, progress: Progress) -> list[Shard]:
-    """Writes the shards that are not there yet; gives all of them."""
+def pack_shards(splits: Mapping[str, Source], folder: Path, config: PackConfig, progress: Progress) -> list[Shard]:
+    """Writes the shards that are missing, and returns all of them."""
     total = sum(map(len, splits.values()))
     shards = finished_shards(folder)
     first = shards[-1].stop if shards else 0
     progress(first, total)
     if first == total:
         return shards
-    draft = Draft(folder, len(shards))
-    work = partial(stored_or_reason, tuple(splits.values()), how=how)
+    writer = ShardWriter(folder, len(shards))
+    work = partial(encode_or_reason, tuple(splits.values()), config=config)
     try:
-        with closing(in_order(work, range(first, total), how.workers or cores())) as results:
+        with closing(in_order(work, range(first, total), config.workers or cores())) as results:
             for item, result in enumerate(results, first):
                 if isinstance(result, str):
-                    draft.skipped[item] = result
+                    writer.skipped[item] = result
                 else:
-                    if draft.rows and draft.size + len(result.data) > how.shard_bytes:
-                        shards.append(draft.finish(item))
-                        draft = Draft(folder, len(shards))
-                    draft.add(item, result)
+                    if writer.rows and writer.size + len(result.data) > config.shard_bytes:
+                        shards.append(writer.finish(item))
+                        writer = ShardWriter(folder, len(shards))
+                    writer.add(item, result)
                 progress(item + 1, total)
-        if not (shards or draft.rows):
+        if not (shards or writer.rows):
             sweep(folder)
-            raise UnveilError(f"none of the {total:,} files of {splits['train'].name} can be packed; the first {draft.skipped[0]}")
-        shards.append(draft.finish(total))
+            raise UnveilError(
+                f"none of the {total:,} files of {splits['train'].name} can be packed; the first: {writer.skipped[0]}"
+            )
+        shards.append(writer.finish(total))
     finally:
-        draft.close()
+        writer.close()
     return shards
 
 
 def finished_shards(folder: Path) -> list[Shard]:
-    """The shards that an earlier run finished, up to the first that is missing or not as it was written."""
+    """The shards that an earlier run finished, up to the first one that is missing or damaged."""
     shards: list[Shard] = []
     with suppress(OSError, ValueError, LookupError):
         while (path := folder / shard_name(len(shards))).is_file():
@@ -188,15 +196,15 @@ def finished_shards(folder: Path) -> list[Shard]:
 
 
 def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards: Sequence[Shard]) -> None:
-    """Writes the index, then the file that makes the folder a pack, and removes what was there for resuming only."""
+    """Writes the index and then `unveil-pack.json`, which completes the pack. Removes the files that were needed for resuming."""
     sources = list(splits.values())
     starts = np.cumsum([0, *map(len, sources)])
     rows = {name: np.concatenate([shard.rows[name] for shard in shards]) for name in COLUMNS}
     items = rows.pop("item")
     split = np.searchsorted(starts, items, side="right") - 1
-    known = [(int(part), int(item - starts[part])) for item, part in zip(items, split, strict=True)]
-    names = [sources[part].names[number].encode("utf-8", "surrogateescape") for part, number in known]
-    labels = [-1 if (own := sources[part].labels) is None else int(own[number]) for part, number in known]
+    members = [(sources[i], int(item - starts[i])) for item, i in zip(items, split.tolist(), strict=True)]
+    names = [source.names[number].encode("utf-8", "surrogateescape") for source, number in members]
+    labels = [-1 if source.labels is None else int(source.labels[number]) for source, number in members]
     index = save(
         rows
         | {
@@ -209,21 +217,21 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
     )
     skipped = [dict(source.skipped) for source in sources]
     for item, reason in (entry for shard in shards for entry in shard.skipped.items()):
-        part = int(np.searchsorted(starts, item, side="right")) - 1
-        skipped[part][sources[part].names[item - int(starts[part])]] = reason
-    told = {
+        i = int(np.searchsorted(starts, item, side="right")) - 1
+        skipped[i][sources[i].names[item - int(starts[i])]] = reason
+    split_facts = {
         name: {
-            "images": int((split == part).sum()),
+            "pictures": int((split == i).sum()),  # never renamed: see `unveil.data.pack_reader`
             "labelled": source.labels is not None,
             "classes": list(source.classes),
-            "skipped": dict(sorted(skipped[part].items())),
+            "skipped": dict(sorted(skipped[i].items())),
         }
-        for part, (name, source) in enumerate(splits.items())
+        for i, (name, source) in enumerate(splits.items())
     }
-    for name, part_facts in told.items():
-        if not part_facts["images"]:
-            raise UnveilError(f"no image of the {name} split can be read: pack a set without it")
-    lines = skipped_text(told)
+    for name, each in split_facts.items():
+        if not each["pictures"]:
+            raise UnveilError(f"no image of the {name} split can be read: pack data without this split")
+    lines = skipped_text(split_facts)
     write(folder / INDEX, index)
     if lines:
         write(folder / SKIPPED, lines)
@@ -232,8 +240,8 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
         seal(
             facts
             | {
-                "splits": told,
-                "shards": [{"bytes": shard.bytes, "sha256": shard.sha256, "images": len(shard.rows["item"])} for shard in shards],
+                "splits": split_facts,
+                "shards": [{"bytes": shard.bytes, "sha256": shard.sha256, "pictures": len(shard.rows["item"])} for shard in shards],
                 "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
                 "skipped": {"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()} if lines else None,
             }
@@ -243,61 +251,61 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
 
 
 def sweep(folder: Path) -> None:
-    """Removes what was needed for resuming only, once the pack is whole."""
+    """Removes the files that were needed for resuming, once the pack is complete."""
     for path in folder.iterdir():
-        if path.name == UNFINISHED or OURS.fullmatch(path.name):
+        if path.name == UNFINISHED or LEFTOVERS.fullmatch(path.name):
             path.unlink()
     sync(folder)
 
 
-def stored_or_reason(sources: Sequence[Source], item: int, *, how: PackConfig) -> Stored | str:
-    """A candidate of the splits, counted through, as it will be stored; or why it cannot be."""
+def encode_or_reason(sources: Sequence[Source], item: int, *, config: PackConfig) -> Stored | str:
+    """Encodes candidate number `item` of all splits, or returns the reason why it cannot be stored."""
     for source in sources:
         if item < len(source):
             break
         item -= len(source)
     try:
-        return stored(source, item, how)
+        return encode(source, item, config)
     except Unreadable as error:
         return error.reason
 
 
-def stored(source: Source, number: int, how: PackConfig) -> Stored:
-    """An image as `Images` would read it, encoded. Raises `Unreadable`."""
+def encode(source: Source, number: int, config: PackConfig) -> Stored:
+    """Reads an image as `ImageDataset` does, and encodes it. Raises `Unreadable`."""
     raw = source.read(number)
-    pixels = read_image(raw, channels=how.channels or None, shrink_to=how.side, pixel_limit=how.pixel_limit)
+    pixels = read_image(raw, channels=config.channels or None, shrink_to=config.side, max_pixels=config.max_pixels)
     height, width, channels = pixels.shape
-    if how.store == "raw":
+    if config.store == "raw":
         data = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
         return Stored(data, height, width, channels, 8 * pixels.dtype.itemsize)
     if channels not in (1, 3):
-        raise Unreadable(f"has {channels} channels, and JPEG holds 1 or 3: `--store raw` keeps them")
+        raise Unreadable(f"has {channels} channels, but JPEG has 1 or 3: use `--store raw`")
     if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)  # as it is batched among images of 8 bits
+        pixels = (pixels >> 8).astype(np.uint8)  # as `ImageDataset` does if most images have 8 bits
     if max(height, width) > JPEG_SIDE:
-        raise Unreadable(f"{width} x {height} pixels, and JPEG holds sides up to {JPEG_SIDE:,}: `--store raw` keeps it")
-    data = jpeg(pixels, how.quality)
-    if isinstance(raw, bytes) and len(raw) <= 1.1 * len(data) and says_the_same(raw, pixels, how.pixel_limit):
-        data = raw  # nothing is lost a second time
+        raise Unreadable(f"{width} x {height} pixels, but sides of a JPEG have up to {JPEG_SIDE:,}: use `--store raw`")
+    data = encode_jpeg(pixels, config.quality)
+    if isinstance(raw, bytes) and len(raw) <= 1.1 * len(data) and is_jpeg_of(raw, pixels, config.max_pixels):
+        data = raw  # encoding again would lose quality
     return Stored(data, height, width, channels, 8)
 
 
-def says_the_same(raw: bytes, pixels: Pixels, pixel_limit: int) -> bool:
-    """Whether a file is a JPEG of these very pixels."""
+def is_jpeg_of(raw: bytes, pixels: Pixels, max_pixels: int) -> bool:
+    """Whether a file is a JPEG that decodes to exactly these pixels."""
     with suppress(Unreadable):
-        return image_format(raw[:32]) == "JPEG" and np.array_equal(read_image(raw, pixel_limit=pixel_limit), pixels)
+        return image_format(raw[:32]) == "JPEG" and np.array_equal(read_image(raw, max_pixels=max_pixels), pixels)
     return False
 
 
-def jpeg(pixels: Pixels, quality: int) -> bytes:
-    """Grey or RGB (H, W, C) as a JPEG file."""
+def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Encodes grey or RGB (H, W, C) as a JPEG file."""
     stream = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "JPEG", quality=quality, subsampling="4:2:0")
     return stream.getvalue()
 
 
 def in_order(work: Callable[[int], T], items: range, workers: int) -> Generator[T, None, None]:
-    """The results in order; so few are made ahead of their time that they need little memory."""
+    """Yields the results in order. Only a few are computed ahead, to save memory."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pack")
     waiting: deque[Future[T]] = deque()
     try:
@@ -312,12 +320,12 @@ def in_order(work: Callable[[int], T], items: range, workers: int) -> Generator[
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all; what a kill leaves has one fixed name, so that nothing piles up."""
+    """Writes a file atomically. Its temporary name is fixed, so that killed runs do not leave more and more files."""
     with temporary(path).open("wb") as file:
         file.write(data)
         file.flush()
@@ -327,18 +335,18 @@ def write(path: Path, data: bytes) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """The name of a file while it is written."""
+    """The name of a file while it is being written."""
     return path.with_name(f".{path.name}.part")
 
 
 def rows_path(folder: Path, number: int) -> Path:
-    """Where the rows of a shard stand until the index is written; hidden, for people have no use for it."""
+    """The hidden file with the rows of a shard, until the index is written."""
     return folder / f".rows-{number:05d}.json"
 
 
-def skipped_text(told: Mapping[str, Facts]) -> bytes:
-    """A line "name<TAB>reason" for each file that could not be used."""
-    found = {name: reason for facts in told.values() for name, reason in facts["skipped"].items()}
+def skipped_text(splits: Mapping[str, Facts]) -> bytes:
+    """One line "name<TAB>reason" for each file that could not be used."""
+    reasons = {name: reason for facts in splits.values() for name, reason in facts["skipped"].items()}
     clean = str.maketrans("\t\r\n", "   ")
-    lines = (f"{name.translate(clean)}\t{reason.translate(clean)}\n" for name, reason in sorted(found.items()))
+    lines = (f"{name.translate(clean)}\t{reason.translate(clean)}\n" for name, reason in sorted(reasons.items()))
     return "".join(lines).encode("utf-8", "surrogateescape")

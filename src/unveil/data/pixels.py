@@ -1,8 +1,7 @@
-"""Pixels as plain arrays: what counts as a pixel value, NPY files, TIFF files of any number of channels, shrinking."""
+"""Images as arrays: conversion of pixel values and channels, shrinking, and NPY and TIFF files of any number of channels."""
 
 import importlib.util
 import io
-import logging
 import math
 import zlib
 from typing import Any, cast
@@ -13,49 +12,47 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+"""An image (H, W, C)."""
+ClassMap = NDArray[np.uint8]
+"""The class of each pixel (H, W); `IGNORE` for pixels without a class."""
+IGNORE = 255
+"""The value of pixels without a class. Losses and metrics ignore them."""
 
-# Its warnings about odd tags would land on stderr, one for each odd file; what matters comes as an exception.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-
-_NONE, _LZW, _DEFLATE, _OLD_DEFLATE = 1, 5, 8, 32946  # how a TIFF says that it is compressed
+_NONE, _LZW, _DEFLATE, _OLD_DEFLATE = 1, 5, 8, 32946  # TIFF's codes of compressions
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-class Unreadable(Exception):  # noqa: N818 (it is what we call such an image)
-    """One image that cannot be used; `reason` says why in a few words, and the text names the image too."""
+class Unreadable(Exception):  # noqa: N818 (the file is at fault, not the program)
+    """An image that cannot be used. `reason` is a short text; the message of the exception also has the name of the image."""
 
     def __init__(self, reason: str, name: str = ""):
         self.reason = " ".join(reason.split())
         super().__init__(f"{name}: {self.reason}" if name else self.reason)
 
 
-def check_size(height: int, width: int, pixel_limit: int) -> None:
-    """Refuse an image by its header, before any memory is spent on it.
-
-    Raises:
-        Unreadable: it has no pixels, or more than `pixel_limit`.
-    """
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raises `Unreadable` if an image has no pixels, or more than `max_pixels`. Called before memory is allocated for it."""
     if height < 1 or width < 1:
         raise Unreadable(f"has no pixels: {width} x {height}")
-    if height * width > pixel_limit:
-        raise Unreadable(f"{height * width:,} pixels, over the limit of {pixel_limit:,}")
+    if height * width > max_pixels:
+        raise Unreadable(f"{height * width:,} pixels, over the limit of {max_pixels:,}")
 
 
 def fit_size(height: int, width: int, shrink_to: int) -> tuple[int, int]:
-    """The (height, width) whose short side is `shrink_to` and whose long side is at most twice that; never enlarged."""
+    """The size (height, width) after shrinking: the short side is `shrink_to`, the long side at most twice that. Never enlarges."""
     short, long = min(height, width), max(height, width)
     scale = min(1.0, shrink_to / short, 2 * shrink_to / long)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def as_pixels(values: NDArray[Any]) -> Pixels:
-    """Values of any dtype as uint8 or uint16, or a refusal: nothing wraps, is clipped or is guessed.
+    """Converts values of any dtype to uint8 or uint16. No value wraps around or is clipped.
 
-    Floats from 0 to 1 become uint16 (0 to 65535), so that no step of a 16-bit original is lost; whole numbers become
-    uint8 where none passes 255, and uint16 where none passes 65535.
+    Floats from 0 to 1 become uint16 (0 to 65535), which keeps every step of a 16-bit original. Whole numbers become uint8 if none
+    is above 255, else uint16 if none is above 65535.
 
     Raises:
-        Unreadable: the values fit neither.
+        Unreadable: If the values fit neither type.
     """
     kind = values.dtype.kind
     if values.dtype == np.uint8 or values.dtype == np.uint16:
@@ -79,7 +76,7 @@ def as_pixels(values: NDArray[Any]) -> Pixels:
 
 
 def channels_last(values: NDArray[Any]) -> NDArray[Any]:
-    """(H, W), (H, W, C) or (C, H, W) as (H, W, C): a last axis of up to 4 is channels, else the smallest axis is."""
+    """Converts (H, W), (H, W, C) or (C, H, W) to (H, W, C). Channels are a last axis of at most 4, else the smallest axis."""
     if values.ndim == 2:
         return values[:, :, None]
     if values.ndim != 3:
@@ -90,10 +87,10 @@ def channels_last(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def match_channels(pixels: Pixels, channels: int | None) -> Pixels:
-    """(H, W, C) with the wanted number of channels: grey is repeated to 3, colour (RGB) becomes luma for 1.
+    """Converts (H, W, C) to a number of channels. For 3, grey is repeated; for 1, RGB becomes luma.
 
     Raises:
-        Unreadable: any other mismatch.
+        Unreadable: For any other mismatch.
     """
     found = pixels.shape[2]
     if channels is None or found == channels:
@@ -106,7 +103,7 @@ def match_channels(pixels: Pixels, channels: int | None) -> Pixels:
 
 
 def shrink(pixels: Pixels, shrink_to: int | None) -> Pixels:
-    """(H, W, C) antialiased down to `fit_size`, one channel at a time; uint16 goes through floats and loses no step."""
+    """Shrinks (H, W, C) to `fit_size` with an antialiased bicubic filter, channel by channel; uint16 is filtered as floats."""
     height, width = pixels.shape[:2]
     if shrink_to is None or fit_size(height, width, shrink_to) == (height, width):
         return pixels
@@ -118,27 +115,66 @@ def shrink(pixels: Pixels, shrink_to: int | None) -> Pixels:
             plane = plane.astype(np.float32)
         resized = np.asarray(Image.fromarray(plane).resize((new_width, new_height), Image.Resampling.BICUBIC))
         if pixels.dtype == np.uint16:
-            resized = np.clip(np.rint(resized), 0, 65535)  # bicubic overshoots at edges
+            resized = np.clip(np.rint(resized), 0, 65535)  # bicubic filters overshoot at edges
         smaller[:, :, channel] = resized
     return smaller
 
 
-def _check_volume(shape: tuple[int, ...], dtype: np.dtype[Any], pixel_limit: int) -> None:
-    """Refuse an array by its shape: too many pixels, or channels so many and wide that they weigh as much."""
+def array_image(values: NDArray[Any], max_pixels: int) -> Pixels:
+    """Converts an array (H, W) or (H, W, C) to an image (H, W, C). Raises `Unreadable` if it is not an image."""
+    if values.ndim not in (2, 3) or values.size == 0:
+        raise Unreadable(f"has shape {values.shape}, expected (H, W) or (H, W, C)")
+    check_size(values.shape[0], values.shape[1], max_pixels)
+    return as_pixels(values if values.ndim == 3 else values[:, :, None])
+
+
+def finish(pixels: Pixels, channels: int | None, shrink_to: int | None) -> Pixels:
+    """Converts channels and size of an image, and copies it if it is a view of another array."""
+    pixels = shrink(match_channels(pixels, channels), shrink_to)
+    return pixels if pixels.flags.writeable and pixels.flags.c_contiguous else pixels.copy(order="C")
+
+
+def as_class_map(values: NDArray[Any]) -> ClassMap:
+    """Class numbers (H, W) of any integer dtype as uint8; 255 marks pixels without a class.
+
+    Raises:
+        Unreadable: If the array has another shape, or numbers outside of 0 to 255.
+    """
+    if values.ndim != 2 or values.size == 0:
+        raise Unreadable(f"mask of shape {values.shape}, expected (H, W): one class number per pixel")
+    if values.dtype.kind not in "biu":
+        raise Unreadable(f"mask of {values.dtype} values, expected class numbers")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 255:
+        raise Unreadable(f"mask with values from {low} to {high}, expected classes from 0 to 254, and 255 for pixels without one")
+    return values.astype(np.uint8)
+
+
+def shrink_class_map(classes: ClassMap, shrink_to: int | None) -> ClassMap:
+    """Shrinks a map to `fit_size`: each pixel takes the class under its centre, as `PixelTargets.transformed` does."""
+    height, width = classes.shape
+    new_height, new_width = (height, width) if shrink_to is None else fit_size(height, width, shrink_to)
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in ((new_height, height), (new_width, width)))
+    smaller: ClassMap = classes[rows[:, None], columns]
+    return smaller
+
+
+def _check_array_size(shape: tuple[int, ...], dtype: np.dtype[Any], max_pixels: int) -> None:
+    """Raises `Unreadable` if an array of this shape has no pixels, too many pixels, or too many bytes."""
     sides = sorted(shape)[-2:] if len(shape) == 3 and shape[2] > 4 else shape[:2]
-    check_size(sides[0], sides[1], pixel_limit)
+    check_size(sides[0], sides[1], max_pixels)
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
         raise Unreadable(f"has no pixels: shape {shape}")
-    if size > 8 * pixel_limit:
-        raise Unreadable(f"{size:,} bytes of pixels, over the limit of {8 * pixel_limit:,}")
+    if size > 8 * max_pixels:
+        raise Unreadable(f"{size:,} bytes of pixels, over the limit of {8 * max_pixels:,}")
 
 
-def read_npy(raw: bytes, pixel_limit: int) -> Pixels:
-    """(H, W, C) from the bytes of an NPY file; a header that promises more than the file holds costs nothing.
+def read_npy(raw: bytes, max_pixels: int) -> Pixels:
+    """Reads an NPY file as (H, W, C). Allocates memory only for the actual content of the file, which its header may overstate.
 
     Raises:
-        Unreadable: pickled objects, a wrong shape, values that are no pixels, or a file cut short.
+        Unreadable: If it holds pickled objects or values that are not pixels, has a wrong shape, or is truncated.
     """
     stream = io.BytesIO(raw)
     version = np.lib.format.read_magic(stream)
@@ -152,7 +188,7 @@ def read_npy(raw: bytes, pixel_limit: int) -> Pixels:
         raise Unreadable("NPY of Python objects, which are not read because they can run code")
     if len(shape) not in (2, 3):
         raise Unreadable(f"has shape {shape}, expected (H, W), (H, W, C) or (C, H, W)")
-    _check_volume(shape, dtype, pixel_limit)
+    _check_array_size(shape, dtype, max_pixels)
     count, offset = math.prod(shape), stream.tell()
     missing = count * dtype.itemsize - (len(raw) - offset)
     if missing > 0:
@@ -161,13 +197,13 @@ def read_npy(raw: bytes, pixel_limit: int) -> Pixels:
     return as_pixels(channels_last(values))
 
 
-def read_tiff(raw: bytes, pixel_limit: int) -> Pixels:
-    """(H, W, C) from the first page of a TIFF of any number of channels, interleaved or in planes.
+def read_tiff(raw: bytes, max_pixels: int) -> Pixels:
+    """Reads the first page of a TIFF of any number of channels, interleaved or planar, as (H, W, C).
 
-    A file that tifffile wrote says its array's shape, and then (C, H, W) may be spread over pages: it is read whole.
+    A file written by tifffile records the shape of its array. If that is (C, H, W), channels may be pages, and all pages are read.
 
     Raises:
-        Unreadable: a layout or compression that is not read here.
+        Unreadable: If its layout or compression is not supported.
     """
     with tifffile.TiffFile(io.BytesIO(raw)) as file:
         page: Any = file.pages[0]
@@ -175,13 +211,13 @@ def read_tiff(raw: bytes, pixel_limit: int) -> Pixels:
         if file.is_shaped and len(file.series[0].shape) == 3:
             series = file.series[0]
             found = [each for each in series.pages if each is not None]
-            if min(series.shape) <= 32 or len(found) == 1:  # else it is a stack of images
+            if min(series.shape) <= 32 or len(found) == 1:  # otherwise it is a stack of images
                 pages, image = found, series
         if image.dtype is None:
             raise Unreadable(f"TIFF with samples of {page.bitspersample} bits")
         if len(image.shape) not in (2, 3):
             raise Unreadable(f"TIFF of shape {image.shape}, expected one image")
-        _check_volume(image.shape, image.dtype, pixel_limit)
+        _check_array_size(image.shape, image.dtype, max_pixels)
         for each in pages:
             _check_segments(page, each, raw)
         values: NDArray[Any] = image.asarray(maxworkers=1)
@@ -190,7 +226,7 @@ def read_tiff(raw: bytes, pixel_limit: int) -> Pixels:
 
 
 def _check_segments(first: Any, page: Any, raw: bytes) -> None:
-    """Refuse strips and tiles that would decompress to more than they should: tifffile would follow them."""
+    """Raises `Unreadable` for strips and tiles that decompress to more than their size, which tifffile does not check."""
     if first.compression == _NONE:
         return
     if first.compression == _LZW and importlib.util.find_spec("imagecodecs") is None:

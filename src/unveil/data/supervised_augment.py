@@ -1,6 +1,8 @@
-"""What labelled images go through in training (MAE, appendix A.1): crop and flip, RandAugment, erasing, mixing."""
+"""Augmentation for training with labels (MAE, appendix A.1): crop and flip, RandAugment, random erasing, mixup and CutMix."""
 
+import contextlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,78 +12,103 @@ from PIL import Image
 from unveil.blocks.patches import Size
 from unveil.data.augment import Augment, AugmentConfig, normalise
 from unveil.data.batch import Batch
-from unveil.data.resize import FULL
+from unveil.data.resize import MAX_VALUE
+from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrengthConfig:
-    """The regularisation of a recipe that learns from labels."""
+class RegularisationConfig:
+    """Regularisation for training with labels."""
 
+    HIDDEN = ("erasing",)
     drop_path: float = 0.1
-    """Share of samples that skip a block, growing with depth (0.2 to 0.3 for ViT-H)."""
+    """Probability that a sample skips a block, in the last block; it grows linearly with depth. Use 0.2 to 0.3 for ViT-H."""
     mixup: float = 0.8
-    """Blends two images; the alpha of the beta distribution."""
+    """Alpha of the beta distribution for mixup, which blends two images; 0 turns it off."""
     cutmix: float = 1.0
-    """Pastes a piece of another image; the alpha of the beta distribution."""
+    """Alpha of the beta distribution for CutMix, which pastes a piece of another image; 0 turns it off."""
     smoothing: float = 0.1
     """Label smoothing."""
     randaugment: int = 9
-    """Magnitude of RandAugment, 0 for none; for images with 3 channels of 8 bit."""
+    """Magnitude of RandAugment; 0 turns it off. It needs 8-bit images with 3 channels."""
     erasing: float = 0.25
     """Probability of random erasing."""
 
 
-class StrongAugment:
-    """Makes normalised images and perhaps mixed labels from a batch of uint8 or uint16 canvases.
+class SupervisedAugment:
+    """Converts a batch of uint8 or uint16 canvases to normalised images. Labels are mixed if mixup or CutMix is on.
 
-    RandAugment draws from the samples' keys; erasing and mixing, which pairs samples of a batch, from the generators of a step.
+    RandAugment depends on the keys of the samples. Erasing and mixing use the global generators of numpy and `random`, as timm
+    does. Mixing pairs the samples of a batch, so it cannot depend on single keys anyway.
     """
 
     def __init__(
         self,
-        knobs: StrengthConfig,
+        options: RegularisationConfig,
         config: AugmentConfig,
         classes: int,
         image_size: Size,
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        from timm.data.auto_augment import rand_augment_transform  # a second that only learning from labels needs
+        from timm.data.auto_augment import rand_augment_transform  # takes a second to import, and is rarely needed
         from timm.data.mixup import Mixup
         from timm.data.random_erasing import RandomErasing
 
         self.config, self.mean, self.std = config, mean, std
         self.crop = Augment(config, image_size, (0.0,) * len(mean), (1.0,) * len(mean))
-        colour = len(mean) == 3 and knobs.randaugment > 0
-        hints = {"img_mean": tuple(round(255 * x) for x in mean), "magnitude_max": 9.99}  # at 10, posterize keeps 0 bits: an error
-        self.policy = rand_augment_transform(f"rand-m{knobs.randaugment}-mstd0.5-inc1", hints) if colour else None
-        self.erase = RandomErasing(knobs.erasing, mode="pixel", device="cpu") if knobs.erasing else None
-        mixes = knobs.mixup > 0 or knobs.cutmix > 0
-        self.mix = Mixup(knobs.mixup, knobs.cutmix, label_smoothing=knobs.smoothing, num_classes=classes) if mixes else None
+        colour = len(mean) == 3 and options.randaugment > 0
+        hints = {"img_mean": tuple(round(255 * x) for x in mean), "magnitude_max": 9.99}  # at 10, posterize keeps 0 bits and fails
+        self.policy = rand_augment_transform(f"rand-m{options.randaugment}-mstd0.5-inc1", hints) if colour else None
+        self.erase = RandomErasing(options.erasing, mode="pixel", device="cpu") if options.erasing else None
+        mixes = options.mixup > 0 or options.cutmix > 0
+        self.mix = Mixup(options.mixup, options.cutmix, label_smoothing=options.smoothing, num_classes=classes) if mixes else None
 
     def __call__(self, batch: Batch) -> Batch:
         """Crop and flip, RandAugment, normalise, erase, mix."""
-        deep = batch.images.dtype == torch.uint16
-        batch = self.crop(batch)
-        images = batch.images
-        if self.policy is not None and not deep:
-            bytes_ = (images * FULL[torch.uint8]).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-            changed = [self.randaugment(x, key) for x, key in zip(bytes_, batch.keys.tolist(), strict=True)]
-            images = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(images.device)
-        images = normalise(images, self.mean, self.std)
-        if self.erase is not None:
-            images = self.erase(images)
-        labels = batch.labels
-        if self.mix is not None:
-            if len(images) % 2:
-                raise UnveilError(f"mixing needs an even batch, found {len(images)}: change --batch-size, or --mixup 0 --cutmix 0")
-            images, labels = self.mix(images, labels)
-        return batch._replace(images=images, labels=labels)
+        if batch.targets is not None and not isinstance(batch.targets, ClassTargets) and (self.policy or self.mix):
+            raise UnveilError(
+                "RandAugment, mixup and CutMix move pixels without moving maps or boxes: use --randaugment 0 --mixup 0 --cutmix 0"
+            )
+        if self.policy is None or batch.images.dtype == torch.uint16:
+            batch = self.crop(batch)
+            return self.erase_and_mix(batch._replace(images=normalise(batch.images, self.mean, self.std)))
+        with preserved_random_state():  # RandAugment sets seeds; erasing and mixing continue from the last one
+            batch = self.crop(batch)
+            pixels = (batch.images * MAX_VALUE[torch.uint8]).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            changed = [self.randaugment(x, key) for x, key in zip(pixels, batch.keys.tolist(), strict=True)]
+            images = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(batch.images.device)
+            return self.erase_and_mix(batch._replace(images=normalise(images, self.mean, self.std)))
 
     def randaugment(self, image: np.ndarray, key: int) -> np.ndarray:
-        """One image (H, W, 3) uint8, changed as its key says."""
+        """RandAugment of one image (H, W, 3) uint8. It sets the global seeds of numpy and `random` to the key."""
         assert self.policy is not None
         random.seed(key)
         np.random.seed(key & 0xFFFFFFFF)
         return np.asarray(self.policy(Image.fromarray(image)))
+
+    def erase_and_mix(self, batch: Batch) -> Batch:
+        """Random erasing, then mixup or CutMix, after which labels are (B, K) shares of the classes."""
+        images, targets = batch.images, batch.targets
+        if self.erase is not None:
+            images = self.erase(images)
+        if self.mix is not None:
+            if len(images) % 2:
+                found = f"found {len(images)} images"
+                raise UnveilError(f"mixup and CutMix need an even batch, {found}: change --batch-size, or use --mixup 0 --cutmix 0")
+            assert isinstance(targets, ClassTargets)
+            images, labels = self.mix(images, targets.labels)
+            targets = ClassTargets(labels)
+        return batch._replace(images=images, targets=targets)
+
+
+@contextlib.contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Restores the global generators of numpy and `random` at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,1 +1,1 @@
-"""Floor 1: from text files to batches; knows no model."""
+"""From text files to batches of token ids. Independent of the models."""

@@ -1,5 +1,6 @@
-"""Texts out of DATA: a file, a folder of any depth, or an archive of text files and tables, with labels where there are some."""
+"""Reads texts, with labels if there are any, from a file, a folder of any depth, or archives of text files and tables."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -8,29 +9,33 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unveil.data.archives import Archive, Folder, is_archive, open_archive
 from unveil.errors import UnveilError
+from unveil.paths import refuse_missing_texts
 
 PLAIN, TABLES = (".txt",), {".tsv": "\t", ".csv": ","}
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation", "dev")
-"""What parts of a corpus are called, in the name of a file or of a folder; the first of `TESTS` that is there is judged on."""
+"""Names of splits, in the name of a file or of a folder. The test set is the first of `TESTS` that exists."""
 LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "polarity")
-"""How a column of labels may be headed."""
+"""Possible headers of a column of labels."""
+MAX_CELL = 2**27
+"""Largest size of a table cell in characters."""
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Some texts in a fixed order."""
+    """Texts in a fixed order."""
 
     name: str
-    """What the user typed."""
+    """DATA as the user typed it."""
     texts: list[str]
     labels: NDArray[np.int64] | None
-    """The class of each, or None where none are known."""
+    """The class of each text, or None if there are no labels."""
     classes: list[str]
     fingerprint: str
     """SHA-256 over the texts and labels."""
@@ -38,117 +43,126 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def chosen(self, places: Iterable[int]) -> "Texts":
-        """Some of them; they keep the fingerprint of all."""
-        numbers = [int(place) for place in places]
-        labels = None if self.labels is None else self.labels[numbers]
-        return replace(self, texts=[self.texts[number] for number in numbers], labels=labels)
+    def subset(self, indices: Iterable[int]) -> "Texts":
+        """The texts at these indices, with the fingerprint of all texts."""
+        kept = [int(index) for index in indices]
+        labels = None if self.labels is None else self.labels[kept]
+        return replace(self, texts=[self.texts[index] for index in kept], labels=labels)
 
     def with_classes(self, classes: list[str]) -> "Texts":
-        """The same with labels numbered as in `classes`. Raises `UnveilError` for a class that is not in it."""
-        strange = set(self.classes) - set(classes)
-        if strange:
-            raise UnveilError(f"{self.name} has the class {min(strange)!r}, which the training part lacks: it has {classes[:8]}")
+        """The same texts with labels numbered as in `classes`. Raises `UnveilError` for a class that is not in it."""
+        unknown = set(self.classes) - set(classes)
+        if unknown:
+            raise UnveilError(f"{self.name} has the class {min(unknown)!r}, which the training set lacks: it has {classes[:8]}")
         labels = None if self.labels is None else np.array([classes.index(self.classes[i]) for i in self.labels], dtype=np.int64)
         return replace(self, labels=labels, classes=classes)
 
 
-Row = tuple[str, str | None]  # a text, and what its class is called
-Found = dict[str, list[Row]]  # by part
+Row = tuple[str, str | None]  # a text and the name of its class
+Splits = dict[str, list[Row]]
 
 
 def open_texts(data: str | Path) -> tuple[Texts, Texts | None]:
-    """The training part and, if there is one, the test part of DATA.
+    """The training set and, if there is one, the test set of DATA.
 
-    A box of files (a folder, or an archive, also one that lies in a folder) with a part called train has its test part kept
-    apart, and what is in no part is a note on the others; where none is called train, all of it is for training. Tables (.csv,
-    .tsv) win over plain files beside them.
+    If a folder or an archive (also an archive inside of a folder) has files or folders named train, such names define the splits,
+    and files in no split are ignored. Otherwise all files are for training. If there are tables (.csv, .tsv), plain text files next
+    to them are ignored.
 
     Raises:
-        UnveilError: There is no such thing, it is damaged, or it holds no text.
+        UnveilError: If DATA does not exist, is damaged, or has no text.
     """
     path = Path(data).expanduser()
-    if not path.exists():
-        raise UnveilError(f"there is no {str(data)!r}: expected a .txt, .csv or .tsv file, or a folder or archive of them")
-    found: Found = {}
-    for box in boxes(path):
-        for part, rows in parts_of(box).items():
-            found.setdefault(part, []).extend(rows)
-    train, test = found.get(TRAIN, []), next((found[part] for part in TESTS if part in found), None)
+    refuse_missing_texts(str(data))
+    splits: Splits = {}
+    for archive in archives_in(path):
+        for split, rows in splits_of(archive).items():
+            splits.setdefault(split, []).extend(rows)
+    train, test = splits.get(TRAIN, []), next((splits[split] for split in TESTS if split in splits), None)
     if not train:
-        raise UnveilError(f"{str(data)!r} holds no text: expected .txt, .csv or .tsv files in a folder, .tar, .tar.gz or .zip")
-    texts = gathered(str(data), train)
-    judged = None if test is None else gathered(str(data), test)
-    return texts, judged.with_classes(texts.classes) if judged and texts.classes and judged.classes else judged
+        raise UnveilError(f"{str(data)!r} has no text: expected .txt, .csv or .tsv files in a folder, .tar, .tar.gz or .zip")
+    train_set = to_texts(str(data), train)
+    test_set = None if test is None else to_texts(str(data), test)
+    return train_set, test_set.with_classes(train_set.classes) if test_set and train_set.classes and test_set.classes else test_set
 
 
-def boxes(path: Path) -> Iterator[Archive]:
-    """The archives of a path, and what lies beside them."""
+def archives_in(path: Path) -> Iterator[Archive]:
+    """A file or a folder, and the archives in the folder."""
     if path.is_file():
         yield open_archive(path) if is_archive(path) else Folder(path)
         return
     yield Folder(path)
-    for inside in sorted(path.rglob("*")):
-        if inside.is_file() and is_archive(inside) and not inside.name.startswith("."):
-            yield open_archive(inside)
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and is_archive(file) and not file.name.startswith("."):
+            yield open_archive(file)
 
 
-def parts_of(box: Archive) -> Found:
-    """The rows of each part of a box."""
-    names = [name for name in box.names if PurePosixPath(name).suffix.lower() in TABLES] or [
-        name for name in box.names if PurePosixPath(name).suffix.lower() in PLAIN
+def splits_of(archive: Archive) -> Splits:
+    """The rows of each split of a folder or an archive."""
+    names = [name for name in archive.names if PurePosixPath(name).suffix.lower() in TABLES] or [
+        name for name in archive.names if PurePosixPath(name).suffix.lower() in PLAIN
     ]
-    parts = {name: part for name in names if (part := part_of(name))}
-    if TRAIN not in parts.values():
-        parts = dict.fromkeys(names, TRAIN)
-    folders, found = class_folders([*parts]), Found()
-    for number, name in enumerate(box.names):
-        if name in parts:
-            text, suffix = box.read(number).decode("utf-8", "replace"), PurePosixPath(name).suffix.lower()
+    split_names = {name: split for name in names if (split := split_of(name))}
+    if TRAIN not in split_names.values():
+        split_names = dict.fromkeys(names, TRAIN)
+    folders, splits = class_folders([*split_names]), Splits()
+    for index, name in enumerate(archive.names):
+        if name in split_names:
+            text, suffix = archive.read(index).decode("utf-8", "replace"), PurePosixPath(name).suffix.lower()
             rows = table_rows(text, TABLES[suffix]) if suffix in TABLES else [(text, folders.get(name))]
-            found.setdefault(parts[name], []).extend(rows)
-    return found
+            splits.setdefault(split_names[name], []).extend(rows)
+    return splits
 
 
-def part_of(name: str) -> str | None:
-    """Which part a file belongs to, by its folders or its own name."""
+def split_of(name: str) -> str | None:
+    """The split of a file, from its folders or its own name."""
     words = [*PurePosixPath(name.lower()).parts[:-1], *re.split(r"[^a-z]+", PurePosixPath(name.lower()).stem)]
-    return next((part for part in (*TESTS, TRAIN) if part in words), None)
+    return next((split for split in (*TESTS, TRAIN) if split in words), None)
 
 
 def class_folders(names: Sequence[str]) -> dict[str, str]:
-    """The class of each file where every file lies in a folder that is no part of a corpus, and there are two such or more."""
+    """The class of each file: its folder. Empty unless there are at least two folders, none of them named like a split."""
     folders = {name: PurePosixPath(name).parent.name for name in names}
     classes = set(folders.values())
     return folders if len(classes) > 1 and not classes & {"", TRAIN, *TESTS} else {}
 
 
-def table_rows(text: str, between: str) -> list[Row]:
-    """A row of a table is a text and perhaps its class: which column is which is told by what stands in them.
+@contextlib.contextmanager
+def large_cells() -> Iterator[None]:
+    """Lets `csv` read cells as long as whole documents. The limit is global, so it is restored at the end."""
+    before = csv.field_size_limit(MAX_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
-    The class stands in the column that is headed so, or else in the first whose values are single words and repeat; a text is
-    made of the columns that hold several words. In a .tsv quotation marks are letters like any others, as in GLUE.
+
+def table_rows(text: str, delimiter: str) -> list[Row]:
+    """The texts and classes of a table. Their columns are found from the header and the content.
+
+    The class is in the column with a header of `LABEL_NAMES`, or else in the first column with single words that repeat. The text
+    is in the columns with several words. In a .tsv, quotation marks are ordinary characters, as in GLUE.
     """
-    csv.field_size_limit(2**27)
     lines = io.StringIO(text, newline="")
-    read = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if between == "\t" else csv.reader(lines, delimiter=between)
-    rows = [row for row in read if row]
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    with large_cells():
+        rows = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
     width = max((len(row) for row in rows), default=0)
     rows = [row + [""] * (width - len(row)) for row in rows]
-    heads = [cell.strip().lower() for cell in rows[0]] if rows else []
-    named = next((i for i, head in enumerate(heads) if head in LABEL_NAMES), None)
-    headed = named is not None or any(head in ("text", "sentence", "review", "title", "description") for head in heads)
-    rows = rows[headed:]
+    headers = [cell.strip().lower() for cell in rows[0]] if rows else []
+    label = next((i for i, header in enumerate(headers) if header in LABEL_NAMES), None)
+    has_header = label is not None or any(header in ("text", "sentence", "review", "title", "description") for header in headers)
+    rows = rows[has_header:]
     columns = list(zip(*rows, strict=True))
     wordy = [i for i, column in enumerate(columns) if sum(" " in cell.strip() for cell in column) > len(column) / 2]
-    if named is None:
-        named = next((i for i, column in enumerate(columns) if i not in wordy and 1 < len(set(column)) <= len(column) / 2), None)
-    wordy = [i for i in wordy if i != named] or [i for i in range(width) if i != named][:1]
-    return [(" ".join(row[i].strip() for i in wordy), None if named is None else row[named].strip()) for row in rows]
+    if label is None:
+        label = next((i for i, column in enumerate(columns) if i not in wordy and 1 < len(set(column)) <= len(column) / 2), None)
+    wordy = [i for i in wordy if i != label] or [i for i in range(width) if i != label][:1]
+    return [(" ".join(row[i].strip() for i in wordy), None if label is None else row[label].strip()) for row in rows]
 
 
-def gathered(name: str, rows: Sequence[Row]) -> Texts:
-    """Rows as texts; they have labels where every one of them says its class."""
+def to_texts(name: str, rows: Sequence[Row]) -> Texts:
+    """Converts rows to texts. They have labels if every row has a class."""
     digest = hashlib.sha256()
     for text, label in rows:
         digest.update(f"{label}\0{text}\0".encode("utf-8", "replace"))
@@ -162,5 +176,5 @@ def gathered(name: str, rows: Sequence[Row]) -> Texts:
 
 
 def documents(texts: Sequence[str]) -> Iterator[str]:
-    """What belongs together: a text, or the paragraphs of one, cut at blank lines."""
+    """Splits texts into documents, at blank lines."""
     return itertools.chain.from_iterable(filter(None, map(str.strip, re.split(r"\n\s*\n", text))) for text in texts)

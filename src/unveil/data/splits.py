@@ -1,0 +1,82 @@
+"""Subsets of a dataset: held-out samples, labelled samples, a few samples of each class."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unveil.data.dataset import ImageDataset
+from unveil.data.shuffle import shuffled
+from unveil.errors import UnveilError
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a dataset."""
+
+    dataset: ImageDataset
+    indices: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """The class of each image; -1 if it has none."""
+        return self.dataset.labels[self.indices]
+
+    @property
+    def names(self) -> list[str]:
+        names = self.dataset.names
+        return [names[i] for i in self.indices.tolist()]
+
+    def spread_out(self, count: int) -> "Subset":
+        """Up to `count` images, evenly spaced."""
+        return Subset(self.dataset, self.indices[torch.linspace(0, len(self) - 1, min(count, len(self))).long()])
+
+    def at_random(self, count: int, seed: int) -> "Subset":
+        """A random choice of `count` images. Raises `UnveilError` if there are fewer."""
+        check_count(count, len(self))
+        order = shuffled(seed, torch.arange(len(self)), len(self))
+        return Subset(self.dataset, self.indices[order[:count].sort().values])
+
+    def labelled(self, max_count: int | None = None) -> "Subset":
+        """The images that have a class, or a random choice of `max_count` of them, which is always the same."""
+        indices = self.indices[self.labels >= 0]
+        if max_count is not None and len(indices) > max_count:
+            indices = indices[shuffled(1, torch.arange(max_count), len(indices))]
+        return Subset(self.dataset, indices)
+
+
+def held_out_split(total: int, count: int) -> tuple[Int[Tensor, " t"], Int[Tensor, " c"]]:
+    """Indices to train on, and `count` indices to hold out, both in ascending order. They are the same in every run."""
+    order = shuffled(0, torch.arange(total), total)
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def balanced_indices(labels: Int[Tensor, " n"], count: int, seed: int) -> Int[Tensor, " c"]:
+    """Indices of `count` samples in ascending order, balanced over the classes as far as there are enough samples.
+
+    The samples are shuffled, then sorted (stably) by the number of earlier samples of the same class. So the first sample of every
+    class comes first, then the second of every class, and so on. If there are fewer than `count` samples, all are returned.
+    """
+    order = shuffled(seed, torch.arange(len(labels)), len(labels))
+    rank = torch.empty_like(order)
+    for label in torch.unique(labels):
+        members = labels[order] == label
+        rank[members] = torch.arange(int(members.sum()))
+    return order[rank.argsort(stable=True)[:count]].sort().values
+
+
+def few_labels(subset: Subset, count: int, seed: int) -> Subset:
+    """`count` labelled images, balanced over the classes. Raises `UnveilError` if there are fewer."""
+    subset = subset.labelled()
+    check_count(count, len(subset))
+    return Subset(subset.dataset, subset.indices[balanced_indices(subset.labels, count, seed)])
+
+
+def check_count(count: int, available: int) -> None:
+    """Raises `UnveilError` unless `count` labelled images can be chosen from those that are available."""
+    if not 0 < count <= available:
+        raise UnveilError(f"--labels is {count}, but there are {available} labelled images: use 1 to {available}, or 0 for all")

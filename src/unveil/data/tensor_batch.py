@@ -1,0 +1,29 @@
+"""The common base of all batches: of images, of texts and of targets."""
+
+from collections.abc import Callable
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+
+class TensorBatch:
+    """A mixin for named tuples of tensors, of other batches, or None. The first axis of every tensor is the batch axis."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device) -> Self:
+        """Copies to another device. A copy to a GPU does not block; a copy to the CPU does."""
+        return self._map(lambda x: x.to(device, non_blocking=device.type != "cpu"), lambda x: x.to(device))
+
+    def first(self, count: int) -> Self:
+        """Keeps the first `count` samples."""
+        return self._map(lambda x: x[:count], lambda x: x.first(count))
+
+    def pinned(self) -> Self:
+        """Copies to page-locked memory, from which a GPU copies without blocking. Tensors on a GPU stay there."""
+        return self._map(lambda x: x if x.is_cuda else x.pin_memory(), lambda x: x.pinned())
+
+    def _map(self, change: Callable[[Tensor], Tensor], recurse: Callable[[Any], Any]) -> Self:
+        fields = cast(tuple[Any, ...], self)
+        return type(self)(*(x if x is None else change(x) if isinstance(x, Tensor) else recurse(x) for x in fields))
