@@ -1,100 +1,164 @@
-"""The one promise: what the loop can train, and what it is given."""
+"""The interface between models and the rest of the package: `Learner`, and its two kinds, `Method` and `Task`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unveil.data.targets import ClassTargets, Targets
+from unveil.metrics import Metric
 from unveil.models.bert import TextConfig
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 
 
 class Step(NamedTuple):
-    """What a forward pass returns."""
+    """The result of a forward pass."""
 
     loss: Float[Tensor, ""]
-    """To descend."""
+    """The loss to minimise."""
     metrics: dict[str, Tensor]
-    """To write down: scalars, averaged over processes and over the steps between two log lines."""
+    """Scalars to log, averaged over processes and over the steps between two log lines."""
 
 
 class Learner(nn.Module, ABC):
-    """Anything that the loop can train. `forward` is the loss, so compile, DDP and FSDP2 wrap it with no special case."""
+    """Anything the loop can train. `forward` is the loss, so compile, DDP and FSDP2 wrap a learner with no special case."""
 
+    modality: ClassVar[str] = "images"
+    """What a batch holds: a key of `unveil.runs.modality.MODALITIES`."""
     encoder: Any
-    """What is learned or judged."""
+    """The module that is trained or evaluated. It has a `config`, and `features(images)`."""
     needs_whole_batch: ClassVar[bool] = False
-    """Whether the loss compares the samples of a batch with each other, so that no step can be computed in parts."""
+    """Whether the loss compares the samples of a batch with each other, so that a batch cannot be split into microbatches."""
     pool: Literal["mean", "class"] = "mean"
-    """Which features of the encoder are worth judging: the mean of the patch tokens, or the class token."""
+    """The features of the encoder to evaluate: the mean of the patch tokens, or the class token."""
 
     @abstractmethod
     def forward(self, batch: Any) -> Step:
-        """A loss to descend, and numbers to write down."""
+        """The loss of an augmented batch, and metrics to log."""
 
     def augment(self, batch: Any) -> Any:
         """Runs before `forward`, on the device, without gradients."""
         return batch
 
     def prepare(self, batch: Any) -> None:
-        """Sees one augmented batch once, before the first step of a run (never on resume): to fit what is not trained."""
+        """Receives one augmented batch before the first step of a run (not on resume), to fit values that are not trained."""
 
     def after_step(self, progress: float) -> None:
-        """Runs after each optimiser step; progress goes from 0 to 1."""
+        """Runs after each optimiser step; `progress` goes from 0 to 1."""
 
     def layer_of(self, name: str) -> int:
-        """The depth of a parameter, for layer-wise learning rates: 0 is the embedding; the largest is the head."""
+        """The depth of a parameter, for layer-wise learning rates: 0 is the embedding, the largest number is the head."""
         return 0
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of matrices without weight decay, collected from the modules that own them. Vectors never have weight decay."""
+        owners = [(name, module) for name, module in self.named_modules() if name and isinstance(module, ExemptFromDecay)]
+        return {f"{prefix}.{name}" for prefix, module in owners for name in module.no_weight_decay()}
 
 
 class Method(Learner, ABC):
-    """A learner that trains an encoder without labels. One file and one line in `unveil.methods.IMAGES` or `TEXTS`."""
+    """A learner that trains an encoder without labels. One file, and one line in `unveil.methods.METHODS` if it is built in."""
 
     encoder: Any
-    """What is learned: a `ViT`, a `TextEncoder`, or another module with the `config` of one, and `features` to be judged by."""
+    """The result of training: a `ViT`, a `TextEncoder`, or another module with a `config` and `features`."""
     EncoderConfig: ClassVar[type] = ViTConfig
-    """A frozen dataclass: the shape of the encoder, and of what it takes in."""
+    """A frozen dataclass: the shape of the encoder and of its input."""
     Config: ClassVar[type]
-    """A frozen dataclass: the knobs of the method."""
+    """A frozen dataclass: the options of the method."""
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    """Options, of any group, whose defaults differ for this method, such as `base_lr`."""
     config: Any
     augmentation: Any = None
+    """An `Augment`, or another callable with a `config` that augments a batch; None means no augmentation."""
     reconstructs_hidden: ClassVar[bool] = True
-    """Whether what it reconstructs was hidden in part; if not, a figure shows the whole beside the original."""
+    """Whether reconstruction starts from a masked image. If not, figures show the full reconstruction next to the original."""
     supports_finetuning: ClassVar[bool] = True
-    """Whether a task can be put on the encoder and tuned with it."""
+    """Whether a task can fine-tune the encoder."""
     classes: Sequence[str] = ()
-    """The names of the classes that it tells apart; none where it does without labels."""
+    """Names of the classes, for a method that learns from labels."""
 
     @classmethod
     @abstractmethod
-    def build(cls, shape: Any, config: Any, augment: Any) -> "Method":
-        """An untrained learner from the configs of the encoder, the method, and the augmentation, if it has one."""
+    def build(cls, encoder: Any, config: Any, augment: Any) -> "Method":
+        """Builds an untrained learner from the configs of the encoder, of the method, and of the augmentation if there is one."""
+
+    def augment(self, batch: Any) -> Any:
+        """Applies `augmentation`: for images, crop, resize, flip and normalise."""
+        return batch if self.augmentation is None else self.augmentation(batch)
 
     def set_classes(self, classes: Sequence[str]) -> None:
-        """Is told the names of the classes once it is built, before it learns or is filled; none where DATA has no labels."""
+        """Receives the names of the classes before training or loading; an empty sequence if the data has no labels."""
 
     def validation_metrics(self, batch: Any) -> dict[str, Any]:
-        """Numbers, or tensors, on normalised samples that were not trained on; the same samples have the same keys each time."""
+        """Metrics of a batch of normalised held-out samples, as numbers or tensors. A sample has the same key at every call."""
         return {}
 
     def reduce_metrics(self, means: dict[str, Any]) -> dict[str, float]:
-        """What is written down of the means of all batches of `held_out`."""
+        """The numbers to log, from the means of `validation_metrics` over all batches."""
         return means
 
 
 class TextMethod(Method, ABC):
-    """A method whose samples are texts, which have no augmentation."""
+    """A method for text. It has no augmentation."""
 
+    modality = "text"
     EncoderConfig = TextConfig
     pairs: bool = False
-    """Whether a sequence is two parts, of which the second may come from elsewhere."""
+    """Whether a sequence has two segments, of which the second may come from another document."""
 
 
 class Task(Learner, ABC):
-    """A learner that uses labels to judge or to tune an encoder. One file."""
+    """A learner with labels: a head on an encoder. One file, and one line in `unveil.tasks.TASKS` if it is built in."""
+
+    Config: ClassVar[type]
+    """A frozen dataclass: the options of the task."""
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    """The recipe: options, of any group, whose defaults differ for this task."""
+    TargetType: ClassVar[type[Targets]] = ClassTargets
+    """What `Batch.targets` holds: classes, boxes, or one class per pixel."""
+    on_encoder: ClassVar[bool] = True
+    """Whether `unveil finetune` trains it on the encoder of a run."""
+    config: Any
+    classes: Sequence[str]
+    """Names of the classes, in the order of the scores."""
+    augmentation: Any = None
+
+    @classmethod
+    @abstractmethod
+    def build(cls, encoder: Any, config: Any, augment: Any, classes: Sequence[str]) -> Self:
+        """Builds an untrained head on a trained encoder.
+
+        Args:
+            encoder: A `ViT` or a `TextEncoder`. It may be changed in place, so give a copy to keep the original.
+            config: The options of the task.
+            augment: The options of the augmentation; None for text.
+            classes: Names of the classes.
+        """
+
+    def augment(self, batch: Any) -> Any:
+        """Applies `augmentation`, which moves `batch.targets` with the images."""
+        return batch if self.augmentation is None else self.augmentation(batch)
+
+    def layer_of(self, name: str) -> int:
+        """The depth of a parameter: 0 for the encoder's embedding, 1 to depth for its blocks, depth + 1 for the head (BEiT)."""
+        owner, _, rest = name.partition(".")
+        layer: int = self.encoder.layer_of(rest) if owner == "encoder" else self.encoder.config.depth + 1
+        return layer
 
     @abstractmethod
-    def predict(self, samples: Any) -> Float[Tensor, "B K"]:
-        """A score for each class; images are normalised, texts are rows of numbers of pieces."""
+    def predict(self, batch: Any) -> Any:
+        """Predictions for a batch of normalised samples: class scores (B, K), boxes with masks, or class maps (B, K, H, W)."""
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """A new metric that accumulates predictions and targets."""
+
+
+@runtime_checkable
+class ExemptFromDecay(Protocol):
+    """A module that owns matrices to which weight decay should not be applied, such as position embeddings."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of these parameters, as in `named_parameters` of the module."""

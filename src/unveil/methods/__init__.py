@@ -1,44 +1,50 @@
-"""Floor 3: methods that train an encoder without labels: one file each, unaware of each other."""
+"""Pre-training methods, one per file. A method does not import another one."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from unveil.errors import UnveilError
-from unveil.options import literal
+from unveil.options import ClassSource
+from unveil.plugins import Registry
 
 if TYPE_CHECKING:
     from unveil.learner import Method
 
-IMAGES: dict[str, str] = {  # name: "module:class"
-    "mae": "unveil.methods.mae:MAE",
-    "simmim": "unveil.methods.simmim:SimMIM",
-    "beit": "unveil.methods.beit:BEiT",
-    "dvae": "unveil.methods.dvae:DVAE",
-    "dino": "unveil.methods.dino:DINO",
-    "mocov3": "unveil.methods.mocov3:MoCoV3",
-    "supervised": "unveil.methods.supervised:Supervised",
-}
-TEXTS: dict[str, str] = {"bert": "unveil.methods.bert:BERT", "wordmae": "unveil.methods.wordmae:WordMAE"}
-METHODS = IMAGES | TEXTS
+METHODS = Registry(
+    "method",
+    {
+        "mae": "unveil.methods.mae:MAE",
+        "simmim": "unveil.methods.simmim:SimMIM",
+        "beit": "unveil.methods.beit:BEiT",
+        "dvae": "unveil.methods.dvae:DVAE",
+        "dino": "unveil.methods.dino:DINO",
+        "mocov3": "unveil.methods.mocov3:MoCoV3",
+        "supervised": "unveil.methods.supervised:Supervised",
+        "bert": "unveil.methods.bert:BERT",
+        "wordmae": "unveil.methods.wordmae:WordMAE",
+    },
+)
+
+
+def method_class(method: "str | type[Method]") -> "type[Method]":
+    """The class of a method. Raises `UnveilError` for a name that is not in the table."""
+    found: type[Method] = METHODS.load(method)
+    return found
+
+
+def method_source(method: "str | type[Method]") -> ClassSource:
+    """The source of a method's class, to read its options, its defaults and its modality without importing torch."""
+    return ClassSource.find(METHODS.find(method))
+
+
+def method_defaults(method: "str | type[Method]") -> dict[str, Any]:
+    """The options whose defaults differ for a method."""
+    return dict(method_source(method).literal("DEFAULTS", {}))
+
+
+def modality_of_method(method: "str | type[Method]") -> str:
+    """The modality of a method: "images" or "text"."""
+    return str(method_source(method).literal("modality"))
 
 
 def base_of(name: str) -> str:
-    """The method that a name in a comparison stands for: mae, or mae under another name, mae-pixel. Itself where there is none."""
-    return max((method for method in METHODS if f"{name}-".startswith(f"{method}-")), key=len, default=name)
-
-
-def defaults_of(name: str) -> dict[str, Any]:
-    """The knobs whose defaults are others for a method: `DEFAULTS` in its file, where it has one. Read without importing it."""
-    try:
-        return dict(literal(METHODS[name].partition(":")[0], "DEFAULTS"))
-    except KeyError:
-        return {}
-
-
-def method_class(name: str) -> "type[Method]":
-    """The class of a method. Raises `UnveilError` for a name that is not in the table."""
-    if name not in METHODS:
-        raise UnveilError(f"there is no method {name!r}: use one of {', '.join(METHODS)}")
-    module, _, attribute = METHODS[name].partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
-    return found
+    """The method of an entry in a comparison: mae for "mae" and for "mae-pixel". An unknown name is returned as it is."""
+    return max((method for method in METHODS.names if f"{name}-".startswith(f"{method}-")), key=len, default=name)

@@ -1,8 +1,8 @@
-"""BEiT (Bao et al., 2021): BERT of images.
+"""BEiT (Bao et al., 2021): BERT for images.
 
-    image -> patches -> [mask tokens in 40 %, in blocks] -> encoder -> linear head -> visual token of each hidden patch
+    image -> patches -> [mask tokens in 40 %, in blocks] -> encoder -> linear head -> visual tokens of the masked patches
 
-B images, C H W, N patches, M hidden, K tokens in the codebook, D width.
+B images, C H W, N patches, V visible, M masked, K tokens in the codebook, D width.
 """
 
 import math
@@ -13,53 +13,54 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.fast.recompute import Linear
-from unveil.blocks.masks import Mask, as_bool, block_mask
+from unveil.blocks.block_masks import block_mask
+from unveil.blocks.init import xavier
+from unveil.blocks.masks import Mask, as_bool
 from unveil.blocks.patches import gather
-from unveil.blocks.stateless_random import uniform
+from unveil.blocks.stateless_random import Stream, uniform
 from unveil.blocks.targets import TokenTarget
-from unveil.blocks.transformer import xavier
 from unveil.blocks.visual_tokenizer import VisualTokenizer
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.learner import Method, Step
 from unveil.models.visual_tokenizer import visual_tokenizer_from
-from unveil.models.vit import ViT, ViTConfig
-
-DEFAULTS = {"base_lr": 1.9e-4, "beta2": 0.98, "clip": 3.0}
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class BEiTConfig:
-    """The knobs of BEiT."""
+    """The options of BEiT."""
 
+    HIDDEN = ("positions", "layer_scale")
     mask_ratio: float = 0.4
-    """Share of patches that is hidden."""
-    tokenizer: str = "kmeans"
-    """Where visual tokens come from: kmeans of patches, fitted before the first step, or the run folder of a trained dVAE."""
-    codebook: int = 512
-    """Tokens of kmeans; a dVAE brings its own."""
+    """Share of the patches that is masked."""
+    visual_tokenizer: str = "kmeans"
+    """Source of the visual tokens: "kmeans" of patches, fitted before the first step, or the run folder of a trained dVAE."""
+    codebook_size: int = 512
+    """Number of visual tokens for k-means; a dVAE has its own."""
     relative_bias: Literal["shared", "block", "none"] = "shared"
-    """Learned biases of attention by offset: one table for all blocks, one for each, or none."""
+    """Learned attention biases by relative position: one table for all blocks, one per block, or none."""
     positions: Literal["none", "sincos", "learned"] = "none"
-    """What tells a token its place beside the biases."""
+    """Position embeddings, in addition to the relative biases."""
     layer_scale: float | None = 0.1
-    """Initial value of a learned factor on each branch."""
+    """Initial value of LayerScale, a learned factor on each branch."""
     drop_path: float = 0.1
-    """Share of samples that skip a block, growing with depth."""
+    """Probability that a sample skips a block, in the last block; it grows linearly with depth."""
 
 
 class BEiT(Method):
     """An encoder with mask tokens, and a linear layer from each token to the codebook.
 
     Args:
-        encoder: What is trained.
-        config: The knobs.
-        augment: What is done to images; nothing by default.
-        tokenizer: One of your own, in place of that which the config names.
+        encoder: The encoder to train.
+        config: The options.
+        augment: The augmentation; none by default.
+        tokenizer: A visual tokenizer to use instead of the one that the config names.
     """
 
     Config = BEiTConfig
+    DEFAULTS = {"base_lr": 1.9e-4, "beta2": 0.98, "clip_grad": 3.0}
     encoder: ViT
     config: BEiTConfig
 
@@ -70,19 +71,19 @@ class BEiT(Method):
         vit = encoder.config
         self.encoder, self.augmentation = encoder, augment
         if tokenizer is None:
-            tokenizer, written = visual_tokenizer_from(config.tokenizer, config.codebook, vit)
+            tokenizer, recorded = visual_tokenizer_from(config.visual_tokenizer, config.codebook_size, vit)
         else:
-            written = "absent"
-        self.config = replace(config, tokenizer=written, codebook=tokenizer.size)  # what stays when the folder is gone
+            recorded = "absent"
+        self.config = replace(config, visual_tokenizer=recorded, codebook_size=tokenizer.size)  # does not need the dVAE's folder
         self.target = TokenTarget(tokenizer)
         self.mask_token = nn.Parameter(torch.randn(vit.width) * 0.02)
-        self.head = Linear(vit.width, tokenizer.size)
+        self.head = nn.Linear(vit.width, tokenizer.size)
         xavier(self.head)
-        self.mask(torch.zeros(1, dtype=torch.int64))  # a ratio that cannot be hidden is refused now
+        self.mask(torch.zeros(1, dtype=torch.int64))  # fails now, not during training, if the ratio is impossible
 
     @classmethod
     def build(cls, vit: ViTConfig, config: BEiTConfig, augment: AugmentConfig) -> "BEiT":
-        """An untrained learner; the config says what is special about the encoder."""
+        """An untrained learner. The options set the positions, relative biases, layer scale and drop path of its encoder."""
         vit = replace(
             vit,
             positions=config.positions,
@@ -92,33 +93,28 @@ class BEiT(Method):
         )
         return cls(ViT(vit), config, Augment(augment, vit.image_size, vit.mean, vit.std))
 
-    def augment(self, batch: Batch) -> Batch:
-        """Crops, flips and normalises."""
-        return batch if self.augmentation is None else self.augmentation(batch)
-
     def prepare(self, batch: Batch) -> None:
-        """Lets the tokenizer see a sample of images."""
         self.target.prepare(batch.images)
 
     def forward(self, batch: Batch) -> Step:
-        """Hide, encode, name, compare."""
+        """Masks patches, encodes the image, predicts the visual tokens of the masked patches, and computes the loss."""
         _, hide = self.mask(batch.keys)
-        return Step(self.target.loss(self.name(batch.images, hide), self.target(batch.images, hide)), {})
+        return Step(self.target.loss(self.predict_visual_tokens(batch.images, hide), self.target(batch.images, hide)), {})
 
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:
-        """The patches to keep (B, V) and to hide (B, M) of the samples with these keys."""
+        """Indices of the patches to keep (B, V) and to hide (B, M), for the samples with these keys."""
         grid = self.encoder.config.grid
         smallest = max(1, round(16 * math.prod(grid) / 196))  # the paper's 16 of 196 patches
-        return block_mask(uniform(keys, 4 * 64, stream=1), grid, self.config.mask_ratio, smallest)
+        return block_mask(uniform(keys, 4 * 64, Stream.MASK), grid, self.config.mask_ratio, smallest)
 
-    def name(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M K"]:
-        """A score of each visual token for the hidden patches."""
+    def predict_visual_tokens(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M K"]:
+        """Logits over the visual tokens for the masked patches."""
         tokens = self.encoder(images, hidden=as_bool(hide, math.prod(self.encoder.config.grid)), mask_token=self.mask_token)
         scores: Tensor = self.head(gather(tokens[:, 1:], hide))
         return scores
 
     @torch.no_grad()
     def validation_metrics(self, batch: Batch) -> dict[str, float]:
-        """Cross-entropy of the hidden patches' tokens, and the share that is found."""
+        """Cross-entropy and accuracy of the predicted visual tokens of the masked patches."""
         keep, hide = self.mask(batch.keys)
-        return self.target.errors(self.name(batch.images, hide), batch.images, keep, hide)
+        return self.target.metrics(self.predict_visual_tokens(batch.images, hide), batch.images, keep, hide)

@@ -1,8 +1,8 @@
-"""BERT (Devlin et al., 2018): masked words, guessed from both sides.
+"""BERT (Devlin et al., 2018): predicts masked words from both sides.
 
-    text -> word pieces -> [hide 15 %: 80 % as [MASK], 10 % as another word, 10 % as they are] -> encoder -> the hidden words
+    text -> word pieces -> [mask 15 %: 80 % become [MASK], 10 % another word, 10 % stay] -> encoder -> the masked words
 
-B texts, T tokens, M hidden, D width, V words in the vocabulary.
+B texts, T tokens, M masked, D width, K words in the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -13,132 +13,124 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.fast.recompute import Linear
+from unveil.blocks.init import small_normal
 from unveil.blocks.layer_norm import LayerNorm
-from unveil.blocks.stateless_random import uniform
+from unveil.blocks.stateless_random import Stream, uniform
+from unveil.blocks.word_masks import WordMask, mask_words, masked_word_loss, masked_word_metrics, vocabulary_logits
 from unveil.errors import UnveilError
 from unveil.learner import Step, TextMethod
-from unveil.models.bert import TextConfig, TextEncoder, small_normal
+from unveil.models.bert import TextConfig, TextEncoder
 from unveil.text.wordpiece import SPECIAL, TextBatch
-
-DEFAULTS = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
-"""BERT's optimiser (appendix A.2) at a rate for small models: bert-base wants --base-lr 1e-4."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BERTConfig:
-    """The knobs of BERT."""
+    """The options of BERT."""
 
     mask_ratio: float = 0.15
-    """Share of a sequence's pieces that is hidden (section 3.1)."""
+    """Share of the word pieces that is masked (section 3.1)."""
     whole_words: bool = False
-    """Hide all pieces of a word or none of them."""
+    """Mask whole words instead of single pieces."""
     next_sentence: bool = False
-    """Also tell whether the second half of a sequence follows the first, or comes from elsewhere (section 3.1, task 2)."""
+    """Also predict whether the second half of a sequence follows the first (section 3.1, task 2)."""
 
 
-class Hidden(NamedTuple):
-    """A sequence with some of its pieces hidden."""
+class MaskedTexts(NamedTuple):
+    """Texts with some of their tokens masked."""
 
-    seen: Int[Tensor, "B T"]
-    """What the encoder is shown."""
+    ids: Int[Tensor, "B T"]
+    """Token ids for the encoder, with the replacements of the masked tokens."""
     order: Int[Tensor, "B T"]
-    """All places, those of the hidden pieces last, and [CLS] just before them."""
-    truth: Int[Tensor, "B M"]
-    """The pieces that stood there."""
-    counted: Bool[Tensor, "B M"]
-    """False where a place is only there so that every row has as many: a special piece, or a part of a word that had no room."""
+    """A permutation of all indices that puts the masked tokens last, and [CLS] just before them."""
+    mask: WordMask
+    """Which tokens are masked, and their true ids."""
 
 
 class BERT(TextMethod):
-    """An encoder of texts, and a head that names the hidden words by the encoder's own table of words."""
+    """A text encoder, and a head that predicts the masked words. The head shares the word embeddings of the encoder."""
 
     Config = BERTConfig
+    DEFAULTS = {
+        "base_lr": 1e-3,  # for small models; use 1e-4 for bert-base
+        "schedule": "linear",
+        "weight_decay": 0.01,
+        "beta2": 0.98,
+        "eps": 1e-6,
+        "clip_grad": 1.0,
+        "epochs": 20.0,
+    }
     encoder: TextEncoder
     config: BERTConfig
     special: Tensor
-    goes_on: Tensor
+    continues: Tensor
 
     def __init__(self, encoder: TextEncoder, config: BERTConfig) -> None:
         super().__init__()
         shape = encoder.config
         if not 0 < config.mask_ratio < 1:
             raise UnveilError(f"mask ratio {config.mask_ratio} is not between 0 and 1: use for example 0.15")
-        self.config, self.encoder, self.stand_in = config, encoder, shape.number("[MASK]")
+        self.config, self.encoder, self.mask_id = config, encoder, shape.token_id("[MASK]")
         self.pairs = config.next_sentence
-        self.dense, self.norm = Linear(shape.width, shape.width), LayerNorm(shape.width, eps=shape.eps)
+        self.dense, self.norm = nn.Linear(shape.width, shape.width), LayerNorm(shape.width, eps=shape.eps)
         self.bias = nn.Parameter(torch.zeros(len(shape.vocabulary)))
         if self.pairs:
-            self.pooler, self.follows = Linear(shape.width, shape.width), Linear(shape.width, 2)
+            self.pooler, self.follows = nn.Linear(shape.width, shape.width), nn.Linear(shape.width, 2)
         for layer in self.children():
             if layer is not encoder:
                 small_normal(layer)
         self.register_buffer("special", torch.tensor([piece in SPECIAL for piece in shape.vocabulary]), persistent=False)
-        self.register_buffer("goes_on", torch.tensor([piece[:2] == "##" for piece in shape.vocabulary]), persistent=False)
+        self.register_buffer("continues", torch.tensor([piece[:2] == "##" for piece in shape.vocabulary]), persistent=False)
 
     @classmethod
     def build(cls, shape: TextConfig, config: BERTConfig, augment: Any = None) -> "BERT":
-        """An untrained BERT; texts have no augmentation."""
         return cls(TextEncoder(shape), config)
 
     def forward(self, batch: TextBatch) -> Step:
-        """Hide, encode, name, compare."""
-        hidden = self.hide(batch.ids, batch.keys)
-        count = hidden.truth.shape[1]
-        seen = self.encoder(hidden.seen, batch.segments, order=hidden.order, last=1 + count)  # (B, 1 + M, D)
-        loss = self.compare(self.name(seen[:, 1:]), hidden)
-        if batch.labels is None:
+        """Masks tokens, encodes the text, predicts the masked tokens, and computes the loss."""
+        masked = self.masked(batch.ids, batch.keys)
+        count = masked.mask.hide.shape[1]
+        tokens = self.encoder(masked.ids, batch.segments, order=masked.order, last=1 + count)  # (B, 1 + M, D)
+        loss = masked_word_loss(self.predict_words(tokens[:, 1:]), masked.mask)
+        if batch.follows is None:
             return Step(loss, {})
-        guess = self.follow(seen[:, 0])
-        found = guess.argmax(dim=1).eq(batch.labels).float().mean()
-        metrics = {"masked_words": loss.detach(), "next_sentence": found}
-        return Step(loss + F.cross_entropy(guess.float(), batch.labels), metrics)
+        scores = self.predict_next_sentence(tokens[:, 0])
+        accuracy = scores.argmax(dim=1).eq(batch.follows).float().mean()
+        metrics = {"masked_words": loss.detach(), "next_sentence": accuracy}
+        return Step(loss + F.cross_entropy(scores.float(), batch.follows), metrics)
 
-    def hide(self, ids: Int[Tensor, "B T"], keys: Int[Tensor, " B"]) -> Hidden:
-        """Hides the same count of pieces in each row, and no special one."""
-        length = ids.shape[1]
-        count = max(1, round(self.config.mask_ratio * length))
-        score, special = uniform(keys, length, stream=1), self.special[ids]
+    def masked(self, ids: Int[Tensor, "B T"], keys: Int[Tensor, " B"]) -> MaskedTexts:
+        """Masks the same number of tokens in each text, and no special token."""
+        score = uniform(keys, ids.shape[1], Stream.MASK)
         if self.config.whole_words:
-            word = (~self.goes_on[ids]).cumsum(dim=1).sub(1).clamp(min=0)  # (B, T): all pieces of a word share one score
+            word = (~self.continues[ids]).cumsum(dim=1).sub(1).clamp(min=0)  # (B, T): the index of the word of each piece
             score = score.gather(1, word)
-        first = torch.arange(length, device=ids.device) == 0  # [CLS]
-        order = (score + 2 * special + first).argsort(dim=1, stable=True)  # lowest first, [CLS] last
-        chosen, rest = order[:, :count], order[:, count:]
-        truth = ids.gather(1, chosen)
-        counted = ~self.special[truth]
-        if self.config.whole_words:  # a word that does not fit is left out
-            counted = counted & (word.gather(1, chosen) != word.gather(1, rest[:, :1]))
-        fate, other = uniform(keys, 2 * count, stream=2).chunk(2, dim=1)
-        other = (other * len(self.special)).long()  # any piece, as likely as any other
-        shown = torch.where(fate < 0.8, self.stand_in, torch.where(fate < 0.9, other, truth))
-        seen = ids.scatter(1, chosen, torch.where(counted, shown, truth))
-        return Hidden(seen, torch.cat([rest, chosen], dim=1), truth, counted)
+        keep, hide, labels, counted = mask_words(score, ids, self.special, self.config.mask_ratio)
+        if self.config.whole_words:  # a word that does not fit as a whole is not masked
+            counted = counted & (word.gather(1, hide) != word.gather(1, keep[:, :1]))
+        action, other = uniform(keys, 2 * hide.shape[1], Stream.REPLACEMENT).chunk(2, dim=1)
+        other = (other * len(self.special)).long()  # every word is equally likely
+        replacement = torch.where(action < 0.8, self.mask_id, torch.where(action < 0.9, other, labels))
+        replaced = ids.scatter(1, hide, torch.where(counted, replacement, labels))
+        return MaskedTexts(replaced, torch.cat([keep, hide], dim=1), WordMask(keep, hide, labels, counted))
 
-    def name(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B M V"]:
-        """A score for each word of the vocabulary (section 3.1; the decoder is the table of words)."""
-        return F.linear(self.norm(F.gelu(self.dense(tokens))), self.encoder.words.weight, self.bias)
+    def predict_words(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B M K"]:
+        """Logits over the vocabulary (section 3.1)."""
+        return vocabulary_logits(tokens, self.dense, self.norm, self.encoder.words.weight, self.bias)
 
-    def follow(self, first: Float[Tensor, "B D"]) -> Float[Tensor, "B 2"]:
-        """Scores that the second part follows the first, and that it does not."""
+    def predict_next_sentence(self, first: Float[Tensor, "B D"]) -> Float[Tensor, "B 2"]:
+        """Logits of two classes from the [CLS] token: the second segment follows the first, or it comes from another document."""
         scores: Tensor = self.follows(torch.tanh(self.pooler(first)))
         return scores
 
-    def compare(self, scores: Float[Tensor, "B M V"], hidden: Hidden) -> Float[Tensor, ""]:
-        """Cross-entropy of the hidden words, a mean over all places: so any number of processes sums up to the same."""
-        each = F.cross_entropy(scores.flatten(0, 1).float(), hidden.truth.flatten(), reduction="none")
-        return (each * hidden.counted.flatten()).mean()
-
-    def scores(
+    def token_logits(
         self, ids: Int[Tensor, "B T"], segments: Int[Tensor, "B T"] | None = None, real: Bool[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "B T V"]:
-        """A score for each word at each place; arguments as in `TextEncoder.forward`."""
-        return self.name(self.encoder(ids, segments, real=real))
+    ) -> Float[Tensor, "B T K"]:
+        """Logits over the vocabulary at each position; arguments as in `TextEncoder.forward`."""
+        return self.predict_words(self.encoder(ids, segments, real=real))
 
     @torch.no_grad()
     def validation_metrics(self, batch: TextBatch) -> dict[str, float]:
-        """Cross-entropy of the hidden words, in nats, and the share of them that is named first."""
-        hidden = self.hide(batch.ids, batch.keys)
-        scores = self.name(self.encoder(hidden.seen, batch.segments, order=hidden.order, last=hidden.truth.shape[1]))
-        right = ((scores.argmax(dim=2) == hidden.truth) & hidden.counted).sum() / hidden.counted.sum().clamp(min=1)
-        return {"word_loss": float(self.compare(scores, hidden)), "word_accuracy": float(right)}
+        """Cross-entropy in nats, and accuracy, of the predicted masked words."""
+        masked = self.masked(batch.ids, batch.keys)
+        tokens = self.encoder(masked.ids, batch.segments, order=masked.order, last=masked.mask.hide.shape[1])
+        return masked_word_metrics(self.predict_words(tokens), masked.mask)

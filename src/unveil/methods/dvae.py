@@ -1,12 +1,13 @@
-"""Discrete variational autoencoder (Ramesh et al., 2021, section 2.1): the tokenizer of BEiT, trained on the images at hand.
+"""Discrete variational autoencoder (Ramesh et al., 2021, section 2.1): trains the visual tokenizer of BEiT on your own images.
 
-    image -> a score for each token at each patch -> [Gumbel-softmax: a draw that gradients go through] -> image
+    image -> logits of the tokens of each patch -> [Gumbel-softmax: a differentiable sample] -> image
 
-B images, C H W, N patches, K tokens in the codebook. As training goes on, the draws become sharper and the pull towards a use of
-all tokens alike gives way: without it in the first steps, a few tokens take all (LAB.md).
+B images, C H W, N patches, K tokens in the codebook. During training, the samples become sharper, and the weight of the divergence,
+which favours a uniform use of all tokens, decreases. Without it in the first steps, a few tokens take over (LAB.md).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,40 +18,40 @@ from torch import Tensor
 
 from unveil.blocks.patches import patchify
 from unveil.blocks.reconstruction import Reconstruction, reconstruction
-from unveil.blocks.stateless_random import uniform
-from unveil.blocks.visual_tokenizer import shares_of, usage
+from unveil.blocks.stateless_random import Stream, uniform
+from unveil.blocks.visual_tokenizer import codebook_metrics, token_frequencies
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Method, Step
 from unveil.models.dvae import DiscreteVAE, gumbel_softmax
-from unveil.models.vit import ViTConfig
-
-DEFAULTS = {"base_lr": 1e-3, "weight_decay": 0.0, "beta2": 0.99, "epochs": 10.0}
+from unveil.models.vit_config import ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DVAEConfig:
-    """The knobs of the dVAE; `--model` turns its width, up to 256, and its depth."""
+    """The options of the dVAE. Its width, at most 256, and its depth follow from `--model`."""
 
-    codebook: int | None = None
-    """Tokens that there are: 8192, or 512 for images smaller than 128 px."""
+    HIDDEN = ("last_temperature", "last_kl_weight")
+    codebook_size: int | None = None
+    """Number of visual tokens; by default 8192, or 512 for images smaller than 128 px."""
     temperature: float = 1.0
-    """Of the draws in the first step; higher blends more tokens."""
+    """Temperature of the Gumbel-softmax at the first step; a higher one mixes more tokens."""
     last_temperature: float = 0.0625
-    """Of the draws in the last step; it falls as a geometric row."""
+    """Temperature at the last step; it falls geometrically."""
     straight: bool = False
-    """Draw one token instead of a blend, and let the gradient pass as if it were the blend (straight-through)."""
+    """Use one sampled token instead of a mixture, with the gradient of the mixture (straight-through)."""
     kl_weight: float = 0.2
-    """Weight, in the first step, of how far an image's tokens together are from all tokens alike (KL divergence)."""
+    """Weight of the KL divergence between the token distribution of an image and the uniform one, at the first step."""
     last_kl_weight: float = 0.05
-    """The same in the last step; it changes in a line."""
+    """Weight of the KL divergence at the last step; it changes linearly."""
 
 
 class DVAE(Method):
-    """A dVAE as a learner; `encoder` is the whole of it, judged by what its encoder sees."""
+    """A dVAE as a learner. `encoder` is the whole dVAE; its features come from the encoder half."""
 
     Config = DVAEConfig
+    DEFAULTS = {"base_lr": 1e-3, "weight_decay": 0.0, "beta2": 0.99, "epochs": 10.0}
     reconstructs_hidden, supports_finetuning = False, False
     encoder: DiscreteVAE
     config: DVAEConfig
@@ -58,68 +59,68 @@ class DVAE(Method):
 
     def __init__(self, encoder: DiscreteVAE, config: DVAEConfig, augment: Augment | None = None) -> None:
         super().__init__()
-        self.encoder, self.config, self.augmentation = encoder, replace(config, codebook=encoder.size), augment
+        self.encoder, self.config, self.augmentation = encoder, replace(config, codebook_size=encoder.size), augment
         self.register_buffer("progress", torch.zeros(()))
 
     @classmethod
     def build(cls, vit: ViTConfig, config: DVAEConfig, augment: AugmentConfig) -> "DVAE":
-        """An untrained dVAE."""
-        codebook = (512 if max(vit.image_size) < 128 else 8192) if config.codebook is None else config.codebook
-        if codebook < 2:
-            raise UnveilError(f"a codebook of {codebook} tokens says nothing: use 2 or more, for example 512")
-        return cls(DiscreteVAE(vit, codebook), config, Augment(augment, vit.image_size, vit.mean, vit.std))
-
-    def augment(self, batch: Batch) -> Batch:
-        """Crops, flips and normalises."""
-        return batch if self.augmentation is None else self.augmentation(batch)
+        size = (512 if max(vit.image_size) < 128 else 8192) if config.codebook_size is None else config.codebook_size
+        if size < 2:
+            raise UnveilError(f"a codebook of {size} tokens cannot encode anything: use 2 or more, for example 512")
+        return cls(DiscreteVAE(vit, size), config, Augment(augment, vit.image_size, vit.mean, vit.std))
 
     def after_step(self, progress: float) -> None:
-        """The schedules follow the run."""
+        """Updates the schedules."""
         self.progress.fill_(progress)
 
     def temperature(self) -> Float[Tensor, ""]:
-        """Of the draws, now."""
+        """The current temperature of the Gumbel-softmax."""
         first, last = self.config.temperature, self.config.last_temperature
         return first * torch.exp(self.progress * math.log(last / first))
 
     def kl_weight(self) -> Float[Tensor, ""]:
-        """Of the divergence, now."""
+        """The current weight of the divergence."""
         first, last = self.config.kl_weight, self.config.last_kl_weight
         return first + (last - first) * self.progress
 
     def forward(self, batch: Batch) -> Step:
-        """Score, draw, rebuild, compare."""
+        """Computes logits of the tokens, samples from them, decodes the sample, and computes the loss."""
         images, size = batch.images, self.encoder.config.image_size
         scores = self.encoder.encode(images)  # (B, N, K)
-        chosen = gumbel_softmax(scores, self.noise(batch.keys, scores.shape[1]), self.temperature(), self.config.straight)
-        error = F.mse_loss(self.encoder.decode(chosen, size).float(), images)
-        together = scores.softmax(dim=-1).mean(dim=1)  # (B, K), image by image: none are compared
-        divergence = math.log(self.encoder.size) - torch.special.entr(together).sum(dim=1).mean()
-        metrics = {"rebuilt_error": error, "divergence": divergence, **usage(shares_of(scores.argmax(dim=-1), self.encoder.size))}
+        weights = gumbel_softmax(scores, self.noise(batch.keys, scores.shape[1]), self.temperature(), self.config.straight)
+        error = F.mse_loss(self.encoder.decode(weights, size).float(), images)
+        usage = scores.softmax(dim=-1).mean(dim=1)  # (B, K): the distribution of tokens within each image
+        divergence = math.log(self.encoder.size) - torch.special.entr(usage).sum(dim=1).mean()
+        frequencies = token_frequencies(scores.argmax(dim=-1), self.encoder.size)
+        metrics = {"rebuilt_error": error, "divergence": divergence, **codebook_metrics(frequencies)}
         return Step(error + self.kl_weight() * divergence, metrics)
 
     def noise(self, keys: Int[Tensor, " B"], patches: int) -> Float[Tensor, "B N K"]:
-        """Numbers in [0, 1) for the draws: independent ones for the tokens of a patch, and for each patch the same, turned round.
+        """Uniform noise in [0, 1) for the Gumbel-softmax: K independent numbers for an image, shifted modulo 1 for each patch.
 
-        So each patch draws as it should, and two of an image draw the same a little more often than independent ones would. A hash
-        for each number of its own would take more time than all the rest of a step.
+        Each patch still samples from the right distribution, but two patches of an image agree slightly more often than with
+        independent noise. Computing B x N x K independent hashes would take longer than the rest of a step.
         """
-        turns = uniform(keys, patches, stream=1)[:, :, None]
-        return (uniform(keys, self.encoder.size, stream=2)[:, None, :] + turns) % 1
+        shifts = uniform(keys, patches, Stream.GUMBEL_SHIFT)[:, :, None]
+        return (uniform(keys, self.encoder.size, Stream.GUMBEL)[:, None, :] + shifts) % 1
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
-        """The normalised images as their tokens tell them; a dVAE sees all of an image, whatever `hidden` says."""
-        painted = patchify(self.encoder.rebuild(images).float(), self.encoder.config.patch_size)
-        hidden = torch.zeros(painted.shape[:2], dtype=torch.bool, device=images.device) if hidden is None else hidden
-        return reconstruction(images, painted, hidden, self.encoder.config.patch_size)
+        """Encodes normalised images to tokens and decodes them. A dVAE encodes the full image and ignores `hidden`."""
+        predicted = patchify(self.encoder.autoencode(images).float(), self.encoder.config.patch_size)
+        hidden = torch.zeros(predicted.shape[:2], dtype=torch.bool, device=images.device) if hidden is None else hidden
+        return reconstruction(images, predicted, hidden, self.encoder.config.patch_size)
 
     @torch.no_grad()
     def validation_metrics(self, batch: Batch) -> dict[str, Any]:
-        """Squared error of images rebuilt from their tokens, in normalised pixels, and how often they need each token."""
-        error = (self.encoder.rebuild(batch.images).float() - batch.images).square().mean()
-        return {"rebuilt_error": float(error), "shares": shares_of(self.encoder(batch.images), self.encoder.size)}
+        """Squared error of reconstructions in normalised pixels, and the frequency of each token."""
+        error = (self.encoder.autoencode(batch.images).float() - batch.images).square().mean()
+        return {"rebuilt_error": float(error), "shares": token_frequencies(self.encoder(batch.images), self.encoder.size)}
 
     def reduce_metrics(self, means: dict[str, Any]) -> dict[str, float]:
-        """The error, and how much of the codebook all images together use."""
-        return {"rebuilt_error": means["rebuilt_error"]} | {k: float(value) for k, value in usage(means["shares"]).items()}
+        """The squared error, and how many tokens of the codebook all images together use."""
+        usage = {name: float(value) for name, value in codebook_metrics(means["shares"]).items()}
+        return {"rebuilt_error": means["rebuilt_error"]} | usage
+
+    def figure_facts(self) -> Mapping[str, Any]:
+        return {"mask_ratio": None, "sampling": None, "target": "pixel", "loss_on_all": True, "uses_true_patch_statistics": False}

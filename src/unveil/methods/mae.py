@@ -1,61 +1,67 @@
 """Masked autoencoder (He et al., 2021).
 
-    image -> patches -> [hide 75 %] -> visible patches -> encoder -> [mask tokens in the gaps] -> decoder -> hidden patches
+    image -> patches -> [mask 75 %] -> visible patches -> encoder -> [add mask tokens] -> decoder -> masked patches
 
-B images, C H W, N patches, V visible, M hidden, P values in a patch, Q numbers predicted for a patch, D width, E decoder width.
+B images, C H W, N patches, V visible, M masked, P values in a patch, Q numbers predicted for a patch, D width, E decoder width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.fast.recompute import Linear
-from unveil.blocks.masks import Mask, as_bool, block_mask, given_mask, grid_mask, random_mask
-from unveil.blocks.patches import gather, patchify, scatter
+from unveil.blocks.attention import default_heads
+from unveil.blocks.block_masks import block_mask, grid_mask
+from unveil.blocks.init import xavier
+from unveil.blocks.masks import Mask, as_bool, given_mask, random_mask
+from unveil.blocks.patches import patchify, scatter
 from unveil.blocks.positions import sincos_2d
+from unveil.blocks.predictor import predict_tokens
 from unveil.blocks.reconstruction import Reconstruction, reconstruction
-from unveil.blocks.stateless_random import uniform
-from unveil.blocks.targets import NormalisedTarget, PCATarget, PixelTarget, Target, TokenTarget
-from unveil.blocks.transformer import Transformer, TransformerConfig, xavier
+from unveil.blocks.stateless_random import Stream, uniform
+from unveil.blocks.targets import PIXEL_TARGETS, Target, TokenTarget
+from unveil.blocks.transformer import Transformer, TransformerConfig
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Method, Step
 from unveil.models.visual_tokenizer import visual_tokenizer_from
-from unveil.models.vit import ViT, ViTConfig, heads_of
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class MAEConfig:
-    """The knobs of MAE; each row of the paper's table 1 turns one of them."""
+    """The options of MAE; each row of the paper's table 1 varies one of them."""
 
+    HIDDEN = ("visual_tokenizer", "codebook_size", "mask_tokens_in_encoder", "loss_on_all", "decoder_heads")
     mask_ratio: float = 0.75
-    """Share of patches that is hidden (figure 5)."""
+    """Share of the patches that is masked (figure 5)."""
     sampling: Literal["random", "block", "grid"] = "random"
-    """Which patches are hidden (table 1f)."""
+    """How masked patches are chosen: at random, in blocks, or on a regular grid (table 1f)."""
     target: Literal["normalised", "pixel", "pca", "token"] = "normalised"
-    """What is predicted: pixels normalised in each patch, raw pixels, 96 principal coefficients, or visual tokens (table 1d)."""
-    tokenizer: str = "kmeans"
-    """Where visual tokens come from: kmeans of patches, or the run folder of a trained dVAE."""
-    codebook: int = 512
-    """Visual tokens of kmeans; a dVAE brings its own."""
+    """Prediction target: pixels normalised in each patch, raw pixels, 96 principal components, or visual tokens (table 1d)."""
+    visual_tokenizer: str = "kmeans"
+    """Source of the visual tokens: "kmeans" of patches, or the run folder of a trained dVAE."""
+    codebook_size: int = 512
+    """Number of visual tokens for k-means; a dVAE has its own."""
     mask_tokens_in_encoder: bool = False
-    """The encoder sees mask tokens in place of the hidden patches, at 3.3 times the cost for ViT-L (table 1c)."""
+    """Give the encoder mask tokens instead of leaving out masked patches, at 3.3 times the cost for ViT-L (table 1c)."""
     loss_on_all: bool = False
-    """Compare all patches, not the hidden ones alone (section 4.1: half a point worse)."""
+    """Compute the loss on all patches instead of the masked ones only (section 4.1: half a point worse)."""
     decoder_width: int | None = None
-    """Width of the decoder (table 1b): 512, or the encoder's where that is smaller."""
+    """Width of the decoder (table 1b); by default 512, or that of the encoder if it is smaller."""
     decoder_depth: int | None = None
-    """Blocks of the decoder (table 1a): 8, 4 for encoders narrower than 512, 2 for vit-nano."""
+    """Blocks of the decoder (table 1a); by default 8, or 4 for encoders narrower than 512, or 2 for vit-nano."""
     decoder_heads: int | None = None
-    """Heads of the decoder: by its width, 16 for 512."""
+    """Attention heads of the decoder; by default they follow from its width, with 16 for 512."""
 
 
 class MAE(Method):
-    """An encoder that sees the visible patches only, and a light decoder that rebuilds the rest."""
+    """An encoder of the visible patches, and a light decoder that reconstructs the masked patches."""
 
     Config = MAEConfig
     encoder: ViT
@@ -68,103 +74,103 @@ class MAE(Method):
         width = config.decoder_width or min(512, vit.width)
         depth = config.decoder_depth if config.decoder_depth is not None else (8 if vit.width >= 512 else min(4, vit.depth // 2))
         if target is None and config.target == "token":
-            tokenizer, written = visual_tokenizer_from(config.tokenizer, config.codebook, vit)
-            target, config = TokenTarget(tokenizer), replace(config, tokenizer=written, codebook=tokenizer.size)
+            tokenizer, recorded = visual_tokenizer_from(config.visual_tokenizer, config.codebook_size, vit)
+            target, config = TokenTarget(tokenizer), replace(config, visual_tokenizer=recorded, codebook_size=tokenizer.size)
         self.config, self.encoder, self.augmentation = config, encoder, augment
-        self.target = target or TARGETS[config.target](vit.patch_size, vit.channels)
+        self.target = target or PIXEL_TARGETS[config.target](vit.patch_size, vit.channels)
         self.mask_token = nn.Parameter(torch.randn(vit.width if config.mask_tokens_in_encoder else width) * 0.02)
-        self.decoder_embed = Linear(vit.width, width)
-        places = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
-        self.decoder_positions = nn.Parameter(places, requires_grad=False)  # (1 + N, E)
-        heads = config.decoder_heads or heads_of(width)
-        self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, recompute=vit.recompute))
-        self.head = Linear(width, self.target.size)
+        self.decoder_embed = nn.Linear(vit.width, width)
+        positions = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
+        self.decoder_positions = nn.Parameter(positions, requires_grad=False)  # (1 + N, E)
+        heads, again = config.decoder_heads or default_heads(width), vit.grad_checkpointing
+        self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, grad_checkpointing=again))
+        self.head = nn.Linear(width, self.target.size)
         xavier(self.decoder_embed)
         xavier(self.head)
-        _, hide = self.mask(torch.zeros(1, dtype=torch.int64))  # a ratio that cannot be hidden is refused now
+        _, hide = self.mask(torch.zeros(1, dtype=torch.int64))  # fails now, not during training, if the ratio is impossible
         if not (hide.shape[1] or config.loss_on_all):
-            raise UnveilError(f"mask ratio {config.mask_ratio} hides none of {self.patches} patches: use 0.75, or --loss-on-all")
+            raise UnveilError(f"mask ratio {config.mask_ratio} masks none of {self.patches} patches: use 0.75, or --loss-on-all")
 
     @classmethod
     def build(cls, vit: ViTConfig, config: MAEConfig, augment: AugmentConfig) -> "MAE":
-        """An untrained masked autoencoder."""
         return cls(ViT(vit), config, Augment(augment, vit.image_size, vit.mean, vit.std))
 
-    def augment(self, batch: Batch) -> Batch:
-        """Crops, flips and normalises."""
-        return batch if self.augmentation is None else self.augmentation(batch)
-
     def prepare(self, batch: Batch) -> None:
-        """Lets the target see a sample of images."""
         self.target.prepare(batch.images)
 
     def forward(self, batch: Batch) -> Step:
-        """Hide, encode, paint, compare."""
-        return Step(self.compare(batch.images, *self.mask(batch.keys)), {})
+        """Masks patches, encodes the visible ones, predicts the masked ones, and computes the loss."""
+        return Step(self.masked_loss(batch.images, *self.mask(batch.keys)), {})
 
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:
-        """The patches to keep (B, V) and to hide (B, M) of the samples with these keys."""
+        """Indices of the patches to keep (B, V) and to hide (B, M), for the samples with these keys."""
         grid, ratio = self.encoder.config.grid, self.config.mask_ratio
         if self.config.sampling == "grid":
             return grid_mask(len(keys), grid, ratio, keys.device)
         if self.config.sampling == "block":
-            return block_mask(uniform(keys, 4 * 64, stream=1), grid, ratio)
-        return random_mask(uniform(keys, grid[0] * grid[1], stream=1), ratio)
+            return block_mask(uniform(keys, 4 * 64, Stream.MASK), grid, ratio)
+        return random_mask(uniform(keys, grid[0] * grid[1], Stream.MASK), ratio)
 
-    def compare(self, images: Float[Tensor, "B C H W"], keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Tensor:
-        """The loss of the patches `hide` when only the patches `keep` are seen."""
-        painted = self.decode(self.encode(images, keep, hide), keep, hide, self.config.loss_on_all)  # (B, M, Q), or (B, N, Q)
+    def masked_loss(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, ""]:
+        """The loss on the patches `hide`, given the patches `keep`."""
+        predicted = self.decode(self.encode(images, keep, hide), keep, hide, self.config.loss_on_all)  # (B, M, Q), or (B, N, Q)
         compared = torch.cat([keep, hide], dim=1) if self.config.loss_on_all else hide
-        return self.target.loss(painted, self.target(images, compared))
+        return self.target.loss(predicted, self.target(images, compared))
 
     def encode(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B T D"]:
-        """The class token and the visible patches; with the ablation 1c, all patches, the hidden ones as mask tokens."""
-        masked = self.config.mask_tokens_in_encoder
-        stand_in = {"hidden": as_bool(hide, self.patches), "mask_token": self.mask_token} if masked else {"keep": keep}
-        seen: Tensor = self.encoder(images, **stand_in)
-        return seen
+        """Tokens of the class token and the visible patches; in table 1c, of all patches, with mask tokens for the masked ones."""
+        if self.config.mask_tokens_in_encoder:
+            encoded: Tensor = self.encoder(images, hidden=as_bool(hide, self.patches), mask_token=self.mask_token)
+        else:
+            encoded = self.encoder(images, keep)
+        return encoded
 
     def decode(
-        self, seen: Float[Tensor, "B T D"], keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"], every: bool = False
+        self, encoded: Float[Tensor, "B T D"], keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"], every: bool = False
     ) -> Float[Tensor, "B _ Q"]:
-        """Puts mask tokens behind what was seen, and predicts the hidden patches; or every one, the visible ones first."""
-        x, places, wanted = self.decoder_embed(seen), self.decoder_positions, hide.shape[1] + every * keep.shape[1]
-        order = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)  # (B, 1 + V): the class token, the visible patches
-        if self.config.mask_tokens_in_encoder:  # all are there, each in its place
-            x = self.decoder(gather(x + places.to(x.dtype), torch.cat([order, 1 + hide], dim=1)), last=wanted)
-        else:
-            x = self.decoder(x + places[order].to(x.dtype), gaps=(self.mask_token + places[1:], hide), last=wanted)
-        painted: Tensor = self.head(x)
-        return painted
+        """Predicts the masked patches, or with `every` all patches, the visible ones first."""
+        mask_token = None if self.config.mask_tokens_in_encoder else self.mask_token
+        embed, positions = self.decoder_embed, self.decoder_positions
+        tokens = predict_tokens(
+            encoded, keep, hide, embed=embed, positions=positions, mask_token=mask_token, decoder=self.decoder, every=every
+        )
+        predicted: Tensor = self.head(tokens)
+        return predicted
 
-    def paint(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N Q"]:
-        """Predicts every patch, each in its place."""
-        painted = self.decode(self.encode(images, keep, hide), keep, hide, every=True)
-        return scatter(torch.empty_like(painted), torch.cat([keep, hide], dim=1), painted)
+    def predict_patches(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N Q"]:
+        """Predictions for all patches, in their order in the image."""
+        predicted = self.decode(self.encode(images, keep, hide), keep, hide, every=True)
+        return scatter(torch.empty_like(predicted), torch.cat([keep, hide], dim=1), predicted)
 
     def loss(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
-        """The loss of normalised images; `hidden` is True where a patch is hidden, the same count in each row."""
-        return self.compare(images, *self.choose(images, hidden))
+        """The loss of normalised images; `hidden` is True where a patch is masked, the same count in each row."""
+        return self.masked_loss(images, *self.given_or_random_mask(images, hidden))
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
-        """Rebuilds normalised images; a normalised target borrows the true mean and deviation of each patch."""
-        (keep, hide), vit = self.choose(images, hidden), self.encoder.config
-        painted = self.paint(images, keep, hide).float()
-        pixels = self.target.pixels(painted, patchify(images, vit.patch_size))
-        return reconstruction(images, pixels, as_bool(hide, self.patches), vit.patch_size)
+        """Reconstructs normalised images. A normalised target needs the true mean and standard deviation of each patch."""
+        (keep, hide), patch_size = self.given_or_random_mask(images, hidden), self.encoder.config.patch_size
+        predicted = self.predict_patches(images, keep, hide).float()
+        pixels = self.target.pixels(predicted, patchify(images, patch_size))
+        return reconstruction(images, pixels, as_bool(hide, self.patches), patch_size)
 
-    @torch.no_grad()
-    def validation_metrics(self, batch: Batch) -> dict[str, float]:
-        """What the target says of the hidden patches: squared error in normalised pixels, or tokens that were found."""
-        keep, hide = self.mask(batch.keys)
-        return self.target.errors(self.decode(self.encode(batch.images, keep, hide), keep, hide), batch.images, keep, hide)
-
-    def choose(self, images: Tensor, hidden: Bool[Tensor, "B N"] | None) -> Mask:
-        """The given mask, or a new one from torch's generator."""
+    def given_or_random_mask(self, images: Tensor, hidden: Bool[Tensor, "B N"] | None) -> Mask:
+        """The mask of `hidden`, or a random one from torch's generator."""
         if hidden is None:
             return self.mask(torch.randint(2**62, (len(images),), device=images.device))
         return given_mask(hidden, len(images), self.patches)
 
+    @torch.no_grad()
+    def validation_metrics(self, batch: Batch) -> dict[str, float]:
+        """The metrics of the target for the masked patches, such as the squared error in normalised pixels."""
+        keep, hide = self.mask(batch.keys)
+        return self.target.metrics(self.decode(self.encode(batch.images, keep, hide), keep, hide), batch.images, keep, hide)
 
-TARGETS: dict[str, type[PixelTarget]] = {"pixel": PixelTarget, "normalised": NormalisedTarget, "pca": PCATarget}
+    def figure_facts(self) -> Mapping[str, Any]:
+        return {
+            "mask_ratio": self.config.mask_ratio,
+            "sampling": self.config.sampling,
+            "target": self.config.target,
+            "loss_on_all": self.config.loss_on_all,
+            "uses_true_patch_statistics": self.target.uses_true_statistics,
+        }

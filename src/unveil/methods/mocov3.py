@@ -1,9 +1,9 @@
 """Momentum contrast for Vision Transformers (Chen, Xie and He, 2021).
 
-    image -> 2 crops -> encoder -> projection -> prediction -> q -> which of all k's is of the other crop of my image?
-               2 crops -> momentum encoder -> projection ------> k ---^
+    image -> 2 crops -> encoder -> projection -> prediction -> query -> which key is that of the other crop of the same image?
+               2 crops -> momentum encoder -> projection ----> keys -------^
 
-The k's are those of all processes. B images of a process, A of all, D width, E what is compared.
+The keys come from all processes. B images of one process, A images of all processes, D width, E width of queries and keys.
 """
 
 from dataclasses import dataclass
@@ -18,41 +18,42 @@ from unveil.blocks.distributed import SyncBatchNorm, all_gather_with_grad, globa
 from unveil.blocks.ema import cosine_to_one, ema_copy, ema_update
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.multicrop import Views, pair
+from unveil.data.multicrop import MultiCrop, byol_views
 from unveil.learner import Method, Step
-from unveil.models.vit import ViT, ViTConfig
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
 
-DEFAULTS = {
-    "crop": "resized",
-    "crop_scale": 0.08,
-    "jitter": 0.4,
-    "base_lr": 1.5e-4,
-    "warmup": 0.13,
-    "weight_decay": 0.1,
-    "beta2": 0.999,
-}
-"""What differs by default: crops of 0.08 to 1 of the image, and the paper's optimiser (40 of 300 epochs of warm-up)."""
-OUT = 256
+KEY_WIDTH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoV3Config:
-    """The knobs of MoCo v3."""
+    """The options of MoCo v3."""
 
+    HIDDEN = ("hidden", "train_patches")
     momentum: float = 0.99
-    """Share of itself that the momentum encoder keeps in a step; goes to 1 along half a cosine."""
+    """EMA momentum of the momentum encoder, which rises to 1 along half a cosine."""
     temperature: float = 0.2
-    """Cosines are divided by it: the smaller, the more the nearest of the others count."""
+    """Temperature of the contrastive loss; a lower one gives more weight to the nearest negatives."""
     hidden: int | None = None
-    """Hidden width of projection and prediction: 4096, or four times the encoder's where that is narrower than 384."""
+    """Hidden width of projector and predictor; by default 4096, or 4 times that of encoders narrower than 384."""
     train_patches: bool = False
-    """Train the projection of patches, too; the paper leaves it at random, for stability."""
+    """Train the patch embedding, which the paper leaves at its random initialisation for stability."""
 
 
 class MoCoV3(Method):
-    """An encoder whose crops of an image are found among those of all others."""
+    """An encoder that identifies two crops of the same image among the crops of all images."""
 
     Config = MoCoV3Config
+    DEFAULTS = {
+        "crop": "resized",
+        "crop_scale": 0.08,
+        "color_jitter": 0.4,
+        "base_lr": 1.5e-4,
+        "warmup_ratio": 0.13,  # 40 of 300 epochs
+        "weight_decay": 0.1,
+        "beta2": 0.999,
+    }
     needs_whole_batch = True
     pool = "class"
     encoder: ViT
@@ -64,48 +65,48 @@ class MoCoV3(Method):
         hidden = config.hidden or (4096 if vit.width >= 384 else 4 * vit.width)
         self.config, self.encoder = config, encoder
         encoder.embed.requires_grad_(config.train_patches)
-        self.projection = layers(vit.width, hidden, hidden, OUT)
-        self.prediction = layers(OUT, hidden, OUT)
+        self.projection = mlp_with_batch_norm(vit.width, hidden, hidden, KEY_WIDTH)
+        self.prediction = mlp_with_batch_norm(KEY_WIDTH, hidden, KEY_WIDTH)
         self.slow_encoder, self.slow_projection = ema_copy(encoder), ema_copy(self.projection)
-        self.augmentation = Views(augment, vit.image_size, vit.mean, vit.std)
-        self.crops = pair(vit.image_size, augment.crop_scale)
+        self.augmentation = MultiCrop(augment, vit.image_size, vit.mean, vit.std)
+        self.crops = byol_views(vit.image_size, augment.crop_scale)
 
     @classmethod
     def build(cls, vit: ViTConfig, config: MoCoV3Config, augment: AugmentConfig) -> "MoCoV3":
-        """An untrained encoder and its slow copy."""
+        """An untrained encoder, and a momentum encoder with the same weights."""
         return cls(ViT(vit), config, augment)
 
     def augment(self, batch: Batch) -> Float[Tensor, "2 B C H W"]:
-        """Draws two crops."""
+        """Draws two crops of each image."""
         crops: Tensor = self.augmentation(batch, self.crops)
         return crops
 
     def forward(self, crops: Float[Tensor, "2 B C H W"]) -> Step:
-        """Each crop looks for the other one of its image."""
+        """The contrastive loss between the two crops of each image, in both directions."""
         with torch.no_grad():
             first_key, second_key = map(self.slow_projection, self.slow_encoder(crops.flatten(0, 1))[:, 0].chunk(2))
         first, second = (self.prediction(self.projection(x)) for x in self.encoder(crops.flatten(0, 1))[:, 0].chunk(2))
-        return Step(self.contrast(first, second_key) + self.contrast(second, first_key), {})
+        return Step(self.contrastive_loss(first, second_key) + self.contrastive_loss(second, first_key), {})
 
-    def contrast(self, query: Float[Tensor, "B E"], key: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
-        """InfoNCE (van den Oord et al., 2018), times twice the temperature, so that this does not change the size of gradients."""
+    def contrastive_loss(self, query: Float[Tensor, "B E"], key: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
+        """InfoNCE (van den Oord et al., 2018), times 2 x temperature, so that gradients do not scale with the temperature."""
         keys = all_gather_with_grad(F.normalize(key, dim=1))  # (A, E)
         cosines = F.linear(F.normalize(query, dim=1), keys).float()  # (B, A)
         temperature = self.config.temperature
         return 2 * temperature * F.cross_entropy(cosines / temperature, global_row_ids(len(query), query.device))
 
     def after_step(self, progress: float) -> None:
-        """The slow copies follow."""
+        """Updates the momentum encoder."""
         momentum = cosine_to_one(self.config.momentum, progress)
         ema_update(self.slow_encoder, self.encoder, momentum)
         ema_update(self.slow_projection, self.projection, momentum)
 
 
-def layers(*widths: int) -> nn.Sequential:
-    """Linear layers, each with a batch norm; the last without what it could learn, the others with a ReLU."""
-    made: list[nn.Module] = []
+def mlp_with_batch_norm(*widths: int) -> nn.Sequential:
+    """Linear layers with a batch norm and a ReLU after each; the last one has a batch norm without parameters, and no ReLU."""
+    layers: list[nn.Module] = []
     for i, (narrow, wide) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         linear = nn.Linear(narrow, wide, bias=False)
-        made += [linear, SyncBatchNorm(wide, affine=False)] if last else [linear, SyncBatchNorm(wide), nn.ReLU()]
-    return nn.Sequential(*made)
+        layers += [linear, SyncBatchNorm(wide, affine=False)] if last else [linear, SyncBatchNorm(wide), nn.ReLU()]
+    return nn.Sequential(*layers)

@@ -1,50 +1,51 @@
-"""SimMIM (Xie et al., 2021): pixels of hidden squares, from an encoder that sees mask tokens in their place.
+"""SimMIM (Xie et al., 2021): predicts the pixels of masked squares, from an encoder that gets mask tokens in their place.
 
-    image -> patches -> [mask tokens in 60 %, in squares] -> encoder -> linear head -> pixels of the hidden patches
+    image -> patches -> [mask tokens in 60 %, in squares] -> encoder -> linear head -> pixels of the masked patches
 
-B images, C H W, N patches, M hidden, P values in a patch, D width.
+B images, C H W, N patches, V visible, M masked, P values in a patch, D width.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.fast.recompute import Linear
-from unveil.blocks.masks import Mask, as_bool, given_mask, unit_mask, units_of
+from unveil.blocks.block_masks import unit_mask, units_of
+from unveil.blocks.init import xavier
+from unveil.blocks.masks import Mask, as_bool, given_mask
 from unveil.blocks.patches import gather, patchify
 from unveil.blocks.reconstruction import Reconstruction, reconstruction
-from unveil.blocks.stateless_random import uniform
-from unveil.blocks.targets import NormalisedTarget, PixelTarget
-from unveil.blocks.transformer import xavier
+from unveil.blocks.stateless_random import Stream, uniform
+from unveil.blocks.targets import PIXEL_TARGETS
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.learner import Method, Step
-from unveil.models.vit import ViT, ViTConfig
-
-DEFAULTS = {"base_lr": 1e-4, "beta2": 0.999, "clip": 5.0, "crop_scale": 0.67}
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimMIMConfig:
-    """The knobs of SimMIM."""
+    """The options of SimMIM."""
 
     mask_ratio: float = 0.6
-    """Share of the image that is hidden."""
+    """Share of the image that is masked."""
     mask_unit: int = 2
-    """Side of the squares that are hidden, in patches: the paper's 32 px are 2 patches of 16."""
+    """Side of the masked squares in patches; the paper's 32 px are 2 patches of 16 px."""
     target: Literal["pixel", "normalised"] = "pixel"
-    """What is painted: pixels (the paper's), or pixels less their patch's mean, over its deviation (MAE's), for better features."""
+    """Prediction target: raw pixels as in the paper, or pixels normalised in each patch as in MAE, for better features."""
 
 
 class SimMIM(Method):
     """An encoder with mask tokens, and a linear layer from each token to the pixels of its patch."""
 
     Config = SimMIMConfig
+    DEFAULTS = {"base_lr": 1e-4, "beta2": 0.999, "clip_grad": 5.0, "crop_scale": 0.67}
     encoder: ViT
     config: SimMIMConfig
 
@@ -52,56 +53,59 @@ class SimMIM(Method):
         super().__init__()
         vit = encoder.config
         self.config, self.encoder, self.augmentation = config, encoder, augment
-        made = NormalisedTarget if config.target == "normalised" else PixelTarget
-        self.target = made(vit.patch_size, vit.channels)
+        self.target = PIXEL_TARGETS[config.target](vit.patch_size, vit.channels)
         self.mask_token = nn.Parameter(torch.randn(vit.width) * 0.02)
-        self.head = Linear(vit.width, self.target.size)
+        self.head = nn.Linear(vit.width, self.target.size)
         xavier(self.head)
-        self.mask(torch.zeros(1, dtype=torch.int64))  # what cannot be hidden is refused now
+        self.mask(torch.zeros(1, dtype=torch.int64))  # fails now, not during training, if the ratio is impossible
 
     @classmethod
     def build(cls, vit: ViTConfig, config: SimMIMConfig, augment: AugmentConfig) -> "SimMIM":
-        """An untrained learner."""
         return cls(ViT(vit), config, Augment(augment, vit.image_size, vit.mean, vit.std))
 
-    def augment(self, batch: Batch) -> Batch:
-        """Crops, flips and normalises."""
-        return batch if self.augmentation is None else self.augmentation(batch)
-
     def forward(self, batch: Batch) -> Step:
-        """Hide, encode, paint, compare."""
+        """Masks patches, encodes the image, predicts the masked patches, and computes the loss."""
         _, hide = self.mask(batch.keys)
-        painted = gather(self.paint(batch.images, hide), hide)  # (B, M, P)
-        return Step(F.l1_loss(painted.float(), self.target(batch.images, hide).float()), {})
+        predicted = gather(self.predict_patches(batch.images, hide), hide)  # (B, M, P)
+        return Step(F.l1_loss(predicted.float(), self.target(batch.images, hide).float()), {})
 
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:
-        """The patches to keep (B, V) and to hide (B, M) of the samples with these keys."""
+        """Indices of the patches to keep (B, V) and to hide (B, M), for the samples with these keys."""
         grid, unit = self.encoder.config.grid, self.config.mask_unit
-        noise = uniform(keys, math.prod(units_of(grid, unit)), stream=1)
+        noise = uniform(keys, math.prod(units_of(grid, unit)), Stream.MASK)
         return unit_mask(noise, grid, self.config.mask_ratio, unit)
 
-    def paint(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N P"]:
-        """Predicts every patch, each in its place."""
+    def predict_patches(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N P"]:
+        """Predictions for all patches, in their order in the image."""
         tokens = self.encoder(images, hidden=as_bool(hide, math.prod(self.encoder.config.grid)), mask_token=self.mask_token)
-        painted: Tensor = self.head(tokens[:, 1:])
-        return painted
+        predicted: Tensor = self.head(tokens[:, 1:])
+        return predicted
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
-        """Rebuilds normalised images; `hidden` is True where a patch is hidden, the same count in each row.
+        """Reconstructs normalised images; `hidden` is True where a patch is masked, the same count in each row.
 
-        With a normalised target each patch borrows its true mean and deviation.
+        A normalised target needs the true mean and standard deviation of each patch.
         """
         vit = self.encoder.config
         if hidden is None:
             _, hide = self.mask(torch.randint(2**62, (len(images),), device=images.device))
         else:
             _, hide = given_mask(hidden, len(images), math.prod(vit.grid))
-        painted = self.target.pixels(self.paint(images, hide).float(), patchify(images, vit.patch_size))
-        return reconstruction(images, painted, as_bool(hide, math.prod(vit.grid)), vit.patch_size)
+        pixels = self.target.pixels(self.predict_patches(images, hide).float(), patchify(images, vit.patch_size))
+        return reconstruction(images, pixels, as_bool(hide, math.prod(vit.grid)), vit.patch_size)
 
     @torch.no_grad()
     def validation_metrics(self, batch: Batch) -> dict[str, float]:
-        """Squared error on the hidden patches in normalised pixels, beside two guesses: the patch's and the image's mean."""
+        """Squared error of the masked patches in normalised pixels, with two baselines; see `PixelTarget.metrics`."""
         keep, hide = self.mask(batch.keys)
-        return self.target.errors(gather(self.paint(batch.images, hide), hide), batch.images, keep, hide)
+        return self.target.metrics(gather(self.predict_patches(batch.images, hide), hide), batch.images, keep, hide)
+
+    def figure_facts(self) -> Mapping[str, Any]:
+        return {
+            "mask_ratio": self.config.mask_ratio,
+            "sampling": None,  # figures show random masks
+            "target": self.config.target,
+            "loss_on_all": False,
+            "uses_true_patch_statistics": self.target.uses_true_statistics,
+        }

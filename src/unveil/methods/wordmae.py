@@ -1,58 +1,54 @@
-"""A masked autoencoder of words: MAE's way (He et al., 2021) with BERT's samples (Devlin et al., 2018), to compare the two.
+"""A masked autoencoder of words: the architecture of MAE (He et al., 2021) with the samples of BERT, to compare the two.
 
-    text -> word pieces -> [hide some] -> visible pieces -> encoder -> [mask tokens in the gaps] -> decoder -> hidden words
+    text -> word pieces -> [mask some] -> visible tokens -> encoder -> [add mask tokens] -> decoder -> masked words
 
-B texts, T tokens, V visible, M hidden, D width, E decoder width.
+B texts, T tokens, V visible, M masked, D width, E decoder width, K words in the vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.fast.recompute import Linear
+from unveil.blocks.init import small_normal, xavier
 from unveil.blocks.layer_norm import LayerNorm
-from unveil.blocks.stateless_random import uniform
-from unveil.blocks.transformer import Transformer, TransformerConfig, xavier
+from unveil.blocks.predictor import predict_tokens
+from unveil.blocks.stateless_random import Stream, uniform
+from unveil.blocks.transformer import Transformer, TransformerConfig
+from unveil.blocks.word_masks import WordMask, mask_words, masked_word_loss, masked_word_metrics, vocabulary_logits
 from unveil.errors import UnveilError
 from unveil.learner import Step, TextMethod
-from unveil.models.bert import TextConfig, TextEncoder, small_normal
+from unveil.models.bert import TextConfig, TextEncoder
 from unveil.text.wordpiece import SPECIAL, TextBatch
-
-DEFAULTS = {"base_lr": 1e-3, "schedule": "line", "weight_decay": 0.01, "beta2": 0.98, "epsilon": 1e-6, "clip": 1.0, "epochs": 20.0}
-"""BERT's optimiser, so that the two differ in nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordMAEConfig:
-    """The knobs of a masked autoencoder of words."""
+    """The options of a masked autoencoder of words."""
 
     mask_ratio: float = 0.4
-    """Share of a sequence's pieces that is hidden."""
+    """Share of the word pieces that is masked."""
     decoder_depth: int = 2
     """Blocks of the decoder."""
     decoder_width: int | None = None
-    """Width of the decoder: 512, or the encoder's where that is smaller."""
-
-
-class Split(NamedTuple):
-    """Where the pieces of a sequence go."""
-
-    keep: Int[Tensor, "B V"]
-    hide: Int[Tensor, "B M"]
-    truth: Int[Tensor, "B M"]
-    """The pieces that are hidden."""
-    counted: Bool[Tensor, "B M"]
-    """False where a special piece had to be hidden, so that every row hides as many."""
+    """Width of the decoder; by default 512, or that of the encoder if it is smaller."""
 
 
 class WordMAE(TextMethod):
-    """An encoder that sees the visible pieces only, and a light decoder that names the rest."""
+    """An encoder of the visible tokens, and a light decoder that predicts the masked words."""
 
     Config = WordMAEConfig
+    DEFAULTS = {  # the same as for BERT, so that the two methods can be compared
+        "base_lr": 1e-3,
+        "schedule": "linear",
+        "weight_decay": 0.01,
+        "beta2": 0.98,
+        "eps": 1e-6,
+        "clip_grad": 1.0,
+        "epochs": 20.0,
+    }
     encoder: TextEncoder
     config: WordMAEConfig
     special: Tensor
@@ -63,16 +59,17 @@ class WordMAE(TextMethod):
         if not 0 < config.mask_ratio < 1:
             raise UnveilError(f"mask ratio {config.mask_ratio} is not between 0 and 1: use for example 0.4")
         if config.decoder_depth < 1:
-            raise UnveilError("a decoder of 0 blocks would see no word: use --decoder-depth 1, or --method bert")
+            raise UnveilError("a decoder of 0 blocks cannot attend to the visible words: use --decoder-depth 1, or --method bert")
         width = config.decoder_width or min(512, shape.width)
         self.config, self.encoder = config, encoder
-        heads = width * shape.heads // shape.width
-        self.decoder_embed = Linear(shape.width, width)
+        heads, again = width * shape.heads // shape.width, shape.grad_checkpointing
+        self.decoder_embed = nn.Linear(shape.width, width)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
         self.decoder_positions = nn.Parameter(torch.randn(shape.length, width) * 0.02)
-        blocks = TransformerConfig(width=width, depth=config.decoder_depth, heads=heads, recompute=shape.recompute)
-        self.decoder = Transformer(blocks)
-        self.dense, self.norm = Linear(width, shape.width), LayerNorm(shape.width, eps=shape.eps)
+        self.decoder = Transformer(
+            TransformerConfig(width=width, depth=config.decoder_depth, heads=heads, grad_checkpointing=again)
+        )
+        self.dense, self.norm = nn.Linear(width, shape.width), LayerNorm(shape.width, eps=shape.eps)
         self.bias = nn.Parameter(torch.zeros(len(shape.vocabulary)))
         xavier(self.decoder_embed)
         small_normal(self.dense)
@@ -80,42 +77,33 @@ class WordMAE(TextMethod):
 
     @classmethod
     def build(cls, shape: TextConfig, config: WordMAEConfig, augment: Any = None) -> "WordMAE":
-        """An untrained masked autoencoder; texts have no augmentation."""
         return cls(TextEncoder(shape), config)
 
+    def no_weight_decay(self) -> set[str]:
+        return super().no_weight_decay() | {"decoder_positions"}
+
     def forward(self, batch: TextBatch) -> Step:
-        """Hide, encode, fill the gaps, compare."""
-        split = self.split(batch.ids, batch.keys)
-        return Step(self.compare(self.name(batch, split), split), {})
+        """Masks tokens, encodes the visible ones, predicts the masked words, and computes the loss."""
+        mask = self.mask_texts(batch.ids, batch.keys)
+        return Step(masked_word_loss(self.predict_words(batch, mask), mask), {})
 
-    def split(self, ids: Int[Tensor, "B T"], keys: Int[Tensor, " B"]) -> Split:
-        """Hides the same count of pieces in each row, a special one only where nothing else is left."""
-        length = ids.shape[1]
-        count = max(1, round(self.config.mask_ratio * length))
-        first = torch.arange(length, device=ids.device) == 0  # [CLS]
-        order = (uniform(keys, length, stream=1) + 2 * self.special[ids] + first).argsort(dim=1, stable=True)
-        hide, keep = order[:, :count], order[:, count:].sort(dim=1).values
-        truth = ids.gather(1, hide)
-        return Split(keep, hide, truth, ~self.special[truth])
+    def mask_texts(self, ids: Int[Tensor, "B T"], keys: Int[Tensor, " B"]) -> WordMask:
+        """Masks the same number of tokens in each text, and special tokens only if no other tokens are left."""
+        mask = mask_words(uniform(keys, ids.shape[1], Stream.MASK), ids, self.special, self.config.mask_ratio)
+        return mask._replace(keep=mask.keep.sort(dim=1).values)
 
-    def name(self, batch: TextBatch, split: Split) -> Float[Tensor, "B M W"]:
-        """A score for each of the W words of the vocabulary at each hidden place."""
-        seen = self.encoder(batch.ids, batch.segments, order=split.keep)  # (B, V, D): what is hidden is never touched
-        places = self.decoder_positions[: batch.ids.shape[1]]
-        x = self.decoder_embed(seen)
-        x = x + F.embedding(split.keep, places).to(x.dtype)
-        x = self.decoder(x, gaps=(self.mask_token + places, split.hide), last=split.hide.shape[1])
-        return F.linear(self.norm(F.gelu(self.dense(x))), self.encoder.words.weight, self.bias)
-
-    def compare(self, scores: Float[Tensor, "B M W"], split: Split) -> Float[Tensor, ""]:
-        """Cross-entropy of the hidden words, a mean over all places."""
-        each = F.cross_entropy(scores.flatten(0, 1).float(), split.truth.flatten(), reduction="none")
-        return (each * split.counted.flatten()).mean()
+    def predict_words(self, batch: TextBatch, mask: WordMask) -> Float[Tensor, "B M K"]:
+        """Logits over the vocabulary at each masked position."""
+        encoded = self.encoder(batch.ids, batch.segments, order=mask.keep)  # (B, V, D): masked tokens are never read
+        positions = self.decoder_positions[: batch.ids.shape[1]]
+        embed, mask_token = self.decoder_embed, self.mask_token
+        tokens = predict_tokens(
+            encoded, mask.keep, mask.hide, embed=embed, positions=positions, mask_token=mask_token, decoder=self.decoder
+        )
+        return vocabulary_logits(tokens, self.dense, self.norm, self.encoder.words.weight, self.bias)
 
     @torch.no_grad()
     def validation_metrics(self, batch: TextBatch) -> dict[str, float]:
-        """Cross-entropy of the hidden words, in nats, and the share of them that is named first."""
-        split = self.split(batch.ids, batch.keys)
-        scores = self.name(batch, split)
-        right = ((scores.argmax(dim=2) == split.truth) & split.counted).sum() / split.counted.sum().clamp(min=1)
-        return {"word_loss": float(self.compare(scores, split)), "word_accuracy": float(right)}
+        """Cross-entropy in nats, and accuracy, of the predicted masked words."""
+        mask = self.mask_texts(batch.ids, batch.keys)
+        return masked_word_metrics(self.predict_words(batch, mask), mask)

@@ -1,8 +1,9 @@
-"""Translation: a Transformer learns from sentence pairs, by label-smoothed cross-entropy (Vaswani et al., 2017, section 5.4)."""
+"""Translation: trains a Transformer on sentence pairs with label-smoothed cross-entropy (Vaswani et al., 2017, section 5.4)."""
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,88 +11,149 @@ from torch import Tensor
 
 from unveil.blocks.smoothed_cross_entropy import smoothed_cross_entropy
 from unveil.blocks.special_tokens import BEGIN, END, PAD
-from unveil.learner import Learner, Step
+from unveil.errors import UnveilError
+from unveil.learner import Step, Task
+from unveil.metrics import Metric
 from unveil.models.beam_search import beam_search
-from unveil.models.seq2seq import Cached, Seq2Seq
+from unveil.models.seq2seq import CachedDecoder, Seq2Seq
 from unveil.text.parallel_corpus import PairBatch, Rows
 
-RECENT = 8
-"""The average of the weights reaches back over about one part in so many of the run."""
-AT_ONCE = 64
-"""Sentences that are translated together."""
-FURTHER = 50
-"""Words by which a translation may be longer than its source (section 6.1)."""
+AVERAGED_PART = 8
+"""Exponent of the average of the weights, which then covers about the last eighth of the run."""
+BATCH_SIZE = 64
+"""Number of sentences in a batch of translations."""
+EXTRA_LENGTH = 50
+"""Number of tokens by which a translation may be longer than its source (section 6.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslateConfig:
-    """How to learn from pairs."""
+class TranslationConfig:
+    """The options of learning from sentence pairs."""
 
     smoothing: float = 0.1
-    """Label smoothing: share of each word that is spread evenly over the vocabulary."""
+    """Label smoothing: share of the target distribution that is spread evenly over the vocabulary."""
 
 
-class Translation(Learner):
-    """A translator that learns, and the average of its weights over the last part of the run, which is the one to keep.
+class Translation(Task):
+    """A translator in training, and an average of its weights over the last part of the run. The average is the result.
 
-    It stands in for the average of the last checkpoints (section 6.1). Step n is (RECENT + 1) / (RECENT + n) of it (Shamir and
-    Zhang, 2013, polynomial decay): at every step it is one of the run so far, and it need not know how long the run will be.
+    The average replaces the average of the last checkpoints (section 6.1). Step n enters it with weight (8 + 1) / (8 + n)
+    (polynomial decay; Shamir and Zhang, 2013). So it always covers the last part of the run so far, and the length of the run
+    need not be known in advance.
     """
 
+    modality = "text"
+    on_encoder = False
+    Config = TranslationConfig
+    DEFAULTS = {
+        "schedule": "inverse_sqrt",
+        "base_lr": 4e-3,
+        "warmup_ratio": 0.1,
+        "beta2": 0.98,
+        "eps": 1e-9,
+        "weight_decay": 0.0,
+        "epochs": 40.0,
+        "batch_size": 128,
+    }
+    """The recipe of 2017, scaled to tens of thousands of pairs."""
     steps: Tensor
 
-    def __init__(self, translator: Seq2Seq, config: TranslateConfig) -> None:
+    def __init__(self, translator: Seq2Seq, config: TranslationConfig) -> None:
         super().__init__()
-        self.translator, self.config = translator, config
+        self.translator, self.config, self.classes = translator, config, ()
         self.average = copy.deepcopy(translator).requires_grad_(False).eval()
         self.register_buffer("steps", torch.zeros((), dtype=torch.float32))
 
+    @classmethod
+    def build(cls, encoder: Seq2Seq, config: TranslationConfig, augment: Any = None, classes: Sequence[str] = ()) -> "Translation":
+        """`encoder` is the whole translator. `augment` and `classes` are not used."""
+        return cls(encoder, config)
+
     def forward(self, batch: PairBatch) -> Step:
-        """Cross-entropy with smoothed words, in the mean over the words of the step; beside it that of the true words alone."""
-        scores, words = self.translator(batch.source, batch.target[:, :-1]), batch.target[:, 1:]  # (B, T, K), (B, T)
-        weight = torch.where(words == PAD, 0.0, batch.weight[:, None])
-        loss, true = smoothed_cross_entropy(scores, words, weight, self.config.smoothing)
-        return Step(loss, {"cross_entropy": true})
+        """Label-smoothed cross-entropy, averaged over the tokens of the step. The cross-entropy without smoothing is logged."""
+        logits, tokens = self.translator(batch.source, batch.target[:, :-1]), batch.target[:, 1:]  # (B, T, K), (B, T)
+        weight = torch.where(tokens == PAD, 0.0, batch.weight[:, None])
+        loss, plain = smoothed_cross_entropy(logits, tokens, weight, self.config.smoothing)
+        return Step(loss, {"cross_entropy": plain})
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """The average follows."""
+        """Moves the average towards the current weights."""
         self.steps += 1
-        share = (RECENT + 1) / (RECENT + self.steps)
+        share = (AVERAGED_PART + 1) / (AVERAGED_PART + self.steps)
         for mean, weight in zip(self.average.parameters(), self.translator.parameters(), strict=True):
             mean.lerp_(weight, share)
 
     def train(self, mode: bool = True) -> "Translation":
-        """The average never drops anything."""
+        """Keeps the average in eval mode, without dropout."""
         super().train(mode)
         self.average.eval()
         return self
 
+    def layer_of(self, name: str) -> int:
+        """All layers have the same learning rate."""
+        return 0
+
+    def predict(self, batch: PairBatch) -> list[list[int]]:
+        """Greedy translations by the averaged weights, as token ids without special tokens."""
+        rows = [[token for token in row if token not in (PAD, END)] for row in batch.source.tolist()]
+        return translate_tokens(self.average, rows, beams=1, length_penalty=0.0)
+
+    def metric(self) -> Metric:
+        return BLEU()
+
+
+class BLEU(Metric):
+    """BLEU as sacrebleu computes it, 0 to 100, of detokenised translations.
+
+    Raises:
+        UnveilError: If sacrebleu is not installed.
+    """
+
+    primary = "bleu"
+
+    def __init__(self) -> None:
+        try:
+            from sacrebleu.metrics.bleu import BLEU as SACREBLEU
+        except ImportError:
+            raise UnveilError("BLEU needs the library sacrebleu: pip install 'unveil[text]'") from None
+        self.sacrebleu: Any = SACREBLEU()
+        self.translations: list[str] = []
+        self.references: list[str] = []
+
+    def update(self, predictions: Sequence[str], targets: Sequence[str]) -> None:
+        """Adds translations and their references, as plain text."""
+        self.translations += predictions
+        self.references += targets
+
+    def compute(self) -> dict[str, Any]:
+        return {"bleu": float(self.sacrebleu.corpus_score(self.translations, [self.references]).score)}
+
 
 @torch.no_grad()
-def translated(translator: Seq2Seq, rows: Sequence[Sequence[int]], *, beams: int, alpha: float) -> list[list[int]]:
-    """The translations of sentences, all as numbers of words without marks; with one beam the search is greedy.
+def translate_tokens(translator: Seq2Seq, rows: Sequence[Sequence[int]], *, beams: int, length_penalty: float) -> list[list[int]]:
+    """Translates sentences, given and returned as token ids without special tokens. With one beam the search is greedy.
 
     Args:
-        translator: In eval mode, on any device.
-        rows: In any order; those of about one length are translated together.
+        translator: A translator in eval mode, on any device.
+        rows: Sentences in any order; those of similar length are translated together.
         beams: See `unveil.models.beam_search.beam_search`.
-        alpha: Of the length penalty.
+        length_penalty: See there.
     """
     device, most = translator.embedding.device, translator.config.longest
     source, results = Rows([[*row, END] for row in rows]), [list[int]()] * len(rows)
-    for places in source.lengths.argsort(descending=True).split(AT_ONCE):
-        lengths = source.lengths[places]
-        longest = (lengths + FURTHER).clamp(max=most).to(device)
-        following = Cached(translator, source.padded(places, int(lengths.max())).to(device), beams)
-        found, _ = beam_search(following, longest, beams=beams, alpha=alpha)
-        for place, row in zip(places.tolist(), found.tolist(), strict=True):
-            results[place] = row[: row.index(END)] if END in row else row
+    for indices in source.lengths.argsort(descending=True).split(BATCH_SIZE):
+        lengths = source.lengths[indices]
+        longest = (lengths + EXTRA_LENGTH).clamp(max=most).to(device)
+        decoder = CachedDecoder(translator, source.padded(indices, int(lengths.max())).to(device), beams)
+        found, _ = beam_search(decoder, longest, beams=beams, alpha=length_penalty)
+        for index, row in zip(indices.tolist(), found.tolist(), strict=True):
+            results[index] = row[: row.index(END)] if END in row else row
     return results
 
 
-def followed(translator: Seq2Seq, source: Sequence[int], target: Sequence[int]) -> Float[Tensor, "depth T S"]:
-    """Where each word of a translation, its end too, looked as it was chosen: the mean over the heads of each block."""
+def cross_attention(translator: Seq2Seq, source: Sequence[int], target: Sequence[int]) -> Float[Tensor, "depth T S"]:
+    """Attention to the source when each token of a translation, and END, is predicted: the mean over heads, for each block."""
     device = translator.embedding.device
-    looks = translator.attention(torch.tensor([[*source, END]], device=device), torch.tensor([[BEGIN, *target]], device=device))
-    return looks[:, 0].mean(dim=1).cpu()
+    weights = translator.attention(torch.tensor([[*source, END]], device=device), torch.tensor([[BEGIN, *target]], device=device))
+    return weights[:, 0].mean(dim=1).cpu()

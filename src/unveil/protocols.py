@@ -1,0 +1,64 @@
+"""Protocols for what a learner can do besides training: reconstruct images, predict tokens, classify, show attention.
+
+A class implements a protocol by having its members; it need not name the protocol. Reports, exports and evaluations check for
+it with `isinstance`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unveil.blocks.masks import Mask
+from unveil.blocks.reconstruction import Reconstruction
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A learner that reconstructs images, such as MAE, SimMIM or a dVAE. Used by reports and `unveil reconstruct`."""
+
+    encoder: Any
+    reconstructs_hidden: bool
+
+    def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
+        """Reconstructs normalised images; `hidden` is True where a patch is masked, the same count in each row."""
+
+    def figure_facts(self) -> Mapping[str, Any]:
+        """Settings to name in the caption of a figure: see `unveil.reports.reconstruct`."""
+
+
+@runtime_checkable
+class SamplesMasks(Protocol):
+    """A learner that draws its own masks, such as blocks, so that figures show the same kind of mask as training uses."""
+
+    def mask(self, keys: Int[Tensor, " B"]) -> Mask:
+        """Indices of the patches to keep (B, V) and to hide (B, M), for the samples with these keys."""
+
+
+@runtime_checkable
+class PredictsTokens(Protocol):
+    """A learner of text that predicts the token at each position, such as BERT."""
+
+    encoder: Any
+
+    def token_logits(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """A score for each token of the vocabulary at each position."""
+
+
+@runtime_checkable
+class HasAttention(Protocol):
+    """An encoder whose attention can be drawn."""
+
+    def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
+        """The attention of the class token to each patch in the last block, head by head."""
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """A learner that gives each image one score per class, such as a fine-tuned model. Exports include its head."""
+
+    classes: Sequence[str]
+
+    def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Class scores of normalised images, before the softmax."""
