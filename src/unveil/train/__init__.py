@@ -1,1 +1,1 @@
-"""Floor 3: the training loop and what it stands on. Knows `Learner`, and no method by name."""
+"""The training loop, with its checkpoints, logs and parallelism. It depends on `Learner`, not on any method or task."""

@@ -1,19 +1,20 @@
-"""What a run writes down: JSON lines for programs, a bar or plain lines for people, TensorBoard and W&B where asked."""
+"""The log of a run: JSON lines, a progress bar or plain lines, and optionally TensorBoard and W&B."""
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TextIO, TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
-from unveil.train.checkpoint import write_whole
 from unveil.train.parallel import World, mean_over_processes
 
 Record = dict[str, Any]
@@ -21,7 +22,10 @@ T = TypeVar("T")
 
 
 class Sink(Protocol):
-    """Takes records, one at a time."""
+    """Receives the records of a run, one at a time."""
+
+    def start(self, first: int) -> None:
+        """Called before the first step; `first` is the number of steps that are already done."""
 
     def write(self, record: Record) -> None: ...
 
@@ -29,23 +33,29 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line. A resumed run continues the file: lines after its step are dropped, for they come again."""
+    """A file with one JSON object per line. A resumed run removes the lines of steps that it repeats, then appends to the file."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        kept = [line for line in read_lines(path) if line.get("step", 0) <= first_step]
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def start(self, first: int) -> None:
+        kept = [line for line in read_lines(self._path) if line.get("step", 0) <= first]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, record: Record) -> None:
+        if self._file is None:
+            self._file = self._path.open("a")
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records of a log; a last line that was cut short by a kill is left out."""
+    """The records of a log file. An incomplete line of a run that was killed is ignored."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -56,7 +66,7 @@ def read_lines(path: Path) -> list[Record]:
 
 
 class TensorBoard:
-    """Scalars in TensorBoard's files."""
+    """Writes scalars as TensorBoard event files."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -64,6 +74,8 @@ class TensorBoard:
         except ImportError:
             raise UnveilError("TensorBoard is not installed: pip install 'unveil[tensorboard]'") from None
         self._writer = SummaryWriter(str(folder))
+
+    def start(self, first: int) -> None: ...
 
     def write(self, record: Record) -> None:
         for key, value in record.items():
@@ -75,7 +87,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars to Weights & Biases, under the name of the run folder; a resumed run continues its page."""
+    """Sends scalars to Weights & Biases, under the name of the run folder. A resumed run continues its W&B run."""
 
     def __init__(self, folder: Path, config: Record) -> None:
         try:
@@ -84,6 +96,8 @@ class WeightsAndBiases:
             raise UnveilError("Weights & Biases is not installed: pip install 'unveil[wandb]'") from None
         self._run = wandb.init(project="unveil", name=folder.name, id=folder.name, dir=folder, config=config, resume="allow")
 
+    def start(self, first: int) -> None: ...
+
     def write(self, record: Record) -> None:
         self._run.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 
@@ -91,27 +105,34 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def tracker(kind: Literal["none", "tensorboard", "wandb"], folder: Path, config: Record) -> list[Sink]:
-    """The sink of a kind, if any."""
+def trackers(kind: Literal["none", "tensorboard", "wandb"], folder: Path, config: Record) -> list[Sink]:
+    """The sinks for the option `tracker`."""
     if kind == "tensorboard":
         return [TensorBoard(folder / "tensorboard")]
     return [WeightsAndBiases(folder, config)] if kind == "wandb" else []
 
 
 class Meter:
-    """Sums of scalars between two log lines, kept on the device: reading them is the only time that the host waits."""
+    """Means of scalars between two log lines.
+
+    The sums stay on the device, so the host waits for the GPU only when it reads them.
+
+    Args:
+        world: The processes to average over.
+        effort: Seconds that one sample would take at the peak speed of the hardware, for `peak_share`.
+    """
 
     def __init__(self, world: World, effort: float = 0.0) -> None:
-        self.world, self.effort = world, effort  # seconds that a sample would take at the matrix peak
+        self.world, self.effort = world, effort
         self.restart()
 
     def restart(self) -> None:
-        """Forgets the sums, and starts the clock again."""
+        """Resets the sums and the clock."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._samples, self._start, self._waited = 0, time.monotonic(), 0.0
 
-    def waits(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches, noting how long each was waited for."""
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yields the batches, and measures how long the loop waits for each of them."""
         while True:
             start = time.monotonic()
             batch = next(batches, None)
@@ -120,6 +141,13 @@ class Meter:
                 return
             yield batch
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context in which the clock is stopped, for work that is not part of a step."""
+        start = time.monotonic()
+        yield
+        self._start += time.monotonic() - start
+
     def add(self, values: dict[str, Tensor]) -> None:
         """Adds a value to each sum."""
         for key, value in values.items():
@@ -127,12 +155,12 @@ class Meter:
             self._sums[key] = (total + value.detach().float(), count + 1)
 
     def step(self, values: dict[str, Tensor], samples: int) -> None:
-        """Counts a step."""
+        """Adds the values of a whole step, and counts its samples."""
         self.add(values)
         self._samples += samples
 
     def read(self) -> Record:
-        """The means, over time and over processes, and the speed; every process must call it."""
+        """The means over steps and processes, and the speed. Every process must call it."""
         means = torch.stack([total / count for total, count in self._sums.values()])
         values = mean_over_processes(means, self.world.size).tolist()
         seconds = time.monotonic() - self._start
@@ -144,21 +172,35 @@ class Meter:
             "seconds": seconds,
         }
 
+    def state(self) -> dict[str, Any]:
+        """All sums, averaged over processes, and the clock, as JSON values for a checkpoint. Every process must call it."""
+        state = {"samples": self._samples, "seconds": time.monotonic() - self._start, "waited": self._waited, "sums": {}}
+        if self._sums:
+            totals = mean_over_processes(torch.stack([total for total, _ in self._sums.values()]), self.world.size).tolist()
+            state["sums"] = {key: (total, count) for total, (key, (_, count)) in zip(totals, self._sums.items(), strict=True)}
+        return state
+
+    def load_state(self, state: Mapping[str, Any] | None) -> None:
+        """Loads the result of `state`, so that a resumed run logs the same means as a run that was never stopped."""
+        if state is None:  # a checkpoint of an earlier version
+            return
+        self._samples, self._waited, self._start = state["samples"], state["waited"], time.monotonic() - state["seconds"]
+        self._sums = {key: (torch.tensor(total, device=self.world.device), count) for key, (total, count) in state["sums"].items()}
+
 
 class Screen:
-    """A progress bar in a terminal; elsewhere a plain line every few seconds.
+    """A progress bar in a terminal, or else a plain line every few seconds.
 
     Args:
-        title: What is going on.
+        title: The name of the activity.
         total: Steps of the whole run.
-        first: Steps done before.
-        seconds: Between two plain lines.
-        reads: Whether images are read from files meanwhile, so that waiting for them is worth a word.
+        seconds: Minimum time between two plain lines.
+        reads: Whether images are read from files during training. If the loop waits for them, `close` recommends `unveil pack`.
     """
 
-    def __init__(self, title: str, total: int, first: int = 0, seconds: float = 5.0, *, reads: bool = False) -> None:
+    def __init__(self, title: str, total: int, seconds: float = 5.0, *, reads: bool = False) -> None:
         self.reads = reads
-        self.title, self.total, self.first, self.seconds = title, total, first, seconds
+        self.title, self.total, self.first, self.seconds = title, total, 0, seconds
         self._last = self._start = time.monotonic()
         self._waited = 0.0
         self._bar: Progress | None = None
@@ -173,16 +215,24 @@ class Screen:
                 TimeRemainingColumn(elapsed_when_finished=False),
             )
             self._bar = Progress(*columns, console=self.console)
-            self._task = self._bar.add_task(title, total=total, completed=first, news="")
+            self._task = self._bar.add_task(title, total=total, news="")
             self._bar.start()
 
+    def start(self, first: int) -> None:
+        """Called before the first step; `first` is the number of steps that are already done."""
+        self.first, self._start = first, time.monotonic()
+        if first:
+            self.say(f"resuming from step {first:,}")
+        self.advance(first)
+
     def advance(self, done: int) -> None:
-        """Shows that `done` steps are done."""
+        """Moves the bar to `done` steps."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
-    def show(self, done: int, record: Record) -> None:
-        """Shows the newest log line."""
+    def write(self, record: Record) -> None:
+        """Shows the newest record."""
+        done = record["step"]
         self._waited += record["waiting"] * record["seconds"]
         news = f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f}/s"
         news += "".join(f"  {key} {value:.3f}" for key, value in record.items() if key in SHOWN)
@@ -195,17 +245,22 @@ class Screen:
             print(f"{self.title}  {done}/{self.total}  {news}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        """Prints a line above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        """Leaves the bar as it is, and says what to do where images came too slowly."""
+        """Stops the bar. Recommends `unveil pack` if the loop waited for images."""
         waited = self._waited / max(time.monotonic() - self._start, 1e-9)
         if self.reads and waited > WAITING:
-            self.say(f"{waited:.0%} of the time went by waiting for images: `unveil pack DATA OUT` shrinks and stores them once")
+            self.say(
+                f"{waited:.0%} of the time was spent waiting for images: `unveil pack DATA OUT` resizes and stores them once, "
+                f"which makes reading faster"
+            )
         if self._bar is not None:
             self._bar.stop()
 
 
-SHOWN = ("knn", "accuracy", "bleu")
+SHOWN = ("knn", "accuracy", "top1", "mean_iou", "bleu")
+"""Evaluation results to show next to the loss."""
 WAITING = 0.05
+"""Share of the time spent waiting for images above which `unveil pack` is recommended."""

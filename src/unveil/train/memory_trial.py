@@ -1,4 +1,4 @@
-"""What a step costs, tried on a few samples before the first one: memory, so that it fits, and FLOPs, so that the log can judge."""
+"""Measures the cost of a step on a few samples before training: memory, to choose the microbatches, and FLOPs, for the log."""
 
 import copy
 import os
@@ -19,115 +19,127 @@ from unveil.data.batch import Samples
 from unveil.data.loader import share_size
 from unveil.errors import UnveilError
 from unveil.learner import Learner
-from unveil.train.parallel import HardwareConfig, World, autocast
+from unveil.train.parallel import HardwareConfig, World, autocast, broadcast_from_main
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside and still alive (`peak` is the most at any time), and FLOPs."""
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all live tensors that were created in this mode, their maximum (`peak`), and FLOPs."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Skips a wrapper whose first call imports torch._dynamo, which takes seconds. Nothing is compiled in this mode."""
+        return False
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.now = self.peak = self.flops = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._counted: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        made = func(*args, **kwargs)
+        output = func(*args, **kwargs)
         if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=made)
-        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        for tensor in tree_leaves(made):
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=output)
+        inputs = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                if storage not in self._known and id(storage) not in given:
-                    self._known.add(storage)
+                if storage not in self._counted and id(storage) not in inputs:
+                    self._counted.add(storage)
                     self.now += storage.nbytes()
                     self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._gone, storage.nbytes())
-        return made
+                    weakref.finalize(storage, self._freed, storage.nbytes())
+        return output
 
-    def _gone(self, size: int) -> None:
+    def _freed(self, size: int) -> None:
         self.now -= size
 
 
-class Measured(NamedTuple):
-    """What a batch costs, forward and backward."""
+class StepCost(NamedTuple):
+    """The cost of a forward and a backward pass of a batch."""
 
     memory: float
-    """The most bytes of tensors at one time, beside the model itself."""
+    """Peak bytes of tensors, without the model."""
     kept: float
-    """Bytes that the forward pass keeps for the backward pass."""
+    """Bytes that are kept from the forward pass for the backward pass."""
     flops: float
-    """FLOPs of matrix products that are really run."""
+    """FLOPs of all matrix products, including those that gradient checkpointing repeats."""
 
 
 class MemoryTrial(NamedTuple):
-    """What came out."""
+    """The result of `fit_batch_in_memory`."""
 
-    parts: int
-    """In how many parts a step fits the memory."""
+    accum_steps: int
+    """Number of microbatches per step."""
     flops: float
-    """FLOPs of a sample, forward and backward; 0 where it was not tried."""
+    """FLOPs per sample of a forward and a backward pass; 0 if they were not measured."""
 
 
-def cost_of(learner: Learner, batch: Samples, hardware: HardwareConfig, world: World) -> Measured:
-    """What a forward and a backward pass of a batch cost. The learner is left as it was: a copy of it is tried."""
+def cost_of(learner: Learner, batch: Samples, hardware: HardwareConfig, world: World) -> StepCost:
+    """The cost of a forward and a backward pass of a batch, measured on a copy of the learner."""
     trial = copy.deepcopy(learner).to(world.device).train()
-    with torch.random.fork_rng(devices=[]), Live() as live:
+    with torch.random.fork_rng(devices=[]), LiveTensors() as live:
         with torch.no_grad():
             batch = trial.augment(batch.to(world.device))
         with autocast(hardware, world):
             loss = trial(batch).loss
         kept = live.now
         loss.backward()
-    return Measured(live.peak, kept, live.flops)
+    return StepCost(live.peak, kept, live.flops)
 
 
 def fit_batch_in_memory(
-    learner: Learner, few: Samples, batch_size: int, asked: int, hardware: HardwareConfig, world: World, memory: int | None = None
+    learner: Learner,
+    examples: Samples,
+    batch_size: int,
+    accum_steps: int,
+    hardware: HardwareConfig,
+    world: World,
+    memory: int | None = None,
 ) -> MemoryTrial:
-    """In how many equal parts to compute a step: as many as asked for, or (0) as few as fit the memory; and its FLOPs.
+    """Chooses the number of microbatches per step, and measures the FLOPs per sample.
 
-    Only fixed numbers go in (the size of the machine, not what is free right now), so that a run that goes on takes the same
-    parts. Costs grow with the samples, so two small batches tell the slope.
+    The choice depends on the total memory, and not on the free memory, so a resumed run uses the same microbatches. Costs grow
+    linearly with the number of samples, so two small batches are enough to measure the slope. Every process must call it; all of
+    them use the choice of rank 0.
 
     Args:
-        learner: What is trained; left as it was.
-        few: Some samples.
-        batch_size: Samples of a step, over all processes.
-        asked: The number of parts, or 0.
+        learner: The learner. It does not change.
+        examples: Some samples.
+        batch_size: Samples per step, over all processes.
+        accum_steps: The number of microbatches, or 0 for the fewest that fit into memory.
         hardware: For the precision.
-        world: For the device, and the number of processes.
-        memory: Bytes that there are; by default those of the device.
+        world: For the device and the number of processes.
+        memory: Bytes of memory; by default those of the device.
 
     Raises:
-        UnveilError: When the batch does not divide, or parts are asked for that would change the loss.
+        UnveilError: If the batch size is not divisible, or if microbatches would change the loss of this learner.
     """
     if learner.needs_whole_batch:
-        if asked > 1:
+        if accum_steps > 1:
             raise UnveilError(
-                f"{type(learner).__name__} compares the samples of a batch with each other, so no step can be computed in {asked} "
-                f"parts: leave --accumulate out, and take a smaller --batch-size or more processes"
+                f"{type(learner).__name__} compares the samples of a batch with each other, so a step cannot be computed in "
+                f"{accum_steps} microbatches: leave --accum-steps out, and use a smaller --batch-size or more processes"
             )
-        asked = 1
-    share = share_size(batch_size, world.size * max(asked, 1))
-    sizes = [size for size in (2, 6) if size <= min(share, len(few.keys))]
+        accum_steps = 1
+    share = share_size(batch_size, world.size * max(accum_steps, 1))
+    sizes = [size for size in (2, 6) if size <= min(share, len(examples.keys))]
     if len(sizes) < 2:
-        return MemoryTrial(max(asked, 1), 0.0)
-    low, high = (cost_of(learner, few.first(size), hardware, world) for size in sizes)
-    each = Measured(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
-    model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())  # weights, gradients, two moments
+        return MemoryTrial(max(accum_steps, 1), 0.0)
+    low, high = (cost_of(learner, examples.first(size), hardware, world) for size in sizes)
+    each = StepCost(*(max(0.0, more - less) / (sizes[1] - sizes[0]) for less, more in zip(low, high, strict=True)))
+    model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())  # weights, gradients, two moments of AdamW
     room = (memory_of(world.device) if memory is None else memory) * 0.6 - model
-    sample = max(each.memory, each.kept)  # of few samples, the peak is in the gradients alone
+    sample = max(each.memory, each.kept)  # with few samples, the peak may lie in the gradients alone
     fitting = (n for n in range(1, share + 1) if share % n == 0 and share // n * sample <= room)
-    return MemoryTrial(asked or next(fitting, share), each.flops)
+    return MemoryTrial(accum_steps or broadcast_from_main(next(fitting, share), world), each.flops)
 
 
 @cache
 def matrix_peak(device: torch.device, precision: str) -> float:
-    """FLOPs a second of a large product of two matrices: what this device can do at best, measured in a moment."""
+    """FLOPs per second of a large matrix product, measured once. This is about the peak speed of the device."""
     side = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
@@ -144,7 +156,7 @@ def matrix_peak(device: torch.device, precision: str) -> float:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory of a device; for a CPU, those that this process may use."""
+    """The memory of a device in bytes; on a CPU, the memory that this process may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -154,6 +166,6 @@ def memory_of(device: torch.device) -> int:
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             total = min(total, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # no limit: there is no file, or it says "max"
+        except (OSError, ValueError):  # without a limit, the file is missing or contains "max"
             continue
-    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of torchrun share it
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the processes of torchrun share it

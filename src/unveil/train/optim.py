@@ -1,12 +1,15 @@
-"""The optimiser: which parameters decay, and how fast each layer learns."""
+"""The optimiser: learning rate, weight decay and layer-wise decay of each parameter group."""
 
-from dataclasses import dataclass
-from typing import Literal
+import inspect
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import UnveilError
 from unveil.learner import Learner
+from unveil.train.parallel import full_tensor
 from unveil.train.schedule import SCHEDULES, half_cosine
 
 
@@ -14,75 +17,109 @@ from unveil.train.schedule import SCHEDULES, half_cosine
 class OptimConfig:
     """The optimiser and its schedule."""
 
+    HIDDEN = ("weight_decay_end", "beta1", "eps")
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """AdamW, SGD with momentum, or LARS (the paper's for linear probing)."""
+    """Optimiser: AdamW, SGD with momentum, or LARS (used for linear probing by the MAE paper)."""
     base_lr: float = 1.5e-4
-    """Peak learning rate for a batch of 256; the real one is this times batch size / 256."""
-    schedule: Literal["cosine", "line", "root"] = "cosine"
-    """How the rate falls after its rise: along half a cosine, in a line (BERT), or as 1 / sqrt(step) (Transformer)."""
-    warmup: float = 0.05
-    """Share of the run in which the learning rate rises; the paper's 40 of 800 epochs."""
+    """Peak learning rate for a batch size of 256; it is scaled by batch size / 256."""
+    schedule: Literal["cosine", "linear", "inverse_sqrt"] = "cosine"
+    """Decay of the learning rate after warm-up: half a cosine, linear (BERT), or 1 / sqrt(step) (Transformer)."""
+    warmup_ratio: float = 0.05
+    """Share of the run during which the learning rate rises linearly; the MAE paper uses 40 of 800 epochs."""
+    warmup_epochs: float | None = None
+    """Epochs during which the learning rate rises linearly; overrides --warmup-ratio."""
     weight_decay: float = 0.05
-    """Not applied to biases, norms, tokens and positions."""
-    last_weight_decay: float | None = None
-    """What weight decay grows or falls to along half a cosine (DINO: 0.04 to 0.4); by default it stays."""
+    """Weight decay of matrices. It is not applied to biases, norms, tokens and positions."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, reached along half a cosine (DINO: 0.04 to 0.4); constant by default."""
     beta1: float = 0.9
-    """Momentum."""
+    """Momentum of SGD and LARS, and decay rate of AdamW's first moment."""
     beta2: float = 0.95
-    """Memory of AdamW's second moment: 0.95 to pre-train, 0.999 to fine-tune."""
-    epsilon: float = 1e-8
-    """AdamW's smallest divisor (Transformer: 1e-9)."""
+    """Decay rate of AdamW's second moment: 0.95 for pre-training, 0.999 for fine-tuning."""
+    eps: float = 1e-8
+    """Term added to AdamW's denominator (Transformer: 1e-9)."""
     layer_decay: float = 1.0
-    """Each layer learns at this share of the rate of the layer above it; 1 means all alike (fine-tuning: 0.75, ViT-B 0.65)."""
-    clip: float = 0.0
-    """Largest norm of all gradients together; 0 does not clip, as the paper."""
+    """Factor on the learning rate from each layer to the layer below; 1 means equal rates (fine-tuning: 0.75, ViT-B 0.65)."""
+    clip_grad: float = 0.0
+    """Maximum global norm of the gradients; 0 turns clipping off."""
+
+    def resolve_warmup(self, epochs: float) -> Self:
+        """Converts `warmup_epochs` to the `warmup_ratio` of a run of `epochs`. Raises `UnveilError` if the warm-up is longer."""
+        if self.warmup_epochs is None:
+            return self
+        if not 0 <= self.warmup_epochs <= epochs:
+            raise UnveilError(
+                f"the warm-up takes {self.warmup_epochs:g} epochs, but the run has {epochs:g}: use --warmup-epochs between 0 and "
+                f"{epochs:g}, or more --epochs"
+            )
+        return replace(self, warmup_ratio=self.warmup_epochs / epochs, warmup_epochs=None)
 
     def peak(self, batch_size: int) -> float:
-        """The peak learning rate of a batch size."""
+        """The peak learning rate for a batch size."""
         return self.base_lr * batch_size / 256
 
     def at(self, step: int, total: int, batch_size: int) -> tuple[float, float]:
-        """Learning rate and weight decay of a step."""
-        last = self.weight_decay if self.last_weight_decay is None else self.last_weight_decay
-        decay = last + (self.weight_decay - last) * half_cosine(step, total, 0)
-        return self.peak(batch_size) * SCHEDULES[self.schedule](step, total, round(self.warmup * total)), decay
+        """Learning rate and weight decay at a step; see `resolve_warmup`."""
+        end = self.weight_decay if self.weight_decay_end is None else self.weight_decay_end
+        decay = end + (self.weight_decay - end) * half_cosine(step, total, 0)
+        factor = SCHEDULES[self.schedule](step, total, round(self.warmup_ratio * total))
+        return self.peak(batch_size) * factor, decay
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW without the wrappers that keep `torch.compile` out of these methods.
+
+    Their first call imports torch._dynamo, which would double the time to the first step. The loop never compiles the optimiser.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 
 def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimizer:
-    """An optimiser whose groups carry `scale`: the factor of their layer on the learning rate."""
+    """Builds an optimiser with two parameter groups for each layer: with and without weight decay.
+
+    Besides the options of torch, a group has `lr_scale`, the factor of its layer on the learning rate, and `decays`: see `set_lr`.
+    """
     trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     top = max((learner.layer_of(name) for name in trained), default=0)
+    exempt = learner.no_weight_decay()
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        decays = parameter.ndim > 1 and not name.endswith("positions")
+        decays = parameter.ndim > 1 and name not in exempt
         groups.setdefault((config.layer_decay ** (top - learner.layer_of(name)), decays), []).append(parameter)
     settings = [
-        {"params": parameters, "scale": scale, "weight_decay": config.weight_decay if decays else 0.0, "decays": decays}
+        {"params": parameters, "lr_scale": scale, "weight_decay": config.weight_decay if decays else 0.0, "decays": decays}
         for (scale, decays), parameters in groups.items()
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(settings, lr=config.base_lr, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+        return AdamW(settings, lr=config.base_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.base_lr, momentum=config.beta1)
     from timm.optim.lars import Lars
 
-    for group in settings:  # without this, LARS without decay is plain SGD
-        group["always_adapt"] = group["decays"]
+    for group in settings:
+        group["always_adapt"] = group["decays"]  # by default, timm adapts only groups whose weight decay is not 0
     lars: torch.optim.Optimizer = Lars(settings, lr=config.base_lr, momentum=config.beta1)
     return lars
 
 
-def gradient_norm(learner: nn.Module, clip: float = 0.0) -> Tensor:
-    """The norm of all gradients together; where `clip` is above 0 they are scaled down to it, else they are left untouched."""
+def clip_gradients(learner: nn.Module, max_norm: float = 0.0) -> Tensor:
+    """Scales gradients down to a global norm of `max_norm`, unless this is 0. Returns the norm before scaling.
+
+    Every process must call it, since gradients may be sharded.
+    """
     trained = [p for p in learner.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    if clip:
-        nn.utils.clip_grads_with_norm_(trained, clip, norm)
-    return norm
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
+    return full_tensor(norm)
 
 
-def set_pace(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
-    """Sets the learning rate of every group, times the factor of its layer, and the weight decay of those that decay."""
+def set_lr(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
+    """Sets the learning rate of each group, times the factor of its layer, and the weight decay of groups with weight decay."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
+        group["lr"] = rate * group["lr_scale"]
         group["weight_decay"] = decay if group["decays"] else 0.0

@@ -1,21 +1,20 @@
-"""One device or many: a learner is written for one, and spread from outside."""
+"""Training on one device or many. A learner is written for one device; this file adds everything about processes."""
 
 import os
 import time
 import uuid
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not list them in __all__
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unveil.blocks.transformer import Block
@@ -23,81 +22,88 @@ from unveil.data.batch import Samples
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 
+# torch.distributed.fsdp and torch.distributed.tensor are imported inside functions. They take seconds to import, and a run on one
+# process does not use them.
+
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
-    """The hardware, and how to use it. Nothing here changes what is learned beyond rounding."""
+    """The hardware and how to use it. These options do not change the result, apart from rounding."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute: a GPU where there is one."""
+    """Device to compute on; auto uses a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 autocast where the hardware multiplies it in hardware, or float32."""
+    """Precision of matrix products; auto uses bfloat16 autocast if the hardware supports it, else float32."""
     compile: bool = False
-    """Compile the step with torch.compile: slow to start, then faster."""
+    """Compile the training step with torch.compile. The start is slower, the steps are faster."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: a copy of the model on each process (DDP), or a share of it (FSDP2) where it is too large for one."""
+    """Under torchrun: DDP keeps a copy of the model on each process; FSDP2 shards a model that is too large for one device."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among all."""
+    """The device of this process, its rank, and the number of processes of the run."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
     store: Store | None = None
-    """Words that the processes leave for each other; none where there is one process."""
+    """A key-value store that all processes share; None with one process."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this is rank 0, which logs and writes files for all."""
         return self.rank == 0
 
 
 def join_processes(config: HardwareConfig) -> World:
-    """Finds the device, and joins the other processes where torchrun started this one."""
+    """Chooses the device, and joins the process group if torchrun started this process.
+
+    Raises:
+        UnveilError: If the device does not exist.
+    """
     kind = config.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UnveilError("device cuda was asked for and torch sees no GPU: use --device cpu, or install torch for CUDA")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+        raise UnveilError("--device cuda was given, but torch finds no GPU: use --device cpu, or install torch with CUDA support")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         return World(torch.device(kind))
     if kind == "mps":
-        raise UnveilError("many processes need GPUs of NVIDIA or the CPU: give --device cpu")
+        raise UnveilError("torchrun cannot be used with an Apple GPU: use --device cpu, or a single process")
     device = torch.device(kind)
     if kind == "cuda":
-        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= found:
-            raise UnveilError(f"process {local} of this machine has no GPU, for torch sees {found}: use --nproc-per-node {found}")
+        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= count:
+            raise UnveilError(f"process {local} of this machine has no GPU: torch finds {count}, so use --nproc-per-node {count}")
         torch.cuda.set_device(device := torch.device(kind, local))
-    if dist.is_initialized():  # by our caller, who also ends it
+    if dist.is_initialized():  # by the caller, who also has to destroy the group
         return World(device, dist.get_rank(), dist.get_world_size())
-    shared, rank, world = next(rendezvous("env://"))
-    store = fresh(shared, rank, world)
+    shared, rank, size = next(rendezvous("env://"))
+    store = fresh_store(shared, rank, size)
     backend, bound = ("nccl", device) if kind == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world, device_id=bound)
-    return World(device, rank, world, store)
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, device_id=bound)
+    return World(device, rank, size, store)
 
 
-def fresh(shared: Store, rank: int, world: int) -> Store:
-    """The part of a store that only the processes of this start know; every process must call it.
+def fresh_store(shared: Store, rank: int, size: int) -> Store:
+    """A store with a prefix that is unique to the current start of the processes. Every process must call it.
 
-    The agent of torchrun keeps one store while it restarts its processes again and again. Those of the next start would find the
-    addresses of the dead there, and try to reach them (pytorch issues 135712 and 167288). So each one brings a name that was never
-    used before, and the lead answers it with the name of this start.
+    torchrun keeps one store across all restarts of its processes. After a restart, processes would find the addresses of dead
+    processes in it, and try to connect to them (pytorch issues 135712 and 167288). Therefore each process announces a random
+    name, and rank 0 answers each name with the random name of this start, which becomes the prefix of all keys.
     """
     mine = uuid.uuid4().hex
     if rank:
         shared.set(f"hello-{rank}", mine)
-        start = shared.get(f"welcome-{mine}").decode()  # waits for the lead
+        start = shared.get(f"welcome-{mine}").decode()  # blocks until rank 0 answers
         shared.set(f"{start}-{rank}", "here")
         return PrefixStore(start, shared)
-    awaited = set(range(1, world))
+    awaited = set(range(1, size))
     while awaited:
         for other in sorted(awaited):
-            if shared.check([f"hello-{other}"]):  # perhaps of an earlier start: asked until it answers
+            if shared.check([f"hello-{other}"]):  # it may come from an earlier start, so poll until the live process replaces it
                 shared.set(f"welcome-{shared.get(f'hello-{other}').decode()}", mine)
             if shared.check([f"{mine}-{other}"]):
                 awaited.remove(other)
@@ -106,19 +112,19 @@ def fresh(shared: Store, rank: int, world: int) -> Store:
 
 
 def shutdown(world: World) -> None:
-    """Parts from the other processes; they wait for the lead, which may judge for longer than a collective may take."""
+    """Leaves the process group. Other ranks wait for rank 0, whose final evaluation may take longer than a collective's timeout."""
     if world.store is None:
         return
     if world.is_main:
         world.store.set("done", "")
     else:
         world.store.wait(["done"], timedelta(days=7))
-    dist.barrier()  # the store may live in the lead: all have read it
+    dist.barrier()  # rank 0 may host the store, so it must not exit before all have read it
     dist.destroy_process_group()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
+    """Whether the device has fast bfloat16 matrix products."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
@@ -137,7 +143,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def resolve_precision(config: HardwareConfig, world: World) -> HardwareConfig:
-    """The same with nothing left to choose: a run that goes on elsewhere must not change its precision unseen."""
+    """Replaces "auto" by a precision. run.json records it, so that resuming on other hardware does not change it silently."""
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(world.device) else "float32"
@@ -145,67 +151,83 @@ def resolve_precision(config: HardwareConfig, world: World) -> HardwareConfig:
 
 
 def autocast(config: HardwareConfig, world: World) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs."""
+    """The context of a forward pass in the chosen precision."""
     half = resolve_precision(config, world).precision == "bfloat16"
     return torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
 
 
-def parallelize(learner: Learner, config: HardwareConfig, world: World, few: Samples) -> nn.Module:
-    """What to call in place of the learner: copied or sharded over the processes, and compiled.
+def parallelize(learner: Learner, config: HardwareConfig, world: World, examples: Samples) -> nn.Module:
+    """Prepares a learner for several processes and for torch.compile. Call the result in place of the learner.
 
-    One process compiles the learner as a whole. Many compile block by block, so that gradients (DDP) and weights (FSDP2) of one
-    block travel while the next one computes, and the hooks that send them stay outside of what is compiled.
+    On one process, the learner is compiled as a whole. On several, it is compiled block by block, so that the gradients (DDP) or
+    weights (FSDP2) of a block are communicated while the next block computes. Run the result within `compile_limits`.
 
     Args:
-        learner: On its device, with the weights to start from.
-        config: How.
-        world: Where.
-        few: Some samples.
+        learner: On its device, with its initial weights.
+        config: The hardware.
+        world: The processes.
+        examples: Some samples before augmentation.
     """
     blocks = [module for module in learner.modules() if isinstance(module, Block)]
     model: nn.Module = learner
     if world.size > 1 and config.parallel == "ddp":
-        model = replicate(learner, config, world, few)
+        model = replicate(learner, config, world, examples)
     elif world.size > 1:
         shard(learner, blocks, resolve_precision(config, world).precision)
     if config.compile:
-        learner.augment = torch.compile(learner.augment)  # type: ignore[method-assign]
-        if world.size == 1:
-            learner.compile()
-        else:
-            torch._dynamo.config.recompile_limit = 2 * len(blocks) + 8  # each rate of drop path is a graph of its own
-            for block in blocks:
-                block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        for module in blocks if world.size > 1 else [learner]:
+            module.compile()
     return model
 
 
-def replicate(learner: Learner, config: HardwareConfig, world: World, few: Samples) -> DistributedDataParallel:
-    """The learner under DDP, which has seen in one backward pass in which order gradients come.
+@contextmanager
+def compile_limits(learner: Learner, config: HardwareConfig, world: World) -> Iterator[None]:
+    """A context in which torch.compile may make enough graphs for a model that is compiled block by block.
 
-    It sums them in that order from its second pass on. Without this one, the first step of a run that goes on would be summed in
-    another order than the same step of a run that was never stopped, and they would drift apart by rounding.
+    All blocks share one code object, so their graphs are counted together. Each drop-path rate needs one graph for training and one
+    for evaluation. Beyond the global limit, 8 by default, blocks would silently run without compilation.
+    """
+    if not config.compile or world.size == 1:
+        yield
+        return
+    import torch._dynamo
+
+    blocks = sum(isinstance(module, Block) for module in learner.modules())
+    limit = max(torch._dynamo.config.recompile_limit, 2 * blocks + 8)
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        yield
+
+
+def replicate(learner: Learner, config: HardwareConfig, world: World, examples: Samples) -> DistributedDataParallel:
+    """Wraps a learner in DDP, and runs one backward pass whose gradients are discarded.
+
+    In the first backward pass, DDP records the order in which gradients arrive, and it uses this order from the second pass on.
+    Without the extra pass, the first step after a resume would sum gradients in another order than the same step of a run that
+    was not stopped, so rounding would make the two runs diverge.
     """
     model = DistributedDataParallel(learner, gradient_as_bucket_view=True)
-    model.broadcast_buffers = False  # they are the same everywhere; synced once, above
-    kept = [buffer.clone() for buffer in learner.buffers()]
+    model.broadcast_buffers = False  # the constructor synchronised them, and all processes update them in the same way
+    saved = [buffer.clone() for buffer in learner.buffers()]
     with torch.no_grad():
-        batch = learner.augment(few.first(2).to(world.device))
+        batch = learner.augment(examples.first(2).to(world.device))
     with autocast(config, world):
         loss = model(batch).loss
     loss.backward()
     learner.zero_grad()
-    for buffer, value in zip(learner.buffers(), kept, strict=True):
+    for buffer, value in zip(learner.buffers(), saved, strict=True):
         buffer.copy_(value)
     return model
 
 
 def shard(learner: Learner, blocks: list[Block], precision: str) -> Learner:
-    """The learner with a share of each parameter here: a block's are gathered while it computes, all others during a step.
+    """Shards a learner in place with FSDP2. The weights of a block are gathered while it computes, all others for the whole step.
 
-    Under autocast the matrices of blocks are gathered in bfloat16, which is what autocast would make of them: half of the bytes,
-    and none of the copies that it would keep until the backward pass. Gradients are summed in float32. Where torch cannot leave
-    norms out of this (before 2.15), float32 is gathered.
+    Under autocast, the matrices of blocks are gathered in bfloat16. Autocast would cast them anyway, so this halves the
+    communication and avoids the copies that autocast keeps until the backward pass. Gradients are summed in float32. Before
+    version 2.15, torch cannot exclude norms and biases from the cast, so all weights are gathered in float32.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     policy = MixedPrecisionPolicy()
     if precision == "bfloat16" and "param_dtype_override_fn" in {field.name for field in fields(policy)}:
         policy = MixedPrecisionPolicy(
@@ -221,64 +243,78 @@ def shard(learner: Learner, blocks: list[Block], precision: str) -> Learner:
 
 
 def no_sync_until_last(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Around the parts of an accumulated step: DDP sums gradients over processes in the last one only.
+    """The context of a microbatch, in which DDP sums gradients over processes only for the last microbatch of a step.
 
-    FSDP2 sums them in every part: to wait, it would have to keep whole gradients, which is what it is there to avoid.
+    FSDP2 sums them in every microbatch. Otherwise it would have to keep unsharded gradients, which need too much memory.
     """
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a `DTensor`. Avoids the import of that class for plain tensors."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; every process must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The full tensor of a tensor that may be sharded. Every process must call it."""
+    whole: Any = tensor
+    return whole.full_tensor() if is_sharded(tensor) else tensor
 
 
 def full_tensor_on_main(tensor: Tensor) -> Tensor:
-    """All of a tensor, to be saved; every process must call it.
+    """The full tensor on rank 0, for a checkpoint. Every process must call it.
 
-    One that is sharded goes to the lead's main memory and nowhere else: no device has to hold all of a model at once.
+    A sharded tensor is gathered, moved to the CPU memory of rank 0, and freed on other ranks, so no device has to hold a full
+    model.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         return tensor.detach()
-    full: Tensor = tensor.full_tensor().detach()
+    full = full_tensor(tensor).detach()
     return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
 
 
 def is_replicated(config: HardwareConfig, world: World) -> bool:
-    """Whether this process holds all of the model, and can use it on its own."""
+    """Whether each process has a full copy of the model, so that one process can use it alone."""
     return world.size == 1 or config.parallel == "ddp"
 
 
-def shard_like(tensor: Tensor, world: Tensor) -> Tensor:
-    """A whole tensor, sharded as `place` is, on its device."""
-    if isinstance(world, DTensor):
-        return distribute_tensor(tensor.to(world.device), world.device_mesh, world.placements)
-    return tensor.to(world.device)
+def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Moves a full tensor to the device of `other`, and shards it in the same way."""
+    if not is_sharded(other):
+        return tensor.to(other.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    like: Any = other
+    return distribute_tensor(tensor.to(other.device), like.device_mesh, like.placements)
 
 
-def mean_over_processes(values: Tensor, world: int) -> Tensor:
-    """The mean of each value over all processes; every process must call it."""
-    if world > 1:
+def mean_over_processes(values: Tensor, size: int) -> Tensor:
+    """The mean of each value over all processes. Every process must call it."""
+    if size > 1:
         dist.all_reduce(values)
-        values /= world
+        values /= size
     return values
 
 
+def max_over_processes(values: list[int], world: World) -> list[int]:
+    """The maximum of each value over all processes. Every process must call it."""
+    if world.size == 1:
+        return values
+    box = torch.tensor(values, device=world.device)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return [int(value) for value in box.tolist()]
+
+
 def broadcast_from_main(value: int, world: World) -> int:
-    """The value that the lead process has; every process must call it."""
+    """The value of rank 0. Every process must call it."""
     if world.size == 1:
         return value
     box = torch.tensor(value, device=world.device)
     dist.broadcast(box, src=0)
     return int(box)
-
-
-def any_process(flag: bool, world: World) -> bool:
-    """Whether the flag is up on any process; every process must call it."""
-    if world.size == 1:
-        return flag
-    box = torch.tensor(int(flag), device=world.device)
-    dist.all_reduce(box, op=dist.ReduceOp.MAX)
-    return bool(box)

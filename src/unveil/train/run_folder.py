@@ -1,5 +1,6 @@
-"""The run folder: the interface between training and everything that looks at it."""
+"""The run folder: the interface between training and everything that reads its results."""
 
+import copy
 import json
 import os
 import platform
@@ -11,38 +12,44 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console, RenderableType
 
+from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
-from unveil.train.checkpoint import Checkpoints, write_whole
+from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Record, read_lines
+from unveil.train.migration import RUN_FORMAT, migrate_config, migrate_record, migrate_results
 
-HARMLESS = frozenset({"log_every", "keep", "device", "parallel", "monitor_times", "accumulate", "save_seconds", "tracker"})
-"""Options that may differ on resume: they change how a run is computed or shown, and not what it learns."""
+T = TypeVar("T")
+
+HARMLESS = frozenset({"log_every", "keep_checkpoints", "device", "parallel", "num_evals", "accum_steps", "save_seconds", "tracker"})
+"""Options that may change on resume. They affect how a run is computed or shown, but not its result."""
 
 PLAN = "plan.json"
-"""What `unveil plan` leaves in the folder of a run that is yet to begin."""
+"""The file that `unveil plan` writes into the folder of a run that has not started."""
 
 
 class Run:
-    """A run folder.
+    """A run folder. Folders of earlier versions are converted to the names of this version when they are read.
 
-    Attributes:
+    Args:
         path: The folder.
-        facts: What `run.json` says: kind, config, command, versions, hardware, data.
+        facts: The content of `run.json`, for processes that cannot read it yet; by default it is read.
+
+    Raises:
+        UnveilError: If the folder has no `run.json`, or if `run.json` is damaged or was written by a newer version.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, facts: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
-        if not (self.path / "run.json").is_file():
-            raise UnveilError(f"{self.path} is no run folder: it has no run.json")
-        try:
-            self.facts: dict[str, Any] = json.loads((self.path / "run.json").read_text())
-        except ValueError as error:
-            raise UnveilError(f"{self.path / 'run.json'} is damaged: {error}") from None
+        if facts is None and not (self.path / "run.json").is_file():
+            raise UnveilError(f"{path} is not a run folder: it has no run.json")
+        self.facts = dict(facts) if facts is not None else read_facts(self.path / "run.json")
+        """The content of `run.json`: kind, config, command, versions, hardware, data."""
+        self._parsed: dict[str, tuple[object, Any]] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -55,62 +62,97 @@ class Run:
 
     @property
     def log(self) -> list[Record]:
-        """The records of `log.jsonl`."""
-        return read_lines(self.path / "log.jsonl")
+        """The records of `log.jsonl`. The file is parsed again only if it has changed."""
+        records = self._parse("log.jsonl", lambda path: [migrate_record(record) for record in read_lines(path)])
+        return list(records or ())
 
     @property
     def results(self) -> dict[str, Any]:
-        """What `results.json` says; empty before the run has ended."""
-        path = self.path / "results.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """The content of `results.json`; empty before the run has ended. The file is parsed again only if it has changed."""
+        return copy.deepcopy(self._parse("results.json", lambda path: migrate_results(read_json(path))) or {})
+
+    def _parse(self, name: str, parse: Callable[[Path], T]) -> T | None:
+        path = self.path / name
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
+        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if name not in self._parsed or self._parsed[name][0] != stamp:
+            self._parsed[name] = stamp, parse(path)
+        content: T = self._parsed[name][1]
+        return content
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Writes `results.json`."""
-        write_whole(self.path / "results.json", json.dumps(results, indent=1) + "\n")
+        write_text(self.path / "results.json", json.dumps(results, indent=1) + "\n")
+        self._parsed.pop("results.json", None)
 
     def checkpoints(self, keep: int = 3, warn: Callable[[str], None] = print) -> Checkpoints:
-        """Its checkpoints."""
         return Checkpoints(self.path / "checkpoints", keep, warn)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run folder. Raises `UnveilError` if there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UnveilError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise UnveilError(f"{path} is damaged: it contains a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The content of a `run.json`, converted to the names of this version."""
+    facts = read_json(path)
+    found = facts.get("format", 1)
+    if not isinstance(found, int) or found > RUN_FORMAT:
+        raise UnveilError(
+            f"{path} has format {found}, but this version of unveil reads formats up to {RUN_FORMAT}: a newer version wrote it, so "
+            f"upgrade unveil"
+        )
+    if isinstance(facts.get("config"), dict):
+        facts["config"] = migrate_config(facts["config"], found)
+    return facts
 
 
 def open_run(
     path: Path, kind: str, config: Mapping[str, Any], data: Mapping[str, Any], *, write: bool, say: Callable[[str], None]
 ) -> Run:
-    """A new run folder, or the one that is there, where it is of the same run.
+    """Creates a run folder, or opens the existing folder of the same run to resume it.
 
     Args:
         path: The folder.
         kind: "pretrain", "finetune", ...
         config: Every option.
-        data: What the data is: name, fingerprint, count.
-        write: Whether this process makes the folder.
-        say: Tells the user.
+        data: Facts about the data: name, fingerprint, count.
+        write: Whether this process writes the folder.
+        say: Prints a message for the user.
 
     Raises:
-        UnveilError: When the folder holds something else, or going on would silently change the run; the message is the difference.
+        UnveilError: If the folder contains something else, or if resuming would silently change the run; the message lists the
+            differences.
     """
-    facts = {"kind": kind, "config": json.loads(json.dumps(config)), "data": json.loads(json.dumps(data))}
-    begun = any((path / name).exists() for name in ("checkpoints", "results.json"))
-    if (path / "run.json").is_file() and begun:
+    facts = {"format": RUN_FORMAT, "kind": kind, "config": json.loads(json.dumps(config)), "data": json.loads(json.dumps(data))}
+    started = any((path / name).exists() for name in ("checkpoints", "results.json"))
+    if (path / "run.json").is_file() and started:
         run = Run(path)
         refuse_changes(run, facts, say)
         return run
-    if write:
-        ours = (path / "run.json").is_file() and "kind" in Run(path).facts  # a start that was refused: nothing to lose
-        harmless = (PLAN, ".run.json-")  # a plan, or what a killed start left behind
-        inside = [each.name for each in path.iterdir() if not each.name.startswith(harmless)] if path.is_dir() else []
-        if path.exists() and not ours and (inside or not path.is_dir()):
-            raise UnveilError(f"{path} exists and is no run folder: choose another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / "run.json", json.dumps(facts | receipt(), indent=1) + "\n")
-        return Run(path)
-    run = object.__new__(Run)  # another process is writing it
-    run.path, run.facts = path, facts
-    return run
+    if not write:
+        return Run(path, facts)
+    ours = (path / "run.json").is_file() and "kind" in Run(path).facts  # no step was done yet, so nothing is lost
+    ignored = (PLAN, ".run.json-")  # a plan, or a temporary file that a killed process has left
+    inside = [each.name for each in path.iterdir() if not each.name.startswith(ignored)] if path.is_dir() else []
+    if path.exists() and not ours and (inside or not path.is_dir()):
+        raise UnveilError(f"{path} exists and is not a run folder: choose another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / "run.json", json.dumps(facts | receipt(), indent=1) + "\n")
+    return Run(path)
 
 
 def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Shows how the facts differ from those of a run, and refuses where the difference would change it."""
+    """Compares the settings of a run with new ones. Prints harmless differences, and raises `UnveilError` for others."""
     if run.facts["kind"] != facts["kind"]:
         raise UnveilError(f"{run.path} is a {run.facts['kind']} run, not a {facts['kind']} run: choose another --out")
     lines, harmful = [], False
@@ -122,13 +164,15 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
                 lines.append(f"  {part} {key}: was {old.get(key)!r}, is {new.get(key)!r}")
     if harmful:
         text = "\n".join(lines)
-        raise UnveilError(f"{run.path} is a run with other settings:\n{text}\nGive the old ones to go on, or choose another --out.")
+        raise UnveilError(
+            f"{run.path} is a run with different settings:\n{text}\nUse the old settings to resume it, or choose another --out."
+        )
     if lines:
-        say("\n".join(["going on with other settings, which do not change the result:", *lines]))
+        say("\n".join(["resuming with different settings, which do not change the result:", *lines]))
 
 
 def receipt() -> dict[str, Any]:
-    """What made a run: command, commit, time, versions, hardware."""
+    """The provenance of a run: command, commit, time, versions, hardware."""
     packages = {}
     for name in ("unveil", "torch", "torchvision", "timm", "numpy", "pillow"):
         try:
@@ -152,7 +196,7 @@ def receipt() -> dict[str, Any]:
 
 
 def commit(file: Path = Path(__file__)) -> str | None:
-    """The commit of the checkout that a file belongs to, and whether it was changed since; None where it belongs to none."""
+    """The commit of the git checkout that tracks a file, with "-dirty" if anything was changed; None if there is no checkout."""
     git = ["git", "-C", str(file.parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", file.name], check=True, capture_output=True)
@@ -163,11 +207,11 @@ def commit(file: Path = Path(__file__)) -> str | None:
 
 
 def show(table: RenderableType) -> None:
-    """Shows something that rich can draw; on the standard output, for it is a result."""
+    """Prints a table or a text of rich to standard output, where results belong."""
     Console().print(table)
 
 
-def tell(is_main: bool) -> Callable[[str], None]:
-    """What tells the user something: only the lead process speaks."""
+def printer(is_main: bool) -> Callable[[str], None]:
+    """Returns a function that prints messages to standard error on the main process, and does nothing on others."""
     console = Console(stderr=True)
     return (lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)) if is_main else (lambda text: None)
