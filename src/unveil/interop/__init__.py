@@ -1,1 +1,1 @@
-"""Floor 4: weights in and out, one file a format."""
+"""Model files, in our own format and in those of other libraries. One module per format."""

@@ -1,7 +1,9 @@
-"""Configs from JSON, which knows neither tuples nor which options there are."""
+"""Reads configs from JSON, which has no tuples and no paths, and may have options of other versions."""
 
+import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from unveil.errors import UnveilError
@@ -9,20 +11,37 @@ from unveil.errors import UnveilError
 Config = TypeVar("Config")
 
 
-def configured(kind: type[Config], values: Any, place: str) -> Config:
-    """A config from JSON, with lists as tuples. Raises `UnveilError` for options that it does not have, or lacks."""
+def config_from_json(kind: type[Config], values: Any, owner: str) -> Config:
+    """Builds a config from a JSON object. Lists become tuples.
+
+    Args:
+        kind: A dataclass.
+        values: The JSON object.
+        owner: A description of the config, for error messages.
+
+    Raises:
+        UnveilError: If the object is missing, or its options do not match the dataclass.
+    """
+    if not is_dataclass(kind):
+        raise UnveilError(f"{owner} cannot be read: its config {kind!r} is not a dataclass")
     if not isinstance(values, Mapping):
-        raise UnveilError(f"{place} is missing: the file is damaged, or of another version of unveil")
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(values.keys() - known)
+        raise UnveilError(f"{owner} are missing: the file is damaged, or was written by another version of unveil")
+    unknown = sorted(values.keys() - {field.name for field in fields(kind)})
     if unknown:
-        raise UnveilError(f"{place} has options that this version of unveil does not know: {', '.join(unknown)}")
+        raise UnveilError(f"{owner} have options that this version of unveil does not have: {', '.join(unknown)}")
     try:
-        return kind(**{name: as_tuple(value) for name, value in values.items()})
+        hints = typing.get_type_hints(kind)
+    except (NameError, TypeError):  # a type that only the module of a plug-in can resolve
+        hints = {field.name: field.type for field in fields(kind)}
+    try:
+        config: Config = kind(**{name: from_json(value, hints[name]) for name, value in values.items()})
     except TypeError as error:
-        raise UnveilError(f"{place} is not complete: {error}") from None
+        raise UnveilError(f"{owner} are incomplete: {error}") from None
+    return config
 
 
-def as_tuple(value: Any) -> Any:
-    """Lists, also inside of lists, as tuples."""
-    return tuple(as_tuple(x) for x in value) if isinstance(value, list) else value
+def from_json(value: Any, hint: Any) -> Any:
+    """Converts a JSON value to the type `hint`: lists, also nested ones, to tuples, and strings to paths."""
+    if isinstance(value, list):
+        return tuple(from_json(x, None) for x in value)
+    return Path(value) if isinstance(value, str) and Path in (hint, *typing.get_args(hint)) else value

@@ -1,41 +1,87 @@
-"""An encoder whose file has no decoder: it can see, and cannot paint."""
+"""A learner with only an encoder, for files without a decoder or a head."""
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
-from unveil.models.bert import TextEncoder
+from unveil.models.bert import TextConfig, TextEncoder
 from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
+
+Encoder = ViT | TextEncoder
+ENCODERS: dict[str, tuple[type, type[ViT] | type[TextEncoder]]] = {"images": (ViTConfig, ViT), "text": (TextConfig, TextEncoder)}
+"""The config and the class of the encoder of each modality."""
 
 
 class EncoderOnly(Learner):
-    """A learner with an encoder and nothing to train it with.
+    """An image encoder, which cannot be trained."""
 
-    Attributes:
-        encoder: Offers `encoder(images)` and `encoder.features(images)` as that of any method.
-        source: The file that it comes from.
-    """
-
-    def __init__(self, encoder: ViT | TextEncoder, source: str = "this model") -> None:
+    def __init__(self, encoder: Encoder, source: str = "this model") -> None:
+        """`source` is the name of the file for error messages."""
         super().__init__()
         self.encoder, self.source = encoder, source
 
     def refuse(self) -> NoReturn:
-        """Raises `UnveilError`: there is no decoder."""
         raise UnveilError(
             f"{self.source} has no decoder, so it cannot reconstruct images: use .encoder, or load a file with the decoder"
         )
 
     def forward(self, batch: Any) -> Step:
-        """Raises `UnveilError`."""
         self.refuse()
 
     def loss(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Raises `UnveilError`."""
+        """Raises `UnveilError`, since there is no decoder."""
         self.refuse()
 
     def reconstruct(self, images: Tensor, hidden: Tensor | None = None) -> Any:
-        """Raises `UnveilError`."""
+        """Raises `UnveilError`, since there is no decoder."""
         self.refuse()
+
+
+class TextEncoderOnly(EncoderOnly):
+    """A text encoder, which cannot be trained."""
+
+    modality = "text"
+
+
+@runtime_checkable
+class HasEncoder(Protocol):
+    """A learner whose encoder has been built."""
+
+    encoder: Any
+
+
+def encoder_only(encoder: Encoder, source: str = "this model") -> EncoderOnly:
+    """Wraps an encoder as a learner of its modality; `source` is the name of the file for error messages."""
+    return EncoderOnly(encoder, source) if isinstance(encoder, ViT) else TextEncoderOnly(encoder, source)
+
+
+def encoder_of(learner: Learner) -> Encoder:
+    """The Transformer encoder of a learner. Raises `UnveilError` if it has none."""
+    encoder = learner.encoder if isinstance(learner, HasEncoder) else None
+    if not isinstance(encoder, ViT | TextEncoder):
+        raise UnveilError(f"{type(learner).__name__} has no Transformer encoder: use the run of another method")
+    return encoder
+
+
+def has_vit(learner: Learner) -> bool:
+    """Whether the encoder of a learner is a ViT."""
+    return isinstance(learner, HasEncoder) and isinstance(learner.encoder, ViT)
+
+
+def vit_of(learner: Learner) -> ViT:
+    """The ViT of a learner. Raises `UnveilError` if it has none."""
+    encoder = encoder_of(learner)
+    image_config_of(learner)
+    assert isinstance(encoder, ViT)
+    return encoder
+
+
+def image_config_of(learner: Learner) -> ViTConfig:
+    """The image size, patch size and normalisation of a learner, also of a dVAE. Raises `UnveilError` for a text model."""
+    config = learner.encoder.config
+    if not isinstance(config, ViTConfig):
+        raise UnveilError("this is a text model, expected an image model: for text see `unveil finetune` and `unveil fill-mask`")
+    return config

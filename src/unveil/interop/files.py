@@ -1,10 +1,8 @@
-"""Files of named tensors: read without running anything that they hold, and written whole or not at all."""
+"""Reads files of named tensors without running code in them, and writes such files atomically."""
 
 import argparse
 import json
-import os
 import sys
-import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,38 +13,36 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unveil.atomic_files import fresh_name, move_into_place, share_with_folder
 from unveil.errors import UnveilError
-from unveil.train.checkpoint import share_with_folder, sync
-
-Tensors = dict[str, Tensor]
+from unveil.train.checkpoint import Tensors
 
 
-def tell(text: str) -> None:
-    """Says something on the standard error stream."""
+def print_to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: eight bytes of length, then a JSON object."""
+    """Whether a file starts like a safetensors file: eight bytes of length, then a JSON object."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def is_torch(path: Path) -> bool:
-    """Whether a file begins as those of `torch.save` do: a zip archive, or, before torch 1.6, a pickle."""
+    """Whether a file starts like a file of `torch.save`: a zip archive, or a pickle (before torch 1.6)."""
     with path.open("rb") as file:
         start = file.read(4)
     return start == b"PK\x03\x04" or start[:1] == b"\x80"
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of a .safetensors file, or of one of `torch.save`: a mapping of names, or one under the key "model".
+    """The named tensors of a .safetensors file, or of a `torch.save` file, in which they may be under the key "model".
 
     Raises:
-        UnveilError: When it is neither, is damaged, or holds what could run code.
+        UnveilError: If the file is neither, is damaged, or holds anything other than plain values.
     """
     if not path.is_file():
-        raise UnveilError(f"there is no file {path}")
+        raise UnveilError(f"{path} does not exist: check the path")
     if is_safetensors(path):
         try:
             tensors: Tensors = load_file(path)
@@ -54,41 +50,41 @@ def read_tensors(path: Path) -> Tensors:
             raise UnveilError(f"{path} is damaged: {one_line(error)}") from None
         return tensors
     if not is_torch(path):
-        raise UnveilError(f"{path} is neither a .safetensors file nor one of torch.save: it begins otherwise")
+        raise UnveilError(f"{path} is neither a .safetensors file nor a torch.save file")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickles: no user can change them
+            warnings.simplefilter("ignore")  # about old pickles, which the user cannot change
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken or hostile file can raise anything here
+    except Exception as error:  # a broken or malicious file can raise any exception
         raise UnveilError(
-            f"{path} cannot be read as plain tensors, and nothing else is read, as it could run code: {one_line(error)}"
+            f"{path} cannot be read as plain tensors; anything else is refused because it could run code: {one_line(error)}"
         ) from None
     state = found.get("model", found) if isinstance(found, dict) else found
     if not (isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         keys = ", ".join(map(repr, list(found)[:8])) if isinstance(found, dict) else ""
         kind = f"a dict with {keys}" if keys else type(found).__name__
-        raise UnveilError(f'{path} holds {kind}, expected {{"model": named tensors}}, or named tensors alone')
+        raise UnveilError(f'{path} holds {kind}, expected named tensors, or {{"model": named tensors}}')
     return dict(state)
 
 
 def one_line(error: Exception) -> str:
-    """The first sentence of an error."""
+    """The first line of an error message."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:200]
 
 
-def read_note(path: Path, key: str) -> dict[str, Any] | None:
-    """The JSON object that stands under a key in the header of a .safetensors file; None where there is none."""
+def read_header(path: Path, key: str) -> dict[str, Any] | None:
+    """The JSON object under a key in the metadata of a .safetensors file; None if there is none."""
     try:
         with safe_open(path, "pt") as file:
             note = (file.metadata() or {}).get(key)
     except (SafetensorError, OSError, ValueError) as error:
         raise UnveilError(f"{path} is damaged: {one_line(error)}") from None
-    return None if note is None else parse_object(note, f"the note {key!r} of {path}")
+    return None if note is None else parse_object(note, f"the metadata {key!r} of {path}")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file. Raises `UnveilError` where it holds none."""
+    """The JSON object in a file. Raises `UnveilError` if there is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -97,47 +93,35 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(text: str, source: str) -> dict[str, Any]:
-    """A JSON object. Raises `UnveilError` for any other text."""
+    """Parses a JSON object. Raises `UnveilError` for any other text."""
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UnveilError(f"{source} is no valid JSON: {one_line(error)}") from None
+        raise UnveilError(f"{source} is not valid JSON: {one_line(error)}") from None
     if not isinstance(found, dict):
         raise UnveilError(f"{source} holds a JSON {type(found).__name__}, expected an object")
     return found
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
-    """Writes a .safetensors file in one move; `notes` go into its header."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a .safetensors file atomically; `metadata` goes into its header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = fresh_name(path)
     try:
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(plain, fresh, metadata={"format": "pt", **(notes or {})})
+        save_file(plain, fresh, metadata={"format": "pt", **(metadata or {})})
         share_with_folder(fresh)
-        settle(fresh, path)
+        move_into_place(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file of `torch.save` in one move."""
+    """Writes a `torch.save` file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = fresh_name(path)
     try:
         torch.save(dict(content), fresh)
-        settle(fresh, path)
+        move_into_place(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
-
-
-def fresh_name(path: Path) -> Path:
-    """A name beside a path that nothing has."""
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-
-
-def settle(fresh: Path, path: Path) -> None:
-    """Gives a file that was written under a temporary name its own."""
-    sync(fresh)
-    os.replace(fresh, path)
-    sync(path.parent)

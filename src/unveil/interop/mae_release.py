@@ -1,37 +1,57 @@
-"""Checkpoints laid out as the public MAE release: `{"model": tensors}`, with or without the decoder.
+"""Checkpoints in the layout of the public MAE release: `{"model": tensors}`, with or without the decoder.
 
-Everything but the number of heads and the target follows from the tensors' shapes.
+The whole config, except for the number of heads and the target, follows from the shapes of the tensors.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from functools import singledispatch
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from unveil.blocks.attention import heads_of
+from unveil.blocks.masks import split
 from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop.encoder_only import EncoderOnly
-from unveil.interop.files import Tensors, read_tensors, tell, write_tensors, write_torch
-from unveil.interop.state_dict_map import Layout, TensorName, affine, blocks_in, fill, lay_out, stack, timm_encoder
+from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
+from unveil.interop.files import print_to_stderr, read_tensors, write_tensors, write_torch
+from unveil.interop.formats import Contents
+from unveil.interop.state_dict_map import (
+    StateDictMap,
+    TensorName,
+    block_map,
+    count_blocks,
+    fits,
+    load_state,
+    timm_encoder_map,
+    to_state_dict,
+    weight_and_bias,
+)
+from unveil.interop.verify_export import Verification, every_other_patch, random_images, relative_difference
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.vit import ViT, ViTConfig, heads_of
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
+from unveil.train.checkpoint import Tensors
 
-MARKS = ("cls_token", "pos_embed", "patch_embed.proj.weight")
-"""What a state must hold to be taken for one of this layout."""
+
+def matches(contents: Contents) -> bool:
+    """Whether contents are in this format: any file of tensors without our JSON in its header."""
+    return contents.kind != "folder" and not contents.facts
 
 
-def layout_of(depth: int, decoder_depth: int | None) -> Layout:
-    """Where each tensor stands; without the decoder where its depth is None."""
-    layout = timm_encoder(depth, ours="encoder.")
+def map_of(depth: int, decoder_depth: int | None) -> StateDictMap:
+    """The map of tensor names, without a decoder if its depth is None."""
+    names = timm_encoder_map(depth, prefix="encoder.")
     if decoder_depth is None:
-        return layout
-    layout |= {"mask_token": TensorName(("mask_token",), "token"), "decoder_positions": TensorName(("decoder_pos_embed",), "table")}
-    layout |= affine("decoder_embed", "decoder_embed") | stack("decoder.blocks", "decoder_blocks", decoder_depth)
-    return layout | affine("decoder.norm", "decoder_norm") | affine("head", "decoder_pred")
+        return names
+    names |= {"mask_token": TensorName(("mask_token",), "token"), "decoder_positions": TensorName(("decoder_pos_embed",), "table")}
+    names |= weight_and_bias("decoder_embed", "decoder_embed") | block_map("decoder.blocks", "decoder_blocks", decoder_depth)
+    return names | weight_and_bias("decoder.norm", "decoder_norm") | weight_and_bias("head", "decoder_pred")
 
 
 def load(
@@ -41,79 +61,59 @@ def load(
     decoder_heads: int | None = None,
     image_size: int | Size | None = None,
     target: Literal["normalised", "pixel"] | None = None,
-    say: Callable[[str], None] = tell,
+    say: Callable[[str], None] = print_to_stderr,
 ) -> Learner:
-    """The MAE of a checkpoint, or its encoder alone where the file has no decoder; in eval mode.
+    """Loads the MAE of a checkpoint, or only its encoder if the file has no decoder, in eval mode.
 
     Args:
-        path: A file of torch.save or safetensors. Nothing in it is run.
-        heads: Of the encoder; by its width.
-        decoder_heads: Of the decoder; by its width.
-        image_size: Side, or height and width; a square grid of patches is assumed otherwise.
-        target: What the decoder predicts, which the file does not tell; normalised pixels by default.
-        say: Tells the user how many tensors were matched.
+        path: A torch.save or .safetensors file. No code in it is run.
+        heads: Attention heads of the encoder; by default the standard number for its width.
+        decoder_heads: Attention heads of the decoder; by default the standard number for its width.
+        image_size: Side, or height and width; by default that of a square grid of patches.
+        target: The target of the decoder, which the file does not record; normalised pixels by default.
+        say: Receives log lines, such as how many tensors matched.
 
     Raises:
-        UnveilError: When a tensor is missing, left over, or of a shape that does not fit the others.
+        UnveilError: If a tensor is missing or unexpected, or its shape does not fit the other tensors.
     """
     state = read_tensors(Path(path))
-    learner, matched = build(state, path, heads=heads, decoder_heads=decoder_heads, image_size=image_size, target=target)
-    c = learner.encoder.config
-    text = f"{path}: {matched} of {matched} tensors matched; an encoder {c.width} wide, {c.depth} deep, {c.heads} heads"
-    text += f", images {c.image_size[0]} x {c.image_size[1]} in patches of {c.patch_size[0]} x {c.patch_size[1]}"
-    if isinstance(learner, MAE):
-        config = learner.config
-        text += f"; a decoder {config.decoder_width} wide, {config.decoder_depth} deep, {config.decoder_heads} heads"
-        text += f' of target "{config.target}"' + (", as nothing in the file tells otherwise" if target is None else "")
-    say(text if isinstance(learner, MAE) else f"{text}; no decoder")
-    return learner
+    vit = vit_config_from(state, path, heads=heads, image_size=image_size)
+    if any(name.startswith("decoder_") or name == "mask_token" for name in state):
+        config = mae_config_from(state, path, vit, heads=decoder_heads, target=target)
+        learner: Learner = MAE.build(vit, config, AugmentConfig())
+        assumed = ", which is assumed, since the file does not record it" if target is None else ""
+        decoder = f"; a decoder of width {config.decoder_width}, depth {config.decoder_depth} and {config.decoder_heads} heads"
+        decoder += f', with the target "{config.target}"{assumed}'
+        names = map_of(vit.depth, config.decoder_depth)
+    else:
+        learner, decoder, names = encoder_only(ViT(vit), str(path)), "; no decoder", map_of(vit.depth, None)
+    matched = load_state(learner, names, state, path)
+    encoder = f"an encoder of width {vit.width}, depth {vit.depth} and {vit.heads} heads"
+    size = f"images of {vit.image_size[0]} x {vit.image_size[1]} px in patches of {vit.patch_size[0]} x {vit.patch_size[1]}"
+    say(f"{path}: {matched} of {matched} tensors matched; {encoder}, {size}{decoder}")
+    return learner.eval()
 
 
-def build(
-    state: Mapping[str, Tensor],
-    source: str | Path = "the state",
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    image_size: int | Size | None = None,
-    target: Literal["normalised", "pixel"] | None = None,
-) -> tuple[MAE | EncoderOnly, int]:
-    """A learner from tensors of this layout, and how many there were; arguments as in `load`."""
-    vit = shape_of(state, source, heads=heads, image_size=image_size)
-    if not any(name.startswith("decoder_") or name == "mask_token" for name in state):
-        only = EncoderOnly(ViT(vit), str(source))
-        return only.eval(), fill(only, layout_of(vit.depth, None), state, source)
-    width = part(state, "decoder_embed.weight", 2, source).shape[0]
-    depth = blocks_in(state, "decoder_blocks.")
-    predicted = part(state, "decoder_pred.weight", 2, source).shape[0]
-    values = vit.channels * vit.patch_size[0] * vit.patch_size[1]
-    if predicted != values:
-        raise UnveilError(f"{source}: decoder_pred says {predicted} numbers a patch, expected its {values} pixels")
-    config = MAEConfig(
-        target=target or "normalised", decoder_width=width, decoder_depth=depth, decoder_heads=decoder_heads or heads_of(width)
-    )
-    learner = MAE.build(vit, config, AugmentConfig())
-    return learner.eval(), fill(learner, layout_of(vit.depth, depth), state, source)
-
-
-def shape_of(
+def vit_config_from(
     state: Mapping[str, Tensor], source: str | Path, *, heads: int | None = None, image_size: int | Size | None = None
 ) -> ViTConfig:
-    """The shape of an encoder that is laid out as in timm and the public MAE release."""
-    width, channels, *patch = part(state, "patch_embed.proj.weight", 4, source).shape
-    patches = part(state, "pos_embed", 3, source).shape[1] - 1
-    part(state, "cls_token", 3, source)
+    """The config of an encoder in the layout of timm and the public MAE release; arguments as in `load`."""
+    width, channels, *patch = required_tensor(state, "patch_embed.proj.weight", 4, source).shape
+    patches = required_tensor(state, "pos_embed", 3, source).shape[1] - 1
+    required_tensor(state, "cls_token", 3, source)
     hidden = state["blocks.0.mlp.fc1.bias"].numel() if "blocks.0.mlp.fc1.bias" in state else 4 * width
     side = math.isqrt(max(patches, 0))
     if image_size is None:
         if side * side != patches:
-            raise UnveilError(f"{source} has positions of {patches} patches, which are no square: say image_size=(height, width)")
+            raise UnveilError(
+                f"{source} has positions of {patches} patches, which is not a square grid: pass image_size=(height, width)"
+            )
         image_size = (side * patch[0], side * patch[1])
     size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-    mean, std = moments(channels)
+    mean, std = default_mean_and_std(channels)
     config = ViTConfig(
         width=width,
-        depth=blocks_in(state, "blocks."),
+        depth=count_blocks(state, "blocks."),
         heads=heads or heads_of(width),
         image_size=size,
         patch_size=(patch[0], patch[1]),
@@ -125,51 +125,101 @@ def shape_of(
     rows, columns = config.grid
     if rows * columns != patches:
         raise UnveilError(
-            f"{source} has positions of {patches} patches, and {size[0]} x {size[1]} px hold {rows * columns}: "
+            f"{source} has positions of {patches} patches, but images of {size[0]} x {size[1]} px have {rows * columns}: "
             f"load it at its own size, then use encoder.resized({size})"
         )
     return config
 
 
-def part(state: Mapping[str, Tensor], name: str, dimensions: int, source: str | Path) -> Tensor:
-    """A tensor that the shape is read from. Raises `UnveilError` where it is missing or has other dimensions."""
+def mae_config_from(
+    state: Mapping[str, Tensor],
+    source: str | Path,
+    vit: ViTConfig,
+    *,
+    heads: int | None = None,
+    target: Literal["normalised", "pixel"] | None = None,
+) -> MAEConfig:
+    """The options of an MAE with the decoder of a checkpoint; arguments as in `load`."""
+    width = required_tensor(state, "decoder_embed.weight", 2, source).shape[0]
+    predicted = required_tensor(state, "decoder_pred.weight", 2, source).shape[0]
+    values = vit.channels * vit.patch_size[0] * vit.patch_size[1]
+    if predicted != values:
+        raise UnveilError(f"{source}: decoder_pred predicts {predicted} values per patch, expected its {values} pixel values")
+    return MAEConfig(
+        target=target or "normalised",
+        decoder_width=width,
+        decoder_depth=count_blocks(state, "decoder_blocks."),
+        decoder_heads=heads or heads_of(width),
+    )
+
+
+def required_tensor(state: Mapping[str, Tensor], name: str, dimensions: int, source: str | Path) -> Tensor:
+    """A tensor of a state dict. Raises `UnveilError` if it is missing or has another number of dimensions."""
     if name not in state:
-        raise UnveilError(f"{source} is not laid out as the public MAE release: {name} is missing")
+        raise UnveilError(f"{source} is not in the layout of the public MAE release: {name} is missing")
     if state[name].ndim != dimensions:
-        raise UnveilError(f"{source}: {name} is {tuple(state[name].shape)}, expected {dimensions} dimensions")
+        raise UnveilError(f"{source}: {name} has shape {tuple(state[name].shape)}, expected {dimensions} dimensions")
     return state[name]
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """How much wider than the tokens an MLP is, such that int(width * ratio) is exact."""
+    """The width of an MLP as a multiple of the token width, chosen so that int(width * ratio) is exact."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def moments(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and deviation of so many channels, where a file does not tell: what `normalise` takes by default."""
+def default_mean_and_std(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The normalisation of images for files that do not record it: the default of `normalise`."""
     return (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.449,) * channels, (0.226,) * channels)
 
 
+def writes(learner: Learner) -> bool:
+    """Whether a learner has a ViT. An MAE is exported with its decoder."""
+    return has_vit(learner)
+
+
+@singledispatch
 def state_of(learner: Learner) -> Tensors:
-    """The tensors of an MAE, or of an encoder alone, in this layout. Raises `UnveilError` for what has no place."""
-    if isinstance(learner, MAE):
-        if learner.config.mask_tokens_in_encoder or learner.config.target in ("pca", "token"):
-            raise UnveilError(
-                "the MAE release has no mask tokens in the encoder, no PCA target, no visual tokens: export as safetensors instead"
-            )
-        depth: int | None = len(learner.decoder.blocks)
-    elif isinstance(learner, EncoderOnly):
-        depth = None
-    else:
-        kind = type(learner).__name__
-        raise UnveilError(f"a {kind} is no masked autoencoder: export as safetensors or for timm instead")
+    """The tensors of an MAE, or of the encoder of another learner. Raises `UnveilError` if the layout cannot represent them."""
+    return encoder_state(learner)
+
+
+@state_of.register
+def _(learner: MAE) -> Tensors:
+    refuse_ablations(learner)
     vit = learner.encoder.config
-    return lay_out(learner, layout_of(vit.depth, depth), vit.patch_size)
+    names = map_of(vit.depth, len(learner.decoder.blocks))
+    if not fits(learner, names):  # a subclass with more tensors, or an encoder that this layout cannot represent
+        return encoder_state(learner)
+    return to_state_dict(learner, names, vit.patch_size)
+
+
+def encoder_state(learner: Learner) -> Tensors:
+    """The tensors of the encoder only."""
+    encoder = vit_of(learner)
+    refuse_without_final_norm(learner)
+    return to_state_dict(EncoderOnly(encoder), map_of(encoder.config.depth, None), encoder.config.patch_size)
+
+
+def refuse_ablations(learner: MAE) -> None:
+    """Raises `UnveilError` for ablations that the public code does not have."""
+    if learner.config.mask_tokens_in_encoder or learner.config.target in ("pca", "token"):
+        raise UnveilError(
+            "this format has no mask tokens in the encoder, no PCA target and no visual tokens: export as safetensors instead"
+        )
+
+
+def refuse_without_final_norm(learner: Learner) -> None:
+    """Raises `UnveilError` for an encoder without a final norm, whose head has a norm after the pooling."""
+    if not vit_of(learner).config.final_norm:
+        raise UnveilError(
+            f"the encoder of a {type(learner).__name__} has no final norm, which this format requires: "
+            f"export it for timm, as onnx or as safetensors instead"
+        )
 
 
 def export(learner: Learner, out: str | Path) -> Path:
-    """Writes a checkpoint of this layout: by torch.save, or as .safetensors where `out` ends so."""
+    """Writes a checkpoint: as safetensors if `out` ends in .safetensors, else with torch.save."""
     out = Path(out)
     state = state_of(learner)
     if out.suffix == ".safetensors":
@@ -177,3 +227,38 @@ def export(learner: Learner, out: str | Path) -> Path:
     else:
         write_torch(out, {"model": state})
     return out
+
+
+@singledispatch
+def load_like(learner: Learner, path: Path) -> Learner:
+    """Reloads the export of a learner, with the facts that the file does not record."""
+    vit = vit_of(learner).config
+    return load(path, heads=vit.heads, image_size=vit.image_size, say=lambda text: None)
+
+
+@load_like.register
+def _(learner: MAE, path: Path) -> Learner:
+    vit, heads = learner.encoder.config, learner.decoder.config.heads
+    target: Literal["normalised", "pixel"] = "pixel" if learner.config.target == "pixel" else "normalised"
+    return load(path, heads=vit.heads, decoder_heads=heads, image_size=vit.image_size, target=target, say=lambda text: None)
+
+
+@singledispatch
+def verification_of(again: Learner, learner: Learner) -> Verification:
+    """Compares the encoder of a learner with a reloaded encoder."""
+    images = random_images(vit_of(learner).config)
+    found, wanted = again.encoder(images), learner.encoder(images)
+    return Verification(relative_difference(found, wanted), "the reloaded file", "tokens of random images")
+
+
+@verification_of.register
+def _(again: MAE, learner: MAE) -> Verification:
+    images, hidden = random_images(learner.encoder.config), every_other_patch(learner.encoder.config)
+    found, wanted = (each.predict_patches(images, *split(hidden)) for each in (again, learner))
+    return Verification(relative_difference(found, wanted), "the reloaded file", "reconstructions of random images")
+
+
+@torch.no_grad()
+def verify(learner: Learner, out: Path) -> Verification:
+    """Reloads the file, and compares the outputs."""
+    return verification_of(load_like(learner, out), learner)

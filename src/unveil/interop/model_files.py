@@ -1,217 +1,235 @@
-"""Our own format: tensors as safetensors, and in JSON all that is needed to build the same learner around them.
+"""Our own format: tensors as safetensors, and JSON with all that is needed to rebuild the learner.
 
-A run folder holds `model.safetensors` (the whole learner), `encoder.safetensors`, and `config.json`. The same JSON stands in
-the header of both files, so that each can also be taken away alone.
+A run folder holds `model.safetensors` (the whole learner), `encoder.safetensors`, and `config.json`. Both .safetensors files have
+the same JSON in their header, so each of them can be used on its own.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from torch import nn
 
+from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop.configs import configured
-from unveil.interop.encoder_only import EncoderOnly
-from unveil.interop.files import Tensors, is_safetensors, read_note, read_object, read_tensors, tell, write_tensors
-from unveil.interop.state_dict_map import refuse_difference
-from unveil.learner import Learner, Method
-from unveil.methods import METHODS, method_class
-from unveil.models.bert import TextConfig, TextEncoder
-from unveil.models.vit import ViT, ViTConfig
-from unveil.tasks.finetune import Finetune, FinetuneConfig
-from unveil.tasks.text_classification import Classify, ClassifyConfig
-from unveil.train.checkpoint import Checkpoints, write_whole
+from unveil.interop.configs import config_from_json
+from unveil.interop.encoder_only import ENCODERS, HasEncoder, encoder_of, encoder_only
+from unveil.interop.files import is_safetensors, print_to_stderr, read_header, read_object, read_tensors, write_tensors
+from unveil.interop.formats import Contents
+from unveil.interop.migrations import VERSION, migrated
+from unveil.interop.state_dict_map import check_names
+from unveil.interop.verify_export import Verification, compare_outputs
+from unveil.learner import Learner, Method, Task
+from unveil.methods import METHODS
+from unveil.models.vit import ViT
+from unveil.plugins import Registry, is_path
+from unveil.tasks import TASKS
+from unveil.train.checkpoint import Checkpoints, Tensors
 
-NOTE = "unveil"
-Encoder = ViT | TextEncoder
-READS: dict[str, tuple[type, type[ViT] | type[TextEncoder]]] = {"images": (ViTConfig, ViT), "texts": (TextConfig, TextEncoder)}
-"""What an encoder takes in, its config, and its class."""
+FORMAT_NAME = "unveil"
+"""The value of `format` in `config.json`, and the key of the JSON in the header of .safetensors files."""
 
 
-def describe(learner: Learner, *, classes: Sequence[str] | None = None) -> dict[str, Any]:
-    """What `rebuild` needs, as JSON values: the method or the task, the encoder, and every knob of both.
+def describe(learner: Learner) -> dict[str, Any]:
+    """The content of `config.json`: the method or the task, its options and its classes, and the config of its encoder.
 
-    Args:
-        learner: A method, a `Finetune`, a `Classify`, or an `EncoderOnly`.
-        classes: The names of the classes of a `Finetune` or `Classify`, in order; their numbers by default.
+    Raises:
+        UnveilError: If the learner cannot be rebuilt from JSON.
     """
+    if not isinstance(learner, HasEncoder):
+        raise UnveilError(f"{type(learner).__name__} cannot be saved: it has no `encoder`")
     try:
         release = version("unveil")
     except PackageNotFoundError:
         release = "unknown"
-    encoder: Any = getattr(learner, "encoder", None)
-    if not hasattr(encoder, "config"):
-        encoder_of(learner)  # says what is wrong
-    kind = next(kind for kind, (config_class, _) in READS.items() if isinstance(encoder.config, config_class))
-    facts: dict[str, Any] = {"format": NOTE, "version": release, "reads": kind, "encoder": asdict(encoder.config)}
-    if isinstance(learner, Finetune | Classify):
-        count = learner.head.out_features
-        names = list(classes) if classes is not None else [str(i) for i in range(count)]
-        if len(names) != count:
-            raise UnveilError(f"the model tells {count} classes apart, and {len(names)} names were given")
-        facts |= {"task": "finetune", "options": asdict(learner.config), "classes": names}
-        if isinstance(learner, Finetune):
-            facts["augment"] = asdict(learner.augmentation.config)
-    elif isinstance(learner, Method):
-        place = f"{type(learner).__module__}:{type(learner).__qualname__}"
-        name = next((name for name, known in METHODS.items() if known == place), None)
-        if name is None:
-            raise UnveilError(f"{place} is in no line of unveil.methods.METHODS, so it could not be loaded again")
-        augmentation = getattr(learner, "augmentation", None)
-        augment = AugmentConfig() if augmentation is None else augmentation.config
-        facts |= {"method": name, "options": asdict(learner.config), "augment": asdict(augment)}
-        if learner.classes:
-            facts["classes"] = list(learner.classes)
-    elif not isinstance(learner, EncoderOnly):
-        raise UnveilError(f"a {type(learner).__name__} cannot be saved in this format: save a method, a Finetune, or an encoder")
-    if isinstance(learner, EncoderOnly) and isinstance(encoder, ViT) and not isinstance(encoder.transformer.norm, nn.LayerNorm):
-        facts["norm"] = False  # fine-tuned: its norm is after the mean
-    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    shape = learner.encoder.config
+    facts: dict[str, Any] = {"format": FORMAT_NAME, "format_version": VERSION, "version": release}
+    facts["modality"] = next((name for name, (config, _) in ENCODERS.items() if isinstance(shape, config)), learner.modality)
+    facts["encoder"] = values_of(shape, f"the config of the encoder of {type(learner).__name__}")
+    if isinstance(learner, Method):
+        facts |= METHODS.describe(type(learner)) | parts_of(learner)
+    elif isinstance(learner, Task):
+        encoder_of(learner)  # a task needs a ViT or a TextEncoder
+        facts |= TASKS.describe(type(learner)) | parts_of(learner)
+    elif any(not name.startswith("encoder.") for name in learner.state_dict()):
+        raise UnveilError(
+            f"{type(learner).__name__} cannot be saved: it has weights outside of its encoder, and is not a Method or Task"
+        )
+    plain: dict[str, Any] = json.loads(json.dumps(facts, default=as_json))
     return plain
 
 
+def parts_of(learner: Method | Task) -> dict[str, Any]:
+    """The options, the augmentation and the classes of a learner."""
+    name = type(learner).__name__
+    facts: dict[str, Any] = {"options": values_of(learner.config, f"the config of {name}")}
+    if learner.augmentation is not None:
+        facts["augment"] = values_of(learner.augmentation.config, f"the config of the augmentation of {name}")
+    return facts | ({"classes": list(learner.classes)} if learner.classes else {})
+
+
+def values_of(config: Any, owner: str) -> dict[str, Any]:
+    """The fields of a config. Raises `UnveilError` if it is not an instance of a dataclass."""
+    if not is_dataclass(config) or isinstance(config, type):
+        raise UnveilError(f"{owner} cannot be saved: it is {config!r}, expected an instance of a dataclass")
+    return asdict(config)
+
+
+def as_json(value: Any) -> str:
+    """Converts a path to a string. Raises `UnveilError` for other values that JSON does not have."""
+    if not isinstance(value, PurePath):
+        raise UnveilError(f"the option value {value!r} cannot be saved: use numbers, strings, tuples or paths")
+    return str(value)
+
+
 def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Learner:
-    """An untrained learner from what `describe` wrote.
+    """Builds an untrained learner, in eval mode, from the content of a `config.json`.
 
     Raises:
-        UnveilError: When it is not of this format, or of a version that knows other options.
+        UnveilError: If the JSON has another format or version, or needs code from outside of unveil that is not trusted.
     """
-    if config.get("format") != NOTE:
-        found = config.get("format")
-        raise UnveilError(f'{source} is of another format: it says {found!r}, expected "format": "{NOTE}"')
-    reads = config.get("reads", "images")  # the first versions knew no texts
-    if reads not in READS:
-        raise UnveilError(f"{source} is a model of {reads!r}, which this version does not know: expected {' or '.join(READS)}")
-    config_class, encoder_class = READS[reads]
-    shape: Any = configured(config_class, config.get("encoder"), f"the encoder of {source}")
-    learner: Learner
-    if config.get("task", "finetune") != "finetune":
-        raise UnveilError(f"{source} is of the task {config['task']!r}, which has no model to load: expected finetune")
-    if "method" in config or "task" in config:
-        kind = method_class(config["method"]) if "method" in config else None
-        task = ClassifyConfig if reads == "texts" else FinetuneConfig
-        options: Any = configured(kind.Config if kind else task, config.get("options"), f"the options of {source}")
-        classes, augment = config.get("classes", ()), None
-        if reads == "images":
-            augment = configured(AugmentConfig, config.get("augment"), f"the augmentation of {source}")
-        if kind:
-            method = kind.build(shape, options, augment)
-            method.set_classes(classes)
-            learner = method
-        elif augment:
-            learner = Finetune(ViT(shape), len(classes), options, augment)
-        else:
-            learner = Classify(TextEncoder(shape), len(classes), options)
-    else:
-        learner = EncoderOnly(encoder_class(shape), str(source))
-        if not config.get("norm", True):
-            learner.encoder.transformer.norm = nn.Identity()
-    return learner.eval()
+    if config.get("format") != FORMAT_NAME:
+        raise UnveilError(f'{source} has the format {config.get("format")!r}, expected "{FORMAT_NAME}"')
+    config = migrated(config, source)
+    classes, augment = config.get("classes", ()), None
+    if config["modality"] == "images":
+        augment = config_from_json(AugmentConfig, config.get("augment", {}), f"the augmentation options of {source}")
+    if "method" in config:
+        method = class_of(METHODS, Method, config, source)
+        shape = config_from_json(method.EncoderConfig, config.get("encoder"), f"the encoder options of {source}")
+        options = config_from_json(method.Config, config.get("options"), f"the options of {source}")
+        learner: Method = method.build(shape, options, augment)
+        learner.set_classes(classes)
+        return learner.eval()
+    if config["modality"] not in ENCODERS:
+        raise UnveilError(f"{source} holds a model of {config['modality']!r}, expected {' or '.join(ENCODERS)}")
+    config_class, encoder_class = ENCODERS[config["modality"]]
+    shape = config_from_json(config_class, config.get("encoder"), f"the encoder options of {source}")
+    if "task" not in config:
+        return encoder_only(encoder_class(shape), str(source)).eval()
+    task = class_of(TASKS, Task, config, source)
+    options = config_from_json(task.Config, config.get("options"), f"the options of {source}")
+    built: Task = task.build(encoder_class(shape), options, augment, classes)
+    return built.eval()
+
+
+def class_of(registry: Registry, base: type, config: Mapping[str, Any], source: str | Path) -> Any:
+    """The class of the method or task in a `config.json`. Imports only code that the user trusts.
+
+    Raises:
+        UnveilError: If there is no such class, it is not trusted, or it is not a subclass of `base`.
+    """
+    kind, path = registry.kind, config.get("class")
+    if path is not None and not (isinstance(path, str) and is_path(path)):
+        raise UnveilError(f'{source} has {path!r} as the class of its {kind}, expected "package.module:Class" or "file.py:Class"')
+    found = registry.recorded(config, source)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UnveilError(
+            f"{source} has {path!r} as the class of its {kind}, which is not a subclass of unveil.learner.{base.__name__}"
+        )
+    return found
 
 
 def config_of(path: str | Path) -> dict[str, Any] | None:
-    """What `describe` wrote into a run folder or an exported file; None where it is of another format."""
+    """The JSON of a run folder or an exported file, in the current format version; None if it is of another format."""
     path = Path(path)
     if path.is_dir():
         found = read_object(path / "config.json") if (path / "config.json").is_file() else {}
     else:
-        found = (read_note(path, NOTE) if path.is_file() and is_safetensors(path) else None) or {}
-    return found if found.get("format") == NOTE else None
+        found = (read_header(path, FORMAT_NAME) if path.is_file() and is_safetensors(path) else None) or {}
+    return migrated(found, path) if found.get("format") == FORMAT_NAME else None
 
 
-def encoder_of(learner: Learner) -> Encoder:
-    """The encoder of a learner. Raises `UnveilError` where it has none."""
-    encoder = getattr(learner, "encoder", None)
-    if not isinstance(encoder, ViT | TextEncoder):
-        raise UnveilError(f"a {type(learner).__name__} has no Transformer to use further: give the run of another method")
-    return encoder
-
-
-def vit_of(learner: Learner) -> ViT:
-    """The encoder of a learner of images. Raises `UnveilError` for another."""
-    encoder = encoder_of(learner)
-    shape_of(learner)
-    assert isinstance(encoder, ViT)
-    return encoder
-
-
-def shape_of(learner: Learner) -> ViTConfig:
-    """What a learner takes in, where it sees images: also a dVAE. Raises `UnveilError` for a learner of texts."""
-    shape = learner.encoder.config
-    if not isinstance(shape, ViTConfig):
-        raise UnveilError("this is a model of texts, and images were expected: see `unveil finetune` and `unveil fill`")
-    return shape
-
-
-def write_config(learner: Learner, folder: str | Path, *, classes: Sequence[str] | None = None) -> None:
-    """Writes `config.json`: from then on a run can be loaded, from its newest checkpoint."""
+def write_config(learner: Learner, folder: str | Path) -> None:
+    """Writes `config.json`, with which an unfinished run can be loaded from its newest checkpoint."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.json", json.dumps(describe(learner, classes=classes), indent=1) + "\n")
+    write_text(folder / "config.json", json.dumps(describe(learner), indent=1) + "\n")
 
 
-def save(learner: Learner, folder: str | Path, *, classes: Sequence[str] | None = None) -> None:
-    """Writes `config.json`, `encoder.safetensors` where that is a ViT, and `model.safetensors`, each in one move."""
+def save(learner: Learner, folder: str | Path) -> None:
+    """Writes `config.json`, `encoder.safetensors` if the encoder is a ViT, and `model.safetensors`, each atomically."""
     folder = Path(folder)
-    write_config(learner, folder, classes=classes)
-    if isinstance(learner.encoder, ViT):
-        export(EncoderOnly(learner.encoder), folder / "encoder.safetensors")
-    export(learner, folder / "model.safetensors", classes=classes)
+    write_config(learner, folder)
+    if type(learner.encoder) is ViT:  # a subclass would be loaded as a plain ViT, which may compute something else
+        export(encoder_only(learner.encoder), folder / "encoder.safetensors")
+    export(learner, folder / "model.safetensors")
 
 
-def export(learner: Learner, out: str | Path, *, classes: Sequence[str] | None = None) -> Path:
-    """Writes one .safetensors file with the config in its header."""
-    out = Path(out)
-    write_tensors(out, holder(learner).state_dict(), {NOTE: json.dumps(describe(learner, classes=classes))})
-    return out
+def load(path: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
+    """Loads the learner of a run folder or of an exported file, in eval mode.
 
-
-def load(path: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
-    """The learner of a run folder or of an exported file, in eval mode.
-
-    A run that is not finished has no `model.safetensors` yet: its newest checkpoint that is whole is used.
+    An unfinished run has no `model.safetensors` yet, so its newest undamaged checkpoint is used.
 
     Raises:
-        UnveilError: When something is missing, damaged, or of another format.
+        UnveilError: If anything is missing, damaged, or in another format.
     """
     path = Path(path)
     if not path.is_dir():
-        note = read_note(path, NOTE)
-        if note is None:
+        config = read_header(path, FORMAT_NAME)
+        if config is None:
             raise UnveilError(f"{path} was not exported by unveil: its header has no config")
-        return filled(rebuild(note, path), read_tensors(path), path, say)
+        return with_weights(rebuild(config, path), read_tensors(path), path, say)
     config = read_object(path / "config.json")
     if (path / "model.safetensors").is_file():
-        return filled(rebuild(config, path), read_tensors(path / "model.safetensors"), path / "model.safetensors", say)
+        return with_weights(rebuild(config, path), read_tensors(path / "model.safetensors"), path / "model.safetensors", say)
     checkpoints = Checkpoints(path / "checkpoints", warn=say)
     step = checkpoints.newest()
     if step is not None:
-        place = checkpoints.path(step)
         say(f"{path} is not finished: using its checkpoint of step {step:,}")
-        return filled(rebuild(config, path), checkpoints.load(step, "model"), place, say)
+        return with_weights(rebuild(config, path), checkpoints.load(step, "model"), checkpoints.path(step), say)
     if (path / "encoder.safetensors").is_file():
         return load(path / "encoder.safetensors", say=say)
-    raise UnveilError(f"{path} has no weights yet: neither model.safetensors nor a whole checkpoint")
+    raise UnveilError(f"{path} has no weights yet: neither model.safetensors nor an undamaged checkpoint")
 
 
-def holder(learner: Learner) -> nn.Module:
-    """The module whose names a file uses: the learner, or, where there is only an encoder, that."""
-    return learner.encoder if isinstance(learner, EncoderOnly) else learner
-
-
-def filled(learner: Learner, state: Tensors, source: Path, say: Callable[[str], None]) -> Learner:
-    """A learner with the tensors of a file. Raises `UnveilError` when one is missing, left over, or misshapen."""
-    own = holder(learner).state_dict()
-    refuse_difference(own.keys() - state.keys(), state.keys() - own.keys(), len(own), source)
+def with_weights(learner: Learner, state: Tensors, source: Path, say: Callable[[str], None]) -> Learner:
+    """Loads tensors into a learner. Raises `UnveilError` if one is missing, unexpected, or has another shape."""
+    module = module_to_save(learner)
+    own = module.state_dict()
+    check_names(own.keys() - state.keys(), state.keys() - own.keys(), len(own), source)
     for name, value in state.items():
         if value.shape != own[name].shape:
-            wished = tuple(own[name].shape)
-            raise UnveilError(f"{source}: {name} is {tuple(value.shape)}, and its config asks for {wished}")
-    holder(learner).load_state_dict(state)
+            raise UnveilError(f"{source}: {name} has shape {tuple(value.shape)}, but its config needs {tuple(own[name].shape)}")
+    module.load_state_dict(state)
     say(f"{source}: {len(state)} of {len(own)} tensors matched ({type(learner).__name__})")
     return learner.eval()
+
+
+def module_to_save(learner: Learner) -> nn.Module:
+    """The module whose state dict is saved: the whole method or task, or the encoder if the learner has nothing else."""
+    if isinstance(learner, Method | Task):
+        return learner
+    encoder: nn.Module = learner.encoder
+    return encoder
+
+
+def matches(contents: Contents) -> bool:
+    """Whether contents are in this format."""
+    return contents.facts.get("format") == FORMAT_NAME
+
+
+def writes(learner: Learner) -> bool:
+    """Always True: every learner can be written in this format."""
+    return True
+
+
+def export(learner: Learner, out: str | Path) -> Path:
+    """Writes one .safetensors file with the config in its header."""
+    out = Path(out)
+    write_tensors(out, module_to_save(learner).state_dict(), {FORMAT_NAME: json.dumps(describe(learner))})
+    return out
+
+
+def verify(learner: Learner, out: Path) -> Verification:
+    """Reloads an exported file, and compares its tensors and its outputs with those of the learner."""
+    again = load(out, say=lambda text: None)
+    wanted, found = learner.state_dict(), again.state_dict()
+    if wanted.keys() != found.keys() or not all(torch.equal(found[name], value.cpu()) for name, value in wanted.items()):
+        return Verification(float("nan"), "the reloaded file")
+    return compare_outputs(learner, again)

@@ -1,23 +1,29 @@
-"""What a model takes in, told by its files alone: neither torch nor the weights are needed."""
+"""The modality of a saved model, read from its files without torch and without its weights."""
 
 import json
 import struct
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["images", "texts"]
+LONGEST_HEADER = 2**26
+"""Maximum number of bytes of a .safetensors header to read."""
 
 
-def model_kind(path: str | Path) -> Kind:
-    """Whether a run folder, an exported file or a folder of transformers is a model of texts; what is neither is of images."""
+def model_kind(path: str | Path) -> Literal["images", "text"]:
+    """Whether a run folder, an exported file or a transformers folder holds an image model or a text model.
+
+    Returns "images" for other paths.
+    """
     path = Path(path)
     try:
         if path.is_dir():
-            facts = json.loads((path / "config.json").read_text())
+            facts = json.loads((path / "config.json").read_text(encoding="utf-8"))
         else:
             with path.open("rb") as file:
-                header = json.loads(file.read(min(struct.unpack("<Q", file.read(8))[0], 2**26)))
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(length, LONGEST_HEADER)))
             facts = json.loads(header["__metadata__"]["unveil"])
-        return "texts" if facts.get("reads") == "texts" or facts.get("model_type") == "bert" else "images"
+        modality = facts.get("modality") or facts.get("reads")  # "reads" in files of format version 1, with "texts" for text
+        return "text" if modality in ("text", "texts") or facts.get("model_type") == "bert" else "images"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return "images"

@@ -1,4 +1,4 @@
-"""Other libraries at work, without their progress bars, warnings and log lines."""
+"""Runs other libraries without their progress bars, warnings and log lines."""
 
 import contextlib
 import io
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keeps everything below an error off the screen; exceptions pass."""
+    """Suppresses output, warnings, and log records below ERROR; exceptions pass through."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    nowhere = io.StringIO()
+    sink = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
             yield
     finally:

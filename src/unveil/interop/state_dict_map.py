@@ -1,7 +1,7 @@
-"""How the same weights are laid out in two libraries: names, and shapes that differ by a view.
+"""Maps between the state dicts of two libraries for the same weights. Names differ, and shapes differ by a view.
 
-A layout has a line for each tensor of ours: where it stands in the other file, and how it is shaped there. It is read in
-both directions, so whatever can be loaded can be written back.
+A map has one entry for each of our tensors: its name in the other library, and its shape there. It is used in both directions, so
+every model that can be loaded can also be exported.
 """
 
 from collections.abc import Mapping
@@ -13,22 +13,24 @@ from torch import Tensor, nn
 
 from unveil.blocks.patches import PatchEmbed, Size
 from unveil.errors import UnveilError
-from unveil.interop.files import Tensors
+from unveil.train.checkpoint import Tensors
+
+Shape = Literal["same", "token", "table", "convolution"]
 
 
 class TensorName(NamedTuple):
-    """Where one of our tensors stands in another library's file."""
+    """The name and the shape of one of our tensors in another library."""
 
     names: tuple[str, ...]
-    """Its name there; three when query, key and value stand apart, an empty one for a part that is 0 and not written."""
-    shape: Literal["same", "token", "table", "convolution"] = "same"
-    """`token`: (D) here and (1, 1, D) there; `table`: (T, D), (1, T, D); `convolution`: (D, p q C), (D, C, p, q)."""
+    """One name, or three if query, key and value are separate there. An empty name means zeros that are not stored."""
+    shape: Shape = "same"
+    """The shape there. `token`: (1, 1, D) for our (D); `table`: (1, T, D) for (T, D); `convolution`: (D, C, p, q) for (D, pqC)."""
 
 
-Layout = dict[str, TensorName]
-Parts = Mapping[str, str | tuple[str, ...]]
+StateDictMap = dict[str, TensorName]
+BlockNames = Mapping[str, str | tuple[str, ...]]
 
-AS_TIMM: Parts = {
+TIMM_BLOCK: BlockNames = {
     "norm1": "norm1",
     "attention.query_key_value": "attn.qkv",
     "attention.out": "attn.proj",
@@ -36,107 +38,118 @@ AS_TIMM: Parts = {
     "mlp.0": "mlp.fc1",
     "mlp.2": "mlp.fc2",
 }
-"""The parts of a block, as timm and after it the public MAE release call them."""
+"""The layers of a block in timm and in the public MAE release, which has the names of timm."""
 
 
-def affine(ours: str, theirs: str | tuple[str, ...]) -> Layout:
-    """A weight and a bias."""
+def weight_and_bias(ours: str, theirs: str | tuple[str, ...]) -> StateDictMap:
+    """The map of the two tensors of a linear layer, a convolution or a norm."""
     names = (theirs,) if isinstance(theirs, str) else theirs
     return {f"{ours}.{leaf}": TensorName(tuple(f"{name}.{leaf}" for name in names)) for leaf in ("weight", "bias")}
 
 
-def stack(ours: str, theirs: str, depth: int, parts: Parts = AS_TIMM) -> Layout:
-    """The blocks of a Transformer."""
-    layout: Layout = {}
+def block_map(ours: str, theirs: str, depth: int, layers: BlockNames = TIMM_BLOCK) -> StateDictMap:
+    """The map of the blocks of a Transformer."""
+    result: StateDictMap = {}
     for i in range(depth):
-        for part, there in parts.items():
+        for layer, there in layers.items():
             names = (there,) if isinstance(there, str) else there
-            layout |= affine(f"{ours}.{i}.{part}", tuple(f"{theirs}.{i}.{name}" for name in names))
-    return layout
+            result |= weight_and_bias(f"{ours}.{i}.{layer}", tuple(f"{theirs}.{i}.{name}" for name in names))
+    return result
 
 
-def timm_encoder(depth: int, *, ours: str = "", norm: bool = True) -> Layout:
-    """An encoder as timm and the public MAE release lay it out; `ours` stands before our names."""
-    layout: Layout = {
-        f"{ours}class_token": TensorName(("cls_token",), "token"),
-        f"{ours}positions": TensorName(("pos_embed",), "table"),
-        f"{ours}embed.weight": TensorName(("patch_embed.proj.weight",), "convolution"),
-        f"{ours}embed.bias": TensorName(("patch_embed.proj.bias",)),
+def timm_encoder_map(depth: int, *, prefix: str = "", norm: bool = True) -> StateDictMap:
+    """The map of an encoder in timm and in the public MAE release; `prefix` is the prefix of our names."""
+    result: StateDictMap = {
+        f"{prefix}class_token": TensorName(("cls_token",), "token"),
+        f"{prefix}positions": TensorName(("pos_embed",), "table"),
+        f"{prefix}embed.weight": TensorName(("patch_embed.proj.weight",), "convolution"),
+        f"{prefix}embed.bias": TensorName(("patch_embed.proj.bias",)),
     }
-    layout |= stack(f"{ours}transformer.blocks", "blocks", depth)
-    return layout | affine(f"{ours}transformer.norm", "norm") if norm else layout
+    result |= block_map(f"{prefix}transformer.blocks", "blocks", depth)
+    return result | weight_and_bias(f"{prefix}transformer.norm", "norm") if norm else result
 
 
-def blocks_in(state: Mapping[str, Tensor], start: str) -> int:
-    """How many blocks a file has: the different words after `start`, such as "blocks."."""
-    return len({name[len(start) :].split(".")[0] for name in state if name.startswith(start)})
+def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    """The number of blocks in a file, from the different words after a prefix such as "blocks."."""
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
 
-def fill(module: nn.Module, layout: Layout, state: Mapping[str, Tensor], source: str | Path) -> int:
-    """Puts the tensors of a file into a module, and says how many of them there were.
+def load_state(module: nn.Module, names: StateDictMap, state: Mapping[str, Tensor], source: str | Path) -> int:
+    """Loads the tensors of a file into a module, and returns their number.
 
     Raises:
-        UnveilError: When one is missing, left over, or of another shape; names them.
+        UnveilError: If a tensor is missing, unexpected, or has another shape.
     """
-    wanted = {name for place in layout.values() for name in place.names if name}
-    refuse_difference(wanted - state.keys(), state.keys() - wanted, len(wanted), source)
+    wanted = {name for entry in names.values() for name in entry.names if name}
+    check_names(wanted - state.keys(), state.keys() - wanted, len(wanted), source)
     own = module.state_dict()
-    for name, place in layout.items():
-        there = [state[part] if part else torch.zeros_like(state[place.names[0]]) for part in place.names]
+    for ours, entry in names.items():
+        theirs = [state[name] if name else torch.zeros_like(state[entry.names[0]]) for name in entry.names]
         try:
-            tensor = to_ours(torch.cat(there) if len(there) > 1 else there[0], place.shape)
+            tensor = to_our_shape(torch.cat(theirs) if len(theirs) > 1 else theirs[0], entry.shape)
         except RuntimeError:
-            tensor = there[0]
-        if tensor.shape != own[name].shape:
-            shapes = ", ".join(f"{part} {tuple(x.shape)}" for part, x in zip(place.names, there, strict=True) if part)
-            wished = tuple(own[name].shape)
-            raise UnveilError(f"{source}: {shapes} does not fit the rest, which asks for {wished} as {name}")
-        own[name] = tensor.to(own[name].dtype)
+            tensor = theirs[0]
+        if tensor.shape != own[ours].shape:
+            shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(entry.names, theirs, strict=True) if name)
+            raise UnveilError(f"{source}: {shapes} does not fit the other tensors, which need {tuple(own[ours].shape)} for {ours}")
+        own[ours] = tensor.to(own[ours].dtype)
     module.load_state_dict(own)
     return len(wanted)
 
 
-def refuse_difference(missing: set[str], left: set[str], wanted: int, source: str | Path) -> None:
-    """Raises `UnveilError` where names are missing or left over."""
-    if missing or left:
-        parts = [f"{len(x)} {what} ({some(x)})" for x, what in ((missing, "missing"), (left, "left over")) if x]
+def check_names(missing: set[str], left_over: set[str], wanted: int, source: str | Path) -> None:
+    """Raises `UnveilError` if tensors are missing or unexpected."""
+    if missing or left_over:
+        found = [f"{len(x)} {what} ({abbreviated(x)})" for x, what in ((missing, "missing"), (left_over, "left over")) if x]
         matched = f"{wanted - len(missing)} of {wanted} tensors matched"
-        raise UnveilError(f"{source} is of another model: {matched}, {' and '.join(parts)}")
+        raise UnveilError(f"{source} holds another model: {matched}, {' and '.join(found)}")
 
 
-def some(names: set[str], most: int = 12) -> str:
-    """Names in order, not too many of them."""
+def abbreviated(names: set[str], most: int = 12) -> str:
+    """The first names in alphabetical order, and the number of the others."""
     shown = ", ".join(sorted(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def lay_out(module: nn.Module, layout: Layout, patch_size: Size, leave: str | None = None) -> Tensors:
+def to_state_dict(module: nn.Module, names: StateDictMap, patch_size: Size, skip: str | None = None) -> Tensors:
     """The tensors of a module under another library's names and in its shapes.
 
-    All of them must have a place there, but for those whose names begin with `leave`, which are left behind.
+    Args:
+        module: The module.
+        names: The map, with an entry for each tensor of the module.
+        patch_size: Height and width of a patch, which our flat patch embedding does not record.
+        skip: A prefix of our names. Tensors with this prefix are left out.
+
+    Raises:
+        UnveilError: If a tensor has no entry.
     """
-    own = {name: value.detach() for name, value in module.state_dict().items() if leave is None or not name.startswith(leave)}
-    homeless = own.keys() ^ layout.keys()
-    if homeless:
-        raise UnveilError(f"this format has no place for {some(set(homeless))}: export as safetensors instead")
+    own = {name: value.detach() for name, value in module.state_dict().items() if skip is None or not name.startswith(skip)}
+    unmatched = own.keys() ^ names.keys()
+    if unmatched:
+        raise UnveilError(f"this format cannot represent {abbreviated(set(unmatched))}: export as safetensors instead")
     result: Tensors = {}
-    for name, place in layout.items():
-        tensor = to_theirs(own[name], place.shape, patch_size)
-        for part, piece in zip(place.names, tensor.chunk(len(place.names)), strict=True):
-            if part:
-                result[part] = piece.clone(memory_format=torch.contiguous_format).cpu()
+    for ours, entry in names.items():
+        tensor = to_their_shape(own[ours], entry.shape, patch_size)
+        for name, piece in zip(entry.names, tensor.chunk(len(entry.names)), strict=True):
+            if name:
+                result[name] = piece.clone(memory_format=torch.contiguous_format).cpu()
     return result
 
 
-def to_ours(tensor: Tensor, shape: str) -> Tensor:
-    """A tensor of theirs in our shape."""
+def fits(module: nn.Module, names: StateDictMap, skip: str | None = None) -> bool:
+    """Whether a map has an entry for each tensor of a module, and no others: see `to_state_dict`."""
+    return {name for name in module.state_dict() if skip is None or not name.startswith(skip)} == names.keys()
+
+
+def to_our_shape(tensor: Tensor, shape: Shape) -> Tensor:
+    """Converts a tensor of another library to our shape."""
     if shape == "convolution" and tensor.ndim == 4:
         return PatchEmbed.from_convolution(tensor)
     return tensor.reshape(tensor.shape[{"token": 2, "table": 1}[shape] :]) if shape in ("token", "table") else tensor
 
 
-def to_theirs(tensor: Tensor, shape: str, patch_size: Size) -> Tensor:
-    """A tensor of ours in their shape."""
+def to_their_shape(tensor: Tensor, shape: Shape, patch_size: Size) -> Tensor:
+    """Converts one of our tensors to the shape of another library."""
     if shape == "convolution":
         return tensor.reshape(len(tensor), *patch_size, -1).permute(0, 3, 1, 2)
     return tensor.reshape({"token": (1, 1, *tensor.shape), "table": (1, *tensor.shape)}.get(shape, tensor.shape))

@@ -1,24 +1,39 @@
-"""Encoders as timm's `VisionTransformer`: a folder for `timm.create_model("local-dir:...", pretrained=True)`."""
+"""Encoders and classifiers as timm's `VisionTransformer`: a folder for `timm.create_model("local-dir:...", pretrained=True)`."""
 
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+import torch
 
+from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop.encoder_only import EncoderOnly
-from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
-from unveil.interop.mae_release import shape_of
-from unveil.interop.state_dict_map import Layout, TensorName, affine, fill, lay_out, timm_encoder
+from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
+from unveil.interop.files import print_to_stderr, read_object, read_tensors, write_tensors
+from unveil.interop.formats import Contents
+from unveil.interop.mae_release import vit_config_from
+from unveil.interop.silence import silenced
+from unveil.interop.state_dict_map import (
+    StateDictMap,
+    TensorName,
+    fits,
+    load_state,
+    timm_encoder_map,
+    to_state_dict,
+    weight_and_bias,
+)
+from unveil.interop.verify_export import Verification, outputs_for_images, random_images, relative_difference
 from unveil.learner import Learner
 from unveil.methods.supervised import Supervised, SupervisedConfig
-from unveil.models.vit import ViT, ViTConfig
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
-from unveil.train.checkpoint import write_whole
+from unveil.train.checkpoint import Tensors
 
 ARCHITECTURES = {
     192: "vit_tiny_patch16_224",
@@ -27,49 +42,75 @@ ARCHITECTURES = {
     1024: "vit_large_patch16_224",
     1280: "vit_huge_patch14_224",
 }
-"""timm's name by the width; what else differs is in `model_args`."""
+"""timm's model name by width. Differences from that model are written into `model_args`."""
 
 
-def layout_of(vit: ViTConfig, *, ours: str = "", norm: bool = True) -> Layout:
-    """Where each tensor of an encoder stands; `ours` stands before our names."""
-    layout = timm_encoder(vit.depth, ours=ours, norm=norm)
+class TimmModel(NamedTuple):
+    """The exported part of a learner."""
+
+    state: Tensors
+    """Tensors with timm's names."""
+    classes: Sequence[str] = ()
+    """Names of the classes; empty if there is no head."""
+    norm_after_pooling: bool = False
+    """Whether the norm follows the mean over the tokens (timm's `fc_norm`)."""
+
+
+def matches(contents: Contents) -> bool:
+    """Whether contents are in this format."""
+    return contents.kind == "folder" and ("pretrained_cfg" in contents.facts or "model_args" in contents.facts)
+
+
+def map_of(vit: ViTConfig, *, prefix: str = "encoder.") -> StateDictMap:
+    """The map of an encoder; `prefix` is the prefix of our names."""
+    names = timm_encoder_map(vit.depth, prefix=prefix, norm=vit.final_norm)
     if vit.layer_scale is not None:
         for i in range(vit.depth):
             for branch in (1, 2):
-                layout[f"{ours}transformer.blocks.{i}.branch{branch}.scale"] = TensorName((f"blocks.{i}.ls{branch}.gamma",))
-    return layout
+                names[f"{prefix}transformer.blocks.{i}.branch{branch}.scale"] = TensorName((f"blocks.{i}.ls{branch}.gamma",))
+    return names
 
 
-def layout_of_finetune(vit: ViTConfig) -> Layout:
-    """Where each tensor of a fine-tuned model stands: its norm comes after the mean of the tokens."""
-    return layout_of(vit, ours="encoder.", norm=False) | affine("norm", "fc_norm") | affine("head", "head")
+def map_of_finetune(vit: ViTConfig) -> StateDictMap:
+    """The map of a fine-tuned model, whose norm comes after the mean of the tokens."""
+    return map_of(vit) | weight_and_bias("norm", "fc_norm") | weight_and_bias("head", "head")
 
 
-def state_of(model: nn.Module) -> Tensors:
-    """The timm state dict of an encoder, of a learner's encoder, or of a `Finetune` or a `Supervised` with its head."""
-    if isinstance(model, Finetune):
-        vit: ViTConfig = model.encoder.config
-        return lay_out(model, layout_of_finetune(vit), vit.patch_size)
-    encoder = vit_of(model)
-    norm = isinstance(encoder.transformer.norm, nn.LayerNorm)
-    state = lay_out(encoder, layout_of(encoder.config, norm=norm), encoder.config.patch_size)
-    if isinstance(model, Supervised):
-        state |= {f"head.{name}": value.clone() for name, value in model.head.state_dict().items()}
-    return state
+def writes(learner: Learner) -> bool:
+    """Whether a learner has a ViT. A fine-tuned model is exported with its head."""
+    return has_vit(learner)
 
 
-def vit_of(model: nn.Module) -> ViT:
-    """A ViT, or the encoder of a learner. Raises `UnveilError` for anything else."""
-    encoder = model if isinstance(model, ViT) else getattr(model, "encoder", None)
-    if not isinstance(encoder, ViT):
-        raise UnveilError(f"a {type(model).__name__} has no ViT that timm could take")
-    return encoder
+def encoder_model(learner: Learner) -> TimmModel:
+    """Only the encoder of a learner."""
+    encoder = vit_of(learner)
+    return TimmModel(to_state_dict(EncoderOnly(encoder), map_of(encoder.config), encoder.config.patch_size))
 
 
-def arguments_of(model: nn.Module) -> dict[str, Any]:
-    """The arguments that make timm's `VisionTransformer` the same model."""
-    encoder = vit_of(model)
-    vit = encoder.config
+@singledispatch
+def timm_model(learner: Learner) -> TimmModel:
+    """The exported part of a learner: its encoder, and the head of learner classes that are registered below."""
+    return encoder_model(learner)
+
+
+@timm_model.register
+def _(learner: Finetune) -> TimmModel:
+    vit: ViTConfig = learner.encoder.config
+    names = map_of_finetune(vit)
+    if not fits(learner, names):  # a subclass with more tensors
+        return encoder_model(learner)
+    return TimmModel(to_state_dict(learner, names, vit.patch_size), learner.classes, norm_after_pooling=True)
+
+
+@timm_model.register
+def _(learner: Supervised) -> TimmModel:
+    model = encoder_model(learner)
+    head = {f"head.{name}": value.detach().cpu().clone() for name, value in learner.head.state_dict().items()}
+    return TimmModel(model.state | head, learner.classes)
+
+
+def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
+    """The `config.json` of timm's hub format. It does not record the eps of the norms: timm's default of 1e-6 is also ours."""
     arguments: dict[str, Any] = {
         "img_size": list(vit.image_size),
         "patch_size": list(vit.patch_size),
@@ -81,28 +122,22 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
         "qkv_bias": True,
         "class_token": True,
         "global_pool": "avg",
-        "fc_norm": isinstance(model, Finetune),
+        "fc_norm": model.norm_after_pooling,
     }
-    if not isinstance(model, Finetune):
-        arguments["final_norm"] = isinstance(encoder.transformer.norm, nn.LayerNorm)
-    return arguments if vit.layer_scale is None else arguments | {"init_values": vit.layer_scale}
-
-
-def describe(model: nn.Module, classes: Sequence[str] | None = None) -> dict[str, Any]:
-    """The `config.json` of timm's hub format. timm's LayerNorm has eps 1e-6, as ours, so it needs no word."""
-    encoder = vit_of(model)
-    vit = encoder.config
-    count = model.head.out_features if isinstance(model, Finetune | Supervised) else 0
+    if not model.norm_after_pooling:
+        arguments["final_norm"] = vit.final_norm
+    if vit.layer_scale is not None:
+        arguments["init_values"] = vit.layer_scale
     facts: dict[str, Any] = {
         "architecture": ARCHITECTURES.get(vit.width, "vit_base_patch16_224"),
-        "num_classes": count,
+        "num_classes": len(model.classes),
         "num_features": vit.width,
         "global_pool": "avg",
-        "model_args": arguments_of(model),
+        "model_args": arguments,
         "pretrained_cfg": {
             "tag": "unveil",
             "custom_load": False,
-            "num_classes": count,
+            "num_classes": len(model.classes),
             "pool_size": None,
             "input_size": [vit.channels, *vit.image_size],
             "fixed_input_size": True,
@@ -115,80 +150,64 @@ def describe(model: nn.Module, classes: Sequence[str] | None = None) -> dict[str
             "classifier": "head",
         },
     }
-    return facts | ({"label_names": list(classes)} if classes and count else {})
+    return facts | ({"label_names": list(model.classes)} if model.classes else {})
 
 
-def export(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None = None) -> Path:
-    """Writes `model.safetensors` and `config.json`.
-
-    Args:
-        model: An encoder, a learner whose encoder is taken, or a `Finetune` or a `Supervised`, which come with their head.
-        folder: Is made where it is not there.
-        classes: The names of the classes of these.
-    """
-    folder = Path(folder)
-    write_tensors(folder / "model.safetensors", state_of(model))
-    write_whole(folder / "config.json", json.dumps(describe(model, classes), indent=2) + "\n")
+def export(learner: Learner, folder: str | Path) -> Path:
+    """Writes `model.safetensors` and `config.json` into a folder, which is created if it does not exist."""
+    folder, model = Path(folder), timm_model(learner)
+    write_tensors(folder / "model.safetensors", model.state)
+    write_text(folder / "config.json", json.dumps(config_json(vit_of(learner).config, model), indent=2) + "\n")
     return folder
 
 
-def encoder_from(
-    state: nn.Module | dict[str, Tensor], *, heads: int | None = None, image_size: int | tuple[int, int] | None = None
-) -> ViT:
-    """Our ViT with the weights of a timm `VisionTransformer`, or of its state dict; a head for classes is left aside.
+@torch.no_grad()
+def verify(learner: Learner, folder: Path) -> Verification:
+    """Compares the class scores, or the tokens, of timm's model with those of the learner."""
+    import timm
 
-    Args:
-        state: The model or its state dict: with a class token, learned or sine-cosine positions, and one last norm.
-        heads: By the width where not given; a model tells it itself.
-        image_size: A square grid of patches is assumed where not given; a model tells it itself.
+    images = random_images(vit_of(learner).config)
+    with silenced():
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if model.num_classes:
+        wanted, compared = outputs_for_images(learner, images)
+        return Verification(relative_difference(model(images), wanted), "timm", compared)
+    found, wanted = model.forward_features(images), vit_of(learner)(images)
+    return Verification(relative_difference(found, wanted), "timm", "tokens of random images")
+
+
+def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
+    """Loads a folder written by `export` or by timm's `save_for_hf`. The model is in eval mode.
 
     Raises:
-        UnveilError: When a tensor is missing or left over.
+        UnveilError: If it is not a plain Vision Transformer, or a tensor is missing or unexpected.
     """
-    if isinstance(state, nn.Module):
-        heads = heads or state.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
-        image_size = image_size or state.patch_embed.img_size  # type: ignore[union-attr, assignment]
-        state = state.state_dict()
-    kept = {name: value for name, value in state.items() if not name.startswith("head.")}
-    vit = shape_of(kept, "the timm model", heads=heads, image_size=image_size)
-    scaled = "blocks.0.ls1.gamma" in kept
-    vit = ViTConfig(**{**vars(vit), "positions": "learned", "layer_scale": 0.1 if scaled else None})
-    encoder = ViT(vit)
-    norm = "norm.weight" in kept
-    if not norm:
-        encoder.transformer.norm = nn.Identity()
-    fill(encoder, layout_of(vit, norm=norm), kept, "the timm model")
-    return encoder.eval()
-
-
-def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
-    """A folder that `export` wrote, or timm's own `save_for_hf` of a plain ViT; in eval mode."""
     folder = Path(folder)
-    name = str(read_object(folder / "config.json").get("architecture"))
+    config = read_object(folder / "config.json")
+    name = str(config.get("architecture"))
     if not re.fullmatch(r"vit_(tiny|small|base|large|huge)_patch\d+_\d+", name):
-        raise UnveilError(f"{folder} is timm's {name!r}, expected a plain Vision Transformer such as 'vit_base_patch16_224'")
-    config, state = read_object(folder / "config.json"), read_tensors(folder / "model.safetensors")
-    arguments, known = config.get("model_args", {}), config.get("pretrained_cfg", {})
-    size = arguments.get("img_size") or known.get("input_size", [None, None, None])[1:]
+        raise UnveilError(f"{folder} holds timm's {name!r}, expected a plain Vision Transformer such as 'vit_base_patch16_224'")
+    state = read_tensors(folder / "model.safetensors")
+    arguments, pretrained = config.get("model_args", {}), config.get("pretrained_cfg", {})
+    size = arguments.get("img_size") or pretrained.get("input_size", [None, None, None])[1:]
     size = size if isinstance(size, int) else tuple(size)
-    vit = shape_of(state, folder, heads=arguments.get("num_heads"), image_size=size)
-    moments = {name: tuple(known[name]) for name in ("mean", "std") if len(known.get(name, ())) == vit.channels}
+    vit = vit_config_from(state, folder, heads=arguments.get("num_heads"), image_size=size)
+    normalisation: dict[str, Any] = {
+        key: tuple(pretrained[key]) for key in ("mean", "std") if len(pretrained.get(key, ())) == vit.channels
+    }
     scale = arguments.get("init_values") if "blocks.0.ls1.gamma" in state else None
-    vit = ViTConfig(**{**vars(vit), **moments, "positions": "learned", "layer_scale": scale})
-    tuned, count = "fc_norm.weight" in state, len(state["head.bias"]) if "head.bias" in state else 0
-    if tuned:
-        learner: Learner = Finetune(ViT(vit), count, FinetuneConfig(), AugmentConfig())
-        layout = layout_of_finetune(vit)
+    vit = replace(vit, **normalisation, positions="learned", layer_scale=scale, final_norm="norm.weight" in state)
+    count = len(state["head.bias"]) if "head.bias" in state else 0
+    classes = [str(x) for x in config.get("label_names") or range(count)]
+    if "fc_norm.weight" in state:
+        learner: Learner = Finetune.build(ViT(vit), FinetuneConfig(), AugmentConfig(), classes)
+        names = map_of_finetune(vit)
     elif count:
-        method = Supervised.build(vit, SupervisedConfig(average=0.0), AugmentConfig())
-        method.set_classes(config.get("label_names") or [str(i) for i in range(count)])
-        learner, layout = method, layout_of(vit, ours="encoder.") | affine("head", "head")
+        learner = Supervised.build(vit, SupervisedConfig(average=0.0), AugmentConfig())
+        learner.set_classes(classes)
+        names = map_of(vit) | weight_and_bias("head", "head")
     else:
-        encoder = ViT(vit)
-        norm = "norm.weight" in state
-        if not norm:
-            encoder.transformer.norm = nn.Identity()
-        learner, layout = EncoderOnly(encoder, str(folder)), layout_of(vit, ours="encoder.", norm=norm)
-    matched = fill(learner, layout, state, folder)
+        learner, names = encoder_only(ViT(vit), str(folder)), map_of(vit)
+    matched = load_state(learner, names, state, folder)
     say(f"{folder}: {matched} of {matched} tensors matched (timm, {'a model with its head' if count else 'an encoder'})")
     return learner.eval()

@@ -1,90 +1,113 @@
 """BEiT as `BeitForMaskedImageModeling` of transformers: a folder with config.json and model.safetensors.
 
-Reading needs no transformers. The tokenizer has no place there: what is read comes without one, and what is written leaves it.
-A key has no bias there. In ours it changes nothing: it adds the same to all scores of a query, which the softmax takes out again.
+Loading does not need transformers. The format has no visual tokenizer, so a loaded BEiT has none, and exports do not contain it. In
+transformers, keys have no bias. In our model the bias of keys has no effect: it adds the same value to all attention scores of a
+query, which the softmax cancels.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from unveil.atomic_files import write_text
+from unveil.blocks.masks import as_bool
+from unveil.blocks.patches import gather
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
+from unveil.interop.files import print_to_stderr, read_object, read_tensors, write_tensors
+from unveil.interop.formats import Contents
 from unveil.interop.mae_release import mlp_ratio
-from unveil.interop.state_dict_map import Layout, TensorName, affine, fill, lay_out, stack
-from unveil.interop.transformers_vit_mae import PARTS, pair, preprocessing, renamed
+from unveil.interop.silence import silenced
+from unveil.interop.state_dict_map import StateDictMap, TensorName, block_map, fits, load_state, to_state_dict, weight_and_bias
+from unveil.interop.transformers_vit_mae import BLOCK, as_size, preprocessing, version4_names, weights_file
+from unveil.interop.verify_export import Verification, random_images, relative_difference
 from unveil.learner import Learner
 from unveil.methods.beit import BEiT, BEiTConfig
-from unveil.models.vit import ViTConfig
-from unveil.train.checkpoint import write_whole
+from unveil.models.vit_config import ViTConfig
+from unveil.train.checkpoint import Tensors
 
-SHARED = "beit.encoder.relative_position_bias.relative_position_bias_table"
-EXPECTED = {"hidden_act": "gelu", "use_mask_token": True, "use_mean_pooling": True}
+SHARED_TABLE = "beit.encoder.relative_position_bias.relative_position_bias_table"
+TOKENIZER = "target."
+"""Prefix of the visual tokenizer's tensors."""
+REQUIRED_CONFIG = {"hidden_act": "gelu", "use_mask_token": True, "use_mean_pooling": True}
 
 
-def layout_of(vit: ViTConfig) -> Layout:
-    """Where each tensor stands."""
+def matches(contents: Contents) -> bool:
+    """Whether contents are in this format."""
+    return contents.kind == "folder" and contents.facts.get("model_type") == "beit"
+
+
+def map_of(vit: ViTConfig) -> StateDictMap:
+    """The map of tensor names."""
     ours, theirs = "encoder.transformer.blocks", "beit.encoder.layer"
-    layout: Layout = {
+    names: StateDictMap = {
         "encoder.class_token": TensorName(("beit.embeddings.cls_token",), "token"),
         "mask_token": TensorName(("beit.embeddings.mask_token",), "token"),
         "encoder.embed.weight": TensorName(("beit.embeddings.patch_embeddings.projection.weight",), "convolution"),
         "encoder.embed.bias": TensorName(("beit.embeddings.patch_embeddings.projection.bias",)),
     }
-    layout |= stack(ours, theirs, vit.depth, PARTS)
+    names |= block_map(ours, theirs, vit.depth, BLOCK)
     for i in range(vit.depth):
         attention = f"{theirs}.{i}.attention.attention"
-        layout[f"{ours}.{i}.attention.query_key_value.bias"] = TensorName(
-            (f"{attention}.query.bias", "", f"{attention}.value.bias")
-        )
+        names[f"{ours}.{i}.attention.query_key_value.bias"] = TensorName((f"{attention}.query.bias", "", f"{attention}.value.bias"))
         if vit.layer_scale is not None:
-            layout |= {f"{ours}.{i}.branch{n}.scale": TensorName((f"{theirs}.{i}.lambda_{n}",)) for n in (1, 2)}
+            names |= {f"{ours}.{i}.branch{n}.scale": TensorName((f"{theirs}.{i}.lambda_{n}",)) for n in (1, 2)}
         if vit.relative_bias == "block":
-            layout[f"encoder.relative.{i}.table"] = TensorName(
-                (f"{attention}.relative_position_bias.relative_position_bias_table",)
-            )
+            table = f"{attention}.relative_position_bias.relative_position_bias_table"
+            names[f"encoder.relative.{i}.table"] = TensorName((table,))
     if vit.relative_bias == "shared":
-        layout["encoder.relative.0.table"] = TensorName((SHARED,))
+        names["encoder.relative.0.table"] = TensorName((SHARED_TABLE,))
     if vit.positions != "none":
-        layout["encoder.positions"] = TensorName(("beit.embeddings.position_embeddings",), "table")
-    return layout | affine("encoder.transformer.norm", "layernorm") | affine("head", "lm_head")
+        names["encoder.positions"] = TensorName(("beit.embeddings.position_embeddings",), "table")
+    return names | weight_and_bias("encoder.transformer.norm", "layernorm") | weight_and_bias("head", "lm_head")
 
 
-def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
-    """The BEiT of a folder, in eval mode, without its tokenizer.
+def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> BEiT:
+    """Loads the BEiT of a folder, in eval mode, without a visual tokenizer.
 
     Raises:
-        UnveilError: When the config asks for what our model does not do, or a tensor is missing or left over.
+        UnveilError: If our model does not support the config, or a tensor is missing or unexpected.
     """
     folder = Path(folder)
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    if not files:
-        raise UnveilError(f"{folder} has a config of transformers' BEiT, and no model.safetensors (one file, no shards)")
-    vit, config = configs(read_object(folder / "config.json"), folder)
+    weights = weights_file(folder, "BEiT")
+    vit, config = configs_from(read_object(folder / "config.json"), folder)
     learner = BEiT.build(vit, config, AugmentConfig())
-    matched = fill(learner, layout_of(learner.encoder.config), renamed(read_tensors(files[0])), folder)
+    matched = load_state(learner, map_of(learner.encoder.config), version4_names(read_tensors(weights)), folder)
     say(f"{folder}: {matched} of {matched} tensors matched (transformers, BeitForMaskedImageModeling, no tokenizer)")
     return learner.eval()
 
 
-def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEiTConfig]:
-    """Our configs from the config of transformers; what it leaves out is its BEiT-B/16. Raises `UnveilError`."""
-    usual = {"hidden_act": "gelu", "use_mask_token": False, "use_mean_pooling": True}
-    wrong = {name: facts.get(name, usual[name]) for name in EXPECTED if facts.get(name, usual[name]) != EXPECTED[name]}
+def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEiTConfig]:
+    """Converts the config of transformers, whose defaults are those of BEiT-B/16, to ours.
+
+    Raises:
+        UnveilError: If our model does not support the config.
+    """
+    defaults = {"hidden_act": "gelu", "use_mask_token": False, "use_mean_pooling": True}
+    wrong = {
+        name: facts.get(name, defaults[name])
+        for name in REQUIRED_CONFIG
+        if facts.get(name, defaults[name]) != REQUIRED_CONFIG[name]
+    }
     shared, each = facts.get("use_shared_relative_position_bias", False), facts.get("use_relative_position_bias", False)
     if wrong or (shared and each):
-        found = ", ".join(f"{name} {value}" for name, value in wrong.items()) or "shared biases and those of each block"
-        raise UnveilError(f"{folder} has {found}: expected a BeitForMaskedImageModeling, with gelu, mask token, one last norm")
+        found = ", ".join(f"{name} {value}" for name, value in wrong.items()) or "both shared and per-block relative biases"
+        raise UnveilError(f"{folder} has {found}: expected a BeitForMaskedImageModeling with gelu, a mask token and one final norm")
     width, channels = facts.get("hidden_size", 768), facts.get("num_channels", 3)
     mean, std = preprocessing(folder) or ((0.5,) * channels, (0.5,) * channels)
     vit = ViTConfig(
         width=width,
         depth=facts.get("num_hidden_layers", 12),
         heads=facts.get("num_attention_heads", 12),
-        image_size=pair(facts.get("image_size", 224)),
-        patch_size=pair(facts.get("patch_size", 16)),
+        image_size=as_size(facts.get("image_size", 224)),
+        patch_size=as_size(facts.get("patch_size", 16)),
         channels=channels,
         mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
         eps=facts.get("layer_norm_eps", 1e-12),
@@ -92,8 +115,8 @@ def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEiTConf
         std=std,
     )
     config = BEiTConfig(
-        tokenizer="absent",
-        codebook=facts.get("vocab_size", 8192),
+        visual_tokenizer="absent",
+        codebook_size=facts.get("vocab_size", 8192),
         relative_bias="shared" if shared else "block" if each else "none",
         positions="learned" if facts.get("use_absolute_position_embeddings", False) else "none",
         layer_scale=facts.get("layer_scale_init_value", 0.1) or None,
@@ -102,19 +125,29 @@ def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEiTConf
     return vit, config
 
 
+@singledispatch
+def writes(learner: Learner) -> bool:
+    """Whether a learner is a BEiT. Encoders of other learners are exported in another format of transformers."""
+    return False
+
+
+@writes.register
+def _(learner: BEiT) -> bool:
+    return fits(learner, map_of(learner.encoder.config), skip=TOKENIZER)  # not a subclass with more tensors
+
+
 def state_of(learner: BEiT) -> Tensors:
-    """The tensors under the names of transformers; those of the tokenizer stay behind."""
+    """The tensors with the names of transformers, without the visual tokenizer."""
     vit = learner.encoder.config
     if vit.image_size[0] != vit.image_size[1] or vit.patch_size[0] != vit.patch_size[1]:
         raise UnveilError(
-            f"transformers' BEiT takes square images and patches only, and this model takes {vit.image_size} px in patches of "
+            f"transformers' BEiT takes only square images and patches, but this model takes {vit.image_size} px in patches of "
             f"{vit.patch_size}: export as safetensors instead"
         )
-    return lay_out(learner, layout_of(vit), vit.patch_size, leave="target.")
+    return to_state_dict(learner, map_of(vit), vit.patch_size, skip=TOKENIZER)
 
 
-def describe(learner: BEiT) -> dict[str, Any]:
-    """The `config.json` of transformers."""
+def config_json(learner: BEiT) -> dict[str, Any]:
     vit = learner.encoder.config
     return {
         "architectures": ["BeitForMaskedImageModeling"],
@@ -136,15 +169,15 @@ def describe(learner: BEiT) -> dict[str, Any]:
         "use_shared_relative_position_bias": vit.relative_bias == "shared",
         "layer_scale_init_value": vit.layer_scale or 0.0,
         "dtype": "float32",
-        **EXPECTED,
+        **REQUIRED_CONFIG,
     }
 
 
 def export(learner: BEiT, folder: str | Path) -> Path:
-    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with how images are normalised."""
+    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with the normalisation of images."""
     folder, vit = Path(folder), learner.encoder.config
     write_tensors(folder / "model.safetensors", state_of(learner))
-    preparation = {
+    preprocessor = {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
         "do_rescale": True,
@@ -157,6 +190,30 @@ def export(learner: BEiT, folder: str | Path) -> Path:
         "image_mean": list(vit.mean),
         "image_std": list(vit.std),
     }
-    write_whole(folder / "preprocessor_config.json", json.dumps(preparation, indent=2) + "\n")
-    write_whole(folder / "config.json", json.dumps(describe(learner), indent=2) + "\n")
+    write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config_json(learner), indent=2) + "\n")
     return folder
+
+
+@torch.no_grad()
+def verify(learner: BEiT, folder: Path) -> Verification:
+    """Compares the logits of the visual tokens with those of transformers, or of our reloaded model without transformers."""
+    vit = learner.encoder.config
+    images = random_images(vit)
+    _, hide = learner.mask(torch.arange(2))
+    wanted, compared = learner.predict_visual_tokens(images, hide), "token logits of random images"
+    if importlib.util.find_spec("transformers") is None:
+        found = load(folder, say=lambda text: None).predict_visual_tokens(images, hide)
+        return Verification(relative_difference(found, wanted), "the reloaded file", compared)
+    found = gather(logits_of_transformers(folder, images, as_bool(hide, vit.grid[0] * vit.grid[1])), hide)
+    return Verification(relative_difference(found, wanted), "transformers", compared)
+
+
+def logits_of_transformers(folder: Path, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N K"]:
+    """The logits of the visual token of each patch, computed by transformers."""
+    from transformers import BeitForMaskedImageModeling
+
+    with silenced():
+        model: Any = BeitForMaskedImageModeling.from_pretrained(folder)
+    logits: Tensor = model.eval()(images, bool_masked_pos=hidden).logits
+    return logits

@@ -1,29 +1,49 @@
 """MAE as `ViTMAEForPreTraining` or `ViTMAEModel` of transformers: a folder with config.json and model.safetensors.
 
-Reading needs no transformers. Version 5 renamed the modules, and still writes most tensors under the names of version 4; both
-are read, and those of version 4 are written, which every version loads.
+Loading does not need transformers. Version 5 renamed the modules, but still writes most tensors with the names of version 4. We
+read both, and write the names of version 4, which every version can load.
 """
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from unveil.atomic_files import write_text
+from unveil.blocks.masks import split
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop.encoder_only import EncoderOnly
-from unveil.interop.files import Tensors, read_object, read_tensors, tell, write_tensors
-from unveil.interop.mae_release import mlp_ratio, moments
-from unveil.interop.model_files import vit_of
-from unveil.interop.state_dict_map import Layout, Parts, TensorName, affine, fill, lay_out, stack
+from unveil.interop import mae_release
+from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
+from unveil.interop.files import print_to_stderr, read_object, read_tensors, write_tensors
+from unveil.interop.formats import Contents
+from unveil.interop.silence import silenced
+from unveil.interop.state_dict_map import (
+    BlockNames,
+    StateDictMap,
+    TensorName,
+    block_map,
+    fits,
+    load_state,
+    to_state_dict,
+    weight_and_bias,
+)
+from unveil.interop.verify_export import Verification, random_images, relative_difference
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.vit import ViT, ViTConfig
-from unveil.train.checkpoint import write_whole
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
+from unveil.train.checkpoint import Tensors
 
-PARTS: Parts = {
+BLOCK: BlockNames = {
     "norm1": "layernorm_before",
     "attention.query_key_value": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
     "attention.out": "attention.output.dense",
@@ -31,7 +51,7 @@ PARTS: Parts = {
     "mlp.0": "intermediate.dense",
     "mlp.2": "output.dense",
 }
-RENAMED = (
+RENAMED_IN_VERSION_5 = (
     (r"^(vit\.|beit\.)?layers\.(\d+)\.", r"\1encoder.layer.\2."),
     (r"\.(\d+)\.relative_position_bias\.", r".\1.attention.attention.relative_position_bias."),
     (r"^beit\.shared_position_bias\.", "beit.encoder.relative_position_bias."),
@@ -43,85 +63,106 @@ RENAMED = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
-"""Names of version 5, and what version 4 says."""
+"""Patterns of names in version 5, and their replacements in version 4."""
 
 
-def layout_of(depth: int, decoder_depth: int | None, start: str) -> Layout:
-    """Where each tensor stands; no decoder where its depth is None; `start` stands before the encoder's names."""
-    layout: Layout = {
-        "encoder.class_token": TensorName((f"{start}embeddings.cls_token",), "token"),
-        "encoder.positions": TensorName((f"{start}embeddings.position_embeddings",), "table"),
-        "encoder.embed.weight": TensorName((f"{start}embeddings.patch_embeddings.projection.weight",), "convolution"),
-        "encoder.embed.bias": TensorName((f"{start}embeddings.patch_embeddings.projection.bias",)),
+class TransformersModel(NamedTuple):
+    """The exported part of a learner."""
+
+    architecture: str
+    state: Tensors
+    config: dict[str, Any]
+    """The entries of `config.json` about the decoder."""
+
+
+def matches(contents: Contents) -> bool:
+    """Whether contents are in this format."""
+    return contents.kind == "folder" and contents.facts.get("model_type") == "vit_mae"
+
+
+def map_of(depth: int, decoder_depth: int | None, prefix: str) -> StateDictMap:
+    """The map of tensor names, without a decoder if its depth is None. `prefix` is the prefix of their names in the encoder."""
+    names: StateDictMap = {
+        "encoder.class_token": TensorName((f"{prefix}embeddings.cls_token",), "token"),
+        "encoder.positions": TensorName((f"{prefix}embeddings.position_embeddings",), "table"),
+        "encoder.embed.weight": TensorName((f"{prefix}embeddings.patch_embeddings.projection.weight",), "convolution"),
+        "encoder.embed.bias": TensorName((f"{prefix}embeddings.patch_embeddings.projection.bias",)),
     }
-    layout |= stack("encoder.transformer.blocks", f"{start}encoder.layer", depth, PARTS)
-    layout |= affine("encoder.transformer.norm", f"{start}layernorm")
+    names |= block_map("encoder.transformer.blocks", f"{prefix}encoder.layer", depth, BLOCK)
+    names |= weight_and_bias("encoder.transformer.norm", f"{prefix}layernorm")
     if decoder_depth is None:
-        return layout
-    layout["mask_token"] = TensorName(("decoder.mask_token",), "token")
-    layout["decoder_positions"] = TensorName(("decoder.decoder_pos_embed",), "table")
-    layout |= affine("decoder_embed", "decoder.decoder_embed")
-    layout |= stack("decoder.blocks", "decoder.decoder_layers", decoder_depth, PARTS)
-    return layout | affine("decoder.norm", "decoder.decoder_norm") | affine("head", "decoder.decoder_pred")
+        return names
+    names["mask_token"] = TensorName(("decoder.mask_token",), "token")
+    names["decoder_positions"] = TensorName(("decoder.decoder_pos_embed",), "table")
+    names |= weight_and_bias("decoder_embed", "decoder.decoder_embed")
+    names |= block_map("decoder.blocks", "decoder.decoder_layers", decoder_depth, BLOCK)
+    return names | weight_and_bias("decoder.norm", "decoder.decoder_norm") | weight_and_bias("head", "decoder.decoder_pred")
 
 
-def renamed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors under the names of version 4."""
+def version4_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Renames tensors to the names of transformers 4."""
     result = {}
     for name, value in state.items():
-        for pattern, by in RENAMED:
-            name = re.sub(pattern, by, name)
+        for pattern, replacement in RENAMED_IN_VERSION_5:
+            name = re.sub(pattern, replacement, name)
         result[name] = value
     return result
 
 
-def load(folder: str | Path, *, say: Callable[[str], None] = tell) -> Learner:
-    """The MAE of a folder, or the encoder alone of a `ViTMAEModel`, in eval mode.
+def weights_file(folder: Path, model: str) -> Path:
+    """The file with the weights of a transformers folder. Raises `UnveilError` if there is none."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UnveilError(f"{folder} has a config.json of transformers' {model}, but no model.safetensors (one file, not shards)")
+
+
+def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
+    """Loads the MAE of a folder, or only the encoder of a `ViTMAEModel`, in eval mode.
 
     Raises:
-        UnveilError: When the config asks for what our model does not do, or a tensor is missing or left over.
+        UnveilError: If our model does not support the config, or a tensor is missing or unexpected.
     """
     folder = Path(folder)
     facts = read_object(folder / "config.json")
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    if not files:
-        raise UnveilError(f"{folder} has a config of transformers' ViTMAE, and no model.safetensors (one file, no shards)")
-    state = renamed(read_tensors(files[0]))
-    vit, config = configs(facts, folder)
-    start = "vit." if any(name.startswith("vit.") for name in state) else ""
+    state = version4_names(read_tensors(weights_file(folder, "ViTMAE")))
+    vit, config = configs_from(facts, folder)
+    prefix = "vit." if any(name.startswith("vit.") for name in state) else ""
     if any(name.startswith("decoder.") for name in state):
         learner: Learner = MAE.build(vit, config, AugmentConfig())
-        layout = layout_of(vit.depth, config.decoder_depth, start)
+        names, kind = map_of(vit.depth, config.decoder_depth, prefix), "ViTMAEForPreTraining"
     else:
-        learner, layout = EncoderOnly(ViT(vit), str(folder)), layout_of(vit.depth, None, start)
-    matched = fill(learner, layout, state, folder)
-    kind = "ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel, no decoder"
+        learner = encoder_only(ViT(vit), str(folder))
+        names, kind = map_of(vit.depth, None, prefix), "ViTMAEModel, no decoder"
+    matched = load_state(learner, names, state, folder)
     say(f"{folder}: {matched} of {matched} tensors matched (transformers, {kind})")
     return learner.eval()
 
 
-def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAEConfig]:
-    """Our configs from the config of transformers; what it leaves out is its ViT-B/16. Raises `UnveilError`."""
-    if facts.get("model_type") != "vit_mae":
-        raise UnveilError(f"{folder} is a {facts.get('model_type')!r} of transformers, expected 'vit_mae'")
+def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAEConfig]:
+    """Converts the config of transformers, whose defaults are those of its ViT-B/16, to ours.
+
+    Raises:
+        UnveilError: If our model does not support the config.
+    """
     act, biases = facts.get("hidden_act", "gelu"), facts.get("qkv_bias", True)
     width, decoder_width = facts.get("hidden_size", 768), facts.get("decoder_hidden_size", 512)
     decoder_mlp = facts.get("decoder_intermediate_size", 2048)
     if act != "gelu" or decoder_mlp != 4 * decoder_width or not biases:
         raise UnveilError(
-            f"{folder} has {act} and a decoder MLP of {decoder_mlp} values for a width of {decoder_width}, "
-            f"{'with' if biases else 'without'} biases: expected gelu, {4 * decoder_width}, and biases"
+            f"{folder} has {act}, a decoder MLP of {decoder_mlp} values at a decoder width of {decoder_width}, and "
+            f"{'biases' if biases else 'no biases'} in its attention: expected gelu, {4 * decoder_width}, and biases"
         )
     channels = facts.get("num_channels", 3)
-    mean, std = preprocessing(folder) or moments(channels)
+    mean, std = preprocessing(folder) or mae_release.default_mean_and_std(channels)
     vit = ViTConfig(
         width=width,
         depth=facts.get("num_hidden_layers", 12),
         heads=facts.get("num_attention_heads", 12),
-        image_size=pair(facts.get("image_size", 224)),
-        patch_size=pair(facts.get("patch_size", 16)),
+        image_size=as_size(facts.get("image_size", 224)),
+        patch_size=as_size(facts.get("patch_size", 16)),
         channels=channels,
-        mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
+        mlp_ratio=mae_release.mlp_ratio(facts.get("intermediate_size", 3072), width),
         eps=facts.get("layer_norm_eps", 1e-12),
         mean=mean,
         std=std,
@@ -136,13 +177,13 @@ def configs(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAEConfi
     return vit, config
 
 
-def pair(side: int | list[int]) -> Size:
-    """A side as (height, width)."""
+def as_size(side: int | list[int]) -> Size:
+    """Converts a side, or [height, width], to (height, width)."""
     return (side, side) if isinstance(side, int) else (side[0], side[1])
 
 
 def preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The mean and deviation of `preprocessor_config.json`, where it has them."""
+    """The mean and standard deviation of each channel in `preprocessor_config.json`; None if it does not record them."""
     path = folder / "preprocessor_config.json"
     facts = read_object(path) if path.is_file() else {}
     if not (facts.get("image_mean") and facts.get("image_std")):
@@ -150,37 +191,58 @@ def preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] |
     return tuple(facts["image_mean"]), tuple(facts["image_std"])
 
 
-def state_of(learner: Learner) -> Tensors:
-    """The tensors of an MAE or of an `EncoderOnly`, under the names of transformers."""
-    refuse(learner)
-    vit = vit_of(learner).config
-    depth = len(learner.decoder.blocks) if isinstance(learner, MAE) else None
-    return lay_out(learner, layout_of(vit.depth, depth, "vit." if isinstance(learner, MAE) else ""), vit.patch_size)
+def writes(learner: Learner) -> bool:
+    """Whether a learner has a ViT. An MAE is exported with its decoder."""
+    return has_vit(learner)
 
 
-def refuse(learner: Learner) -> None:
-    """Raises `UnveilError` for what transformers' ViTMAE cannot express."""
-    if not isinstance(learner, MAE | EncoderOnly):
-        kind = type(learner).__name__
-        raise UnveilError(f"a {kind} is no masked autoencoder: export as safetensors or for timm instead")
+def encoder_model(learner: Learner) -> TransformersModel:
+    """Only the encoder of a learner."""
+    refuse_rectangles(learner)
+    mae_release.refuse_without_final_norm(learner)
+    encoder = vit_of(learner)
+    state = to_state_dict(EncoderOnly(encoder), map_of(encoder.config.depth, None, ""), encoder.config.patch_size)
+    return TransformersModel("ViTMAEModel", state, {})
+
+
+@singledispatch
+def transformers_model(learner: Learner) -> TransformersModel:
+    """The exported part of a learner: its encoder, and the decoder of an MAE."""
+    return encoder_model(learner)
+
+
+@transformers_model.register
+def _(learner: MAE) -> TransformersModel:
+    refuse_rectangles(learner)
+    mae_release.refuse_ablations(learner)
+    vit, decoder = learner.encoder.config, learner.decoder.config
+    names = map_of(vit.depth, decoder.depth, "vit.")
+    if not fits(learner, names):  # a subclass with more tensors, or an encoder that this format cannot represent
+        return encoder_model(learner)
+    config = {
+        "decoder_hidden_size": decoder.width,
+        "decoder_num_hidden_layers": decoder.depth,
+        "decoder_num_attention_heads": decoder.heads,
+        "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
+        "mask_ratio": learner.config.mask_ratio,
+        "norm_pix_loss": learner.config.target == "normalised",
+    }
+    return TransformersModel("ViTMAEForPreTraining", to_state_dict(learner, names, vit.patch_size), config)
+
+
+def refuse_rectangles(learner: Learner) -> None:
+    """Raises `UnveilError` for images or patches that are not square."""
     vit = vit_of(learner).config
     if vit.image_size[0] != vit.image_size[1] or vit.patch_size[0] != vit.patch_size[1]:
         raise UnveilError(
-            f"transformers' ViTMAE takes square images and patches only, and this model takes {vit.image_size} px in "
+            f"transformers' ViTMAE takes only square images and patches, but this model takes {vit.image_size} px in "
             f"patches of {vit.patch_size}: export for timm or as safetensors instead"
         )
-    if isinstance(learner, MAE) and (learner.config.mask_tokens_in_encoder or learner.config.target in ("pca", "token")):
-        raise UnveilError(
-            "transformers' ViTMAE has no mask tokens in the encoder, no PCA target, no visual tokens: export as safetensors instead"
-        )
 
 
-def describe(learner: Learner) -> dict[str, Any]:
-    """The `config.json` of transformers."""
-    encoder = vit_of(learner)
-    vit = encoder.config
-    facts: dict[str, Any] = {
-        "architectures": ["ViTMAEForPreTraining" if isinstance(learner, MAE) else "ViTMAEModel"],
+def config_json(vit: ViTConfig, model: TransformersModel) -> dict[str, Any]:
+    return {
+        "architectures": [model.architecture],
         "model_type": "vit_mae",
         "hidden_size": vit.width,
         "num_hidden_layers": vit.depth,
@@ -196,26 +258,15 @@ def describe(learner: Learner) -> dict[str, Any]:
         "num_channels": vit.channels,
         "qkv_bias": True,
         "dtype": "float32",
+        **model.config,
     }
-    if isinstance(learner, MAE):
-        decoder = learner.decoder.config
-        facts |= {
-            "decoder_hidden_size": decoder.width,
-            "decoder_num_hidden_layers": decoder.depth,
-            "decoder_num_attention_heads": decoder.heads,
-            "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
-            "mask_ratio": learner.config.mask_ratio,
-            "norm_pix_loss": learner.config.target == "normalised",
-        }
-    return facts
 
 
 def export(learner: Learner, folder: str | Path) -> Path:
-    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with how images are normalised."""
-    folder = Path(folder)
-    write_tensors(folder / "model.safetensors", state_of(learner))
-    vit = vit_of(learner).config
-    preparation = {
+    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with the normalisation of images."""
+    folder, model, vit = Path(folder), transformers_model(learner), vit_of(learner).config
+    write_tensors(folder / "model.safetensors", model.state)
+    preprocessor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "do_rescale": True,
@@ -226,6 +277,56 @@ def export(learner: Learner, folder: str | Path) -> Path:
         "image_mean": list(vit.mean),
         "image_std": list(vit.std),
     }
-    write_whole(folder / "preprocessor_config.json", json.dumps(preparation, indent=2) + "\n")
-    write_whole(folder / "config.json", json.dumps(describe(learner), indent=2) + "\n")
+    write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config_json(vit, model), indent=2) + "\n")
     return folder
+
+
+@torch.no_grad()
+def verify(learner: Learner, folder: Path) -> Verification:
+    """Compares the outputs of the learner with those of transformers, or of our reloaded model without transformers."""
+    again = load(folder, say=lambda text: None)
+    if importlib.util.find_spec("transformers") is None:
+        return mae_release.verification_of(again, learner)
+    return verification_of(again, learner, folder)
+
+
+@singledispatch
+def verification_of(again: Learner, learner: Learner, folder: Path) -> Verification:
+    """Compares the tokens of an encoder. Dispatches on the reloaded model, which has a decoder only if one was exported."""
+    images = random_images(vit_of(learner).config)
+    found, wanted = tokens_of_transformers(folder, images), vit_of(learner)(images)
+    return Verification(relative_difference(found, wanted), "transformers", "tokens of random images")
+
+
+@verification_of.register
+def _(again: MAE, learner: MAE, folder: Path) -> Verification:
+    vit = learner.encoder.config
+    noise = torch.rand(2, vit.grid[0] * vit.grid[1], generator=torch.Generator().manual_seed(0))
+    images = random_images(vit)
+    found, hidden = predictions_of_transformers(folder, images, noise)
+    wanted = learner.predict_patches(images, *split(hidden))
+    return Verification(relative_difference(found, wanted), "transformers", "reconstructions of random images")
+
+
+def predictions_of_transformers(
+    folder: Path, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"]
+) -> tuple[Float[Tensor, "B N Q"], Bool[Tensor, "B N"]]:
+    """The predictions of transformers for all patches, and the patches that it masked, which are those with the largest noise."""
+    from transformers import ViTMAEForPreTraining
+
+    with silenced():
+        model: Any = ViTMAEForPreTraining.from_pretrained(folder)
+    output = model.eval()(images, noise=noise)
+    return output.logits, output.mask.bool()
+
+
+def tokens_of_transformers(folder: Path, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+    """The tokens of transformers, with all patches visible and in order."""
+    from transformers import ViTMAEModel
+
+    with silenced():
+        model: Any = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0)
+    order = torch.arange(float(model.embeddings.patch_embeddings.num_patches))
+    tokens: Tensor = model.eval()(images, noise=order.expand(len(images), -1)).last_hidden_state
+    return tokens

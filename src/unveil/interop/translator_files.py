@@ -1,58 +1,64 @@
-"""A translator in a run folder: `model.safetensors` with its config in the header, and `subwords.json` beside it."""
+"""The model files of a translator: `model.safetensors` with the config in its header, and `subwords.json`."""
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
-from unveil.interop.configs import configured
-from unveil.interop.files import read_note, read_object, read_tensors, tell, write_tensors
-from unveil.interop.state_dict_map import refuse_difference
+from unveil.interop.configs import config_from_json
+from unveil.interop.files import print_to_stderr, read_header, read_object, read_tensors, write_tensors
+from unveil.interop.state_dict_map import check_names
 from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from unveil.text.bpe import BPETokenizer
-from unveil.train.checkpoint import Checkpoints, write_whole
+from unveil.train.checkpoint import Checkpoints
 
-NOTE = "unveil translator"
+FORMAT_NAME = "unveil translator"
+"""The value of `format` in `config.json`, and the key of the config in the header of `model.safetensors`."""
 
 
-def begin(translator: Seq2Seq, words: BPETokenizer, folder: Path) -> None:
-    """Writes the config and the sub-words: from then on the run can translate, from its newest checkpoint."""
-    write_whole(folder / "subwords.json", words.text)
-    write_whole(folder / "config.json", json.dumps({"format": NOTE, "translator": asdict(translator.config)}, indent=1) + "\n")
+def write_config(translator: Seq2Seq, tokenizer: BPETokenizer, folder: Path) -> None:
+    """Writes the config and the subwords, with which an unfinished run can translate from its newest checkpoint."""
+    write_text(folder / "subwords.json", tokenizer.text)
+    write_text(
+        folder / "config.json", json.dumps({"format": FORMAT_NAME, "translator": asdict(translator.config)}, indent=1) + "\n"
+    )
 
 
 def save(translator: Seq2Seq, folder: Path) -> None:
     """Writes the weights, with the config in the header of the file."""
-    write_tensors(folder / "model.safetensors", translator.state_dict(), {NOTE: json.dumps(asdict(translator.config))})
+    write_tensors(folder / "model.safetensors", translator.state_dict(), {FORMAT_NAME: json.dumps(asdict(translator.config))})
 
 
-def load(run: str | Path, *, say: Callable[[str], None] = tell) -> tuple[Seq2Seq, BPETokenizer]:
-    """The translator of a run folder, in eval mode, and its sub-words; of one that is not finished, from its newest checkpoint.
+def load(run: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> tuple[Seq2Seq, BPETokenizer]:
+    """Loads the translator of a run folder, in eval mode, and its subwords. An unfinished run uses its newest checkpoint.
 
     Raises:
-        UnveilError: When the folder is of another kind of run, or something in it is missing or damaged.
+        UnveilError: If the folder holds another kind of run, or anything in it is missing or damaged.
     """
     folder = Path(run)
     if not (folder / "subwords.json").is_file():
-        raise UnveilError(f"{folder} is no run of `unveil translate train`: it has no subwords.json")
+        raise UnveilError(f"{folder} is not a run of `unveil translate train`: it has no subwords.json")
     path = folder / "model.safetensors"
     if path.is_file():
-        config, state = read_note(path, NOTE), read_tensors(path)
+        config, state = read_header(path, FORMAT_NAME), read_tensors(path)
     else:
         checkpoints = Checkpoints(folder / "checkpoints", warn=say)
         step = checkpoints.newest()
         if step is None:
-            raise UnveilError(f"{folder} has no weights yet: neither model.safetensors nor a whole checkpoint")
+            raise UnveilError(f"{folder} has no weights yet: neither model.safetensors nor an undamaged checkpoint")
         say(f"{folder} is not finished: using its checkpoint of step {step:,}")
         path, config = checkpoints.path(step), read_object(folder / "config.json").get("translator")
-        state = checkpoints.load(step, "model")
+        state = checkpoints.load(step, "model")  # a checkpoint also holds the current weights; only the averaged weights are used
         state = {name.removeprefix("average."): value for name, value in state.items() if name.startswith("average.")}
-    translator = Seq2Seq(configured(Seq2SeqConfig, config, f"the config of {path}"))
-    words, own = BPETokenizer.load(folder / "subwords.json"), translator.state_dict()
-    refuse_difference(own.keys() - state.keys(), state.keys() - own.keys(), len(own), path)
-    if len(words) != translator.config.words:
+    translator = Seq2Seq(config_from_json(Seq2SeqConfig, config, f"the options of {path}"))
+    tokenizer, own = BPETokenizer.load(folder / "subwords.json"), translator.state_dict()
+    check_names(own.keys() - state.keys(), state.keys() - own.keys(), len(own), path)
+    if len(tokenizer) != translator.config.words:
         wanted = translator.config.words
-        raise UnveilError(f"{folder}: subwords.json has {len(words)} words and the model {wanted}: they are of two runs")
+        raise UnveilError(
+            f"{folder}: subwords.json has {len(tokenizer)} subwords, but the model {wanted}: they belong to different runs"
+        )
     translator.load_state_dict(state)
-    return translator.eval(), words
+    return translator.eval(), tokenizer
