@@ -1,1 +1,1 @@
-"""Floor 4: what features and models are worth."""
+"""Evaluation of encoders: features, k-NN and linear accuracy, held-out metrics, collapse."""

@@ -1,4 +1,4 @@
-"""Whether an encoder says the same of everything, or says it in few dimensions: two numbers that need no labels."""
+"""Two measures of collapse, which need no labels: whether features are the same for all images, or vary in few dimensions."""
 
 import torch
 import torch.nn.functional as F
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def deviation(features: Float[Tensor, "n D"]) -> float:
-    """Standard deviation of features of unit length, the mean over dimensions, times sqrt(D) (SimSiam, section 4.1).
+    """Standard deviation of the normalised features, averaged over dimensions, times sqrt(D) (SimSiam, section 4.1).
 
-    1 where they point everywhere alike; 0 where all are the same.
+    1 if their directions are uniform; 0 if all features are the same.
     """
     return float(F.normalize(features.double(), dim=1).std(dim=0, correction=0).mean() * features.shape[1] ** 0.5)
 
 
 def rank_me(features: Float[Tensor, "n D"], epsilon: float = 1e-7) -> float:
-    """In how many dimensions features vary: exp of the entropy of their singular values' shares (RankMe; Garrido et al., 2023).
+    """The effective rank of the features: exp of the entropy of their normalised singular values (RankMe; Garrido et al., 2023).
 
-    Between 1 and D. The singular values are the roots of the eigenvalues of the features' products, which is much faster for many
+    Between 1 and D. The singular values are computed as roots of the eigenvalues of the Gram matrix, which is much faster for many
     features of few dimensions.
     """
     wide = features.double()
@@ -28,5 +28,5 @@ def rank_me(features: Float[Tensor, "n D"], epsilon: float = 1e-7) -> float:
 
 
 def collapse(features: Float[Tensor, "n D"]) -> dict[str, float]:
-    """Both numbers, as logs and reports call them."""
+    """Both measures, under the names that logs and reports use."""
     return {"feature_deviation": deviation(features), "rank_me": rank_me(features)}

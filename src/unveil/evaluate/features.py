@@ -1,96 +1,133 @@
-"""Features of images, and what they are worth: k-NN and linear accuracy."""
+"""Features of images without augmentation, and their k-NN and linear accuracy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unveil.data.augment import view
+from unveil.data.augment import eval_geometry, eval_images
 from unveil.data.batch import Batch
 from unveil.data.loader import FeatureLoader
+from unveil.data.splits import Subset
+from unveil.data.targets import Targets
 from unveil.evaluate.knn import knn_scores
-from unveil.evaluate.metrics import Score, score
-from unveil.models.vit import ViTConfig
-from unveil.runs.open_data import Subset
+from unveil.learner import Task
+from unveil.metrics import classification_metrics
+from unveil.models.vit_config import ViTConfig
 from unveil.tasks.linear import Linear
-from unveil.train.loop import TrainConfig, train
+from unveil.train.guards import seeded
+from unveil.train.loop import train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, autocast
+from unveil.train.recipe import Recipe, TrainConfig
 
 LINEAR_EPOCHS = 30.0
-LINEAR = OptimConfig(optimizer="sgd", base_lr=0.5, weight_decay=0.0, warmup=0.1)
-"""The quick linear probe after pre-training; `unveil probe` has the paper's."""
+LINEAR = OptimConfig(optimizer="sgd", base_lr=0.5, weight_decay=0.0, warmup_ratio=0.1)
+"""The quick linear probe after pre-training; `unveil probe` has the recipe of the paper."""
+
+
+@torch.no_grad()
+def evaluation_batches(
+    subset: Subset, vit: ViTConfig, hardware: HardwareConfig, world: World, batch_size: int = 0
+) -> Iterator[Batch]:
+    """Batches of a subset, in order, preprocessed for evaluation: centre crop, resize, normalise. Targets are transformed as well.
+
+    Batch size 0 means `evaluation_batch_size`.
+    """
+    for indices in torch.split(subset.indices, batch_size or evaluation_batch_size(world)):
+        images, sizes = subset.dataset.batch(indices)
+        batch = Batch(images, sizes, indices, subset.dataset.targets_of(indices)).to(world.device)
+        targets = batch.targets
+        if targets is not None:
+            targets = targets.transformed(eval_geometry(batch.sizes, vit.image_size))
+        with autocast(hardware, world):
+            images = eval_images(batch, vit.image_size, vit.mean, vit.std)
+        yield batch._replace(images=images, targets=targets)
 
 
 @torch.no_grad()
 def features_of(
-    function: Callable[[Tensor], Tensor], part: Subset, vit: ViTConfig, hardware: HardwareConfig, world: World, batch_size: int = 0
+    function: Callable[[Tensor], Tensor],
+    subset: Subset,
+    vit: ViTConfig,
+    hardware: HardwareConfig,
+    world: World,
+    batch_size: int = 0,
 ) -> Float[Tensor, "n ..."]:
-    """What a function of normalised images says of each, seen without augmentation; in float32, on the CPU.
-
-    Batch size 0 is `at_once`.
-    """
+    """Applies a function of normalised images to each image of a subset. The result is in float32, on the CPU."""
     table, done = torch.empty(0), 0
-    for places in torch.split(part.places, batch_size or at_once(world)):
-        batch = Batch(*part.dataset.batch(places), places).to(world.device)
+    for batch in evaluation_batches(subset, vit, hardware, world, batch_size):
         with autocast(hardware, world):
-            rows = function(view(batch, vit.image_size, vit.mean, vit.std))
+            rows = function(batch.images)
         if not done:
-            table = torch.empty(len(part), *rows.shape[1:])  # made once: joining the rows would hold them twice
+            table = torch.empty(len(subset), *rows.shape[1:])  # allocated once: concatenation would need twice the memory
         table[done : done + len(rows)] = rows
         done += len(rows)
     return table
 
 
-def at_once(world: World) -> int:
-    """Images that are judged at a time: few on a CPU, which is as fast, for many would take more memory than training does."""
+@torch.no_grad()
+def predictions_of(
+    task: Task, subset: Subset, hardware: HardwareConfig, world: World
+) -> Iterator[tuple[Batch, Any, Targets | None]]:
+    """The batches of a subset, with the predictions of a task in eval mode and the targets."""
+    task.eval()
+    for batch in evaluation_batches(subset, task.encoder.config, hardware, world):
+        with autocast(hardware, world):
+            predictions = task.predict(batch)
+        yield batch, predictions, batch.targets
+
+
+def evaluation_batch_size(world: World) -> int:
+    """The batch size of evaluations. It is small on a CPU, where large batches are no faster and could need more than training."""
     return 64 if world.device.type == "cpu" else 256
 
 
-def views_of(part: Subset, vit: ViTConfig) -> Float[Tensor, "n C H W"]:
-    """The images as evaluations see them."""
+def views_of(subset: Subset, vit: ViTConfig) -> Float[Tensor, "n C H W"]:
+    """All images of a subset, preprocessed for evaluation."""
     exact = HardwareConfig(device="cpu", precision="float32")
-    return features_of(lambda images: images, part, vit, exact, World(torch.device("cpu")))
+    return features_of(lambda images: images, subset, vit, exact, World(torch.device("cpu")))
 
 
 def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
-    """The pixels themselves as features."""
     return images.flatten(1)
 
 
 def fit_linear(
-    bank: Float[Tensor, "n D"], labels: Int[Tensor, " n"], classes: int, training: TrainConfig, optim: OptimConfig
+    features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], classes: Sequence[str], training: TrainConfig, optim: OptimConfig
 ) -> Linear:
-    """A linear classifier on features that were computed once.
+    """Trains a linear classifier on features that were computed once.
 
-    Batch size 0 is 1024, or a twentieth of what there is. The rate of SGD is for 64 features: with normalised features the
-    curvature of the loss grows with their number, so it is divided by it, or wide features (raw pixels) would be wronged.
+    Batch size 0 means 1024, or a twentieth of the samples. The learning rate of SGD is given for 64 features and decreases with
+    their number, because the curvature of the loss grows with the number of normalised features. Otherwise wide features (raw
+    pixels) would be at a disadvantage.
     """
-    torch.manual_seed(training.seed)
-    task = Linear(bank.shape[1], classes)
-    size = training.batch_size or max(32, min(1024, len(bank) // 20))
-    training = replace(training, batch_size=size, log_every=10**9, monitor_times=1)
+    with seeded(training.seed):
+        task = Linear(features.shape[1], classes)
+    training = replace(training.with_batch_size(len(features)), log_every=10**9, num_evals=1)
     if optim.optimizer == "sgd":
-        optim = replace(optim, base_lr=optim.base_lr * 64 / bank.shape[1])
-    loader = FeatureLoader(bank, labels, batch_size=size, seed=training.seed)
-    cpu = World(torch.device("cpu"))
-    train(task, loader, training, optim, HardwareConfig(device="cpu", precision="float32"), cpu)
+        optim = replace(optim, base_lr=optim.base_lr * 64 / features.shape[1])
+    loader = FeatureLoader(features, labels, batch_size=training.batch_size, seed=training.seed)
+    hardware = HardwareConfig(device="cpu", precision="float32")
+    train(task, loader, Recipe(training, optim, hardware, World(torch.device("cpu"))))
     return task.eval()
 
 
 @torch.no_grad()
-def judge_features(
-    bank: Float[Tensor, "n D"],
-    bank_labels: Int[Tensor, " n"],
-    queries: Float[Tensor, "m D"],
-    query_labels: Int[Tensor, " m"],
-    classes: int,
+def evaluate_features(
+    features: Float[Tensor, "n D"],
+    labels: Int[Tensor, " n"],
+    test_features: Float[Tensor, "m D"],
+    test_labels: Int[Tensor, " m"],
+    classes: Sequence[str],
     seed: int = 0,
-) -> dict[str, Score]:
-    """k-NN and linear accuracy of features."""
-    knn = knn_scores(queries, bank, bank_labels, classes)
+) -> dict[str, float]:
+    """Top-1 accuracy of k-NN and of a linear classifier, fitted to labelled features and evaluated on others."""
+    knn = knn_scores(test_features, features, labels, len(classes))
     with torch.enable_grad():
-        task = fit_linear(bank, bank_labels, classes, TrainConfig(epochs=LINEAR_EPOCHS, batch_size=0, seed=seed), LINEAR)
-    return {"knn": score(knn, query_labels), "linear": score(task.predict(queries), query_labels)}
+        task = fit_linear(features, labels, classes, TrainConfig(epochs=LINEAR_EPOCHS, batch_size=0, seed=seed), LINEAR)
+    scores = {"knn": knn, "linear": task.logits(test_features)}
+    return {probe: classification_metrics(each, test_labels)["top1"] for probe, each in scores.items()}

@@ -1,4 +1,4 @@
-"""k nearest neighbours: what the features say with nothing trained on them (Wu et al., 2018; as DINO uses it)."""
+"""k-nearest-neighbour classification of features, which needs no training (Wu et al., 2018; as in DINO)."""
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +15,17 @@ def knn_scores(
     neighbours: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "Q K"]:
-    """A score for each class: the sum over the nearest in the bank, by cosine, of exp(cosine / temperature).
+    """Class scores: each of the nearest neighbours in the bank adds exp(cosine / temperature) to the score of its class.
 
     Args:
         queries: Features to classify.
         bank: Features whose classes are known.
-        labels: Those classes.
-        classes: How many there are.
-        neighbours: How many of the nearest vote.
-        temperature: The smaller, the more the nearest outvote the others.
+        labels: Classes of the features in the bank.
+        classes: Number of classes.
+        neighbours: Number of nearest neighbours that vote.
+        temperature: A lower one gives the nearest neighbours more weight.
     """
-    shrink, votes = 1 / bank.float().norm(dim=1).clamp(min=1e-12), []  # a normalised bank would be held twice
+    shrink, votes = 1 / bank.float().norm(dim=1).clamp(min=1e-12), []  # normalising the bank would need a copy of it
     for part in torch.split(queries, 1024):
         cosine = (F.normalize(part.float(), dim=1) @ bank.float().T).mul_(shrink)
         near, nearest = cosine.topk(min(neighbours, len(bank)), dim=1)  # (q, k)

@@ -1,1 +1,1 @@
-"""Floor 5: whole runs, as functions."""
+"""The commands, as functions: one file per command."""

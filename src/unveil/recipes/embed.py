@@ -1,4 +1,4 @@
-"""Embedding: one row an image, with its path, for search, clustering or a classifier of one's own."""
+"""`unveil embed`: one row of features per image, with its path, for search, clustering or any classifier."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,75 +9,79 @@ import numpy as np
 import torch
 
 from unveil.data.sources import Data
-from unveil.errors import UnveilError
+from unveil.data.splits import Subset
 from unveil.evaluate.features import features_of
+from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
-from unveil.interop.model_files import vit_of
 from unveil.options import configure
-from unveil.runs.open_data import Subset, open_whole, skipped_lines, stored_side
+from unveil.paths import refuse_unless_new_table
+from unveil.plugins import trust as allow
+from unveil.runs.open_data import open_whole, skipped_lines, stored_side
 from unveil.train.parallel import HardwareConfig, join_processes, resolve_precision
-from unveil.train.run_folder import tell
+from unveil.train.run_folder import printer
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    """What to write for each image."""
+    """Which features to compute, and how."""
 
+    HIDDEN = ("max_pixels",)
     pool: Literal["mean", "class", "patches"] | None = None
-    """The mean of the patch tokens, the class token, or every patch token; by default what the method trains."""
+    """Features to write: the mean of the patch tokens, the class token, or all patch tokens; by default those that suit the
+    method."""
     batch_size: int = 256
-    """Images at a time."""
-    pixel_limit: int = 64_000_000
-    """No file is decoded beyond this many pixels."""
+    """Images per batch."""
+    max_pixels: int = 64_000_000
+    """Files with more pixels than this are not decoded."""
 
 
-def embed(run: str | Path, data: Data, *, out: str | Path | None = None, **options: Any) -> Path:
+def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any) -> Path:
     """Writes the features of every image of DATA.
 
     Args:
-        run: Whatever `unveil.load` takes.
+        run: Anything that `unveil.load` accepts.
         data: See `unveil.data.sources.FORMS`.
-        out: A new file: .npz with "path", "embedding" and, where there are classes, "label"; or .parquet with the same columns.
+        out: A new file: .npz with "path", "embedding" and, if there are classes, "label"; or .parquet with the same columns.
+        trust: A file or module outside of unveil that `run` needs and that may be imported.
         **options: Fields of `EmbedConfig` and `HardwareConfig`.
 
     Raises:
-        UnveilError: When the file exists, or has another ending.
+        UnveilError: If the file exists, or has another suffix.
     """
-    own, hardware = configure(options, EmbedConfig, HardwareConfig)
+    allow(trust)
+    config, hardware = configure(options, EmbedConfig, HardwareConfig)
     path = Path(out) if out else Path("embeddings.npz")
-    if path.suffix not in (".npz", ".parquet"):
-        raise UnveilError(f"{path} ends in {path.suffix or 'nothing'}: use .npz or .parquet")
-    if path.exists():
-        raise UnveilError(f"{path} exists: choose another --out")
-    world, say = join_processes(hardware), tell(True)
+    refuse_unless_new_table(path)
+    world, say = join_processes(hardware), printer(True)
     hardware = resolve_precision(hardware, world)
     learner = load(run, say=say).to(world.device).eval()
     encoder = vit_of(learner)
     vit = encoder.config
-    part = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, pixel_limit=own.pixel_limit, show=True)
+    subset = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, max_pixels=config.max_pixels, show=True)
 
-    def tokens(images: torch.Tensor) -> torch.Tensor:
-        every: torch.Tensor = encoder(images)
-        return every[:, 1:]
+    def patch_tokens(images: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = encoder(images)
+        return tokens[:, 1:]
 
-    features = tokens if own.pool == "patches" else partial(encoder.features, pool=own.pool or learner.pool)
-    rows = features_of(features, part, vit, hardware, world, own.batch_size).numpy()
-    readable = np.array([name not in part.dataset.skipped for name in part.names])  # read on demand, others stood in for them
-    rows, part = rows[readable], Subset(part.dataset, part.places[torch.from_numpy(readable)])
-    train_set = [part.dataset.classes[i] if i >= 0 else "" for i in part.labels.tolist()]
-    labels = np.array(train_set) if any(train_set) else None
+    function = patch_tokens if config.pool == "patches" else partial(encoder.features, pool=config.pool or learner.pool)
+    rows = features_of(function, subset, vit, hardware, world, config.batch_size).numpy()
+    # If images are read on demand, an unreadable image was replaced by another one: drop its row.
+    readable = np.array([name not in subset.dataset.skipped for name in subset.names])
+    rows, subset = rows[readable], Subset(subset.dataset, subset.indices[torch.from_numpy(readable)])
+    classes = [subset.dataset.classes[i] if i >= 0 else "" for i in subset.labels.tolist()]
+    labels = np.array(classes) if any(classes) else None
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.part{path.suffix}")
-    write_table(fresh, np.array(part.names), rows, labels)
+    write_table(fresh, np.array(subset.names), rows, labels)
     fresh.rename(path)
-    for line in skipped_lines(part):
+    for line in skipped_lines(subset):
         say(f"skipped {line}")
-    say(f"{len(rows):,} images, {' x '.join(map(str, rows.shape[1:]))} numbers each: {path}")
+    say(f"{len(rows):,} images, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
     return path
 
 
 def write_table(path: Path, names: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) -> None:
-    """One row an image, as NPZ or Parquet by the ending."""
+    """Writes one row per image, as NPZ or Parquet depending on the suffix."""
     if path.suffix == ".npz":
         columns: dict[str, Any] = {"path": names, "embedding": rows} | ({} if labels is None else {"label": labels})
         np.savez(path, **columns)

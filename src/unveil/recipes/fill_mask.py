@@ -1,4 +1,4 @@
-"""Filling in the blanks of a sentence."""
+"""`unveil fill-mask`: predicts the masked words of a sentence."""
 
 from pathlib import Path
 
@@ -8,49 +8,54 @@ from rich.text import Text
 
 from unveil.errors import UnveilError
 from unveil.interop.load import load
-from unveil.methods.bert import BERT
+from unveil.plugins import trust as allow
+from unveil.protocols import PredictsTokens
 from unveil.text.wordpiece import WordPieceTokenizer
-from unveil.train.run_folder import show, tell
+from unveil.train.run_folder import printer, show
 
-Guess = tuple[str, float]
+Prediction = tuple[str, float]
+"""A word and its probability."""
 
 
-def fill_mask(run: str | Path, sentence: str, *, count: int = 5) -> list[list[Guess]]:
-    """Names the likeliest words for each [MASK] of a sentence, with their probabilities, and prints them.
+def fill_mask(run: str | Path, sentence: str, *, count: int = 5, trust: str | Path | None = None) -> list[list[Prediction]]:
+    """Predicts the most likely words for each [MASK] of a sentence, and prints them with their probabilities.
 
     Args:
-        run: Whatever `unveil.load` takes, as long as it is a BERT with its word head.
+        run: Anything that `unveil.load` accepts, if it is a BERT with its language-model head.
         sentence: A text with one [MASK] or more.
-        count: How many words are named for each.
+        count: Number of words to predict for each [MASK].
+        trust: A file or module outside of unveil that `run` needs and that may be imported.
 
     Returns:
-        For each [MASK] the words and their probabilities, the likeliest first.
+        For each [MASK], the words and their probabilities, the most likely first.
 
     Raises:
-        UnveilError: When the model names no words, or the sentence has no [MASK], or too many words.
+        UnveilError: If the model predicts no words, or the sentence has no [MASK], or too many words.
     """
-    learner = load(run, say=tell(True))
-    if not isinstance(learner, BERT):
-        raise UnveilError(f"{run} names no hidden words: expected a run of `unveil pretrain --method bert`, or a BertForMaskedLM")
-    shape = learner.encoder.config
-    pieces = WordPieceTokenizer(shape.vocabulary, shape.lower)
-    ids = [pieces.cls, *pieces.encode([sentence], special=True)[0], pieces.sep]
-    places = [place for place, piece in enumerate(ids) if piece == pieces.mask]
-    if not places:
-        raise UnveilError("the sentence has no [MASK]: write it where a word is to be guessed")
+    allow(trust)
+    learner = load(run, say=printer(True))
+    if not isinstance(learner, PredictsTokens):
+        raise UnveilError(f"{run} predicts no words: expected a run of `unveil pretrain --method bert`, or a BertForMaskedLM")
+    config = learner.encoder.config
+    tokenizer = WordPieceTokenizer(config.vocabulary, config.lower)
+    ids = [tokenizer.cls, *tokenizer.encode([sentence], special=True)[0], tokenizer.sep]
+    masked = [index for index, token in enumerate(ids) if token == tokenizer.mask]
+    if not masked:
+        raise UnveilError("the sentence has no [MASK]: write [MASK] in place of the word to predict")
     if count < 1:
-        raise UnveilError(f"{count} words cannot be named: give --count 1 or more")
+        raise UnveilError(f"--count is {count}: give 1 or more")
     with torch.no_grad():
-        sure, best = learner.scores(torch.tensor([ids]))[0, places].float().softmax(dim=-1).topk(min(count, len(shape.vocabulary)))
+        logits = learner.token_logits(torch.tensor([ids]))[0, masked].float()  # (M, V)
+    probabilities, best = logits.softmax(dim=-1).topk(min(count, len(config.vocabulary)))
     found = [
-        [(shape.vocabulary[word], p) for word, p in zip(words, chances, strict=True)]
-        for words, chances in zip(best.tolist(), sure.tolist(), strict=True)
+        [(config.vocabulary[word], p) for word, p in zip(words, chances, strict=True)]
+        for words, chances in zip(best.tolist(), probabilities.tolist(), strict=True)
     ]
-    for number, guesses in enumerate(found, 1):
-        shown = Table(header_style="dim", box=None, padding=(0, 3, 0, 0))
-        shown.add_column(f"[MASK] {number}" if len(found) > 1 else "[MASK]".replace("[", r"\["))
-        shown.add_column("probability", justify="right")
-        for word, p in guesses:
-            shown.add_row(Text(word), f"{100 * p:.1f} %")
-        show(shown)
+    for number, predictions in enumerate(found, 1):
+        table = Table(header_style="dim", box=None, padding=(0, 3, 0, 0))
+        table.add_column(f"[MASK] {number}" if len(found) > 1 else r"\[MASK]")
+        table.add_column("probability", justify="right")
+        for word, p in predictions:
+            table.add_row(Text(word), f"{100 * p:.1f} %")
+        show(table)
     return found

@@ -1,143 +1,126 @@
-"""Fine-tuning: the whole encoder learns from labels; and the same from scratch, for comparison."""
+"""`unveil finetune`: trains an encoder and a head with labels, or the same model from scratch for comparison."""
 
-from dataclasses import asdict, dataclass
+import copy
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from unveil.data.augment import AugmentConfig
-from unveil.data.loader import ImageLoader
-from unveil.data.sources import Data
+from unveil.errors import UnveilError
+from unveil.interop import model_files
+from unveil.interop.encoder_only import encoder_of
 from unveil.interop.load import load
-from unveil.interop.model_files import vit_of
-from unveil.interop.model_kind import model_kind
 from unveil.learner import Task
-from unveil.models.vit import ViT
 from unveil.options import configure
-from unveil.recipes.finetune_text import finetune_on_texts
-from unveil.runs.finetune_common import Labelled, TuningConfig, tune
-from unveil.runs.labelled_data import beside, labelled_parts, predicted, write_predictions
-from unveil.runs.open_data import Subset, few_labels, write_skipped
-from unveil.runs.train_in_run import finished
-from unveil.tasks.finetune import Finetune, FinetuneConfig
-from unveil.train.loop import TrainConfig
+from unveil.plugins import trust as allow
+from unveil.reports.table import terminal_table
+from unveil.runs.labelled_data import beside
+from unveil.runs.modality import AnyData, LabelledRequest, modality
+from unveil.runs.session import RunSpec, Session, join, options_by_name
+from unveil.tasks import TASKS, task_class
+from unveil.train.log import Record
+from unveil.train.loop import total_steps
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig, World, join_processes, resolve_precision
-from unveil.train.run_folder import Run, open_run, tell
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneRunConfig(TuningConfig):
-    """What to fine-tune on."""
-
-    pixel_limit: int = 64_000_000
-    """No file is decoded beyond this many pixels."""
-
-
-DEFAULTS = {
-    "base_lr": 1e-3,
-    "layer_decay": 0.75,
-    "beta2": 0.999,
-    "weight_decay": 0.05,
-    "warmup": 0.05,
-    "epochs": 100.0,
-    "batch_size": 256,
-    "crop_scale": 0.08,
-}
-"""The paper's recipe (appendix A.1, table 9); the learning rate follows the batch size."""
+from unveil.train.parallel import HardwareConfig
+from unveil.train.recipe import TrainConfig
+from unveil.train.run_folder import Run, printer
 
 
 def finetune(
-    run: str | Path, data: Data | None = None, *, test: Data | None = None, out: str | Path | None = None, **options: Any
+    run: str | Path,
+    data: AnyData | None = None,
+    *,
+    task: str | type[Task] | None = None,
+    test: AnyData | None = None,
+    out: str | Path | None = None,
+    trust: str | Path | None = None,
+    **options: Any,
 ) -> Run:
-    """Tunes an encoder on labelled images, or goes on with a run that was stopped.
-
-    For a run of texts it is `unveil.recipes.finetune_text.finetune_on_texts`.
+    """Fine-tunes an encoder on labelled data, or resumes a run that was stopped.
 
     Args:
-        run: Whatever `unveil.load` takes.
-        data: Labelled images; by default those that the run was trained on.
-        test: Labelled images to judge on; by default the test split of `data`, or a tenth of it that is kept aside.
-        out: The run folder; by default `<run>-finetune`, or `<run>-scratch`.
-        **options: Fields of `FinetuneRunConfig`, `FinetuneConfig`, `AugmentConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`.
+        run: Anything that `unveil.load` accepts.
+        data: Labelled samples; by default the data that the run was trained on.
+        task: A name from `unveil.tasks.TASKS`, "package.module:Class", "path/to/file.py:Class", or a class. By default "finetune"
+            for images and "text-classification" for text.
+        test: Labelled samples to test on; by default the test split of `data`, or a tenth of it that is held out.
+        out: The run folder; by default `<run>-<task>`, or `<run>-scratch`.
+        trust: A file or module outside of unveil that `run` needs and that may be imported.
+        **options: Fields of `ImageFinetuneConfig` (`FinetuneRunConfig` for text), the task's `Config`, `AugmentConfig` (images
+            only), `TrainConfig`, `OptimConfig`, `HardwareConfig`.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
-    if model_kind(run) == "texts":
-        return finetune_on_texts(run, cast("str | Path | None", data), test=cast("str | Path | None", test), out=out, **options)
-    own, recipe, augment, training, optim, hardware = configure(
-        DEFAULTS | options, FinetuneRunConfig, FinetuneConfig, AugmentConfig, TrainConfig, OptimConfig, HardwareConfig
+    began = time.monotonic()
+    allow(trust)
+    learner = load(run, say=printer(True))
+    samples = modality(learner.modality)
+    kind = task_class(task or samples.default_task)
+    if not kind.on_encoder:
+        raise UnveilError(f"the task {TASKS.label(kind)} is not trained on an encoder: see unveil --help for its own command")
+    if kind.modality != learner.modality:
+        raise UnveilError(
+            f"the task {TASKS.label(kind)} is for {modality(kind.modality).noun}, but {run} is a model of {samples.noun}"
+        )
+    configs = samples.finetune_configs(kind)
+    own, task_config, *rest = configure({**kind.DEFAULTS, **options}, *configs, TrainConfig, OptimConfig, HardwareConfig)
+    augment = rest[0] if len(configs) > 2 else None
+    recipe = join(*rest[-3:])
+    request = LabelledRequest(task=kind, encoder=learner.encoder.config, config=own, recipe=recipe)
+    labelled = samples.labelled(run, data, test, request)
+    recipe = replace(recipe, training=recipe.training.with_batch_size(labelled.counts[0]))
+    named = {} if TASKS.label(kind) == samples.default_task else TASKS.describe(kind)  # as in older folders
+    suffix = "scratch" if own.scratch else TASKS.label(kind) if task else "finetune"
+    spec = RunSpec(
+        kind="finetune",
+        path=Path(out) if out else beside(run, suffix),
+        config={"from": "scratch" if own.scratch else str(run), **named}
+        | options_by_name(own, task_config, *rest[:-3], recipe.training, recipe.optim, recipe.hardware),
+        data=labelled.facts,
+        title="scratch" if own.scratch else "finetune",
+        tracker=own.tracker,
     )
-    world = join_processes(hardware)
-    hardware, say = resolve_precision(hardware, world), tell(world.is_main)
-    encoder = vit_of(load(run, say=say))
+    session = Session.open(spec, recipe, began)
+    if session.finished:
+        return session.run
+    labelled.write_skipped(session)
+    encoder = encoder_of(learner)
     if own.scratch:
-        torch.manual_seed(training.seed)
-        encoder = ViT(encoder.config)
-    train_set, test_set, cut = labelled_parts(run, data, test, encoder.config, pixel_limit=own.pixel_limit, show=world.is_main)
-    if own.labels:
-        train_set = few_labels(train_set, own.labels, training.seed)
-    samples = LabelledImages(train_set, test_set, cut)
-    config = {
-        "from": "scratch" if own.scratch else str(run),
-        **asdict(own),
-        **asdict(recipe),
-        **asdict(augment),
-        **asdict(training),
-        **asdict(optim),
-        **asdict(hardware),
-    }
-    path = Path(out) if out else beside(run, "scratch" if own.scratch else "finetune")
-    result = open_run(path, "finetune", config, samples.facts, write=world.is_main, say=say)
-    if finished(result, world):
-        return result
-    write_skipped(result.path, [train_set, test_set], world, say)
+        encoder = session.built(partial(samples.untrained, encoder))
 
-    def build() -> Finetune:
-        torch.manual_seed(training.seed)
-        return Finetune(encoder, len(samples.classes), recipe, augment)
+    def build() -> Task:
+        return kind.build(copy.deepcopy(encoder), task_config, augment, labelled.classes)
 
-    return tune(result, build, samples, own, training, optim, hardware, world)
+    def accuracy(learner: Any) -> Record:
+        metric = learner.metric()
+        for _, predictions, targets in labelled.predictions(learner, recipe, 1000):
+            metric.update(predictions, targets)
+        return {metric.primary: metric.compute()[metric.primary]}
 
-
-class LabelledImages(Labelled):
-    """Images with labels: some to train on, others to judge on."""
-
-    noun = "images"
-
-    def __init__(self, train_set: Subset, test_set: Subset, cut: bool) -> None:
-        self.train_set, self.test_set, self.cut, self.classes = train_set, test_set, cut, train_set.dataset.classes
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        return len(self.train_set), len(self.test_set)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        source, judged = self.train_set.dataset.source, self.test_set.dataset.source
-        return {
-            "name": source.name,
-            "count": len(source.names),
-            "fingerprint": source.fingerprint,
-            "test": judged.name,
-            "test_count": len(judged.names),
-            "test_fingerprint": judged.fingerprint,
+    model, loader, (train, test_count) = session.built(build), labelled.loader(recipe), labelled.counts
+    if session.is_main:
+        model_files.write_config(model, session.run.path)
+    doing = "training from scratch" if own.scratch else "fine-tuning"
+    source = " held-out" if labelled.held_out else ""
+    session.announce(
+        f"{doing} on {train:,} labelled {labelled.noun} of {len(labelled.classes)} classes, tested on {test_count:,}{source}",
+        total_steps(recipe.training, loader),
+    )
+    session.fit(model, loader, [accuracy])
+    if session.is_main:
+        model = session.trained(build)
+        model_files.save(model, session.run.path)
+        results = {
+            "task": TASKS.label(kind),
+            "score": labelled.evaluate(model, recipe, session.run.path),
+            "primary": model.metric().primary,
+            "samples": labelled.noun,
+            "classes": list(labelled.classes),
+            "trained_on": train,
+            "kept_aside": labelled.held_out,
         }
-
-    def loader(self, training: TrainConfig) -> ImageLoader:
-        size, seed = training.batch_size, training.seed
-        return ImageLoader(self.train_set.dataset, places=self.train_set.places, batch_size=size, seed=seed)
-
-    def judge(
-        self, task: Task, hardware: HardwareConfig, world: World, most: int | None = None
-    ) -> tuple[Float[Tensor, "n K"], Int[Tensor, " n"]]:
-        part = self.test_set.labelled(most) if most else self.test_set
-        return predicted(task, part, hardware, world), part.labels
-
-    def write(self, run: Path, scores: Float[Tensor, "n K"]) -> None:
-        write_predictions(run / "predictions.csv", self.test_set, scores)
+        session.finish(model, results, terminal_table)
+    return session.close()

@@ -1,7 +1,8 @@
-"""Probing: what a frozen, or a mostly frozen, encoder knows about classes."""
+"""`unveil probe`: evaluates a frozen, or mostly frozen, encoder with labels."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,171 +11,179 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unveil.data.augment import Augment, AugmentConfig
+from unveil.data.augment import AugmentConfig
 from unveil.data.loader import ImageLoader
 from unveil.data.sources import Data
+from unveil.data.splits import Subset, few_labels
 from unveil.errors import UnveilError
-from unveil.evaluate.features import features_of, fit_linear, raw_pixels
+from unveil.evaluate.features import features_of, fit_linear, predictions_of, raw_pixels
 from unveil.evaluate.knn import knn_scores
-from unveil.evaluate.metrics import score
+from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
-from unveil.interop.model_files import vit_of
 from unveil.learner import Task
+from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
 from unveil.options import configure
-from unveil.runs.labelled_data import fresh_folder, labelled_parts, predicted, write_json, write_predictions
-from unveil.runs.open_data import Subset, few_labels
-from unveil.tasks.linear import Linear
-from unveil.tasks.partial import PartialFinetune
+from unveil.plugins import trust as allow
+from unveil.runs.labelled_data import data_of, fresh_folder, labelled_subsets, write_class_scores, write_json
+from unveil.runs.session import join
+from unveil.tasks.linear import Linear, LinearConfig
+from unveil.tasks.partial import PartialConfig, PartialFinetune
+from unveil.train.guards import seeded
 from unveil.train.log import Screen
-from unveil.train.loop import TrainConfig, total_steps, train
+from unveil.train.loop import total_steps, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig, World, join_processes, resolve_precision
-from unveil.train.run_folder import receipt, tell
+from unveil.train.parallel import HardwareConfig
+from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.run_folder import printer, receipt
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """How to probe."""
+    """The kind of probe, and its data."""
 
+    HIDDEN = ("max_pixels",)
     kind: Literal["linear", "knn", "partial"] = "linear"
-    """A linear classifier on the frozen encoder; the nearest neighbours; or tuning the last blocks."""
+    """A linear classifier on the frozen encoder, k nearest neighbours, or fine-tuning of the last blocks."""
     blocks: float = 1.0
-    """Blocks that a partial probe tunes: 0, 0.5 (the last MLP), 1, ... all."""
+    """Blocks that a partial probe fine-tunes, counted from the last: 0, 0.5 (the last MLP), 1, ... up to all."""
     neighbours: int = 20
-    """Neighbours that vote in k-NN."""
+    """Number of neighbours in k-NN."""
     pool: Literal["mean", "class"] | None = None
-    """One vector an image: the mean of the patch tokens, or the class token; by default what the method trains."""
+    """Features to classify: the mean of the patch tokens, or the class token; by default the one that suits the method."""
     views: bool = False
-    """Train the linear probe on random resized crops and flips, as the paper: the encoder sees every image in every epoch."""
+    """Train the linear probe on random resized crops and flips, as in the paper: the encoder sees every image in every epoch."""
     labels: int = 0
-    """Labelled images to train on, balanced over the classes; 0 takes all."""
+    """Number of labelled images to train on, balanced over the classes; 0 means all."""
     compare: bool = True
-    """Probe the same encoder untrained, and raw pixels, as well."""
-    pixel_limit: int = 64_000_000
-    """No file is decoded beyond this many pixels."""
+    """Also probe the same encoder untrained, and raw pixels."""
+    max_pixels: int = 64_000_000
+    """Files with more pixels than this are not decoded."""
 
 
-DEFAULTS = {"optimizer": "sgd", "base_lr": 0.5, "weight_decay": 0.0, "warmup": 0.1, "epochs": 90.0, "batch_size": 0}
-"""The paper's linear probe (appendix A.1) with SGD in place of LARS, for the small batches of small data.
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A probe: its options, how to train it, and the images."""
 
-`--optimizer lars --base-lr 0.1 --batch-size 16384 --views` is the paper's own. Batch size 0 is 1024, or a twentieth of the
-images; the rate of SGD is for 64 features, and less for more.
-"""
-TUNED = {"optimizer": "adamw", "base_lr": 1e-3, "weight_decay": 0.05, "warmup": 0.1, "epochs": 50.0, "batch_size": 256}
-"""The partial probe (appendix A.1: as fine-tuning, 50 epochs), with the augmentation of the linear one."""
+    config: ProbeConfig
+    recipe: Recipe
+    pool: Literal["mean", "class"]
+    train_set: Subset
+    test_set: Subset
+
+    def scores(self, name: str, encoder: ViT | None, shape: ViT) -> Float[Tensor, "n K"]:
+        """Class scores of the test set, from an encoder or, for None, from raw pixels.
+
+        Args:
+            name: The title of the progress bar.
+            encoder: The encoder to probe; a partial probe changes a copy of it.
+            shape: An encoder with the image size and normalisation to use.
+        """
+        if encoder is not None and (self.config.kind == "partial" or self.config.views):
+            return self.trained_scores(name, self.task(copy.deepcopy(encoder)))
+        return self.frozen_scores(raw_pixels if encoder is None else partial(encoder.features, pool=self.pool), shape)
+
+    def frozen_scores(self, function: Callable[[Tensor], Tensor], shape: ViT) -> Float[Tensor, "n K"]:
+        """Scores from features that are computed once."""
+        recipe, classes = self.recipe, self.train_set.dataset.classes
+        train, test = (
+            features_of(function, subset, shape.config, recipe.hardware, recipe.world) for subset in (self.train_set, self.test_set)
+        )
+        if self.config.kind == "knn":
+            return knn_scores(test, train, self.train_set.labels, len(classes), neighbours=self.config.neighbours)
+        task = fit_linear(train, self.train_set.labels, classes, recipe.training, recipe.optim)
+        with torch.no_grad():
+            return task.logits(test)
+
+    def task(self, encoder: ViT) -> Task:
+        """A probe that is trained on augmented images."""
+        classes, augment = self.train_set.dataset.classes, AugmentConfig()
+        if self.config.kind == "partial":
+            return PartialFinetune.build(encoder, PartialConfig(blocks=self.config.blocks), augment, classes)
+        return Linear.build(encoder, LinearConfig(pool=self.pool), augment, classes)
+
+    def trained_scores(self, name: str, task: Task) -> Float[Tensor, "n K"]:
+        """Scores after training on augmented images."""
+        subset = self.train_set
+        recipe = replace(self.recipe, training=self.recipe.training.with_batch_size(len(subset)))
+        training = recipe.training
+        loader = ImageLoader(subset.dataset, indices=subset.indices, batch_size=training.batch_size, seed=training.seed)
+        screen = Screen(name, total_steps(training, loader))
+        try:
+            train(task, loader, recipe, screen=screen)
+        finally:
+            screen.close()
+        found = predictions_of(task, self.test_set, self.recipe.hardware, self.recipe.world)
+        return torch.cat([scores.float().cpu() for _, scores, _ in found])
 
 
 def probe(
-    run: str | Path, data: Data | None = None, *, test: Data | None = None, out: str | Path | None = None, **options: Any
+    run: str | Path,
+    data: Data | None = None,
+    *,
+    test: Data | None = None,
+    out: str | Path | None = None,
+    trust: str | Path | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Judges an encoder with labels.
+    """Evaluates an encoder with labels.
 
     Args:
-        run: Whatever `unveil.load` takes.
+        run: Anything that `unveil.load` accepts.
         data: Labelled images to train the probe on; by default those that the run was trained on.
-        test: Labelled images to judge on; by default the test split of `data`, or a tenth of it that is kept aside.
+        test: Labelled images to test on; by default the test split of `data`, or a tenth of it that is held out.
         out: A folder for the results; by default a new one, `<run>/probe-<kind>`.
+        trust: A file or module outside of unveil that `run` needs and that may be imported.
         **options: Fields of `ProbeConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`.
 
     Returns:
-        What `results.json` in that folder says: scores of the encoder, of the same untrained, and of raw pixels.
+        The contents of `results.json` in that folder: scores of the encoder, of the same encoder untrained, and of raw pixels.
 
     Raises:
         UnveilError: On input that cannot be used.
     """
-    usual = TUNED if options.get("kind") == "partial" else DEFAULTS
-    own, training, optim, hardware = configure(usual | options, ProbeConfig, TrainConfig, OptimConfig, HardwareConfig)
-    world, say = join_processes(hardware), tell(True)
-    if world.size > 1:
+    allow(trust)
+    defaults = PartialFinetune.DEFAULTS if options.get("kind") == "partial" else Linear.DEFAULTS
+    config, *rest = configure({**defaults, **options}, ProbeConfig, TrainConfig, OptimConfig, HardwareConfig)
+    recipe, say = join(*rest), printer(True)
+    if recipe.world.size > 1:
         raise UnveilError("a probe runs in one process: start it without torchrun")
-    hardware = resolve_precision(hardware, world)
-    learner = load(run).to(world.device).eval()
-    vit, pool = vit_of(learner).config, own.pool or learner.pool
-    train_set, test_set, cut = labelled_parts(run, data, test, vit, pixel_limit=own.pixel_limit, show=True)
-    train_set = few_labels(train_set, own.labels, training.seed) if own.labels else train_set
-    classes = len(train_set.dataset.classes)
-    aside = " kept aside" if cut else ""
-    say(f"{own.kind} probe on {len(train_set):,} labelled images of {classes} classes, judged on {len(test_set):,}{aside}")
-    entries: dict[str, ViT | None] = {"encoder": learner.encoder}
-    if own.compare:
-        torch.manual_seed(training.seed)
-        entries["untrained"] = ViT(vit).to(world.device).eval()
-        if own.kind != "partial":
-            entries["raw pixels"] = None
-    scores = {}
-    for name, encoder in entries.items():
-        if encoder is not None and (own.kind == "partial" or own.views):
-            task = tuned_task(encoder, classes, own, pool)
-            scores[name] = tuned_scores(name, task, train_set, test_set, training, optim, hardware, world)
-        else:
-            features = raw_pixels if encoder is None else partial(encoder.features, pool=pool)
-            scores[name] = frozen_scores(features, train_set, test_set, vit, own, training, optim, hardware, world)
-        result = score(scores[name], test_set.labels)
-        say(f"{name:>10}   top-1 {100 * result.top1:5.2f} %" + (f"   top-5 {100 * result.top5:5.2f} %" if classes > 5 else ""))
-    folder = Path(out) if out else fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{own.kind}")
+    learner = load(run, say=say).to(recipe.world.device).eval()
+    encoder = vit_of(learner)
+    train_set, test_set, held_out = labelled_subsets(
+        run, data if data is not None else data_of(run), test, encoder.config, max_pixels=config.max_pixels, show=True
+    )
+    if config.labels:
+        train_set = few_labels(train_set, config.labels, recipe.training.seed)
+    setup = Probe(config=config, recipe=recipe, pool=config.pool or learner.pool, train_set=train_set, test_set=test_set)
+    classes, source = train_set.dataset.classes, " held-out" if held_out else ""
+    say(f"{config.kind} probe on {len(train_set):,} labelled images of {len(classes)} classes, tested on {len(test_set):,}{source}")
+    encoders: dict[str, ViT | None] = {"encoder": encoder}
+    scores, metrics = {}, {}
+    with seeded(recipe.training.seed):
+        if config.compare:
+            encoders["untrained"] = ViT(encoder.config).to(recipe.world.device).eval()
+            if config.kind != "partial":
+                encoders["raw pixels"] = None
+        for name, each in encoders.items():
+            scores[name] = setup.scores(name, each, encoder)
+            metrics[name] = classification_metrics(scores[name], test_set.labels)
+            top5 = f"   top-5 {100 * metrics[name]['top5']:5.2f} %" if len(classes) > 5 else ""
+            say(f"{name:>10}   top-1 {100 * metrics[name]['top1']:5.2f} %{top5}")
+    folder = Path(out) if out else fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{config.kind}")
     folder.mkdir(parents=True, exist_ok=True)
     results = {
-        "kind": own.kind,
-        "classes": train_set.dataset.classes,
+        "kind": config.kind,
+        "classes": list(classes),
         "trained_on": len(train_set),
-        "kept_aside": cut,
-        "top1": {name: score(s, test_set.labels).top1 for name, s in scores.items()},
-        "score": score(scores["encoder"], test_set.labels).to_json(),
-        "config": asdict(own) | {"pool": pool} | asdict(training) | asdict(optim) | asdict(hardware),
+        "kept_aside": held_out,
+        "top1": {name: metric["top1"] for name, metric in metrics.items()},
+        "score": metrics["encoder"],
+        "config": asdict(config) | {"pool": setup.pool} | asdict(recipe.training) | asdict(recipe.optim) | asdict(recipe.hardware),
         "run": str(run),
         **receipt(),
     }
-    write_predictions(folder / "predictions.csv", test_set, scores["encoder"])
+    write_class_scores(folder / "predictions.csv", test_set, scores["encoder"])
     write_json(folder / "results.json", results)
     say(f"Per-class accuracy, confusion matrix and predictions: {folder}")
     return results
-
-
-def frozen_scores(
-    features: Callable[[Tensor], Tensor],
-    train_set: Subset,
-    test_set: Subset,
-    vit: Any,
-    own: ProbeConfig,
-    training: TrainConfig,
-    optim: OptimConfig,
-    hardware: HardwareConfig,
-    world: World,
-) -> Float[Tensor, "n K"]:
-    """Scores from features that are computed once."""
-    bank, queries = (features_of(features, part, vit, hardware, world) for part in (train_set, test_set))
-    if own.kind == "knn":
-        return knn_scores(queries, bank, train_set.labels, len(train_set.dataset.classes), neighbours=own.neighbours)
-    task = fit_linear(bank, train_set.labels, len(train_set.dataset.classes), training, optim)
-    with torch.no_grad():
-        return task.predict(queries)
-
-
-def tuned_task(encoder: ViT, classes: int, own: ProbeConfig, pool: Literal["mean", "class"]) -> Task:
-    """A probe that sees augmented images."""
-    vit = encoder.config
-    augment = Augment(AugmentConfig(), vit.image_size, vit.mean, vit.std)
-    if own.kind == "partial":
-        return PartialFinetune(encoder, classes, own.blocks, augment)
-    return Linear(vit.width, classes, encoder=encoder, augment=augment, pool=pool)
-
-
-def tuned_scores(
-    name: str,
-    task: Task,
-    train_set: Subset,
-    test_set: Subset,
-    training: TrainConfig,
-    optim: OptimConfig,
-    hardware: HardwareConfig,
-    world: World,
-) -> Float[Tensor, "n K"]:
-    """Scores after training on augmented images."""
-    loader = ImageLoader(train_set.dataset, places=train_set.places, batch_size=training.batch_size or 256, seed=training.seed)
-    screen = Screen(name, total_steps(training, loader))
-    try:
-        train(task, loader, training, optim, hardware, world, screen=screen)
-    finally:
-        screen.close()
-    return predicted(task, test_set, hardware, world)

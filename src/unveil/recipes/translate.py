@@ -1,145 +1,153 @@
-"""Translation: from sentence pairs to a Transformer, judged by BLEU; and sentences through it."""
+"""`unveil translate`: trains a Transformer on sentence pairs, evaluates it by BLEU, and translates with it."""
 
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.table import Table
 
+from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
-from unveil.interop import translator_files as translation
-from unveil.learner import Learner
+from unveil.interop import translator_files
 from unveil.models.seq2seq import MODELS, Seq2Seq, Seq2SeqConfig
 from unveil.options import configure
-from unveil.reports.translation_attention import figure
-from unveil.runs.pretrain_setup import slug
-from unveil.runs.train_in_run import fit
-from unveil.tasks.translate import TranslateConfig, Translation, followed, translated
+from unveil.reports.translation_attention import translation_figure
+from unveil.runs.modality import slug
+from unveil.runs.session import RunSpec, Session, join, options_by_name
+from unveil.tasks.translate import BLEU, Translation, TranslationConfig, cross_attention, translate_tokens
 from unveil.text.bpe import BPETokenizer
 from unveil.text.parallel_corpus import Corpus, Lines, PairLoader, read_corpus
-from unveil.train.checkpoint import write_whole
 from unveil.train.log import Record
-from unveil.train.loop import TrainConfig, total_steps
+from unveil.train.loop import total_steps
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig, join_processes, resolve_precision, shutdown
-from unveil.train.run_folder import Run, open_run, show, tell
-from unveil.train.state import load_model_state
+from unveil.train.parallel import HardwareConfig, join_processes
+from unveil.train.recipe import TrainConfig
+from unveil.train.run_folder import Run, printer
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranslateRunConfig:
-    """What to translate, and how large."""
+    """The languages, the vocabulary, and the model."""
 
+    HIDDEN = ("tracker",)
     source: str = "en"
-    """The language to translate from: how the names of its files end."""
+    """Language to translate from: the suffix of its files."""
     target: str = "de"
-    """The language to translate to."""
-    vocabulary: int = 8000
-    """Sub-words that both languages share, learned from the training pairs; fewer where the text has no more."""
+    """Language to translate to."""
+    vocabulary_size: int = 8000
+    """Largest number of subwords in the shared vocabulary, which is learned from the training pairs."""
     dropout: float = 0.3
-    """Share that is dropped of embeddings, attention weights and branches; 0.3 for tens of thousands of pairs, 0.1 for millions."""
-    longest: int = 128
-    """Pairs with more sub-words than this on a side are not trained on."""
+    """Dropout rate of embeddings, attention weights and residual branches: 0.3 for tens of thousands of pairs, 0.1 for millions."""
+    max_length: int = 128
+    """Maximum number of subwords. Longer sentences, and their translations, are not used for training."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Log to TensorBoard or Weights & Biases as well."""
+    """Also log to TensorBoard or Weights & Biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How a translation is looked for."""
+    """The search for the best translation."""
 
     beams: int = 4
-    """Sentences that beam search follows at a time; 1 is greedy."""
+    """Number of beams in beam search; 1 is greedy search."""
     length_penalty: float = 0.6
-    """Exponent of the length that log-probabilities are divided by: more makes longer sentences."""
+    """Exponent of the length by which log-probabilities are divided; a higher one favours longer sentences."""
 
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-DEFAULTS = {
-    "schedule": "root",
-    "base_lr": 4e-3,
-    "warmup": 0.1,
-    "beta2": 0.98,
-    "epsilon": 1e-9,
-    "weight_decay": 0.0,
-    "epochs": 40.0,
-    "batch_size": 128,
-}
-"""The recipe of 2017, scaled to tens of thousands of pairs."""
 
 
 def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path | None = None, **options: Any) -> Run:
-    """Trains a Transformer on sentence pairs, or goes on with a run that was stopped; judges it on the test files by BLEU.
+    """Trains a Transformer on sentence pairs, or resumes a run that was stopped, and evaluates it on the test files by BLEU.
 
     Args:
-        data: A folder or .tar.gz with `train.<source>` and `train.<target>`; `val.*` and `test*.*` where there are.
+        data: A folder or .tar.gz with `train.<source>` and `train.<target>`, and optionally `val.*` and `test*.*`.
         model: A name from `unveil.models.seq2seq.MODELS`.
-        out: The run folder, `runs/<data>-<model>-<source>-<target>` by default. If it holds this run already, it goes on.
-        **options: Fields of `TranslateRunConfig`, `TranslateConfig`, `SearchConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`.
+        out: The run folder, by default `runs/<data>-<model>-<source>-<target>`. If it holds this run already, training resumes.
+        **options: Fields of `TranslateRunConfig`, `TranslationConfig`, `SearchConfig`, `TrainConfig`, `OptimConfig`,
+            `HardwareConfig`.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
-    own, recipe, search, training, optim, hardware = configure(
-        DEFAULTS | options, TranslateRunConfig, TranslateConfig, SearchConfig, TrainConfig, OptimConfig, HardwareConfig
+    began = time.monotonic()
+    config, task_config, search, *rest = configure(
+        {**Translation.DEFAULTS, **options},
+        TranslateRunConfig,
+        TranslationConfig,
+        SearchConfig,
+        TrainConfig,
+        OptimConfig,
+        HardwareConfig,
     )
     if model not in MODELS:
-        raise UnveilError(f"there is no model {model!r}: use one of {', '.join(MODELS)}")
-    world = join_processes(hardware)
-    hardware, say = resolve_precision(hardware, world), tell(world.is_main)
-    bleu_metric()  # a missing extra is told before the run
-    corpus = read_corpus(data, own.source, own.target)
-    configs = (own, recipe, search, training, optim, hardware)
-    config = {"model": model} | {key: value for each in configs for key, value in asdict(each).items()}
-    facts = {"name": Path(data).name, "count": len(corpus.train[0]), "fingerprint": corpus.fingerprint}
-    path = Path(out) if out else Path("runs") / f"{slug(str(data))}-{model}-{own.source}-{own.target}"
-    run = open_run(path, "translate", config, facts, write=world.is_main, say=say)
-    if run.results:
-        say(f"{path} is finished")
-        shutdown(world)
-        return run
-
-    if run.checkpoints().steps():  # words keep their numbers
-        words = BPETokenizer.load(run.path / "subwords.json")
-    else:
-        words = BPETokenizer.learned([*corpus.train[0], *corpus.train[1]], own.vocabulary)
-    pairs, left = fitting(corpus, words, own.longest)
-    width, depth, heads, mlp_ratio = MODELS[model]
-    shape = Seq2SeqConfig(words=len(words), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=own.dropout)
-    torch.manual_seed(training.seed)
-    learner = Translation(Seq2Seq(shape), recipe)
-    if world.is_main:
-        translation.begin(learner.translator, words, run.path)
-    loader = PairLoader(*pairs, batch_size=training.batch_size, seed=training.seed)
-    total = total_steps(training, loader)
-    parameters = sum(p.numel() for p in learner.translator.parameters())
-    say(
-        f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(words):,} sub-words) on {loader.samples:,} pairs of "
-        f"{slug(str(data))}{f' ({left:,} that are empty or too long left out)' if left else ''}, {own.source} to {own.target}; "
-        f"{total:,} steps of {training.batch_size} in {hardware.precision} on {world.size} {world.device.type} "
-        f"process{'es' * (world.size > 1)}"
+        raise UnveilError(f"there is no model {model!r} for translation: use one of {', '.join(MODELS)}")
+    BLEU()  # reports a missing package before the run starts
+    recipe = join(*rest)
+    corpus = read_corpus(data, config.source, config.target)
+    spec = RunSpec(
+        kind="translate",
+        path=Path(out) if out else Path("runs") / f"{slug(str(data))}-{model}-{config.source}-{config.target}",
+        config={"model": model} | options_by_name(config, task_config, search, recipe.training, recipe.optim, recipe.hardware),
+        data={"name": Path(data).name, "count": len(corpus.train[0]), "fingerprint": corpus.fingerprint},
+        title="translate",
+        tracker=config.tracker,
     )
-    watched = [partial(glance, held_out=corpus.held_out, words=words)] if corpus.held_out[0] else []
-    fit(learner, loader, run, world, training, optim, hardware, watched, own.tracker, "translate")
-    if world.is_main:
-        load_model_state(learner := Translation(Seq2Seq(shape), recipe), run.checkpoints().load(total, "model"))
-        translator = learner.average.to(world.device)
-        translation.save(translator, run.path)
-        say("translating the test sentences ...")
-        found = judge(translator, words, corpus.tests or {"held out": corpus.held_out}, search, run.path, own.target)
-        seconds = sum(line.get("seconds", 0.0) for line in run.log)
-        facts = {"beams": search.beams, "pairs": loader.samples, "seconds": seconds, "sacrebleu": version("sacrebleu")}
-        run.write_results({"bleu": found} | facts)
-        show(bleu_table(run.results))
-        say(f'The run: {run.path}   Try: unveil translate run {run.path} "..."')
-    shutdown(world)
-    return run
+    session = Session.open(spec, recipe, began)
+    if session.finished:
+        return session.run
+    run = session.run
+    if run.checkpoints().steps():  # a resumed run keeps its vocabulary
+        tokenizer = BPETokenizer.load(run.path / "subwords.json")
+    else:
+        tokenizer = BPETokenizer.train([*corpus.train[0], *corpus.train[1]], config.vocabulary_size)
+    pairs, left_out = tokenized_pairs(corpus, tokenizer, config.max_length)
+    width, depth, heads, mlp_ratio = MODELS[model]
+    shape = Seq2SeqConfig(words=len(tokenizer), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=config.dropout)
+
+    def build() -> Translation:
+        return Translation(Seq2Seq(shape), task_config)
+
+    def monitor(learner: Any) -> Record:
+        """BLEU of up to 200 held-out sentences, translated greedily by the averaged weights."""
+        source, target = (lines[:200] for lines in corpus.held_out)
+        metric = learner.metric()
+        metric.update(
+            tokenizer.decode(translate_tokens(learner.average, tokenizer.encode(source), beams=1, length_penalty=0.0)), target
+        )
+        return dict(metric.compute())
+
+    learner = session.built(build)
+    if session.is_main:
+        translator_files.write_config(learner.translator, tokenizer, run.path)
+    loader = PairLoader(*pairs, batch_size=recipe.training.batch_size, seed=recipe.training.seed)
+    parameters = sum(p.numel() for p in learner.translator.parameters())
+    session.announce(
+        f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(tokenizer):,} subwords) on {loader.samples:,} pairs of "
+        f"{slug(str(data))}{f' ({left_out:,} empty or too long pairs left out)' if left_out else ''}, "
+        f"{config.source} to {config.target}",
+        total_steps(recipe.training, loader),
+    )
+    session.fit(learner, loader, [monitor] if corpus.held_out[0] else [])
+    if session.is_main:
+        learner = session.trained(build)
+        translator = learner.average
+        translator_files.save(translator, run.path)
+        session.say("translating the test sentences ...")
+        tests = corpus.tests or {"held out": corpus.held_out}
+        results = {
+            "bleu": evaluate_translations(translator, tokenizer, tests, search, run.path, config.target),
+            "beams": search.beams,
+            "pairs": loader.samples,
+            "sacrebleu": version("sacrebleu"),
+        }
+        session.finish(learner, results, bleu_table, f'The run: {run.path}   Try: unveil translate run {run.path} "..."')
+    return session.close()
 
 
 def translate(
@@ -148,10 +156,10 @@ def translate(
     """Translates sentences.
 
     Args:
-        run: A run folder of `train_translator`, finished or not.
-        sentences: One a string.
-        attention: A new .png, .pdf or .svg that shows where the words of the translation of the only sentence looked.
-        device: Where to compute.
+        run: A run folder of `train_translator`. If the run is not finished, its newest checkpoint is used.
+        sentences: The sentences to translate.
+        attention: A new .png, .pdf or .svg that shows the attention of the translation to its source, for a single sentence.
+        device: The device to compute on.
         **options: Fields of `SearchConfig`.
 
     Raises:
@@ -161,29 +169,28 @@ def translate(
     if attention is not None:
         attention = Path(attention)
         if attention.exists() or attention.suffix not in (".png", ".pdf", ".svg"):
-            raise UnveilError(f"{attention} exists or is none of .png, .pdf, .svg: choose another file for --attention")
+            raise UnveilError(f"{attention} exists or does not end in .png, .pdf or .svg: choose another file for --attention")
         if len(sentences) != 1:
-            raise UnveilError(f"attention is drawn for one sentence, found {len(sentences)}: give one")
-    translator, words = translation.load(run)
+            raise UnveilError(f"--attention draws one sentence, but there are {len(sentences)}: give one sentence")
+    translator, tokenizer = translator_files.load(run)
     translator.to(join_processes(HardwareConfig(device=device)).device)
-    rows = words.encode(sentences)
-    too_long = [i for i, row in enumerate(rows, 1) if len(row) >= translator.config.longest]
-    if too_long:
-        most, count = translator.config.longest - 1, len(rows[too_long[0] - 1])
-        raise UnveilError(f"sentence {too_long[0]} has {count} sub-words, and the model takes {most}: cut it in two")
-    found = translated(translator, rows, beams=search.beams, alpha=search.length_penalty)
+    rows = tokenizer.encode(sentences)
+    for number, row in enumerate(rows, 1):
+        if len(row) >= (longest := translator.config.longest):
+            raise UnveilError(f"sentence {number} has {len(row)} subwords, but the model takes up to {longest - 1}: split it")
+    found = translate_tokens(translator, rows, beams=search.beams, length_penalty=search.length_penalty)
     if attention is not None:
-        marked = [*words.pieces(rows[0]), "(end)"], [*words.pieces(found[0]), "(end)"]
+        labels = [*tokenizer.pieces(rows[0]), "(end)"], [*tokenizer.pieces(found[0]), "(end)"]
         attention.parent.mkdir(parents=True, exist_ok=True)
-        figure(*marked, followed(translator, rows[0], found[0])).savefig(attention, dpi=150)
-        tell(True)(f"The figure: {attention}")
-    return words.decode(found)
+        translation_figure(*labels, cross_attention(translator, rows[0], found[0])).savefig(attention, dpi=150)
+        printer(True)(f"The figure: {attention}")
+    return tokenizer.decode(found)
 
 
-def translate_aloud(
+def translate_and_print(
     run: str | Path, sentences: Sequence[str] = (), *, attention: str | Path | None = None, device: Device = "auto", **options: Any
 ) -> None:
-    """`translate` for the terminal: sentences, or one file of lines, or lines from the standard input; prints a line for each."""
+    """`translate` for the terminal: reads sentences, a file or standard input, and prints one line per sentence."""
     if len(sentences) == 1 and Path(sentences[0]).is_file():
         sentences = Path(sentences[0]).read_text(encoding="utf-8").splitlines()
     elif not sentences:
@@ -192,53 +199,36 @@ def translate_aloud(
         print(line)
 
 
-def fitting(corpus: Corpus, words: BPETokenizer, longest: int) -> tuple[tuple[list[list[int]], list[list[int]]], int]:
-    """The training pairs as numbers of words, and how many are left out: those of which a side is empty or too long."""
-    both = list(zip(*(words.encode(lines) for lines in corpus.train), strict=True))
-    kept = [pair for pair in both if all(0 < len(row) <= longest for row in pair)]
+def tokenized_pairs(
+    corpus: Corpus, tokenizer: BPETokenizer, max_length: int
+) -> tuple[tuple[list[list[int]], list[list[int]]], int]:
+    """The training pairs as token ids, and the number of pairs that were left out because a side is empty or too long."""
+    both = list(zip(*(tokenizer.encode(lines) for lines in corpus.train), strict=True))
+    kept = [pair for pair in both if all(0 < len(row) <= max_length for row in pair)]
     if not kept:
-        raise UnveilError(f"none of {len(both):,} pairs has 1 to {longest} sub-words on both sides: raise --longest")
+        raise UnveilError(f"none of the {len(both):,} pairs has 1 to {max_length} subwords on both sides: raise --max-length")
     return ([pair[0] for pair in kept], [pair[1] for pair in kept]), len(both) - len(kept)
 
 
-def glance(learner: Learner, *, held_out: Lines, words: BPETokenizer) -> Record:
-    """BLEU of up to 200 held-out sentences, translated greedily by the average of the weights."""
-    assert isinstance(learner, Translation)
-    source, target = (lines[:200] for lines in held_out)
-    found = translated(learner.average, words.encode(source), beams=1, alpha=0.0)
-    return {"bleu": bleu(words.decode(found), target)}
-
-
-def judge(
-    translator: Seq2Seq, words: BPETokenizer, tests: dict[str, Lines], search: SearchConfig, folder: Path, language: str
+def evaluate_translations(
+    translator: Seq2Seq, tokenizer: BPETokenizer, tests: dict[str, Lines], search: SearchConfig, folder: Path, language: str
 ) -> dict[str, dict[str, float]]:
-    """BLEU of each test, greedily and by beam search; the translations stay in the run folder, a line for each sentence."""
+    """BLEU of each test set with greedy and with beam search. Writes the translations into the run folder, one per line."""
     result: dict[str, dict[str, float]] = {}
     for name, (source, target) in tests.items():
-        rows = words.encode(source)
+        rows = tokenizer.encode(source)
         for way, beams in (("greedy", 1), ("beam", search.beams)) if source else ():
-            lines = words.decode(translated(translator, rows, beams=beams, alpha=search.length_penalty))
-            write_whole(folder / f"{name}.{way}.{language}", "".join(f"{line}\n" for line in lines))
-            result.setdefault(name, {})[way] = bleu(lines, target)
+            tokens = translate_tokens(translator, rows, beams=beams, length_penalty=search.length_penalty)
+            lines = tokenizer.decode(tokens)
+            write_text(folder / f"{name}.{way}.{language}", "".join(f"{line}\n" for line in lines))
+            metric = BLEU()
+            metric.update(lines, target)
+            result.setdefault(name, {})[way] = metric.compute()["bleu"]
     return result
 
 
-def bleu_metric() -> Any:
-    """BLEU as sacrebleu counts it. Raises `UnveilError` where it is not installed."""
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ImportError:
-        raise UnveilError("BLEU needs the library sacrebleu: pip install 'unveil[text]'") from None
-    return BLEU()
-
-
-def bleu(lines: Sequence[str], truth: Sequence[str]) -> float:
-    """BLEU, 0 to 100, of plain, detokenised translations beside their references."""
-    return float(bleu_metric().corpus_score(list(lines), [list(truth)]).score)
-
-
 def bleu_table(results: Record) -> Table:
-    """What was reached, for a terminal."""
+    """A table for the terminal with the BLEU of each test set."""
     table = Table(header_style="dim", box=None, padding=(0, 3, 0, 0), title="BLEU (sacrebleu, detokenised)", title_justify="left")
     for i, head in enumerate(("test", "greedy", f"beam of {results['beams']}")):
         table.add_column(head, justify="right" if i else "left")

@@ -1,4 +1,4 @@
-"""Labelled images for a probe or for fine-tuning, and what is written down about predictions."""
+"""Labelled images for probes and fine-tuning, and the files with their predictions."""
 
 import csv
 import json
@@ -8,101 +8,107 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from unveil.atomic_files import write_text
 from unveil.data.sources import Data, open_both
+from unveil.data.splits import Subset
+from unveil.data.targets import ClassTargets, Targets
 from unveil.errors import UnveilError
-from unveil.learner import Task
-from unveil.models.vit import ViTConfig
-from unveil.evaluate.features import features_of
-from unveil.runs.open_data import Subset, open_parts, stored_side
-from unveil.train.checkpoint import write_whole
-from unveil.train.parallel import World, HardwareConfig
+from unveil.models.vit_config import ViTConfig
+from unveil.runs.open_data import open_subsets, stored_side
 from unveil.train.run_folder import Run
 
 
-def labelled_parts(
-    run: str | Path, data: Data | None, test: Data | None, vit: ViTConfig, *, pixel_limit: int, show: bool
+def labelled_subsets(
+    run: str | Path,
+    data: Data,
+    test: Data | None,
+    vit: ViTConfig,
+    *,
+    targets: type[Targets] = ClassTargets,
+    max_pixels: int,
+    show: bool,
 ) -> tuple[Subset, Subset, bool]:
-    """Labelled images to train on and to judge on, and whether the latter were cut off the former.
+    """The train set, the test set, and whether the test set was held out from the training data.
 
     Args:
-        run: Where the encoder comes from: its data is taken where none is given.
+        run: The run of the encoder. The same number of images is held out as in that run, so that it was trained on none of them.
         data: Labelled images to train on.
-        test: Labelled images to judge on; by default the test split of `data`, or a tenth of it.
-        vit: What the encoder takes.
-        pixel_limit: No file is decoded beyond this many pixels.
+        test: Labelled images to test on; by default the test split of `data`, or a tenth of it.
+        vit: The shape of the encoder.
+        targets: The kind of label: a class per image, boxes, or a class per pixel.
+        max_pixels: Files with more pixels than this are not decoded.
         show: Whether to show a progress bar.
 
     Raises:
-        UnveilError: Where there are no labels, or only one class.
+        UnveilError: If there are no labels, or only one class.
     """
-    source, test_source = open_both(data if data is not None else data_of(run))
+    source, test_source = open_both(data, targets=targets)
     if test is not None:
-        training, testing = open_both(test)
+        training, testing = open_both(test, targets=targets)
         test_source = training if testing is None else testing
-    train_set, test_set, cut = open_parts(
+    train_set, test_set, held_out = open_subsets(
         source,
         test_source,
         side=stored_side(vit.image_size),
         channels=vit.channels,
-        pixel_limit=pixel_limit,
-        share=0.1,
-        most=kept_aside(run),
+        max_pixels=max_pixels,
+        most=held_out_count(run),
         show=show,
     )
+    if targets is not ClassTargets:  # every image has its target, or was left out on opening
+        if not len(test_set):
+            name, count = train_set.dataset.source.name, len(train_set)
+            raise UnveilError(f"{name} has {count} images, too few to hold out a tenth: give a test set with --test")
+        return train_set, test_set, held_out
     train_set, test_set = train_set.labelled(), test_set.labelled()
-    for part, role in ((train_set, "to train on"), (test_set, "to judge on")):
-        if not len(part):
+    for subset, role in ((train_set, "train"), (test_set, "test")):
+        if not len(subset):
             raise UnveilError(
-                f"{part.dataset.source.name} has no labelled images {role}: put each class into a folder of its own, or add a "
-                f"labels.csv with the columns file,label"
+                f"{subset.dataset.source.name} has no labelled images for the {role} set: put each class into a folder of its own, "
+                f"or add a labels.csv with the columns file,label"
             )
     if len(train_set.dataset.classes) < 2:
-        raise UnveilError(f"{train_set.dataset.source.name} has one class only: {train_set.dataset.classes[0]}")
-    return train_set, test_set, cut
+        name, only = train_set.dataset.source.name, train_set.dataset.classes[0]
+        raise UnveilError(f"{name} has only one class, {only}: give images of two classes or more")
+    return train_set, test_set, held_out
 
 
-def kept_aside(run: str | Path) -> int:
-    """The most images that are kept aside: as many as the run had, so that none was seen in pre-training."""
+def held_out_count(run: str | Path) -> int:
+    """The maximum number of images to hold out: that of the run, so that no test image was used in pre-training."""
     if (Path(run) / "run.json").is_file():
         return int(Run(run).config.get("held_out", 1000))
     return 1000
 
 
 def data_of(run: str | Path) -> str:
-    """The data that a run was trained on. Raises `UnveilError` where the path is no run folder."""
+    """The data that a run was trained on. Raises `UnveilError` if the path is not a run folder."""
     if (Path(run) / "run.json").is_file():
         name: str = Run(run).facts["data"]["name"]
         return name
-    raise UnveilError(f"{run} does not say what it was trained on: give the labelled images as the second argument")
+    raise UnveilError(f"{run} does not record its training data: give DATA as the second argument")
 
 
 def beside(run: str | Path, suffix: str) -> Path:
-    """A folder next to a run, or in `runs` for a file that is none."""
+    """A path next to a run folder; or in the folder `runs`, if `run` is a file."""
     path = Path(run)
     return path.with_name(f"{path.name}-{suffix}") if path.is_dir() else Path("runs") / f"{path.stem}-{suffix}"
 
 
-def predicted(task: Task, part: Subset, hardware: HardwareConfig, world: World) -> Float[Tensor, "n K"]:
-    """The scores that a task gives to images seen without augmentation."""
-    task.eval()
-    return features_of(task.predict, part, task.encoder.config, hardware, world)
-
-
-def write_predictions(path: Path, part: Subset, scores: Float[Tensor, "n K"]) -> None:
-    """A table with a row an image: its name, its class, the predicted one and its probability, and the score of each class."""
-    classes, labels = part.dataset.classes, part.labels
-    sure, best = scores.softmax(dim=1).max(dim=1)
+def write_class_scores(path: Path, subset: Subset, scores: Float[Tensor, "n K"]) -> None:
+    """Writes a table with one row per image: its name, its class, the predicted class, its probability, and every class score."""
+    classes, labels = subset.dataset.classes, subset.labels
+    probability, best = scores.softmax(dim=1).max(dim=1)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "predicted", "probability", *(f"score {name}" for name in classes)])
         for name, label, guess, p, row in zip(
-            part.names, labels.tolist(), best.tolist(), sure.tolist(), scores.tolist(), strict=True
+            subset.names, labels.tolist(), best.tolist(), probability.tolist(), scores.tolist(), strict=True
         ):
             writer.writerow([name, classes[label], classes[guess], f"{p:.4f}", *(f"{x:.4f}" for x in row)])
 
 
 def fresh_folder(path: Path) -> Path:
-    """A new folder of this name, or of the first free one of path-2, path-3, ...: nothing is overwritten."""
+    """Creates a folder with this name or, if it exists, with the first free name of path-2, path-3, ..."""
     for number in range(1, 10_000):
         free = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
@@ -110,11 +116,11 @@ def fresh_folder(path: Path) -> Path:
         except FileExistsError:
             continue
         return free
-    raise UnveilError(f"there are 10,000 folders called {path}-...: remove some")
+    raise UnveilError(f"there are 10,000 folders named {path}-...: remove some")
 
 
 def free_file(path: Path) -> Path:
-    """This path, or the first of name-2, name-3, ... that is not there: nothing is overwritten."""
+    """This path or, if it exists, the first free one of name-2, name-3, ..."""
     number = 1
     while (free := path if number == 1 else path.with_stem(f"{path.stem}-{number}")).exists():
         number += 1
@@ -122,5 +128,5 @@ def free_file(path: Path) -> Path:
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
-    """Writes facts as JSON, whole or not at all."""
-    write_whole(path, json.dumps(facts, indent=1) + "\n")
+    """Writes facts as JSON, atomically."""
+    write_text(path, json.dumps(facts, indent=1) + "\n")

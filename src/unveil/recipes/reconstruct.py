@@ -1,0 +1,67 @@
+"""`unveil reconstruct`: draws a figure of masked and reconstructed images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unveil.data.sources import Data
+from unveil.evaluate.features import views_of
+from unveil.interop.encoder_only import image_config_of
+from unveil.interop.load import load
+from unveil.options import configure
+from unveil.paths import refuse_unless_new_figure
+from unveil.plugins import trust as allow
+from unveil.reports.reconstruct import reconstruction_figure, require_reconstruct
+from unveil.runs.labelled_data import data_of, free_file
+from unveil.runs.open_data import open_whole, stored_side
+from unveil.train.run_folder import printer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """The content of the figure."""
+
+    HIDDEN = ("max_pixels",)
+    ratios: tuple[float, ...] = (0.5, 0.75, 0.9)
+    """Mask ratios, side by side."""
+    count: int = 6
+    """Number of images, evenly spaced in DATA."""
+    seed: int = 0
+    """Random seed of the masks."""
+    max_pixels: int = 64_000_000
+    """Files with more pixels than this are not decoded."""
+
+
+def reconstruct(
+    run: str | Path, data: Data | None = None, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any
+) -> Path:
+    """Draws images as they are, masked, reconstructed, and reconstructed with the visible patches pasted in.
+
+    Args:
+        run: Anything that `unveil.load` accepts, if it can reconstruct images.
+        data: Images to draw; by default those that the run was trained on.
+        out: A new .png, .pdf or .svg file; by default `<run>/reconstruction.png`.
+        trust: A file or module outside of unveil that the run needs and that may be imported.
+        **options: Fields of `ReconstructConfig`.
+
+    Raises:
+        UnveilError: If the model cannot reconstruct, or the file exists.
+    """
+    allow(trust)
+    (config,) = configure(options, ReconstructConfig)
+    path = Path(out) if out else free_file((Path(run) if Path(run).is_dir() else Path()) / "reconstruction.png")
+    refuse_unless_new_figure(path)
+    learner = load(run, say=printer(True))
+    vit = image_config_of(learner)
+    require_reconstruct(learner)  # fails before any image is read
+    data = data if data is not None else data_of(run)
+    subset = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, max_pixels=config.max_pixels, show=True)
+    subset = subset.spread_out(config.count)
+    views = views_of(subset, vit)
+    drawn = reconstruction_figure(
+        learner, views, ratios=config.ratios, names=subset.names, seed=config.seed, mean=vit.mean, std=vit.std
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path)
+    printer(True)(f"The figure: {path}")
+    return path

@@ -1,0 +1,27 @@
+"""`unveil report`: rebuilds the report of a run."""
+
+from pathlib import Path
+
+from unveil.interop import model_files
+from unveil.interop.load import load
+from unveil.plugins import trust as allow
+from unveil.reports.page import write_page
+from unveil.train.run_folder import Run, printer
+
+
+def report(run: str | Path, *, trust: str | Path | None = None) -> Path:
+    """Rebuilds the report of a run, `<run>/report.html`.
+
+    Args:
+        run: A run folder.
+        trust: A file or module outside of unveil that the run needs and that may be imported.
+
+    Raises:
+        UnveilError: If the path is not a run folder.
+    """
+    allow(trust)
+    folder = Run(run)
+    has_figures = (folder.path / "model.safetensors").exists() and model_files.config_of(folder.path) is not None
+    page = write_page(folder, load(run, say=printer(False)) if has_figures else None)  # a translator has no figures of images
+    printer(True)(f"The report: {page}")
+    return page

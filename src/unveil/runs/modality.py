@@ -1,0 +1,214 @@
+"""The interface to everything about a run that depends on its modality: images or text.
+
+`MODALITIES` has one object for each modality. The commands look it up by `Learner.modality`; no other code distinguishes images
+from text.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from unveil.data.loader import Loader
+from unveil.errors import UnveilError
+from unveil.learner import Method, Task
+from unveil.methods import method_defaults
+from unveil.runs.session import Session
+from unveil.train.log import Record
+from unveil.train.loop import Monitor
+from unveil.train.recipe import Recipe
+
+AnyData = Any
+"""DATA in any form that the modality opens: see `unveil.data.sources.FORMS` and `unveil.text.files.open_texts`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRunConfig:
+    """Options of a fine-tuning run that do not depend on its task."""
+
+    HIDDEN = ("tracker",)
+    scratch: bool = False
+    """Train the same model from scratch with the same recipe and budget, for comparison."""
+    labels: int = 0
+    """Number of labelled samples to train on, balanced over the classes; 0 means all."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also log to TensorBoard or Weights & Biases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainPlan(ABC):
+    """A pre-training run before it begins. All options are resolved and DATA is listed, but nothing is read or written yet."""
+
+    method: str
+    """The class of the method, as "module:Class" or "file.py:Class"."""
+    model: str
+    method_config: Any
+    """The options of the method."""
+    recipe: Recipe
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Every option, by name."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """The data: name, counts, fingerprints."""
+
+    @abstractmethod
+    def path(self, out: str | Path | None) -> Path:
+        """The run folder."""
+
+    @abstractmethod
+    def open(self, session: Session) -> "Pretraining":
+        """Reads the data."""
+
+
+class Pretraining(ABC):
+    """A pre-training run whose data is open."""
+
+    @abstractmethod
+    def build(self) -> Method:
+        """An untrained learner; the caller seeds the generators."""
+
+    @abstractmethod
+    def loader(self, learner: Method) -> Loader:
+        """The training samples, in the order of the run."""
+
+    @abstractmethod
+    def summary(self, learner: Method) -> str:
+        """A line for the terminal that describes the model and the data."""
+
+    @abstractmethod
+    def monitors(self) -> Sequence[Monitor]:
+        """Evaluations during the run."""
+
+    @abstractmethod
+    def evaluate(self, learner: Method, untrained: Any) -> Record:
+        """The results: what the trained encoder learned, compared with the untrained one."""
+
+
+class LabelledData(ABC):
+    """Labelled samples: a train set and a test set."""
+
+    noun: ClassVar[str]
+    """Plural noun for the samples, for messages: "images" or "texts"."""
+    classes: Sequence[str]
+    held_out: bool
+    """Whether the test set was held out from the training data because DATA has no test split."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> tuple[int, int]:
+        """Samples in the train set and in the test set."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """The data, for `run.json`."""
+
+    @abstractmethod
+    def loader(self, recipe: Recipe) -> Loader:
+        """The train set, in the order of a run."""
+
+    @abstractmethod
+    def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterable[tuple[Any, Any, Any]]:
+        """Yields (batch, predictions, targets) for each batch of the test set, or of its first `most` samples."""
+
+    @abstractmethod
+    def evaluate(self, task: Task, recipe: Recipe, folder: Path) -> dict[str, Any]:
+        """Computes the metric of a task over the test set, and writes the predictions into a run folder."""
+
+    @abstractmethod
+    def write_skipped(self, session: Session) -> None:
+        """Writes the list of files that could not be read into the run folder. Does nothing if all samples were read on opening."""
+
+
+class Modality(ABC):
+    """The base class of modalities."""
+
+    noun: ClassVar[str]
+    """Plural noun for the samples, for messages: "images" or "texts"."""
+    models: ClassVar[Mapping[str, tuple[int, int, int]]]
+    """Width, depth and heads of the encoders, by name."""
+    default_model: ClassVar[str]
+    default_task: ClassVar[str]
+    """The task of `unveil finetune`."""
+
+    @abstractmethod
+    def configs(self, method: str | type[Method]) -> tuple[type, ...]:
+        """The dataclasses whose fields are the options of pre-training with a method."""
+
+    def defaults(self, data: AnyData, method: str | type[Method]) -> dict[str, Any]:
+        """Defaults that depend on the method or on DATA: the model, and other options."""
+        return {"model": self.default_model} | method_defaults(method)
+
+    def check_model(self, model: str) -> str:
+        """The name of a model. Raises `UnveilError` for one that does not exist."""
+        if model not in self.models:
+            raise UnveilError(f"there is no model {model!r} for {self.noun}: use one of {', '.join(self.models)}")
+        return model
+
+    @abstractmethod
+    def plan(self, data: AnyData, method: str | type[Method], model: str | None, options: Mapping[str, Any]) -> PretrainPlan:
+        """Resolves every option of a pre-training run from DATA and the hardware.
+
+        Raises:
+            UnveilError: On input that cannot be used.
+        """
+
+    @abstractmethod
+    def finetune_configs(self, task: type[Task]) -> tuple[type, ...]:
+        """The dataclasses whose fields are the options of fine-tuning: of the run, of the task, and of the augmentation."""
+
+    @abstractmethod
+    def untrained(self, encoder: Any) -> Any:
+        """An untrained encoder of the same shape."""
+
+    @abstractmethod
+    def labelled(self, run: str | Path, data: AnyData | None, test: AnyData | None, request: "LabelledRequest") -> LabelledData:
+        """Opens labelled data for fine-tuning.
+
+        Args:
+            run: The run of the encoder. Its data is used if `data` is None.
+            data: Labelled samples to train on.
+            test: Labelled samples to test on; by default the test split of `data`, or a tenth of it.
+            request: What the task needs.
+        """
+
+    @abstractmethod
+    def has_labels(self, data: AnyData) -> bool:
+        """Whether DATA has labels to evaluate with. Lists the samples, but does not read them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledRequest:
+    """The kind of labelled data that a task needs."""
+
+    task: type[Task]
+    encoder: Any
+    """The config of the encoder."""
+    config: Any
+    """The run's options: `labels`, and for images `max_pixels`."""
+    recipe: Recipe
+
+
+PLACES = {"images": "unveil.runs.images:IMAGES", "text": "unveil.runs.texts:TEXT"}
+
+
+def modality(name: str) -> Modality:
+    """The modality of this name: "images" or "text"."""
+    module, _, attribute = PLACES[name].partition(":")
+    found: Modality = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def slug(name: str) -> str:
+    """A short name for DATA, to use in the name of a folder."""
+    last = name.rstrip("/").rsplit("/", 1)[-1].split("{")[0]
+    for suffix in (".tar.gz", ".tgz", ".tar", ".zip"):
+        last = last.removesuffix(suffix)
+    return last.strip("-_. ") or "images"

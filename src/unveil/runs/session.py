@@ -1,0 +1,184 @@
+"""The steps that are common to all commands that train, from the beginning of a run to its end.
+
+join the processes -> open the folder -> train, or resume -> reload -> evaluate -> write results and cost -> write the report
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from rich.console import RenderableType
+from torch import nn
+
+from unveil.data.loader import ImageLoader, Loader
+from unveil.learner import Learner
+from unveil.reports.page import write_page
+from unveil.train.guards import seeded
+from unveil.train.log import JsonLines, Record, Screen, Sink, trackers
+from unveil.train.loop import Monitor, total_steps, train
+from unveil.train.optim import OptimConfig
+from unveil.train.parallel import HardwareConfig, World, join_processes, resolve_precision, shutdown
+from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.run_cost import cost_line, run_cost
+from unveil.train.run_folder import Run, open_run, printer, show
+from unveil.train.state import load_model_state
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+LearnerT = TypeVar("LearnerT", bound=Learner)
+
+
+def join(training: TrainConfig, optim: OptimConfig, hardware: HardwareConfig) -> Recipe:
+    """Joins the processes that torchrun started, finds the device, and resolves the precision."""
+    world = join_processes(hardware)
+    return Recipe(training, optim, resolve_precision(hardware, world), world)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """The description of a run, before anything is written."""
+
+    kind: Literal["pretrain", "finetune", "translate"]
+    path: Path
+    """The run folder."""
+    config: Mapping[str, Any]
+    """Every option, by name."""
+    data: Mapping[str, Any]
+    """The data: name, fingerprint, count."""
+    title: str
+    """The title of the progress bar."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+
+
+def options_by_name(*configs: Any) -> dict[str, Any]:
+    """The fields of all configs in one dictionary."""
+    return {name: value for config in configs for name, value in asdict(config).items()}
+
+
+class Session:
+    """A run whose folder is open. `fit` trains or resumes; `finish` writes the results and the report.
+
+    Attributes:
+        run: The run folder.
+        recipe: How to train, and on which device.
+        finished: Whether the run was complete when it was opened. A message was printed, and nothing is left to do.
+    """
+
+    def __init__(self, spec: RunSpec, recipe: Recipe, run: Run, began: float) -> None:
+        self.spec, self.recipe, self.run, self._began = spec, recipe, run, began
+        self.say = printer(recipe.world.is_main)
+        # Earlier versions wrote no report for a translator.
+        self.finished = bool(run.results) and (spec.kind == "translate" or (run.path / "report.html").exists())
+        self._first = self._total = 0
+
+    @classmethod
+    def open(cls, spec: RunSpec, recipe: Recipe, began: float | None = None) -> "Session":
+        """Creates the run folder, or opens the existing folder of the same run.
+
+        Args:
+            spec: The run.
+            recipe: The result of `join`.
+            began: `time.monotonic()` when the run began; now by default.
+
+        Raises:
+            UnveilError: If the folder holds something else, or resuming would change the run.
+        """
+        world = recipe.world
+        run = open_run(spec.path, spec.kind, spec.config, spec.data, write=world.is_main, say=printer(world.is_main))
+        session = cls(spec, recipe, run, time.monotonic() if began is None else began)
+        if session.finished:
+            session.say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
+            shutdown(world)
+        return session
+
+    @property
+    def world(self) -> World:
+        """Device, rank and world size of this process."""
+        return self.recipe.world
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the main process, which writes all files."""
+        return self.recipe.world.is_main
+
+    def announce(self, what: str, total: int) -> None:
+        """Prints a line with the model, the data, the number of steps and the hardware."""
+        recipe, world = self.recipe, self.world
+        processes = f"{world.size} {world.device.type} process{'es' * (world.size > 1)}"
+        self.say(f"{what}; {total:,} steps of {recipe.training.batch_size} in {recipe.hardware.precision} on {processes}")
+
+    def built(self, build: Callable[[], ModuleT]) -> ModuleT:
+        """Builds an untrained module, with the same weights in every process and at every start. Keeps global generators."""
+        with seeded(self.recipe.training.seed):
+            return build()
+
+    def fit(self, learner: Learner, loader: Loader, monitors: Sequence[Monitor] = ()) -> None:
+        """Trains a learner in place, or resumes from the newest good checkpoint.
+
+        Raises:
+            Interrupted: On SIGTERM or Ctrl-C, after saving.
+            UnveilError: On a loss that is not finite.
+        """
+        run, recipe, training = self.run, self.recipe, self.recipe.training
+        self._total = total_steps(training, loader)
+        if move_to_device(loader, self.world):
+            self.say("keeping all images in GPU memory")
+        checkpoints = run.checkpoints(training.keep_checkpoints, self.say)
+        sinks: list[Sink] = []
+        screen = None
+        if self.is_main:
+            log = JsonLines(run.path / "log.jsonl")
+            sinks = [log, *trackers(self.spec.tracker, run.path, run.config)]
+            reads = isinstance(loader, ImageLoader) and not loader.dataset.in_memory
+            screen = Screen(self.spec.title, self._total, reads=reads)
+        try:
+            self._first = train(learner, loader, recipe, checkpoints=checkpoints, sinks=sinks, screen=screen, monitors=monitors)
+        finally:
+            for sink in sinks:
+                sink.close()
+            if screen:
+                screen.close()
+
+    def trained(self, build: Callable[[], LearnerT]) -> LearnerT:
+        """The trained learner, reloaded in eval mode on the device. It is neither sharded nor compiled."""
+        learner = self.built(build)
+        load_model_state(learner, self.run.checkpoints().load(self._total, "model"))
+        return learner.to(self.world.device).eval()
+
+    def finish(self, learner: Learner, results: Record, table: Callable[[Record], RenderableType], where: str = "") -> None:
+        """Writes the results with their cost, then the report, and prints both. Only the main process calls this.
+
+        Args:
+            learner: The trained learner, for the figures of the report.
+            results: The results of the evaluation.
+            table: Builds the table for the terminal from the results.
+            where: A line with the path of the model.
+        """
+        run = self.run
+        results = {
+            **results,
+            "seconds": sum(line.get("seconds", 0.0) for line in run.log),
+            "cost": run_cost(run, self._began, self._first, self.world),
+        }
+        run.write_results(results)
+        page = write_page(run, learner)
+        show(table(run.results))
+        self.say("\n".join(filter(None, [cost_line(run.results["cost"]), where, f"The report:  {page}"])))
+
+    def close(self) -> Run:
+        """Leaves the process group. The other processes wait here until the main process has finished the evaluation."""
+        shutdown(self.world)
+        return self.run
+
+    @property
+    def samples_trained(self) -> int:
+        """Number of training samples of the whole run, counted over all epochs."""
+        return self._total * self.recipe.training.batch_size
+
+
+def move_to_device(loader: Loader, world: World) -> bool:
+    """Moves all images to the GPU if they fit. Returns whether they are on a GPU now."""
+    if not isinstance(loader, ImageLoader):
+        return False
+    return loader.move_to(world.device)
