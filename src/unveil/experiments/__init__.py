@@ -1,1 +1,1 @@
-"""Floor 9: many runs side by side."""
+"""Experiments of several runs: comparisons of methods, and studies of one option."""

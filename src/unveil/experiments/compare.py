@@ -1,4 +1,4 @@
-"""`unveil compare`: methods side by side under one budget, in one table."""
+"""`unveil compare`: trains several methods with equal budgets, evaluates them in the same way, and writes one table."""
 
 import json
 import os
@@ -7,158 +7,174 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from unveil.data.sources import open_both
+from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
-from unveil.methods import IMAGES, TEXTS, base_of, method_class
-from unveil.models.vit import MODELS
+from unveil.learner import Method
+from unveil.methods import METHODS, base_of
 from unveil.options import configure, known_to, refuse_unknown
-from unveil.planning.rules import rate_for
-from unveil.recipes.pretrain_text import CorpusConfig
-from unveil.reports.comparison import Row, grid_of, write_comparison
-from unveil.reports.table import Grid, markdown_grid, terminal_grid
-from unveil.runs.pretrain_setup import configs_of, slug, usual_for
-from unveil.text.files import open_texts
-from unveil.train.checkpoint import write_whole
-from unveil.train.loop import TrainConfig
-from unveil.train.optim import OptimConfig
+from unveil.planning.rules import applies_to, choose_base_lr
+from unveil.plugins import is_path
+from unveil.reports.comparison import ComparisonRow, comparison_table, write_comparison
+from unveil.reports.table import ResultTable, to_markdown, to_terminal
+from unveil.runs.modality import modality, slug
 from unveil.train.parallel import HardwareConfig
-from unveil.train.run_folder import Run, show, tell
+from unveil.train.recipe import TrainConfig
+from unveil.train.run_folder import Run, printer, show
 
-FINETUNE = {"epochs": 10.0}
-"""What differs by default from `unveil finetune`."""
+FINETUNE_DEFAULTS = {"epochs": 10.0}
+"""Defaults of fine-tuning in a comparison, where they differ from those of `unveil finetune`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """What is printed."""
+    """The format of the table."""
 
     markdown: bool = False
     """Print the table as Markdown."""
 
 
 def compare(
-    methods: str | Sequence[str],
+    methods: str | Sequence[str | type[Method]],
     data: str | Path = "digits",
     *,
     model: str | None = None,
     out: str | Path | None = None,
     **options: Any,
-) -> list[Row]:
-    """Trains methods under one budget, judges them alike, and writes one table; the same call again trains what is missing.
+) -> list[ComparisonRow]:
+    """Trains several methods with equal budgets, evaluates them in the same way, and writes one table.
+
+    A second call with the same arguments trains only what is missing.
 
     Args:
-        methods: Names from `unveil.methods.METHODS`, with commas or as a list. `mae-pixel` is mae under another name, for options
-            of its own. An option whose value is the name of an earlier one gets that one's run folder: beit's tokenizer="dvae".
-        data: See `unveil.data.sources.FORMS`.
+        methods: Names from `unveil.methods.METHODS`, "package.module:Class", "file.py:Class", or classes; separated by commas or as
+            a list. A name may be extended, such as mae-pixel, to train a method several times with different options. If the value
+            of an option is the name of an earlier entry, it is replaced by the run folder of that entry:
+            beit={"visual_tokenizer": "dvae"}.
+        data: As for `pretrain`.
         model: As for `pretrain`.
         out: The folder for the runs, `compare.json` and `report.html`; `runs/<data>-compare` by default.
-        **options: Fields of `ComparisonConfig` and `CompareConfig`; options of `pretrain`, for all methods; under the name of a method
-            a dictionary of such options for it alone; under `finetune` a dictionary of options of `finetune`.
+        **options: Fields of `ComparisonConfig` and `CompareConfig`; options of `pretrain` for all methods; under the name of a
+            method, a dictionary of options for this method only; under `finetune`, a dictionary of options of `finetune`.
 
     Returns:
-        A row for each method, then for the yardsticks.
+        A row for each method, then for the untrained encoder and for raw pixels.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
-    names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
-    (shown,) = configure(known_to(options, CompareConfig), CompareConfig)
+    listed = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
+    (config,) = configure(known_to(options, CompareConfig), CompareConfig)
     options = {"model": model} | {key: value for key, value in options.items() if key not in known_to(options, CompareConfig)}
     folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-compare"
-    comparison = contest_of([(name, {}) for name in names], str(data), folder, options)
+    comparison = build_comparison([entry_of(method) for method in listed], str(data), folder, options)
 
-    def write() -> tuple[list[Row], Grid]:
+    def write() -> tuple[list[ComparisonRow], ResultTable]:
         return write_results(comparison)
 
     comparison.run(write)
-    rows, grid = write()
-    if shown.markdown:
-        print(markdown_grid(grid))
+    rows, table = write()
+    if config.markdown:
+        print(to_markdown(table))
     else:
-        show(terminal_grid(grid))
-    tell(True)(f"The report: {folder / 'report.html'}")
+        show(to_terminal(table))
+    printer(True)(f"The report: {folder / 'report.html'}")
     return rows
 
 
-def contest_of(entries: Iterable[tuple[str, Mapping[str, Any]]], data: str, folder: Path, options: Mapping[str, Any]) -> Comparison:
-    """Settles who takes part, and checks what can be checked before hours have gone by.
+def entry_of(method: str | type[Method], options: Mapping[str, Any] | None = None) -> Entry:
+    """The entry of a method: mae, an extended name such as mae-pixel, or a plug-in."""
+    if isinstance(method, str) and not is_path(method):
+        return Entry(method, base_of(method), dict(options or {}))
+    return Entry(METHODS.label(method), METHODS.find(method), dict(options or {}))
+
+
+def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options: Mapping[str, Any]) -> Comparison:
+    """Resolves the options. Checks as much as possible before hours of training.
 
     Args:
-        contestants: Names, each with options that make it what it is.
-        data: What all are trained on.
-        folder: Where all runs go.
+        entries: The methods, each with its own options.
+        data: The data to train on.
+        folder: The folder of all runs.
         options: As for `compare`.
 
     Raises:
-        UnveilError: Where a method or an option is not known, and where nothing could be judged.
+        UnveilError: If a method or an option is unknown, or nothing could be evaluated.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UnveilError("a comparison runs in one process: start it without torchrun")
-    apart = {key: value for key, value in options.items() if isinstance(value, Mapping)}
-    shared = {key: value for key, value in options.items() if key not in apart and value is not None}
-    (own,) = configure(known_to(shared, ComparisonConfig), ComparisonConfig)
+    separate = {key: value for key, value in options.items() if isinstance(value, Mapping)}
+    shared = {key: value for key, value in options.items() if key not in separate and value is not None}
+    (config,) = configure(known_to(shared, ComparisonConfig), ComparisonConfig)
     shared = {key: value for key, value in shared.items() if key not in known_to(shared, ComparisonConfig)}
-    tuning: dict[str, Any] = FINETUNE | known_to(shared, HardwareConfig) | dict(apart.pop("finetune", {}))
-    made = tuple(paced(Entry(name, {**fixed, **apart.pop(name, {})}), data, shared) for name, fixed in entries)
-    names = [who.name for who in made]
-    if apart:
-        raise UnveilError(f"there are options for {', '.join(apart)}, which is none of {', '.join([*names, 'finetune'])}")
+    finetune = FINETUNE_DEFAULTS | known_to(shared, HardwareConfig) | dict(separate.pop("finetune", {}))
+    complete = [entry._replace(options={**entry.options, **separate.pop(entry.name, {})}) for entry in entries]
+    complete = [with_base_lr(entry, data, shared) for entry in complete]
+    names = [entry.name for entry in complete]
+    if separate:
+        raise UnveilError(f"there are options for {', '.join(separate)}, expected one of {', '.join([*names, 'finetune'])}")
     if "seed" in shared:
-        raise UnveilError("a comparison has several seeds: give --seeds")
-    if len(set(names)) < len(names) or not own.seeds:
-        raise UnveilError(f"{', '.join(names)}: name each once, such as mae and mae-pixel, and give a seed at least")
-    for place, who in enumerate(made):
-        texts, kind = base_of(who.name) in TEXTS, method_class(base_of(who.name))
-        configs = (CorpusConfig, kind.Config, TrainConfig, OptimConfig, HardwareConfig) if texts else configs_of(base_of(who.name))
-        refuse_unknown(shared | who.options, ["model", *(field.name for config in configs for field in fields(config))])
-        if own.seconds and texts:
-            raise UnveilError(f"how long a step takes is tried on images only: give --epochs for {who.name}")
-        later = [value for value in who.options.values() if value in names[place:]]
+        raise UnveilError("a comparison has several seeds: use --seeds in place of --seed")
+    if len(set(names)) < len(names):
+        raise UnveilError(f"a method occurs twice in {', '.join(names)}: give it two names, such as mae and mae-pixel")
+    if not config.seeds:
+        raise UnveilError("--seeds is empty: give at least one seed")
+    for i, entry in enumerate(complete):
+        configs = modality(entry.kind.modality).configs(entry.method)
+        refuse_unknown(shared | entry.options, ["model", *(field.name for each in configs for field in fields(each))])
+        if config.seconds and not applies_to(entry.kind):
+            raise UnveilError(f"the time of a step is measured for images only: give --epochs for {entry.name}")
+        later = [value for value in entry.options.values() if value in names[i:]]
         if later:
-            raise UnveilError(f"{who.name} needs {later[0]}, which has to be trained before it: name {later[0]} first")
-    comparison = Comparison(folder=folder, data=data, own=own, shared=shared, tuning=tuning, entries=made)
-    if not own.labelled:
-        refuse_unlabelled(data, any(base_of(name) in TEXTS for name in names))
-    return comparison
+            raise UnveilError(f"{entry.name} uses the run of {later[0]}, which must be trained first: name {later[0]} before it")
+    if not config.labelled_data:
+        refuse_unlabelled(data, complete)
+    return Comparison(
+        folder=folder, data=data, config=config, shared_options=shared, finetune_options=finetune, entries=tuple(complete)
+    )
 
 
-def paced(who: Entry, data: str, shared: Mapping[str, Any]) -> Entry:
-    """A contestant of images with a learning rate: the one of `unveil plan`, where none is given.
+def with_base_lr(entry: Entry, data: str, shared: Mapping[str, Any]) -> Entry:
+    """An entry with the learning rate of `unveil plan`, if there is a rule for its method and the user gave no rate.
 
-    The papers' rates are for wide encoders and batches of thousands; with them, small ones hardly move in a small budget.
+    The rates of the papers are for wide encoders and batch sizes of thousands. With them, small encoders hardly learn within a
+    small budget.
     """
-    given = {**shared, **who.options}
-    if base_of(who.name) not in IMAGES or "base_lr" in given:
-        return who
-    usual: dict[str, Any] = {"batch_size": TrainConfig.batch_size, **usual_for(data, base_of(who.name)), **given}
-    if usual["model"] not in MODELS:
-        return who  # which is refused when it is settled
-    return who._replace(options={**who.options, "base_lr": rate_for(MODELS[usual["model"]][0], usual["batch_size"]).value})
+    given = {**shared, **entry.options}
+    if not applies_to(entry.kind) or "base_lr" in given:
+        return entry
+    samples = modality(entry.kind.modality)
+    resolved: dict[str, Any] = {"batch_size": TrainConfig.batch_size, **samples.defaults(data, entry.method), **given}
+    if resolved["model"] not in samples.models:
+        return entry  # planning the run will raise the error
+    base_lr = choose_base_lr(samples.models[resolved["model"]][0], resolved["batch_size"]).value
+    return entry._replace(options={**entry.options, "base_lr": base_lr})
 
 
-def refuse_unlabelled(data: str, texts: bool) -> None:
-    """Raises `UnveilError` where DATA has no labels to judge with."""
-    labels = open_texts(data)[0].labels if texts else open_both(data)[0].labels
-    if labels is None or not (labels >= 0).any():
-        raise UnveilError(
-            f"{data} has no labelled {'texts' if texts else 'dataset'} to judge with: put each class into a folder of its own, "
-            f"add labels as docs/formats.md says, or give --labelled"
-        )
+def refuse_unlabelled(data: str, entries: Iterable[Entry]) -> None:
+    """Raises `UnveilError` if DATA has no labels to evaluate with."""
+    for name in dict.fromkeys(entry.kind.modality for entry in entries):
+        samples = modality(name)
+        if not samples.has_labels(data):
+            raise UnveilError(
+                f"{data} has no labelled {samples.noun} to evaluate with: put each class into a folder of its own, "
+                f"add labels as described in docs/getting-started.md, or give --labelled-data"
+            )
 
 
-def tested_on(comparison: Comparison) -> int | None:
-    """How many test images features were judged on, where a run says it."""
-    results = [Run(path).results for path in comparison.ended_runs]
+def evaluated_images(comparison: Comparison) -> int | None:
+    """The number of test images of the evaluation of features, if a run records it."""
+    results = [Run(path).results for path in comparison.finished_runs]
     return next((int(each["judged_on"]["test"]) for each in results if "judged_on" in each), None)
 
 
-def write_results(comparison: Comparison) -> tuple[list[Row], Grid]:
-    """Writes `compare.json` and `report.html`; what has not ended yet is left out."""
-    rows, facts = comparison.rows(), comparison.facts
-    budget = f"{comparison.own.seconds:g} seconds of steps each" if comparison.own.seconds else "equal epochs"
-    grid = grid_of(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", tested_on(comparison))
-    write_whole(comparison.folder / "compare.json", json.dumps(facts | {"rows": [row._asdict() for row in rows]}, indent=1) + "\n")
-    write_comparison(comparison.folder, rows, grid, comparison.ended_runs, facts)
-    return rows, grid
+def write_results(comparison: Comparison) -> tuple[list[ComparisonRow], ResultTable]:
+    """Writes `compare.json` and `report.html` from the runs that have finished."""
+    rows, facts, seconds = comparison.rows(), comparison.facts, comparison.config.seconds
+    budget = f"{seconds:g} seconds of training each" if seconds else "equal epochs"
+    table = comparison_table(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", evaluated_images(comparison))
+    content = facts | {"rows": [row.to_json() for row in rows]}
+    write_text(comparison.folder / "compare.json", json.dumps(content, indent=1) + "\n")
+    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts)
+    return rows, table

@@ -1,61 +1,69 @@
-"""`unveil why`: what hiding more, and a deeper decoder, do to images and to words, with the same blocks and the same budget.
+"""`unveil study images-vs-words`: varies mask ratio and decoder depth for images and for text, with equal encoders and budgets.
 
-docs/why.md says what is compared with what, and why.
+docs/images-vs-words.md explains the comparison.
 """
 
 from pathlib import Path
 from typing import Any
 
 from unveil.errors import UnveilError
-from unveil.experiments.study import Line, draw
+from unveil.experiments.study import SweepSpec, run_study
 from unveil.reports.study_page import Sweep
 
 RATIOS, DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9), (1, 2, 4)
 SIZES = {"nano": ("vit-nano", "bert-nano"), "base": ("vit-base", "bert-base")}
-"""Encoders of images and of words with the same width, depth and heads."""
-PIECES = 64
-"""In a text: as many as an encoder of small images has patches."""
+"""Encoders of images and of text with the same width, depth and heads."""
+TEXT_LENGTH = 64
+"""Word pieces in a sequence: the number of patches of a small image."""
 
 
-def why(
-    dataset: str | Path, texts: str | Path, *, size: str = "nano", out: str | Path | None = None, **options: Any
+def images_vs_words(
+    images: str | Path, texts: str | Path, *, size: str = "nano", out: str | Path | None = None, **options: Any
 ) -> list[Sweep]:
-    """Sweeps the mask ratio and the decoder's depth for images and for words, and draws the curves beside each other.
+    """Varies the mask ratio and the decoder depth for images and for text, and draws the curves side by side.
 
     Args:
         images: Labelled images; see `unveil.data.sources.FORMS`.
-        texts: A corpus; see `unveil.text.files.open_texts`.
+        texts: Texts; see `unveil.text.files.open_texts`.
         size: A key of `SIZES`.
-        out: The folder for all runs, `study.json` and `report.html`; `runs/why` by default.
-        **options: `labelled`, for the texts alone; other fields of `ComparisonConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`,
-            for all runs; under `mae`, `bert`, `wordmae` and `finetune` a dictionary of options for these alone, such as the epochs:
-            {"mae": {"epochs": 10}}.
+        out: The folder for all runs, `study.json` and `report.html`; `runs/images-vs-words` by default.
+        **options: `labelled_data`, labelled texts for fine-tuning; other fields of `ComparisonConfig`, `TrainConfig`, `OptimConfig`
+            and `HardwareConfig`, for all runs; under `mae`, `bert`, `wordmae` and `finetune`, a dictionary of options for these
+            only, such as mae={"epochs": 10}.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
     if size not in SIZES:
-        raise UnveilError(f"there is no size {size!r} that both have: use one of {', '.join(SIZES)}")
+        raise UnveilError(f"there is no size {size!r} for both images and text: use one of {', '.join(SIZES)}")
     image_model, text_model = SIZES[size]
-    painted: dict[str, Any] = {"method": "mae", "data": str(dataset)}
-    written: dict[str, Any] = {"data": str(texts), "labelled": options.pop("labelled", None)}
-    of_images, of_words = {"model": image_model}, {"model": text_model, "length": PIECES}
-    tokens = of_images | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
-    ratio: dict[str, Any] = {"knob": "mask_ratio", "values": RATIOS}
-    depth: dict[str, Any] = {"knob": "decoder_depth", "values": DEPTHS}
+    on_images: dict[str, Any] = {"method": "mae", "data": str(images), "title": "images"}
+    on_texts: dict[str, Any] = {"data": str(texts), "labelled_data": options.pop("labelled_data", None)}
+    mae, text = {"model": image_model}, {"model": text_model, "max_length": TEXT_LENGTH}
+    mae_with_tokens = mae | {"mask_tokens_in_encoder": True, "decoder_depth": 0}
+    ratio: dict[str, Any] = {"option": "mask_ratio", "values": RATIOS}
+    depth: dict[str, Any] = {"option": "decoder_depth", "values": DEPTHS}
+    wordmae: dict[str, Any] = on_texts | {"method": "wordmae", "title": "words"}
+    bert: dict[str, Any] = on_texts | {"method": "bert", "title": "words (BERT)"}
     groups = {
-        "Mask ratio, hidden ones left out": {
-            "ratio-images": Line(title="images", fixed=of_images | {"decoder_depth": 2}, **painted, **ratio),
-            "ratio-words": Line(title="words", method="wordmae", fixed=of_words | {"decoder_depth": 2}, **written, **ratio),
+        "Mask ratio, encoder without mask tokens": {
+            "ratio-images": SweepSpec(fixed=mae | {"decoder_depth": 2}, **on_images, **ratio),
+            "ratio-words": SweepSpec(fixed=text | {"decoder_depth": 2}, **wordmae, **ratio),
         },
-        "Mask ratio, mask tokens in the encoder": {
-            "tokens-images": Line(title="images", fixed=tokens, **painted, **ratio),
-            "tokens-words": Line(title="words (BERT)", method="bert", fixed=of_words, **written, **ratio),
+        "Mask ratio, encoder with mask tokens": {
+            "tokens-images": SweepSpec(fixed=mae_with_tokens, **on_images, **ratio),
+            "tokens-words": SweepSpec(fixed=text, **bert, **ratio),
         },
         "Depth of the decoder": {
-            "depth-images": Line(title="images", fixed=of_images | {"mask_ratio": 0.75}, **painted, **depth),
-            "depth-words": Line(title="words", method="wordmae", fixed=of_words | {"mask_ratio": 0.4}, **written, **depth),
+            "depth-images": SweepSpec(fixed=mae | {"mask_ratio": 0.75}, **on_images, **depth),
+            "depth-words": SweepSpec(fixed=text | {"mask_ratio": 0.4}, **wordmae, **depth),
         },
     }
-    return draw(groups, Path(out) if out else Path("runs") / "why", "Hiding images, and hiding words", options)
+    return run_study(groups, Path(out) if out else default_folder(), "Masking images and masking words", options)
+
+
+def default_folder(runs: Path = Path("runs")) -> Path:
+    """The folder of the study. A study that was started by `unveil why`, the earlier name of the command, keeps its folder."""
+    earlier = runs / "why"
+    return earlier if (earlier / "study.json").is_file() else runs / "images-vs-words"

@@ -1,4 +1,4 @@
-"""`unveil study`: a method with a knob at several values, all else alike, as a curve with its spread."""
+"""`unveil study`: trains a method with several values of one option, all else equal, and draws a curve with its spread."""
 
 import ast
 import json
@@ -7,51 +7,60 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
-from unveil.experiments.compare import contest_of, tested_on
+from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
 from unveil.experiments.runner import Comparison
-from unveil.reports.run_info import spoken
-from unveil.reports.study_page import Sweep, sweep_grid, write_study
-from unveil.reports.table import terminal_grid
-from unveil.runs.pretrain_setup import slug
-from unveil.train.checkpoint import write_whole
-from unveil.train.run_folder import show, tell
+from unveil.learner import Method
+from unveil.reports.study_page import Sweep, sweep_table, write_study
+from unveil.reports.table import to_terminal
+from unveil.reports.vocabulary import humanize
+from unveil.runs.modality import slug
+from unveil.train.run_folder import printer, show
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One curve: a method on DATA with a knob at several values."""
+class SweepSpec:
+    """One curve: a method on DATA with several values of an option."""
 
-    method: str
+    method: str | type[Method]
     data: str
-    knob: str
+    option: str
     values: tuple[Any, ...]
     title: str = ""
-    """What it is called; the method and DATA by default."""
+    """The name of the curve; by default the method and DATA."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Options that are the same at every value, and are not shared with other lines."""
-    labelled: str | None = None
-    """Labelled data to fine-tune on; as the options say by default."""
+    """Options for all values of this curve only."""
+    labelled_data: str | None = None
+    """Labelled data for fine-tuning; by default the shared option."""
+
+    @property
+    def label(self) -> str:
+        """The short name of the method."""
+        return entry_of(self.method).name
 
     def comparison(self, folder: Path, options: Mapping[str, Any]) -> Comparison:
-        """Its runs: each value is a contestant."""
-        alone = {**self.fixed, **options.get(self.method, {})}
-        each = [(f"{self.method}-{self.knob}-{value}", {**alone, self.knob: value}) for value in self.values]
+        """The runs of the curve, as a comparison with one entry per value."""
+        base, own = entry_of(self.method), {**self.fixed, **options.get(self.label, {})}
+        entries = [
+            base._replace(name=f"{base.name}-{self.option}-{value}", options={**own, self.option: value}) for value in self.values
+        ]
         shared = {key: value for key, value in options.items() if not isinstance(value, Mapping) or key == "finetune"}
-        return contest_of(each, self.data, folder, shared | ({"labelled": self.labelled} if self.labelled else {}))
+        labelled = {"labelled_data": self.labelled_data} if self.labelled_data else {}
+        return build_comparison(entries, self.data, folder, shared | labelled)
 
     def sweep(self, comparison: Comparison) -> Sweep:
-        """What the run folders say, as far as they have ended."""
+        """The results of the runs that have finished."""
         rows = comparison.rows()
-        found = {row.name: row for row in rows if not row.yardstick}
-        ended = [(value, found[name]) for value, name in zip(self.values, comparison.names, strict=True) if name in found]
+        by_name = {row.name: row for row in rows if not row.baseline}
+        finished = [(value, by_name[name]) for value, name in zip(self.values, comparison.names, strict=True) if name in by_name]
         return Sweep(
-            self.title or f"{self.method} on {self.data}",
-            self.knob,
-            [value for value, _ in ended],
-            [row for _, row in ended],
-            [row for row in rows if row.yardstick],
-            tested_on(comparison),
+            title=self.title or f"{self.label} on {self.data}",
+            option=self.option,
+            values=[value for value, _ in finished],
+            rows=[row for _, row in finished],
+            baselines=[row for row in rows if row.baseline],
+            test_count=evaluated_images(comparison),
         )
 
 
@@ -59,75 +68,78 @@ def study(
     what: str,
     data: str | Path = "digits",
     *,
-    method: str = "mae",
+    method: str | type[Method] = "mae",
     model: str | None = None,
     out: str | Path | None = None,
     **options: Any,
 ) -> list[Sweep]:
-    """Trains a method with a knob at several values, judges each run alike, and draws the curve; the same call again goes on.
+    """Trains a method with several values of one option, evaluates all runs in the same way, and draws a curve.
+
+    A second call with the same arguments trains only what is missing.
 
     Args:
-        what: `knob=value,value,...`, such as `mask_ratio=0.25,0.5,0.75`.
-        data: See `unveil.data.sources.FORMS`.
-        method: A name from `unveil.methods.METHODS`.
+        what: `option=value,value,...`, such as `mask_ratio=0.25,0.5,0.75`.
+        data: As for `pretrain`.
+        method: As for `pretrain`.
         model: As for `pretrain`.
-        out: The folder for the runs, `study.json` and `report.html`; `runs/<data>-<method>-<knob>` by default.
+        out: The folder for the runs, `study.json` and `report.html`; `runs/<data>-<method>-<option>` by default.
         **options: As for `unveil.compare`.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
-    knob, values = knob_of(what)
-    line = Line(method=method, data=str(data), knob=knob, values=values)
-    folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-{method}-{knob}"
-    return draw({spoken(knob): {"": line}}, folder, f"{spoken(knob)} of {method} on {data}", {"model": model} | options)
+    option, values = parse_values(what)
+    spec = SweepSpec(method=method, data=str(data), option=option, values=values)
+    folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-{spec.label}-{option}"
+    title = f"{humanize(option)} of {spec.label} on {data}"
+    return run_study({humanize(option): {"": spec}}, folder, title, {"model": model} | options)
 
 
-def draw(groups: Mapping[str, Mapping[str, Line]], folder: Path, title: str, options: Mapping[str, Any]) -> list[Sweep]:
-    """Trains the lines, and writes `study.json` and `report.html` after each run.
+def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title: str, options: Mapping[str, Any]) -> list[Sweep]:
+    """Trains all runs of a study, and writes `study.json` and `report.html` after each of them.
 
     Args:
-        groups: Lines by the folder of their runs inside `folder`, by the heading under which they stand.
-        folder: For all.
-        title: What is studied.
+        groups: The curves of each section of the page: headings, then names of folders inside `folder`.
+        folder: The folder of the study.
+        title: The title of the page.
         options: As for `study`.
     """
-    contests = {
-        heading: [(line, line.comparison(folder / name, options)) for name, line in lines.items()]
-        for heading, lines in groups.items()
+    comparisons = {
+        heading: [(spec, spec.comparison(folder / name, options)) for name, spec in specs.items()]
+        for heading, specs in groups.items()
     }
 
     def write() -> dict[str, list[Sweep]]:
-        sweeps = {heading: [line.sweep(comparison) for line, comparison in pairs] for heading, pairs in contests.items()}
-        sweeps = {heading: ended for heading, found in sweeps.items() if (ended := [sweep for sweep in found if sweep.rows])}
-        facts = next(comparison.facts for pairs in contests.values() for _, comparison in pairs)
-        plain = {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}
-        write_whole(folder / "study.json", json.dumps(facts | {"sweeps": plain}, indent=1) + "\n")
+        sweeps = {heading: [spec.sweep(comparison) for spec, comparison in pairs] for heading, pairs in comparisons.items()}
+        sweeps = {heading: begun for heading, every in sweeps.items() if (begun := [sweep for sweep in every if sweep.rows])}
+        facts = next(comparison.facts for pairs in comparisons.values() for _, comparison in pairs)
+        content = facts | {"sweeps": {heading: [sweep.to_json() for sweep in every] for heading, every in sweeps.items()}}
+        write_text(folder / "study.json", json.dumps(content, indent=1) + "\n")
         write_study(folder, title, sweeps, facts)
         return sweeps
 
-    for pairs in contests.values():
+    for pairs in comparisons.values():
         for _, comparison in pairs:
             comparison.run(write)
-    ended = [sweep for found in write().values() for sweep in found]
-    for sweep in ended:
-        show(terminal_grid(sweep_grid(sweep)))
-    tell(True)(f"The report: {folder / 'report.html'}")
-    return ended
+    sweeps = [sweep for every in write().values() for sweep in every]
+    for sweep in sweeps:
+        show(to_terminal(sweep_table(sweep)))
+    printer(True)(f"The report: {folder / 'report.html'}")
+    return sweeps
 
 
-def knob_of(what: str) -> tuple[str, tuple[Any, ...]]:
-    """The knob and its values out of `knob=value,value`: numbers where they can be read as such, else words."""
-    knob, sign, listed = what.partition("=")
+def parse_values(text: str) -> tuple[str, tuple[Any, ...]]:
+    """Parses `option=value,value`."""
+    option, sign, listed = text.partition("=")
     words = [word.strip() for word in listed.split(",") if word.strip()]
     if not sign or not words:
-        raise UnveilError(f"{what!r} is no knob with values: give for example mask_ratio=0.25,0.5,0.75")
-    return knob.strip().replace("-", "_"), tuple(value_of(word) for word in words)
+        raise UnveilError(f"{text!r} is not an option with values: expected for example mask_ratio=0.25,0.5,0.75")
+    return option.strip().replace("-", "_"), tuple(parse_value(word) for word in words)
 
 
-def value_of(word: str) -> Any:
-    """A number, True, False, None, or the word itself."""
+def parse_value(word: str) -> Any:
+    """Converts a word to a number, True, False or None, if possible."""
     try:
         return ast.literal_eval(word)
     except (ValueError, SyntaxError):

@@ -1,1 +1,1 @@
-"""Floor 7: choosing what to train, and predicting what it takes."""
+"""Planning of runs: rules that choose options, a dry run that predicts time and memory, and a cost model for many GPUs."""

@@ -1,6 +1,7 @@
-"""A run in small: its own images, learner, loop, checkpoint, judging and report, each for a moment, to say what the whole takes.
+"""A dry run: executes each part of a pre-training run briefly, to predict the time and memory of the whole run.
 
-What is timed is what `pretrain` calls. Only counts are multiplied: steps, checkpoints, looks, images to judge on.
+It calls the same functions as `pretrain`: it reads images, trains, writes a checkpoint, evaluates, and writes the report. Then it
+extrapolates to the number of steps, checkpoints, evaluations and evaluated images of the whole run.
 """
 
 import copy
@@ -19,218 +20,233 @@ import torch
 from unveil.data.dataset import MEMORY, sample_images
 from unveil.data.loader import ImageLoader, first_batch
 from unveil.data.sources import Source
-from unveil.evaluate.features import LINEAR, LINEAR_EPOCHS, at_once, features_of, fit_linear, raw_pixels
+from unveil.data.splits import Subset
+from unveil.evaluate.features import LINEAR, LINEAR_EPOCHS, evaluation_batch_size, features_of, fit_linear, raw_pixels
+from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
-from unveil.interop import model_files as native
+from unveil.interop import model_files
 from unveil.learner import Method
-from unveil.recipes.pretrain import held_out, save_samples
 from unveil.reports.page import write_page
-from unveil.runs.open_data import Subset, stored_side
-from unveil.runs.pretrain_setup import PretrainPlan
-from unveil.runs.train_in_run import at_hand
+from unveil.runs.images import ImagePlan, save_samples
+from unveil.runs.open_data import stored_side
+from unveil.runs.session import move_to_device
 from unveil.train.checkpoint import Checkpoints
+from unveil.train.guards import seeded
 from unveil.train.log import JsonLines, Record
-from unveil.train.loop import TrainConfig, judge, train
+from unveil.train.loop import run_monitors, train
 from unveil.train.memory_trial import fit_batch_in_memory
 from unveil.train.parallel import World, broadcast_from_main, is_replicated
+from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.run_cost import peak_memory, process_bytes
 from unveil.train.run_folder import open_run
 from unveil.train.state import load_model_state
 
-STEPPING, LOOKING = 0.35, 0.1
-"""Shares of the trial's seconds that go into steps, and into each thing that is looked at."""
+STEP_SHARE, EVALUATION_SHARE = 0.35, 0.1
+"""Shares of the duration of a dry run for training steps, and for each kind of evaluation."""
+MAX_TRAIN, MAX_TEST = 20_000, 10_000
+"""Maximum numbers of labelled images in the final evaluation: see `unveil.runs.images.compare_features`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What was measured; times in seconds, memory in bytes, for the whole data even where only a part of it was read."""
+    """Measurements in seconds and bytes. They are for all images, even if only some of them were read."""
 
     reading: float
-    """Until the first step can begin: listing and reading the images, building the model, trying it for memory."""
+    """Time until the first step: listing and reading the images, building the model, trying the batch for memory."""
     steps: tuple[float, ...]
-    """The first steps, one by one; those of the warm-up are longer."""
+    """Times of the steps. The first steps are a warm-up and take longer."""
     waiting: float
-    """Share of that time that the images were waited for."""
-    parts: int
-    """Parts in which a step is computed."""
-    save: float
-    """A checkpoint."""
-    look: float
-    """What the monitors take each time."""
-    judging: float
-    """The model's files, the closing evaluation and the report."""
+    """Share of the time of these steps that was spent waiting for images."""
+    accum_steps: int
+    """Microbatches per step."""
+    checkpoint: float
+    """Time to write a checkpoint."""
+    monitor: float
+    """Time of an evaluation during training."""
+    evaluation: float
+    """Time to write the model, for the final evaluation, and for the report."""
     memory: int | None
-    """The most that the process held, or would hold when it judges; None where nobody counts."""
+    """Peak memory of the process, or of the final evaluation if that needs more; None if it cannot be measured."""
     train: int
-    """Images to train on."""
+    """Number of training images."""
     read: float
-    """Share of the images that was really read."""
+    """Share of the images that was read."""
 
     @property
-    def warm(self) -> int:
-        """Steps that are left out as a warm-up."""
+    def warmup(self) -> int:
+        """Number of steps of the warm-up."""
         return min(max(1, len(self.steps) // 5), len(self.steps) - 1)
 
     @property
     def step(self) -> float:
         """Seconds of a step after the warm-up."""
-        return float(np.mean(self.steps[self.warm :]))
+        return float(np.mean(self.steps[self.warmup :]))
 
     def training(self, total: int) -> float:
-        """Seconds of so many steps."""
-        return sum(self.steps[: min(self.warm, total)]) + max(0, total - self.warm) * self.step
+        """Seconds of `total` steps."""
+        return sum(self.steps[: min(self.warmup, total)]) + max(0, total - self.warmup) * self.step
 
     def steps_within(self, seconds: float) -> int:
-        """The most steps that take no longer: `training`, backwards."""
-        first = sum(self.steps[: self.warm])
-        return max(0, self.warm + int((seconds - first) / self.step + 1e-6)) if seconds >= first else 0
+        """The maximum number of steps within this time: the inverse of `training`."""
+        first = sum(self.steps[: self.warmup])
+        return max(0, self.warmup + int((seconds - first) / self.step + 1e-6)) if seconds >= first else 0
 
-    def saves(self, total: int, config: TrainConfig) -> int:
-        """Checkpoints of so many steps: see `unveil.train.watch.Pace`."""
-        return 1 + int(self.training(total) / max(config.save_seconds, 50 * self.save, self.step * config.log_every))
+    def checkpoint_count(self, total: int, config: TrainConfig) -> int:
+        """Number of checkpoints in `total` steps. Saving takes at most 2 % of the time: see `unveil.train.signals.Agreement`."""
+        return 1 + int(self.training(total) / max(config.save_seconds, 50 * self.checkpoint, self.step * config.log_every))
 
-    def looks(self, total: int, config: TrainConfig) -> int:
-        """How often the monitors look: not twice at a step."""
-        return len({round(total * (i + 1) / config.monitor_times) for i in range(config.monitor_times)} - {0})
+    def monitor_count(self, total: int, config: TrainConfig) -> int:
+        """Number of evaluations during `total` steps, at most one per step."""
+        return len({round(total * (i + 1) / config.num_evals) for i in range(config.num_evals)} - {0})
 
-    def bill(self, total: int, config: TrainConfig) -> dict[str, float]:
-        """Seconds of each part of a whole run."""
+    def parts(self, total: int, config: TrainConfig) -> dict[str, float]:
+        """Seconds of each part of a run of `total` steps."""
         return {
             "reading": self.reading,
             "training": self.training(total),
-            "looking": self.looks(total, config) * self.look,
-            "saving": self.saves(total, config) * self.save,
-            "judging": self.judging,
+            "monitoring": self.monitor_count(total, config) * self.monitor,
+            "saving": self.checkpoint_count(total, config) * self.checkpoint,
+            "evaluation": self.evaluation,
         }
 
 
-def rehearse(setting: PretrainPlan, folder: Path, listing: float, seconds: float) -> DryRun:
-    """Runs each part of a run for a moment.
+def dry_run(plan: ImagePlan, folder: Path, listing: float, seconds: float) -> DryRun:
+    """Executes each part of a run briefly.
 
     Args:
-        setting: The run.
-        folder: Where the run would write: the trial writes into a folder beside it, and removes that.
-        listing: Seconds that it took to list DATA and to settle the knobs.
-        seconds: About how long the trial may take.
+        plan: The run.
+        folder: The run folder. The dry run writes into a temporary folder next to it.
+        listing: Seconds that were needed to list DATA and to resolve the options.
+        seconds: The approximate duration of the dry run.
     """
-    world = setting.world
-    setting, share = shortened(setting, seconds)
-    held, start = process_bytes("VmRSS") or 0, time.monotonic()
-    dataset, judged, cut = setting.open_parts()
-    opening, kept = time.monotonic() - start, (process_bytes("VmRSS") or 0) - held
-    counts = Counts.of(setting, dataset, judged, cut, share)
+    world, training = plan.recipe.world, plan.recipe.training
+    plan, share = shorten_run(plan, seconds)
+    before, start = process_bytes("VmRSS") or 0, time.monotonic()
+    train_set, test_set, held_out = plan.open_subsets()
+    opening, stored = time.monotonic() - start, (process_bytes("VmRSS") or 0) - before
+    counts = ImageCounts.of(plan, train_set, test_set, held_out, share)
     start = time.monotonic()
-    vit = setting.vit(dataset.dataset)
-    torch.manual_seed(setting.training.seed)
-    learner = setting.build(vit)
+    vit = plan.vit(train_set.dataset)
+    with seeded(training.seed):
+        learner = plan.build(vit)
     untrained = copy.deepcopy(learner.encoder)  # `pretrain` keeps one, too
-    loader = setting.loader(dataset.labelled() if learner.classes else dataset)
-    at_hand(loader, world)
+    loader = plan.loader(train_set.labelled() if learner.classes else train_set)
+    move_to_device(loader, world)
     building = time.monotonic() - start
-    parts = fit_batch_in_memory(
-        learner, first_batch(loader), loader.batch_size, setting.training.accumulate, setting.hardware, world
-    ).parts
+    trial = fit_batch_in_memory(learner, first_batch(loader), loader.batch_size, training.accum_steps, plan.recipe.hardware, world)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-trial-", dir=folder.parent) as beside:
-        checkpoints = TimedCheckpoints(Path(beside) / "checkpoints")
-        eye = TimedEvaluator(setting, dataset, judged, counts, seconds * LOOKING)
-        watch = stepped(setting, learner, loader, checkpoints, eye, seconds * STEPPING)
-        look = close = 0.0
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-trial-", dir=folder.parent) as temporary:
+        checkpoints = TimedCheckpoints(Path(temporary) / "checkpoints")
+        evaluator = TimedEvaluator(plan.recipe, train_set, test_set, counts, seconds * EVALUATION_SHARE)
+        log = time_steps(plan.recipe, learner, loader, checkpoints, evaluator, seconds * STEP_SHARE)
+        monitor = evaluation = 0.0
         if world.is_main:
-            look, learner = eye.seconds(), setting.build(vit)  # as `pretrain` does: this one is whole
+            monitor, learner = evaluator.monitor_seconds(), plan.build(vit)  # as `pretrain` does: not sharded, not compiled
             load_model_state(learner, checkpoints.load(checkpoints.steps()[0], "model"))
             learner.to(world.device).eval()
-            close = closing(learner, eye, counts)
-            close += ending(setting, learner, judged if len(judged) else dataset, Path(beside), watch.records)
+            evaluation = time_evaluation(learner, evaluator, counts)
+            evaluation += time_writing(plan, learner, test_set if len(test_set) else train_set, Path(temporary), log.records)
         del untrained
-    taken = [record["seconds"] / watch.every for record in watch.records for _ in range(watch.every)]
+    steps = [record["seconds"] / log.every for record in log.records for _ in range(log.every)]
+    waiting = sum(record["waiting"] * record["seconds"] for record in log.records)
     return DryRun(
-        reading=listing + opening / share + building + watch.began,
-        steps=tuple(taken),
-        waiting=sum(r["waiting"] * r["seconds"] for r in watch.records) / sum(r["seconds"] for r in watch.records),
-        parts=parts,
-        save=max(checkpoints.seconds, default=0.0),
-        look=look,
-        judging=close,
-        memory=most_memory(setting, vit.channels, counts, kept, share),
+        reading=listing + opening / share + building + log.before_first_step,
+        steps=tuple(steps),
+        waiting=waiting / sum(record["seconds"] for record in log.records),
+        accum_steps=trial.accum_steps,
+        checkpoint=max(checkpoints.seconds, default=0.0),
+        monitor=monitor,
+        evaluation=evaluation,
+        memory=predict_memory(plan, vit.channels, counts, stored, share),
         train=counts.train,
         read=share,
     )
 
 
-def shortened(setting: PretrainPlan, seconds: float) -> tuple[PretrainPlan, float]:
-    """The run on a part of the images, where reading all of them into memory would take too long; and what share they are."""
-    source, test, start = setting.source, setting.test_source, time.monotonic()
-    sample = sample_images(source, 64, shrink_to=stored_side(setting.sizes[0]), pixel_limit=setting.own.pixel_limit)
-    each, size = (time.monotonic() - start) / len(sample), sum(x.nbytes for x in sample) / len(sample)
+def shorten_run(plan: ImagePlan, seconds: float) -> tuple[ImagePlan, float]:
+    """The run on a share of the images, if reading all of them into memory would take too long; and this share."""
+    source, test, start = plan.source, plan.test_source, time.monotonic()
+    sample = sample_images(source, 64, shrink_to=stored_side(plan.sizes[0]), max_pixels=plan.run_config.max_pixels)
+    per_image, size = (time.monotonic() - start) / len(sample), sum(image.nbytes for image in sample) / len(sample)
     total = len(source) + (len(test) if test else 0)
-    if size * len(source) > MEMORY or each * total < seconds / 2 or setting.world.device.type != "cpu":
-        return setting, 1.0
-    share = seconds / 3 / (each * total)
-    return replace(setting, source=part_of(source, share), test_source=part_of(test, share) if test else None), share
+    fits_in_memory = size * len(source) <= MEMORY  # if not, images are read during training
+    if not fits_in_memory or per_image * total < seconds / 2 or plan.recipe.world.device.type != "cpu":
+        return plan, 1.0
+    share = seconds / 3 / (per_image * total)
+    return replace(plan, source=part_of(source, share), test_source=part_of(test, share) if test else None), share
 
 
 def part_of(source: Source, share: float) -> Source:
-    """Images from all over a source."""
+    """A source with a share of the images, evenly spaced."""
     chosen = np.unique(np.linspace(0, len(source) - 1, max(2, round(share * len(source)))).astype(int))
-    numbers = chosen.tolist()
+    indices = chosen.tolist()
     return replace(
         source,
-        names=[source.names[i] for i in numbers],
+        names=[source.names[i] for i in indices],
         labels=None if source.labels is None else source.labels[chosen],
-        reader=lambda index: source.reader(numbers[index]),
+        reader=lambda index: source.reader(indices[index]),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Images of the whole run, by what they are for."""
+class ImageCounts:
+    """Numbers of images in a run."""
 
     train: int
-    judged: int
-    bank: int
-    """Labelled images that the features are judged on: those that are known ..."""
-    queries: int
-    """... and those that are asked for."""
+    """Images to train on."""
+    test: int
+    """Images to test on."""
+    labelled_train: int
+    """Labelled images to fit the classifiers of the final evaluation."""
+    labelled_test: int
+    """Labelled images to test these classifiers."""
     classes: int
 
     @classmethod
-    def of(cls, setting: PretrainPlan, dataset: Subset, judged: Subset, cut: bool, share: float) -> "Counts":
-        """Counted, or where only a share was read, extrapolated."""
-        train, asked = round(len(dataset) / share), round(len(judged) / share)
-        if cut:  # out of the same images, up to a limit
-            train, asked = train + asked, min(setting.own.held_out, int(0.1 * (train + asked)))
-            train -= asked
-        known, questions = ((part.labels >= 0).double().mean().item() if len(part) else 0.0 for part in (dataset, judged))
-        bank, queries = min(round(known * train), 20_000), min(round(questions * asked), 10_000)
-        judges = bool(bank and queries)
-        classes = max(len(dataset.dataset.classes), 2)
-        return cls(train=train, judged=asked, bank=bank * judges, queries=queries * judges, classes=classes)
+    def of(cls, plan: ImagePlan, train_set: Subset, test_set: Subset, held_out: bool, share: float) -> "ImageCounts":
+        """The counts, extrapolated if only a share of the images was read."""
+        train, test = round(len(train_set) / share), round(len(test_set) / share)
+        if held_out:  # from the same images, up to a limit
+            total = train + test
+            test = min(plan.run_config.held_out, int(0.1 * total))
+            train = total - test
+        labelled = ((part.labels >= 0).double().mean().item() if len(part) else 0.0 for part in (train_set, test_set))
+        train_share, test_share = labelled
+        labelled_train, labelled_test = min(round(train_share * train), MAX_TRAIN), min(round(test_share * test), MAX_TEST)
+        both = bool(labelled_train and labelled_test)
+        return cls(
+            train=train,
+            test=test,
+            labelled_train=labelled_train * both,
+            labelled_test=labelled_test * both,
+            classes=max(len(train_set.dataset.classes), 2),
+        )
 
 
-class TimeUp(Exception):  # noqa: N818 - no error: the time is up
-    """Ends the loop of a trial."""
+class TimeUp(Exception):  # noqa: N818 - not an error
+    """Raised to end the training loop of a dry run."""
 
 
 class TimedLog:
-    """Takes a log line for every so many steps, and ends the loop when the time is up; many processes end it together.
+    """A sink that records the log, and ends the loop on all processes when the time is up.
 
-    After the second one it calls `look`, where a monitor would: memory is at its fullest there.
+    After the second record it calls `monitor`, as the loop does, since memory is at its peak then.
     """
 
-    def __init__(self, world: World, seconds: float, every: int, look: Callable[[], None]) -> None:
-        self.world, self.seconds, self.every, self.look = world, seconds, every, look
+    def __init__(self, world: World, seconds: float, every: int, monitor: Callable[[], None]) -> None:
+        self.world, self.seconds, self.every, self.monitor = world, seconds, every, monitor
         self.records: list[Record] = []
         self._start = self._second = time.monotonic()
-        self.began = 0.0
+        self.before_first_step = 0.0
+
+    def start(self, first: int) -> None: ...
 
     def write(self, record: Record) -> None:
-        """Takes a log line."""
         self.records.append(record)
         if len(self.records) == 1:
-            self.began = time.monotonic() - self._start - record["seconds"]
+            self.before_first_step = time.monotonic() - self._start - record["seconds"]
         if len(self.records) == 2:
-            self.look()
+            self.monitor()
             self._second = time.monotonic()
         late = time.monotonic() - self._second > self.seconds
         if broadcast_from_main(int(len(self.records) >= 4 and late), self.world):
@@ -240,12 +256,11 @@ class TimedLog:
 
 
 class TimedCheckpoints(Checkpoints):
-    """Checkpoints that note how long they took."""
+    """Checkpoints that record how long each of them takes."""
 
     seconds: tuple[float, ...] = ()
 
     def save(self, step: int, files: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
-        """See `Checkpoints`."""
         start = time.monotonic()
         path = super().save(step, files, facts)
         self.seconds = (*self.seconds, time.monotonic() - start)
@@ -253,131 +268,146 @@ class TimedCheckpoints(Checkpoints):
 
 
 class TimedEvaluator:
-    """Looks at the encoder as the monitors do, on as many images as there is time for, and notes what one takes.
+    """Evaluates the encoder like the monitors of a run, on as many images as the time allows, and records the time per image.
 
-    A full batch of them in any case: the memory that it takes may be the most of all.
+    At least one full batch is evaluated: it may need more memory than a training step.
     """
 
-    def __init__(self, setting: PretrainPlan, dataset: Subset, judged: Subset, counts: Counts, room: float) -> None:
-        self.setting, self.dataset, self.judged, self.counts, self.room = setting, dataset, judged, counts, room
-        self.kept_aside = self.encoding = 0.0
-        """Seconds of the error on images kept aside, and of the features of an image."""
+    def __init__(self, recipe: Recipe, train_set: Subset, test_set: Subset, counts: ImageCounts, seconds: float) -> None:
+        self.recipe, self.train_set, self.test_set, self.counts, self.seconds = recipe, train_set, test_set, counts, seconds
+        self.held_out = 0.0
+        """Seconds of the method's own metrics on held-out images."""
+        self.per_image = 0.0
+        """Seconds of the features of an image."""
 
-    def look(self, learner: Any) -> Record:
-        """A monitor."""
-        vit, hardware, world = learner.encoder.config, self.setting.hardware, self.setting.world
-        if len(self.judged):
-            hold = partial(held_out, learner, judged=self.judged, vit=vit, hardware=hardware, world=world)
-            most = min(256, self.counts.judged)
-            self.kept_aside = most * timed(lambda count: hold(most=count), most, self.room, at_once(world))
-        self.encoding = self.each(learner, learner.encoder.features)
+    def monitor(self, learner: Any) -> Record:
+        """Evaluates the encoder, as a monitor of the loop."""
+        vit, hardware, world = learner.encoder.config, self.recipe.hardware, self.recipe.world
+        if len(self.test_set):
+
+            def held_out(count: int) -> Record:
+                batches = held_out_images(self.test_set, vit, hardware, world, count)
+                return held_out_metrics(learner, batches, hardware, world)
+
+            most = min(256, self.counts.test)
+            self.held_out = most * seconds_per_item(held_out, most, self.seconds, evaluation_batch_size(world))
+        self.per_image = self.feature_seconds(learner, learner.encoder.features)
         return {}
 
-    def each(self, learner: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        """Seconds that a function of normalised images takes for one."""
-        vit, hardware, world = learner.encoder.config, self.setting.hardware, self.setting.world
-        few = partial(Subset, self.dataset.dataset)
-        return timed(
-            lambda count: features_of(function, few(self.dataset.places[:count]), vit, hardware, world),
-            min(2500, len(self.dataset)),
-            self.room,
-            at_once(world),
+    def feature_seconds(self, learner: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        """Seconds per image of a function of normalised images."""
+        vit, hardware, world = learner.encoder.config, self.recipe.hardware, self.recipe.world
+        subset = partial(Subset, self.train_set.dataset)
+        return seconds_per_item(
+            lambda count: features_of(function, subset(self.train_set.indices[:count]), vit, hardware, world),
+            min(2500, len(self.train_set)),
+            self.seconds,
+            evaluation_batch_size(world),
         )
 
-    def seconds(self) -> float:
-        """Of a whole look; 0 where it could not look, for the learner is shared out over processes."""
-        looked = min(self.counts.bank, 2000) + min(self.counts.queries, 500) if self.counts.bank else min(self.counts.train, 500)
-        return self.kept_aside + looked * self.encoding
+    def monitor_seconds(self) -> float:
+        """Seconds of a whole evaluation; 0 if there is none, because the learner is sharded over processes."""
+        counts = self.counts
+        labelled = min(counts.labelled_train, 2000) + min(counts.labelled_test, 500)
+        return self.held_out + (labelled or min(counts.train, 500)) * self.per_image
 
 
-def stepped(
-    setting: PretrainPlan, learner: Method, loader: ImageLoader, checkpoints: Checkpoints, eye: TimedEvaluator, seconds: float
+def time_steps(
+    recipe: Recipe, learner: Method, loader: ImageLoader, checkpoints: Checkpoints, evaluator: TimedEvaluator, seconds: float
 ) -> TimedLog:
-    """The loop itself, ended when the time is up; it saves after the first line of the log, and looks after the second."""
-    world, hardware = setting.world, setting.hardware
+    """Runs the training loop until the time is up. Saves after the first step, and evaluates after the second line of the log."""
+    world, hardware = recipe.world, recipe.hardware
 
-    def look() -> None:
+    def monitor() -> None:
         if world.is_main and is_replicated(hardware, world):
-            judge(learner, [eye.look])
+            run_monitors(learner, [evaluator.monitor])
 
-    every = 5 if world.device.type == "cuda" else 1  # a GPU that is read after each step cannot run ahead
-    eager = replace(setting.training, log_every=every, save_seconds=0.0, monitor_times=0, epochs=1e9)
-    watch = TimedLog(world, seconds, every, look)
+    every = 5 if world.device.type == "cuda" else 1  # reading the log after each step would slow a GPU down
+    training = replace(recipe.training, log_every=every, save_seconds=0.0, num_evals=0, epochs=1e9)
+    log = TimedLog(world, seconds, every, monitor)
     with suppress(TimeUp):
-        train(learner, loader, eager, setting.optim, hardware, world, checkpoints=checkpoints, sinks=[watch])
-    return watch
+        train(learner, loader, replace(recipe, training=training), checkpoints=checkpoints, sinks=[log])
+    return log
 
 
-def timed(run: Callable[[int], object], most: int, room: float, least: int = 16) -> float:
-    """Seconds an image that `run(count)` takes, with as many as `room` seconds allow, between `least` and `most`."""
+def seconds_per_item(run: Callable[[int], object], most: int, seconds: float, least: int = 16) -> float:
+    """Seconds per item of `run(count)`, measured with between `least` and `most` items, depending on the time."""
     few = min(most, 16)
     run(few)  # a warm-up
     start = time.monotonic()
     run(few)
     each = (time.monotonic() - start) / few
-    count = min(most, max(least, int(room / each)))
+    count = min(most, max(least, int(seconds / each)))
     start = time.monotonic()
     run(count)
     return (time.monotonic() - start) / count
 
 
-def closing(learner: Method, eye: TimedEvaluator, counts: Counts) -> float:
-    """Seconds of the closing evaluation: the encoder, the same untrained, and raw pixels."""
+def time_evaluation(learner: Method, evaluator: TimedEvaluator, counts: ImageCounts) -> float:
+    """Seconds of the final evaluation of the encoder, the untrained encoder, and raw pixels."""
     vit = learner.encoder.config
     with torch.no_grad():
-        eye.look(learner)
-    if not counts.bank:
-        return eye.kept_aside + 2 * min(counts.train, 2000) * eye.encoding
-    reading = (counts.bank + counts.queries) * (2 * eye.encoding + eye.each(learner, raw_pixels))
+        evaluator.monitor(learner)
+    if not counts.labelled_train:
+        return evaluator.held_out + 2 * min(counts.train, 2000) * evaluator.per_image
+    images = counts.labelled_train + counts.labelled_test
+    features = images * (2 * evaluator.per_image + evaluator.feature_seconds(learner, raw_pixels))
     pixels = vit.channels * vit.image_size[0] * vit.image_size[1]
-    return eye.kept_aside + reading + 2 * comparing(vit.width, counts) + comparing(pixels, counts)
+    return evaluator.held_out + features + 2 * time_classifiers(vit.width, counts) + time_classifiers(pixels, counts)
 
 
-def comparing(width: int, counts: Counts) -> float:
-    """Seconds of k-NN and of the linear probe on features of this width: by the first queries, and by the probe's first steps.
+def time_classifiers(width: int, counts: ImageCounts) -> float:
+    """Seconds of k-NN and of the linear probe on features of this width, extrapolated from a few queries and a few steps.
 
-    The bank has its own size, up to a quarter of a GiB: one that fits the caches would be read faster.
+    The table has the full number of features, up to a quarter of a GiB, since a table that fits into the caches would be read
+    faster.
     """
-    size = max(32, min(1024, counts.bank // 20))
-    rows = max(2 * size, min(counts.bank, 2**26 // width))
+    size = max(32, min(1024, counts.labelled_train // 20))
+    rows = max(2 * size, min(counts.labelled_train, 2**26 // width))
     features, labels = torch.rand(rows, width), torch.arange(rows) % counts.classes
-    asked = features[: min(counts.queries, 1024)]  # so many at a time, as `knn_scores` takes them
+    queries = features[: min(counts.labelled_test, 1024)]  # the chunk size of `knn_scores`
     start = time.monotonic()
-    knn_scores(asked, features, labels, counts.classes)
-    each = (time.monotonic() - start) / len(asked)
+    knn_scores(queries, features, labels, counts.classes)
+    per_query = (time.monotonic() - start) / len(queries)
+    classes = [str(i) for i in range(counts.classes)]
 
-    def fit(count: int) -> float:
+    def fit(steps: int) -> float:
         start = time.monotonic()
-        config = TrainConfig(epochs=count * size / rows, batch_size=size)
-        fit_linear(features, labels, counts.classes, config, LINEAR)
+        config = TrainConfig(epochs=steps * size / rows, batch_size=size)
+        fit_linear(features, labels, classes, config, LINEAR)
         return time.monotonic() - start
 
     fit(2)
     few, more = fit(4), fit(44)
-    linear = few + max(0.0, more - few) / 40 * (LINEAR_EPOCHS * counts.bank / size - 4)
-    return each * counts.queries * (counts.bank / rows) + linear
+    linear = few + max(0.0, more - few) / 40 * (LINEAR_EPOCHS * counts.labelled_train / size - 4)
+    return per_query * counts.labelled_test * (counts.labelled_train / rows) + linear
 
 
-def ending(setting: PretrainPlan, learner: Method, samples: Subset, folder: Path, records: list[Record]) -> float:
-    """Seconds of writing the model and the report, into a run folder of their own."""
+def time_writing(plan: ImagePlan, learner: Method, samples: Subset, folder: Path, records: list[Record]) -> float:
+    """Seconds to write the model and the report, into a temporary run folder."""
     start = time.monotonic()
-    run = open_run(folder / "run", "pretrain", setting.config, setting.facts, write=True, say=lambda text: None)
-    log = JsonLines(run.path / "log.jsonl", 0)
+    run = open_run(folder / "run", "pretrain", plan.config, plan.facts, write=True, say=lambda text: None)
+    log = JsonLines(run.path / "log.jsonl")
+    log.start(0)
     for record in records:
         log.write(record)
     log.close()
-    native.save(learner, run.path)
-    save_samples(run, samples, learner.encoder.config)
+    model_files.save(learner, run.path)
+    save_samples(run.path / "samples.npz", samples, learner.encoder.config)
     write_page(run, learner)
     return time.monotonic() - start
 
 
-def most_memory(setting: PretrainPlan, channels: int, counts: Counts, kept: int, share: float) -> int | None:
-    """The most that the process held, or will hold: images that were not read, and raw pixels in float32 when it judges them."""
-    device = setting.world.device
-    seen, now = peak_memory(device), process_bytes("VmRSS")
-    if seen is None or now is None or device.type != "cpu":
-        return seen
-    height, width = setting.sizes[0]
-    judging = 4 * (channels * height * width * (counts.bank + counts.queries) + 1024 * counts.bank)  # pixels, and cosines
-    return int(max(seen, now + judging) + kept * (1 / share - 1))
+def predict_memory(plan: ImagePlan, channels: int, counts: ImageCounts, stored: int, share: float) -> int | None:
+    """The peak memory of the whole run in bytes; None if it cannot be measured.
+
+    On a CPU, this includes images that were not read, and the raw pixels in float32 for the final evaluation.
+    """
+    device = plan.recipe.world.device
+    peak, now = peak_memory(device), process_bytes("VmRSS")
+    if peak is None or now is None or device.type != "cpu":
+        return peak
+    height, width = plan.sizes[0]
+    pixels = channels * height * width * (counts.labelled_train + counts.labelled_test)
+    similarities = 1024 * counts.labelled_train  # of k-NN
+    return int(max(peak, now + 4 * (pixels + similarities)) + stored * (1 / share - 1))

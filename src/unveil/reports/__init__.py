@@ -1,1 +1,1 @@
-"""Floor 4: everything that looks at a run. It reads run folders and nothing else."""
+"""Figures, tables and HTML pages about runs. They read nothing but run folders."""

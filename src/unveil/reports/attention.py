@@ -1,103 +1,105 @@
-"""Where the class token of an encoder looks in its last block."""
+"""Figures of the attention of the class token in the last block."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from unveil.errors import UnveilError
-from unveil.reports.image_grid import Sheet, channel_note, displayable
+from unveil.protocols import HasAttention
+from unveil.reports.image_grid import ImageGrid, channel_note, to_rgb
+from unveil.reports.style import apply_colormap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Weights = Float[np.ndarray, "rows columns"]
-Image = Float[np.ndarray, "H W 3"]
-WIDEST = 5
-"""Cells in a line, so that a line can be read on a phone."""
-NOTE = (
-    "Brightness runs from no attention to each map's own maximum; the number says how many times more that is than "
-    "every patch would get if all got the same."
+RGBImage = Float[np.ndarray, "H W 3"]
+MAX_COLUMNS = 5
+"""Maximum number of cells in a row, for small screens."""
+SCALE_NOTE = (
+    "Brightness goes from no attention to the maximum of each map. The number compares this maximum to uniform attention, which "
+    "would be 1\N{MULTIPLICATION SIGN} everywhere."
 )
 
 
-def figure(
+def attention_figure(
     encoder: nn.Module,
     images: Float[Tensor, "B C H W"],
     *,
     names: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    noted: bool = True,
-) -> Figure:
-    """Images, the attention of the class token averaged over heads upon each, and that of each head.
+    with_notes: bool = True,
+) -> "Figure":
+    """Draws images, the attention of the class token averaged over heads, and the attention of each head.
 
     Args:
         encoder: A Vision Transformer, in eval mode.
         images: Normalised images.
-        names: Of the images.
-        mean: What the images were normalised with; what the encoder's config says by default.
-        std: Likewise.
-        noted: Whether `notes` are written below.
+        names: Names of the images.
+        mean: The mean with which the images were normalised; by default that of the encoder's config.
+        std: The standard deviation with which the images were normalised; by default that of the encoder's config.
+        with_notes: Whether to write `attention_notes` below.
 
     Raises:
-        UnveilError: For an encoder that has no class token to look with.
+        UnveilError: If the encoder has no attention of a class token.
     """
-    looks = getattr(encoder, "attention", None)
-    if looks is None:
+    if not isinstance(encoder, HasAttention):
         raise UnveilError(f"{type(encoder).__name__} has no class token whose attention could be shown")
     config: Any = encoder.config
     images = images.to(next(encoder.parameters()).device)
-    weights = looks(images).float().cpu().numpy()  # (B, h, N)
+    weights = encoder.attention(images).float().cpu().numpy()  # (B, h, N)
     maps = weights.reshape(*weights.shape[:2], *config.grid)  # (B, h, rows, columns)
-    heads = maps.shape[1]
-    lines = -(-(2 + heads) // WIDEST)
-    across = -(-(2 + heads) // lines)
-    sheet = Sheet(
+    cell_count = 2 + maps.shape[1]  # the image, the mean over heads, and each head
+    lines = -(-cell_count // MAX_COLUMNS)
+    columns = -(-cell_count // lines)
+    grid = ImageGrid(
         len(images) * lines,
-        (across,),
+        (columns,),
         (images.shape[2], images.shape[3]),
         names=[name for name in names for name in (name, *[""] * (lines - 1))] if names else None,
-        notes=notes(config.channels) if noted else (),
-        headed=False,
+        notes=attention_notes(config.channels) if with_notes else (),
+        headings=False,
         label_rows=range(len(images) * lines),
         side=0.78,
     )
-    originals = displayable(images, mean or config.mean, std or config.std)
-    for i, (image, looking) in enumerate(zip(originals, maps, strict=True)):
-        average = looking.mean(axis=0)
-        cells = [("image", image), (f"all heads\n{peak(average)}", overlaid(image, average))]
-        cells += [(f"head {head}\n{peak(one)}", coloured(one, image)) for head, one in enumerate(looking, start=1)]
-        for place, (label, cell) in enumerate(cells):
-            sheet.show(i * lines + place // across, place % across, cell, label)
-    return sheet.figure
+    originals = to_rgb(images, mean or config.mean, std or config.std)
+    for i, (image, heads) in enumerate(zip(originals, maps, strict=True)):
+        average = heads.mean(axis=0)
+        cells = [("image", image), (f"all heads\n{peak(average)}", overlay(image, average))]
+        cells += [(f"head {number}\n{peak(head)}", to_colours(head, image)) for number, head in enumerate(heads, start=1)]
+        for index, (label, cell) in enumerate(cells):
+            grid.add_image(i * lines + index // columns, index % columns, cell, label)
+    return grid.figure
 
 
-def notes(channels: int) -> list[str]:
-    """What a reader has to know to judge the maps."""
-    return [note for note in (NOTE, channel_note(channels)) if note]
+def attention_notes(channels: int) -> list[str]:
+    """Notes that explain the maps."""
+    return [note for note in (SCALE_NOTE, channel_note(channels)) if note]
 
 
 def peak(weights: Weights) -> str:
-    """The largest weight, as a multiple of their mean."""
+    """The largest weight, as a multiple of the mean."""
     return f"{weights.max() / max(weights.mean(), 1e-12):.1f}\N{MULTIPLICATION SIGN}"
 
 
-def enlarged(weights: Weights, image: Image) -> Float[np.ndarray, "H W"]:
-    """The weights from 0 to 1 at the size of the image, each patch a flat square."""
+def upsample(weights: Weights, image: RGBImage) -> Float[np.ndarray, "H W"]:
+    """Scales weights to 0 to 1, and enlarges them to the size of the image without interpolation."""
     scaled = weights / max(weights.max(), 1e-12)
     return np.kron(scaled, np.ones((image.shape[0] // weights.shape[0], image.shape[1] // weights.shape[1])))
 
 
-def coloured(weights: Weights, image: Image) -> Image:
-    """The weights as colours at the size of the image."""
-    return np.asarray(colormaps["magma"](enlarged(weights, image)))[..., :3]
+def to_colours(weights: Weights, image: RGBImage) -> RGBImage:
+    """Maps weights to colours, at the size of the image."""
+    return apply_colormap("magma", upsample(weights, image))
 
 
-def overlaid(image: Image, weights: Weights) -> Image:
-    """The image in grey, lit where the weights are large."""
+def overlay(image: RGBImage, weights: Weights) -> RGBImage:
+    """The image in grey, with large weights in colour."""
     grey = image.mean(axis=2, keepdims=True)
-    share = 0.75 * enlarged(weights, image)[..., None]
-    lit: Image = 0.8 * grey * (1 - share) + coloured(weights, image) * share
-    return lit
+    share = 0.75 * upsample(weights, image)[..., None]
+    blend: RGBImage = 0.8 * grey * (1 - share) + to_colours(weights, image) * share
+    return blend

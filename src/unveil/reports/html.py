@@ -1,53 +1,54 @@
-"""HTML that is built, not pasted: whatever is not markup already is text, and is escaped."""
+"""Builds HTML from elements. Strings are text and are escaped, unless they are `Markup`."""
 
 import html
 from collections.abc import Iterable
 from unicodedata import category
 
-VOID = frozenset({"meta", "br", "hr", "img"})
+VOID_ELEMENTS = frozenset({"meta", "br", "hr", "img"})
+"""Elements without an end tag."""
 
 
 class Markup(str):
-    """HTML that is right as it is; any other string is text."""
+    """HTML that is not escaped again. Any other string is text."""
 
     __slots__ = ()
 
 
-def clean(text: object) -> str:
-    """Text without what no page can show: control characters, and the bytes of file names that are not Unicode."""
+def printable(text: object) -> str:
+    """Text without control characters, and without bytes of file names that are not Unicode."""
     return "".join("\ufffd" if category(c) in ("Cc", "Cs") and c != "\n" else c for c in str(text))
 
 
 def escape(text: object) -> Markup:
-    """Text as HTML."""
-    return text if isinstance(text, Markup) else Markup(html.escape(clean(text)))
+    """Escapes text for HTML."""
+    return text if isinstance(text, Markup) else Markup(html.escape(printable(text)))
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
-    """An element: children that are not markup are escaped, and so are attributes; `class_` is written `class`."""
+    """An HTML element. Attributes, and children that are not markup, are escaped; `class_` becomes `class`."""
     names = {key: key.rstrip("_").replace("_", "-") for key in attributes}
-    given = "".join(f' {names[key]}="{html.escape(clean(value))}"' for key, value in attributes.items())
-    if name in VOID:
-        return Markup(f"<{name}{given}>")
-    return Markup(f"<{name}{given}>{join(children)}</{name}>")
+    written = "".join(f' {names[key]}="{html.escape(printable(value))}"' for key, value in attributes.items())
+    if name in VOID_ELEMENTS:
+        return Markup(f"<{name}{written}>")
+    return Markup(f"<{name}{written}>{join_markup(children)}</{name}>")
 
 
-def join(parts: Iterable[object]) -> Markup:
-    """Several parts, one after the other."""
+def join_markup(parts: Iterable[object]) -> Markup:
+    """Concatenates parts."""
     return Markup("".join(escape(part) for part in parts))
 
 
-def table(
-    head: Iterable[object], rows: Iterable[Iterable[object]], *, title: str, titled: bool = True, class_: str = "numbers"
+def table_element(
+    head: Iterable[object], rows: Iterable[Iterable[object]], *, title: str, show_title: bool = True, class_: str = "numbers"
 ) -> Markup:
-    """A table that scrolls inside its own box; the first column names the rows.
+    """A table in a box of its own, which can scroll. The first column has the names of the rows.
 
     Args:
-        head: A name for each column.
-        rows: Their cells: text, or a whole `td`.
-        title: What the table shows; it stands above the box, so that it does not scroll with it.
-        titled: Whether the title is seen, or only heard.
-        class_: For the style sheet.
+        head: Names of the columns.
+        rows: Cells of each row: text, or a whole `td`.
+        title: The title, above the box, so that it does not scroll with the table.
+        show_title: Whether the title is visible. If not, only screen readers use it.
+        class_: A class of the style sheet.
     """
     top = element("tr", *(element("th", cell, scope="col") for cell in head))
     lines = []
@@ -56,4 +57,4 @@ def table(
         lines.append(element("tr", element("th", first, scope="row"), *cells))
     body = element("table", element("thead", top), element("tbody", *lines))
     box = element("div", body, class_=f"table {class_}", tabindex=0, role="region", aria_label=title)
-    return join([element("p", title, class_="title"), box]) if titled else box
+    return join_markup([element("p", title, class_="title"), box]) if show_title else box

@@ -1,38 +1,40 @@
-"""Images in cells of equal size, under headings: the paper that reconstructions and attention maps are drawn on."""
+"""A figure of images in cells of equal size, for reconstructions, attention maps and class maps."""
 
 import textwrap
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from unveil.blocks.patches import Size
-from unveil.reports.html import clean
-from unveil.reports.style import LIGHT, TYPE
+from unveil.reports.html import printable
+from unveil.reports.style import LIGHT, new_figure, styled
 
-GAP, GROUP_GAP, MARGIN = 0.05, 0.24, 0.06  # inches
-LABEL, HEADING, LINE = 0.36, 0.3, 0.165  # labels of up to two lines
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GAP, GROUP_GAP, MARGIN = 0.05, 0.24, 0.06
+"""Inches between cells, between groups of cells, and around the figure."""
+LABEL_HEIGHT, HEADING_HEIGHT, LINE_HEIGHT = 0.36, 0.3, 0.165
+"""Heights in inches of a label of up to two lines, of a heading, and of a line of notes."""
 
 
-def displayable(images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]) -> Float[np.ndarray, "B H W 3"]:
-    """Normalised images as colours between 0 and 1; what lies outside is cut off.
+def to_rgb(images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]) -> Float[np.ndarray, "B H W 3"]:
+    """Converts normalised images to colours between 0 and 1. Other values are clipped.
 
-    One or two channels are shown as grey (the first), more than three as the first three: `channel_note` says so.
+    With one or two channels, the first is shown as grey. With more, the first three are red, green and blue: see `channel_note`.
     """
-    shown = 3 if images.shape[1] >= 3 else 1
+    channels = 3 if images.shape[1] >= 3 else 1
     scale, shift = (images.new_tensor(tuple(x))[:, None, None] for x in (std, mean))
-    pixels = (images.float() * scale + shift)[:, :shown].clamp(0, 1).expand(-1, 3, -1, -1)
+    pixels = (images.float() * scale + shift)[:, :channels].clamp(0, 1).expand(-1, 3, -1, -1)
     pixels = pixels.nan_to_num(0.0)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def channel_note(channels: int) -> str | None:
-    """Which channels `displayable` shows, where that is not all of them."""
+    """A note on the channels that `to_rgb` shows, if it does not show all of them."""
     if channels in (1, 3):
         return None
     if channels == 2:
@@ -40,93 +42,91 @@ def channel_note(channels: int) -> str | None:
     return f"The images have {channels} channels: the first three are shown, as red, green and blue."
 
 
-def short(name: str, limit: int = 22) -> str:
-    """A name on one line, with the middle left out where it is long."""
-    name = clean(name).replace("\n", " ")
+def shorten_name(name: str, limit: int = 22) -> str:
+    """A name on one line. A long name is shortened in the middle."""
+    name = printable(name).replace("\n", " ")
     return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-(limit - limit // 2) :]}"
 
 
-class Sheet:
-    """A figure of rows and columns of equal cells; some columns start a new group, with room before them.
+class ImageGrid:
+    """A figure of rows and columns of equal cells. Columns form groups, with a gap before each group.
 
     Args:
-        rows: How many rows of cells.
-        groups: How many columns each group has.
-        image: Height and width of what the cells show.
-        names: A name for each row, at its left.
-        notes: Sentences below.
-        headed: Whether the groups have headings.
-        label_rows: The rows that have labels above them; the first by default.
-        side: Of a square cell, in inches; labels must fit.
+        rows: Number of rows.
+        groups: Number of columns of each group.
+        image_size: Height and width of the images in the cells.
+        names: A name for each row, to its left.
+        notes: Sentences below the cells.
+        headings: Whether to leave room for headings above the groups.
+        label_rows: The rows that have labels above their cells.
+        side: Side of a square cell, in inches; labels must fit.
     """
 
     def __init__(
         self,
         rows: int,
         groups: Sequence[int],
-        image: Size,
+        image_size: Size,
         *,
         names: Sequence[str] | None = None,
         notes: Sequence[str] = (),
-        headed: bool = True,
+        headings: bool = True,
         label_rows: Sequence[int] = (0,),
         side: float = 0.96,
     ) -> None:
-        ratio = image[0] / image[1]
-        self.width = side * min(max(ratio**-0.5, 1.0), 2.2)  # narrower, and labels would touch
-        self.height = self.width * ratio
-        self.enlarged = -(-160 // max(image)) if max(image) <= 96 else 1  # small images show their pixels
-        gutter = MARGIN + (max(len(short(name)) for name in names) * 0.075 + 0.08 if names else 0.0)
+        ratio = image_size[0] / image_size[1]
+        self.cell_width = side * min(max(ratio**-0.5, 1.0), 2.2)  # the labels of narrower cells would overlap
+        self.cell_height = self.cell_width * ratio
+        self.zoom = -(-160 // max(image_size)) if max(image_size) <= 96 else 1  # enlarges small images, with visible pixels
+        gutter = MARGIN + (max(len(shorten_name(name)) for name in names) * 0.075 + 0.08 if names else 0.0)
         self.left = [
-            gutter + column * (self.width + GAP) + group * (GROUP_GAP - GAP)
+            gutter + column * (self.cell_width + GAP) + group * (GROUP_GAP - GAP)
             for column, group in enumerate(np.repeat(np.arange(len(groups)), groups).tolist())
         ]
-        total = self.left[-1] + self.width + MARGIN
-        lines = [line for note in notes for line in textwrap.wrap(note, max(int(total / 0.073), 20))]
-        above = np.cumsum([LABEL if row in label_rows else 0.0 for row in range(rows)])
-        foot = MARGIN + (0.12 + LINE * len(lines) if lines else 0.0)
-        head = MARGIN + (HEADING if headed else 0.0)
-        self.tall = head + float(above[-1]) + rows * (self.height + GAP) - GAP + foot
-        self.top = [self.tall - head - float(above[row]) - row * (self.height + GAP) for row in range(rows)]
-        self.total = total
-        with rc_context(TYPE):
-            self.figure = Figure(figsize=(total, self.tall), facecolor=LIGHT["paper"])
+        self.width = self.left[-1] + self.cell_width + MARGIN
+        lines = [line for note in notes for line in textwrap.wrap(note, max(int(self.width / 0.073), 20))]
+        labels = np.cumsum([LABEL_HEIGHT if row in label_rows else 0.0 for row in range(rows)])
+        foot = MARGIN + (0.12 + LINE_HEIGHT * len(lines) if lines else 0.0)
+        head = MARGIN + (HEADING_HEIGHT if headings else 0.0)
+        self.height = head + float(labels[-1]) + rows * (self.cell_height + GAP) - GAP + foot
+        self.top = [self.height - head - float(labels[row]) - row * (self.cell_height + GAP) for row in range(rows)]
+        self.figure = new_figure(self.width, self.height)
         for row, name in enumerate(names or ()):
-            middle = self.top[row] - self.height / 2
-            self.text(gutter - 0.08, middle, short(name), ha="right", va="center", color="quiet")
+            middle = self.top[row] - self.cell_height / 2
+            self.add_text(gutter - 0.08, middle, shorten_name(name), ha="right", va="center", color="muted")
         for i, line in enumerate(lines):
-            self.text(gutter, foot - 0.12 - LINE * i, line, va="top", color="quiet")
+            self.add_text(gutter, foot - 0.12 - LINE_HEIGHT * i, line, va="top", color="muted")
 
-    def show(self, row: int, column: int, image: np.ndarray, label: str = "") -> Axes:
-        """Puts an image into a cell, with a label above it."""
-        place = (self.left[column], self.top[row] - self.height, self.width, self.height)
-        with rc_context(TYPE):
-            axes = self.figure.add_axes(self.share(place))
-        if self.enlarged > 1:  # by hand: viewers of PDF would smooth it
-            image = image.repeat(self.enlarged, axis=0).repeat(self.enlarged, axis=1)
-        axes.imshow(image, interpolation="none" if self.enlarged > 1 else "auto", aspect="auto")
+    def add_image(self, row: int, column: int, image: np.ndarray, label: str = "") -> "Axes":
+        """Draws an image in a cell, with a label above it."""
+        box = (self.left[column], self.top[row] - self.cell_height, self.cell_width, self.cell_height)
+        with styled():
+            axes = self.figure.add_axes(self.fraction(box))
+        if self.zoom > 1:  # not done by matplotlib, since PDF viewers would smooth the pixels
+            image = image.repeat(self.zoom, axis=0).repeat(self.zoom, axis=1)
+        axes.imshow(image, interpolation="none" if self.zoom > 1 else "auto", aspect="auto")
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(visible=True, linewidth=0.5, color=LIGHT["rule"])  # white images have an edge too
+        axes.spines[:].set(visible=True, linewidth=0.5, color=LIGHT["border"])  # also for white images
         if label:
-            self.text(place[0] + self.width / 2, self.top[row] + 0.07, label, ha="center", va="baseline", color="quiet")
+            self.add_text(box[0] + self.cell_width / 2, self.top[row] + 0.07, label, ha="center", va="baseline", color="muted")
         return axes
 
-    def heading(self, first: int, last: int, text: str) -> None:
-        """A heading over the columns `first` to `last`, with a line under it."""
-        left, right = self.left[first], self.left[last] + self.width
-        y = self.tall - MARGIN - HEADING + 0.08
-        self.text((left + right) / 2, y + 0.08, text, ha="center", va="baseline", color="ink", weight="bold", size=10)
-        with rc_context(TYPE):
-            line = self.figure.add_axes(self.share((left, y, right - left, 0.012)))
+    def add_heading(self, first: int, last: int, text: str) -> None:
+        """Writes a heading over the columns `first` to `last`, with a line under it."""
+        left, right = self.left[first], self.left[last] + self.cell_width
+        y = self.height - MARGIN - HEADING_HEIGHT + 0.08
+        self.add_text((left + right) / 2, y + 0.08, text, ha="center", va="baseline", color="text", weight="bold", size=10)
+        with styled():
+            line = self.figure.add_axes(self.fraction((left, y, right - left, 0.012)))
         line.set_axis_off()
-        line.axhspan(0, 1, color=LIGHT["rule"], linewidth=0)
+        line.axhspan(0, 1, color=LIGHT["border"], linewidth=0)
         line.set_label("rule")
 
-    def share(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """A box in inches as a share of the figure."""
-        return box[0] / self.total, box[1] / self.tall, box[2] / self.total, box[3] / self.tall
+    def fraction(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """A box in inches as fractions of the figure."""
+        return box[0] / self.width, box[1] / self.height, box[2] / self.width, box[3] / self.height
 
-    def text(
+    def add_text(
         self,
         x: float,
         y: float,
@@ -135,20 +135,9 @@ class Sheet:
         color: str,
         ha: Literal["left", "center", "right"] = "left",
         va: Literal["top", "center", "baseline"] = "top",
-        weight: str = "normal",
-        size: float = 9,
+        **options: Any,
     ) -> None:
-        """Text at a place in inches; a dollar sign is a dollar sign."""
-        with rc_context(TYPE):
-            self.figure.text(
-                x / self.total,
-                y / self.tall,
-                text,
-                ha=ha,
-                va=va,
-                color=LIGHT[color],
-                weight=weight,
-                size=size,
-                parse_math=False,
-                linespacing=1.1,
-            )
+        """Writes text at a position in inches. Dollar signs are printed, not parsed as formulas."""
+        style: dict[str, Any] = {"size": 9, "weight": "normal", "linespacing": 1.1, "parse_math": False} | options
+        with styled():
+            self.figure.text(x / self.width, y / self.height, text, ha=ha, va=va, color=LIGHT[color], **style)

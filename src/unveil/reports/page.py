@@ -1,59 +1,78 @@
-"""The report of a run: one page in the run folder that needs no other file, no network, and no script."""
+"""The report of a run: one HTML page in the run folder, without scripts, other files or network access."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from unveil.atomic_files import write_text
 from unveil.learner import Learner
 from unveil.methods import METHODS
-from unveil.reports.html import Markup, element, join
-from unveil.reports.run_info import data_section, receipt_section, settings_section, skipped_section
-from unveil.reports.sections import attention_section, class_results, curve_section, drawn, reconstruction_section
+from unveil.reports.confusion import class_section
+from unveil.reports.html import Markup, element, join_markup
+from unveil.reports.run_info import data_section, environment_section, settings_section, skipped_section
+from unveil.reports.sections import (
+    attention_section,
+    curve_section,
+    draw_samples,
+    prediction_section,
+    read_samples,
+    reconstruction_section,
+)
 from unveil.reports.style import style_sheet
 from unveil.reports.table import html_table
 from unveil.reports.verdict import verdict
-from unveil.train.checkpoint import write_whole
 from unveil.train.run_folder import Run
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-KINDS = {"pretrain": "pretrained on", "finetune": "fine-tuned on", "probe": "judged on"}
+"""The Content-Security-Policy, which does not allow the page to load anything."""
+KINDS = {
+    "pretrain": "pretrained on",
+    "finetune": "fine-tuned on",
+    "probe": "evaluated on",
+    "translate": "a translation model trained on",
+}
+"""The wording of the title for each kind of run."""
 
 
 def write_page(run: Run, learner: Learner | None) -> Path:
-    """Writes `report.html` into a run folder; what the run does not have is left out, or said to be missing.
+    """Writes `report.html` into a run folder. Sections for which the run has no data are left out.
 
     Args:
         run: The run.
-        learner: Its trained model, in eval mode, to draw reconstructions and attention with; None leaves them out.
+        learner: Its trained model in eval mode, for figures of reconstructions and attention; None leaves them out.
     """
-    makers: list[tuple[str, Callable[[], Markup | None]]] = [
+    draw_maps = partial(prediction_section, classes=run.results.get("classes") or [])
+    builders: list[tuple[str, Callable[[], Markup | None]]] = [
         ("Results", lambda: html_table(run.results) or None),
         ("Curves", lambda: curve_section(run)),
-        ("Reconstructions", lambda: drawn(run, learner, reconstruction_section)),
-        ("Attention", lambda: drawn(run, learner, attention_section)),
-        ("Classes", lambda: class_results(run)),
-        ("Data", lambda: data_section(data) if (data := run.facts.get("data")) else None),
+        ("Predictions", lambda: draw_samples(run, learner, draw_maps) if has_maps(run) else None),
+        ("Reconstructions", lambda: draw_samples(run, learner, reconstruction_section)),
+        ("Attention", lambda: draw_samples(run, learner, attention_section)),
+        ("Classes", lambda: class_section(run.results)),
+        ("Data", lambda: data_section(data, sample_noun(run.facts.get("kind"))) if (data := run.facts.get("data")) else None),
         ("Skipped", lambda: skipped_section(run.path / "skipped.txt")),
         ("Settings", lambda: settings_section(config) if (config := run.facts.get("config")) else None),
-        ("Receipt", lambda: receipt_section(run.facts, run.results)),
+        ("Environment", lambda: environment_section(run.facts, run.results)),
     ]
-    made = [(name, body) for name, make in makers if (body := make())]
+    sections = [(name, body) for name, build in builders if (body := build())]
     version = (run.facts.get("versions") or {}).get("unveil")
-    made_by = f", trained with unveil {version}" if version else ""
-    return write_document(run.path, *headline(run), made, f"Written from the run folder {run.path.name}{made_by}.")
+    program = f"; trained with unveil {version}" if version else ""
+    return write_document(run.path, *headline(run), sections, f"Generated from the run folder {run.path.name}{program}.")
 
 
-def write_document(folder: Path, heading: Markup, title: str, made: Sequence[tuple[str, Markup]], foot: str) -> Path:
-    """Writes `report.html` into a folder: a heading, sections by name, and a last line."""
+def write_document(folder: Path, heading: Markup, title: str, sections: Sequence[tuple[str, Markup]], footer: str) -> Path:
+    """Writes `report.html` into a folder, with a heading, named sections, and a footer."""
     path = folder / "report.html"
-    text = "<!DOCTYPE html>\n" + document(heading, title, made, foot) + "\n"
-    write_whole(path, text.encode("ascii", "xmlcharrefreplace").decode())  # whatever the system's encoding is
+    text = "<!DOCTYPE html>\n" + document(heading, title, sections, footer) + "\n"
+    write_text(path, text.encode("ascii", "xmlcharrefreplace").decode())  # ASCII is valid in every encoding
     return path
 
 
-def document(heading: Markup, title: str, made: Sequence[tuple[str, Markup]], foot: str) -> Markup:
-    """The whole document."""
-    links = element("nav", *(element("a", name, href=f"#{name.lower()}") for name, _ in made), aria_label="Sections")
-    sections = [element("section", element("h2", name), body, id=name.lower()) for name, body in made]
+def document(heading: Markup, title: str, sections: Sequence[tuple[str, Markup]], footer: str) -> Markup:
+    """The HTML of a whole document."""
+    links = element("nav", *(element("a", name, href=f"#{anchor(name)}") for name, _ in sections), aria_label="Sections")
+    bodies = [element("section", element("h2", name), body, id=anchor(name)) for name, body in sections]
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -63,22 +82,42 @@ def document(heading: Markup, title: str, made: Sequence[tuple[str, Markup]], fo
         element("title", title),
         element("style", Markup(style_sheet())),
     )
-    body = element("body", element("header", heading, links), element("main", *sections), element("footer", foot))
+    body = element("body", element("header", heading, links), element("main", *bodies), element("footer", footer))
     return element("html", head, body, lang="en")
 
 
+def anchor(name: str) -> str:
+    """The identifier of a section, for links."""
+    return name.lower().replace(" ", "-").replace(",", "")
+
+
 def headline(run: Run) -> tuple[Markup, str]:
-    """What was trained on what, and a sentence on how it went; and the title of the page."""
+    """The heading of the page, with model, data and verdict; and the title of the page."""
     config, data = run.facts.get("config") or {}, run.facts.get("data") or {}
-    called = {key: place.rpartition(":")[2] for key, place in METHODS.items()}
     kind = str(run.facts.get("kind", "run"))
-    names = [called.get(str(config.get("method")), config.get("method")), config.get("model")]
-    what = " with ".join(str(each) for each in names if each) or "a model"
+    model = " with ".join(str(each) for each in (method_name(config), config.get("model")) if each) or "a model"
     name = str(data.get("name", "unnamed data"))
-    title = f"{what}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
-    counts = ((data.get("count"), "images"), (data.get("texts"), "texts"))
-    count = next((f"{number:,} {what}" for number, what in counts if isinstance(number, int)), "")
+    title = f"{model}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
+    counts = ((data.get("count"), sample_noun(kind)), (data.get("texts"), "texts"))
+    count = next((f"{number:,} {noun}" for number, noun in counts if isinstance(number, int)), "")
     epochs = config.get("epochs")
     facts = [count, f"{epochs:g} epoch{'s' * (epochs != 1)}" if isinstance(epochs, int | float) else ""]
-    below = element("p", " · ".join(["run " + run.path.name, *filter(None, facts)]), class_="quiet")
-    return join([element("h1", title), element("p", verdict(run.results), class_="verdict"), below]), title
+    line = element("p", " · ".join(["run " + run.path.name, *filter(None, facts)]), class_="muted")
+    return join_markup([element("h1", title), element("p", verdict(run.results), class_="verdict"), line]), title
+
+
+def method_name(config: Mapping[str, Any]) -> str | None:
+    """The class name of the method of a run; None for a run without a method."""
+    method = str(config.get("method") or "")
+    return str(config.get("class") or METHODS.builtin.get(method, method)).rpartition(":")[2] or None
+
+
+def sample_noun(kind: object) -> str:
+    """The noun for the samples of a kind of run, in plural."""
+    return "sentence pairs" if kind == "translate" else "images"
+
+
+def has_maps(run: Run) -> bool:
+    """Whether the samples of a run have class maps."""
+    samples = read_samples(run.path / "samples.npz")
+    return samples is not None and samples.maps is not None

@@ -1,154 +1,147 @@
-"""What a masked autoencoder sees, and what it makes of it.
+"""Figures of reconstructions.
 
-    original | masked, reconstruction, visible patches pasted in | the same with more hidden | ...
+    original | masked, reconstruction, visible patches pasted in | the same columns for a higher mask ratio | ...
 
-B images, C H W, N patches. Each ratio hides all that a smaller one
-hides, and more, so that a row reads from easy to hard.
+B images, C H W, N patches. A higher ratio masks the patches of a lower ratio and more, so a row goes from easy to hard.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
-from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.blocks.masks import as_bool, random_mask, visible_count
-from unveil.blocks.stateless_random import sample_keys, uniform
-from unveil.blocks.targets import NormalisedTarget
+from unveil.blocks.stateless_random import Stream, sample_keys, uniform
 from unveil.errors import UnveilError
-from unveil.learner import Learner
-from unveil.models.vit import ViTConfig
-from unveil.reports.image_grid import Sheet, channel_note, displayable
-from unveil.reports.style import HIDDEN
+from unveil.models.vit_config import ViTConfig
+from unveil.protocols import Reconstructs, SamplesMasks
+from unveil.reports.image_grid import ImageGrid, channel_note, to_rgb
+from unveil.reports.style import MASK_GREY
 
-RATIOS = (0.5, 0.75, 0.9)
-LABELS = ("masked", "reconstruction", "visible patches\npasted in")
-UNTRAINED = "Training compares hidden patches alone: what is painted over visible ones means nothing."
-BORROWED = "The target is normalised per patch: each reconstructed patch borrows the true patch's mean and variance."
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEFAULT_RATIOS = (0.5, 0.75, 0.9)
+COLUMN_LABELS = ("masked", "reconstruction", "visible patches\npasted in")
+VISIBLE_NOTE = "The loss compares masked patches only, so the reconstruction of visible patches is arbitrary."
+NORMALISED_NOTE = "The target is normalised per patch: each reconstructed patch gets the mean and the variance of the true patch."
 
 
-def figure(
-    mae: Learner,
+def reconstruction_figure(
+    learner: nn.Module,
     images: Float[Tensor, "B C H W"],
     *,
-    ratios: Sequence[float] = RATIOS,
+    ratios: Sequence[float] = DEFAULT_RATIOS,
     names: Sequence[str] | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    noted: bool = True,
-) -> Figure:
-    """Images and their reconstructions, a row each; with a single ratio it fits a column of text, or a phone.
+    with_notes: bool = True,
+) -> "Figure":
+    """Draws images and their reconstructions, one row each. With a single ratio, the figure fits a column of text or a phone.
 
     Args:
-        mae: A trained masked autoencoder with its decoder, in eval mode.
+        learner: A trained learner that reconstructs images, such as a masked autoencoder with its decoder, in eval mode.
         images: Normalised images.
-        ratios: Shares of patches to hide, a group of columns each; nothing is hidden from a learner that sees whole images.
-        names: Of the images.
-        seed: Of what is hidden.
-        mean: What the images were normalised with; what the encoder's config says by default.
-        std: Likewise.
-        noted: Whether `notes` are written below.
+        ratios: Mask ratios, each with a group of columns. They are not used if the learner reconstructs from full images.
+        names: Names of the images.
+        seed: Random seed of the masks.
+        mean: The mean with which the images were normalised; by default that of the encoder's config.
+        std: The standard deviation with which the images were normalised; by default that of the encoder's config.
+        with_notes: Whether to write `reconstruction_notes` below.
 
     Raises:
-        UnveilError: For a learner that draws no images, with the reason.
+        UnveilError: If the learner cannot reconstruct images.
     """
-    paint = painter(mae)
-    vit = shape(mae)
+    model, vit = require_reconstruct(learner), vit_config(require_reconstruct(learner))
+    device = next(learner.parameters()).device
     mean, std = mean or vit.mean, std or vit.std
-    images = images.to(next(mae.parameters()).device)
-    ratios = ratios if hides_some(mae) else (0.0,)
+    images = images.to(device)
+    ratios = ratios if model.reconstructs_hidden else (0.0,)
     groups = (1, *(3 if ratio else 1 for ratio in ratios))
-    sheet = Sheet(len(images), groups, vit.image_size, names=names, notes=notes(mae) if noted else ())
-    originals = displayable(images, mean, std)
+    grid = ImageGrid(len(images), groups, vit.image_size, names=names, notes=reconstruction_notes(model) if with_notes else ())
+    originals = to_rgb(images, mean, std)
     for row, image in enumerate(originals):
-        sheet.show(row, 0, image, "original" if row == 0 else "")
+        grid.add_image(row, 0, image, "original" if row == 0 else "")
     for group, ratio in enumerate(ratios):
+        first = 1 + 3 * group
         if not ratio:
-            for row, image in enumerate(displayable(paint(images).pixels, mean, std)):
-                sheet.show(row, 1 + 3 * group, image, LABELS[1] if row == 0 else "")
+            for row, image in enumerate(to_rgb(model.reconstruct(images).pixels, mean, std)):
+                grid.add_image(row, first, image, COLUMN_LABELS[1] if row == 0 else "")
             continue
-        hidden = masks(mae, len(images), ratio, seed)
-        made = paint(images, hidden)
-        masked = np.where(hidden_pixels(hidden, vit), HIDDEN, originals)
-        columns = (masked, displayable(made.pixels, mean, std), displayable(made.pasted, mean, std))
-        for i, (label, stacked) in enumerate(zip(LABELS, columns, strict=True)):
-            for row, image in enumerate(stacked):
-                sheet.show(row, 1 + 3 * group + i, image, label if row == 0 else "")
-        trained = ", as in training" if ratio == trained_ratio(mae) else ""
-        share = 100 * float(hidden.float().mean())  # what was asked for, in whole patches
-        sheet.heading(1 + 3 * group, 3 + 3 * group, f"{share:.0f} % hidden{trained}")
-    return sheet.figure
+        hidden = masks_to_show(model, len(images), ratio, seed).to(device)
+        result = model.reconstruct(images, hidden)
+        masked = np.where(mask_of_pixels(hidden, vit), MASK_GREY, originals)
+        columns = (masked, to_rgb(result.pixels, mean, std), to_rgb(result.pasted, mean, std))
+        for i, (label, column) in enumerate(zip(COLUMN_LABELS, columns, strict=True)):
+            for row, image in enumerate(column):
+                grid.add_image(row, first + i, image, label if row == 0 else "")
+        remark = ", as in training" if ratio == trained_ratio(model) else ""
+        share = 100 * float(hidden.float().mean())  # the ratio in whole patches
+        grid.add_heading(first, first + 2, f"{share:.0f} % masked{remark}")
+    return grid.figure
 
 
-def painter(learner: Learner) -> Any:
-    """The learner's `reconstruct`. Raises `UnveilError` for a learner that has none."""
-    paint = getattr(learner, "reconstruct", None)
-    if paint is None:
-        raise UnveilError(f"{type(learner).__name__} draws no images: only a masked autoencoder with its decoder can reconstruct")
-    return paint
+def require_reconstruct(learner: object) -> Reconstructs:
+    """Returns the learner. Raises `UnveilError` if it cannot reconstruct images."""
+    if not isinstance(learner, Reconstructs):
+        name = type(learner).__name__
+        raise UnveilError(f"{name} cannot reconstruct images: use a masked autoencoder with its decoder, or a dVAE")
+    return learner
 
 
-def hides_some(learner: Learner) -> bool:
-    """Whether what the learner reconstructs was hidden in part."""
-    return bool(getattr(learner, "hides", True))
-
-
-def shape(mae: Learner) -> ViTConfig:
-    """The config of the learner's encoder."""
-    encoder: Any = mae.encoder
-    config: ViTConfig = encoder.config
+def vit_config(model: Reconstructs) -> ViTConfig:
+    config: ViTConfig = model.encoder.config
     return config
 
 
-def trained_ratio(mae: Learner) -> float:
-    """The share of patches that was hidden in training; the paper's where the learner does not say."""
-    return float(getattr(getattr(mae, "config", None), "mask_ratio", 0.75))
+def trained_ratio(model: Reconstructs) -> float:
+    """The mask ratio of training, or that of the MAE paper if the learner has none."""
+    ratio = model.figure_facts()["mask_ratio"]
+    return 0.75 if ratio is None else float(ratio)
 
 
-def notes(mae: Learner) -> list[str]:
-    """What a reader has to know to judge the reconstructions."""
-    borrowed = BORROWED if isinstance(getattr(mae, "target", None), NormalisedTarget) else None
-    knobs = getattr(mae, "config", None)
-    untrained = UNTRAINED if getattr(knobs, "loss_on_all", None) is False else None
-    return [note for note in (borrowed, untrained, channel_note(shape(mae).channels)) if note]
+def reconstruction_notes(model: Reconstructs) -> list[str]:
+    """Notes that explain the reconstructions."""
+    facts = model.figure_facts()
+    normalised = NORMALISED_NOTE if facts["uses_true_patch_statistics"] else None
+    arbitrary = VISIBLE_NOTE if model.reconstructs_hidden and not facts["loss_on_all"] else None
+    return [note for note in (normalised, arbitrary, channel_note(vit_config(model).channels)) if note]
 
 
-def masks(mae: Learner, count: int, ratio: float, seed: int) -> Bool[Tensor, "B N"]:
-    """What is hidden of each image: at random, or in the method's own way at the ratio that it was trained with."""
-    knobs, keys = getattr(mae, "config", None), sample_keys(seed, 0, count)
-    own: Any = getattr(mae, "mask", None)
-    patches = math.prod(shape(mae).grid)
-    if own and getattr(knobs, "sampling", "random") != "random" and ratio == trained_ratio(mae):
-        hide = own(keys)[1]
+def masks_to_show(model: Reconstructs, count: int, ratio: float, seed: int) -> Bool[Tensor, "B N"]:
+    """The masked patches of each image. At the ratio of training, masks are sampled as in training, else at random."""
+    keys, patches = sample_keys(seed, 0, count), math.prod(vit_config(model).grid)
+    own_sampling = model.figure_facts()["sampling"] not in (None, "random")
+    if isinstance(model, SamplesMasks) and own_sampling and ratio == trained_ratio(model):
+        hide = model.mask(keys)[1]
     else:
-        hide = random_mask(uniform(keys, patches, stream=1), ratio)[1]
-    return as_bool(hide, patches).to(next(mae.parameters()).device)
+        hide = random_mask(uniform(keys, patches, stream=Stream.MASK), ratio)[1]
+    return as_bool(hide, patches)
 
 
-def hidden_pixels(hidden: Bool[Tensor, "B N"], vit: ViTConfig) -> Bool[np.ndarray, "B H W 1"]:
-    """True at each pixel of a hidden patch."""
+def mask_of_pixels(hidden: Bool[Tensor, "B N"], vit: ViTConfig) -> Bool[np.ndarray, "B H W 1"]:
+    """True at each pixel of a masked patch."""
     (rows, columns), (height, width) = vit.grid, vit.patch_size
     patches = hidden.reshape(-1, rows, columns, 1)
     return patches.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2).cpu().numpy()
 
 
-def suitable_ratios(mae: Learner) -> tuple[float, ...]:
-    """Three ratios to show, one of them the trained one; fewer where there are too few patches to hide that many."""
-    if not hides_some(mae):
+def suitable_ratios(model: Reconstructs) -> tuple[float, ...]:
+    """Three mask ratios to show, including that of training; fewer if the images have too few patches."""
+    if not model.reconstructs_hidden:
         return (0.0,)
-    patches, trained = math.prod(shape(mae).grid), trained_ratio(mae)
-    nearest = min(RATIOS, key=lambda ratio: abs(ratio - trained))
-    wanted = [trained if ratio == nearest else ratio for ratio in RATIOS]
+    patches, trained = math.prod(vit_config(model).grid), trained_ratio(model)
+    nearest = min(DEFAULT_RATIOS, key=lambda ratio: abs(ratio - trained))
     possible = []
-    for ratio in wanted:
+    for ratio in (trained if ratio == nearest else ratio for ratio in DEFAULT_RATIOS):
         try:
-            reconstructs_hidden = visible_count(patches, ratio) < patches
+            masks_some = visible_count(patches, ratio) < patches
         except UnveilError:
             continue
-        if reconstructs_hidden:
+        if masks_some:
             possible.append(ratio)
     return tuple(possible)

@@ -1,114 +1,134 @@
-"""The parts of a report that show images and curves; each says why where it has nothing to show."""
+"""The sections of a report with images and curves. A section without content gives the reason."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unveil.errors import UnveilError
 from unveil.learner import Learner
-from unveil.reports import attention, reconstruct
-from unveil.reports.confusion import class_section
-from unveil.reports.curves import curves
-from unveil.reports.html import Markup, element, join
-from unveil.reports.style import inline
+from unveil.protocols import Reconstructs
+from unveil.reports.attention import attention_figure, attention_notes
+from unveil.reports.class_maps import class_colours, class_map_figure, legend
+from unveil.reports.curves import draw_curves
+from unveil.reports.html import Markup, element, join_markup
+from unveil.reports.reconstruct import reconstruction_figure, reconstruction_notes, suitable_ratios
+from unveil.reports.style import inline_svg
 from unveil.train.run_folder import Run
 
+MAX_SAMPLES, MAX_ATTENTION = 8, 4
+"""Maximum numbers of images on a page, and of images with attention maps."""
 
-class Samples(NamedTuple):
-    """Held-out images of a run."""
 
-    images: Tensor
-    """(n, C, H, W), normalised."""
+class ReportSamples(NamedTuple):
+    """Held-out images of a run: the content of `samples.npz`."""
+
+    images: Float[Tensor, "n C H W"]
+    """Normalised images."""
     names: list[str]
+    maps: Int[np.ndarray, "n H W"] | None = None
+    """The true class of each pixel, for a task with one class per pixel."""
+    predicted: Int[np.ndarray, "n H W"] | None = None
+    """The predicted class of each pixel."""
 
 
 def curve_section(run: Run) -> Markup:
-    """The curves side by side."""
-    drawn = [
+    """The curves of the log."""
+    figures = [
         element(
             "figure",
             element("h3", curve.title),
-            inline(curve.figure, f"curve{i}", f"{curve.title}. {curve.summary}"),
+            inline_svg(curve.figure, f"curve{i}", f"{curve.title}. {curve.summary}"),
             element("figcaption", curve.summary),
         )
-        for i, curve in enumerate(curves(run.log))
+        for i, curve in enumerate(draw_curves(run.log))
     ]
-    return element("div", *drawn, class_="figures") if drawn else element("p", "The log has no lines yet.")
+    return element("div", *figures, class_="figures") if figures else element("p", "The log has no lines yet.")
 
 
-def reconstruction_section(samples: Samples, learner: Learner) -> Markup | None:
-    """A figure for each ratio, side by side, or one below the other on a phone; None for a learner that paints nothing."""
-    if not hasattr(learner, "reconstruct"):
+def reconstruction_section(samples: ReportSamples, learner: Learner) -> Markup | None:
+    """A figure for each mask ratio; None if the learner cannot reconstruct images."""
+    if not isinstance(learner, Reconstructs):
         return None
     numbers = [str(i + 1) for i in range(len(samples.names))]
-    drawn = []
-    for ratio in reconstruct.suitable_ratios(learner):
-        figure = reconstruct.figure(learner, samples.images, ratios=(ratio,), names=numbers, noted=False)
-        told = f" with {ratio:.0%} of their patches hidden" if ratio else ""
-        alt = f"{len(numbers)} images{told}, and what the model makes of them."
-        drawn.append(element("figure", inline(figure, f"hidden{round(1000 * ratio)}", alt)))
-    if not drawn:
-        raise UnveilError("the images have too few patches to hide some")
-    notes = ["These images were not trained on.", *reconstruct.notes(learner)]
-    figures = element("div", *drawn, class_="figures three")
-    return join([figures, element("p", " ".join(notes)), name_list(samples.names)])
+    figures = []
+    for ratio in suitable_ratios(learner):
+        figure = reconstruction_figure(learner, samples.images, ratios=(ratio,), names=numbers, with_notes=False)
+        masked = f" with {ratio:.0%} of their patches masked" if ratio else ""
+        alt = f"{len(numbers)} images{masked}, and their reconstructions."
+        figures.append(element("figure", inline_svg(figure, f"hidden{round(1000 * ratio)}", alt)))
+    if not figures:
+        raise UnveilError("the images have too few patches to mask some of them")
+    notes = ["The model was not trained on these images.", *reconstruction_notes(learner)]
+    return join_markup([element("div", *figures, class_="figures three"), element("p", " ".join(notes)), name_list(samples.names)])
 
 
-def attention_section(samples: Samples, learner: Learner) -> Markup:
+def attention_section(samples: ReportSamples, learner: Learner) -> Markup:
     """The attention maps of a few images."""
-    encoder: Any = getattr(learner, "encoder", None)
-    if not hasattr(encoder, "attention"):
-        raise UnveilError(f"{type(learner).__name__} has no encoder whose attention could be shown")
-    drawn = []
-    for i, name in enumerate(samples.names[:4]):
-        figure = attention.figure(encoder, samples.images[i : i + 1], names=[str(i + 1)], noted=False)
-        alt = f"Where the class token looks in image {i + 1}, {name}."
-        drawn.append(element("figure", inline(figure, f"attention{i}", alt)))
-    notes = ["Where the class token looks in the last block: with all heads together, and with each."]
-    notes += attention.notes(encoder.config.channels)
-    figures = element("div", *drawn, class_="figures")
-    return join([figures, element("p", " ".join(notes)), name_list(samples.names[:4])])
+    encoder: Any = learner.encoder
+    figures = []
+    for i, name in enumerate(samples.names[:MAX_ATTENTION]):
+        figure = attention_figure(encoder, samples.images[i : i + 1], names=[str(i + 1)], with_notes=False)
+        alt = f"Attention of the class token to image {i + 1}, {name}."
+        figures.append(element("figure", inline_svg(figure, f"attention{i}", alt)))
+    notes = ["Attention of the class token in the last block: the mean over all heads, and each head."]
+    notes += attention_notes(encoder.config.channels)
+    parts = [element("div", *figures, class_="figures"), element("p", " ".join(notes)), name_list(samples.names[:MAX_ATTENTION])]
+    return join_markup(parts)
 
 
-def drawn(run: Run, learner: Learner | None, make: Callable[[Samples, Learner], Markup | None]) -> Markup | None:
-    """What the model draws of the samples, or why it does not."""
+def prediction_section(samples: ReportSamples, learner: Learner, classes: Sequence[str]) -> Markup | None:
+    """A figure of true and predicted class maps; None if the samples have none."""
+    if samples.maps is None or samples.predicted is None:
+        return None
+    colours, config = class_colours(len(classes)), learner.encoder.config
+    numbers = [str(i + 1) for i in range(len(samples.names))]
+    figure = class_map_figure(
+        samples.images, samples.maps, samples.predicted, colours=colours, mean=config.mean, std=config.std, names=numbers
+    )
+    alt = f"{len(numbers)} images, the true class of each pixel, and the predicted class."
+    figures = element("div", element("figure", inline_svg(figure, "predictions", alt)), class_="figures")
+    note = element("p", "The model was not trained on these images. Pixels without a class are white.")
+    return join_markup([figures, legend(classes, colours), note, name_list(samples.names)])
+
+
+def draw_samples(run: Run, learner: Learner | None, draw: Callable[[ReportSamples, Learner], Markup | None]) -> Markup | None:
+    """The result of `draw` for the samples of a run, or a sentence with the reason why it cannot be drawn."""
     samples = read_samples(run.path / "samples.npz")
     if samples is None:
         return None
     if learner is None:
-        return element("p", "The trained model was not at hand when this page was written.")
+        return element("p", "The trained model was not available when this page was written.")
     try:
-        return make(samples, learner)
+        return draw(samples, learner)
     except UnveilError as error:
         return element("p", f"Not shown: {error}.")
 
 
-def read_samples(path: Path) -> Samples | None:
-    """The images of `samples.npz`; None where there are none."""
+def read_samples(path: Path) -> ReportSamples | None:
+    """Reads the samples of a file; None if it does not exist or cannot be read."""
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as found:
-            images = torch.from_numpy(found["images"]).float()[:8]
-            names = [str(name) for name in found["names"]] if "names" in found else []
+        with np.load(path, allow_pickle=False) as arrays:
+            images = torch.from_numpy(arrays["images"]).float()[:MAX_SAMPLES]
+            names = [str(name) for name in arrays["names"]] if "names" in arrays else []
+            maps, predicted = (arrays[key][:MAX_SAMPLES] if key in arrays else None for key in ("maps", "predicted"))
     except (ValueError, KeyError, OSError, TypeError):
         return None
     if images.ndim != 4 or not len(images):
         return None
-    return Samples(images, (names + [f"image {i + 1}" for i in range(len(names), len(images))])[: len(images)])
-
-
-def class_results(run: Run) -> Markup | None:
-    """Accuracy of each class, where the run has judged a classifier."""
-    score = run.results.get("score")
-    return class_section(score, run.results.get("classes") or []) if score else None
+    if any(array is not None and (array.ndim != 3 or len(array) != len(images)) for array in (maps, predicted)):
+        maps = predicted = None
+    names = (names + [f"image {i + 1}" for i in range(len(names), len(images))])[: len(images)]
+    return ReportSamples(images, names, maps, predicted)
 
 
 def name_list(names: list[str]) -> Markup:
-    """The names of numbered images."""
-    shown = [element("li", element("code", name.replace("\n", " "))) for name in names]
-    return element("ol", *shown, class_="names")
+    """A numbered list of image names."""
+    items = [element("li", element("code", name.replace("\n", " "))) for name in names]
+    return element("ol", *items, class_="names")

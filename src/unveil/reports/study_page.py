@@ -1,144 +1,155 @@
-"""A knob at several values: curves with their spread, a table, and a page. All figures come from the run folders."""
+"""The report of a study of one option: curves with their spread, tables, and a page. All numbers come from run folders."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-from unveil.reports.comparison import SCORES, Row, grid_of, told
-from unveil.reports.curves import SIZE
-from unveil.reports.html import Markup, element, join
+from unveil.reports.comparison import ACCURACIES, ComparisonRow, comparison_table, format_mean
+from unveil.reports.curves import PLOT_SIZE
+from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
-from unveil.reports.run_info import receipt_section, settings_section, spoken
-from unveil.reports.style import LIGHT, TYPE, inline
-from unveil.reports.table import Grid, html_grid
+from unveil.reports.run_info import environment_section, settings_section
+from unveil.reports.style import LIGHT, inline_svg, limit_ticks, new_figure, styled
+from unveil.reports.table import ResultTable, to_html
+from unveil.reports.vocabulary import humanize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LINE_COLOURS = ("primary", "secondary", "tertiary", "text")
+"""Colours of `unveil.reports.style.LIGHT` for the lines of a figure."""
 
 
 class Sweep(NamedTuple):
-    """A knob at several values, all else alike."""
+    """The results of a method for several values of an option, with all else equal."""
 
     title: str
-    """What was trained on what."""
-    knob: str
+    """The method and the data."""
+    option: str
+    """Name of the option."""
     values: list[Any]
-    """Those that a run has ended with, ..."""
-    rows: list[Row]
-    """... what these runs say ..."""
-    yardsticks: list[Row]
-    """... and what stands beside them."""
-    judged_on: int | None
-    """Test images, where the runs say it."""
+    """Values for which at least one run has finished."""
+    rows: list[ComparisonRow]
+    """The results of each value."""
+    baselines: list[ComparisonRow]
+    """The untrained encoder and raw pixels."""
+    test_count: int | None
+    """Number of test images, if the runs record it."""
 
     def to_json(self) -> dict[str, Any]:
-        """As `study.json` has it."""
-        return self._asdict() | {key: [row._asdict() for row in getattr(self, key)] for key in ("rows", "yardsticks")}
+        """The sweep in `study.json`."""
+        return {
+            "title": self.title,
+            "knob": self.option,
+            "values": self.values,
+            "rows": [row.to_json() for row in self.rows],
+            "yardsticks": [row.to_json() for row in self.baselines],
+            "judged_on": self.test_count,
+        }
 
 
-COLOURS = ("model", "rival", "other", "ink")
-
-
-def sweep_grid(sweep: Sweep) -> Grid:
-    """The table of a sweep: a row a value."""
+def sweep_table(sweep: Sweep) -> ResultTable:
+    """The table of a sweep, with a row for each value."""
     rows = [row._replace(name=f"{value}") for value, row in zip(sweep.values, sweep.rows, strict=True)]
-    grid = grid_of([*rows, *sweep.yardsticks], sweep.title, sweep.judged_on)
-    best = [sentence for key in SCORES if (sentence := best_of(sweep, key))]
-    return grid._replace(heads=[spoken(sweep.knob), *grid.heads[1:]], sentences=[*best, *grid.sentences])
+    table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_count)
+    best = [sentence for key in ACCURACIES if (sentence := best_value(sweep, key))]
+    return table._replace(heads=[humanize(sweep.option), *table.heads[1:]], sentences=[*best, *table.sentences])
 
 
-def best_of(sweep: Sweep, key: str) -> str:
-    """Where a score is best, and how far the values are apart."""
+def best_value(sweep: Sweep, key: str) -> str:
+    """A sentence with the best value, and its distance to the worst value."""
     means = {value: mean(row.figures[key]) for value, row in zip(sweep.values, sweep.rows, strict=True) if row.figures.get(key)}
     if not means:
         return ""
     best, worst = max(means.values()), min(means.values())
-    at = next(f"{spoken(sweep.knob)} {value}" for value, score in means.items() if score == best)
-    return f"{SCORES[key]}: best at {at}, with {100 * best:.1f} %; the worst is {100 * (best - worst):.1f} points below."
+    value = next(f"{humanize(sweep.option)} {value}" for value, accuracy in means.items() if accuracy == best)
+    name = ACCURACIES[key]
+    return f"{name}: best at {value}, with {100 * best:.1f} %; the worst value is {100 * (best - worst):.1f} points lower."
 
 
-def curve(sweeps: Sequence[Sweep], key: str, below_best: bool = False) -> Figure:
-    """A score over the values of a knob: a dot for each seed, a line through the means; dashed, the untrained encoder.
+def sweep_figure(sweeps: Sequence[Sweep], key: str, below_best: bool = False) -> "Figure":
+    """Draws accuracy over the values of an option: a dot for each seed, a line through the means, and a dashed line for untrained.
 
     Args:
-        sweeps: Of one knob; one line each.
-        key: One of `SCORES`.
-        below_best: Draw points below each line's own best, so that lines of different height can be laid over each other.
+        sweeps: Sweeps over the same option, one line each.
+        key: One of `ACCURACIES`.
+        below_best: Whether to draw the points below the best value of each line, to compare lines of different heights.
     """
-    with rc_context(TYPE):
-        figure = Figure(figsize=SIZE, facecolor=LIGHT["paper"])
+    figure = new_figure(*PLOT_SIZE)
+    with styled():
         axes = figure.add_axes((0.13, 0.19, 0.84, 0.78))
     every = list(dict.fromkeys(value for sweep in sweeps for value in sweep.values))
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in every)
-    for sweep, colour in zip(sweeps, COLOURS, strict=False):
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in every)
+    for sweep, colour in zip(sweeps, LINE_COLOURS, strict=False):
         points = [
-            (value if numbers else every.index(value), row.figures[key])
+            (value if numeric else every.index(value), row.figures[key])
             for value, row in zip(sweep.values, sweep.rows, strict=True)
             if row.figures.get(key)
         ]
         if not points:
             continue
-        top = max(mean(scores) for _, scores in points) if below_best else 0.0
-        means = [mean(scores) - top for _, scores in points]
+        top = max(mean(accuracies) for _, accuracies in points) if below_best else 0.0
+        means = [mean(accuracies) - top for _, accuracies in points]
         axes.plot([x for x, _ in points], means, linewidth=1.8, color=LIGHT[colour], label=sweep.title)
-        for x, scores in points:
-            axes.plot([x] * len(scores), [score - top for score in scores], "o", color=LIGHT[colour], markersize=3.5)
-        untrained = [row.figures[key] for row in sweep.yardsticks if row.name == "untrained" and row.figures.get(key)]
+        for x, accuracies in points:
+            heights = [accuracy - top for accuracy in accuracies]
+            axes.plot([x] * len(heights), heights, "o", color=LIGHT[colour], markersize=3.5)
+        untrained = [row.figures[key] for row in sweep.baselines if row.name == "untrained" and row.figures.get(key)]
         if untrained and not below_best:
             axes.axhline(mean(untrained[0]), color=LIGHT[colour], linewidth=1.0, linestyle=(0, (5, 2)))
-    if not numbers:
+    if not numeric:
         axes.set_xticks(range(len(every)), [str(value) for value in every])
     elif len(every) <= 8:
         axes.set_xticks(every)
-    axes.set_xlabel(spoken(sweeps[0].knob))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 2):g}" + " %" * (not below_best)))
+    axes.set_xlabel(humanize(sweeps[0].option))
+    limit_ticks(axes.yaxis, 5)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g}" + " %" * (not below_best))
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.04, y=0.1)
     if len(sweeps) > 1:
-        axes.legend(frameon=False, fontsize=8, loc="best", labelcolor=LIGHT["ink"])
+        axes.legend(frameon=False, fontsize=8, loc="best", labelcolor=LIGHT["text"])
     return figure
 
 
-def curve_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) -> list[Markup]:
-    """The curves of each score that there is; `name` is unlike that of any other of the page."""
-    made = []
-    for key, score in SCORES.items():
-        if sum(any(row.figures.get(key) for row in sweep.rows) for sweep in sweeps) > below_best:  # two to lay over each other
+def sweep_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) -> list[Markup]:
+    """A figure for each kind of accuracy. `name` must be unique on the page."""
+    figures = []
+    for key, accuracy in ACCURACIES.items():
+        lines = sum(any(row.figures.get(key) for row in sweep.rows) for sweep in sweeps)
+        if lines > below_best:  # a single line cannot be compared
             alt = "; ".join(
-                f"{sweep.title}, {spoken(sweep.knob)} {value}: {told(key, row.figures[key])} %"
+                f"{sweep.title}, {humanize(sweep.option)} {value}: {format_mean(key, row.figures[key])} %"
                 for sweep in sweeps
                 for value, row in zip(sweep.values, sweep.rows, strict=True)
                 if row.figures.get(key)
             )
-            what = f"{score}, points below each line's own best" if below_best else f"Test samples recognised: {score}"
-            drawn = inline(curve(sweeps, key, below_best), f"{name}-{key}", alt)
-            note = "A dot is a seed." if below_best else "A dot is a seed; dashed, the same encoder untrained."
-            made.append(element("figure", element("h3", what), drawn, element("figcaption", note)))
-    return made
+            title = f"{accuracy}, points below the best of each line" if below_best else f"Accuracy on the test samples: {accuracy}"
+            note = "Each dot is a seed." if below_best else "Each dot is a seed. The dashed line is the same encoder untrained."
+            svg = inline_svg(sweep_figure(sweeps, key, below_best), f"{name}-{key}", alt)
+            figures.append(element("figure", element("h3", title), svg, element("figcaption", note)))
+    return figures
 
 
 def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]], facts: Mapping[str, Any]) -> Path:
     """Writes `report.html` into the folder of a study.
 
     Args:
-        folder: It.
+        folder: The folder of the study.
         title: What was studied.
-        groups: Sweeps by the heading under which they stand. Those of one heading are of one knob; they are drawn one by one, and
-            where there are several, over each other as well.
-        facts: The config and the receipt.
+        groups: Sweeps by the heading of their section. Sweeps of a section have the same option. Each is drawn on its own and, if
+            there are several, also in a joint figure.
+        facts: The config and the environment.
     """
     sections = []
     for number, (heading, sweeps) in enumerate(groups.items()):
         body: list[object] = []
         if len(sweeps) > 1:
-            body.append(element("div", *curve_figures(f"all{number}", sweeps, below_best=True), class_="figures"))
-        for place, sweep in enumerate(sweeps):
-            body.append(html_grid(sweep_grid(sweep)))
-            body.append(element("div", *curve_figures(f"sweep{number}-{place}", [sweep]), class_="figures"))
-        sections.append((heading, join(body)))
-    sections += [("Settings", settings_section(facts["config"])), ("Receipt", receipt_section(facts, {}))]
-    top = join([element("h1", title), element("p", f"study {folder.name}", class_="quiet")])
-    return write_document(folder, top, title, sections, f"Written from the run folders in {folder.name}.")
+            body.append(element("div", *sweep_figures(f"all{number}", sweeps, below_best=True), class_="figures"))
+        for i, sweep in enumerate(sweeps):
+            body.append(to_html(sweep_table(sweep)))
+            body.append(element("div", *sweep_figures(f"sweep{number}-{i}", [sweep]), class_="figures"))
+        sections.append((heading, join_markup(body)))
+    sections += [("Settings", settings_section(facts["config"])), ("Environment", environment_section(facts, {}))]
+    top = join_markup([element("h1", title), element("p", f"study {folder.name}", class_="muted")])
+    return write_document(folder, top, title, sections, f"Generated from the run folders in {folder.name}.")

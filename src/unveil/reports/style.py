@@ -1,64 +1,101 @@
-"""The look of every figure and page: two palettes, one size of type, and figures as parts of a page.
+"""The style of figures and pages: a light and a dark palette, one font size, and figures as inline SVG.
 
-Figures are drawn in the light palette. In a page, each of its colours becomes a CSS variable of the same name, so that a
-figure follows the page into the dark and back onto white paper.
+Figures are drawn in the light palette. On a page, each of its colours becomes a CSS variable of the same name, so figures follow
+the page into dark mode, and are printed in the light palette. Matplotlib is only imported inside functions, since its import is
+slow and most processes draw nothing.
 """
 
 import io
 import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+import numpy as np
+from jaxtyping import Float
 
 from unveil.reports.html import Markup, escape
 
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
 LIGHT = {
-    "paper": "#ffffff",
-    "ink": "#1f2733",
-    "quiet": "#5d6878",
-    "rule": "#d9dee7",
-    "wash": "#f4f6f9",
-    "model": "#1f6fb2",
-    "rival": "#b8530a",
-    "other": "#76808f",
+    "background": "#ffffff",
+    "text": "#1f2733",
+    "muted": "#5d6878",
+    "border": "#d9dee7",
+    "surface": "#f4f6f9",
+    "primary": "#1f6fb2",
+    "secondary": "#b8530a",
+    "tertiary": "#76808f",
 }
 DARK = {
-    "paper": "#14181f",
-    "ink": "#e6e9ef",
-    "quiet": "#a3adbb",
-    "rule": "#343d4b",
-    "wash": "#1c222b",
-    "model": "#74b3ea",
-    "rival": "#f0a05f",
-    "other": "#98a2b1",
+    "background": "#14181f",
+    "text": "#e6e9ef",
+    "muted": "#a3adbb",
+    "border": "#343d4b",
+    "surface": "#1c222b",
+    "primary": "#74b3ea",
+    "secondary": "#f0a05f",
+    "tertiary": "#98a2b1",
 }
-HIDDEN = 0.6
-"""The grey of a hidden patch, between black and white: lighter than most of a photo, and without a hue."""
-TYPE: dict[Any, Any] = {
+MASK_GREY = 0.6
+"""The grey of masked patches: lighter than most parts of a photo."""
+RC_PARAMS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "svg.fonttype": "none",
     "svg.hashsalt": "unveil",
-    "text.color": LIGHT["ink"],
-    "axes.edgecolor": LIGHT["rule"],
-    "axes.labelcolor": LIGHT["quiet"],
+    "text.color": LIGHT["text"],
+    "axes.edgecolor": LIGHT["border"],
+    "axes.labelcolor": LIGHT["muted"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": LIGHT["rule"],
+    "grid.color": LIGHT["border"],
     "grid.linewidth": 0.6,
-    "xtick.color": LIGHT["rule"],
-    "ytick.color": LIGHT["rule"],
-    "xtick.labelcolor": LIGHT["quiet"],
-    "ytick.labelcolor": LIGHT["quiet"],
+    "xtick.color": LIGHT["border"],
+    "ytick.color": LIGHT["border"],
+    "xtick.labelcolor": LIGHT["muted"],
+    "ytick.labelcolor": LIGHT["muted"],
     "ytick.major.size": 0,
     "lines.solid_capstyle": "round",
 }
 """Matplotlib's settings for every figure."""
+
+
+def styled(settings: Mapping[str, Any] | None = None) -> AbstractContextManager[None]:
+    """A context in which figures and axes are created with `RC_PARAMS`, overridden by `settings`."""
+    from matplotlib import rc_context
+
+    params: dict[Any, Any] = {**RC_PARAMS, **(settings or {})}
+    return rc_context(params)
+
+
+def new_figure(width: float, height: float, **options: Any) -> "Figure":
+    """An empty figure of this size in inches."""
+    from matplotlib.figure import Figure
+
+    with styled():
+        return Figure(figsize=(width, height), facecolor=LIGHT["background"], **options)
+
+
+def limit_ticks(axis: "Axis", count: int, steps: list[float] | None = None) -> None:
+    """Limits an axis to `count` intervals between ticks, at multiples of `steps` times a power of ten."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(count, steps=steps))
+
+
+def apply_colormap(name: str, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 3"]:
+    """Maps values between 0 and 1 to colours, with one of matplotlib's colour maps."""
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps[name](values))[..., :3]
 
 
 def style_sheet() -> str:
@@ -68,16 +105,16 @@ def style_sheet() -> str:
     return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}\n{rest}"
 
 
-def inline(figure: Figure, name: str, alt: str) -> Markup:
-    """A figure as SVG inside a page: text stays text, colours follow the page, nothing refers to another file.
+def inline_svg(figure: "Figure", name: str, alt: str) -> Markup:
+    """Converts a figure to inline SVG: text stays text, colours follow the page, and there are no references to other files.
 
     Args:
-        figure: Drawn with `TYPE` and the light palette.
-        name: Unlike that of any other figure of the page; what the figure refers to inside itself is named after it.
-        alt: What a reader who cannot see it needs to know.
+        figure: Drawn with `RC_PARAMS` and the light palette.
+        name: A unique name on the page, which becomes a prefix of the identifiers in the figure.
+        alt: A description for screen readers.
     """
     stream = io.StringIO()
-    with rc_context(TYPE):
+    with styled():
         figure.savefig(stream, format="svg", transparent=True, dpi=130, metadata={"Date": None})
     svg = stream.getvalue()
     width, height = (float(x) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2])
@@ -85,7 +122,7 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = body.replace("xlink:href=", "href=")
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)
     for variable, colour in LIGHT.items():
         body = body.replace(colour, f"var(--{variable})")

@@ -1,4 +1,4 @@
-"""The table of results, for a terminal and for a page."""
+"""Tables of results, for a terminal, for a page and as Markdown."""
 
 import math
 from collections.abc import Callable
@@ -9,26 +9,33 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unveil.reports.html import Markup, element, join, table
-from unveil.reports.verdict import (
-    COLUMNS,
-    ERRORS,
-    NUMBERS,
-    ROWS,
+from unveil.reports.html import Markup, element, join_markup, table_element
+from unveil.reports.verdict import collapse_warning, comparisons, error_sentences, word_sentence
+from unveil.reports.vocabulary import (
+    CLASSIFIER_LABELS,
+    ENCODER_LABELS,
+    HELD_OUT_ERRORS,
     SPREAD,
-    SPREAD_MEANS,
-    WORDS,
+    WORD_PREDICTORS,
     Results,
-    collapsed,
-    comparisons,
-    held_out,
-    named_words,
+    format_number,
+    label_of,
+    numbers_of,
     percent,
 )
 
+SPREAD_NOTE = (
+    "The standard deviation is that of features scaled to unit length: 0 if all are the same, 1 if all directions are equally "
+    "likely. RankMe is the effective number of dimensions."
+)
+COLUMN_GAP = 3
+"""Number of spaces between columns in a terminal."""
+OWN_ROWS = (ENCODER_LABELS["encoder"], HELD_OUT_ERRORS["held_out_error"])
+"""Names of the rows of the evaluated model, which are highlighted."""
 
-class Grid(NamedTuple):
-    """A table, and what it says."""
+
+class ResultTable(NamedTuple):
+    """A table with a title and notes."""
 
     title: str
     heads: list[str]
@@ -37,31 +44,31 @@ class Grid(NamedTuple):
 
 
 def terminal_table(results: Results) -> RenderableType:
-    """The results as tables for a terminal, each with what it says in sentences below."""
-    parts: list[RenderableType] = [part for grid in grids(results) for part in (terminal_grid(grid), Text(""))]
+    """The results as tables for a terminal, with notes below each table."""
+    parts: list[RenderableType] = [part for table in result_tables(results) for part in (to_terminal(table), Text(""))]
     if not parts:
-        return Text("Nothing was kept aside, so nothing could be judged." if results else "There are no results yet.")
+        return Text("No samples were held out, so nothing was evaluated." if results else "There are no results yet.")
     return Group(*parts[:-1])
 
 
-def terminal_grid(grid: Grid) -> RenderableType:
-    """One table for a terminal, in several pieces where its columns do not fit beside each other."""
+def to_terminal(table: ResultTable) -> RenderableType:
+    """A table for a terminal, split into several tables if its columns do not fit side by side."""
     pieces = []
-    for columns in fitting(grid, get_terminal_size().columns):
-        shown = Table(header_style="dim", box=None, padding=(0, GAP, 0, 0))
+    for columns in split_columns(table, get_terminal_size().columns):
+        piece = Table(header_style="dim", box=None, padding=(0, COLUMN_GAP, 0, 0))
         for i in columns:
-            shown.add_column(grid.heads[i], justify="right" if i else "left", no_wrap=i == 0)
-        for row in grid.rows:
-            shown.add_row(*(Text(row[i]) for i in columns), style="bold" if row[0] in OURS else None)
-        pieces.append(shown)
-    return Group(Text(grid.title, style="bold"), *pieces, *(Text(sentence) for sentence in grid.sentences))
+            piece.add_column(table.heads[i], justify="right" if i else "left", no_wrap=i == 0)
+        for row in table.rows:
+            piece.add_row(*(Text(row[i]) for i in columns), style="bold" if row[0] in OWN_ROWS else None)
+        pieces.append(piece)
+    return Group(Text(table.title, style="bold"), *pieces, *(Text(sentence) for sentence in table.sentences))
 
 
-def fitting(grid: Grid, width: int) -> list[list[int]]:
-    """The columns that stand beside each other in so many characters, the first one in each piece: no number is broken."""
-    words = [head.split() for head in grid.heads]  # a heading may be broken between its words
-    cells = zip(*grid.rows, strict=True)
-    widths = [max(map(len, [*column, *head])) + GAP for column, head in zip(cells, words, strict=True)]
+def split_columns(table: ResultTable, width: int) -> list[list[int]]:
+    """The columns of each table when a table is split to fit `width` characters. Each of them begins with the first column."""
+    words = [head.split() for head in table.heads]  # a heading may be wrapped between words, but a number may not
+    cells = zip(*table.rows, strict=True)
+    widths = [max(map(len, [*column, *head])) + COLUMN_GAP for column, head in zip(cells, words, strict=True)]
     pieces: list[list[int]] = [[0]]
     for i in range(1, len(widths)):
         if len(pieces[-1]) > 1 and sum(widths[j] for j in pieces[-1]) + widths[i] > width:
@@ -71,109 +78,118 @@ def fitting(grid: Grid, width: int) -> list[list[int]]:
 
 
 def html_table(results: Results) -> Markup:
-    """The same as HTML."""
-    return join(html_grid(grid) for grid in grids(results))
+    """The results as HTML tables."""
+    return join_markup(to_html(table) for table in result_tables(results))
 
 
-def html_grid(grid: Grid) -> Markup:
-    """One table as HTML."""
-    cells = [[row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:])] for row in grid.rows]
-    class_ = "numbers ours" if grid.rows[0][0] in OURS else "numbers"
-    made = table(grid.heads, cells, title=grid.title, class_=class_)
-    return join([made, *(element("p", sentence) for sentence in grid.sentences)])
+def to_html(table: ResultTable) -> Markup:
+    """A table as HTML."""
+    cells = [[row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:])] for row in table.rows]
+    class_ = "numbers ours" if table.rows[0][0] in OWN_ROWS else "numbers"
+    markup = table_element(table.heads, cells, title=table.title, class_=class_)
+    return join_markup([markup, *(element("p", sentence) for sentence in table.sentences)])
 
 
-def markdown_grid(grid: Grid) -> str:
-    """One table as Markdown, with its sentences below."""
-    lines = [grid.heads, ["---", *("---:" for _ in grid.heads[1:])], *grid.rows]
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), *(f"\n{sentence}" for sentence in grid.sentences)])
+def to_markdown(table: ResultTable) -> str:
+    """A table as Markdown, with notes below."""
+    lines = [table.heads, ["---", *("---:" for _ in table.heads[1:])], *table.rows]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), *(f"\n{sentence}" for sentence in table.sentences)])
 
 
-def grids(results: Results) -> list[Grid]:
-    """The tables that the results have the numbers for."""
-    makers: tuple[Callable[[Results], Grid | None], ...] = (
-        score_grid,
-        feature_grid,
-        spread_grid,
-        error_grid,
-        number_grid,
-        word_grid,
+def result_tables(results: Results) -> list[ResultTable]:
+    """All tables for which the results have numbers."""
+    builders: tuple[Callable[[Results], ResultTable | None], ...] = (
+        metric_table,
+        translation_table,
+        feature_table,
+        spread_table,
+        error_table,
+        validation_table,
+        word_table,
     )
-    return [grid for make in makers if (grid := make(results))]
+    return [table for build in builders if (table := build(results))]
 
 
-def score_grid(results: Results) -> Grid | None:
-    """Accuracies of a classifier."""
-    score = results.get("score")
-    if not score:
+def metric_table(results: Results) -> ResultTable | None:
+    """The metrics of a task."""
+    metric = results.get("score")
+    if not metric:
         return None
-    rows = [["first guess", percent(score["top1"])]]
-    if len(score["per_class"]) > 5:
-        rows.append(["within five guesses", percent(score["top5"])])
-    known = [x for x in score["per_class"] if x is not None]
-    if known:
-        rows.append(["first guess, mean over classes", percent(sum(known) / len(known))])
-    return Grid(f"Accuracy on {score['count']:,} test {results.get('samples', 'images')}", ["right by", "share"], rows, [])
+    per_class = metric.get("per_class") or []
+    numbers = numbers_of(metric)
+    if "top5" in numbers and 0 < len(per_class) <= 5:
+        del numbers["top5"]  # always 100 %
+    measured = [share for share in per_class if share is not None]
+    if "top1" in numbers and measured:
+        numbers["mean_class_accuracy"] = sum(measured) / len(measured)
+    count, samples = metric.get("count"), results.get("samples", "images")
+    title = f"Results on {count:,} test {samples}" if count is not None else "Results on the test set"
+    rows = [[label_of(key), format_number(key, value)] for key, value in numbers.items()]
+    return ResultTable(title, ["metric", "value"], rows, []) if rows else None
 
 
-def feature_grid(results: Results) -> Grid | None:
-    """What the features are worth, beside those of an untrained encoder and the pixels themselves."""
+def translation_table(results: Results) -> ResultTable | None:
+    """BLEU of a translation run on each test set."""
+    bleu = results.get("bleu")
+    if not bleu:
+        return None
+    rows = [[name, f"{row['greedy']:.2f}", f"{row['beam']:.2f}"] for name, row in bleu.items()]
+    return ResultTable("BLEU (sacrebleu, detokenised)", ["test set", "greedy", f"beam of {results['beams']}"], rows, [])
+
+
+def feature_table(results: Results) -> ResultTable | None:
+    """Accuracy of frozen features, compared with an untrained encoder and raw pixels."""
     features = results.get("features")
     if not features:
         return None
     columns = list(dict.fromkeys(column for values in features.values() for column in values))
     rows = [
-        [ROWS.get(row, row), *(percent(values[column]) if column in values else "" for column in columns)]
+        [ENCODER_LABELS.get(row, row), *(percent(values[column]) if column in values else "" for column in columns)]
         for row, values in features.items()
     ]
-    on, title = results.get("judged_on"), "Accuracy of features"
-    if on:
-        title += f": {on['train']:,} training and {on['test']:,} test images of {on['classes']:,} classes"
-    heads = ["features of", *(COLUMNS.get(column, column) for column in columns)]
-    return Grid(title, heads, rows, comparisons(results))
+    counts, title = results.get("judged_on"), "Accuracy of frozen features"
+    if counts:
+        title += f": {counts['train']:,} training and {counts['test']:,} test images of {counts['classes']:,} classes"
+    heads = ["features", *(CLASSIFIER_LABELS.get(column, column) for column in columns)]
+    return ResultTable(title, heads, rows, comparisons(results))
 
 
-def spread_grid(results: Results) -> Grid | None:
-    """How far the features spread, beside those of an untrained encoder."""
+def spread_table(results: Results) -> ResultTable | None:
+    """The spread of the features, compared with an untrained encoder."""
     spread = results.get("spread")
     if not spread:
         return None
-    rows = [[ROWS.get(row, row), *(f"{values[key]:.3g}" for key in SPREAD)] for row, values in spread.items()]
-    warning = collapsed(results)
-    title = f"Spread of features, of {results['width']} dimensions"
-    return Grid(title, ["features of", *SPREAD.values()], rows, [SPREAD_MEANS, *([warning] if warning else [])])
+    rows = [[ENCODER_LABELS.get(row, row), *(f"{values[key]:.3g}" for key in SPREAD)] for row, values in spread.items()]
+    warning = collapse_warning(results)
+    title = f"Spread of the features in {results['width']} dimensions"
+    return ResultTable(title, ["features", *SPREAD.values()], rows, [SPREAD_NOTE, *([warning] if warning else [])])
 
 
-def error_grid(results: Results) -> Grid | None:
-    """Squared errors on hidden patches, where a method measures them."""
-    errors = {key: value for key, value in (results.get("held_out") or {}).items() if key in ERRORS}
+def error_table(results: Results) -> ResultTable | None:
+    """Squared errors on masked patches, if the method has them."""
+    errors = {key: value for key, value in (results.get("held_out") or {}).items() if key in HELD_OUT_ERRORS}
     if not errors:
         return None
-    rows = [[ERRORS[key], f"{value:.4g}"] for key, value in errors.items()]
-    title = "Squared error on hidden patches of held-out images, in normalised pixels"
-    return Grid(title, ["painted with", "error"], rows, held_out(errors))
+    rows = [[HELD_OUT_ERRORS[key], f"{value:.4g}"] for key, value in errors.items()]
+    title = "Mean squared error on masked patches of held-out images, in normalised pixels"
+    return ResultTable(title, ["prediction", "error"], rows, error_sentences(errors))
 
 
-def word_grid(results: Results) -> Grid | None:
-    """How well hidden words are named, where a method of texts measures it."""
+def validation_table(results: Results) -> ResultTable | None:
+    """All other metrics of the method on held-out images."""
+    numbers = {key: value for key, value in (results.get("held_out") or {}).items() if key not in HELD_OUT_ERRORS}
+    rows = [[label_of(key), format_number(key, value)] for key, value in numbers.items()]
+    return ResultTable("On held-out images", ["metric", "value"], rows, []) if rows else None
+
+
+def word_table(results: Results) -> ResultTable | None:
+    """Metrics of predicted masked words, if the method has them."""
     words = results.get("words")
     if not words:
         return None
     rows = [
-        [says, f"{words[f'{key}_loss']:.3f}", f"{math.exp(words[f'{key}_loss']):,.0f}", percent(words[f"{key}_accuracy"])]
-        for key, says in WORDS.items()
+        [name, f"{words[f'{key}_loss']:.3f}", f"{math.exp(words[f'{key}_loss']):,.0f}", percent(words[f"{key}_accuracy"])]
+        for key, name in WORD_PREDICTORS.items()
     ]
-    heads = ["named by", "cross-entropy, nats", "perplexity", "right at the first guess"]
-    return Grid("Hidden words of held-out texts", heads, rows, [named_words(words)])
-
-
-def number_grid(results: Results) -> Grid | None:
-    """What else a method says of images that were kept aside."""
-    rows = [[NUMBERS.get(key, key), f"{value:.4g}"] for key, value in (results.get("held_out") or {}).items() if key not in ERRORS]
-    return Grid("On held-out images", ["number", "value"], rows, []) if rows else None
-
-
-GAP = 3
-"""Blanks between columns in a terminal."""
-OURS = (ROWS["encoder"], ERRORS["held_out_error"])
-"""The rows of the model itself, which stand out."""
+    heads = ["prediction", "cross-entropy, nats", "perplexity", "top-1 accuracy"]
+    return ResultTable("Masked words of held-out texts", heads, rows, [word_sentence(words)])

@@ -1,128 +1,150 @@
-"""What the numbers of a run say, in sentences."""
+"""Sentences that interpret the results of a run."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-COLUMNS = {"knn": "k-NN classifier", "linear": "linear probe"}
-ROWS = {"encoder": "this encoder", "untrained": "untrained encoder", "raw pixels": "raw pixels"}
-ERRORS = {"held_out_error": "this model", "patch_mean_error": "the patch's own mean", "image_mean_error": "the image's mean"}
-SPREAD = {"feature_deviation": "deviation", "rank_me": "RankMe"}
-SPREAD_MEANS = "Deviation is that of features of unit length (0: all the same, 1: all directions alike); RankMe counts dimensions."
-FLAT, FEW_DIMENSIONS = 0.02, 1.5
-"""Below this deviation, or in fewer dimensions by RankMe, features have collapsed."""
-WORDS = {"word": "this model", "frequency": "the most frequent words"}
-NUMBERS = {
-    "held_out_loss": "loss",
-    "token_accuracy": "share of hidden tokens found",
-    "accuracy": "share of classes found",
-    "rebuilt_error": "squared error of images rebuilt from their tokens",
-    "codebook_usage": "share of the codebook in use",
-    "perplexity": "perplexity of the tokens",
-}
-LENT = "The patch's own mean is the true one; a model with a normalised target is lent it too, and the deviation."
-Results = Mapping[str, Any]
+from unveil.reports.vocabulary import (
+    CLASSIFIER_LABELS,
+    ENCODER_LABELS,
+    HELD_OUT_ERRORS,
+    WORD_PREDICTORS,
+    Results,
+    format_number,
+    label_of,
+    numbers_of,
+    percent,
+    primary_of,
+)
+
+MIN_DEVIATION, MIN_RANK = 0.02, 1.5
+"""Features with a smaller standard deviation, or a smaller RankMe, count as collapsed."""
+BASELINE_NOTE = (
+    "The mean of each patch is computed from the true pixels. A model with a normalised target also gets this mean, and the "
+    "standard deviation."
+)
 
 
 def verdict(results: Results) -> str:
-    """One sentence with the numbers that matter most; before it, a warning where the features have collapsed."""
-    warning = collapsed(results)
-    return f"{warning} {numbers(results)}" if warning else numbers(results)
+    """One sentence with the most important numbers, after a warning if the features have collapsed."""
+    warning = collapse_warning(results)
+    return f"{warning} {summary(results)}" if warning else summary(results)
 
 
-def collapsed(results: Results) -> str | None:
-    """A warning where the encoder says nearly the same of every image."""
+def collapse_warning(results: Results) -> str | None:
+    """A warning if the features of the encoder are nearly the same for every image."""
     spread = (results.get("spread") or {}).get("encoder")
-    if not spread or not flat(**spread):
+    if not spread or not has_collapsed(**spread):
         return None
     return (
-        f"The features have collapsed: they are nearly the same for every image (deviation {spread['feature_deviation']:.2g}, "
-        f"RankMe {spread['rank_me']:.3g} of {results['width']} dimensions); try a lower --base-lr or a larger --batch-size."
+        f"The features have collapsed: they are nearly the same for every image (standard deviation "
+        f"{spread['feature_deviation']:.2g}, RankMe {spread['rank_me']:.3g} of {results['width']} dimensions). "
+        f"Try a lower --base-lr or a larger --batch-size."
     )
 
 
-def flat(feature_deviation: float, rank_me: float) -> bool:
+def has_collapsed(feature_deviation: float, rank_me: float) -> bool:
     """Whether features are nearly the same for every image."""
-    return feature_deviation < FLAT or rank_me < FEW_DIMENSIONS
+    return feature_deviation < MIN_DEVIATION or rank_me < MIN_RANK
 
 
-def numbers(results: Results) -> str:
-    """The numbers in a sentence."""
-    score, features, errors = results.get("score"), results.get("features") or {}, results.get("held_out") or {}
-    if score:
-        classes = len(score["per_class"])
-        five = f", {percent(score['top5'])} within five guesses" if classes > 5 else ""
-        guess = f"guessing among {classes} classes would get {percent(1 / classes)}"
-        samples = f"{score['count']:,} test {results.get('samples', 'images')}"
-        return f"It recognises {percent(score['top1'])} of {samples}{five}; {guess}."
+def summary(results: Results) -> str:
+    """A sentence with the most important numbers."""
+    features, errors = results.get("features") or {}, results.get("held_out") or {}
+    if results.get("score"):
+        return metric_sentence(results)
     if features.get("encoder"):
-        told = []
-        for column, value in features["encoder"].items():
-            compared = ", ".join(against(results, column))
-            kind = COLUMNS.get(column, column)
-            told.append(f"{percent(value)} of the test images with a {kind}{f' ({compared})' if compared else ''}")
-        return f"Its features recognise {', and '.join(told)}."
+        parts = []
+        for classifier, value in features["encoder"].items():
+            compared = ", ".join(differences(results, classifier))
+            name = CLASSIFIER_LABELS.get(classifier, classifier)
+            parts.append(f"{percent(value)} accuracy with {with_article(name)}{f' ({compared})' if compared else ''}")
+        return f"Its features reach {' and '.join(parts)} on the test images."
     if errors.get("held_out_error") is not None:
-        return held_out(errors)[0]
+        return error_sentences(errors)[0]
+    if results.get("bleu"):
+        name, row = next(iter(results["bleu"].items()))
+        return f"Its BLEU is {row['beam']:.1f} on {name}, with a beam of {results['beams']}."
     if results.get("words"):
-        return named_words(results["words"])
-    return "There are no results yet: the run has not ended."
+        return word_sentence(results["words"])
+    return "There are no results yet: the run has not finished."
+
+
+def metric_sentence(results: Results) -> str:
+    """A sentence with the primary metric of a task, and the chance level of a classifier."""
+    metric, primary = results["score"], primary_of(results)
+    if primary is None:
+        return "The task has no primary metric."
+    count = metric.get("count")
+    test_set = f"{count:,} test {results.get('samples', 'images')}" if count is not None else "the test set"
+    sentence = f"Its {label_of(primary)} is {format_number(primary, metric[primary])} on {test_set}"
+    classes = len(metric.get("per_class") or ())
+    if primary == "top1" and classes:
+        if classes > 5 and "top5" in numbers_of(metric):
+            sentence += f" (top-5: {percent(metric['top5'])})"
+        sentence += f"; chance level for {classes} classes is {percent(1 / classes)}"
+    return f"{sentence}."
 
 
 def comparisons(results: Results) -> list[str]:
-    """How the encoder compares to each other row of the table of features, a sentence for each column."""
+    """A sentence for each classifier that compares the encoder with the other rows of the table of features."""
     encoder = (results.get("features") or {}).get("encoder") or {}
     sentences = []
-    for column in encoder:
-        told = against(results, column)
-        if told:
-            sentences.append(f"With a {COLUMNS.get(column, column)} this encoder is {' and '.join(told)}.")
-    margin = chance(results)
+    for classifier in encoder:
+        parts = differences(results, classifier)
+        if parts:
+            name = with_article(CLASSIFIER_LABELS.get(classifier, classifier))
+            sentences.append(f"With {name}, this encoder is {' and '.join(parts)}.")
+    margin = margin_of_error(results)
     if sentences and margin:
         count = results["judged_on"]["test"]
-        sentences.append(f"With {count:,} test images, differences of up to about {margin:.1f} points can be chance.")
+        sentences.append(f"With {count:,} test images, differences of up to about {margin:.1f} points can be due to chance.")
     return sentences
 
 
-def against(results: Results, column: str) -> list[str]:
-    """How far the encoder is ahead of each other row, or behind it, in points."""
-    features, told = results["features"], []
+def differences(results: Results, classifier: str) -> list[str]:
+    """Phrases with the points by which the encoder is ahead of, or behind, each other row."""
+    features, parts = results["features"], []
     for row, values in features.items():
-        if row != "encoder" and column in values:
-            points = 100 * (features["encoder"][column] - values[column])
-            side = "level with" if abs(points) < 0.05 else f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
-            told.append(f"{side} {'an ' if row == 'untrained' else ''}{ROWS.get(row, row)}")
-    return told
+        if row != "encoder" and classifier in values:
+            points = 100 * (features["encoder"][classifier] - values[classifier])
+            position = "level with" if abs(points) < 0.05 else f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
+            parts.append(f"{position} {'an ' if row == 'untrained' else ''}{ENCODER_LABELS.get(row, row)}")
+    return parts
 
 
-def chance(results: Results) -> float | None:
-    """Points within which two equally good classifiers differ 19 times in 20, for the least certain of the accuracies."""
+def with_article(name: str) -> str:
+    """The name of a classifier, with an article if it needs one."""
+    return f"a {name}" if name.endswith("probe") else name
+
+
+def margin_of_error(results: Results) -> float | None:
+    """The difference, in points, that two equally good classifiers exceed once in 20 times; for the least certain accuracy.
+
+    An accuracy p on n images has the variance p (1 - p) / n, and the difference of two accuracies has twice that. The margin is
+    1.96 standard deviations.
+    """
     test = (results.get("judged_on") or {}).get("test")
     shares = [share for values in (results.get("features") or {}).values() for share in values.values()]
     return 196 * math.sqrt(2 * max(share * (1 - share) for share in shares) / test) if test and shares else None
 
 
-def held_out(errors: Mapping[str, float]) -> list[str]:
-    """How the squared error compares to the two guesses that need no model."""
-    mine = errors.get("held_out_error")
-    if mine is None:
+def error_sentences(errors: Mapping[str, float]) -> list[str]:
+    """Sentences that compare the squared error with two baselines without a model."""
+    own = errors.get("held_out_error")
+    if own is None:
         return []
-    told = []
+    parts = []
     for key in ("patch_mean_error", "image_mean_error"):
         if errors.get(key):
-            less = 100 * (1 - mine / errors[key])
-            side = f"{abs(less):.0f} % {'less' if less > 0 else 'more'} than" if abs(less) >= 0.5 else "level with"
-            told.append(f"{side} painting {ERRORS[key]} ({errors[key]:.3g})")
-    compared = f": {', and '.join(told)}" if told else ""
-    return [f"On hidden patches of held-out images its squared error is {mine:.3g}{compared}.", LENT]
+            less = 100 * (1 - own / errors[key])
+            position = f"{abs(less):.0f} % {'lower' if less > 0 else 'higher'} than" if abs(less) >= 0.5 else "level with"
+            parts.append(f"{position} predicting {HELD_OUT_ERRORS[key]} ({errors[key]:.3g})")
+    compared = f", {' and '.join(parts)}" if parts else ""
+    return [f"On masked patches of held-out images its mean squared error is {own:.3g}{compared}.", BASELINE_NOTE]
 
 
-def named_words(words: Mapping[str, float]) -> str:
-    """How many hidden words are named at the first guess, beside always saying the most frequent one."""
-    mine, frequent = (percent(words[f"{key}_accuracy"]) for key in WORDS)
-    return f"Of the hidden words of held-out texts it names {mine} at once; the most frequent word alone gets {frequent}."
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent."""
-    return "no images" if share is None or share != share else f"{100 * share:.1f} %"
+def word_sentence(words: Mapping[str, float]) -> str:
+    """A sentence with the accuracy of predicted masked words, compared with the most frequent word."""
+    own, frequent = (percent(words[f"{key}_accuracy"]) for key in WORD_PREDICTORS)
+    baseline = f"always predicting the most frequent word gets {frequent}"
+    return f"It predicts {own} of the masked words of held-out texts correctly; {baseline}."

@@ -1,0 +1,60 @@
+"""Figures for tasks with one class per pixel: image, true map and predicted map side by side, with one colour per class."""
+
+import colorsys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unveil.data.pixels import IGNORE
+from unveil.reports.html import Markup, element
+from unveil.reports.image_grid import ImageGrid, to_rgb
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GOLDEN_RATIO = 0.618034
+MAP_LABELS = ("image", "truth", "prediction")
+
+
+def class_colours(count: int) -> Float[np.ndarray, "K 3"]:
+    """A colour between 0 and 1 for each class. Hues in steps of the golden ratio differ well for any number of classes."""
+    levels = ((0.85, 0.65), (0.55, 0.85), (0.95, 0.45))  # value and saturation, in turn
+    hues = [(0.58 + GOLDEN_RATIO * i) % 1 for i in range(count)]
+    return np.array([colorsys.hsv_to_rgb(hue, levels[i % 3][1], levels[i % 3][0]) for i, hue in enumerate(hues)]).reshape(-1, 3)
+
+
+def colour_map_image(classes: Int[np.ndarray, "H W"], colours: Float[np.ndarray, "K 3"]) -> Float[np.ndarray, "H W 3"]:
+    """Converts a class map to an image. Pixels without a class are white."""
+    image = np.ones((*classes.shape, 3))
+    valid = (classes >= 0) & (classes < len(colours)) & (classes != IGNORE)
+    image[valid] = colours[classes[valid]]
+    return image
+
+
+def class_map_figure(
+    images: Float[Tensor, "B C H W"],
+    maps: Int[np.ndarray, "B H W"],
+    predicted: Int[np.ndarray, "B H W"],
+    *,
+    colours: Float[np.ndarray, "K 3"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    names: Sequence[str] | None = None,
+) -> "Figure":
+    """Draws one row per image: the normalised image, the true map and the predicted map. Maps may be smaller than the images."""
+    grid = ImageGrid(len(images), (3,), (images.shape[2], images.shape[3]), names=names, headings=False)
+    for row, (image, true, guess) in enumerate(zip(to_rgb(images, mean, std), maps, predicted, strict=True)):
+        cells = (image, colour_map_image(true, colours), colour_map_image(guess, colours))
+        for column, (label, cell) in enumerate(zip(MAP_LABELS, cells, strict=True)):
+            grid.add_image(row, column, cell, label if row == 0 else "")
+    return grid.figure
+
+
+def legend(classes: Sequence[str], colours: Float[np.ndarray, "K 3"]) -> Markup:
+    """The names of the classes, each with its colour."""
+    codes = ["#" + "".join(f"{round(255 * level):02x}" for level in colour) for colour in colours.tolist()]
+    items = [element("li", element("span", style=f"background:{code}"), name) for name, code in zip(classes, codes, strict=False)]
+    return element("ul", *items, class_="legend")

@@ -1,0 +1,116 @@
+"""The keys of `log.jsonl` and `results.json` that have a label in reports.
+
+The keys of "held_out" in `results.json` come from `Method.validation_metrics`, and those of "score" from `Metric.compute`. Any key
+may be used. A key that is listed here has a readable label and a format; other numbers are shown under their key. To add a label
+for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key to `CURVES` as well.
+
+`results.json` holds these entries, if they were measured:
+
+    "held_out"   means of `validation_metrics` over held-out samples: any keys; those of `HELD_OUT_ERRORS` share a table
+    "features"   accuracy of frozen features: {"encoder" | "untrained" | "raw pixels": {"knn" | "linear": share}}
+    "judged_on"  the images of "features": {"train": count, "test": count, "classes": count}
+    "spread"     collapse of features: {"encoder" | "untrained": {"feature_deviation" | "rank_me": number}}; "width": dimensions
+    "words"      masked words of held-out texts: "word_loss", "word_accuracy", "frequency_loss", "frequency_accuracy"
+    "bleu"       BLEU of a translation run: {test set: {"greedy" | "beam": number}}; "beams": number of beams
+    "score"      numbers of a task by name; "primary" is the key of the most important one. Besides numbers it may hold
+                     "confusion"   K x K counts, true classes as rows
+                     "per_class"   a number, or None, for each class; further such lists have keys that begin with "per_class_"
+                     "count"       number of test samples
+                     "unit"        the unit of "confusion", such as "pixels"; by default samples
+    "classes"    names of the classes; "samples": "images" or "texts"
+    "seconds", "images_seen" or "sequences_seen", "kept_aside", "cost"   the cost of the run
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Results = Mapping[str, Any]
+"""The content of `results.json`."""
+
+
+class Quantity(NamedTuple):
+    """The label and the format of a number."""
+
+    label: str
+    is_share: bool = False
+    """Whether it is a share between 0 and 1, shown in per cent."""
+
+
+QUANTITIES = {
+    "top1": Quantity("top-1 accuracy", True),
+    "top5": Quantity("top-5 accuracy", True),
+    "mean_class_accuracy": Quantity("mean accuracy of the classes", True),
+    "mean_iou": Quantity("mean IoU", True),
+    "pixel_accuracy": Quantity("pixel accuracy", True),
+    "mean_accuracy": Quantity("mean accuracy of the classes", True),
+    "box_ap": Quantity("box AP", True),
+    "mask_ap": Quantity("mask AP", True),
+    "bleu": Quantity("BLEU"),
+    "held_out_loss": Quantity("loss"),
+    "token_accuracy": Quantity("masked tokens predicted correctly", True),
+    "accuracy": Quantity("accuracy", True),
+    "rebuilt_error": Quantity("mean squared error of reconstructed images"),
+    "codebook_usage": Quantity("share of the codebook in use", True),
+    "perplexity": Quantity("perplexity of the tokens"),
+    "word_accuracy": Quantity("masked words predicted correctly", True),
+    "knn": Quantity("k-NN accuracy", True),
+}
+"""Labels of numbers."""
+HELD_OUT_ERRORS = {
+    "held_out_error": "this model",
+    "patch_mean_error": "the mean of each patch",
+    "image_mean_error": "the mean of the image",
+}
+"""Keys of mean squared errors on masked patches of held-out images, in normalised pixels, with the name of the predictor."""
+WORD_PREDICTORS = {"word": "this model", "frequency": "the most frequent word"}
+"""Predictors of masked words: the prefix of the keys `..._loss` and `..._accuracy`, and the name of the predictor."""
+ENCODER_LABELS = {"encoder": "this encoder", "untrained": "untrained encoder", "raw pixels": "raw pixels"}
+"""Labels of the encoders whose features are compared."""
+CLASSIFIER_LABELS = {"knn": "k-NN", "linear": "linear probe"}
+"""Labels of the classifiers of frozen features."""
+SPREAD = {"feature_deviation": "standard deviation", "rank_me": "RankMe"}
+"""Measures of collapse: see `unveil.evaluate.collapse`."""
+CURVES = {
+    "knn": "k-NN accuracy",
+    "accuracy": "Accuracy",
+    "top1": "Top-1 accuracy",
+    "codebook_usage": "Share of the codebook in use",
+    "word_accuracy": "Masked words predicted correctly",
+    "mean_iou": "Mean IoU",
+    "pixel_accuracy": "Pixel accuracy",
+    "bleu": "BLEU",
+}
+"""Keys of `QUANTITIES` whose values in the log are drawn as a curve, and the title of the curve."""
+
+
+def label_of(key: str) -> str:
+    return QUANTITIES[key].label if key in QUANTITIES else humanize(key)
+
+
+def format_number(key: str, value: float) -> str:
+    if key in QUANTITIES and QUANTITIES[key].is_share:
+        return percent(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def numbers_of(metric: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a metric, without lists, names and the number of samples."""
+    numbers = {key: value for key, value in metric.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    return {key: value for key, value in numbers.items() if key != "count"}
+
+
+def primary_of(results: Results) -> str | None:
+    """The key of the most important number of a task: "primary" of the results, or else the first number."""
+    numbers = numbers_of(results.get("score") or {})
+    primary = results.get("primary")
+    return str(primary) if primary in numbers else next(iter(numbers), None)
+
+
+def percent(share: float | None) -> str:
+    """Formats a share in per cent."""
+    return "no samples" if share is None or share != share else f"{100 * share:.1f} %"
+
+
+def humanize(key: str) -> str:
+    """Converts a key to words."""
+    return key.replace("_", " ")
