@@ -1,4 +1,4 @@
-"""unveil: learns vision models from unlabelled images by masked autoencoding, and shows whether it worked."""
+"""unveil: pre-trains vision models on images without labels by masked autoencoding, and evaluates what they have learned."""
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
@@ -8,19 +8,19 @@ if TYPE_CHECKING:
     from unveil.data.augment import normalise as normalise
     from unveil.errors import UnveilError as UnveilError
     from unveil.experiments.compare import compare as compare
-    from unveil.experiments.images_vs_words import why as why
+    from unveil.experiments.images_vs_words import images_vs_words as images_vs_words
     from unveil.experiments.study import study as study
     from unveil.interop.load import load as load
     from unveil.recipes.embed import embed as embed
     from unveil.recipes.export import export as export
     from unveil.recipes.fill_mask import fill_mask as fill_mask
     from unveil.recipes.finetune import finetune as finetune
-    from unveil.recipes.look import reconstruct as reconstruct
-    from unveil.recipes.look import report as report
     from unveil.recipes.pack import pack as pack
     from unveil.recipes.plan import plan as plan
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
+    from unveil.recipes.reconstruct import reconstruct as reconstruct
+    from unveil.recipes.report import report as report
     from unveil.recipes.translate import train_translator as train_translator
     from unveil.recipes.translate import translate as translate
     from unveil.train.run_folder import Run as Run
@@ -31,20 +31,20 @@ _HOMES = {
     "compare": "unveil.experiments.compare",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",
-    "fill": "unveil.recipes.fill_mask",
+    "fill_mask": "unveil.recipes.fill_mask",
     "finetune": "unveil.recipes.finetune",
+    "images_vs_words": "unveil.experiments.images_vs_words",
     "load": "unveil.interop.load",
     "normalise": "unveil.data.augment",
     "pack": "unveil.recipes.pack",
     "plan": "unveil.recipes.plan",
     "pretrain": "unveil.recipes.pretrain",
     "probe": "unveil.recipes.probe",
-    "reconstruct": "unveil.recipes.look",
-    "report": "unveil.recipes.look",
+    "reconstruct": "unveil.recipes.reconstruct",
+    "report": "unveil.recipes.report",
     "study": "unveil.experiments.study",
     "train_translator": "unveil.recipes.translate",
     "translate": "unveil.recipes.translate",
-    "why": "unveil.experiments.images_vs_words",
 }
 __all__ = list(_HOMES)
 
@@ -55,7 +55,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are fetched when they are first used, so that `import unveil` takes no time."""
+    """Imports a public name when it is first used, so that `import unveil` is fast."""
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value

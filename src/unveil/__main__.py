@@ -1,4 +1,4 @@
-"""`python -m unveil`, for torchrun."""
+"""`python -m unveil`: the same as the command `unveil`, for use with torchrun."""
 
 from unveil.cli import main
 

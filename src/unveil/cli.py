@@ -1,32 +1,43 @@
-"""The command line: a verb, its inputs, and the knobs of the configs that it turns.
+"""The command line: a command, its inputs, and options. The options are the fields of the configs that the command uses.
 
-Nothing here imports torch before a verb runs: options are read from the source of the files that they configure.
+Nothing here imports torch before a command runs: options are read from source files, and paths are checked first.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from unveil.commands import REQUIRED, VERBS, Verb
+from unveil import methods, plugins, tasks
+from unveil.commands import METHOD, OLD_VERBS, REQUIRED, TASK, TRUST, VERBS, Argument, Verb
 from unveil.errors import UnveilError
 from unveil.interop.model_kind import model_kind
-from unveil.methods import METHODS, TEXTS, base_of, defaults_of
-from unveil.options import literal, options_of
+from unveil.option_synonyms import hint
+from unveil.options import Option, literal, options_of
+from unveil.paths import CHECKS
 
-WORDS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT", float | None: "FLOAT"}
-"""What a type is called where its own name is none for a reader."""
+METAVARS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT", float | None: "FLOAT"}
+"""How `--help` shows a type whose Python name would mean nothing to a user."""
+HELP_WIDTH = 80
+"""Width of the list of commands. The help of one command is as wide as the terminal."""
+HELP = ("-h", "--help", "--help-all")
+
+
+class UsageError(Exception):
+    """An invalid command line. The exit code is 2."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point. Exits with 0 (done), 1 (failed, one sentence on stderr) or 2 (usage)."""
+    """The entry point. Exits with 0 (done), 1 (failed, with one sentence on stderr) or 2 (wrong usage)."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in HELP:
         print(overview())
         sys.exit(0 if argv else 2)
     if argv[0] in ("-V", "--version"):
@@ -34,122 +45,269 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"unveil {__version__}")
         sys.exit(0)
-    name = next((name for name in (argv[0], " ".join(argv[:2])) if name in VERBS), None)  # some are two words
-    if name is None:
-        near = [verb for verb in VERBS if verb.startswith(f"{argv[0]} ")] or difflib.get_close_matches(argv[0], VERBS, n=1)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see unveil --help"
-        print(f"unveil: there is no command {argv[0]!r}; {hint}", file=sys.stderr)
+    try:
+        name = verb_name(argv)
+        argv = argv[len(name.split()) :]
+        verb = form_of(name, VERBS[name], argv)
+        options = parse_options(name, verb, argv)
+    except (UsageError, UnveilError) as error:
+        complain(str(error))
         sys.exit(2)
-    verb = VERBS[name]
-    if verb.of_texts and (method_of(argv) in TEXTS or any(model_kind(part) == "texts" for part in argv[1:])):
-        verb = verb.of_texts
-    options = parse(name, verb, argv[len(name.split()) :])
     sys.exit(run(verb, options))
 
 
 def overview() -> str:
-    """The help of the command itself."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {verb.says}" for name, verb in VERBS.items())
+    """The help of `unveil` itself."""
+    width = max(map(len, VERBS)) + 4
+    verbs = "\n".join(
+        textwrap.fill(
+            verb.summary.split("\n")[0].split(". ")[0].rstrip("."),
+            HELP_WIDTH,
+            initial_indent=f"  {name}".ljust(width),
+            subsequent_indent=" " * width,
+        )
+        for name, verb in VERBS.items()
+    )
     return (
         "usage: unveil COMMAND ...\n\n"
-        "Learns vision models from unlabelled images by masked autoencoding, and shows whether it worked.\n\n"
-        f"{verbs}\n\nunveil COMMAND --help shows its options. Start with: unveil pretrain"
+        "Pre-trains vision models on images without labels by masked autoencoding,\n"
+        "and evaluates what they have learned.\n\n"
+        f"{verbs}\n\n"
+        "unveil COMMAND --help lists the options of a command that users change,\n"
+        "and --help-all every option.\n"
+        "Start with: unveil pretrain"
     )
 
 
-def parse(name: str, verb: Verb, argv: list[str]) -> dict[str, Any]:
-    """The options that were given, by name. Exits with 2 and a hint where they make no sense."""
+def verb_name(argv: Sequence[str]) -> str:
+    """The command at the start of an argument list. Some commands have two words."""
+    for name in (" ".join(argv[:2]), argv[0]):
+        if name in VERBS:
+            return name
+    first = argv[0]
+    near = [OLD_VERBS[first]] if first in OLD_VERBS else [verb for verb in VERBS if verb.startswith(first)]
+    near = near or difflib.get_close_matches(first, VERBS, n=1)
+    guess = f"did you mean {' or '.join(near)}?" if near else "see unveil --help"
+    raise UsageError(f"there is no command {first!r}; {guess}")
+
+
+def form_of(name: str, verb: Verb, argv: Sequence[str]) -> Verb:
+    """The variant of a command for the modality of its method or run."""
+    if "method" in verb.arguments:
+        method = method_of(verb, argv)
+        modality = methods.modality_of_method(method)
+        if modality != "images" and modality not in verb.forms:
+            raise UsageError(f"{name} needs a method for images, but {method} learns from {modality}")
+    else:
+        kinds = {model_kind(word) for word in argv if not word.startswith("-") and os.path.exists(word)} if verb.forms else set()
+        modality = next((kind for kind in kinds if kind in verb.forms), "images")
+    return verb.forms.get(modality, verb)
+
+
+def parse_options(name: str, verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
+    """The options on the command line, by name. Exits with 0 after `--help`.
+
+    Raises:
+        UsageError: For an option that does not exist, or that the command does not use.
+    """
+    argv, per_method = split_per_method(argv) if verb.per_method else (list(argv), {})
+    groups, notes = groups_of(verb, argv)
+    wanted = next((word for word in argv if word in HELP), None)
+    if wanted:
+        show_help(name, verb, groups, notes, everything=wanted == "--help-all")
+        sys.exit(0)
+    argv = apply_trust(argv) if verb.has_trust else argv
+    names = [*verb.arguments, *(option.name for options in groups.values() for option in options)]
+    refuse_options(name, verb, argv, names)
+    parsed = parse_by_tyro(name, verb, argv, shape_of(name, verb.arguments, groups, notes))
+    given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    options = {key: getattr(parsed, key) for key in verb.arguments}
+    for title in groups:
+        values = vars(getattr(parsed, f"{title}_"))
+        options |= {key: value for key, value in values.items() if key in given or f"no_{key}" in given}
+    return options | {method: parse_per_method(method, words) for method, words in per_method.items()}
+
+
+def groups_of(verb: Verb, argv: Sequence[str]) -> tuple[dict[str, list[Option]], dict[str, str]]:
+    """The options of a command by the title of their group, with the defaults for this command line.
+
+    The second return value maps options to a note that `--help` adds to their default.
+    """
+    method = method_of(verb, argv) if METHOD in verb.configs.values() else None
+    task = value_of(verb.task_option, argv) or verb.task
+    defaults: dict[str, Any] = {}
+    if method:
+        defaults |= methods.method_defaults(method)
+    if task and task != "knn":
+        defaults |= tasks.task_defaults(task)
+    groups = {}
+    for title, path in verb.configs.items():
+        if path == METHOD:
+            path = methods.method_source(str(method)).config()
+        elif path == TASK:
+            path = tasks.task_source(task).config()
+        groups[title] = [
+            dataclasses.replace(
+                option, default=defaults.get(option.name, option.default), hidden=option.hidden or option.name in verb.hides
+            )
+            for option in options_of(path)
+            if option.name not in verb.ignores
+        ]
+    notes = {key: f"{plainly(value)} for digits" for key, value in literal_at(verb.digits).items() if key not in defaults}
+    if verb.per_method and not method:
+        own = {key for each in methods.METHODS.names for key in methods.method_defaults(each)}
+        notes |= dict.fromkeys(own, "default: that of each method")
+    names = {option.name for options in groups.values() for option in options}
+    return groups, {key: note for key, note in notes.items() if key in names}
+
+
+def show_help(name: str, verb: Verb, groups: Mapping[str, list[Option]], notes: Mapping[str, str], *, everything: bool) -> None:
+    """Prints the help of a command: with `everything` all options, else without the hidden ones."""
+    shown = {title: [option for option in options if everything or not option.hidden] for title, options in groups.items()}
+    arguments = {**verb.arguments, "trust": TRUST} if verb.has_trust else verb.arguments
+    shape = shape_of(name, arguments, {title: options for title, options in shown.items() if options}, notes)
+    with contextlib.suppress(SystemExit):
+        parse_by_tyro(name, verb, ["--help"], shape)
+    count = sum(len(options) for options in groups.values()) + len(arguments)
+    if sum(len(options) for options in shown.values()) + len(arguments) < count:
+        print(f"unveil {name} --help-all lists all {count} options.")
+
+
+def shape_of(name: str, arguments: Mapping[str, Argument], groups: Mapping[str, list[Option]], notes: Mapping[str, str]) -> type:
+    """A dataclass with a field for each argument, and one for each group of options."""
     import tyro
 
-    argv, apart = set_apart(argv) if verb.apart else (argv, {})
     fields = [
-        field(key, argument.type, argument.help, argument.default, positional=argument.positional)
-        for key, argument in verb.arguments.items()
+        field(key, each.type, each.help, each.default, positional=each.positional, metavar=each.metavar or (each.path and "PATH"))
+        for key, each in arguments.items()
     ]
-    defaults, digits = literals(verb.defaults), literals(verb.digits)
-    if "METHOD" in verb.configs.values():
-        defaults |= defaults_of(method_of(argv))
-    for title, place in verb.configs.items():
-        own = []
-        for knob in options_of(f"{METHODS[method_of(argv)]}Config" if place == "METHOD" else place):
-            special = f"; {plainly(digits[knob.name])} for the digits" if knob.name in digits.keys() - defaults.keys() else ""
-            own.append(field(knob.name, knob.type, knob.help, defaults.get(knob.name, knob.default), special))
+    for title, options in groups.items():
+        own = [field(option.name, option.type, option.help, option.default, notes.get(option.name, "")) for option in options]
         group = dataclasses.make_dataclass(title, own, frozen=True)
         fields.append((f"{title}_", Annotated[group, tyro.conf.arg(name=title)], dataclasses.field(default_factory=group)))
-    shape = dataclasses.make_dataclass(name.replace(" ", "_"), fields)
-    parsed: Any = tyro.cli(shape, prog=f"unveil {name}", description=verb.says, args=argv, config=(tyro.conf.OmitArgPrefixes,))
-    given = {part[2:].split("=")[0].replace("-", "_") for part in argv if part.startswith("--")}
-    options = {key: getattr(parsed, key) for key in verb.arguments}
-    for title in verb.configs:
-        values = dataclasses.asdict(getattr(parsed, f"{title}_"))
-        options |= {key: value for key, value in values.items() if key in given or f"no_{key}" in given}
-    return options | {name: parse_apart(name, words) for name, words in apart.items()}
+    return dataclasses.make_dataclass(name.replace(" ", "_").replace("-", "_"), fields)
 
 
-def set_apart(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """What is said to all, and what to one alone, by its name: `--dino.base-lr 1e-3` is `--base-lr 1e-3` for dino."""
-    shared: list[str] = []
-    apart: dict[str, list[str]] = {}
-    into = shared
-    for word in argv:
-        if word.startswith("--"):
-            name, dot, option = word[2:].partition(".")
-            into = apart.setdefault(name, []) if dot and "=" not in name else shared
-            word = word if into is shared else f"--{option}"
-        into.append(word)
-    return shared, apart
-
-
-def parse_apart(name: str, words: list[str]) -> dict[str, Any]:
-    """Options for one alone, read as `pretrain` or `finetune` would."""
-    called, start = ("finetune", ["RUN"]) if name == "finetune" else ("pretrain", ["DATA", "--method", base_of(name)])
-    verb = VERBS[called]
-    verb = verb.of_texts if verb.of_texts and base_of(name) in TEXTS else verb
-    options = parse(called, verb, [*start, *words])
-    return {key: value for key, value in options.items() if key not in verb.arguments or (key == "model" and value)}
-
-
-def literals(place: str) -> dict[str, Any]:
-    """The dictionary at "module:name"; an empty one for no place."""
-    module, _, name = place.partition(":")
-    return dict(literal(module, name)) if module else {}
-
-
-def field(name: str, kind: Any, says: str, default: Any, special: str = "", *, positional: bool = False) -> tuple[str, Any, Any]:
-    """A field of a dataclass that is made on the fly, with what `--help` says of it."""
+def parse_by_tyro(name: str, verb: Verb, argv: Sequence[str], shape: type) -> Any:
+    """Parses the argument list into an instance of the dataclass `shape`. Exits with 2 if a value is invalid."""
     import tyro
 
-    marks: list[Any] = [tyro.conf.Positional] if positional else []
-    told = "" if default in (None, (), "") else f"(default: {plainly(default)}{special})"
+    config = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(shape, prog=f"unveil {name}", description=verb.summary, args=list(argv), config=config)
+
+
+def field(
+    name: str, kind: Any, text: str, default: Any, note: str = "", *, positional: bool = False, metavar: str = ""
+) -> tuple[str, Any, Any]:
+    """A field for `dataclasses.make_dataclass`, with its text in `--help`."""
+    import tyro
+
+    shown = "" if default in (None, (), "") else f"default: {plainly(default)}"
     if default is REQUIRED:
-        told = "(required)"
-    metavar = name.upper() if positional else WORDS.get(kind)
-    if metavar is None and get_origin(kind) in (Union, UnionType):  # of one of these names, or none
-        metavar = "{" + ",".join(name for part in get_args(kind) for name in get_args(part)) + "}"
-    marks.append(tyro.conf.arg(help=says, metavar=metavar, help_behavior_hint=told))
+        shown = "required"
+    if note:
+        shown = f"{shown}; {note}" if shown and not note.startswith("default") else note
+    metavar = name.upper() if positional else metavar or METAVARS.get(kind, "")
+    if not metavar and get_origin(kind) in (Union, UnionType):  # an optional Literal: list its values
+        metavar = "{" + ",".join(str(name) for part in get_args(kind) for name in get_args(part)) + "}"
+    if not metavar and get_origin(kind) is tuple:
+        metavar = f"{get_args(kind)[0].__name__.upper()} ..."
+    marks: list[Any] = [tyro.conf.Positional] if positional else []
+    marks.append(tyro.conf.arg(help=text, metavar=metavar or None, help_behavior_hint=f"({shown})" if shown else ""))
     return (name, Annotated[kind, *marks], dataclasses.field() if default is REQUIRED else dataclasses.field(default=default))
 
 
 def plainly(value: Any) -> str:
-    """A default as one would type it."""
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    """A default value, spelled as a user would type it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def method_of(argv: list[str]) -> str:
-    """The method that is asked for; mae where there is no such one, which is refused later."""
-    named = [b for a, b in pairwise(argv) if a == "--method"]
-    named += [part.removeprefix("--method=") for part in argv if part.startswith("--method=")]
-    return named[0] if named and named[0] in METHODS else "mae"
+def refuse_options(name: str, verb: Verb, argv: Sequence[str], known: Iterable[str]) -> None:
+    """Raises `UsageError` for the first option that the command does not have, and suggests similar names."""
+    known = set(known)
+    positional = {key for key, argument in verb.arguments.items() if argument.positional}
+
+    def spell(key: str) -> str:
+        return key.upper() if key in positional else f"--{key.replace('_', '-')}"
+
+    for word in argv[: argv.index("--")] if "--" in argv else argv:
+        given = word.split("=")[0]
+        key = given.removeprefix("--").replace("-", "_")
+        if not word.startswith("--") or {key, key.removeprefix("no_")} & known - positional:
+            continue
+        if key in verb.ignores:
+            raise UsageError(f"{name} does not use {given}: {verb.ignores[key]}")
+        guess = hint(key, known, spell) or f"unveil {name} --help-all lists its options"
+        raise UsageError(f"{name} has no option {given}; {guess}")
 
 
-def run(verb: Verb, options: dict[str, Any]) -> int:
-    """Calls the function of a verb; the exit code."""
+def apply_trust(argv: Sequence[str]) -> list[str]:
+    """Trusts the PATH of every `--trust PATH`, and returns the remaining words."""
+    rest, words = list[str](), iter(argv)
+    for word in words:
+        if word == "--trust":
+            path = next(words, "")
+            if not path or path.startswith("--"):
+                raise UsageError("--trust needs a file or a module, such as --trust my_method.py")
+            plugins.trust(path)
+        elif word.startswith("--trust="):
+            plugins.trust(word.removeprefix("--trust="))
+        else:
+            rest.append(word)
+    return rest
+
+
+def split_per_method(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Separates the options for all methods from those for one method, such as `--dino.base-lr 1e-3` for dino."""
+    shared: list[str] = []
+    per_method: dict[str, list[str]] = {}
+    into = shared
+    for word in argv:
+        if word.startswith("--"):
+            name, dot, option = word[2:].partition(".")
+            into = per_method.setdefault(name, []) if dot and "=" not in name else shared
+            word = word if into is shared else f"--{option}"
+        into.append(word)
+    return shared, per_method
+
+
+def parse_per_method(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Parses the options for one method as `pretrain` does, or those for fine-tuning as `finetune` does."""
+    called, start = ("finetune", ["RUN"]) if name == "finetune" else ("pretrain", ["DATA", "--method", methods.base_of(name)])
+    argv = [*start, *words]
+    verb = form_of(called, VERBS[called], argv)
+    options = parse_options(called, verb, argv)
+    return {key: value for key, value in options.items() if key not in verb.arguments or (key == "model" and value)}
+
+
+def literal_at(path: str) -> dict[str, Any]:
+    """The dictionary "module:NAME"; empty if `path` is empty."""
+    module, _, name = path.partition(":")
+    return dict(literal(module, name)) if module else {}
+
+
+def value_of(option: str, argv: Sequence[str]) -> str:
+    """The value of an option in an argument list; "" if it is not given."""
+    values = [b for a, b in pairwise(argv) if a == option]
+    values += [word.removeprefix(f"{option}=") for word in argv if word.startswith(f"{option}=")]
+    return values[0] if values else ""
+
+
+def method_of(verb: Verb, argv: Sequence[str]) -> str:
+    """The method in an argument list, or else the default of the command."""
+    return value_of("--method", argv) or str(verb.arguments["method"].default)
+
+
+def run(verb: Verb, options: Mapping[str, Any]) -> int:
+    """Checks the paths, then imports and calls the function of a command. Returns the exit code."""
     module, _, name = verb.call.partition(":")
     try:
+        check_paths(verb, options)
         getattr(importlib.import_module(module), name)(**options)
     except KeyboardInterrupt:
-        return complain("stopped at once: the same command goes on from what it saved last")
+        return complain("stopped; run the same command to resume from the last checkpoint")
     except Exception as error:
         if os.environ.get("UNVEIL_TRACEBACK"):
             raise
@@ -160,21 +318,37 @@ def run(verb: Verb, options: dict[str, Any]) -> int:
     return 0
 
 
+def check_paths(verb: Verb, options: Mapping[str, Any]) -> None:
+    """Raises `UnveilError` if an input does not exist or an output does. This happens before torch is imported."""
+    for key, argument in verb.arguments.items():
+        value = options[key]
+        if argument.path and isinstance(value, str):
+            CHECKS[modality_of_data(options) if argument.path == "data" else argument.path](value)
+
+
+def modality_of_data(options: Mapping[str, Any]) -> str:
+    """What DATA holds: "images" or "text"."""
+    if "methods" in options:
+        first = methods.base_of(options["methods"].split(",")[0].strip())
+        return methods.modality_of_method(first) if first in methods.METHODS.names else "images"
+    return methods.modality_of_method(options["method"]) if "method" in options else "images"
+
+
 def plain(error: Exception) -> str | None:
-    """The sentence that the user should read; None for a fault of our own, which deserves its traceback."""
+    """The error message for the user; None for a bug in unveil, which is shown with its traceback."""
     if isinstance(error, UnveilError) or type(error).__name__ == "Interrupted":
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if type(error).__name__ == "OutOfMemoryError":
-        return "the device has too little memory: try --accumulate 2 (or 4, 8), --recompute, or a smaller --batch-size"
+        return "out of memory: try --accum-steps 2 (or 4, 8), --grad-checkpointing, or a smaller --batch-size"
     if "by peer" in str(error) or type(error).__name__ == "DistBackendError":
         cause = str(error).splitlines()[0].split("] ", 1)[-1].split(". This")[0]
-        return f"lost touch with another process of this run ({cause}): torchrun starts all again where --max-restarts allows"
+        return f"lost contact with another process ({cause}); torchrun restarts the run if --max-restarts is set"
     return None
 
 
 def complain(sentence: str) -> int:
-    """Says what went wrong; the exit code."""
+    """Prints an error message. Returns the exit code."""
     print(f"unveil: {sentence}", file=sys.stderr)
     return 1

@@ -1,271 +1,385 @@
-"""The verbs of the command line: what each calls, its inputs, and the configs whose knobs it turns. Without torch."""
+"""The table of commands: for each, its function, its arguments, and the dataclasses that define its options. Needs no torch."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-from unveil.methods import IMAGES, METHODS
+from unveil.methods import METHODS
+from unveil.paths import TEXT_FORMS
 
-SHARED = {
-    "training": "unveil.train.loop:TrainConfig",
-    "optimizer": "unveil.train.optim:OptimConfig",
-    "hardware": "unveil.train.parallel:HardwareConfig",
-}
-AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
-DATA = "A folder, a .tar, .tar.gz or .zip of images, a pack, shards-{000..099}.tar, hf://name, a torchvision set, or digits."
-PAIRS = "A folder or .tar.gz with train.<source> and train.<target>; val and test files where there are."
-RUN = "A run folder, an exported file, a checkpoint laid out as the public MAE release, or a transformers ViTMAE folder."
 REQUIRED = object()
+METHOD, TASK = "METHOD", "TASK"
+"""Stand for the `Config` of the method, or of the task, on the command line. Used in place of "module:Class"."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An input or an option of a verb that is no knob of a config."""
+    """An argument of a command that is a parameter of its function, and not a field of a config."""
 
     type: Any
     help: str
     default: Any = REQUIRED
     positional: bool = False
+    path: str = ""
+    """How to check a path: a key of `unveil.paths.CHECKS`, or "data" (images or text, depending on the method); "" for no path."""
+    metavar: str = ""
+    """How `--help` shows the value; by default it follows from the type."""
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A command: the function it calls, its own arguments, its configs by the title of their group."""
+    """An entry of the table of commands."""
 
     call: str
-    says: str
-    arguments: dict[str, Argument]
-    configs: dict[str, str]
-    defaults: str = ""
-    """Defaults that differ from the configs', as "module:literal"."""
+    """The function, as "module:name"."""
+    summary: str
+    """One line of at most 80 columns, which more paragraphs may follow."""
+    arguments: Mapping[str, Argument]
+    """The parameters of the function."""
+    configs: Mapping[str, str] = field(default_factory=dict)
+    """Dataclasses of options as "module:Class", by the title of their group in `--help`."""
     digits: str = ""
-    """Defaults that differ for the embedded digits."""
-    of_texts: "Verb | None" = None
-    """What it is for a method of texts, or for a run of one; as for images by default."""
-    apart: bool = False
-    """Whether `--NAME.OPTION` is an option of `pretrain` for the method NAME alone, and `--finetune.OPTION` one of `finetune`."""
+    """Defaults that differ for the embedded digits: a dictionary literal at "module:name"."""
+    task: str = ""
+    """The default task, whose `DEFAULTS` apply unless an option names another task."""
+    task_option: str = "--task"
+    """The option that names the task."""
+    hides: frozenset[str] = frozenset()
+    """Options that only `--help-all` shows, besides those that the configs themselves hide."""
+    ignores: Mapping[str, str] = field(default_factory=dict)
+    """Fields of the configs that the command does not accept, with the reason. `--help` does not show them."""
+    forms: Mapping[str, "Verb"] = field(default_factory=dict)
+    """Variants of the command for methods or runs of other modalities than images."""
+    may_import: bool = True
+    """Whether RUN may need a class from outside of unveil. If so, the command has `--trust`."""
+    per_method: bool = False
+    """Whether `--NAME.OPTION` is an option of `pretrain` for the method NAME only, and `--finetune.OPTION` one of `finetune`."""
+
+    @property
+    def has_trust(self) -> bool:
+        """Whether the command has `--trust`."""
+        return "run" in self.arguments and self.may_import
 
 
-MODEL = Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None
-TRANSLATORS = Literal["nano", "tiny", "small", "base", "big"]
-TEST = Argument(str | None, "Labelled images to judge on; the test split of DATA by default, or a tenth of it.", None)
-TEXT_DATA = "A .txt, .csv or .tsv file, or a folder, .tar, .tar.gz or .zip of them."
-TEXT_RUN = "A run folder of texts, or a folder of transformers' BERT."
-TEXT_MODEL = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"] | None
-PRETRAIN_ON_TEXTS = Verb(
-    "unveil.recipes.pretrain_text:pretrain_on_texts",
-    "Train an encoder on texts without labels; the same command again goes on.",
-    {
-        "data": Argument(str, TEXT_DATA, positional=True),
-        "method": Argument(Literal[*METHODS], "How to learn.", "bert"),
-        "model": Argument(TEXT_MODEL, "The encoder: bert-mini by default.", None),
-        "out": Argument(str | None, "The run folder; runs/<data>-<method>-<model> by default.", None),
-    },
-    {"run": "unveil.recipes.pretrain_text:CorpusConfig", "method": "METHOD", **SHARED},
+SHARED = {
+    "training": "unveil.train.recipe:TrainConfig",
+    "optimizer": "unveil.train.optim:OptimConfig",
+    "hardware": "unveil.train.parallel:HardwareConfig",
+}
+AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
+PRETRAIN = {"run": "unveil.runs.images:PretrainConfig"}
+PRETRAIN_TEXT = {"run": "unveil.runs.texts:TextPretrainConfig"}
+DIGITS_PATH = "unveil.runs.images:DIGITS_DEFAULTS"
+
+DATA = "a folder, a .tar, .tar.gz or .zip of images, a pack, shards-{000..099}.tar, hf://name, a torchvision dataset, or digits."
+IMAGES_ARG = Argument(str, "Images: " + DATA, "digits", True, "data")
+CORPUS = Argument(str, f"Texts: {TEXT_FORMS}.", positional=True, path="text")
+LABELLED_IMAGES = Argument(str | None, "Labelled images; by default those of the run. Otherwise " + DATA, None, True, "data")
+TEST_IMAGES = Argument(str | None, "Labelled test images; by default the test split of DATA, or a tenth of it.", None, path="data")
+RUN = Argument(
+    str,
+    "A run folder, an exported file, a checkpoint in the layout of the public MAE release, or a folder of transformers or timm.",
+    positional=True,
+    path="model",
 )
-FINETUNE_ON_TEXTS = Verb(
-    "unveil.recipes.finetune_text:finetune_on_texts",
-    "Tune a whole encoder of texts on labelled ones; --scratch for the same without pre-training.",
+TEXT_RUN = Argument(str, "A run folder of a text method, or a transformers folder of BERT.", positional=True, path="model")
+TRUST = Argument(
+    str | None, "A Python file or module that may be imported to load RUN; the option may be repeated.", None, path="source"
+)
+"""An argument of every command with a RUN. It is handled by `unveil.cli`."""
+CLASS_FORMS = '"package.module:Class" or "file.py:Class"'
+METHOD_NAME = f"The pre-training method: one of {', '.join(METHODS.names)}, or {CLASS_FORMS}."
+TASK_NAME = f"The task to fine-tune on: {{default}}, another name from the table of tasks, or {CLASS_FORMS}."
+VIT_NAMES = Literal["vit-nano", "vit-tiny", "vit-small", "vit-base", "vit-large", "vit-huge"] | None
+VIT_MODEL = Argument(VIT_NAMES, "The encoder: vit-base, or vit-nano for the embedded digits.", None)
+BERT_NAMES = Literal["bert-nano", "bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"] | None
+BERT_MODEL = Argument(BERT_NAMES, "The encoder: bert-mini by default.", None)
+EXPORT_FORMATS = Literal["timm", "transformers", "mae", "safetensors", "onnx"]
+PRETRAIN_OUT = Argument(str | None, "The run folder; by default runs/<data>-<method>-<model>.", None, path="run folder")
+FINETUNE_OUT = Argument(str | None, "The run folder; by default <run>-<task>, or <run>-scratch.", None, path="run folder")
+ALL_RUNS = "The folder for all runs; by default "
+RESUMES = "\n\nRun the same command again to resume."
+
+RARE_IN_TRAINING = frozenset({"optimizer", "schedule", "beta2", "layer_decay", "color_jitter", "parallel"})
+"""Options of training that few users change."""
+NO_SEED = {"seed": "a comparison has several seeds: give --seeds"}
+NO_TRAINING = "nothing is trained"
+ONE_PROCESS = "the command runs in one process"
+
+
+def task_argument(default: str) -> Argument:
+    """`--task` of `finetune`."""
+    return Argument(str | None, TASK_NAME.format(default=default) + f" By default {default}.", None)
+
+
+PRETRAIN_ON_TEXT = Verb(
+    "unveil.recipes.pretrain:pretrain",
+    f"Train an encoder on texts without labels.{RESUMES}",
+    {"data": CORPUS, "method": Argument(str, METHOD_NAME, "bert"), "model": BERT_MODEL, "out": PRETRAIN_OUT},
+    {**PRETRAIN_TEXT, "method": METHOD, **SHARED},
+    hides=RARE_IN_TRAINING,
+)
+FINETUNE_ON_TEXT = Verb(
+    "unveil.recipes.finetune:finetune",
+    f"Fine-tune an encoder on labelled texts, or train it from scratch (--scratch).{RESUMES}",
     {
-        "run": Argument(str, TEXT_RUN, positional=True),
-        "data": Argument(str | None, "Labelled texts; those of the run by default. " + TEXT_DATA, None, True),
-        "test": Argument(str | None, "Labelled texts to judge on; the test part of DATA by default, or a tenth of it.", None),
-        "out": Argument(str | None, "The run folder; <run>-finetune or <run>-scratch by default.", None),
+        "run": TEXT_RUN,
+        "data": Argument(str | None, f"Labelled texts; by default those of the run. Otherwise {TEXT_FORMS}.", None, True, "text"),
+        "task": task_argument("text-classification"),
+        "test": Argument(
+            str | None, "Labelled test texts; by default the test split of DATA, or a tenth of it.", None, path="text"
+        ),
+        "out": FINETUNE_OUT,
     },
-    {"settings": "unveil.runs.finetune_common:TuningConfig", "recipe": "unveil.tasks.text_classification:ClassifyConfig", **SHARED},
-    "unveil.recipes.finetune_text:DEFAULTS",
+    {"run": "unveil.runs.modality:FinetuneRunConfig", "task": TASK, **SHARED},
+    task="text-classification",
+    hides=RARE_IN_TRAINING - {"layer_decay"},
+)
+STUDY_ON_TEXT = Verb(
+    "unveil.experiments.study:study",
+    "Train a method with several values of one option, and plot the curve.",
+    {
+        "what": Argument(str, "An option and its values, such as mask_ratio=0.15,0.4,0.75.", positional=True),
+        "data": CORPUS,
+        "method": Argument(str, METHOD_NAME, "bert"),
+        "model": BERT_MODEL,
+        "out": Argument(str | None, ALL_RUNS + "runs/<data>-<method>-<option>.", None, path="folder"),
+    },
+    {"comparison": "unveil.experiments.runner:ComparisonConfig", **PRETRAIN_TEXT, "method": METHOD, **SHARED},
+    hides=RARE_IN_TRAINING,
+    ignores=NO_SEED | {"seconds": "the time of a step is measured for images only: give --epochs"},
+    per_method=True,
 )
 VERBS = {
     "pretrain": Verb(
         "unveil.recipes.pretrain:pretrain",
-        "Train an encoder on images without labels; the same command again goes on.",
-        {
-            "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*METHODS], "How to learn.", "mae"),
-            "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
-            "out": Argument(str | None, "The run folder; runs/<data>-<method>-<model> by default.", None),
-        },
-        {"run": "unveil.runs.pretrain_setup:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
-        digits="unveil.runs.pretrain_setup:DIGITS",
-        of_texts=PRETRAIN_ON_TEXTS,
+        f"Train an encoder on images without labels.{RESUMES}",
+        {"data": IMAGES_ARG, "method": Argument(str, METHOD_NAME, "mae"), "model": VIT_MODEL, "out": PRETRAIN_OUT},
+        {**PRETRAIN, "method": METHOD, **AUGMENT, **SHARED},
+        digits=DIGITS_PATH,
+        hides=RARE_IN_TRAINING,
+        forms={"text": PRETRAIN_ON_TEXT},
     ),
     "plan": Verb(
         "unveil.recipes.plan:plan",
-        "Choose what to train on DATA with this hardware, try it for a moment, and predict time and memory.",
+        "Choose settings for pre-training on this hardware, and predict time and memory.",
         {
-            "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*IMAGES], "How to learn.", "mae"),
-            "model": Argument(MODEL, "The encoder; chosen where not given, as are sizes, decoder, batch, rate and epochs.", None),
-            "out": Argument(str | None, "The run folder of the printed command; runs/<data>-<method>-<model> by default.", None),
-            "hours": Argument(float | None, "The time that the run may take; 1 on a CPU and 8 on a GPU by default.", None),
-            "seconds": Argument(float, "About how long the trial takes.", 30.0),
+            "data": IMAGES_ARG,
+            "method": Argument(str, METHOD_NAME, "mae"),
+            "model": Argument(
+                VIT_NAMES, "The encoder. If not given, it is chosen, as are sizes, decoder, batch size, rate and epochs.", None
+            ),
+            "out": Argument(
+                str | None,
+                "The run folder for the printed command; by default runs/<data>-<method>-<model>.",
+                None,
+                path="run folder",
+            ),
+            "hours": Argument(
+                float | None, "The longest time that the run may take; by default 1 hour on a CPU and 8 hours on a GPU.", None
+            ),
+            "seconds": Argument(float, "The approximate duration of the trial run.", 30.0),
         },
-        {"run": "unveil.runs.pretrain_setup:PretrainConfig", "method": "METHOD", **AUGMENT, **SHARED},
-        digits="unveil.runs.pretrain_setup:DIGITS",
+        {**PRETRAIN, "method": METHOD, **AUGMENT, **SHARED},
+        digits=DIGITS_PATH,
+        hides=RARE_IN_TRAINING | {"warmup_ratio", "warmup_epochs"},
     ),
     "compare": Verb(
         "unveil.experiments.compare:compare",
-        "Train several methods under one budget, judge them alike, and write one table.",
+        "Train several methods with equal budgets, and compare them in one table.",
         {
             "methods": Argument(
                 str,
-                f"Some of {', '.join(METHODS)}, with commas. mae-pixel is mae under another name; --mae-pixel.target pixel is an "
-                "option of `pretrain` for it alone; --beit.tokenizer dvae names another one as its first stage.",
+                f"Some of {', '.join(METHODS.names)}, separated by commas. A method may occur twice under two names, such as mae "
+                "and mae-pixel. --mae-pixel.target pixel is an option of `pretrain` for that entry only. "
+                "--beit.visual-tokenizer dvae uses the run of an earlier entry, dvae, as the tokenizer of beit.",
                 positional=True,
             ),
-            "data": Argument(str, DATA, "digits", True),
-            "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
-            "out": Argument(str | None, "The folder for all runs; runs/<data>-compare by default.", None),
+            "data": IMAGES_ARG,
+            "model": VIT_MODEL,
+            "out": Argument(str | None, ALL_RUNS + "runs/<data>-compare.", None, path="folder"),
         },
         {
             "comparison": "unveil.experiments.runner:ComparisonConfig",
             "table": "unveil.experiments.compare:CompareConfig",
-            "run": "unveil.runs.pretrain_setup:PretrainConfig",
+            **PRETRAIN,
             **AUGMENT,
             **SHARED,
         },
-        digits="unveil.runs.pretrain_setup:DIGITS",
-        apart=True,
+        digits=DIGITS_PATH,
+        hides=RARE_IN_TRAINING,
+        ignores=NO_SEED,
+        per_method=True,
     ),
     "finetune": Verb(
         "unveil.recipes.finetune:finetune",
-        "Tune a whole encoder on labelled images, with the paper's recipe; --scratch for the same without pre-training.",
-        {
-            "run": Argument(str, RUN, positional=True),
-            "data": Argument(str | None, "Labelled images; those of the run by default. " + DATA, None, True),
-            "test": TEST,
-            "out": Argument(str | None, "The run folder; <run>-finetune or <run>-scratch by default.", None),
-        },
-        {
-            "settings": "unveil.recipes.finetune:FinetuneRunConfig",
-            "recipe": "unveil.tasks.finetune:FinetuneConfig",
-            **AUGMENT,
-            **SHARED,
-        },
-        "unveil.recipes.finetune:DEFAULTS",
-        of_texts=FINETUNE_ON_TEXTS,
+        f"Fine-tune an encoder on labelled images, or train it from scratch (--scratch).{RESUMES}",
+        {"run": RUN, "data": LABELLED_IMAGES, "task": task_argument("finetune"), "test": TEST_IMAGES, "out": FINETUNE_OUT},
+        {"run": "unveil.runs.images:ImageFinetuneConfig", "task": TASK, **AUGMENT, **SHARED},
+        task="finetune",
+        hides=RARE_IN_TRAINING - {"layer_decay"} | {"clip_grad", "warmup_ratio", "crop", "flip"},
+        forms={"text": FINETUNE_ON_TEXT},
     ),
-    "fill": Verb(
-        "unveil.recipes.fill_mask:fill",
-        "Name the likeliest words for each [MASK] of a sentence.",
+    "fill-mask": Verb(
+        "unveil.recipes.fill_mask:fill_mask",
+        "Predict the most likely words for each [MASK] in a sentence.",
         {
-            "run": Argument(str, TEXT_RUN, positional=True),
-            "sentence": Argument(str, 'A text with one [MASK] or more: "the film was [MASK] ."', positional=True),
-            "count": Argument(int, "Words that are named for each.", 5),
+            "run": TEXT_RUN,
+            "sentence": Argument(str, 'A text with at least one [MASK], such as "the film was [MASK] ."', positional=True),
+            "count": Argument(int, "Words to print for each [MASK].", 5),
         },
-        {},
     ),
     "probe": Verb(
         "unveil.recipes.probe:probe",
-        "Judge an encoder with labels: linear, k-NN, or partial fine-tuning.",
+        "Evaluate an encoder with labels: linear probe, k-NN, or partial fine-tuning.",
         {
-            "run": Argument(str, RUN, positional=True),
-            "data": Argument(str | None, "Labelled images; those of the run by default. " + DATA, None, True),
-            "test": TEST,
-            "out": Argument(str | None, "A folder for the results; a new <run>/probe-<kind> by default.", None),
+            "run": RUN,
+            "data": LABELLED_IMAGES,
+            "test": TEST_IMAGES,
+            "out": Argument(str | None, "A folder for the results; by default a new <run>/probe-<kind>.", None, path="folder"),
         },
-        {"settings": "unveil.recipes.probe:ProbeConfig", **SHARED},
-        "unveil.recipes.probe:DEFAULTS",
+        {"probe": "unveil.recipes.probe:ProbeConfig", **SHARED},
+        task="linear",
+        task_option="--kind",
+        hides=frozenset({"schedule", "beta2", "layer_decay", "clip_grad", "log_every", "accum_steps", "warmup_epochs"}),
+        ignores={
+            "save_seconds": "a probe saves no checkpoints",
+            "keep_checkpoints": "a probe saves no checkpoints",
+            "num_evals": "a probe is evaluated once, at its end",
+            "parallel": ONE_PROCESS,
+        },
     ),
     "embed": Verb(
         "unveil.recipes.embed:embed",
-        "Write the features of every image, one row each, as NPZ or Parquet.",
+        "Write the features of every image, one row per image, as NPZ or Parquet.",
         {
-            "run": Argument(str, RUN, positional=True),
-            "data": Argument(str, DATA, positional=True),
-            "out": Argument(str | None, "A new .npz or .parquet file; embeddings.npz by default.", None),
+            "run": RUN,
+            "data": Argument(str, "Images: " + DATA, positional=True, path="data"),
+            "out": Argument(str | None, "A new .npz or .parquet file; by default embeddings.npz.", None, path="new table"),
         },
-        {"settings": "unveil.recipes.embed:EmbedConfig", "hardware": SHARED["hardware"]},
+        {"features": "unveil.recipes.embed:EmbedConfig", "hardware": SHARED["hardware"]},
+        ignores={"compile": NO_TRAINING, "parallel": ONE_PROCESS},
     ),
     "reconstruct": Verb(
-        "unveil.recipes.look:reconstruct",
-        "Draw images masked and rebuilt.",
+        "unveil.recipes.reconstruct:reconstruct",
+        "Draw images, the images with masked patches, and their reconstructions.",
         {
-            "run": Argument(str, RUN, positional=True),
-            "data": Argument(str | None, "Images to draw; those of the run by default. " + DATA, None, True),
-            "out": Argument(str | None, "A new .png, .pdf or .svg; <run>/reconstruction.png by default.", None),
+            "run": RUN,
+            "data": Argument(str | None, "Images to draw; by default those of the run. Otherwise " + DATA, None, True, "data"),
+            "out": Argument(
+                str | None, "A new .png, .pdf or .svg file; by default <run>/reconstruction.png.", None, path="new figure"
+            ),
         },
-        {"settings": "unveil.recipes.look:ReconstructConfig"},
+        {"figure": "unveil.recipes.reconstruct:ReconstructConfig"},
     ),
     "export": Verb(
         "unveil.recipes.export:export",
-        "Write the model in the format of another library, and check that it agrees there.",
+        "Write the model in another library's format, and verify that its outputs agree.",
         {
-            "run": Argument(str, RUN, positional=True),
-            "to": Argument(Literal["timm", "transformers", "mae", "safetensors", "onnx"], "The format."),
-            "out": Argument(str | None, "A new file or folder; <run>/export/... by default.", None),
+            "run": RUN,
+            "to": Argument(EXPORT_FORMATS, f"The format: {', '.join(get_args(EXPORT_FORMATS))}.", metavar="FORMAT"),
+            "out": Argument(str | None, "A new file or folder; by default <run>/export/<name>.", None, path="new"),
         },
-        {},
     ),
     "pack": Verb(
         "unveil.recipes.pack:pack",
-        "Decode and shrink every image once, into a few large files that train faster.",
+        f"Decode and shrink every image once, into a few large files that load faster.{RESUMES}",
         {
-            "data": Argument(str, DATA, positional=True),
-            "out": Argument(str | None, "A new folder; the same command again goes on.", None, True),
-            "verify": Argument(bool, "Read every byte of OUT again; without OUT, of DATA, which then is a pack.", False),
+            "data": Argument(str, "Images: " + DATA, positional=True, path="data"),
+            "out": Argument(str | None, "A new folder.", None, True),
+            "verify": Argument(bool, "Read OUT again and check every byte; without OUT, check the pack DATA.", False),
         },
-        {"settings": "unveil.data.pack_writer:PackConfig"},
+        {"pack": "unveil.data.pack_writer:PackConfig"},
     ),
     "translate train": Verb(
         "unveil.recipes.translate:train_translator",
-        "Train the Transformer of 2017 on sentence pairs, and judge it by BLEU.",
+        f"Train a Transformer (Vaswani et al., 2017) to translate; evaluate it by BLEU.{RESUMES}",
         {
-            "data": Argument(str, PAIRS, positional=True),
-            "model": Argument(TRANSLATORS, "The size: tiny for tens of thousands of pairs.", "tiny"),
-            "out": Argument(str | None, "The run folder; runs/<data>-<model>-<source>-<target> by default.", None),
+            "data": Argument(
+                str,
+                "A folder or .tar.gz with train.<source> and train.<target>, and optionally val and test files.",
+                positional=True,
+                path="pairs",
+            ),
+            "model": Argument(
+                Literal["nano", "tiny", "small", "base", "big"], "The size: tiny suits tens of thousands of pairs.", "tiny"
+            ),
+            "out": Argument(
+                str | None, "The run folder; by default runs/<data>-<model>-<source>-<target>.", None, path="run folder"
+            ),
         },
         {
-            "settings": "unveil.recipes.translate:TranslateRunConfig",
-            "learning": "unveil.tasks.translate:TranslateConfig",
+            "translation": "unveil.recipes.translate:TranslateRunConfig",
+            "task": TASK,
             "search": "unveil.recipes.translate:SearchConfig",
             **SHARED,
         },
-        "unveil.recipes.translate:DEFAULTS",
+        task="translation",
+        hides=RARE_IN_TRAINING,
+        ignores={"layer_decay": "all layers learn at the same rate"},
     ),
     "translate run": Verb(
-        "unveil.recipes.translate:translate_aloud",
-        "Translate sentences, a file of lines, or the standard input.",
+        "unveil.recipes.translate:translate_and_print",
+        "Translate sentences, the lines of a file, or the lines of standard input.",
         {
-            "run": Argument(str, "A run folder of unveil translate train.", positional=True),
-            "sentences": Argument(tuple[str, ...], "Sentences, or one file of lines; the standard input by default.", (), True),
-            "attention": Argument(str | None, "A new .png, .pdf or .svg that shows where the words of one sentence looked.", None),
-            "device": Argument(Literal["auto", "cpu", "cuda", "mps"], "Where to compute: a GPU where there is one.", "auto"),
+            "run": Argument(str, "A run folder of unveil translate train.", positional=True, path="run"),
+            "sentences": Argument(tuple[str, ...], "Sentences, or one text file; by default standard input.", (), True),
+            "attention": Argument(
+                str | None, "A new .png, .pdf or .svg figure of the attention in one sentence.", None, path="new figure"
+            ),
+            "device": Argument(Literal["auto", "cpu", "cuda", "mps"], "The device; auto uses a GPU if there is one.", "auto"),
         },
         {"search": "unveil.recipes.translate:SearchConfig"},
+        may_import=False,
     ),
     "study": Verb(
         "unveil.experiments.study:study",
-        "Train a method with a knob at several values, several seeds each, and draw the curve.",
+        "Train a method with several values of one option, and plot the curve.",
         {
-            "what": Argument(str, "A knob and its values: mask_ratio=0.25,0.5,0.75.", positional=True),
-            "data": Argument(str, DATA, "digits", True),
-            "method": Argument(Literal[*IMAGES], "How to learn.", "mae"),
-            "model": Argument(MODEL, "The encoder: vit-base, or vit-nano for the embedded digits.", None),
-            "out": Argument(str | None, "The folder for all runs; runs/<data>-<method>-<knob> by default.", None),
+            "what": Argument(str, "An option and its values, such as mask_ratio=0.25,0.5,0.75.", positional=True),
+            "data": IMAGES_ARG,
+            "method": Argument(str, METHOD_NAME, "mae"),
+            "model": VIT_MODEL,
+            "out": Argument(str | None, ALL_RUNS + "runs/<data>-<method>-<option>.", None, path="folder"),
         },
-        {
-            "comparison": "unveil.experiments.runner:ComparisonConfig",
-            "run": "unveil.runs.pretrain_setup:PretrainConfig",
-            "method": "METHOD",
-            **AUGMENT,
-            **SHARED,
-        },
-        digits="unveil.runs.pretrain_setup:DIGITS",
-        apart=True,
+        {"comparison": "unveil.experiments.runner:ComparisonConfig", **PRETRAIN, "method": METHOD, **AUGMENT, **SHARED},
+        digits=DIGITS_PATH,
+        hides=RARE_IN_TRAINING | {"accum_steps", "warmup_epochs", "clip_grad", "compile"},
+        ignores=NO_SEED,
+        forms={"text": STUDY_ON_TEXT},
+        per_method=True,
     ),
-    "why": Verb(
-        "unveil.experiments.images_vs_words:why",
-        "Hide more and more of images and of words, with the same blocks and budget, and draw the curves beside each other.",
+    "study images-vs-words": Verb(
+        "unveil.experiments.images_vs_words:images_vs_words",
+        "Vary mask ratio and decoder depth for images and for text, with equal budgets.",
         {
-            "images": Argument(str, "Labelled images: " + DATA, positional=True),
-            "texts": Argument(str, "A corpus: a folder or an archive of text files.", positional=True),
+            "images": Argument(str, "Labelled images: " + DATA, positional=True, path="images"),
+            "texts": Argument(str, f"Texts: {TEXT_FORMS}.", positional=True, path="text"),
             "size": Argument(Literal["nano", "base"], "The encoders: vit-nano and bert-nano, or vit-base and bert-base.", "nano"),
-            "out": Argument(str | None, "The folder for all runs; runs/why by default.", None),
+            "out": Argument(str | None, ALL_RUNS + "runs/images-vs-words.", None, path="folder"),
         },
         {"comparison": "unveil.experiments.runner:ComparisonConfig", **SHARED},
-        apart=True,
+        hides=RARE_IN_TRAINING,
+        ignores=NO_SEED | {"seconds": "the time of a step is measured for images only: give --epochs"},
+        per_method=True,
     ),
     "report": Verb(
-        "unveil.recipes.look:report", "Write the page of a run anew.", {"run": Argument(str, "A run folder.", positional=True)}, {}
+        "unveil.recipes.report:report",
+        "Rebuild the HTML report of a run.",
+        {"run": Argument(str, "A run folder.", positional=True, path="run")},
     ),
 }
+OLD_VERBS = {
+    "fill": "fill-mask",
+    "why": "study images-vs-words",
+    "train": "pretrain",
+    "evaluate": "probe",
+    "eval": "probe",
+    "linprobe": "probe",
+    "knn": "probe",
+    "features": "embed",
+    "extract": "embed",
+    "convert": "export",
+    "visualize": "reconstruct",
+}
+"""Names of commands in earlier versions and in other libraries, for hints."""

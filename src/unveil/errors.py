@@ -1,5 +1,5 @@
-"""The one exception that the user is meant to read."""
+"""The exception whose message is written for the user."""
 
 
 class UnveilError(ValueError):
-    """Input that cannot be used: the message says what was found, what was expected, and what to do."""
+    """Input that cannot be used. The message gives what was found, what was expected, and what to do."""
