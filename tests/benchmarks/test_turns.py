@@ -1,4 +1,4 @@
-"""The best batch is looked for until memory runs out, or more is no gain."""
+"""Batch sizes are tried until memory runs out, or until larger ones are no faster."""
 
 import importlib.util
 from pathlib import Path
@@ -17,11 +17,11 @@ spec.loader.exec_module(turns)
     ("seconds", "tried"),
     [
         ({2: 1.0, 4: 1.0, 8: 1.0, 16: None, 32: 1.0}, {2: 2, 4: 4, 8: 8}),  # 16 does not fit
-        ({2: 1.0, 4: 4.0, 8: 1.0, 16: 16.0, 32: 32.0, 64: 1.0}, {2: 2, 4: 1, 8: 8, 16: 1, 32: 1}),  # twice in a row no gain
+        ({2: 1.0, 4: 4.0, 8: 1.0, 16: 16.0, 32: 32.0, 64: 1.0}, {2: 2, 4: 1, 8: 8, 16: 1, 32: 1}),  # twice in a row no faster
         ({2: None}, {}),
     ],
 )
-def test_batches_are_tried_until_one_does_not_fit_or_two_are_no_gain(seconds, tried, monkeypatch):
+def test_batch_sizes_are_tried_until_one_does_not_fit_or_two_are_no_faster(seconds, tried, monkeypatch):
     def at(count):
         if seconds[count] is None:
             raise torch.OutOfMemoryError

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.blocks.attention import Attention, attend, attend_plainly
+from unveil.blocks.attention import HEADS, Attention, attend, default_heads, heads_of
+from unveil.blocks.fast.half_attention import attention_by_products
 from unveil.errors import UnveilError
 
 B, H, T, S, D = 2, 3, 4, 5, 6
@@ -33,7 +34,7 @@ def inputs(t: int = T, s: int = S) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(B, H, t, D), torch.randn(B, H, s, D), torch.randn(B, H, s, D)
 
 
-@pytest.mark.parametrize("way", [attend, attend_plainly])
+@pytest.mark.parametrize("way", [attend, attention_by_products])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
@@ -62,6 +63,7 @@ def test_equals_the_formula(way, dtype, masked, biased, causal):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-12)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_on_a_cpu(dtype):
     query, key, value = (x.to(dtype).requires_grad_() for x in inputs())
@@ -82,7 +84,7 @@ def test_half_precision_on_a_cpu(dtype):
 def test_dropout_keeps_the_expectation_and_drops():
     query, key, _ = inputs()
     ones = torch.ones(B, H, S, D)
-    for way in (attend, attend_plainly):
+    for way in (attend, attention_by_products):
         torch.manual_seed(1)
         drawn = torch.stack([way(query, key, ones, dropout=0.5) for _ in range(400)])
         assert drawn.std(dim=0).min() > 0.1
@@ -160,3 +162,38 @@ def test_dropout_is_off_in_eval():
 def test_heads_must_divide_the_width():
     with pytest.raises(UnveilError, match="width 10 does not divide into 3 heads"):
         Attention(10, 3)
+
+
+def test_heads_of_published_models_and_of_others():
+    assert {width: heads_of(width) for width in (192, 384, 768, 1024, 1280, 512)} == {
+        192: 3,
+        384: 6,
+        768: 12,
+        1024: 16,
+        1280: 16,
+        512: 16,
+    }
+    assert {width: default_heads(width) for width in (1280, 512, 320, 160, 48, 24)} == {
+        1280: 16,
+        512: 16,
+        320: 5,
+        160: 5,
+        48: 3,
+        24: 3,
+    }
+    assert all(default_heads(width) == heads for width, heads in HEADS.items())
+    with pytest.raises(UnveilError, match="no published model has width 320"):
+        heads_of(320)
+    with pytest.raises(UnveilError, match="width 100 does not divide into heads of width 8 or more"):
+        default_heads(100)
+
+
+def test_projections_are_the_parts_of_one():
+    attention, x, context = Attention(12, 3), torch.randn(B, T, 12), torch.randn(B, S, 12)
+    query, key, value = attention.project(x)
+    assert query.shape == key.shape == value.shape == (B, 3, T, 4)
+    torch.testing.assert_close(attention.query(x), query)
+    for found, expected in zip(attention.key_value(x), (key, value), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert [each.shape[2] for each in attention.project(x, context)] == [T, S, S]
+    torch.testing.assert_close(attention.mix(query, key, value), attention(x))

@@ -1,10 +1,12 @@
-"""Layer norm in half precision against float64."""
+"""Layer norm, plain and fast, against float64."""
 
 import pytest
 import torch
 from torch import nn
 
 from unveil.blocks.layer_norm import LayerNorm
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.mark.parametrize("autocast", [False, True])

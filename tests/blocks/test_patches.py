@@ -70,8 +70,7 @@ def test_gather_and_scatter():
 def test_embedding_equals_a_convolution(channels, image, patch):
     torch.manual_seed(0)
     embed, images = PatchEmbed(patch, channels, 7), torch.randn(2, channels, *image)
-    weight = embed.as_convolution()
-    assert weight.shape == (7, channels, *patch)
+    weight = embed.weight.detach().unflatten(1, (*patch, channels)).permute(0, 3, 1, 2)  # (D, C, p, q)
     true = F.conv2d(images, weight, embed.bias, stride=patch).flatten(2).transpose(1, 2)
     torch.testing.assert_close(embed(images), true, rtol=1e-5, atol=1e-5)
     assert torch.equal(PatchEmbed.from_convolution(weight), embed.weight)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unveil.blocks.positions import RelativePositionBias, resize_positions, sincos_1d, sincos_2d
+from unveil.blocks.positions import RelativePositionBias, resize_biases, resize_positions, sincos_1d, sincos_2d
 from unveil.errors import UnveilError
 
 
@@ -101,3 +101,17 @@ def test_relative_bias_learns():
     uses = torch.bincount(bias.index.flatten(), minlength=len(bias.table)).float()
     assert torch.equal(bias.table.grad[:, 0], uses)
     assert "index" not in bias.state_dict()
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_relative_bias_for_another_grid(class_token):
+    """The same as a module of that grid with a resized table; and offset 0, at the centre, keeps its bias."""
+    bias, other = RelativePositionBias((3, 4), 2, class_token), RelativePositionBias((5, 2), 2, class_token)
+    with torch.no_grad():
+        bias.table.normal_()
+        other.table.copy_(resize_biases(bias.table, (3, 4), (5, 2)))
+    torch.testing.assert_close(bias((5, 2)), other())
+    torch.testing.assert_close(bias((5, 2))[:, -1, -1], bias()[:, -1, -1])
+    assert torch.equal(bias((3, 4)), bias())
+    bias((5, 2)).sum().backward()
+    assert bias.table.grad.any()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from unveil.blocks.stateless_random import combine, mix, sample_keys, uniform
+from unveil.blocks.stateless_random import Stream, combine, mix, sample_keys, uniform
 
 
 def slow_mix(x: int) -> int:
@@ -93,3 +93,23 @@ def test_streams_places_and_samples_are_independent():
     a, b = uniform(keys, 4, stream=1).double(), uniform(keys, 4, stream=2).double()
     columns = torch.cat([a, b, a.roll(1, 0)], dim=1)  # 12 columns: places, streams, the sample before
     assert (torch.corrcoef(columns.T) - torch.eye(12)).abs().max() < 4.5 / np.sqrt(20_000)
+
+
+def test_the_integers_of_streams_never_change():
+    """A resumed run must draw what it would have drawn."""
+    assert {name: int(stream) for name, stream in Stream.__members__.items()} == {
+        "MASK": 1,
+        "REPLACEMENT": 2,
+        "GUMBEL_SHIFT": 1,
+        "GUMBEL": 2,
+        "CROP": 11,
+        "FLIP": 12,
+        "JITTER": 13,
+        "SPAN": 16,
+        "VIEW_EVENTS": 21,
+        "VIEW_AMOUNTS": 22,
+        "VIEW": 1000,
+    }
+    keys = sample_keys(0, 0, 5)
+    assert torch.equal(uniform(keys, 4, Stream.CROP), uniform(keys, 4, 11))
+    assert not torch.equal(uniform(keys, 4, Stream.CROP), uniform(keys, 4, Stream.FLIP))

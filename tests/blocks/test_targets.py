@@ -123,5 +123,5 @@ def test_token_target():
             scores = predicted[b, m].tolist()
             losses.append(math.log(sum(math.exp(s) for s in scores)) - scores[token])
     assert float(target.loss(predicted, wanted)) == pytest.approx(sum(losses) / 6, rel=1e-5)
-    with pytest.raises(UnveilError, match="cannot draw pixels"):
+    with pytest.raises(UnveilError, match="cannot reconstruct pixels"):
         target.pixels(predicted, predicted)

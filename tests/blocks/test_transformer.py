@@ -12,6 +12,7 @@ from unveil.blocks.transformer import Block, Transformer, TransformerConfig
 
 B, T, S, D = 2, 5, 4, 12
 PLAIN = TransformerConfig(width=D, depth=2, heads=3)
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def shaken(module: nn.Module) -> nn.Module:
@@ -87,7 +88,7 @@ def test_a_stack_is_its_blocks_one_after_the_other(norm):
         expected = block(expected, bias=bias)
     if norm == "pre":
         expected = torch.nn.functional.layer_norm(expected, (D,), stack.norm.weight, stack.norm.bias, 1e-6)
-    torch.testing.assert_close(stack(x, bias=bias), expected)
+    torch.testing.assert_close(stack(x, biases=[bias]), expected)
     assert not torch.allclose(stack(x), expected, atol=1e-3)  # the bias does reach the blocks
 
 
@@ -154,7 +155,7 @@ def gradients(stack: Transformer, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("chance", [{}, {"drop_path": 0.5}, {"dropout": 0.3}])
 def test_recompute_gives_identical_gradients(chance, monkeypatch):
     plain = shaken(Transformer(replace(PLAIN, depth=3, **chance)))
-    again = Transformer(replace(PLAIN, depth=3, recompute=True, **chance))
+    again = Transformer(replace(PLAIN, depth=3, grad_checkpointing=True, **chance))
     again.load_state_dict(plain.state_dict())
     calls = []
     forward = Block.forward
@@ -169,3 +170,17 @@ def test_recompute_gives_identical_gradients(chance, monkeypatch):
     again.eval()
     again(x)
     assert len(calls) == 3 + 6 + 3
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_final_norm_and_intermediates(norm):
+    stack = shaken(Transformer(replace(PLAIN, depth=3, norm=norm)))
+    bare = Transformer(replace(PLAIN, depth=3, norm=norm, final_norm=False))
+    bare.load_state_dict({name: value for name, value in stack.state_dict().items() if not name.startswith("norm.")})
+    x, biases = torch.randn(B, T, D), [torch.randn(3, T, T) for _ in range(3)]
+    outputs = stack.intermediates(x, biases)
+    assert len(outputs) == 3
+    torch.testing.assert_close(outputs[0], stack.blocks[0](x, bias=biases[0]))
+    torch.testing.assert_close(outputs[2], bare(x, biases=biases))
+    torch.testing.assert_close(stack.norm(outputs[2]), stack(x, biases=biases))
+    assert isinstance(bare.norm, nn.Identity)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as Peer
 
-from unveil.blocks.visual_tokenizer import KMeans, shares_of, usage
+from unveil.blocks.visual_tokenizer import KMeansTokenizer, codebook_metrics, token_frequencies
 
 PATCH, CHANNELS = (3, 4), 2
 
@@ -21,7 +21,7 @@ def images(count: int = 40, seed: int = 0) -> torch.Tensor:
 
 
 def test_kmeans_finds_what_scikit_learn_finds():
-    ours, sample = KMeans(PATCH, CHANNELS, 9, rounds=60), images()
+    ours, sample = KMeansTokenizer(PATCH, CHANNELS, 9, rounds=60), images()
     points = ours.points(sample).flatten(0, 1).numpy()
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:9]
     ours.prepare(sample)
@@ -34,13 +34,13 @@ def test_kmeans_finds_what_scikit_learn_finds():
 
 
 def test_kmeans_uses_all_centres_and_is_the_same_each_time():
-    first, second = KMeans(PATCH, CHANNELS, 32), KMeans(PATCH, CHANNELS, 32)
+    first, second = KMeansTokenizer(PATCH, CHANNELS, 32), KMeansTokenizer(PATCH, CHANNELS, 32)
     sample = images(60).repeat(2, 1, 1, 1)  # doubles: some of the first centres are alike
     first.prepare(sample)
     second.prepare(sample)
     assert torch.equal(first.centres, second.centres)
-    assert float(usage(shares_of(first(sample), 32))["codebook_usage"]) > 0.9
-    few = KMeans(PATCH, CHANNELS, 50)
+    assert float(codebook_metrics(token_frequencies(first(sample), 32))["codebook_usage"]) > 0.9
+    few = KMeansTokenizer(PATCH, CHANNELS, 50)
     few.prepare(images(2))  # more centres than patches
     assert few.centres.isfinite().all()
     with torch.autocast("cpu", torch.bfloat16):
@@ -48,6 +48,6 @@ def test_kmeans_uses_all_centres_and_is_the_same_each_time():
 
 
 def test_usage_and_perplexity():
-    found = usage(shares_of(torch.tensor([[0, 0], [1, 3]]), 8))
+    found = codebook_metrics(token_frequencies(torch.tensor([[0, 0], [1, 3]]), 8))
     assert float(found["codebook_usage"]) == 3 / 8
     assert float(found["perplexity"]) == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))

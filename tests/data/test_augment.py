@@ -14,11 +14,11 @@ from unveil.data.augment import (
     Augment,
     AugmentConfig,
     centre_boxes,
-    jittered,
-    moved_boxes,
+    color_jitter,
+    eval_images,
     normalise,
-    random_boxes,
-    view,
+    random_resized_boxes,
+    random_shift,
 )
 from unveil.data.batch import Batch
 from unveil.data.resize import by_products, crop_resize, one_by_one, resize_matrix
@@ -125,7 +125,7 @@ def test_rows_of_the_matrix_sum_to_1_inside():
 def test_draws_do_not_depend_on_the_batch():
     images, sizes = canvases([image(h, w, i) for i, (h, w) in enumerate(SIZES)])
     batch = Batch(images, sizes, sample_keys(0, 0, 5))
-    augment = Augment(AugmentConfig(jitter=0.4), (10, 14), (0.5,) * 3, (0.25,) * 3)
+    augment = Augment(AugmentConfig(color_jitter=0.4), (10, 14), (0.5,) * 3, (0.25,) * 3)
     whole = augment(batch).images
     for i, (h, w) in enumerate(SIZES):
         alone = Batch(images[i : i + 1, :, :h, :w], sizes[i : i + 1], batch.keys[i : i + 1])
@@ -137,7 +137,7 @@ def test_draws_do_not_depend_on_the_batch():
 def test_flips_half_and_never_without_crop():
     images, sizes = canvases([image(8, 8, 0)] * 400)
     batch = Batch(images, sizes, sample_keys(0, 0, 400))
-    plain = view(batch._replace(images=images[:1], sizes=sizes[:1]), (8, 8), (0.0,) * 3, (1.0,) * 3)
+    plain = eval_images(batch._replace(images=images[:1], sizes=sizes[:1]), (8, 8), (0.0,) * 3, (1.0,) * 3)
     boxes = torch.tensor([[0.0, 0, 8, 8]] * 400)
     flip = uniform(batch.keys, 1, stream=12)[:, 0] < 0.5
     assert abs(flip.float().mean() - 0.5) < 0.1
@@ -146,7 +146,7 @@ def test_flips_half_and_never_without_crop():
         torch.testing.assert_close(x, plain[0].flip(2) if turned else plain[0], rtol=0, atol=1e-5)
     none = Augment(AugmentConfig(crop="none", flip=True), (8, 8), (0.0,) * 3, (1.0,) * 3)(batch).images
     torch.testing.assert_close(none, plain.expand_as(none), rtol=0, atol=1e-5)
-    boxes = random_boxes(sizes.float(), batch.keys, 0.2, (8, 8))
+    boxes = random_resized_boxes(sizes.float(), batch.keys, 0.2, (8, 8))
     for wanted in (True, False):
         found = Augment(AugmentConfig(flip=wanted), (8, 8), (0.0,) * 3, (1.0,) * 3)(batch).images
         assert torch.equal(found, crop_resize(images, boxes, sizes, (8, 8), flip if wanted else None))
@@ -156,7 +156,7 @@ def test_fixed_crops_move_into_black():
     x = image(16, 16, 0) // 2 + 100  # nowhere black itself
     images, sizes = canvases([x] * 300)
     keys = sample_keys(0, 0, 300)
-    boxes = moved_boxes(torch.tensor([[0.0, 0, 16, 16]] * 300), sizes.float(), keys)
+    boxes = random_shift(torch.tensor([[0.0, 0, 16, 16]] * 300), sizes.float(), keys)
     assert boxes[:, 2:].unique().tolist() == [16]
     for axis in range(2):
         assert sorted(boxes[:, axis].unique().tolist()) == [-2, -1, 0, 1, 2]
@@ -166,7 +166,7 @@ def test_fixed_crops_move_into_black():
     for ours, (top, left, _, _) in zip(found, boxes.int().tolist(), strict=True):
         expected = padded[2 + top : 18 + top, 2 + left : 18 + left]
         np.testing.assert_allclose(ours.permute(1, 2, 0).numpy() * 255, expected, atol=1e-2)
-    roomy = moved_boxes(torch.tensor([[0.0, 0, 16, 16]] * 300), torch.tensor([[32.0, 40.0]] * 300), keys)
+    roomy = random_shift(torch.tensor([[0.0, 0, 16, 16]] * 300), torch.tensor([[32.0, 40.0]] * 300), keys)
     assert roomy[:, :2].min() == 0  # no black where there is room
     assert roomy[:, 0].max() == 16
     assert roomy[:, 1].max() == 24
@@ -175,7 +175,7 @@ def test_fixed_crops_move_into_black():
 def test_jitter_equals_torchvision_and_stays_in_bounds():
     keys = sample_keys(4, 0, 40)
     images = torch.rand(40, 3, 6, 7, generator=torch.Generator().manual_seed(0))
-    found = jittered(images, keys, 0.4)
+    found = color_jitter(images, keys, 0.4)
     factors = 1 + 0.4 * (2 * uniform(keys, 3, stream=13) - 1)
     assert 0.6 <= factors.min() < 0.65
     assert 1.35 < factors.max() <= 1.4
@@ -184,8 +184,8 @@ def test_jitter_equals_torchvision_and_stays_in_bounds():
         torch.testing.assert_close(ours, V.adjust_saturation(x, saturation), rtol=0, atol=1e-3)
     assert found.min() >= 0
     assert found.max() <= 1
-    assert jittered(images[:, :2], keys, 0.4).shape == (40, 2, 6, 7)  # no saturation without three channels
-    torch.testing.assert_close(jittered(images, keys, 0.0), images)
+    assert color_jitter(images[:, :2], keys, 0.4).shape == (40, 2, 6, 7)  # no saturation without three channels
+    torch.testing.assert_close(color_jitter(images, keys, 0.0), images)
 
 
 def test_normalise():
@@ -197,9 +197,9 @@ def test_normalise():
     torch.testing.assert_close(normalise(x[0]), expected[0])
     torch.testing.assert_close(normalise(x[:, :2]), (x[:, :2] / 255 - 0.449) / 0.226)
     torch.testing.assert_close(normalise(x[:, :1], (0.5,), (0.25,)), (x[:, :1] / 255 - 0.5) / 0.25)
-    with pytest.raises(UnveilError, match="images have 3 channels, and there are 2 means and 3 deviations"):
+    with pytest.raises(UnveilError, match="images have 3 channels, but there are 2 means and 3 standard deviations"):
         normalise(x, (0.5, 0.5))
-    with pytest.raises(UnveilError, match=r"images are torch\.int64: give uint8"):
+    with pytest.raises(UnveilError, match=r"images are torch\.int64: expected uint8"):
         normalise(x.long())
 
 
@@ -219,6 +219,6 @@ def test_views_show_the_centre(height, width, size, box):
     assert centre_boxes(torch.tensor([[height, width]]).float(), size)[0].int().tolist() == box
     x = image(height, width, 0)
     images, sizes = canvases([x])
-    found = view(Batch(images, sizes, torch.zeros(1, dtype=torch.int64)), size, (0.5,) * 3, (0.25,) * 3)
+    found = eval_images(Batch(images, sizes, torch.zeros(1, dtype=torch.int64)), size, (0.5,) * 3, (0.25,) * 3)
     true = (by_pillow(x, box, size, False, exact=True).clip(0, 255) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), true, atol=1e-3)

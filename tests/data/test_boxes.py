@@ -8,14 +8,16 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
 from unveil.blocks.stateless_random import sample_keys, uniform
-from unveil.data.augment import random_boxes
+from unveil.data.augment import random_resized_boxes
 
 
 @pytest.mark.parametrize("image_size", [(16, 16), (12, 24)])
 @pytest.mark.parametrize("scale", [0.08, 0.2, 0.7])
 def test_random_boxes_obey_the_ranges(image_size, scale):
     count, height, width = 4000, 200, 260
-    boxes = random_boxes(torch.tensor([[height, width]] * count).float(), sample_keys(0, 0, count), scale, image_size).double()
+    boxes = random_resized_boxes(
+        torch.tensor([[height, width]] * count).float(), sample_keys(0, 0, count), scale, image_size
+    ).double()
     top, left, h, w = boxes.unbind(1)
     assert torch.equal(boxes, boxes.round())
     assert bool(((top >= 0) & (left >= 0) & (top + h <= height) & (left + w <= width)).all())
@@ -51,7 +53,7 @@ def slow_box(height: int, width: int, u: list[float], scale: float, tries: int =
 def test_random_boxes_equal_torchvisions_loop():
     keys = sample_keys(2, 0, 400)
     sizes = torch.tensor([(32, 32), (40, 60), (100, 4), (5, 90), (7, 3), (1, 1), (3, 300), (48, 36)] * 50)
-    found = random_boxes(sizes.float(), keys, 0.2, (16, 16))
+    found = random_resized_boxes(sizes.float(), keys, 0.2, (16, 16))
     drawn = uniform(keys, 22, stream=11).tolist()
     slow = [slow_box(h, w, u, 0.2) for (h, w), u in zip(sizes.tolist(), drawn, strict=True)]
     same = [a == b for a, b in zip(found.int().tolist(), slow, strict=True)]

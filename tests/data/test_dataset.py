@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from unveil.data.dataset import MEMORY, ImageDataset, channel_moments, common_channels, sample_images
-from unveil.data.images import Unreadable
-from unveil.data.loader import ImageLoader, batches
+from unveil.data.loader import ImageLoader, microbatches
+from unveil.data.pixels import Unreadable
 from unveil.data.sources import Source
 from unveil.errors import UnveilError
 
@@ -104,8 +104,8 @@ def test_unreadable_files_are_replaced_on_demand():
 def test_a_stand_in_brings_its_label_into_the_batch():
     arrays, files = with_faults()
     loader = ImageLoader(ImageDataset(source(files), side=100, memory=0), batch_size=10, seed=0)
-    (batch,) = batches(loader, 0, 0, 1, 1)
-    for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+    (batch,) = microbatches(loader, 0, 0, 1, 1)
+    for image, label in zip(batch.images, batch.targets.labels.tolist(), strict=True):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), arrays[label // 10])
 
 
@@ -117,7 +117,7 @@ def test_the_last_one_is_replaced_by_the_first():
 
 
 def test_without_any_readable_file():
-    with pytest.raises(UnveilError, match=r"none of the 2 files of made can be read as an image; the first is 00\.png: "):
+    with pytest.raises(UnveilError, match=r"none of the 2 files of made can be read as an image; the first: 00\.png: "):
         ImageDataset(source([b"junk", None]), side=10)
     files: list[object] = [png(x) for x in images_of(2)]
     dataset = ImageDataset(source(files), side=10, memory=0)
@@ -159,10 +159,10 @@ def test_channels_and_labels():
 
 def test_a_sample_comes_from_all_over():
     files = [png(np.full((2, 2), i, np.uint8)) for i in range(100)]
-    found = [int(x[0, 0, 0]) for x in sample_images(source(files), 5, shrink_to=10, pixel_limit=100)]
+    found = [int(x[0, 0, 0]) for x in sample_images(source(files), 5, shrink_to=10, max_pixels=100)]
     assert found == [0, 24, 49, 74, 99]
     files[49] = b"junk"
-    assert len(sample_images(source(files), 5, shrink_to=10, pixel_limit=100)) == 5
+    assert len(sample_images(source(files), 5, shrink_to=10, max_pixels=100)) == 5
 
 
 def test_moments_equal_numpys():

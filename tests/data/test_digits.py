@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from unveil.data.digits import COUNTS, canvas, digits, scans
+from unveil.data.digits import COUNTS, canvas, digits, resized_ink, scans, sklearn_table
 
 GOLDEN = {
     ("train", False): {
@@ -60,13 +60,13 @@ def test_scans_are_sklearns_and_the_splits_share_none():
 def test_a_canvas_follows_its_draw():
     full = np.full((8, 8), 255, np.uint8)
     draw = np.array([0, 3, 2, 1, 10, 20, 30, 5, 6, 7, 0, 0])  # side 12, at (2, 1)
-    image = canvas(full, draw)
+    image = canvas(resized_ink(full, 9 + int(draw[1]) % 6), draw)
     assert image.shape == (16, 16, 3)
     inside = np.zeros((16, 16), bool)
     inside[2:14, 1:13] = True
     assert (image[inside] == [122, 132, 142]).all()
     assert (image[~inside] == [5, 6, 7]).all()
-    assert (canvas(np.zeros((8, 8), np.uint8), draw) == [5, 6, 7]).all()
+    assert (canvas(resized_ink(np.zeros((8, 8), np.uint8), 9 + int(draw[1]) % 6), draw) == [5, 6, 7]).all()
 
 
 def test_images_differ_in_place_size_and_colour():
@@ -76,3 +76,10 @@ def test_images_differ_in_place_size_and_colour():
     assert ground.max() < 32
     bright = (images[:500].max(axis=3) > 100).reshape(500, 256)
     assert (bright.mean(axis=0) > 0.02).sum() > 150  # digits stand in most places of the canvas
+
+
+def test_the_table_is_that_of_sklearn():
+    data = load_digits()
+    table = sklearn_table()
+    assert np.array_equal(table[:, :-1], data.data)
+    assert np.array_equal(table[:, -1], data.target)

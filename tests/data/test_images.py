@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.data.images import Unreadable, fit_size, image_format, read_image
+from unveil.data.images import image_format, read_image
+from unveil.data.pixels import Unreadable, fit_size
 
 # pytest replaces the filter that images.py sets; the tests in a process of their own show that it works.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
@@ -269,15 +270,15 @@ def test_the_limit_counts_what_is_decoded() -> None:
     large = photo(800, 1200)
     plain, progressive = encode(large, "JPEG"), encode(large, "JPEG", progressive=True)
     with pytest.raises(Unreadable, match="960,000 pixels, over the limit of 100,000"):
-        read_image(plain, pixel_limit=100_000)
-    assert read_image(plain, pixel_limit=100_000, shrink_to=64).shape == (64, 96, 3)
+        read_image(plain, max_pixels=100_000)
+    assert read_image(plain, max_pixels=100_000, shrink_to=64).shape == (64, 96, 3)
     with pytest.raises(Unreadable, match="over the limit"):  # all its coefficients stay in memory
-        read_image(progressive, pixel_limit=100_000, shrink_to=64)
+        read_image(progressive, max_pixels=100_000, shrink_to=64)
     for raw in (encode(large), encode(large, "WEBP"), encode(large, "TIFF"), npy(large), tiff(large), large):
         with pytest.raises(Unreadable, match="960,000 pixels, over the limit of 100,000"):
-            read_image(raw, pixel_limit=100_000)
+            read_image(raw, max_pixels=100_000)
     with pytest.raises(Unreadable, match="over the limit"):
-        read_image(Image.fromarray(large), pixel_limit=100_000)
+        read_image(Image.fromarray(large), max_pixels=100_000)
 
 
 # ---------------------------------------------------------------- hostile and broken
@@ -318,7 +319,8 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from unveil.data.images import Unreadable, read_image
+from unveil.data.images import read_image
+from unveil.data.pixels import Unreadable
 def peak():  # getrusage would tell the parent's
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 before = peak()
@@ -344,7 +346,8 @@ def test_odd_images_as_pillow_reads_them_within_two_gigabytes() -> None:
     code = """
 import json, resource, sys, tarfile
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-from unveil.data.images import Unreadable, read_image
+from unveil.data.images import read_image
+from unveil.data.pixels import Unreadable
 found = {}
 with tarfile.open(sys.argv[1]) as tar:
     for member in tar:
@@ -419,13 +422,13 @@ def test_damaged_files_raise_unreadable_and_nothing_else(data: st.DataObject) ->
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     end = data.draw(st.one_of(st.just(len(raw)), st.integers(1, len(raw))))
-    assert "\n" not in outcome(bytes(raw[:end]), channels=3, shrink_to=8, pixel_limit=10**6)
+    assert "\n" not in outcome(bytes(raw[:end]), channels=3, shrink_to=8, max_pixels=10**6)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([raw[:size] for raw in VALID for size in (4, 12, 26)] + [b""]), st.binary(max_size=200))
 def test_random_bytes_raise_unreadable_and_nothing_else(head: bytes, rest: bytes) -> None:
-    assert "\n" not in outcome(head + rest, pixel_limit=10**6)
+    assert "\n" not in outcome(head + rest, max_pixels=10**6)
 
 
 def test_magic_needs_no_name() -> None:

@@ -8,12 +8,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from unveil.blocks.stateless_random import sample_keys
-from unveil.data.augment import AugmentConfig, adjusted, grey
+from unveil.data.augment import AugmentConfig, adjust_color, to_grey
 from unveil.data.batch import Batch
-from unveil.data.multicrop import SIGMA, View, Views, blurred, pair, solarised, turned, view_size
+from unveil.data.multicrop import BLUR_SIGMA, MultiCrop, View, adjust_hue, byol_views, gaussian_blur, solarise, view_size
 from unveil.errors import UnveilError
 
-CONFIG = AugmentConfig(crop_scale=0.4, jitter=0.4)
+CONFIG = AugmentConfig(crop_scale=0.4, color_jitter=0.4)
 
 
 @pytest.fixture
@@ -33,22 +33,22 @@ def batch(count: int = 64, channels: int = 3, kind: torch.dtype = torch.uint8) -
 
 def test_hue_turns_as_in_torchvision(images: Tensor) -> None:
     by = torch.linspace(-0.5, 0.5, len(images))
-    for ours, x, turn in zip(turned(images, by), images, by.tolist(), strict=True):
+    for ours, x, turn in zip(adjust_hue(images, by), images, by.tolist(), strict=True):
         torch.testing.assert_close(ours, V.adjust_hue(x, turn), rtol=0, atol=2e-5)
-    assert (turned(images, by) - images).abs().max() > 0.5
+    assert (adjust_hue(images, by) - images).abs().max() > 0.5
 
 
 def test_brightness_contrast_and_saturation_change_as_in_torchvision(images: Tensor) -> None:
     factors = 0.6 + 0.8 * torch.rand(len(images), 3, generator=torch.Generator().manual_seed(1))
-    for ours, x, (brightness, contrast, saturation) in zip(adjusted(images, factors), images, factors.tolist(), strict=True):
+    for ours, x, (brightness, contrast, saturation) in zip(adjust_color(images, factors), images, factors.tolist(), strict=True):
         x = V.adjust_contrast(V.adjust_brightness(x, brightness), contrast)
         torch.testing.assert_close(ours, V.adjust_saturation(x, saturation), rtol=0, atol=5e-4)
 
 
 def test_grey_and_solarised_are_those_of_torchvision(images: Tensor) -> None:
-    torch.testing.assert_close(grey(images), V.rgb_to_grayscale(images), rtol=0, atol=5e-4)
+    torch.testing.assert_close(to_grey(images), V.rgb_to_grayscale(images), rtol=0, atol=5e-4)
     which = torch.arange(len(images)) % 2 == 0
-    found = solarised(images, which)
+    found = solarise(images, which)
     assert torch.equal(found[which], V.solarize(images[which], 0.5))
     assert torch.equal(found[~which], images[~which])
 
@@ -57,16 +57,16 @@ def test_grey_and_solarised_are_those_of_torchvision(images: Tensor) -> None:
 def test_blur_is_that_of_torchvision(images: Tensor, most: float) -> None:
     sigma = torch.linspace(0.1, most, len(images))
     size = 2 * round(3 * most) + 1
-    for ours, x, deviation in zip(blurred(images, sigma, most), images, sigma.tolist(), strict=True):
+    for ours, x, deviation in zip(gaussian_blur(images, sigma, most), images, sigma.tolist(), strict=True):
         torch.testing.assert_close(ours, V.gaussian_blur(x, [size, size], [deviation, deviation]), rtol=0, atol=1e-5)
-    assert torch.equal(blurred(images, torch.zeros(len(images)), most), images)
+    assert torch.equal(gaussian_blur(images, torch.zeros(len(images)), most), images)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", [torch.uint8, torch.uint16])
 def test_views_of_any_kind_of_image(channels: int, kind: torch.dtype) -> None:
     half, size = (0.5,) * channels, (16, 12)
-    views = Views(CONFIG, size, half, half)(batch(channels=channels, kind=kind), pair(size, 0.4))
+    views = MultiCrop(CONFIG, size, half, half)(batch(channels=channels, kind=kind), byol_views(size, 0.4))
     assert views.shape == (2, 64, channels, *size)
     assert views.abs().max() <= 1 + 1e-5  # normalised: 0 to 1 became -1 to 1
     assert (views[0] - views[1]).abs().mean() > 0.1
@@ -74,12 +74,12 @@ def test_views_of_any_kind_of_image(channels: int, kind: torch.dtype) -> None:
 
 
 def test_a_view_is_a_function_of_the_key_and_its_number() -> None:
-    views, whole, size = Views(CONFIG, (16, 16), (0.5,) * 3, (0.5,) * 3), batch(), (16, 16)
-    both = views(whole, pair(size, 0.4), stream=3)
+    views, whole, size = MultiCrop(CONFIG, (16, 16), (0.5,) * 3, (0.5,) * 3), batch(), (16, 16)
+    both = views(whole, byol_views(size, 0.4), first=3)
     part = Batch(whole.images[40:], whole.sizes[40:], whole.keys[40:])
-    torch.testing.assert_close(views(part, pair(size, 0.4), stream=3), both[:, 40:], rtol=0, atol=1e-5)
-    torch.testing.assert_close(views(whole, pair(size, 0.4)[1:], stream=4)[0], both[1], rtol=0, atol=1e-5)
-    same = View(size=size, least=0.4)
+    torch.testing.assert_close(views(part, byol_views(size, 0.4), first=3), both[:, 40:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(views(whole, byol_views(size, 0.4)[1:], first=4)[0], both[1], rtol=0, atol=1e-5)
+    same = View(size=size, min_scale=0.4)
     drawn = views(whole, (same,) * 4)
     assert all((a - b).abs().mean() > 0.1 for a, b in pairwise(drawn))
 
@@ -88,9 +88,9 @@ def test_shares_are_as_asked_for() -> None:
     """Of 4,000 flat images, whose colours tell what was done to them, with four standard deviations of leeway."""
     colour = torch.tensor([200, 60, 100], dtype=torch.uint8)
     flat = Batch(colour[:, None, None].expand(4000, 3, 8, 8), torch.tensor([[8, 8]] * 4000), sample_keys(0, 0, 4000))
-    view = View(size=(8, 8), least=0.4, solarised=0.3)
+    view = View(size=(8, 8), min_scale=0.4, solarise_prob=0.3)
     for jitter, changed in ((0.0, 0.0), (0.4, 0.8)):
-        views = Views(AugmentConfig(jitter=jitter), (8, 8), (0.0,) * 3, (1.0,) * 3)
+        views = MultiCrop(AugmentConfig(color_jitter=jitter), (8, 8), (0.0,) * 3, (1.0,) * 3)
         seen = views.draw(flat, view, 0)[:, :, 4, 4]
         greyed = seen.amax(1) - seen.amin(1) < 1e-3
         assert abs(greyed.float().mean() - 0.2) < 0.026
@@ -104,8 +104,8 @@ def test_small_views_show_small_parts() -> None:
     """A ramp from left to right: what a view spans of it is the width of its crop."""
     ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(500, 1, 64, 64)
     ramps = Batch(ramp, torch.tensor([[64, 64]] * 500), sample_keys(0, 0, 500))
-    views = Views(AugmentConfig(), (16, 16), (0.0,), (1.0,))
-    small = views.draw(ramps, View(size=(8, 8), least=0.05, most=0.4, blurred=0.0), 0)
+    views = MultiCrop(AugmentConfig(), (16, 16), (0.0,), (1.0,))
+    small = views.draw(ramps, View(size=(8, 8), min_scale=0.05, max_scale=0.4, blur_prob=0.0), 0)
     wide = (small.amax(3) - small.amin(3)).mean(dim=(1, 2)) * 255 / 4 * 8 / 7  # pixels of the image
     area = wide.square() / 64**2
     assert area.quantile(0.02) > 0.02
@@ -121,10 +121,10 @@ def test_sizes_of_small_views_are_whole_patches() -> None:
 
 
 def test_blur_is_in_proportion_to_the_image() -> None:
-    assert Views(CONFIG, (224, 224), (0.5,), (0.5,)).sigma == SIGMA
-    assert Views(CONFIG, (56, 56), (0.5,), (0.5,)).sigma == pytest.approx((0.025, 0.5))
+    assert MultiCrop(CONFIG, (224, 224), (0.5,), (0.5,)).sigma == BLUR_SIGMA
+    assert MultiCrop(CONFIG, (56, 56), (0.5,), (0.5,)).sigma == pytest.approx((0.025, 0.5))
 
 
 def test_views_without_random_crops_are_refused() -> None:
     with pytest.raises(UnveilError, match="crop is 'none': use --crop resized"):
-        Views(AugmentConfig(crop="none"), (8, 8), (0.5,), (0.5,))
+        MultiCrop(AugmentConfig(crop="none"), (8, 8), (0.5,), (0.5,))

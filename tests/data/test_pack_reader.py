@@ -4,7 +4,9 @@ import io
 import json
 import shutil
 import tarfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,14 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 import unveil
 from unveil.data import pack_reader as packs
 from unveil.data.dataset import ImageDataset
-from unveil.data.images import Unreadable
 from unveil.data.pack_reader import FACTS, INDEX, Pack, seal, unseal
-from unveil.data.sources import Source, open_both, open_source, open_test_source
+from unveil.data.pixels import Unreadable
+from unveil.data.sources import Source, open_both, open_source
 from unveil.errors import UnveilError
 
 ODD = Path(__file__).parents[3] / "shared" / "data" / "odd_images" / "odd_images.tar"
@@ -81,7 +83,7 @@ def test_what_comes_back_is_what_was_packed(data: Path, packed: Path) -> None:
     train = open_source(packed)
     assert set(train.skipped) == {"train/notes.txt", "train/cat/1b.jpg"}
     assert train.names[0] == "train/cat/0.png"
-    test = open_test_source(packed)
+    test = open_both(packed)[1]
     assert test is not None
     assert test.classes == train.classes == ["cat", "dog"]
     assert test.fingerprint != train.fingerprint
@@ -184,8 +186,8 @@ def test_what_jpeg_cannot_hold_is_left_out(tmp_path: Path) -> None:
         np.save(tmp_path / "set" / f"{number}.npy", np.zeros(shape, np.uint8))
     source = open_source(unveil.pack(tmp_path / "set", tmp_path / "out", side=40_000))
     assert len(source) == 2
-    assert source.skipped["2.npy"].startswith("has 4 channels, and JPEG holds 1 or 3")
-    assert source.skipped["3.npy"].startswith("66000 x 1 pixels, and JPEG holds sides up to 65,500")
+    assert source.skipped["2.npy"].startswith("has 4 channels, but JPEG has 1 or 3")
+    assert source.skipped["3.npy"].startswith("66000 x 1 pixels, but sides of a JPEG have up to 65,500")
 
 
 def test_a_jpeg_that_needs_no_shrinking_is_kept_as_it_is(tmp_path: Path) -> None:
@@ -294,7 +296,7 @@ def test_wrong_sizes_and_missing_files_are_refused_on_opening(packed: Path, tmp_
         (shard, lambda path: path.unlink(), shard),
         (INDEX, lambda path: path.unlink(), INDEX),
         ("skipped.txt", lambda path: path.write_text(""), "skipped.txt has 0 bytes"),
-        (FACTS, lambda path: path.write_bytes(b""), f"{FACTS} is no JSON"),
+        (FACTS, lambda path: path.write_bytes(b""), f"{FACTS} is not JSON"),
     ):
         out = Path(shutil.copytree(packed, tmp_path / "out"))
         change(out / name)
@@ -308,7 +310,7 @@ def test_another_format_and_an_index_of_other_shards(packed: Path, tmp_path: Pat
     facts = unseal(out / FACTS)
     facts.pop("sha256")
     (out / FACTS).write_bytes(seal(facts | {"format": "unveil pack 2"}))
-    with pytest.raises(UnveilError, match="is of the format 'unveil pack 2', this version reads 'unveil pack 1'"):
+    with pytest.raises(UnveilError, match="has the format 'unveil pack 2', but this version reads 'unveil pack 1'"):
         open_source(out)
     (out / FACTS).write_bytes(seal(facts | {"shards": facts["shards"][:1]}))
     with pytest.raises(UnveilError, match="is damaged"):
@@ -325,10 +327,71 @@ def test_a_shard_that_goes_away_costs_its_images_only(packed: Path, tmp_path: Pa
 def test_the_index_is_numbers_and_names(packed: Path) -> None:
     table = load_file(packed / INDEX)
     facts = Pack(packed).facts
-    assert sum(shard["images"] for shard in facts["shards"]) == len(table["offset"]) == 14
+    assert sum(shard["pictures"] for shard in facts["shards"]) == len(table["offset"]) == 14
     assert table["split"].tolist() == [0] * 10 + [1] * 4
     assert table["label"].tolist() == [0] * 5 + [1] * 5 + [0, 0, 1, 1]
     assert table["bits"].tolist() == [8] * 14
     assert table["height"].min() == 20
     first = table["names"].tobytes()[: table["name_end"][0]]
     assert first == b"train/cat/0.png"
+
+
+# ---------------------------------------------------------------- packs of earlier versions
+
+EARLIER_SHARD = b"unveil shard 1\n\0" + bytes(range(12)) + bytes(range(100, 112))
+EARLIER_FACTS = {
+    "format": "unveil pack 1",
+    "data": {"name": "set", "train": 3, "train_fingerprint": "f" * 64},
+    "settings": {"side": 256, "store": "raw", "channels": 0, "pixel_limit": 64_000_000, "shard_bytes": 268_435_456},
+    "splits": {"train": {"pictures": 2, "labelled": True, "classes": ["cat", "dog"], "skipped": {"c.png": "not an image"}}},
+}
+
+
+def write_earlier_pack(folder: Path) -> Path:
+    """A pack as commit d98af96 wrote it, byte by byte: two raw images of 2 x 2 pixels."""
+    table = {
+        "offset": np.array([16, 28], np.int64),
+        "bytes": np.array([12, 12], np.int64),
+        "height": np.array([2, 2], np.int32),
+        "width": np.array([2, 2], np.int32),
+        "channels": np.array([3, 3], np.int32),
+        "bits": np.array([8, 8], np.uint8),
+        "crc": np.array([zlib.crc32(EARLIER_SHARD[16:28]), zlib.crc32(EARLIER_SHARD[28:])], np.uint32),
+        "shard": np.zeros(2, np.int32),
+        "split": np.zeros(2, np.uint8),
+        "label": np.array([1, 0], np.int64),
+        "name_end": np.array([5, 10], np.int64),
+        "names": np.frombuffer(b"a.pngb.png", np.uint8),
+    }
+    index, lines = save(table), b"c.png\tnot an image\n"
+    facts = EARLIER_FACTS | {
+        "shards": [{"bytes": len(EARLIER_SHARD), "sha256": sha256(EARLIER_SHARD).hexdigest(), "pictures": 2}],
+        "index": {"bytes": len(index), "sha256": sha256(index).hexdigest()},
+        "skipped": {"bytes": len(lines), "sha256": sha256(lines).hexdigest()},
+    }
+    folder.mkdir()
+    body = json.dumps(facts, indent=1).removesuffix("\n}")
+    sealed = f'{body},\n "sha256": "{sha256(body.encode()).hexdigest()}"\n}}\n'
+    for name, raw in ((INDEX, index), ("shard-00000.bin", EARLIER_SHARD), ("skipped.txt", lines), (FACTS, sealed.encode())):
+        (folder / name).write_bytes(raw)
+    return folder
+
+
+def test_packs_of_earlier_versions_open(tmp_path: Path) -> None:
+    folder = write_earlier_pack(tmp_path / "pack")
+    source = open_source(folder)
+    assert (source.names, source.classes, source.labels.tolist()) == (["a.png", "b.png"], ["cat", "dog"], [1, 0])
+    assert source.skipped == {"c.png": "not an image"}
+    assert source.read(1).tolist() == np.arange(100, 112).reshape(2, 2, 3).tolist()
+    assert unveil.pack(folder, verify=True) == folder
+
+
+def test_the_facts_keep_their_keys(packed: Path) -> None:
+    """So that packs of any version can be read and resumed by any other."""
+    facts = unseal(packed / FACTS)
+    assert list(facts) == [*EARLIER_FACTS, "shards", "index", "skipped", "sha256"]
+    settings = [key for key in facts["settings"] if key != "quality"]
+    assert settings == list(EARLIER_FACTS["settings"])
+    assert all(list(split) == list(EARLIER_FACTS["splits"]["train"]) for split in facts["splits"].values())
+    assert all(list(shard) == ["bytes", "sha256", "pictures"] for shard in facts["shards"])
+    assert {"train", "train_fingerprint", "test", "test_fingerprint", "name"} == set(facts["data"])

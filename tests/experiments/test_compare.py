@@ -1,4 +1,4 @@
-"""A comparison: its table says what the run folders say, nothing is trained twice, and mistakes are told before hours go by."""
+"""A comparison: its table agrees with the run folders, nothing is trained twice, and mistakes are found before training."""
 
 import json
 import re
@@ -12,16 +12,16 @@ import pytest
 
 import unveil
 from tests.recipes.test_end_to_end import write_images
-from unveil.cli import parse, set_apart
+from unveil.cli import parse_options, split_per_method
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
-from unveil.experiments import runner as contests
-from unveil.experiments.compare import contest_of
+from unveil.experiments import runner
+from unveil.experiments.compare import build_comparison, entry_of
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
 from unveil.methods import base_of
 from unveil.planning.dry_run import DryRun
-from unveil.reports.comparison import Row, bars, figures_of, grid_of, row_of, sentence
-from unveil.reports.table import markdown_grid
+from unveil.reports.comparison import ComparisonRow, bar_figure, comparison_table, comparison_verdict, figures_of, row_of
+from unveil.reports.table import to_markdown
 from unveil.train.run_folder import Run
 
 TINY: dict[str, Any] = {
@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
     "held_out": 4,
     "device": "cpu",
     "precision": "float32",
-    "monitor_times": 1,
+    "num_evals": 1,
     "finetune": {"epochs": 1.0, "batch_size": 8},
 }
 
@@ -41,8 +41,7 @@ TINY: dict[str, Any] = {
 def no_pages() -> Iterator[None]:
     """A page takes as long as a run this small, and is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        for recipe in ("pretrain", "tuning"):
-            patch.setattr(f"unveil.recipes.{recipe}.write_page", lambda run, learner: (run.path / "report.html").write_text(""))
+        patch.setattr("unveil.runs.session.write_page", lambda run, learner: (run.path / "report.html").write_text(""))
         yield
 
 
@@ -57,19 +56,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(images: str, folder: Path) -> list[Row]:
-    apart = {"mae-pixel": {"target": "pixel", "decoder_depth": 1}}
-    return unveil.compare("mae,mae-pixel", images, out=folder, seeds=(0, 1), epochs=1.0, **TINY, **apart)
+def rows(images: str, folder: Path) -> list[ComparisonRow]:
+    separate = {"mae-pixel": {"target": "pixel", "decoder_depth": 1}}
+    return unveil.compare("mae,mae-pixel", images, out=folder, seeds=(0, 1), epochs=1.0, **TINY, **separate)
 
 
-def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) -> None:
+def test_the_table_agrees_with_the_run_folders(rows: list[ComparisonRow], folder: Path) -> None:
     assert [row.name for row in rows] == ["mae", "mae-pixel", "untrained", "raw pixels"]
     for row in rows[:2]:
         for seed in (0, 1):
-            run, tuned = Run(folder / f"{row.name}-seed{seed}"), Run(folder / f"{row.name}-seed{seed}-finetune")
-            assert run.config["seed"] == tuned.config["seed"] == seed
+            run, finetuned = Run(folder / f"{row.name}-seed{seed}"), Run(folder / f"{row.name}-seed{seed}-finetune")
+            assert run.config["seed"] == finetuned.config["seed"] == seed
             assert {key: row.figures[key][seed] for key in ("knn", "linear")} == run.results["features"]["encoder"]
-            assert row.figures["finetune"][seed] == tuned.results["score"]["top1"]
+            assert row.figures["finetune"][seed] == finetuned.results["score"]["top1"]
             assert row.figures["seconds"][seed] == run.results["seconds"]
             assert row.figures["samples"][seed] == 24  # 22 images, and batches of 8
             gain = row.figures["linear"][seed] - run.results["features"]["untrained"]["linear"]
@@ -79,10 +78,10 @@ def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) 
     assert all(run.config["from"] == "scratch" for run in scratch)
     assert Run(folder / "mae-pixel-seed1").config["target"] == "pixel"
     assert Run(folder / "mae-seed1").config["target"] == "normalised"
-    rate = 2.4e-3 * (8 / 4096) ** 0.5 * 8**0.75 * 256 / 8  # what plan would take for vit-nano and batches of 8
+    rate = 2.4e-3 * (8 / 4096) ** 0.5 * 8**0.75 * 256 / 8  # the rate of `unveil plan` for vit-nano and batches of 8
     assert Run(folder / "mae-seed0").config["base_lr"] == pytest.approx(rate, rel=0.05)
     facts = json.loads((folder / "compare.json").read_text())
-    assert [Row(**row) for row in facts["rows"]] == rows
+    assert facts["rows"] == [{"name": row.name, "figures": row.figures, "yardstick": row.baseline} for row in rows]
     assert facts["config"]["mae-pixel.target"] == "pixel"
     page = (folder / "report.html").read_text()
     links = re.findall(r'href="([^"#]+)"', page)
@@ -91,11 +90,11 @@ def test_the_table_says_what_the_run_folders_say(rows: list[Row], folder: Path) 
 
 
 def test_a_second_call_trains_only_what_is_missing(
-    rows: list[Row], images: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    rows: list[ComparisonRow], images: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*/**/*")}
     assert len(before) > 100
-    others = {"epochs": 1.0, "tuned": False, "markdown": True, "mae-half": {"mask_ratio": 0.5}}
+    others = {"epochs": 1.0, "with_finetune": False, "markdown": True, "mae-half": {"mask_ratio": 0.5}}
     again = unveil.compare(["mae", "mae-half"], images, out=folder, seeds=(0,), **TINY, **others)
     assert again[0].figures == {key: values[:1] for key, values in rows[0].figures.items() if key != "finetune"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -106,49 +105,48 @@ def test_a_second_call_trains_only_what_is_missing(
 
 
 def trial(steps: tuple[float, ...], train: int) -> DryRun:
-    return DryRun(
-        reading=0.0, steps=steps, waiting=0.0, parts=1, save=0.0, look=0.0, judging=0.0, memory=None, train=train, read=1.0
-    )
+    costs = dict.fromkeys(("reading", "waiting", "checkpoint", "monitor", "evaluation"), 0.0)
+    return DryRun(steps=steps, accum_steps=1, memory=None, train=train, read=1.0, **costs)
 
 
-def test_a_tokenizer_is_judged_and_drawn_but_not_tuned(images: str, tmp_path: Path) -> None:
+def test_a_tokenizer_is_evaluated_and_drawn_but_not_finetuned(images: str, tmp_path: Path) -> None:
     rows = unveil.compare("dvae,mae", images, out=tmp_path, seeds=(0,), epochs=1.0, **TINY)
     assert [row.name for row in rows] == ["dvae", "mae", "untrained", "raw pixels"]
     assert "linear" in rows[0].figures
     assert "finetune" not in rows[0].figures
     assert rows[2].figures["linear"] == [Run(tmp_path / "mae-seed0").results["features"]["untrained"]["linear"]]
     assert "finetune" in rows[2].figures
-    with pytest.raises(UnveilError, match="a DVAE has no Transformer to use further"):
-        unveil.finetune(tmp_path / "dvae-seed0", out=tmp_path / "tuned")
+    with pytest.raises(UnveilError, match="DVAE has no Transformer encoder"):
+        unveil.finetune(tmp_path / "dvae-seed0", out=tmp_path / "finetuned")
     assert unveil.reconstruct(tmp_path / "dvae-seed0", count=2).stat().st_size > 1000
 
 
-def test_equal_seconds_are_epochs_by_the_pace_of_a_trial() -> None:
-    tried = trial((0.9, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1), 1000)  # two warm up
+def test_equal_seconds_become_epochs_by_the_speed_of_a_trial() -> None:
+    measured = trial((0.9, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1), 1000)  # two are a warm-up
     for seconds in (0.1, 1.2, 1.35, 60.0, 61.04):
-        steps = tried.steps_within(seconds)
-        assert tried.training(steps) <= seconds + 1e-6 or steps == 0
-        assert tried.training(steps + 1) > seconds - 1e-6
-    assert tried.steps_within(60.0) == pytest.approx(2 + (60 - 1.2) / 0.1, abs=1)
+        steps = measured.steps_within(seconds)
+        assert measured.training(steps) <= seconds + 1e-6 or steps == 0
+        assert measured.training(steps + 1) > seconds - 1e-6
+    assert measured.steps_within(60.0) == pytest.approx(2 + (60 - 1.2) / 0.1, abs=1)
 
 
-def made(data: str, folder: Path, *who: Entry, seconds: float) -> Comparison:
+def comparison_of(data: str, folder: Path, *entries: Entry, seconds: float) -> Comparison:
     shared = {key: value for key, value in TINY.items() if key != "finetune"}
-    own = ComparisonConfig(seeds=(0,), seconds=seconds)
-    return Comparison(folder=folder, data=data, own=own, shared=shared, tuning={}, entries=who)
+    config = ComparisonConfig(seeds=(0,), seconds=seconds)
+    return Comparison(folder=folder, data=data, config=config, shared_options=shared, finetune_options={}, entries=entries)
 
 
-def test_the_pace_is_tried_once_and_first_stages_are_paid_for(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_is_measured_once_and_first_stages_count(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Path] = []
 
-    def rehearse(setting: Any, path: Path, listing: float, seconds: float) -> DryRun:
+    def dry_run(plan: Any, path: Path, listing: float, seconds: float) -> DryRun:
         tried.append(path)
         return trial((0.1,) * 20, 1280)
 
-    monkeypatch.setattr(contests, "rehearse", rehearse)
-    first, second = Entry("mae-first", {}), Entry("mae", {"tracker": "mae-first"})  # an option that names a run
-    comparison = made(images, tmp_path, first, second, seconds=20.0)
-    assert comparison.stages == {"mae-first"}
+    monkeypatch.setattr(runner, "dry_run", dry_run)
+    first, second = Entry("mae-first", "mae", {}), Entry("mae", "mae", {"tracker": "mae-first"})  # an option that names a run
+    comparison = comparison_of(images, tmp_path, first, second, seconds=20.0)
+    assert comparison.first_stages == {"mae-first"}
     assert comparison.options(second, 0)["tracker"] == str(tmp_path / "mae-first-seed0")
     assert comparison.epochs(first, 0) == pytest.approx(50 * 8 / 1280)  # a quarter of 20 seconds
     (tmp_path / "mae-first-seed0").mkdir()
@@ -158,13 +156,13 @@ def test_the_pace_is_tried_once_and_first_stages_are_paid_for(images: str, tmp_p
     assert len(tried) == 2
     assert comparison.epochs(second, 1) == comparison.epochs(second, 0)
     assert len(tried) == 2
-    with pytest.raises(UnveilError, match=r"mae has -4 seconds, and a step takes 0\.1: give more --seconds"):
-        made(images, tmp_path, first, second, seconds=2.0).epochs(second, 0)
-    other = made(images, tmp_path, Entry("mae", {"epochs": 3.0}), seconds=20.0)
+    with pytest.raises(UnveilError, match=r"mae has -4 seconds, but a step takes 0\.1: give more --seconds"):
+        comparison_of(images, tmp_path, first, second, seconds=2.0).epochs(second, 0)
+    other = comparison_of(images, tmp_path, Entry("mae", "mae", {"epochs": 3.0}), seconds=20.0)
     assert other.epochs(other.entries[0], 0) == 3.0
 
 
-def test_a_codebook_is_told_with_its_dvae_and_with_who_learns_from_it(tmp_path: Path) -> None:
+def test_codebook_usage_is_shown_for_the_dvae_and_for_what_learns_from_it(tmp_path: Path) -> None:
     common = {"seconds": 2.0, "images_seen": 5}
     for name, more in {"dvae": {"held_out": {"codebook_usage": 0.75}}, "beit": {"held_out": {"held_out_loss": 1.0}}}.items():
         (tmp_path / name).mkdir()
@@ -173,67 +171,70 @@ def test_a_codebook_is_told_with_its_dvae_and_with_who_learns_from_it(tmp_path: 
     dvae, beit = Run(tmp_path / "dvae"), Run(tmp_path / "beit")
     assert figures_of(beit, [dvae], None) == {"seconds": 4.0, "samples": 10, "codebook_usage": 0.75}
     rows = [row_of("dvae", [figures_of(dvae, [], None)]), row_of("beit", [figures_of(beit, [], None)])]
-    grid = grid_of(rows, "title", None)
-    assert grid.heads[-1] == "codebook used, %"
-    assert [row[-1] for row in grid.rows] == ["75.0", ""]
+    table = comparison_table(rows, "title", None)
+    assert table.heads[-1] == "codebook used, %"
+    assert [row[-1] for row in table.rows] == ["75.0", ""]
 
 
 def test_mean_and_spread() -> None:
     values = [0.5, 0.6, 0.4]
     rows = [row_of("mae", [{"linear": value, "seconds": 61.0} for value in values]), row_of("untrained", [{"linear": 0.3}], True)]
-    grid = grid_of(rows, "title", 1000)
-    assert grid.heads == ["", "time", "linear, %"]
-    assert grid.rows == [["mae", "1 min 1 s", f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"], ["untrained", "", "30.0"]]
-    assert grid.sentences[0] == "Mean and standard deviation over 3 seeds."
-    assert markdown_grid(grid).splitlines()[2] == "| mae | 1 min 1 s | 50.0 ± 10.0 |"
-    assert sentence(rows) == "Best by linear accuracy: mae with 50.0 ± 10.0 % (20.0 points ahead of an untrained encoder)."
-    assert not any("collapsed" in said for said in grid.sentences)
+    table = comparison_table(rows, "title", 1000)
+    assert table.heads == ["", "time", "linear, %"]
+    assert table.rows == [["mae", "1 min 1 s", f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"], ["untrained", "", "30.0"]]
+    assert table.sentences[0] == "Mean and standard deviation over 3 seeds."
+    assert to_markdown(table).splitlines()[2] == "| mae | 1 min 1 s | 50.0 ± 10.0 |"
+    assert (
+        comparison_verdict(rows) == "Best by linear accuracy: mae with 50.0 ± 10.0 % (20.0 points ahead of an untrained encoder)."
+    )
+    assert not any("collapsed" in sentence for sentence in table.sentences)
     spread = [
         row_of(name, [{"feature_deviation": value, "rank_me": 9.0} for value in values])
         for name, values in {"dino": [0.5, 0.01], "mae": [0.5, 0.4]}.items()
     ]
-    assert "None has collapsed." in grid_of(spread[1:], "title", None).sentences
-    (told,) = [said for said in grid_of(spread, "title", None).sentences if "collapsed" in said]
-    assert "dino collapsed" in told
-    assert "mae" not in told
-    drawn = bars(rows, "linear").axes[0]
+    assert "No method has collapsed." in comparison_table(spread[1:], "title", None).sentences
+    (sentence,) = [each for each in comparison_table(spread, "title", None).sentences if "ollapsed" in each]
+    assert sentence.endswith("(features that are nearly the same for every image): dino.")
+    drawn = bar_figure(rows, "linear").axes[0]
     assert [bar.get_width() for bar in drawn.patches] == pytest.approx([0.3, 0.5])
     assert np.sort(drawn.lines[1].get_xdata()) == pytest.approx(sorted(values))
 
 
 @pytest.mark.parametrize(
-    ("methods", "options", "said"),
+    ("methods", "options", "message"),
     [
-        ("mae,mea", {}, "there is no method 'mea': use one of mae"),
-        ("mae,mae", {}, "name each once"),
+        ("mae,mea", {}, "there is no method 'mea'; did you mean mae"),
+        ("mae,mae", {}, "a method occurs twice in mae, mae: give it two names"),
         ("mae", {"mae": {"mask_ratoi": 0.5}}, "there is no option 'mask_ratoi'; did you mean mask_ratio?"),
-        ("mae", {"seed": 3}, "give --seeds"),
-        ("mae", {"beit": {"epochs": 3}}, "there are options for beit, which is none of mae, finetune"),
-        ("mae,mae-late", {"mae": {"tracker": "mae-late"}}, "name mae-late first"),
+        ("mae", {"seed": 3}, "use --seeds in place of --seed"),
+        ("mae", {"seeds": ()}, "give at least one seed"),
+        ("mae", {"beit": {"epochs": 3}}, "there are options for beit, expected one of mae, finetune"),
+        ("mae,mae-late", {"mae": {"tracker": "mae-late"}}, "name mae-late before it"),
     ],
 )
-def test_mistakes_are_told_at_once(methods: str, options: dict[str, Any], said: str, images: str, tmp_path: Path) -> None:
-    with pytest.raises(UnveilError, match=re.escape(said)):
+def test_mistakes_are_found_at_once(methods: str, options: dict[str, Any], message: str, images: str, tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match=re.escape(message)):
         unveil.compare(methods, images, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_images_without_labels_are_refused(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnveilError, match="has no labelled images to judge with"):
+    with pytest.raises(UnveilError, match="has no labelled images to evaluate with"):
         unveil.compare("mae", str(Path(images) / "warm"), out=tmp_path / "out")
-    assert contest_of([("mae", {})], str(Path(images) / "warm"), tmp_path, {"labelled": images}).own.labelled == images
+    comparison = build_comparison([entry_of("mae")], str(Path(images) / "warm"), tmp_path, {"labelled_data": images})
+    assert comparison.config.labelled_data == images
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UnveilError, match="without torchrun"):
         unveil.compare("mae", images, out=tmp_path / "out")
 
 
-def test_options_for_one_alone() -> None:
+def test_options_for_one_method() -> None:
     assert [base_of(name) for name in ("mae", "mae-pixel", "maes", "other-x")] == ["mae", "mae", "maes", "other-x"]
     words = "mae,mae-x digits --seeds 0 1 --mae-x.target pixel --mae-x.no-flip --base-lr=0.1 --finetune.epochs=3 --mae.flip"
-    shared, apart = set_apart(words.split())
+    shared, separate = split_per_method(words.split())
     assert shared == "mae,mae-x digits --seeds 0 1 --base-lr=0.1".split()
-    assert apart == {"mae-x": ["--target", "pixel", "--no-flip"], "finetune": ["--epochs=3"], "mae": ["--flip"]}
-    assert parse("compare", VERBS["compare"], words.split()) == {
+    assert separate == {"mae-x": ["--target", "pixel", "--no-flip"], "finetune": ["--epochs=3"], "mae": ["--flip"]}
+    assert parse_options("compare", VERBS["compare"], words.split()) == {
         "methods": "mae,mae-x",
         "data": "digits",
         "model": None,
@@ -244,3 +245,26 @@ def test_options_for_one_alone() -> None:
         "finetune": {"epochs": 3.0},
         "mae": {"flip": True},
     }
+
+
+PLUGIN = """
+from unveil.methods.mae import MAE, MAEConfig
+
+class Half(MAE):
+    Config = MAEConfig
+    DEFAULTS = {"mask_ratio": 0.5}
+"""
+
+
+def test_a_method_from_a_file_takes_part_under_its_label(images: str, tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(PLUGIN)
+    entry = entry_of(f"{tmp_path / 'half.py'}:Half")
+    assert entry == ("half", f"{tmp_path / 'half.py'}:Half", {})
+    assert entry_of(entry.kind) == entry
+    options = {"seeds": (0,), "with_finetune": False, "half": {"decoder_depth": 1}}
+    comparison = build_comparison([entry_of("mae"), entry], images, tmp_path, TINY | options)
+    assert comparison.names == ["mae", "half"]
+    assert comparison.options(comparison.entries[1], 0)["decoder_depth"] == 1
+    assert "base_lr" in comparison.entries[1].options  # the rule of `unveil plan` holds for every method for images
+    with pytest.raises(UnveilError, match="there is no option 'mask_ratoi'; did you mean mask_ratio"):
+        build_comparison([entry], images, tmp_path, {"half": {"mask_ratoi": 0.5}})

@@ -1,4 +1,4 @@
-"""A study: each point of a curve is what its run folders say, and nothing is trained twice."""
+"""A study: each point of a curve agrees with its run folders, and nothing is trained twice."""
 
 import json
 from pathlib import Path
@@ -7,40 +7,40 @@ from statistics import mean
 import pytest
 
 import unveil
-from tests.recipes.test_compare import TINY, no_pages
+from tests.experiments.test_compare import TINY, no_pages
 from tests.recipes.test_end_to_end import write_images
-from unveil.cli import parse
+from unveil.cli import parse_options
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
-from unveil.experiments.study import Line, draw, knob_of
+from unveil.experiments.study import SweepSpec, parse_values, run_study
 from unveil.reports.comparison import row_of
-from unveil.reports.study_page import Sweep, best_of, curve, sweep_grid
+from unveil.reports.study_page import Sweep, best_value, sweep_figure, sweep_table
 from unveil.train.run_folder import Run
 
 __all__ = ["no_pages"]
 
 
-def test_a_sweep_is_what_its_runs_say(tmp_path: Path) -> None:
+def test_a_sweep_agrees_with_its_runs(tmp_path: Path) -> None:
     data, folder = str(write_images(tmp_path / "images")), tmp_path / "study"
-    options = {"epochs": 0.5, "seeds": (0,), "tuned": False, **TINY}
+    options = {"epochs": 0.5, "seeds": (0,), "with_finetune": False, **TINY}
     (sweep,) = unveil.study("mask_ratio=0.5,0.75", data, out=folder, **options)
-    assert (sweep.knob, sweep.values) == ("mask_ratio", [0.5, 0.75])
+    assert (sweep.option, sweep.values) == ("mask_ratio", [0.5, 0.75])
     for value, row in zip(sweep.values, sweep.rows, strict=True):
         run = Run(folder / f"mae-mask_ratio-{value}-seed0")
         assert run.config["mask_ratio"] == value
         assert row.figures["linear"] == [run.results["features"]["encoder"]["linear"]]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*/**/*")}
-    lines = {
-        "": Line(method="mae", data=data, knob="mask_ratio", values=(0.5,)),
-        "depth": Line(method="mae", data=data, knob="decoder_depth", values=(1,), fixed={"target": "pixel"}),
+    specs = {
+        "": SweepSpec(method="mae", data=data, option="mask_ratio", values=(0.5,)),
+        "depth": SweepSpec(method="mae", data=data, option="decoder_depth", values=(1,), fixed={"target": "pixel"}),
     }
-    both = draw({"ratio and depth": lines}, folder, "two lines", options)
+    both = run_study({"ratio and depth": specs}, folder, "two curves", options)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert [each.knob for each in both] == ["mask_ratio", "decoder_depth"]
+    assert [each.option for each in both] == ["mask_ratio", "decoder_depth"]
     assert Run(folder / "depth" / "mae-decoder_depth-1-seed0").config["target"] == "pixel"
-    told = json.loads((folder / "study.json").read_text())["sweeps"]["ratio and depth"]
-    assert told[1]["rows"][0]["figures"] == both[1].rows[0].figures
-    assert "below each line&#x27;s own best" in (folder / "report.html").read_text()
+    content = json.loads((folder / "study.json").read_text())["sweeps"]["ratio and depth"]
+    assert content[1]["rows"][0]["figures"] == both[1].rows[0].figures
+    assert "points below the best of each line" in (folder / "report.html").read_text()
 
 
 def swept(*scores: list[float]) -> Sweep:
@@ -50,26 +50,26 @@ def swept(*scores: list[float]) -> Sweep:
 
 def test_curve_and_table() -> None:
     sweep = swept([0.5, 0.6], [0.7, 0.8], [0.4, 0.5])
-    assert best_of(sweep, "linear") == "linear: best at mask ratio 0.5, with 75.0 %; the worst is 30.0 points below."
-    assert [row[0] for row in sweep_grid(sweep).rows] == ["0.25", "0.5", "0.75", "untrained"]
-    axes = curve([sweep], "linear").axes[0]
+    assert best_value(sweep, "linear") == "linear: best at mask ratio 0.5, with 75.0 %; the worst value is 30.0 points lower."
+    assert [row[0] for row in sweep_table(sweep).rows] == ["0.25", "0.5", "0.75", "untrained"]
+    axes = sweep_figure([sweep], "linear").axes[0]
     assert axes.lines[0].get_xdata().tolist() == [0.25, 0.5, 0.75]
     assert axes.lines[0].get_ydata() == pytest.approx([mean(x) for x in ([0.5, 0.6], [0.7, 0.8], [0.4, 0.5])])
     assert axes.lines[1].get_ydata() == pytest.approx([0.5, 0.6])
     assert list(axes.lines[-1].get_ydata()) == [0.2, 0.2]  # the untrained encoder
-    both = curve([sweep, swept([0.1], [0.3])], "linear", below_best=True).axes[0]
+    both = sweep_figure([sweep, swept([0.1], [0.3])], "linear", below_best=True).axes[0]
     assert max(both.lines[0].get_ydata()) == max(both.lines[4].get_ydata()) == 0.0
 
 
-def test_knobs_and_values() -> None:
-    assert knob_of("mask-ratio=0.5, 1,pixel,True") == ("mask_ratio", (0.5, 1, "pixel", True))
+def test_options_and_values() -> None:
+    assert parse_values("mask-ratio=0.5, 1,pixel,True") == ("mask_ratio", (0.5, 1, "pixel", True))
     for wrong in ("mask_ratio", "mask_ratio=", "why"):
-        with pytest.raises(UnveilError, match="is no knob with values: give for example mask_ratio="):
-            knob_of(wrong)
+        with pytest.raises(UnveilError, match="is not an option with values: expected for example mask_ratio="):
+            parse_values(wrong)
     with pytest.raises(UnveilError, match="there is no option 'mask_ratoi'; did you mean mask_ratio"):
         unveil.study("mask_ratoi=0.5")
     words = "mask_ratio=0.5 digits --seeds 3 --target pixel --finetune.epochs 2".split()
-    assert parse("study", VERBS["study"], words) == {
+    assert parse_options("study", VERBS["study"], words) == {
         "what": "mask_ratio=0.5",
         "data": "digits",
         "method": "mae",

@@ -1,4 +1,4 @@
-"""What must hold on every device: these tests run on the CPU here, and the same bodies run on a GPU where there is one."""
+"""What must hold on every device. The same tests run on the CPU, and on a GPU if there is one."""
 
 import os
 import signal
@@ -19,14 +19,15 @@ from unveil.data.loader import ImageLoader, stream
 from unveil.data.sources import open_source
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record
-from unveil.train.loop import TrainConfig, train
+from unveil.train.loop import train
 from unveil.train.memory_trial import cost_of
-from unveil.train.optim import OptimConfig, build_optimizer, gradient_norm
+from unveil.train.optim import OptimConfig, build_optimizer, clip_gradients
 from unveil.train.parallel import HardwareConfig, World, autocast
-from unveil.train.watch import Interrupted
+from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.signals import Interrupted
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 EXACT = HardwareConfig(precision="float32")
@@ -70,7 +71,7 @@ def test_loss_and_gradients_are_those_of_float64_on_the_cpu(world: World, precis
 
 
 def test_compiled_in_one_graph_it_computes_the_same(world: World) -> None:
-    """On the CPU the graph is run as it is: what compilers make of it takes a minute to build."""
+    """On the CPU the graph is run as it is, since the C++ of a real compiler takes a minute to build."""
     backend = "inductor" if world.device.type == "cuda" else "aot_eager"
     true, slope = learn(mae(), batch(), world)
     learner = mae()
@@ -86,49 +87,51 @@ def test_compiled_in_one_graph_it_computes_the_same(world: World) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("crop", ["resized", "fixed", "none"])
 def test_a_batch_is_augmented_as_each_image_alone_on_the_cpu(world: World, crop: str, dtype: type) -> None:
-    augment = Augment(AugmentConfig(crop=crop, jitter=0.4), (12, 16), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    augment = Augment(AugmentConfig(crop=crop, color_jitter=0.4), (12, 16), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     raw = loader(dtype).share(0, 0, 1)
     raw = raw._replace(sizes=raw.sizes - torch.arange(8)[:, None] % 3)
-    alone = [augment(Batch(*(part[i : i + 1] for part in raw))).images for i in range(8)]
+    alone = [augment(Batch(raw.images[i : i + 1], raw.sizes[i : i + 1], raw.keys[i : i + 1])).images for i in range(8)]
     torch.testing.assert_close(augment(raw.to(world.device)).images.cpu(), torch.cat(alone), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_images_that_reside_on_the_device_are_those_that_are_read(world: World, dtype: type) -> None:
+def test_images_on_the_device_equal_those_that_are_read(world: World, dtype: type) -> None:
     read, kept = loader(dtype, memory=0), loader(dtype)
-    assert kept.images.reside(world.device) == (world.device.type == "cuda")
+    assert kept.move_to(world.device) == (world.device.type == "cuda")
     for step in range(4):
         given, true = kept.share(step, 1, 2), read.share(step, 1, 2)
         assert given.images.device.type == world.device.type
-        for part, other in zip(given, true, strict=True):
+        for part, other in zip(given[:3], true[:3], strict=True):
             assert torch.equal(part.cpu(), other)
 
 
-def test_batches_made_ahead_arrive_whole(world: World) -> None:
-    """Where there is a GPU they wait in page-locked memory."""
+def test_prefetched_batches_arrive_whole(world: World) -> None:
+    """If there is a GPU, they wait in page-locked memory."""
     ahead, true = loader(), loader()
-    ahead.instant = False
+    ahead.prefetch = True
     for step, (part,) in stream(ahead, range(6), 0, 1, 1):
         assert part.images.is_pinned() == part.keys.is_pinned() == torch.cuda.is_available()
-        for there, here in zip(part.to(world.device), true.share(step, 0, 1), strict=True):
+        for there, here in zip(part.to(world.device)[:3], true.share(step, 0, 1)[:3], strict=True):
             assert there.device.type == world.device.type
             assert torch.equal(there.cpu(), here)
 
 
 def test_flops_are_counted_alike(world: World) -> None:
-    """Fused attention on a GPU computes its scores again on the way back: a product more than the formula has."""
+    """Fused attention on a GPU recomputes its scores in the backward pass, which is one product more than in the formula."""
     learner = mae()
-    learner.augmentation = None  # its products are none of the formula's
+    learner.augmentation = None  # its products are not part of the formula
     formula = mae_cost(learner.encoder.config, visible=4, width=48, depth=2, predicted=48, batch=10**9).step
     low, high = (cost_of(learner, batch(n), HardwareConfig(precision="bfloat16"), world).flops for n in (2, 6))
     assert (high - low) / 4 == pytest.approx(formula, rel=1e-6 if world.device.type == "cpu" else 0.1)
 
 
 class Lines:
-    """Keeps the log, and has the run stopped after a step."""
+    """Keeps the records, and sends a signal after a step."""
 
     def __init__(self, last: int = 0) -> None:
         self.last, self.lines = last, list[Record]()
+
+    def start(self, first: int) -> None: ...
 
     def write(self, record: Record) -> None:
         self.lines.append(record)
@@ -139,15 +142,16 @@ class Lines:
 
 
 def run(world: World, folder: Path, last: int = 0) -> tuple[MAE, list[Record]]:
-    """Twelve steps, or up to the `last` one, from the newest checkpoint on."""
+    """Twelve steps, or up to the step `last`, starting from the newest checkpoint."""
     learner, lines = mae(), Lines(last)
-    training = TrainConfig(epochs=4, batch_size=8, log_every=1, monitor_times=1)
-    train(learner, loader(), training, OptimConfig(base_lr=0.05), EXACT, world, checkpoints=Checkpoints(folder), sinks=[lines])
+    training = TrainConfig(epochs=4, batch_size=8, log_every=1, num_evals=1)
+    recipe = Recipe(training, OptimConfig(base_lr=0.05), EXACT, world)
+    train(learner, loader(), recipe, checkpoints=Checkpoints(folder), sinks=[lines])
     return learner, lines.lines
 
 
-def test_a_stopped_run_ends_as_one_that_was_not_and_logs_its_share_of_the_peak(world: World, tmp_path: Path) -> None:
-    """Bit by bit on the CPU; a GPU adds up in any order, so there the losses agree to four digits."""
+def test_a_stopped_run_ends_like_one_that_was_not_and_logs_its_share_of_the_peak(world: World, tmp_path: Path) -> None:
+    """Bit by bit on the CPU. A GPU adds in any order, so there the losses agree to four digits."""
     whole, true = run(world, tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(world, tmp_path / "stopped", last=5)
@@ -175,13 +179,13 @@ def forward(learner: MAE, raw: Batch, meter: Meter, world: World) -> Tensor:
 
 def update(learner: MAE, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
     """The end of a step."""
-    meter.step({"gradient_norm": gradient_norm(learner, 1.0)}, 8)
+    meter.step({"gradient_norm": clip_gradients(learner, 1.0)}, 8)
     optimizer.step()
     optimizer.zero_grad()
 
 
 class Copies(TorchDispatchMode):
-    """Notes copies from device to device that keep the host waiting."""
+    """Records copies between devices that make the host wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,11 +202,11 @@ class Copies(TorchDispatchMode):
 
 
 def test_nothing_in_a_step_waits_for_a_gpu() -> None:
-    """On a GPU that is imagined: tensors without numbers, which refuse to be read; autograd's own part is left out."""
+    """On a fake GPU, with tensors that have no values and cannot be read; the backward pass is left out."""
     world = World(torch.device("cuda", 0))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with world.device:
-            learner = mae(AugmentConfig(jitter=0.4)).train()
+            learner = mae(AugmentConfig(color_jitter=0.4)).train()
         images = torch.zeros(8, 3, 18, 20, dtype=torch.uint8)
         raw = Batch(images, torch.ones(8, 2, dtype=torch.int64), torch.arange(8))
         optimizer, meter = build_optimizer(learner, OptimConfig()), Meter(world)
@@ -214,16 +218,16 @@ def test_nothing_in_a_step_waits_for_a_gpu() -> None:
         assert copies.waiting == []
         with Copies() as copies:
             raw.images.to(world.device)
-        assert copies.waiting == ["aten._to_copy.default"]  # so a copy that waits would be seen
+        assert copies.waiting == ["aten._to_copy.default"]  # so a copy that waits would be noticed
 
 
 @pytest.mark.gpu
 @NO_GPU
 def test_nothing_in_a_whole_step_waits_for_the_gpu() -> None:
-    """CUDA itself says so."""
+    """CUDA itself would raise an error."""
     world, images = World(torch.device("cuda")), loader()
-    images.instant = False
-    learner = mae(AugmentConfig(jitter=0.4)).to(world.device).train()
+    images.prefetch = True
+    learner = mae(AugmentConfig(color_jitter=0.4)).to(world.device).train()
     optimizer, meter = build_optimizer(learner, OptimConfig()), Meter(world)
     for step, (raw,) in stream(images, range(4), 0, 1, 1):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step makes what is made once

@@ -1,16 +1,18 @@
 import pytest
 import torch
 
+from unveil import plugins
 from unveil.data.augment import AugmentConfig
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.vit import ViT, ViTConfig
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 
 SHAPE = {"width": 48, "depth": 2, "heads": 3, "image_size": (32, 32), "patch_size": (8, 8)}
 
 
-def shaken(module):
-    """The module in eval mode, with values that would show a swap where it begins with zeros and ones."""
+def perturbed(module):
+    """The module in eval mode, with noise on all weights: where they start as zeros and ones, a swap would not show."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -22,16 +24,16 @@ def make_mae():
     def make(*, target="normalised", decoder_width=32, decoder_depth=1, decoder_heads=2, **shape):
         torch.manual_seed(0)
         config = MAEConfig(target=target, decoder_width=decoder_width, decoder_depth=decoder_depth, decoder_heads=decoder_heads)
-        return shaken(MAE.build(ViTConfig(**SHAPE | shape), config, AugmentConfig()))
+        return perturbed(MAE.build(ViTConfig(**SHAPE | shape), config, AugmentConfig()))
 
     return make
 
 
 @pytest.fixture
 def make_finetune():
-    def make(classes=5, **shape):
+    def make(classes=("a", "b", "c", "d", "e"), **shape):
         torch.manual_seed(0)
-        return shaken(Finetune(ViT(ViTConfig(**SHAPE | shape)), classes, FinetuneConfig(), AugmentConfig()))
+        return perturbed(Finetune.build(ViT(ViTConfig(**SHAPE | shape)), FinetuneConfig(), AugmentConfig(), classes))
 
     return make
 
@@ -42,11 +44,18 @@ def images():
 
 
 @pytest.fixture
-def said():
-    """A list that can be given as `say`: what is told to the user lands in it."""
+def logged():
+    """A list that can be passed as `say`: log lines are appended to it."""
 
-    class Said(list):
+    class Lines(list):
         def __call__(self, text):
             self.append(text)
 
-    return Said()
+    return Lines()
+
+
+@pytest.fixture
+def no_trust(monkeypatch):
+    """A process in which the user has named no code and no class has been imported, as a new one."""
+    monkeypatch.setattr(plugins, "_trusted", set())
+    monkeypatch.setattr(plugins, "_classes", {})

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from unveil.errors import UnveilError
-from unveil.interop import model_files as native
+from unveil.interop import model_files
 from unveil.interop.load import load
 
 
@@ -19,7 +19,7 @@ from unveil.interop.load import load
         ("cut.safetensors", b"\x40\x00\x00\x00\x00\x00\x00\x00{", "damaged"),
     ],
 )
-def test_other_files_are_refused_in_a_sentence(tmp_path, name, content, match):
+def test_other_files_are_refused_in_one_line(tmp_path, name, content, match):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnveilError, match=match) as caught:
         load(tmp_path / name)
@@ -27,21 +27,21 @@ def test_other_files_are_refused_in_a_sentence(tmp_path, name, content, match):
     assert "\n" not in str(caught.value)
 
 
-def test_other_folders_are_refused_in_a_sentence(tmp_path):
+def test_other_folders_are_refused_in_one_line(tmp_path):
     def refused(match):
         with pytest.raises(UnveilError, match=match):
             load(tmp_path)
 
-    with pytest.raises(UnveilError, match=r"there is no .*nowhere"):
+    with pytest.raises(UnveilError, match=r"nowhere does not exist: expected"):
         load(tmp_path / "nowhere")
     refused("a folder without config.json: expected")
     (tmp_path / "run.json").write_text("{}")
-    refused("has not begun to train")
+    refused("has not started to train")
     for content, match in (
-        ('{"model_type": "roberta"}', "is roberta: expected"),
+        ('{"model_type": "roberta"}', "config.json of roberta: expected"),
         ("{}", "of no known format"),
         ("[1]", "holds a JSON list"),
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
     ):
         (tmp_path / "config.json").write_text(content)
         refused(match)
@@ -51,11 +51,11 @@ def test_other_folders_are_refused_in_a_sentence(tmp_path):
 
 def test_other_tensors_are_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(UnveilError, match="not laid out as the public MAE release"):
+    with pytest.raises(UnveilError, match="not in the layout of the public MAE release"):
         load(tmp_path / "x.safetensors")
 
 
-def test_options_that_the_path_tells_are_refused(make_mae, tmp_path):
-    native.save(make_mae(), tmp_path)
-    with pytest.raises(UnveilError, match="tells its own heads and target: leave that out"):
+def test_options_that_the_path_records_are_refused(make_mae, tmp_path):
+    model_files.save(make_mae(), tmp_path)
+    with pytest.raises(UnveilError, match="records its own heads and target: do not pass them"):
         load(tmp_path, heads=3, target="pixel")

@@ -9,7 +9,7 @@ from unveil.interop import onnx_graph
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
 
 
-def answers(path, images):
+def outputs(path, images):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -24,7 +24,7 @@ def test_encoder_answers_any_batch(make_mae, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     for batch in (1, 5):
         images = torch.randn(batch, 3, 16, 24)
-        tokens, name = answers(path, images)
+        tokens, name = outputs(path, images)
         assert name == "tokens"
         assert (tokens - learner.encoder(images)).abs().max() < 1e-4
     assert [file.name for file in path.parent.iterdir()] == ["encoder.onnx"]
@@ -33,12 +33,12 @@ def test_encoder_answers_any_batch(make_mae, tmp_path, capfd):
 @needs_onnx
 @torch.no_grad()
 def test_fine_tuned_model_answers_with_scores_and_large_weights_stand_beside(make_finetune, tmp_path, images, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "LARGEST", 1000)
+    monkeypatch.setattr(onnx_graph, "MAX_BYTES", 1000)
     learner = make_finetune()
     path = onnx_graph.export(learner, tmp_path / "classifier.onnx")
-    scores, name = answers(path, images[:1])
+    scores, name = outputs(path, images[:1])
     assert name == "scores"
-    assert (scores - learner.predict(images[:1])).abs().max() < 1e-4
+    assert (scores - learner.logits(images[:1])).abs().max() < 1e-4
     assert sorted(file.name for file in tmp_path.iterdir()) == ["classifier.onnx", "classifier.onnx.data"]
 
 

@@ -33,7 +33,7 @@ def config(**changes):
     )
 
 
-def shaken(model):
+def perturbed(model):
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,10 +43,10 @@ def shaken(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("normalised", [True, False])
-def test_reads_what_transformers_wrote(tmp_path, images, said, normalised):
-    theirs = shaken(transformers.ViTMAEForPreTraining(config(norm_pix_loss=normalised, mask_ratio=0.6)))
+def test_reads_what_transformers_wrote(tmp_path, images, logged, normalised):
+    theirs = perturbed(transformers.ViTMAEForPreTraining(config(norm_pix_loss=normalised, mask_ratio=0.6)))
     theirs.save_pretrained(tmp_path)
-    ours = load(tmp_path, say=said)
+    ours = load(tmp_path, say=logged)
     found = theirs(images, noise=torch.rand(2, 16))
     assert isinstance(ours, MAE)
     assert ours.config.target == ("normalised" if normalised else "pixel")
@@ -54,12 +54,12 @@ def test_reads_what_transformers_wrote(tmp_path, images, said, normalised):
     assert ours.encoder.transformer.norm.eps == 1e-12  # transformers' default
     assert ours.loss(images, found.mask.bool()) == pytest.approx(float(found.loss), rel=1e-5)
     count = len(theirs.state_dict())
-    assert f"{count} of {count} tensors matched" in said[0]
+    assert f"{count} of {count} tensors matched" in logged[0]
 
 
 @torch.no_grad()
 def test_reads_an_encoder_without_decoder(tmp_path, images):
-    theirs = shaken(transformers.ViTMAEModel(config(mask_ratio=0.0)))
+    theirs = perturbed(transformers.ViTMAEModel(config(mask_ratio=0.0)))
     theirs.save_pretrained(tmp_path)
     ours = load(tmp_path)
     tokens = theirs(images, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
@@ -76,7 +76,7 @@ def test_reads_the_names_of_both_versions(make_mae, tmp_path, images):
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "model.safetensors")
     assert torch.equal(load(tmp_path).loss(images, HIDDEN), learner.loss(images, HIDDEN))
     (tmp_path / "model.safetensors").unlink()
-    torch.save(transformers_vit_mae.state_of(learner), tmp_path / "pytorch_model.bin")
+    torch.save(transformers_vit_mae.transformers_model(learner).state, tmp_path / "pytorch_model.bin")
     assert torch.equal(load(tmp_path).loss(images, HIDDEN), learner.loss(images, HIDDEN))
 
 
@@ -87,8 +87,8 @@ def test_transformers_loads_what_was_exported(make_mae, tmp_path, images, target
     transformers_vit_mae.export(learner, tmp_path)
     theirs, found = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(found[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    said = theirs.eval()(images, noise=torch.rand(2, 16))
-    assert learner.loss(images, said.mask.bool()) == pytest.approx(float(said.loss), rel=1e-5)
+    logged = theirs.eval()(images, noise=torch.rand(2, 16))
+    assert learner.loss(images, logged.mask.bool()) == pytest.approx(float(logged.loss), rel=1e-5)
     again = load(tmp_path)
     assert all(torch.equal(value, learner.state_dict()[name]) for name, value in again.state_dict().items())
     assert (again.encoder.config, again.config.target) == (learner.encoder.config, target)
@@ -118,11 +118,11 @@ def test_images_are_prepared_alike(make_mae, tmp_path):
 def test_what_transformers_cannot_express_is_refused(make_mae, make_finetune, tmp_path):
     out = tmp_path / "out"
     for learner, match in (
-        (make_mae(image_size=(32, 48)), "square images and patches only"),
+        (make_mae(image_size=(32, 48)), "only square images"),
         (make_mae(patch_size=(8, 4)), "square"),
         (make_mae(target="pca"), "no PCA target"),
-        (make_mae(layer_scale=0.1), "no place for"),
-        (make_finetune(), "no masked autoencoder"),
+        (make_mae(layer_scale=0.1), "cannot represent"),
+        (make_finetune(), "no final norm"),
     ):
         with pytest.raises(UnveilError, match=match):
             transformers_vit_mae.export(learner, out)
@@ -135,11 +135,11 @@ def test_what_our_model_does_not_do_is_refused(make_mae, tmp_path):
     for change, match in (
         ({"hidden_act": "relu"}, "relu"),
         ({"decoder_intermediate_size": 64}, "decoder MLP of 64"),
-        ({"qkv_bias": False}, "without biases"),
-        ({"image_size": "large"}, "describe no model"),
+        ({"qkv_bias": False}, "no biases in its attention"),
+        ({"image_size": "large"}, "do not describe a model"),
         ({"num_hidden_layers": 3}, "16 missing"),
         ({"image_size": 64}, "does not fit"),
-        ({"model_type": "vit"}, "config.json that is vit"),
+        ({"model_type": "vit"}, "config.json of vit"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(facts | change))
         with pytest.raises(UnveilError, match=match):

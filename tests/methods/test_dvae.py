@@ -17,8 +17,8 @@ from unveil.methods.beit import BEiT, BEiTConfig
 from unveil.methods.dvae import DVAE, DVAEConfig
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.dvae import gumbel_softmax
-from unveil.models.vit import ViTConfig
-from unveil.reports.reconstruct import figure
+from unveil.models.vit_config import ViTConfig
+from unveil.reports.reconstruct import reconstruction_figure
 
 VIT = ViTConfig(width=24, depth=4, heads=3, image_size=(8, 12), patch_size=(2, 3))
 N, K = 16, 9
@@ -26,7 +26,7 @@ N, K = 16, 9
 
 def dvae(vit: ViTConfig = VIT, **options: object) -> DVAE:
     torch.manual_seed(0)
-    return DVAE.build(vit, DVAEConfig(**{"codebook": K, **options}), AugmentConfig()).eval()
+    return DVAE.build(vit, DVAEConfig(**{"codebook_size": K, **options}), AugmentConfig()).eval()
 
 
 def raw(count: int = 3) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_the_loss_and_its_schedules():
 
 
 def test_it_learns_to_rebuild():
-    learner, given = dvae(codebook=32, last_kl_weight=0.0).train(), batch(raw(8).repeat_interleave(2, dim=0))
+    learner, given = dvae(codebook_size=32, last_kl_weight=0.0).train(), batch(raw(8).repeat_interleave(2, dim=0))
     before = learner.validation_metrics(given)["rebuilt_error"]
     optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
     for step in range(150):
@@ -98,25 +98,25 @@ def test_it_learns_to_rebuild():
 
 
 def test_codebook_by_the_size_of_images():
-    assert dvae(codebook=None).config.codebook == 512
+    assert dvae(codebook_size=None).config.codebook_size == 512
     with torch.device("meta"):
         photographs = ViTConfig(width=24, depth=4, heads=3, image_size=(224, 224), patch_size=(16, 16))
         large = DVAE.build(photographs, DVAEConfig(), AugmentConfig())
-    assert large.config.codebook == 8192
-    with pytest.raises(UnveilError, match="a codebook of 1 tokens says nothing"):
-        dvae(codebook=1)
+    assert large.config.codebook_size == 8192
+    with pytest.raises(UnveilError, match="a codebook of 1 tokens cannot encode anything"):
+        dvae(codebook_size=1)
 
 
 def test_its_reconstructions_are_drawn():
     learner, images = dvae(), raw(2)
     made = learner.reconstruct(images)
     assert not made.hidden.any()
-    assert torch.equal(made.pixels, learner.encoder.rebuild(images))
+    assert torch.equal(made.pixels, learner.encoder.autoencode(images))
     tokens = learner.encoder(images)
     assert tokens.shape == (2, N)
     one_hot = torch.nn.functional.one_hot(tokens, K).float()
     torch.testing.assert_close(learner.encoder.decode(one_hot, (8, 12)), made.pixels)
-    drawn = figure(learner, images)
+    drawn = reconstruction_figure(learner, images)
     assert len(drawn.axes) == 4  # two images, each as it is and rebuilt
 
 
@@ -127,7 +127,7 @@ def test_a_run_is_a_tokenizer_and_may_go_afterwards(method, tmp_path):
     assert not (tmp_path / "dvae" / "encoder.safetensors").exists()
     assert torch.equal(load(tmp_path / "dvae", say=lambda text: None).encoder(raw()), trained.encoder(raw()))
     options = {"target": "token", "decoder_width": 24, "decoder_heads": 3} if method is MAE else {}
-    config = {MAE: MAEConfig, BEiT: BEiTConfig}[method](tokenizer=str(tmp_path / "dvae"), **options)
+    config = {MAE: MAEConfig, BEiT: BEiTConfig}[method](visual_tokenizer=str(tmp_path / "dvae"), **options)
     learner = method.build(VIT, config, AugmentConfig())
     learner.prepare(batch(raw()))
     assert torch.equal(learner.target.tokenizer(raw()), trained.encoder(raw()))
@@ -137,17 +137,17 @@ def test_a_run_is_a_tokenizer_and_may_go_afterwards(method, tmp_path):
     shutil.rmtree(tmp_path / "dvae")
     again = load(tmp_path / "run", say=lambda text: None)
     assert torch.equal(again.target.tokenizer(raw()), trained.encoder(raw()))
-    assert json.loads(again.config.tokenizer)["codebook"] == K
-    with pytest.raises(UnveilError, match="is no finished run"):
+    assert json.loads(again.config.visual_tokenizer)["codebook"] == K
+    with pytest.raises(UnveilError, match="is not the folder of a finished run"):
         method.build(VIT, config, AugmentConfig())
 
 
 def test_tokens_for_another_grid_and_other_images(tmp_path):
     native.save(dvae(ViTConfig(width=24, depth=4, heads=3, image_size=(8, 8), patch_size=(4, 4))), tmp_path / "dvae")
-    config = BEiTConfig(tokenizer=str(tmp_path / "dvae"))
+    config = BEiTConfig(visual_tokenizer=str(tmp_path / "dvae"))
     assert BEiT.build(VIT, config, AugmentConfig()).target.tokenizer(raw()).shape == (3, N)  # seen at 16 x 16
     with pytest.raises(UnveilError, match=r"is for images with mean .*train one on them"):
         BEiT.build(ViTConfig(**{**vars(VIT), "mean": (0.5,) * 3}), config, AugmentConfig())
-    native.save(BEiT.build(VIT, BEiTConfig(codebook=4), AugmentConfig()), tmp_path / "beit")
-    with pytest.raises(UnveilError, match="is a run of beit, expected one of dvae"):
-        BEiT.build(VIT, BEiTConfig(tokenizer=str(tmp_path / "beit")), AugmentConfig())
+    native.save(BEiT.build(VIT, BEiTConfig(codebook_size=4), AugmentConfig()), tmp_path / "beit")
+    with pytest.raises(UnveilError, match=r"^[^ ]*beit is a run of beit, expected a run of dvae"):
+        BEiT.build(VIT, BEiTConfig(visual_tokenizer=str(tmp_path / "beit")), AugmentConfig())

@@ -8,7 +8,7 @@ from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 
 VIT = ViTConfig(width=24, depth=2, heads=3, image_size=(8, 12), patch_size=(2, 3), channels=5, mean=(0.5,) * 5, std=(0.25,) * 5)
 N, DECODER = 16, {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
@@ -38,7 +38,7 @@ def patch_of(image: Tensor, n: int) -> Tensor:
     return torch.stack([image[c, top + i, left + j] for i in range(2) for j in range(3) for c in range(5)])
 
 
-def paint_slowly(mae: MAE, image: Tensor, keep: list[int]) -> list[Tensor]:
+def predict_slowly(mae: MAE, image: Tensor, keep: list[int]) -> list[Tensor]:
     """What is predicted for each patch of one image of which the patches `keep` are seen."""
     vit, instead = mae.encoder, mae.config.mask_tokens_in_encoder
     tokens = [vit.class_token + vit.positions[0]]
@@ -73,10 +73,10 @@ def target_slowly(mae: MAE, image: Tensor, n: int) -> Tensor:
 def loss_slowly(mae: MAE, images: Tensor, hidden: Tensor) -> Tensor:
     errors = []
     for image, gone in zip(images, hidden.tolist(), strict=True):
-        painted = paint_slowly(mae, image, [n for n in range(N) if not gone[n]])
+        predicted = predict_slowly(mae, image, [n for n in range(N) if not gone[n]])
         for n in range(N):
             if gone[n] or mae.config.loss_on_all:
-                errors.extend((painted[n] - target_slowly(mae, image, n)) ** 2)
+                errors.extend((predicted[n] - target_slowly(mae, image, n)) ** 2)
     return sum(errors) / len(errors)
 
 
@@ -118,24 +118,24 @@ def test_pca_target_compares_coefficients():
     hidden = hidden_of(mae, sample_keys(0, 0, 2))
     errors = []
     for image, gone in zip(images[:2], hidden.tolist(), strict=True):
-        painted = paint_slowly(mae, image, [n for n in range(N) if not gone[n]])
+        predicted = predict_slowly(mae, image, [n for n in range(N) if not gone[n]])
         for n in range(N):
             if gone[n]:
-                errors.extend((painted[n] - (patch_of(image, n) - mae.target.centre) @ mae.target.axes) ** 2)
+                errors.extend((predicted[n] - (patch_of(image, n) - mae.target.centre) @ mae.target.axes) ** 2)
     torch.testing.assert_close(mae.loss(images[:2], hidden), sum(errors) / len(errors), rtol=1e-4, atol=1e-5)
 
 
 def test_hidden_patches_never_reach_the_encoder():
     mae, images = build(), raw()
     keep, hide = mae.mask(sample_keys(0, 0, 3))
-    expected = mae.paint(images, keep, hide)
+    expected = mae.predict_patches(images, keep, hide)
     poisoned = images.clone()
     for b in range(3):
         for n in hide[b].tolist():
             top, left = n // 4 * 2, n % 4 * 3
             poisoned[b, :, top : top + 2, left : left + 3] = float("nan")
-    assert torch.equal(mae.paint(poisoned, keep, hide), expected)
-    assert mae.compare(poisoned, keep, hide).isnan()  # they are what is compared with
+    assert torch.equal(mae.predict_patches(poisoned, keep, hide), expected)
+    assert mae.masked_loss(poisoned, keep, hide).isnan()  # they are what is compared with
 
 
 @pytest.mark.parametrize("target", ["normalised", "pixel"])
@@ -145,10 +145,10 @@ def test_reconstruct(target):
     found = mae.reconstruct(images, hidden)
     assert torch.equal(found.hidden, hidden)
     for b in range(3):
-        painted = paint_slowly(mae, images[b], [n for n in range(N) if not hidden[b, n]])
+        predicted = predict_slowly(mae, images[b], [n for n in range(N) if not hidden[b, n]])
         for n in range(N):
             true = patch_of(images[b], n)
-            pixels = painted[n] if target == "pixel" else painted[n] * (true.var() + 1e-6).sqrt() + true.mean()
+            pixels = predicted[n] if target == "pixel" else predicted[n] * (true.var() + 1e-6).sqrt() + true.mean()
             torch.testing.assert_close(patch_of(found.pixels[b], n), pixels, rtol=1e-4, atol=1e-5)
             gone = bool(hidden[b, n])
             assert torch.equal(patch_of(found.masked[b], n), torch.zeros_like(true) if gone else true)

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from unveil.blocks.masks import split
 from unveil.blocks.positions import sincos_2d
+from unveil.blocks.targets import PIXEL_TARGETS
 from unveil.data.augment import AugmentConfig
-from unveil.interop.state_dict_map import fill
-from unveil.interop.transformers_vit_mae import layout_of, renamed
-from unveil.methods.mae import MAE, TARGETS, MAEConfig
-from unveil.models.vit import MODELS, ViTConfig
+from unveil.interop.state_dict_map import load_state
+from unveil.interop.transformers_vit_mae import map_of, version4_names
+from unveil.methods.mae import MAE, MAEConfig
+from unveil.models.vit_config import MODELS, ViTConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -56,14 +57,16 @@ def compare(vit: ViTConfig, config: MAEConfig, batch: int) -> dict[str, float]:
     reference = theirs(vit, config)
     perturbed(reference)
     ours = MAE.build(vit, config, AugmentConfig())
-    count = fill(ours, layout_of(vit.depth, config.decoder_depth, "vit."), renamed(reference.state_dict()), "transformers")
+    count = load_state(
+        ours, map_of(vit.depth, config.decoder_depth, "vit."), version4_names(reference.state_dict()), "transformers"
+    )
     assert count == len(reference.state_dict())
     return differences_of(ours, reference, batch)
 
 
 def differences_of(ours: MAE, reference: transformers.ViTMAEForPreTraining, batch: int) -> dict[str, float]:
     vit, config = ours.encoder.config, ours.config
-    layout = layout_of(vit.depth, config.decoder_depth, "vit.")
+    layout = map_of(vit.depth, config.decoder_depth, "vit.")
     ours.zero_grad()
     reference.zero_grad()
     images, noise = torch.randn(batch, vit.channels, *vit.image_size), torch.rand(batch, vit.grid[0] * vit.grid[1])
@@ -75,12 +78,12 @@ def differences_of(ours: MAE, reference: transformers.ViTMAEForPreTraining, batc
     loss.backward()
     keep, hide = split(hidden)
     with torch.no_grad():
-        painted = ours.paint(images, keep, hide)
+        predicted = ours.predict_patches(images, keep, hide)
 
     assert hidden.sum(1).tolist() == [hide.shape[1]] * batch
-    gradients = renamed({name: p.grad for name, p in reference.named_parameters() if p.grad is not None})
-    differences = {"loss": abs(float(loss.detach() / found.loss.detach()) - 1), "pixels": distance(painted, logits)}
-    differences["pixels, largest"] = largest(painted, logits)
+    gradients = version4_names({name: p.grad for name, p in reference.named_parameters() if p.grad is not None})
+    differences = {"loss": abs(float(loss.detach() / found.loss.detach()) - 1), "pixels": distance(predicted, logits)}
+    differences["pixels, largest"] = largest(predicted, logits)
     seen = 0
     for name, parameter in ours.named_parameters():
         places = layout[name].names
@@ -123,11 +126,13 @@ def test_vit_base_equals_transformers():
     torch.manual_seed(0)
     reference, ours = theirs(vit, config), MAE.build(vit, config, AugmentConfig())
     perturbed(reference)
-    assert fill(ours, layout_of(12, 8, "vit."), renamed(reference.state_dict()), "transformers") == len(reference.state_dict())
+    assert load_state(ours, map_of(12, 8, "vit."), version4_names(reference.state_dict()), "transformers") == len(
+        reference.state_dict()
+    )
     assert worst(differences_of(ours, reference, batch=2)) < (1e-5, "")
 
     reference.config.norm_pix_loss = False
-    ours.target = TARGETS["pixel"](vit.patch_size, vit.channels)
+    ours.target = PIXEL_TARGETS["pixel"](vit.patch_size, vit.channels)
     assert worst(differences_of(ours, reference, batch=2)) < (1e-5, "")
 
 

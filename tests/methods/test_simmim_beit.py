@@ -14,7 +14,7 @@ from unveil.errors import UnveilError
 from unveil.methods.beit import BEiT, BEiTConfig
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.methods.simmim import SimMIM, SimMIMConfig
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 
 VIT = ViTConfig(width=24, depth=2, heads=3, image_size=(8, 12), patch_size=(2, 3), channels=5, mean=(0.5,) * 5, std=(0.25,) * 5)
 N = 16
@@ -34,7 +34,7 @@ def simmim(**options: object) -> SimMIM:
 
 def beit(**options: object) -> BEiT:
     torch.manual_seed(0)
-    return shaken(BEiT.build(VIT, BEiTConfig(**{"codebook": 7, **options}), AugmentConfig()))
+    return shaken(BEiT.build(VIT, BEiTConfig(**{"codebook_size": 7, **options}), AugmentConfig()))
 
 
 def raw(count: int = 3) -> Tensor:
@@ -107,11 +107,11 @@ def test_simmim_one_pixel_at_a_time(target):
         hidden = hide[b].tolist()
         tokens = encode_slowly(learner, image, hidden)
         for n in hidden:
-            painted = learner.head.weight @ tokens[1 + n] + learner.head.bias
+            predicted = learner.head.weight @ tokens[1 + n] + learner.head.bias
             patch = patch_of(image, n)
             if target == "normalised":
                 patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
-            differences += [abs(float(a - b)) for a, b in zip(painted, patch, strict=True)]
+            differences += [abs(float(a - b)) for a, b in zip(predicted, patch, strict=True)]
     assert float(learner(batch(images)).loss) == pytest.approx(sum(differences) / len(differences), rel=1e-5)
 
 
@@ -177,12 +177,23 @@ def test_what_cannot_be_hidden_is_refused():
 
 def test_mae_predicts_the_tokens_of_the_same_tokenizer():
     torch.manual_seed(0)
-    mae = MAE.build(VIT, MAEConfig(target="token", codebook=7, decoder_width=16, decoder_heads=2), AugmentConfig())
+    mae = MAE.build(VIT, MAEConfig(target="token", codebook_size=7, decoder_width=16, decoder_heads=2), AugmentConfig())
     other = beit()
     for learner in (mae, other):
         learner.prepare(batch(raw()))
     assert torch.equal(mae.target.tokenizer(raw()), other.target.tokenizer(raw()))
     assert mae.head.out_features == 7
     assert set(mae.validation_metrics(batch(raw()))) == {"held_out_loss", "token_accuracy"}
-    with pytest.raises(UnveilError, match="cannot draw pixels"):
+    with pytest.raises(UnveilError, match="cannot reconstruct pixels"):
         mae.reconstruct(raw())
+
+
+def test_figure_facts():
+    assert simmim().figure_facts() == {
+        "mask_ratio": 0.6,
+        "sampling": None,
+        "target": "pixel",
+        "loss_on_all": False,
+        "uses_true_patch_statistics": False,
+    }
+    assert simmim(target="normalised").figure_facts()["uses_true_patch_statistics"]

@@ -7,11 +7,12 @@ from torch.nn import functional as F
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
+from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
 from unveil.interop import model_files as native
 from unveil.interop.load import load
 from unveil.methods.supervised import Supervised, SupervisedConfig
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 from unveil.recipes.export import export
 
 VIT = ViTConfig(width=24, depth=2, heads=3, image_size=(8, 8), patch_size=(4, 4))
@@ -27,21 +28,21 @@ def supervised(vit: ViTConfig = VIT, **options: object) -> Supervised:
 
 def batch(count: int = 6) -> Batch:
     images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return Batch(images, torch.tensor([[8, 8]] * count), sample_keys(0, 0, count), torch.arange(count) % 3)
+    return Batch(images, torch.tensor([[8, 8]] * count), sample_keys(0, 0, count), ClassTargets(torch.arange(count) % 3))
 
 
 def test_cross_entropy_of_the_mean_of_the_patch_tokens():
     learner, given = supervised(), batch()
     losses = []
-    for image, label in zip(given.images, given.labels, strict=True):
+    for image, label in zip(given.images, given.targets.labels, strict=True):
         tokens = learner.encoder(image[None])[0, 1:]
         scores = learner.head.weight @ (sum(tokens) / len(tokens)) + learner.head.bias
         losses.append(-float(scores.log_softmax(dim=0)[label]))
     assert float(learner(given).loss.detach()) == pytest.approx(sum(losses) / 6, rel=1e-5)
-    found = (learner.predict(given.images).argmax(dim=1) == given.labels).float().mean()
+    found = (learner.logits(given.images).argmax(dim=1) == given.targets.labels).float().mean()
     assert learner.validation_metrics(given) == {"accuracy": float(found)}
-    mixed = given._replace(labels=torch.full((6, 3), 1 / 3))
-    torch.testing.assert_close(learner(mixed).loss, F.cross_entropy(learner.predict(given.images), mixed.labels))
+    mixed = given._replace(targets=ClassTargets(torch.full((6, 3), 1 / 3)))
+    torch.testing.assert_close(learner(mixed).loss, F.cross_entropy(learner.logits(given.images), mixed.targets.labels))
 
 
 def test_the_average_looks_back_a_share_of_the_run_and_is_kept():
@@ -65,7 +66,7 @@ def test_the_average_looks_back_a_share_of_the_run_and_is_kept():
 def test_it_needs_two_classes():
     learner = Supervised.build(VIT, SupervisedConfig(), AugmentConfig())
     for classes, found in (((), "no labels"), (["cat"], "one class only: cat")):
-        with pytest.raises(UnveilError, match=f"takes two classes, and DATA has {found}"):
+        with pytest.raises(UnveilError, match=f"takes two classes, but DATA has {found}"):
             learner.set_classes(classes)
 
 
@@ -76,10 +77,10 @@ def test_it_is_saved_with_its_classes_and_goes_to_timm_with_its_head(tmp_path):
     again = load(tmp_path / "run", say=lambda text: None)
     assert isinstance(again, Supervised)
     assert again.classes == ("cat", "dog", "cow")
-    assert torch.equal(again.predict(given.images), learner.predict(given.images))
+    assert torch.equal(again.logits(given.images), learner.logits(given.images))
     said: list[str] = []
     out = export(tmp_path / "run", to="timm", say=said.append)
     assert "timm agrees" in said[-1]
     back = load(out, say=lambda text: None)
     assert back.classes == ("cat", "dog", "cow")
-    torch.testing.assert_close(back.predict(given.images), learner.predict(given.images))
+    torch.testing.assert_close(back.logits(given.images), learner.logits(given.images))

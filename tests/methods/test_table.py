@@ -14,36 +14,38 @@ from torch import Tensor
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
+from unveil.data.targets import ClassTargets
 from unveil.learner import Learner
-from unveil.methods import IMAGES, METHODS, method_class
+from unveil.methods import METHODS, method_class, modality_of_method
 from unveil.models.bert import TextConfig
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 from unveil.text.wordpiece import SPECIAL, TextBatch
 from unveil.train.checkpoint import Checkpoints
-from unveil.train.loop import TrainConfig, train
+from unveil.train.loop import train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, autocast
+from unveil.train.recipe import Recipe, TrainConfig
 
 STEPS, BATCH, SAMPLES = 4, 8, 24
-OPTIM = OptimConfig(base_lr=3e-2, warmup=0.0, epsilon=1e-6)
+OPTIM = OptimConfig(base_lr=3e-2, warmup_ratio=0.0, eps=1e-6)
 """No step for a gradient that is pure rounding: that of a key's bias, which softmax does not see."""
 CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
 SMALL: dict[str, dict[str, Any]] = {
-    "beit": {"drop_path": 0.0, "codebook": 16},
-    "dvae": {"codebook": 16},
+    "beit": {"drop_path": 0.0, "codebook_size": 16},
+    "dvae": {"codebook_size": 16},
     "dino": {"prototypes": 64, "local_crops": 2, "frozen": 0.5},
     "mocov3": {"hidden": 32},
     "supervised": {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "erasing": 0.0},
     "bert": {"next_sentence": True},
 }
-"""Knobs that make a method small enough for a test, call for more of it, or leave out what draws from a process's generators."""
+"""Options that make a method small enough for a test, call for more of it, or leave out what draws from a process's generators."""
 Seen = tuple[list[float], dict[str, Tensor]]
 
 
 class Few:
-    """A feed of a few images that are made on the spot."""
+    """A loader of a few random images."""
 
-    samples, batch_size, instant = SAMPLES, BATCH, True
+    samples, batch_size, prefetch = SAMPLES, BATCH, False
 
     def __init__(self, channels: int = 3) -> None:
         chance = torch.Generator().manual_seed(0)
@@ -53,13 +55,13 @@ class Few:
         size = BATCH // shares
         first = step * BATCH + share * size
         numbers = torch.arange(first, first + size) % SAMPLES
-        return Batch(self.images[numbers], torch.tensor([[20, 28]] * size), sample_keys(0, first, size), numbers % 3)
+        return Batch(self.images[numbers], torch.tensor([[20, 28]] * size), sample_keys(0, first, size), ClassTargets(numbers % 3))
 
 
 class FewTexts:
-    """A feed of a few rows of pieces that are made on the spot: two parts each, as for the next-sentence task."""
+    """A loader of a few random rows of token ids: two segments each, as for the next-sentence task."""
 
-    samples, batch_size, instant = SAMPLES, BATCH, True
+    samples, batch_size, prefetch = SAMPLES, BATCH, False
 
     def __init__(self, channels: int = 3) -> None:
         self.ids = torch.randint(len(SPECIAL), 40, (SAMPLES, 24), generator=torch.Generator().manual_seed(0))
@@ -70,11 +72,11 @@ class FewTexts:
         first = step * BATCH + share * size
         numbers = torch.arange(first, first + size) % SAMPLES
         parts = (torch.arange(24) > 12).long().expand(size, -1)
-        return TextBatch(self.ids[numbers], sample_keys(0, first, size), parts, numbers % 2)
+        return TextBatch(self.ids[numbers], sample_keys(0, first, size), parts, follows=numbers % 2)
 
 
-FEEDS: dict[type, type[Few] | type[FewTexts]] = {ViTConfig: Few, TextConfig: FewTexts}
-"""By the shape that a method asks for."""
+LOADERS: dict[type, type[Few] | type[FewTexts]] = {ViTConfig: Few, TextConfig: FewTexts}
+"""By the config of the encoder."""
 
 
 class Losses(list[float]):
@@ -82,6 +84,9 @@ class Losses(list[float]):
 
     def __init__(self, until: int) -> None:
         self.until = until
+
+    def start(self, first: int) -> None:
+        pass
 
     def write(self, record: dict[str, Any]) -> None:
         self.append(record["loss"])
@@ -106,18 +111,18 @@ def built(name: str, channels: int = 3) -> Learner:
     return learner
 
 
-def feed_of(name: str, channels: int = 3) -> Few | FewTexts:
-    """A feed of what a method takes in."""
-    return FEEDS[method_class(name).EncoderConfig](channels)
+def loader_of(name: str, channels: int = 3) -> Few | FewTexts:
+    """A loader of what a method learns from."""
+    return LOADERS[method_class(name).EncoderConfig](channels)
 
 
 def trained(name: str, folder: Path | None = None, until: int = STEPS, world: World = CPU) -> Seen:
     """Four steps in the loop, or fewer of them: each loss, and all tensors at the end."""
     learner, losses = built(name), Losses(until)
-    config = TrainConfig(epochs=STEPS * BATCH / SAMPLES, batch_size=BATCH, log_every=1, accumulate=1, save_seconds=0.0)
+    config = TrainConfig(epochs=STEPS * BATCH / SAMPLES, batch_size=BATCH, log_every=1, accum_steps=1, save_seconds=0.0)
     kept = None if folder is None else Checkpoints(folder)
     with suppress(TimeoutError):
-        train(learner, feed_of(name), config, OPTIM, EXACT, world, checkpoints=kept, sinks=[losses])
+        train(learner, loader_of(name), Recipe(config, OPTIM, EXACT, world), checkpoints=kept, sinks=[losses])
     return list(losses), {key: value.detach().clone() for key, value in learner.state_dict().items()}
 
 
@@ -125,12 +130,12 @@ def prepared(name: str, channels: int = 3) -> tuple[Learner, Any]:
     """A learner before its first step, and an augmented batch."""
     learner = built(name, channels)
     with torch.no_grad():
-        batch = learner.augment(feed_of(name, channels).share(0, 0, 1))
+        batch = learner.augment(loader_of(name, channels).share(0, 0, 1))
         learner.prepare(batch)
     return learner, batch
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.names)
 def test_a_run_that_was_cut_ends_bit_identical(name: str, tmp_path: Path) -> None:
     losses, state = trained(name)
     assert len(losses) == STEPS
@@ -148,7 +153,7 @@ def on_one_of_two(rank: int, store: str, found: Any) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    for name in METHODS:
+    for name in METHODS.names:
         losses, state = trained(name, world=World(torch.device("cpu"), rank, 2))
         if rank == 0:
             found.put((name, losses, {key: value.numpy() for key, value in state.items()}))
@@ -164,14 +169,14 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     processes = [spawn.Process(target=on_one_of_two, args=(rank, store, found), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
-    seen = [found.get(timeout=240) for _ in METHODS]
+    seen = [found.get(timeout=240) for _ in METHODS.names]
     for process in processes:
         process.join(60)
     return {name: (losses, {key: torch.from_numpy(value) for key, value in state.items()}) for name, losses, state in seen}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.names)
 def test_two_processes_learn_what_one_does(name: str, on_two: dict[str, Seen]) -> None:
     (losses, state), (shared, other) = trained(name), on_two[name]
     torch.testing.assert_close(torch.tensor(shared), torch.tensor(losses), rtol=1e-4, atol=1e-6)
@@ -179,7 +184,7 @@ def test_two_processes_learn_what_one_does(name: str, on_two: dict[str, Seen]) -
         torch.testing.assert_close(other[key], value, rtol=1e-3, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.names)
 def test_half_precision_comes_near(name: str) -> None:
     learner, batch = prepared(name)
     losses = []
@@ -195,7 +200,7 @@ def test_half_precision_comes_near(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.names)
 def test_a_step_is_one_graph(name: str) -> None:
     learner, batch = prepared(name)
     torch._dynamo.reset()
@@ -216,7 +221,7 @@ def test_a_step_is_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", [name for name in METHODS.names if modality_of_method(name) == "images"])
 def test_any_number_of_channels(name: str, channels: int) -> None:
     learner, batch = prepared(name, channels)
     loss = learner(batch).loss

@@ -15,7 +15,7 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.methods.dino import DINO, Crops, DINOConfig
 from unveil.methods.mocov3 import MoCoV3, MoCoV3Config
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 from unveil.train.optim import OptimConfig, build_optimizer
 
 VIT = ViTConfig(width=48, depth=1, heads=3, image_size=(16, 16), patch_size=(4, 4))
@@ -273,7 +273,7 @@ def test_parts_of_a_step_share_one_centre() -> None:
     parts.after_step(0.1)
     torch.testing.assert_close(parts.centre, whole.centre)
     whole.eval()(Crops(large, small))  # a look on the side is no part of a step
-    assert not whole.seen.any()
+    assert not whole.output_sum.any()
 
 
 def test_the_patch_projection_of_mocov3_stays_at_random() -> None:

@@ -11,12 +11,12 @@ from unveil.models.bert import TextConfig
 from unveil.text.wordpiece import SPECIAL, TextBatch
 
 SHAPE = TextConfig(width=32, depth=2, heads=2, vocabulary=(*SPECIAL, *(f"w{i}" for i in range(40))), length=16, dropout=0.0)
-CLS, SEP = SHAPE.number("[CLS]"), SHAPE.number("[SEP]")
+CLS, SEP = SHAPE.token_id("[CLS]"), SHAPE.token_id("[SEP]")
 
 
-def built(**knobs: float) -> WordMAE:
+def built(**options: float) -> WordMAE:
     torch.manual_seed(0)
-    return WordMAE.build(SHAPE, WordMAEConfig(**knobs))  # type: ignore[arg-type]
+    return WordMAE.build(SHAPE, WordMAEConfig(**options))  # type: ignore[arg-type]
 
 
 def texts(count: int = 3) -> TextBatch:
@@ -27,32 +27,32 @@ def texts(count: int = 3) -> TextBatch:
 
 def test_each_row_hides_as_many_and_no_special_piece() -> None:
     learner, batch = built(mask_ratio=0.5), texts()
-    split = learner.split(batch.ids, batch.keys)
-    assert split.hide.shape == (3, 8)
-    assert split.counted.all()
-    together = torch.cat([split.keep, split.hide], dim=1).sort(dim=1).values
+    mask = learner.mask_texts(batch.ids, batch.keys)
+    assert mask.hide.shape == (3, 8)
+    assert mask.counted.all()
+    together = torch.cat([mask.keep, mask.hide], dim=1).sort(dim=1).values
     assert torch.equal(together, torch.arange(16).expand(3, -1))
-    assert split.hide.tolist() != split.hide[:1].expand(3, -1).tolist()  # each its own
-    all_but_two = built(mask_ratio=0.95).split(batch.ids, batch.keys)
+    assert mask.hide.tolist() != mask.hide[:1].expand(3, -1).tolist()  # each its own
+    all_but_two = built(mask_ratio=0.95).mask_texts(batch.ids, batch.keys)
     assert (~all_but_two.counted).sum(dim=1).tolist() == [1, 1, 1]  # 15 of 16: [SEP] had to go, [CLS] stays
     assert all_but_two.keep.tolist() == [[0]] * 3
 
 
 def test_the_encoder_sees_nothing_of_what_is_hidden() -> None:
     learner, batch = built().eval(), texts()
-    split = learner.split(batch.ids, batch.keys)
-    other = batch._replace(ids=batch.ids.scatter(1, split.hide, len(SPECIAL)))
-    assert torch.equal(learner.name(batch, split), learner.name(other, split))
-    shown = batch._replace(ids=batch.ids.scatter(1, split.keep[:, 1:2], len(SPECIAL)))
-    assert not torch.allclose(learner.name(batch, split), learner.name(shown, split))
+    mask = learner.mask_texts(batch.ids, batch.keys)
+    other = batch._replace(ids=batch.ids.scatter(1, mask.hide, len(SPECIAL)))
+    assert torch.equal(learner.predict_words(batch, mask), learner.predict_words(other, mask))
+    shown = batch._replace(ids=batch.ids.scatter(1, mask.keep[:, 1:2], len(SPECIAL)))
+    assert not torch.allclose(learner.predict_words(batch, mask), learner.predict_words(shown, mask))
 
 
 def test_the_loss_is_that_of_a_slow_loop() -> None:
     learner, batch = built(decoder_depth=2).double().eval(), texts()
-    split, encoder = learner.split(batch.ids, batch.keys), learner.encoder
+    mask, encoder = learner.mask_texts(batch.ids, batch.keys), learner.encoder
     losses = []
     for row in range(3):
-        keep, hide = split.keep[row].tolist(), split.hide[row].tolist()
+        keep, hide = mask.keep[row].tolist(), mask.hide[row].tolist()
         seen = encoder(batch.ids[row : row + 1], order=torch.tensor([keep]))[0]
         tokens = torch.zeros(16, 32, dtype=torch.float64)
         for token, place in zip(seen, keep, strict=True):
@@ -80,8 +80,8 @@ def test_it_learns_a_text_by_heart() -> None:
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad and p is not learner.encoder.segments)
 
 
-def test_knobs_that_make_no_sense_are_refused() -> None:
+def test_options_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UnveilError, match="is not between 0 and 1"):
         built(mask_ratio=1.0)
-    with pytest.raises(UnveilError, match="would see no word"):
+    with pytest.raises(UnveilError, match="cannot attend to the visible words"):
         built(decoder_depth=0)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from unveil.blocks.special_tokens import BEGIN, END, PAD
 from unveil.errors import UnveilError
-from unveil.models.beam_search import beam_search, penalty
-from unveil.models.seq2seq import Cached, Seq2Seq, Seq2SeqConfig
+from unveil.models.beam_search import beam_search, length_penalty
+from unveil.models.seq2seq import CachedDecoder, Seq2Seq, Seq2SeqConfig
 
 SMALL = Seq2SeqConfig(words=13, width=16, depth=2, heads=4, mlp_ratio=2.0, longest=40, dropout=0.0)
 
@@ -116,7 +116,7 @@ def test_what_comes_later_and_padding_change_nothing(translator: Seq2Seq) -> Non
     plain = translator(source, target)
     longer = torch.cat([source, torch.full((1, 3), PAD)], dim=1), torch.cat([target, torch.tensor([[5, PAD]])], dim=1)
     torch.testing.assert_close(translator(*longer)[:, :6], plain)
-    with pytest.raises(UnveilError, match="a sentence has 41 tokens or more, and the model takes 40"):
+    with pytest.raises(UnveilError, match="a sentence has 41 tokens or more, but the model takes up to 40"):
         translator(source, sentences(41))
 
 
@@ -136,12 +136,12 @@ class Uncached:
 def test_with_and_without_a_memory_the_words_are_the_same(translator: Seq2Seq, beams: int) -> None:
     torch.manual_seed(1)
     source, longest = sentences(9, 4, 6, 2), torch.tensor([12, 20, 7, 16])
-    found, scores = beam_search(Cached(translator, source, beams), longest, beams=beams, alpha=0.6)
+    found, scores = beam_search(CachedDecoder(translator, source, beams), longest, beams=beams, alpha=0.6)
     expected, other = beam_search(Uncached(translator, source, beams), longest, beams=beams, alpha=0.6)
     assert torch.equal(found, expected)
     torch.testing.assert_close(scores, other, rtol=1e-5, atol=1e-5)
     assert len({tuple(row) for row in found.tolist()}) > 1
-    alone, _ = beam_search(Cached(translator, source[1:2, :4], beams), longest[1:2], beams=beams, alpha=0.6)
+    alone, _ = beam_search(CachedDecoder(translator, source[1:2, :4], beams), longest[1:2], beams=beams, alpha=0.6)
     assert alone[0].tolist() == found[1].tolist()  # the others of a batch change nothing
 
 
@@ -189,12 +189,12 @@ def searched_slowly(table: Table, which: int, words: int, longest: int, beams: i
     for length in range(1, longest + 1):
         ways = [((*row, word), table.chance_of(which, (*row, word))) for row, _ in running for word in range(words)]
         ways.sort(key=lambda way: -way[1])
-        ended += [(row[:-1], log / penalty(length, alpha)) for row, log in ways[:beams] if row[-1] == END]
+        ended += [(row[:-1], log / length_penalty(length, alpha)) for row, log in ways[:beams] if row[-1] == END]
         running = [way for way in ways if way[0][-1] != END][:beams]
         best = max((score for _, score in ended), default=-math.inf)
-        if len(ended) >= beams or best >= running[0][1] / penalty(longest, alpha):
+        if len(ended) >= beams or best >= running[0][1] / length_penalty(longest, alpha):
             break
-    ended = ended or [(running[0][0], running[0][1] / penalty(longest, alpha))]
+    ended = ended or [(running[0][0], running[0][1] / length_penalty(longest, alpha))]
     row, score = max(ended, key=lambda way: way[1])
     return list(row), score
 

@@ -7,9 +7,12 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from unveil.blocks.attention import heads_of
 from unveil.blocks.positions import resize_positions, sincos_2d
 from unveil.errors import UnveilError
-from unveil.models.vit import MODELS, ViT, ViTConfig, heads_of
+from unveil.interop.state_dict_map import timm_encoder_map, to_state_dict
+from unveil.models.vit import ViT
+from unveil.models.vit_config import MODELS, ViTConfig
 
 TINY = ViTConfig(width=24, depth=2, heads=3, image_size=(8, 12), patch_size=(4, 4), channels=2, mean=(0.5,) * 2, std=(0.5,) * 2)
 
@@ -49,7 +52,8 @@ def test_tokens_in_and_out():
     vit, x = tiny(), torch.randn(3, 2, 8, 12)
     out = vit(x)
     assert out.shape == (3, 1 + 6, 24)
-    patches = F.conv2d(x, vit.embed.as_convolution(), vit.embed.bias, stride=4).flatten(2).mT
+    weight = vit.embed.weight.unflatten(1, (4, 4, 2)).permute(0, 3, 1, 2)  # (D, C, p, q)
+    patches = F.conv2d(x, weight, vit.embed.bias, stride=4).flatten(2).mT
     tokens = torch.cat([vit.class_token.expand(3, 1, 24), patches], dim=1) + vit.positions
     torch.testing.assert_close(vit.tokens(x), tokens)
     for block in vit.transformer.blocks:
@@ -93,17 +97,21 @@ def test_positions_fixed_or_learned():
     assert 0.01 < learned.positions.std() < 0.03
 
 
-def test_attention_of_the_class_token():
-    vit, x = tiny(), torch.randn(2, 2, 8, 12)
-    seen = []
-    last = vit.transformer.blocks[-1].attention
-    handle = last.register_forward_pre_hook(lambda _, inputs, options: seen.append(options["norm"](inputs[0])), with_kwargs=True)
-    vit(x)
-    handle.remove()
-    query, key, _ = last.query_key_value(seen[0]).unflatten(-1, (3, 3, 8)).unbind(2)
+@pytest.mark.parametrize("relative_bias", ["none", "shared", "block"])
+def test_attention_of_the_class_token(relative_bias):
+    vit, x = tiny(relative_bias=relative_bias), torch.randn(2, 2, 8, 12)
+    for table in vit.relative:
+        torch.nn.init.normal_(table.table)
+    biases = [table().detach() for table in vit.relative]  # (3, 7, 7)
+    tokens = vit.tokens(x)
+    for i, block in enumerate(vit.transformer.blocks[:-1]):
+        tokens = block(tokens, bias=biases[i % len(biases)] if biases else None)
+    last = vit.transformer.blocks[-1]
+    query, key, _ = last.attention.query_key_value(last.norm1(tokens)).unflatten(-1, (3, 3, 8)).unbind(2)
     for b in range(2):
         for head in range(3):
             scores = torch.stack([query[b, 0, head] @ key[b, t, head] / 8**0.5 for t in range(7)])
+            scores = scores + (biases[-1][head, 0] if biases else 0.0)
             torch.testing.assert_close(vit.attention(x)[b, head], (scores.exp() / scores.exp().sum())[1:], rtol=1e-4, atol=1e-6)
 
 
@@ -130,17 +138,81 @@ def test_resized():
 def test_other_images_are_refused(shape):
     with pytest.raises(UnveilError) as caught:
         tiny()(torch.zeros(1, *shape))
-    assert str(caught.value) == f"images are (channels, height, width) {shape}, the model takes (2, 8, 12)"
+    assert str(caught.value) == f"images are (channels, height, width) {shape}, but the model takes (2, 8, 12)"
 
 
-def test_heads_of():
-    assert {width: heads_of(width) for width in (192, 384, 768, 1024, 1280, 512)} == {
-        192: 3,
-        384: 6,
-        768: 12,
-        1024: 16,
-        1280: 16,
-        512: 16,
-    }
-    with pytest.raises(UnveilError, match="width 100 has no usual number of heads"):
-        heads_of(100)
+def test_heads_are_those_of_the_table():
+    assert all(heads_of(width) == heads for width, _, heads in MODELS.values())
+
+
+def timm_peer(vit: ViT, image_size: tuple[int, int]) -> torch.nn.Module:
+    """timm's model with the weights of ours, for images of any size."""
+    config = vit.config
+    peer = timm.models.VisionTransformer(
+        img_size=image_size,
+        patch_size=config.patch_size,
+        in_chans=config.channels,
+        num_classes=0,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        dynamic_img_size=True,
+        final_norm=config.final_norm,
+    ).eval()
+    peer.load_state_dict(to_state_dict(vit, timm_encoder_map(config.depth, norm=config.final_norm), config.patch_size))
+    return peer
+
+
+@pytest.mark.parametrize("size", [(8, 12), (16, 8), (24, 24)])
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_feature_maps_equal_those_of_timm(size, final_norm):
+    vit = tiny(depth=4, positions="learned", final_norm=final_norm)
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 2, *size)
+    found = vit.forward_features(x, layers=(0, 2, -1))
+    expected = timm_peer(vit, (8, 12)).forward_intermediates(x, indices=[0, 2, 3], intermediates_only=True)
+    assert [each.shape for each in found] == [(2, 24, size[0] // 4, size[1] // 4)] * 3
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UnveilError, match="image side 10 is not a multiple of patch 4"):
+        vit.forward_features(torch.zeros(1, 2, 10, 12), layers=(0,))
+    with pytest.raises(UnveilError, match="images are"):
+        vit.forward_features(torch.zeros(1, 3, 8, 12), layers=(0,))
+
+
+def test_feature_maps_and_tokens_are_the_same():
+    vit, x = tiny(), torch.randn(2, 2, 8, 12)
+    (last,) = vit.forward_features(x, layers=(-1,))
+    tokens = vit.transformer.norm(last.flatten(2).mT)
+    torch.testing.assert_close(tokens, vit(x)[:, 1:])
+    bare = tiny(final_norm=False)
+    bare.load_state_dict({name: value for name, value in vit.state_dict().items() if not name.startswith("transformer.norm")})
+    torch.testing.assert_close(bare(x)[:, 1:], last.flatten(2).mT)
+
+
+@pytest.mark.parametrize("relative_bias", ["shared", "block"])
+def test_any_size_with_relative_biases(relative_bias):
+    """The same as a model that was resized to these images."""
+    vit, x = tiny(relative_bias=relative_bias, positions="learned"), torch.randn(2, 2, 16, 8)
+    for table in vit.relative:
+        torch.nn.init.normal_(table.table)
+    torch.testing.assert_close(vit(x, any_size=True), vit.resized((16, 8)).eval()(x))
+    torch.testing.assert_close(vit.forward_features(x, (1,))[0], vit.resized((16, 8)).eval().forward_features(x, (1,))[0])
+
+
+def test_gradient_checkpointing_of_feature_maps():
+    vit, x = tiny(grad_checkpointing=True).train(), torch.randn(2, 2, 8, 12)
+    vit.forward_features(x, (0, 1))[1].sum().backward()
+    found = vit.embed.weight.grad.clone()
+    plain = tiny().train()
+    plain.forward_features(x, (0, 1))[1].sum().backward()
+    torch.testing.assert_close(found, plain.embed.weight.grad)
+
+
+def test_layers_and_weight_decay():
+    vit = tiny(positions="learned", relative_bias="block")
+    layers = {name: vit.layer_of(name) for name, _ in vit.named_parameters()}
+    assert {layers[name] for name in ("embed.weight", "class_token", "positions", "relative.1.table")} == {0}
+    assert {layers[name] for name in layers if name.startswith("transformer.blocks.1.")} == {2}
+    assert vit.no_weight_decay() == {"positions"}

@@ -10,8 +10,9 @@ from unveil.blocks.stateless_random import sample_keys
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.vit import MODELS, ViT, ViTConfig
-from unveil.planning.cluster import Cluster, Work, activations, forecast, memory, parameters, volume
+from unveil.models.vit import ViT
+from unveil.models.vit_config import MODELS, ViTConfig
+from unveil.planning.cluster import Cluster, Work, activations, bytes_sent, forecast, memory, parameters
 from unveil.train.memory_trial import cost_of
 from unveil.train.optim import OptimConfig, build_optimizer
 from unveil.train.parallel import HardwareConfig, World
@@ -59,17 +60,17 @@ def test_activations_are_about_those_of_a_real_learner():
 
 
 def test_checkpointing_keeps_less_and_computes_more():
-    plain, again = paper(), paper(recompute=True)
+    plain, again = paper(), paper(grad_checkpointing=True)
     assert activations(again, 1) < 0.3 * activations(plain, 1)
     assert 1.3 < again.flops / plain.flops < 1.34
 
 
 @pytest.mark.parametrize(("gpus", "ddp", "fsdp"), [(1, 0.0, 0.0), (2, 4.0, 6.0), (4, 6.0, 9.0), (512, 7.984375, 11.9765625)])
 def test_each_gpu_sends_so_many_bytes_a_parameter(gpus, ddp, fsdp):
-    assert volume(1.0, gpus, "ddp") == ddp
-    assert volume(1.0, gpus, "fsdp") == fsdp
-    assert volume(1.0, gpus, "fsdp", parts=2) == 2 * fsdp
-    assert volume(1.0, gpus, "ddp", parts=2) == ddp  # gradients travel in the last part only
+    assert bytes_sent(1.0, gpus, "ddp") == ddp
+    assert bytes_sent(1.0, gpus, "fsdp") == fsdp
+    assert bytes_sent(1.0, gpus, "fsdp", accum_steps=2) == 2 * fsdp
+    assert bytes_sent(1.0, gpus, "ddp", accum_steps=2) == ddp  # gradients travel in the last part only
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -91,21 +92,21 @@ def test_larger_encoders_take_longer_and_more_memory():
 def test_what_binds():
     work = paper()
     fast, slow = Cluster(gpus=64, traffic=1e15), Cluster(gpus=64, between=1e8)
-    assert forecast(work, fast).binds == "compute"
-    assert forecast(work, replace(fast, traffic=5e11)).binds == "memory traffic"
-    assert forecast(work, slow).binds == "network"
-    assert forecast(work, Cluster(gpus=512)).binds == "global batch size"
-    assert forecast(work, Cluster(gpus=1, memory=1e9)).binds == "does not fit"
-    assert forecast(work, Cluster(gpus=1, memory=1e9)).parts == 0
+    assert forecast(work, fast).bottleneck == "compute"
+    assert forecast(work, replace(fast, traffic=5e11)).bottleneck == "memory traffic"
+    assert forecast(work, slow).bottleneck == "network"
+    assert forecast(work, Cluster(gpus=512)).bottleneck == "global batch size"
+    assert forecast(work, Cluster(gpus=1, memory=1e9)).bottleneck == "does not fit"
+    assert forecast(work, Cluster(gpus=1, memory=1e9)).accum_steps == 0
     assert forecast(work, slow).time.exposed > 0
     assert forecast(work, Cluster(gpus=8)).time.exposed == 0
 
 
 def test_a_step_is_computed_in_equal_parts_that_fit():
     told = forecast(paper("vit-huge"), Cluster(gpus=1))
-    assert 4096 % told.parts == 0
+    assert 4096 % told.accum_steps == 0
     assert told.memory.total <= 0.9 * 80e9
-    with pytest.raises(UnveilError, match="a batch of 4096 does not divide by 3 GPUs: use 4095"):
+    with pytest.raises(UnveilError, match="the batch size 4096 is not a multiple of 3 GPUs: use 4095"):
         forecast(paper(), Cluster(gpus=3))
 
 
@@ -116,7 +117,7 @@ def test_the_tables_of_the_docs_are_the_model_s():
         lines = text.partition(f"**{name}**")[2].partition("**")[0].splitlines()
         for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:3].strip("| ").isdigit()):
             told = forecast(paper(name), Cluster(gpus=int(row[0])), "fsdp" if row[1] == "FSDP2" else "ddp")
-            figures = [f"{told.memory.total / 1e9:.1f}", f"{1e3 * told.time.step:.1f}", f"{told.hours:,.1f}", told.binds]
+            figures = [f"{told.memory.total / 1e9:.1f}", f"{1e3 * told.time.step:.1f}", f"{told.hours:,.1f}", told.bottleneck]
             assert [row[2], row[6], row[13], row[14]] == figures, row
             compared += 1
     assert compared == 21  # 3 encoders on 1 GPU, and on 8, 64 and 512 both ways

@@ -24,7 +24,7 @@ TINY = {
     "device": "cpu",
     "precision": "float32",
     "log_every": 1,
-    "monitor_times": 2,
+    "num_evals": 2,
 }
 
 
@@ -53,18 +53,18 @@ def run(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return unveil.pretrain(str(raw), out=tmp_path_factory.mktemp("runs") / "run", held_out=4, **TINY)
 
 
-def test_repeats_reach_the_feed(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeats_reach_the_loader(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def fit(learner: object, loader: object, *others: object) -> None:
+    def fit(session: object, learner: object, loader: object, *others: object) -> None:
         seen.append(loader)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unveil.recipes.pretrain.fit", fit)
+    monkeypatch.setattr("unveil.recipes.pretrain.Session.fit", fit)
     with pytest.raises(KeyboardInterrupt):
         unveil.pretrain(str(raw), out=tmp_path / "run", held_out=4, repeats=4, **TINY)
     assert (seen[0].repeats, seen[0].samples) == (4, 22)
-    with pytest.raises(UnveilError, match=r"batch size 8 does not divide by 3 \(repeats\): use 6"):
+    with pytest.raises(UnveilError, match=r"batch size 8 is not a multiple of 3 \(repeats\): use 6"):
         unveil.pretrain(str(raw), out=tmp_path / "other", repeats=3, **TINY)
 
 
@@ -94,7 +94,7 @@ def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
 
 def test_methods_that_compare_views_run_whole(raw: Path, tmp_path: Path) -> None:
     """Also where there are no labels: the spread of features is told, and the class token is judged."""
-    options = TINY | {"method": "dino", "prototypes": 32, "local_crops": 1, "epochs": 1.0, "monitor_times": 1, "held_out": 4}
+    options = TINY | {"method": "dino", "prototypes": 32, "local_crops": 1, "epochs": 1.0, "num_evals": 1, "held_out": 4}
     run = unveil.pretrain(str(raw), out=tmp_path / "dino", **options)
     assert run.results["spread"].keys() == {"encoder", "untrained"}
     assert run.log[-1]["rank_me"] > 1
@@ -162,7 +162,7 @@ def test_finetune_goes_on_and_is_loaded_again(run: Run, tmp_path: Path) -> None:
     assert tuned.results["trained_on"] == 16
     assert tuned.results["classes"] == ["cold", "warm"]
     task = unveil.load(tuned.path)
-    scores = task.predict(torch.randn(2, 3, 16, 16))
+    scores = task.logits(torch.randn(2, 3, 16, 16))
     assert scores.shape == (2, 2)
     assert unveil.finetune(run.path, **options).results == tuned.results
     scratch = unveil.finetune(run.path, scratch=True, **options | {"out": tmp_path / "scratch"})
@@ -187,13 +187,13 @@ def test_embed(run: Run, raw: Path, tmp_path: Path, name: str, pool: str, shape:
     with Image.open(raw / "warm" / "00.png") as image:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     mae = unveil.load(run.path)
-    from unveil.data.augment import view
+    from unveil.data.augment import eval_images
     from unveil.data.batch import Batch
 
     vit = mae.encoder.config
     batch = Batch(pixels, torch.tensor([list(pixels.shape[2:])]), torch.zeros(1, dtype=torch.int64))
     with torch.no_grad():
-        tokens = mae.encoder(view(batch, vit.image_size, vit.mean, vit.std))[0]
+        tokens = mae.encoder(eval_images(batch, vit.image_size, vit.mean, vit.std))[0]
     expected = {"mean": tokens[1:].mean(0), "class": tokens[0], "patches": tokens[1:]}[pool]
     np.testing.assert_allclose(embedding[at], expected.numpy(), atol=1e-4)
 

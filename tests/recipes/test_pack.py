@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import unveil
-from tests.data.test_pack import photo, write_set
+from tests.data.test_pack_reader import photo, write_set
 from unveil import cli
 from unveil.data import pack_writer as packing
 from unveil.data.pack_reader import FACTS, UNFINISHED
@@ -73,7 +73,8 @@ def run(out, fatal):
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*values, **named)
         setattr(home, name, call)
-    for home, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (packing, "stored"), (packing.Draft, "add"), (os, "mkdir")):
+    calls = (os, "fsync"), (os, "replace"), (os, "unlink"), (packing, "encode"), (packing.ShardWriter, "add"), (os, "mkdir")
+    for home, name in calls:
         watch(home, name)
     recipe.pack(data, out, side=24, shard_bytes=2500, workers=1)
     os.write(writer, str(events).encode())
@@ -126,7 +127,7 @@ def test_killed_from_outside(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert (tmp_path / "out" / UNFINISHED).exists()
-    with pytest.raises(UnveilError, match="is a pack that is not finished: give the `unveil pack` command"):
+    with pytest.raises(UnveilError, match="is an incomplete pack: run the same `unveil pack` command"):
         open_source(tmp_path / "out")
     unveil.pack(str(tmp_path / "set"), tmp_path / "out", **options)
     assert files_of(tmp_path / "out") == files_of(unveil.pack(str(tmp_path / "set"), tmp_path / "again", **options))
@@ -134,15 +135,15 @@ def test_killed_from_outside(tmp_path: Path) -> None:
 
 def stopped(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
     """A pack that was stopped when it had so many shards."""
-    finish = packing.Draft.finish
+    finish = packing.ShardWriter.finish
 
-    def fails(self: packing.Draft, stop: int) -> packing.Shard:
+    def fails(self: packing.ShardWriter, stop: int) -> packing.Shard:
         if self.number == after:
             raise KeyboardInterrupt
         return finish(self, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.Draft, "finish", fails)
+        patch.setattr(packing.ShardWriter, "finish", fails)
         with pytest.raises(KeyboardInterrupt):
             unveil.pack(data, out, **SMALL)
 
@@ -156,13 +157,13 @@ def test_finished_shards_are_never_decoded_again(
     first = packing.finished_shards(tmp_path / "out")[-1].stop
     assert first > 1
     read: list[int] = []
-    real = packing.stored_or_reason
+    real = packing.encode_or_reason
 
-    def watched(sources: object, item: int, *, how: packing.PackConfig) -> packing.Stored | str:
+    def watched(sources: object, item: int, *, config: packing.PackConfig) -> packing.Stored | str:
         read.append(item)
-        return real(sources, item, how=how)
+        return real(sources, item, config=config)
 
-    monkeypatch.setattr(packing, "stored_or_reason", watched)
+    monkeypatch.setattr(packing, "encode_or_reason", watched)
     unveil.pack(data, tmp_path / "out", **SMALL)
     assert sorted(read) == list(range(first, 13))
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -201,7 +202,7 @@ def test_the_same_command_again_says_that_it_is_done(data: Path, tmp_path: Path,
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / ".rows-00000.json").write_text("left by a kill")
     assert unveil.pack(data, out, **SMALL | {"workers": 3}) == out
-    assert "exists already, and is whole" in capfd.readouterr().err
+    assert "is complete already" in capfd.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
@@ -209,9 +210,11 @@ def test_another_command_is_refused(data: Path, tmp_path: Path, monkeypatch: pyt
     stopped(data, tmp_path / "begun", monkeypatch)
     unveil.pack(data, tmp_path / "done", **SMALL)
     more = write_set(tmp_path / "more", 3)
-    for out, told in ((tmp_path / "begun", "is a pack that another command began"), (tmp_path / "done", "exists already")):
+    for out, told in ((tmp_path / "begun", "is an incomplete pack of another command"), (tmp_path / "done", "exists already")):
         before = files_of(out)
-        with pytest.raises(UnveilError, match=rf"{told}.*\(side: was 24, is 25; quality: was 90, is 80\): give that command"):
+        with pytest.raises(
+            UnveilError, match=rf"{told}.*\(side: was 24, is 25; quality: was 90, is 80\): use the same data and options"
+        ):
             unveil.pack(data, out, **SMALL | {"side": 25, "quality": 80})
         with pytest.raises(UnveilError, match="store: was 'jpeg', is 'raw'; quality: was 90, is None"):
             unveil.pack(data, out, **SMALL, store="raw")
@@ -224,13 +227,13 @@ def test_nothing_else_is_written_into(data: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("years")
-    with pytest.raises(UnveilError, match="taken exists already and is no pack: choose another OUT"):
+    with pytest.raises(UnveilError, match="taken exists already and is not a pack: choose another OUT"):
         unveil.pack(data, taken, **SMALL)
     with pytest.raises(UnveilError, match=r"thesis.txt exists already and is a file"):
         unveil.pack(data, taken / "thesis.txt", **SMALL)
     assert files_of(taken) == {"thesis.txt": b"years"}
     for inside in (data, data / "train", data / "new" / "pack"):
-        with pytest.raises(UnveilError, match="nothing is ever written into DATA"):
+        with pytest.raises(UnveilError, match="unveil never writes into DATA"):
             unveil.pack(data, inside, **SMALL)
     assert not (data / "new").exists()
     empty = tmp_path / "empty"
@@ -241,12 +244,12 @@ def test_nothing_else_is_written_into(data: Path, tmp_path: Path) -> None:
 def test_a_full_disk_ends_it_and_the_same_command_goes_on(
     data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: packing.Draft, item: int, image: packing.Stored) -> None:
+    def full(self: packing.ShardWriter, item: int, image: packing.Stored) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.Draft, "add", full)
-        with pytest.raises(UnveilError, match=r"cannot write into .*out: No space left on device; the same command goes on"):
+        patch.setattr(packing.ShardWriter, "add", full)
+        with pytest.raises(UnveilError, match=r"cannot write into .*out: No space left on device; run the same command again"):
             unveil.pack(data, tmp_path / "out", **SMALL)
     unveil.pack(data, tmp_path / "out", **SMALL)
     assert files_of(tmp_path / "out") == whole
@@ -254,7 +257,7 @@ def test_a_full_disk_ends_it_and_the_same_command_goes_on(
 
 def test_two_at_once_are_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with recipe.alone(tmp_path / "out"), pytest.raises(UnveilError, match="another process is packing into"):
+    with recipe.locked(tmp_path / "out"), pytest.raises(UnveilError, match="another process is packing into"):
         unveil.pack(data, tmp_path / "out", **SMALL)
     unveil.pack(data, tmp_path / "out", **SMALL)
 
@@ -262,9 +265,9 @@ def test_two_at_once_are_refused(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "options", "told"),
     [
-        (np.zeros((3, 8, 8), np.uint16), {}, "have 16 bits, and JPEG holds 8: use --store raw"),
-        (np.zeros((3, 8, 8, 5), np.uint8), {}, "have 5 channels, and JPEG holds 1 or 3: use --store raw"),
-        (np.zeros((3, 8, 8, 5), np.uint8), {"store": "raw", "channels": 3}, "can be packed; the first has 5 channels, expected 3"),
+        (np.zeros((3, 8, 8), np.uint16), {}, "have 16 bits, but JPEG has 8: use --store raw"),
+        (np.zeros((3, 8, 8, 5), np.uint8), {}, "have 5 channels, but JPEG has 1 or 3: use --store raw"),
+        (np.zeros((3, 8, 8, 5), np.uint8), {"store": "raw", "channels": 3}, "can be packed; the first: has 5 channels, expected 3"),
         (np.zeros((3, 8, 8), np.uint8), {"side": 0}, "side is 0: use 1 or more"),
         (np.zeros((3, 8, 8), np.uint8), {"quality": 101}, "quality is 101: use 1 to 100"),
         (np.zeros((3, 8, 8), np.uint8), {"store": "png"}, "store is 'png': use jpeg or raw"),
@@ -295,15 +298,15 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = str(tmp_path / "out")
     code, said = main(str(data), out, "--side", "24", "--shard-bytes", "2500", "--verify")
     assert code == 0
-    assert "every byte" in said
+    assert "is undamaged" in said
     assert files_of(tmp_path / "out") == whole
     assert main(out, "--verify")[0] == 0
     code, said = main(out)
     assert code == 1
-    assert said.startswith("unveil: where to?")
+    assert said.startswith("unveil: OUT is missing")
     code, said = main(str(tmp_path), "--verify")
     assert code == 1
-    assert said == f"unveil: {tmp_path} is no pack: it has no {FACTS}\n"
+    assert said == f"unveil: {tmp_path} is not a pack: it has no {FACTS}\n"
     shard = tmp_path / "out" / "shard-00000.bin"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     code, said = main(out, "--verify")
@@ -315,10 +318,10 @@ def test_lines_tell_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0, 6, 12, 18, 24])
     monkeypatch.setattr(recipe.time, "monotonic", lambda: next(clock))
     said: list[str] = []
-    progress = recipe.lines(said.append)
+    progress = recipe.progress_lines(said.append)
     for done in (100, 220, 340, 460):
         progress(done, 1000)
-    assert said == ["packed 220 of 1,000 images, 10 a second, 78 s left", "packed 460 of 1,000 images, 15 a second, 36 s left"]
+    assert said == ["packed 220 of 1,000 images, 10 images/s, 78 s left", "packed 460 of 1,000 images, 15 images/s, 36 s left"]
 
 
 def test_training_from_a_raw_pack_is_training_from_the_folder(data: Path, tmp_path: Path) -> None:
@@ -332,7 +335,7 @@ def test_training_from_a_raw_pack_is_training_from_the_folder(data: Path, tmp_pa
         "device": "cpu",
         "precision": "float32",
         "log_every": 1,
-        "monitor_times": 1,
+        "num_evals": 1,
     }
     packed = unveil.pack(data, tmp_path / "pack", store="raw")
     runs = [unveil.pretrain(str(each), out=tmp_path / f"run-{each.name}", **options) for each in (data, packed)]

@@ -1,9 +1,9 @@
-"""The plan: its choices as pure functions, its arithmetic, its command, its file, and what a run says of it afterwards."""
+"""The plan: its choices as pure functions, its arithmetic, its command, its file, and how a run is compared with it afterwards."""
 
 import json
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +13,26 @@ from PIL import Image
 
 import unveil
 from unveil import cli
-from unveil.cli import parse
+from unveil.cli import parse_options
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
-from unveil.planning.dry_run import DryRun, part_of, timed
-from unveil.planning.rules import DataSummary, Machine, budget, choose, epochs_for
-from unveil.recipes.plan import command_of, flag
-from unveil.runs.pretrain_setup import configs_of, resolve
-from unveil.train.loop import TrainConfig
+from unveil.planning.dry_run import DryRun, part_of, seconds_per_item
+from unveil.planning.plan import command_of, flag
+from unveil.planning.rules import DataSummary, Hardware, budget, choose, choose_epochs
+from unveil.runs.images import IMAGES
 from unveil.train.parallel import World
-from unveil.train.run_cost import bill_line, bill_of, peak_memory, spell_bytes, spell_time
+from unveil.train.recipe import TrainConfig
+from unveil.train.run_cost import cost_line, peak_memory, run_cost, spell_bytes, spell_time
 from unveil.train.run_folder import Run
 
-CPU = Machine(device="cpu", name="CPU", memory=24 * 2**30, cores=2, processes=1, peak=4e11, precision="bfloat16")
-GPU = Machine(device="cuda", name="H100", memory=80 * 10**9, cores=16, processes=1, peak=7e14, precision="bfloat16")
-EIGHT = Machine(**(asdict(GPU) | {"processes": 8}))
+CPU = Hardware(device="cpu", name="CPU", memory=24 * 2**30, cores=2, processes=1, peak=4e11, precision="bfloat16")
+GPU = Hardware(device="cuda", name="H100", memory=80 * 10**9, cores=16, processes=1, peak=7e14, precision="bfloat16")
+EIGHT = Hardware(**(asdict(GPU) | {"processes": 8}))
 KNOWN = {"model", "image_size", "patch_size", "decoder_width", "decoder_depth", "batch_size", "base_lr", "precision", "parallel"}
 
 
-def chosen(count: int, side: int, machine: Machine = CPU, hours: float | None = None, **given):
-    made = choose(DataSummary(count=count, side=side), machine, budget(machine, hours), given, {}, KNOWN)
+def chosen(count: int, side: int, hardware: Hardware = CPU, hours: float | None = None, **given):
+    made = choose(DataSummary(count=count, side=side), hardware, budget(hardware, hours), given, {}, KNOWN)
     assert all(choice.why for choice in made.values())
     return {name: choice.value for name, choice in made.items()}
 
@@ -64,8 +64,8 @@ def test_choices_for_images_and_hardware():
 
 def test_more_time_and_faster_hardware_never_make_the_model_smaller():
     names = list(VERBS["plan"].arguments["model"].type.__args__[0].__args__)
-    for machines in ([CPU, GPU, EIGHT], [CPU] * 3):
-        models = [chosen(200_000, 224, machine, hours)["model"] for machine, hours in zip(machines, (0.1, 2, 50), strict=True)]
+    for several in ([CPU, GPU, EIGHT], [CPU] * 3):
+        models = [chosen(200_000, 224, hardware, hours)["model"] for hardware, hours in zip(several, (0.1, 2, 50), strict=True)]
         assert [names.index(name) for name in models] == sorted(names.index(name) for name in models)
     sizes = [names.index(chosen(count, 224, EIGHT, 1000)["model"]) for count in (100, 5_000, 100_000, 2_000_000)]
     assert sizes == [1, 2, 3, 4]
@@ -78,10 +78,10 @@ def test_what_is_given_is_not_chosen():
     made = choose(DataSummary(count=1000, side=300), CPU, 3600, given, {}, KNOWN)
     for name, value in given.items():
         if name != "image_size":
-            assert made[name] == (value, "as given")
+            assert made[name] == (value, "given")
     assert made["patch_size"].value == (12, 12)  # follows the image's size
-    usual = choose(DataSummary(count=1000, side=16), CPU, 3600, {}, {"batch_size": 64}, KNOWN)
-    assert usual["batch_size"] == (64, "made for this data")
+    defaults = choose(DataSummary(count=1000, side=16), CPU, 3600, {}, {"batch_size": 64}, KNOWN)
+    assert defaults["batch_size"] == (64, "default for this data")
     assert "parallel" not in made
 
 
@@ -93,14 +93,13 @@ def test_the_rate_is_the_paper_s_at_the_paper_s_batch_and_what_worked_on_small_o
 
 
 def test_epochs_fill_the_budget():
-    glance = DataSummary(count=10_000, side=32)
-    assert epochs_for(glance, 3600, 100, 1e-6).value == 800
-    assert epochs_for(DataSummary(count=100, side=32), 3600, 100, 1e-6).value == 1600
-    assert epochs_for(glance, 3600, 100, 0.01) == (35.0, "what fits into 1 hour; 800 would be better")
-    assert epochs_for(glance, 1e9, 0, 1e-6, most=7.5) == (7.5, "made for this data")
-    assert 0 < epochs_for(glance, 101, 100, 0.01).value * 100 <= 1
+    assert choose_epochs(10_000, 3600, 100, 1e-6).value == 800
+    assert choose_epochs(100, 3600, 100, 1e-6).value == 1600
+    assert choose_epochs(10_000, 3600, 100, 0.01) == (35.0, "the most that fit into 1 hour; 800 would be better")
+    assert choose_epochs(10_000, 1e9, 0, 1e-6, wanted=7.5) == (7.5, "default for this data")
+    assert 0 < choose_epochs(10_000, 101, 100, 0.01).value * 100 <= 1
     with pytest.raises(UnveilError, match="alone take 100 seconds; give more --hours"):
-        epochs_for(glance, 99, 100, 0.01)
+        choose_epochs(10_000, 99, 100, 0.01)
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(UnveilError, match="give the hours that the run may take"):
             budget(CPU, wrong)
@@ -108,25 +107,25 @@ def test_epochs_fill_the_budget():
     assert budget(GPU, None) == 8 * 3600
 
 
-def test_the_bill_of_a_run_whose_costs_are_known():
-    """Ten steps were tried: two of 3 seconds to warm up, eight of 1."""
-    trial = DryRun(
-        reading=5, steps=(3, 3, *([1] * 8)), waiting=0, parts=1, save=0.5, look=2, judging=7, memory=1, train=100, read=1
-    )
-    config = TrainConfig(monitor_times=4, save_seconds=20, log_every=10)
-    bill = trial.bill(100, config)
-    assert bill == {"reading": 5, "training": 104, "looking": 8, "saving": 0.5 * (1 + 104 // 25), "judging": 7}
+def test_the_parts_of_a_run_whose_costs_are_known():
+    """Ten steps were measured: two of 3 seconds as a warm-up, eight of 1 second."""
+    steps = (3, 3, *([1] * 8))
+    costs = {"reading": 5, "checkpoint": 0.5, "monitor": 2, "evaluation": 7}
+    trial = DryRun(steps=steps, waiting=0, accum_steps=1, memory=1, train=100, read=1, **costs)
+    config = TrainConfig(num_evals=4, save_seconds=20, log_every=10)
+    parts = trial.parts(100, config)
+    assert parts == {"reading": 5, "training": 104, "monitoring": 8, "saving": 0.5 * (1 + 104 // 25), "evaluation": 7}
     assert trial.training(1) == 3
-    assert trial.looks(2, config) == 2  # two looks at one step are one
+    assert trial.monitor_count(2, config) == 2  # at most one evaluation at a step
 
 
-def test_a_few_and_the_rule_of_three_where_all_take_too_long():
+def test_few_items_are_measured_if_all_take_too_long():
     seen = []
 
-    timed(seen.append, 100, room=1.0)
+    seconds_per_item(seen.append, 100, seconds=1.0)
     assert seen == [16, 16, 100]
     seen.clear()
-    timed(seen.append, 100, room=0.0)
+    seconds_per_item(seen.append, 100, seconds=0.0)
     assert seen == [16, 16, 16]
 
 
@@ -149,16 +148,16 @@ TINY = {"model": "vit-nano", "image_size": (16,), "patch_size": (4,), "device": 
 
 @pytest.fixture(scope="module")
 def made(images, tmp_path_factory):
-    return unveil.plan(str(images), out=tmp_path_factory.mktemp("runs") / "run", seconds=2, monitor_times=2, **TINY)
+    return unveil.plan(str(images), out=tmp_path_factory.mktemp("runs") / "run", seconds=2, num_evals=2, **TINY)
 
 
 def test_the_command_is_understood_and_means_the_plan(made, images):
     words = shlex.split(made.command)
     assert words[:3] == ["unveil", "pretrain", str(images)]
-    options = parse("pretrain", VERBS["pretrain"], words[2:])
+    options = parse_options("pretrain", VERBS["pretrain"], words[2:])
     assert Path(options.pop("out")) == made.path
-    setting = resolve(options.pop("data"), options.pop("method"), options.pop("model"), options)
-    assert setting.config == made.config
+    plan = IMAGES.plan(options.pop("data"), options.pop("method"), options.pop("model"), options)
+    assert plan.config == made.config
 
 
 def test_the_folder_holds_the_plan_and_nothing_else(made):
@@ -171,28 +170,28 @@ def test_the_folder_holds_the_plan_and_nothing_else(made):
     assert facts["choices"]["batch_size"]["why"]
 
 
-def test_the_run_says_what_it_took_beside_the_plan(made, images, capsys):
+def test_a_run_compares_its_cost_with_the_plan(made, images, capsys):
     words = shlex.split(made.command)
-    options = parse("pretrain", VERBS["pretrain"], words[2:])
+    options = parse_options("pretrain", VERBS["pretrain"], words[2:])
     run = unveil.pretrain(**options)
     cost = run.results["cost"]
     assert cost["planned"] == {"seconds": made.seconds, "memory": made.memory}
     assert cost["seconds"] > 0
     assert cost["memory"] == pytest.approx(peak_memory(torch.device("cpu")), rel=0.2)
     line = " ".join(capsys.readouterr().err.split())
-    assert bill_line(cost) in line
+    assert cost_line(cost) in line
     assert f"(planned: {spell_time(made.seconds)}" in line
     assert unveil.pretrain(**options).results["cost"] == cost  # and again touches nothing
-    with pytest.raises(UnveilError, match="holds something already, so no run can be planned there"):
+    with pytest.raises(UnveilError, match="is not empty, so no run can be planned there"):
         unveil.plan(str(images), out=run.path, seconds=2, **TINY)
     world = World(torch.device("cpu"))
-    assert bill_of(run, 0.0, 5, world)["seconds"] is None  # one that went on cannot know
+    assert run_cost(run, 0.0, 5, world)["seconds"] is None  # one that went on cannot know
     (run.path / "plan.json").write_text("{")
-    assert "planned" not in bill_of(run, 0.0, 0, world)
+    assert "planned" not in run_cost(run, 0.0, 0, world)
 
 
 def test_a_plan_for_other_settings_is_not_compared(tmp_path, images):
-    small = TINY | {"epochs": 1.0, "monitor_times": 1}
+    small = TINY | {"epochs": 1.0, "num_evals": 1}
     plan = unveil.plan(str(images), out=tmp_path / "run", seconds=1, **small)
     assert plan.config["epochs"] == 1.0
     run = unveil.pretrain(str(images), out=plan.path, **small, batch_size=8)
@@ -207,7 +206,7 @@ def test_a_plan_for_other_settings_is_not_compared(tmp_path, images):
         (["--seconds", "0"], 1, "--seconds is 0: give the seconds that the trial may take"),
         (["--hours", "soon"], 2, "soon"),
         (["--model", "vit-nano", "--image-size", "16", "--patch-size", "5"], 1, "image side 16 is not a multiple of patch 5"),
-        (["--device", "cuda"], 1, "torch sees no GPU"),
+        (["--device", "cuda"], 1, "torch finds no GPU"),
         (["--model", "vit-giant"], 2, "vit-giant"),
     ],
 )
@@ -233,15 +232,19 @@ def test_options_as_they_are_typed():
 
 
 def test_commands_for_many_processes(images, monkeypatch):
-    setting = resolve(str(images), "mae", "vit-nano", {"device": "cpu"})
+    plan = IMAGES.plan(str(images), "mae", "vit-nano", {"device": "cpu"})
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    told = command_of(setting, "photos", "mae", "run", {}, World(torch.device("cpu"), 0, 2))
-    assert told == "torchrun --standalone --nproc-per-node 2 --module unveil pretrain photos --method mae --out run"
-    assert command_of(setting, "photos", "mae", "run", {}, World(torch.device("cpu"), 0, 4)).startswith("torchrun ... --module")
+
+    def command(size: int) -> str:
+        recipe = replace(plan.recipe, world=World(torch.device("cpu"), 0, size))
+        return command_of(replace(plan, recipe=recipe), "photos", "run", {})
+
+    assert command(2) == "torchrun --standalone --nproc-per-node 2 --module unveil pretrain photos --method mae --out run"
+    assert command(4).startswith("torchrun ... --module")
 
 
 def test_a_part_of_a_source_reads_the_same_images(images):
-    source = resolve(str(images), "mae", "vit-nano", {}).source
+    source = IMAGES.plan(str(images), "mae", "vit-nano", {}).source
     part = part_of(source, 0.25)
     assert len(part) == 10
     assert set(part.names) <= set(source.names)
@@ -258,13 +261,13 @@ def test_memory_is_counted():
     assert peak_memory(torch.device("cpu")) >= before
     del block
     assert peak_memory(torch.device("mps")) is None
-    assert bill_line({"seconds": None, "memory": None}) == "It took an unknown time, and an unknown amount of memory at the most."
+    assert cost_line({"seconds": None, "memory": None}) == "The run took an unknown time and an unknown amount of memory."
 
 
 def test_times_and_bytes_in_words():
-    told = [spell_time(x) for x in (3.21, 65, 3700, 90_000)]
-    assert told == ["3.2 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
+    texts = [spell_time(x) for x in (3.21, 65, 3700, 90_000)]
+    assert texts == ["3.2 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
     assert spell_bytes(2**20 * 12) == "12 MiB"
     assert spell_bytes(3 * 2**29) == "1.50 GiB"
     assert {"method", "model"} <= set(VERBS["plan"].arguments)
-    assert len(configs_of("mae")) == 6
+    assert len(IMAGES.configs("mae")) == 6

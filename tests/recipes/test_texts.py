@@ -10,12 +10,12 @@ import unveil
 from unveil.cli import main
 from unveil.methods.bert import BERT
 from unveil.recipes.fill_mask import fill_mask
-from unveil.tasks.text_classification import Classify
+from unveil.tasks.text_classification import TextClassification
 from unveil.train.run_folder import Run
 
 pytest.importorskip("tokenizers")
 SMALL = (
-    "--model bert-tiny --device cpu --batch-size 16 --accumulate 1 --monitor-times 1 --epochs 30 --length 12 --base-lr 1.6e-2 "
+    "--model bert-tiny --device cpu --batch-size 16 --accum-steps 1 --num-evals 1 --epochs 30 --max-length 12 --base-lr 1.6e-2 "
     "--dropout 0"
 ).split()
 
@@ -51,7 +51,7 @@ def test_it_learns_the_words(trained: Path, corpus: Path, capsys: pytest.Capture
     words = Run(trained).results["words"]
     assert words["word_loss"] < 0.7 * words["frequency_loss"]
     assert words["word_accuracy"] > 2 * words["frequency_accuracy"]
-    assert "Hidden words of held-out texts" in (trained / "report.html").read_text()
+    assert "Masked words of held-out texts" in (trained / "report.html").read_text()
     code, text = said(capsys, "pretrain", corpus, "--method", "bert", "--out", trained, *SMALL)
     assert (code, "is finished" in text) == (0, True)
     learner = unveil.load(trained)
@@ -64,14 +64,14 @@ def test_fill_names_words(trained: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [len(guesses) for guesses in found] == [3, 3]
     assert found[0][0][0] == "colour"
     learner = unveil.load(trained)
-    ids = [learner.encoder.config.number(piece) for piece in "[CLS] the red thing is a [MASK] . the [MASK] [SEP]".split()]
-    chances = learner.scores(torch.tensor([ids]))[0, 6].softmax(dim=0)
-    assert found[0][0][1] == pytest.approx(chances[learner.encoder.config.number("colour")].item(), rel=1e-5)
+    ids = [learner.encoder.config.token_id(piece) for piece in "[CLS] the red thing is a [MASK] . the [MASK] [SEP]".split()]
+    chances = learner.token_logits(torch.tensor([ids]))[0, 6].softmax(dim=0)
+    assert found[0][0][1] == pytest.approx(chances[learner.encoder.config.token_id("colour")].item(), rel=1e-5)
     assert found[0][0][1] == pytest.approx(chances.max().item(), rel=1e-5)
-    code, text = said(capsys, "fill", trained, "the cold thing is our [MASK] .")
+    code, text = said(capsys, "fill-mask", trained, "the cold thing is our [MASK] .")
     assert code == 0
     assert "weather" in text
-    code, text = said(capsys, "fill", trained, "no blank")
+    code, text = said(capsys, "fill-mask", trained, "no blank")
     assert (code, "has no [MASK]" in text) == (1, True)
 
 
@@ -83,7 +83,7 @@ def test_finetune_and_export(trained: Path, corpus: Path, capsys: pytest.Capture
     assert results["score"]["top1"] > 0.9
     assert (results["trained_on"], results["classes"], results["score"]["count"]) == (40, ["0", "1"], 60)
     assert "60 test texts" in (out / "report.html").read_text()
-    assert isinstance(unveil.load(out), Classify)
+    assert isinstance(unveil.load(out), TextClassification)
     assert Run(unveil.finetune(trained, corpus, scratch=True, labels=40, epochs=1, device="cpu").path).config["from"] == "scratch"
     pytest.importorskip("transformers")
     code, text = said(capsys, "export", trained, "--to", "transformers")
@@ -94,7 +94,7 @@ def test_finetune_and_export(trained: Path, corpus: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("verb", ["probe", "reconstruct"])
 def test_verbs_of_images_refuse_texts(verb: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = said(capsys, verb, trained, "digits")
-    assert (code, "a model of texts, and images were expected" in text) == (1, True)
+    assert (code, "this is a text model, expected an image model" in text) == (1, True)
 
 
 def test_unlabelled_texts_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

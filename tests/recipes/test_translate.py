@@ -10,24 +10,24 @@ import torch
 from safetensors.torch import load_file
 
 import unveil
-from unveil.cli import main, parse
+from unveil.cli import main, parse_options
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.interop import translator_files as translation
 from unveil.models.seq2seq import MODELS
-from unveil.recipes.translate import translate_aloud
+from unveil.recipes.translate import translate_and_print
 from unveil.text.bpe import BPETokenizer
 
 ENGLISH, GERMAN = "a the dog cat man sees hears and".split(), "ein der Hund Katze Mann sieht hört und".split()
 TINY = {
     "model": "nano",
-    "vocabulary": 320,
+    "vocabulary_size": 320,
     "epochs": 2.0,
     "batch_size": 16,
     "log_every": 1,
     "device": "cpu",
     "precision": "float32",
-    "monitor_times": 1,
+    "num_evals": 1,
 }
 
 
@@ -50,7 +50,16 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> unveil.Run:
 
 def test_the_run_folder(run: unveil.Run) -> None:
     files = {path.name for path in run.path.iterdir()}
-    assert files >= {"run.json", "log.jsonl", "checkpoints", "model.safetensors", "config.json", "subwords.json", "results.json"}
+    assert files >= {
+        "run.json",
+        "log.jsonl",
+        "checkpoints",
+        "model.safetensors",
+        "config.json",
+        "subwords.json",
+        "results.json",
+        "report.html",
+    }
     row = run.results["bleu"]["test_small"]
     for way in ("greedy", "beam"):
         assert 0 <= row[way] <= 100
@@ -68,15 +77,15 @@ def test_the_same_command_again_touches_nothing_and_others_are_refused(run: unve
     assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     with pytest.raises(UnveilError, match=r"config dropout: was 0\.3, is 0\.2"):
         unveil.train_translator(text, out=run.path, **TINY, dropout=0.2)
-    with pytest.raises(UnveilError, match="there is no model 'vit-tiny'"):
+    with pytest.raises(UnveilError, match="there is no model 'vit-tiny' for translation"):
         unveil.train_translator(text, out=run.path, **TINY | {"model": "vit-tiny"})
-    with pytest.raises(UnveilError, match="none of 60 pairs has 1 to 0 sub-words"):
-        unveil.train_translator(text, out=run.path / "other", **TINY, longest=0)
+    with pytest.raises(UnveilError, match="none of the 60 pairs has 1 to 0 subwords"):
+        unveil.train_translator(text, out=run.path / "other", **TINY, max_length=0)
 
 
 def test_a_run_that_goes_on_keeps_its_words_and_ends_the_same(run: unveil.Run, text: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(run.path, tmp_path / "run")
-    for name in ("results.json", "model.safetensors"):
+    for name in ("results.json", "model.safetensors", "report.html"):
         (copied / name).unlink()
     words = json.loads((copied / "subwords.json").read_text())
     (copied / "subwords.json").write_text(json.dumps(words), encoding="utf-8")  # the same words, written otherwise
@@ -94,24 +103,24 @@ def test_sentences_files_and_the_standard_input(
     expected = unveil.translate(run.path, lines)
     assert len(expected) == 3
     capsys.readouterr()
-    translate_aloud(run.path, lines)
+    translate_and_print(run.path, lines)
     assert capsys.readouterr().out.split("\n")[:-1] == expected
     (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    translate_aloud(run.path, [str(tmp_path / "lines.txt")])
+    translate_and_print(run.path, [str(tmp_path / "lines.txt")])
     assert capsys.readouterr().out.split("\n")[:-1] == expected
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-    translate_aloud(run.path)
+    translate_and_print(run.path)
     assert capsys.readouterr().out.split("\n")[:-1] == expected
-    with pytest.raises(UnveilError, match=r"sentence 2 has \d+ sub-words, and the model takes 511: cut it in two"):
+    with pytest.raises(UnveilError, match=r"sentence 2 has \d+ subwords, but the model takes up to 511: split it"):
         unveil.translate(run.path, ["a", "dog " * 600])
-    with pytest.raises(UnveilError, match="attention is drawn for one sentence, found 2"):
+    with pytest.raises(UnveilError, match="--attention draws one sentence, but there are 2"):
         unveil.translate(run.path, ["a", "b"], attention=tmp_path / "look.png")
 
 
 def test_attention_is_drawn(run: unveil.Run, tmp_path: Path) -> None:
     unveil.translate(run.path, ["the dog sees a cat"], attention=tmp_path / "look.png", beams=1)
     assert (tmp_path / "look.png").stat().st_size > 5000
-    with pytest.raises(UnveilError, match="exists or is none of"):
+    with pytest.raises(UnveilError, match="exists or does not end in"):
         unveil.translate(run.path, ["the dog"], attention=tmp_path / "look.png")
 
 
@@ -126,7 +135,7 @@ def test_a_run_that_is_not_finished_translates_from_its_checkpoint(run: unveil.R
         assert torch.equal(found.state_dict()[name], value)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"translator": config["translator"] | {"depth": 1}}))
-    with pytest.raises(UnveilError, match="of another model"):
+    with pytest.raises(UnveilError, match="holds another model"):
         translation.load(tmp_path, say=lambda text: None)
     with pytest.raises(UnveilError, match="it has no subwords"):
         translation.load(tmp_path / "checkpoints")
@@ -136,9 +145,15 @@ def test_the_command_line(run: unveil.Run, capsys: pytest.CaptureFixture[str]) -
     kind = VERBS["translate train"].arguments["model"].type
     assert set(kind.__args__) == set(MODELS)
     given = {"run": "runs/x", "sentences": ("a b", "c"), "attention": None, "device": "auto", "beams": 2}
-    assert parse("translate run", VERBS["translate run"], ["runs/x", "a b", "c", "--beams", "2"]) == given
+    assert parse_options("translate run", VERBS["translate run"], ["runs/x", "a b", "c", "--beams", "2"]) == given
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(["translate", "run", str(run.path), "the dog", "--device", "cpu"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == unveil.translate(run.path, ["the dog"])[0] + "\n"
+
+
+def test_the_report_of_a_translator_is_rebuilt(run: unveil.Run, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (copied / "report.html").unlink()
+    assert "BLEU" in unveil.report(copied).read_text()

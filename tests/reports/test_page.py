@@ -27,7 +27,7 @@ class Reader(HTMLParser):
         self.ids: Counter[str] = Counter()
         self.links: list[str] = []
         self.text = ""
-        self.loader(text)
+        self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -87,10 +87,10 @@ def test_the_page_tells_all(run: Run):
         "41.3\N{NO-BREAK SPACE}%",
         "22.3 points ahead",
         "0.121",
-        "75 % hidden, as in training",
-        "borrows the true patch's mean",
+        "75 % masked, as in training",
+        "gets the mean and the variance of the true patch",
         "head 3",
-        "81 files were left out",
+        "81 files were skipped",
         "no image (80)",
         "and 55 more, in skipped.txt",
         "abc123",
@@ -113,16 +113,16 @@ def test_a_missing_part_is_left_out(run: Run, missing: tuple[str, ...]):
     for part in missing:
         (run.path / part).unlink()
     page = read(run)
-    assert ("The trained model was not at hand" in page.text) == ("samples.npz" not in missing)
+    assert ("The trained model was not available" in page.text) == ("samples.npz" not in missing)
     if "results.json" in missing:
         assert "There are no results yet" in page.text
     if "log.jsonl" in missing:
         assert "The log has no lines yet" in page.text
-    assert ("left out" in page.text) == ("skipped.txt" not in missing)
+    assert ("were skipped" in page.text) == ("skipped.txt" not in missing)
 
 
 def test_a_page_without_a_model_says_so(run: Run):
-    assert "The trained model was not at hand" in read(run).text
+    assert "The trained model was not available" in read(run).text
 
 
 @pytest.mark.parametrize("channels", [1, 5])
@@ -132,7 +132,7 @@ def test_grey_and_many_channels(run: Run, channels: int):
     assert ("5 channels: the first three are shown" in page.text) == (channels == 5)
 
 
-def test_images_that_do_not_fit_the_model_are_told(run: Run):
+def test_images_that_do_not_fit_the_model_give_a_reason(run: Run):
     write_samples(run.path, 1)
     assert "Not shown: images are (channels, height, width)" in read(run, make_mae()).text
 
@@ -141,24 +141,24 @@ def test_samples_that_are_damaged_or_nameless(run: Run):
     np.savez(run.path / "samples.npz", images=np.zeros((2, 3, 16, 16), np.float32))
     assert "image 2" in read(run, make_mae()).text
     (run.path / "samples.npz").write_bytes(b"PK damaged")
-    assert "The trained model was not at hand" not in read(run).text
+    assert "The trained model was not available" not in read(run).text
 
 
 def test_a_classifier_has_attention_and_no_reconstructions(run: Run):
     encoder = make_mae().encoder
     assert isinstance(encoder, ViT)
-    page = read(run, Finetune(encoder, 3, FinetuneConfig(), AugmentConfig()).eval())
+    page = read(run, Finetune.build(encoder, FinetuneConfig(), AugmentConfig(), ["a", "b", "c"]).eval())
     assert "head 3" in page.text
     assert "Reconstructions" not in page.text
 
 
-def test_many_classes_are_a_image_and_the_extremes(run: Run):
+def test_many_classes_are_an_image_and_the_extremes(run: Run):
     confusion = (np.eye(30, dtype=int) * 5).tolist()
-    score = {"top1": 1.0, "top5": 1.0, "per_class": [1.0] * 30, "confusion": confusion, "count": 150}
-    (run.path / "results.json").write_text(json.dumps({"score": score, "classes": [f"c{i}" for i in range(30)]}))
+    metric = {"top1": 1.0, "top5": 1.0, "per_class": [1.0] * 30, "confusion": confusion, "count": 150}
+    (run.path / "results.json").write_text(json.dumps({"score": metric, "classes": [f"c{i}" for i in range(30)]}))
     page = read(run)
     assert "the 10 worst and the 10 best of 30" in page.text
-    assert "No image was taken for one of another class" in page.text
+    assert "There are no mistakes" in page.text
     assert page.tags["image"] == 1
 
 
@@ -169,4 +169,87 @@ def test_a_run_that_has_only_begun(run: Run):
     page = read(Run(run.path))
     assert "a model, pretrained on unnamed data" in page.text
     assert "There are no results yet" in page.text
-    assert page.tags["section"] == 2  # the log that has no lines, and the receipt
+    assert page.tags["section"] == 2  # the log that has no lines, and the environment
+
+
+SEGMENTATION = {
+    "task": "segment",
+    "primary": "mean_iou",
+    "score": {
+        "mean_iou": 0.456,
+        "pixel_accuracy": 0.875,
+        "boundary_error": 1.25,
+        "per_class": [0.6, None, 0.312],
+        "per_class_recall": [0.7, None, 0.25],
+        "confusion": [[60, 5, 5], [0, 0, 0], [9, 1, 3]],
+        "unit": "pixels",
+        "count": 4,
+    },
+    "classes": ["ground", "<b>sky</b>", "tree"],
+    "samples": "images",
+}
+
+
+def segmentation_samples(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    true, predicted = generator.integers(0, 3, (2, 2, 16, 16))
+    true[0, :4] = 255
+    images = generator.normal(size=(2, 3, 16, 16)).astype(np.float32)
+    np.savez(run.path / "samples.npz", images=images, maps=true, predicted=predicted, names=np.array(["one", "two"]))
+    return true, predicted
+
+
+def test_a_task_is_shown_by_its_own_metric(run: Run):
+    segmentation_samples(run)
+    (run.path / "results.json").write_text(json.dumps(SEGMENTATION))
+    page = read(Run(run.path), make_mae())
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Its mean IoU is 45.6 % on 4 test images." in text
+    for part in ("mean IoU45.6 %", "pixel accuracy87.5 %", "boundary error1.25", "IoU of each class, the worst first"):
+        assert part in text, part
+    for part in ("tree31.2 %25.0 %13", "ground60.0 %70.0 %70", "<b>sky</b>no samplesno samples0", "Predictions", "truth"):
+        assert part in text, part
+    assert "accuracy of the classes" not in text
+    assert page.tags["b"] == 0
+
+
+def test_maps_without_a_model_give_a_reason(run: Run):
+    segmentation_samples(run)
+    page = read(run)
+    assert page.text.count("The trained model was not available") == 3
+    assert "#predictions" in page.links
+
+
+def test_numbers_without_classes_have_no_section(run: Run):
+    (run.path / "results.json").write_text(json.dumps({"primary": "bleu", "score": {"bleu": 31.25}, "samples": "sentences"}))
+    page = read(Run(run.path))
+    assert "Its BLEU is 31.25 on the test set." in page.text
+    assert "#classes" not in page.links
+
+
+def test_a_method_outside_of_the_package_has_its_class_name(run: Run):
+    facts = json.loads((run.path / "run.json").read_text())
+    facts["config"] |= {"method": "blobs", "class": "/home/me/blobs.py:Blobs"}
+    (run.path / "run.json").write_text(json.dumps(facts))
+    assert "Blobs with vit-nano, pretrained on" in read(Run(run.path)).text
+
+
+def test_a_translation_run_is_shown_by_its_bleu(run: Run):
+    facts = {"kind": "translate", "config": {"model": "tiny"}, "data": {"name": "multi30k", "count": 29000}}
+    (run.path / "run.json").write_text(json.dumps(facts))
+    bleu = {"flickr": {"greedy": 31.234, "beam": 32.5}, "coco": {"greedy": 25.0, "beam": 26.0}}
+    (run.path / "results.json").write_text(json.dumps({"bleu": bleu, "beams": 4, "pairs": 29000}))
+    (run.path / "log.jsonl").write_text(
+        "\n".join(json.dumps({"step": i, "epoch": i, "loss": 1.0, "bleu": 10.0 * i}) for i in (1, 2))
+    )
+    (run.path / "samples.npz").unlink()
+    text = read(Run(run.path)).text
+    for part in (
+        "tiny, a translation model trained on multi30k",
+        "Its BLEU is 32.5 on flickr, with a beam of 4.",
+        "29,000 sentence pairs",
+    ):
+        assert part in text, part
+    assert "flickr31.2332.50" in text
+    assert "From 10.0 to 20.0; the best is 20.0." in text
+    assert "images" not in text.replace("images seen", "")

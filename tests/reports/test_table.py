@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-from tests.reports.conftest import FEATURES, RESULTS, SCORE
-from unveil.reports.table import Grid, fitting, html_table, terminal_grid, terminal_table
+from tests.reports.conftest import FEATURES, RESULTS, TASK_RESULTS
+from unveil.reports.table import ResultTable, html_table, split_columns, terminal_table, to_terminal
 from unveil.reports.verdict import verdict
 
 
@@ -20,10 +20,10 @@ def test_the_terminal_shows_the_numbers_and_says_who_is_ahead():
         "70.5 %",
         "0.121",
         "2,000 test images of 10 classes",
-        "With a k-NN classifier this encoder is 22.3 points ahead of an untrained encoder and 29.2 points behind raw pixels.",
-        "With a linear probe this encoder is 27.8 points ahead of an untrained encoder and 37.0 points ahead of raw pixels.",
-        "50 % less than painting the patch's own mean (0.242), and 86 % less than painting the image's mean (0.847)",
-        "With 2,000 test images, differences of up to about 3.1 points can be chance.",
+        "With k-NN, this encoder is 22.3 points ahead of an untrained encoder and 29.2 points behind raw pixels.",
+        "With a linear probe, this encoder is 27.8 points ahead of an untrained encoder and 37.0 points ahead of raw pixels.",
+        "50 % lower than predicting the mean of each patch (0.242) and 86 % lower than predicting the mean of the image (0.847)",
+        "With 2,000 test images, differences of up to about 3.1 points can be due to chance.",
     ):
         assert part in text, part
 
@@ -32,28 +32,28 @@ def test_a_tie_is_a_tie():
     errors = {"held_out_error": 0.2, "patch_mean_error": 0.2}
     text = printed({"features": {"encoder": {"knn": 0.5}, "untrained": {"knn": 0.5}}, "held_out": errors})
     assert "level with an untrained encoder" in text
-    assert "level with painting the patch's own mean" in text
+    assert "level with predicting the mean of each patch" in text
 
 
-def test_features_that_have_collapsed_are_told():
+def test_collapsed_features_give_a_warning():
     fine = {"feature_deviation": 0.61, "rank_me": 40.2}
     results = {"spread": {"encoder": fine, "untrained": {"feature_deviation": 0.005, "rank_me": 1.4}}, "width": 96}
     text = printed(results)
-    assert "Spread of features, of 96 dimensions" in text
+    assert "Spread of the features in 96 dimensions" in text
     assert "0.61" in text
     assert "40.2" in text
-    for told in (text, verdict(results | {"features": FEATURES})):
-        assert "collapsed" not in told  # that the untrained one has is no news
+    for shown in (text, verdict(results | {"features": FEATURES})):
+        assert "collapsed" not in shown  # an untrained encoder may have collapsed
     for flat in ({"feature_deviation": 0.004, "rank_me": 30.0}, {"feature_deviation": 0.7, "rank_me": 1.1}):
         results["spread"] = {"encoder": flat, "untrained": fine}
-        for told in (printed(results), html_table(results), verdict(results | {"features": FEATURES})):
-            assert "The features have collapsed: they are nearly the same for every image (deviation 0" in told
+        for shown in (printed(results), html_table(results), verdict(results | {"features": FEATURES})):
+            assert "The features have collapsed: they are nearly the same for every image (standard deviation 0" in shown
     assert "41.3 %" in verdict(results | {"features": FEATURES})
 
 
 def test_a_classifier_and_a_run_without_results():
-    assert "60.0 %" in printed(SCORE)
-    assert "within five guesses" not in printed(SCORE)  # there are three classes
+    assert "60.0 %" in printed(TASK_RESULTS)
+    assert "top-5" not in printed(TASK_RESULTS)  # there are three classes
     assert "no results yet" in printed({})
     assert html_table({}) == ""
 
@@ -66,7 +66,7 @@ def test_the_page_has_the_same_numbers():
 
 def test_the_verdict_is_a_sentence_with_numbers():
     assert "41.3 %" in verdict({"features": FEATURES})
-    assert verdict(SCORE) == "It recognises 60.0 % of 10 test images; guessing among 3 classes would get 33.3 %."
+    assert verdict(TASK_RESULTS) == "Its top-1 accuracy is 60.0 % on 10 test images; chance level for 3 classes is 33.3 %."
     assert "0.121" in verdict({"held_out": RESULTS["held_out"]})
     assert "no results yet" in verdict({})
 
@@ -75,12 +75,12 @@ def test_a_wide_table_is_cut_between_columns_and_never_in_a_number(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     heads = ["", "time", "k-NN, %", "linear, %", "fine-tuned, %", "gain, points", "feature deviation"]
     cells = ["6 min 12 s", "42.5 ± 1.3", "46.8 ± 0.4", "36.2 ± 0.1", "+10.4 ± 0.5", "0.22 ± 0.01"]
-    grid = Grid("title", heads, [["supervised", *cells], ["raw pixels", *([""] * 6)]], [])
-    assert fitting(grid, 60) == [[0, 1, 2, 3], [0, 4, 5, 6]]
-    assert fitting(grid, 200) == [list(range(7))]
-    assert fitting(grid, 1) == [[0, i] for i in range(1, 7)]
+    table = ResultTable("title", heads, [["supervised", *cells], ["raw pixels", *([""] * 6)]], [])
+    assert split_columns(table, 60) == [[0, 1, 2, 3], [0, 4, 5, 6]]
+    assert split_columns(table, 200) == [list(range(7))]
+    assert split_columns(table, 1) == [[0, i] for i in range(1, 7)]
     console = Console(width=60, file=io.StringIO())
-    console.print(terminal_grid(grid))
+    console.print(to_terminal(table))
     text = console.file.getvalue()
     assert all(text.count(cell) == 1 for cell in cells)
     assert text.count("supervised") == 2

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from unveil.blocks.special_tokens import PAD
 from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
-from unveil.tasks.translate import RECENT, TranslateConfig, Translation, followed, translated
+from unveil.tasks.translate import AVERAGED_PART, Translation, TranslationConfig, cross_attention, translate_tokens
 from unveil.text.parallel_corpus import PairLoader
 from unveil.train.checkpoint import Checkpoints
-from unveil.train.loop import TrainConfig, train
+from unveil.train.loop import train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, autocast
+from unveil.train.recipe import Recipe, TrainConfig
 
 CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
 
@@ -21,7 +22,7 @@ CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision=
 def learner(dropout: float = 0.1) -> Translation:
     torch.manual_seed(0)
     shape = Seq2SeqConfig(words=11, width=32, depth=1, heads=2, longest=30, dropout=dropout)
-    return Translation(Seq2Seq(shape), TranslateConfig())
+    return Translation(Seq2Seq(shape), TranslationConfig())
 
 
 def loader(batch_size: int = 32) -> PairLoader:
@@ -71,7 +72,7 @@ def test_the_average_is_the_weighted_sum_that_the_formula_says() -> None:
         with torch.no_grad():
             made.translator.embedding.add_(torch.randn_like(made.translator.embedding))
         made.after_step(0.0)
-        now, share = made.translator.embedding.detach().clone(), (RECENT + 1) / (RECENT + n)
+        now, share = made.translator.embedding.detach().clone(), (AVERAGED_PART + 1) / (AVERAGED_PART + n)
         expected = now if expected is None else (1 - share) * expected + share * now
     torch.testing.assert_close(made.average.embedding, expected, rtol=1e-5, atol=1e-5)
     assert not any(p.requires_grad for p in made.average.parameters())
@@ -90,10 +91,10 @@ def run(folder: Path | None, epochs: float, stop: int = 10**9) -> dict[str, Tens
     made = learner()
     made.__class__ = Breaks
     kept = None if folder is None else Checkpoints(folder)
-    optim = OptimConfig(base_lr=4e-2, schedule="root", warmup=0.1, weight_decay=0.0, beta2=0.98)
-    config = TrainConfig(epochs=epochs, batch_size=32, accumulate=1, log_every=1, save_seconds=0.0)
+    optim = OptimConfig(base_lr=4e-2, schedule="inverse_sqrt", warmup_ratio=0.1, weight_decay=0.0, beta2=0.98)
+    config = TrainConfig(epochs=epochs, batch_size=32, accum_steps=1, log_every=1, save_seconds=0.0)
     try:
-        train(made, loader(), config, optim, EXACT, CPU, checkpoints=kept)
+        train(made, loader(), Recipe(config, optim, EXACT, CPU), checkpoints=kept)
     except TimeoutError:
         assert stop < 100
     return {key: value.detach().clone() for key, value in made.state_dict().items()}
@@ -116,8 +117,8 @@ def test_it_learns_to_translate_and_to_look_at_the_right_words(tmp_path: Path) -
     rows = [[3, 4, 5], [9], [7, 3, 8, 8], [4, 6]]
     expected = [[word + 1 for word in row[::-1]] for row in rows]
     for beams in (1, 4):
-        found = translated(made.average, rows, beams=beams, alpha=0.6)
+        found = translate_tokens(made.average, rows, beams=beams, length_penalty=0.6)
         assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 3, found
-    looks = followed(made.average, rows[0], expected[0])
+    looks = cross_attention(made.average, rows[0], expected[0])
     assert looks.shape == (1, 4, 4)
     assert looks[0].sum(dim=1).tolist() == pytest.approx([1.0] * 4)

@@ -1,5 +1,6 @@
 """Texts out of files, folders and archives, and the word pieces that they become."""
 
+import csv
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from unveil.blocks.stateless_random import sample_keys
 from unveil.errors import UnveilError
 from unveil.text.files import documents, open_texts
-from unveil.text.wordpiece import SPECIAL, CorpusLoader, LabelledTextLoader, WordPieceTokenizer, trained_vocabulary
+from unveil.text.wordpiece import SPECIAL, CorpusLoader, LabelledTextLoader, WordPieceTokenizer, train_vocabulary
 
 pytest.importorskip("tokenizers")
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "text"
@@ -20,7 +21,7 @@ LINES = ["the film was good , and the actors were better", "a bad film by a bad 
 
 @pytest.fixture(scope="module")
 def pieces() -> WordPieceTokenizer:
-    return WordPieceTokenizer(trained_vocabulary(LINES, 120))
+    return WordPieceTokenizer(train_vocabulary(LINES, 120))
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:
@@ -81,12 +82,12 @@ def test_archives_in_a_folder_have_parts_of_their_own(tmp_path: Path) -> None:
 
 
 def test_bad_data_gets_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UnveilError, match="there is no"):
+    with pytest.raises(UnveilError, match=r"does not exist: expected a \.txt"):
         open_texts(tmp_path / "nowhere")
-    with pytest.raises(UnveilError, match="holds no text"):
+    with pytest.raises(UnveilError, match="has no text"):
         open_texts(tmp_path)
     train, _ = open_texts(written(tmp_path, {"a.csv": "so good,x\nso bad,y\nvery bad,y\nvery good,x\n"}))
-    with pytest.raises(UnveilError, match="has the class 'x', which the training part lacks"):
+    with pytest.raises(UnveilError, match="has the class 'x', which the training set lacks"):
         train.with_classes(["y"])
 
 
@@ -99,15 +100,15 @@ def test_bad_data_gets_a_sentence(tmp_path: Path) -> None:
         ("wikitext2_valid_test", 2, 0, 0),
     ],
 )
-def test_the_archives_at_hand(name: str, train: int, test: int, classes: int) -> None:
+def test_the_shared_archives(name: str, train: int, test: int, classes: int) -> None:
     if not SHARED.exists():
         pytest.skip("../shared/data/text is absent")
-    known, judged = open_texts(SHARED / f"{name}.tar.gz")
-    assert (len(known), len(judged or ()), len(known.classes)) == (train, test, classes)
+    train_set, test_set = open_texts(SHARED / f"{name}.tar.gz")
+    assert (len(train_set), len(test_set or ()), len(train_set.classes)) == (train, test, classes)
 
 
 def test_vocabulary_is_the_same_each_time_and_round_trips(pieces: WordPieceTokenizer) -> None:
-    assert trained_vocabulary(LINES, 120) == pieces.vocabulary
+    assert train_vocabulary(LINES, 120) == pieces.vocabulary
     assert list(pieces.vocabulary[:5]) == SPECIAL
     for line, ids in zip(LINES, pieces.encode(LINES), strict=True):
         assert pieces.decode(ids) == line.lower()
@@ -118,7 +119,7 @@ def test_vocabulary_is_the_same_each_time_and_round_trips(pieces: WordPieceToken
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from("film bad good actors badly , . ; were".split()), min_size=1, max_size=12))
 def test_round_trip(words: list[str]) -> None:
-    pieces = WordPieceTokenizer(trained_vocabulary(LINES, 120))
+    pieces = WordPieceTokenizer(train_vocabulary(LINES, 120))
     assert pieces.decode(pieces.encode([" ".join(words)])[0]) == " ".join(words)
 
 
@@ -131,7 +132,7 @@ def test_letters_by_transformers(pieces: WordPieceTokenizer, tmp_path: Path) -> 
 
 
 def test_sequences_of_a_corpus(pieces: WordPieceTokenizer) -> None:
-    ids = pieces.flat(LINES)
+    ids = pieces.concatenated(LINES)
     loader = CorpusLoader(ids, pieces, length=12, batch_size=8, seed=3)
     whole, again = loader.share(5, 0, 1), loader.share(5, 1, 2)
     assert torch.equal(whole.ids[4:], again.ids)
@@ -149,25 +150,32 @@ def test_sequences_of_a_corpus(pieces: WordPieceTokenizer) -> None:
 def test_pairs_of_a_corpus(pieces: WordPieceTokenizer) -> None:
     ids = torch.arange(5, 105, dtype=torch.int32)  # so that a place can be told by its piece
     batch = CorpusLoader(ids, pieces, length=13, batch_size=400, seed=0, pairs=True).share(0, 0, 1)
-    assert batch.labels is not None
+    assert batch.follows is not None
     assert batch.segments is not None
     assert batch.segments[0].tolist() == [0] * 7 + [1] * 6
-    follows = (batch.ids[:, 7] - batch.ids[:, 5] - 1) % 100 == 0
-    assert 0.42 < batch.labels.float().mean() < 0.58
-    assert bool(follows[batch.labels == 0].all())
-    assert follows[batch.labels == 1].float().mean() < 0.05
+    consecutive = (batch.ids[:, 7] - batch.ids[:, 5] - 1) % 100 == 0
+    assert 0.42 < batch.follows.float().mean() < 0.58
+    assert bool(consecutive[batch.follows == 0].all())
+    assert consecutive[batch.follows == 1].float().mean() < 0.05
     assert batch.ids[:, [0, 6, 12]].unique().tolist() == sorted({pieces.cls, pieces.sep})
 
 
 def test_labelled_rows_are_cut_by_eights(pieces: WordPieceTokenizer) -> None:
-    rows = pieces.rows([*LINES, "good " * 90], 64)
+    rows = pieces.padded([*LINES, "good " * 90], 64)
     assert rows.shape == (16, 64)
     assert (rows[:, 0] == pieces.cls).all()
     loader = LabelledTextLoader(rows, torch.arange(16), padding=pieces.pad, batch_size=4, seed=0)
     for step in range(8):
         batch = loader.share(step, 0, 1)
-        assert batch.labels is not None
-        full = rows[batch.labels]
+        assert batch.targets is not None
+        full = rows[batch.targets.labels]
         assert torch.equal(batch.ids, full[:, : batch.ids.shape[1]])
         assert (full[:, batch.ids.shape[1] :] == pieces.pad).all()
         assert batch.ids.shape[1] % 8 == 0
+
+
+def test_a_large_cell_is_read_and_the_limit_of_csv_is_restored(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    train, _ = open_texts(written(tmp_path, {"a.csv": f"{'long text ' * 20_000},x\nso bad,y\nvery bad,y\nvery good,x\n"}))
+    assert len(train.texts[0]) > before
+    assert csv.field_size_limit() == before

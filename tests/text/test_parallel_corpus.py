@@ -11,7 +11,7 @@ from unveil.blocks.special_tokens import BEGIN, END, PAD
 from unveil.data.loader import first_batch
 from unveil.errors import UnveilError
 from unveil.text.bpe import BPETokenizer
-from unveil.text.parallel_corpus import POOL, STEP, PairLoader, read_corpus
+from unveil.text.parallel_corpus import PAD_MULTIPLE, POOL, PairLoader, read_corpus
 
 TEXTS = ["The cat sits.", "Zwei junge weiße Männer im Freien!", "A [pad] is no mark, nor is [end].", "\N{CAT FACE} 42 ²"]
 
@@ -51,10 +51,10 @@ def test_a_folder_and_an_archive_hold_the_same(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_told_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UnveilError, match="nowhere: give a folder or a "):
+    with pytest.raises(UnveilError, match="nowhere does not exist: expected a folder or a "):
         read_corpus(tmp_path / "nowhere", "en", "de")
     folder = write(tmp_path / "text", train_dot_en="a\nb\n", train_dot_de="A\n")
-    with pytest.raises(UnveilError, match="en has 2 lines and train"):
+    with pytest.raises(UnveilError, match="en has 2 lines, but train"):
         read_corpus(folder, "en", "de")
     with pytest.raises(UnveilError, match=r"found train\.en, expected train\.en and train\.fr"):
         read_corpus(folder, "en", "fr")
@@ -62,12 +62,12 @@ def test_what_cannot_be_used_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match="not UTF-8"):
         read_corpus(folder, "en", "de")
     (tmp_path / "broken.tar.gz").write_bytes(b"nothing")
-    with pytest.raises(UnveilError, match="no archive of texts"):
+    with pytest.raises(UnveilError, match="is not an archive that can be read"):
         read_corpus(tmp_path / "broken.tar.gz", "en", "de")
 
 
 def test_subwords_spell_any_text_and_come_back(tmp_path: Path) -> None:
-    words = BPETokenizer.learned(TEXTS[:2] * 5, 300)
+    words = BPETokenizer.train(TEXTS[:2] * 5, 300)
     assert len(words) <= 300
     rows = words.encode([*TEXTS, ""])
     assert words.decode(rows) == [*TEXTS, ""]
@@ -79,10 +79,10 @@ def test_subwords_spell_any_text_and_come_back(tmp_path: Path) -> None:
     assert "".join(again.pieces(rows[0])).strip() == TEXTS[0]
     assert again.pieces([BEGIN, END]) == ["[begin]", "[end]"]
     assert words.decode([[*rows[0], END, PAD]]) == TEXTS[:1]
-    with pytest.raises(UnveilError, match="has no room"):
-        BPETokenizer.learned(TEXTS, 100)
+    with pytest.raises(UnveilError, match="is too small for 3 special tokens"):
+        BPETokenizer.train(TEXTS, 100)
     (tmp_path / "words.json").write_text("{}")
-    with pytest.raises(UnveilError, match="holds no sub-words"):
+    with pytest.raises(UnveilError, match="is not a vocabulary"):
         BPETokenizer.load(tmp_path / "words.json")
 
 
@@ -103,8 +103,8 @@ def test_batches_hold_each_pair_once_an_epoch_and_little_padding() -> None:
     for batch in batches:
         assert torch.equal(batch.source[:, 0], batch.target[:, 1])
         assert bool((batch.target[:, 0] == BEGIN).all())
-        assert batch.source.shape[1] % STEP == 0
-        assert batch.target.shape[1] % STEP == 1
+        assert batch.source.shape[1] % PAD_MULTIPLE == 0
+        assert batch.target.shape[1] % PAD_MULTIPLE == 1
         for row in (*batch.source, *batch.target):
             words = row[row != PAD].tolist()
             assert words.count(END) == 1
@@ -127,4 +127,4 @@ def test_a_step_depends_on_nothing_but_its_seed_and_number() -> None:
     words = [int((half.target[:, 1:] != PAD).sum()) for half in halves]
     assert float(whole.weight[0]) == pytest.approx(1 / sum(words))
     assert float(halves[0].weight[0]) == pytest.approx(2 / sum(words))
-    assert len(first_batch(loader(512), most=100).keys) == 64
+    assert len(first_batch(loader(512), max_count=100).keys) == 64

@@ -1,4 +1,4 @@
-"""A small folder of images, and the command in other processes."""
+"""A small folder of images, and the command line in other processes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 OPTIONS = (
     "--model vit-nano --image-size 16 --patch-size 4 --batch-size 16 --base-lr 2e-3 --log-every 1 --precision float32 "
-    "--monitor-times 1 --held-out 4 --device cpu --save-seconds 0"
+    "--num-evals 1 --held-out 4 --device cpu --save-seconds 0"
 ).split()
 
 
@@ -26,7 +26,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(images: Path, out: Path, *more: str, processes: int = 1, restarts: int = 0) -> "subprocess.Popen[str]":
-    """Starts `unveil pretrain` on so many processes, which are all started again so many times when one dies."""
+    """Starts `unveil pretrain`; with several processes, torchrun restarts them all up to `restarts` times when one dies."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     torchrun += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unveil", "pretrain", str(images), *OPTIONS]
@@ -40,13 +40,13 @@ def start(images: Path, out: Path, *more: str, processes: int = 1, restarts: int
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    """Waits for the end of a run that must succeed; what it said."""
+    """Waits for the end of a run, which must succeed; returns its output."""
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said[-3000:]
     return said
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log that are whole."""
+    """The complete lines of the log of a run."""
     lines = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil.train.checkpoint import Checkpoints, write_whole
+from unveil.train.checkpoint import Checkpoints
 
 
 def files(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -16,11 +16,11 @@ def files(value: float) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def saved(folder: Path, *steps: int, keep: int = 3) -> tuple[Checkpoints, list[str]]:
-    said: list[str] = []
-    checkpoints = Checkpoints(folder, keep, said.append)
+    warnings: list[str] = []
+    checkpoints = Checkpoints(folder, keep, warnings.append)
     for step in steps:
         checkpoints.save(step, files(float(step)), {"total": 99})
-    return checkpoints, said
+    return checkpoints, warnings
 
 
 def check_whole(checkpoints: Checkpoints, step: int) -> None:
@@ -33,11 +33,11 @@ def check_whole(checkpoints: Checkpoints, step: int) -> None:
 
 
 def test_save_and_load(tmp_path):
-    checkpoints, said = saved(tmp_path / "new" / "folder", 5)
+    checkpoints, warnings = saved(tmp_path / "new" / "folder", 5)
     assert checkpoints.newest() == 5
     check_whole(checkpoints, 5)
     assert checkpoints.manifest(5)["total"] == 99
-    assert not said
+    assert not warnings
     assert Checkpoints(tmp_path / "nothing").newest() is None
 
 
@@ -59,17 +59,17 @@ def test_the_last_few_stay(tmp_path, keep):
 
 
 def test_a_kill_before_the_rename_leaves_the_one_before(tmp_path, monkeypatch):
-    checkpoints, said = saved(tmp_path, 1)
+    checkpoints, warnings = saved(tmp_path, 1)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(2, files(2.0), {})
     monkeypatch.undo()
-    assert len(list(tmp_path.iterdir())) == 2  # a half-written one was left over
+    assert len(list(tmp_path.iterdir())) == 2  # an unfinished checkpoint was left
     assert checkpoints.newest() == 1
     check_whole(checkpoints, 1)
     checkpoints.save(3, files(3.0), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]  # and was swept away
-    assert not said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]  # and was removed
+    assert not warnings
 
 
 def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
@@ -107,13 +107,13 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_passed_over(tmp_path, damage):
-    checkpoints, said = saved(tmp_path, 1, 2)
+def test_a_damaged_checkpoint_is_skipped(tmp_path, damage):
+    checkpoints, warnings = saved(tmp_path, 1, 2)
     DAMAGES[damage](checkpoints.path(2))
     assert checkpoints.newest() == 1
-    assert len(said) == 1
-    assert said[0].startswith("checkpoint step-00000002 is damaged (")
-    assert said[0].endswith("): using the one before it")
+    assert len(warnings) == 1
+    assert warnings[0].startswith("checkpoint step-00000002 is damaged (")
+    assert warnings[0].endswith("): using the one before it")
     check_whole(checkpoints, 1)
     checkpoints.save(2, files(2.0), {})  # it is written again when the run gets there
     assert checkpoints.newest() == 2
@@ -123,23 +123,8 @@ def test_a_damaged_one_is_passed_over(tmp_path, damage):
     assert checkpoints.newest() is None
 
 
-def test_a_damaged_newer_one_does_not_oust_a_new_one(tmp_path):
+def test_a_damaged_newer_checkpoint_does_not_displace_a_new_one(tmp_path):
     checkpoints, _ = saved(tmp_path, 50, keep=1)
     flip(checkpoints.path(50) / "model.safetensors")
     checkpoints.save(10, files(10.0), {})
     assert checkpoints.newest() == 10
-
-
-def test_write_whole(tmp_path, monkeypatch):
-    path = tmp_path / "text.json"
-    write_whole(path, "old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-
-
-def test_names_of_any_bytes_are_written(tmp_path):
-    """An image whose name is no UTF-8 is listed in skipped.txt like any other."""
-    write_whole(tmp_path / "skipped.txt", "caf\udce9.png\tgone\n")
-    assert (tmp_path / "skipped.txt").read_bytes() == b"caf\xe9.png\tgone\n"

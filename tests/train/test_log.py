@@ -1,28 +1,29 @@
-"""What a run says while it goes on."""
+"""The log of a run: the meter, the screen and the file."""
 
+import json
 import time
 
 import pytest
 import torch
 
-from unveil.train.log import Meter, Screen
+from unveil.train.log import JsonLines, Meter, Screen, read_lines
 from unveil.train.parallel import World
 
-RECORD = {"loss": 0.5, "samples_per_second": 1234.0, "peak_share": 0.25, "waiting": 0.0, "seconds": 1.0}
+RECORD = {"step": 10, "loss": 0.5, "samples_per_second": 1234.0, "peak_share": 0.25, "waiting": 0.0, "seconds": 1.0}
 
 
 @pytest.mark.parametrize(("reads", "waiting", "advised"), [(True, 0.5, True), (True, 0.0, False), (False, 0.5, False)])
-def test_who_waits_for_files_is_told_what_to_do(reads, waiting, advised, capsys):
+def test_waiting_for_files_gives_advice(reads, waiting, advised, capsys):
     screen = Screen("pretrain", 10, reads=reads)
     screen._start -= 1.0
-    screen.show(10, RECORD | {"waiting": waiting})
+    screen.write(RECORD | {"waiting": waiting})
     screen.close()
     said = capsys.readouterr().err
     assert "pretrain  10/10  loss 0.5000  1,234/s  25% of peak" in said
     assert ("unveil pack DATA OUT" in said) == advised
 
 
-def test_the_meter_tells_speed_share_of_peak_and_waiting():
+def test_the_meter_measures_speed_share_of_peak_and_waiting():
     meter = Meter(World(torch.device("cpu")), effort=0.001)
 
     def slow():
@@ -30,10 +31,78 @@ def test_the_meter_tells_speed_share_of_peak_and_waiting():
             time.sleep(0.02)
             yield i
 
-    assert list(meter.waits(slow())) == [0, 1, 2]
+    assert list(meter.timed(slow())) == [0, 1, 2]
     meter.step({"loss": torch.tensor(2.0)}, 8)
     record = meter.read()
     assert record["loss"] == 2
     assert record["peak_share"] == pytest.approx(record["samples_per_second"] * 0.001)
     assert 0.06 <= record["waiting"] * record["seconds"] <= record["seconds"]
     assert 0 < record["waiting"] <= 1
+
+
+def test_a_pause_does_not_count():
+    meter = Meter(World(torch.device("cpu")))
+    meter.step({"loss": torch.tensor(2.0)}, 8)
+    with meter.paused():
+        time.sleep(0.3)
+    assert meter.read()["seconds"] < 0.2
+
+
+def test_a_meter_continues_from_its_state():
+    """The state passes through JSON without a loss, so that a resumed run logs the same means, bit by bit."""
+    whole, first, second = (Meter(World(torch.device("cpu"))) for _ in range(3))
+    values = torch.rand(7)
+    for value in values[:3]:
+        first.add({"loss": value})
+    second.load_state(json.loads(json.dumps(first.state())))
+    for value in values[3:]:
+        second.add({"loss": value})
+    for value in values:
+        whole.add({"loss": value})
+    whole.step({}, 1)
+    second.step({}, 1)
+    assert second.read()["loss"] == whole.read()["loss"] == pytest.approx(values.double().mean().item())
+    assert Meter(World(torch.device("cpu"))).state()["sums"] == {}
+
+
+def test_the_clock_continues_too():
+    first, second = (Meter(World(torch.device("cpu"))) for _ in range(2))
+    first.step({"loss": torch.tensor(1.0)}, 8)
+    first._start -= 100.0
+    second.load_state(first.state())
+    second.step({"loss": torch.tensor(3.0)}, 8)
+    record = second.read()
+    assert record["loss"] == 2.0
+    assert record["seconds"] == pytest.approx(100.0, abs=1.0)
+    assert record["samples_per_second"] == pytest.approx(0.16, rel=0.01)
+    second.load_state(None)
+    assert second.read()["loss"] == 2.0
+
+
+def test_a_resumed_run_is_announced(capsys):
+    screen = Screen("pretrain", 10)
+    screen.start(0)
+    assert capsys.readouterr().err == ""
+    screen.start(4)
+    assert "resuming from step 4" in capsys.readouterr().err
+
+
+def test_a_resumed_log_drops_the_lines_that_are_repeated(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = JsonLines(path)
+    log.start(0)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": 1 / step})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')  # cut short by a kill
+    assert [line["step"] for line in read_lines(path)] == [10, 20, 30]
+    log = JsonLines(path)
+    log.start(20)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
+    log.write({"step": 30, "loss": 5.0})
+    assert read_lines(path)[-1] == {"step": 30, "loss": 5.0}  # flushed at once
+    log.close()
+    assert path.read_text().endswith("}\n")
+    assert read_lines(tmp_path / "none.jsonl") == []
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]

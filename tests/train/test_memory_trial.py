@@ -1,4 +1,4 @@
-"""What a step costs, and in how many parts it has to be computed."""
+"""The cost of a step, and the number of microbatches that fit into memory."""
 
 import copy
 
@@ -12,8 +12,9 @@ from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
-from unveil.models.vit import ViT, ViTConfig
-from unveil.train.memory_trial import Live, cost_of, fit_batch_in_memory, matrix_peak, memory_of
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
+from unveil.train.memory_trial import LiveTensors, cost_of, fit_batch_in_memory, matrix_peak, memory_of
 from unveil.train.parallel import HardwareConfig, World
 
 CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
@@ -21,7 +22,7 @@ MB = 2**20
 
 
 class Chain(Learner):
-    """Three squares of a (B, 2^18) float image: 1 MB a sample each, the first two of which are kept for going back."""
+    """Three squares of a (B, 2^18) float image: 1 MB per sample each. The inputs are kept for the backward pass."""
 
     def __init__(self):
         super().__init__()
@@ -36,8 +37,8 @@ def batch(count: int) -> Batch:
     return Batch(torch.rand(count, 2**18), torch.ones(count, 2, dtype=torch.int64), sample_keys(0, 0, count))
 
 
-def test_live_counts_what_is_alive_and_no_view():
-    with Live() as live:
+def test_live_tensors_are_counted_and_views_are_not():
+    with LiveTensors() as live:
         a = torch.zeros(2**18)  # 1 MB
         b = a[:100].view(10, 10)
         a.add_(1)
@@ -52,48 +53,48 @@ def test_live_counts_what_is_alive_and_no_view():
     assert live.peak == 2 * MB
 
 
-def test_a_step_costs_what_it_keeps_for_going_back():
+def test_a_step_costs_what_it_keeps_for_the_backward_pass():
     low, high = (cost_of(Chain(), batch(n), EXACT, CPU).memory for n in (2, 6))
     each = (high - low) / 4
     assert 4 * MB <= each <= 7 * MB  # x, its squares, and gradients on the way
 
 
-@pytest.mark.parametrize(("fitting", "parts"), [(99, 1), (12, 1), (11, 2), (6, 2), (5, 3), (3, 4), (1, 12), (0, 12)])
-def test_as_few_parts_as_fit(fitting, parts):
+@pytest.mark.parametrize(("fitting", "accum_steps"), [(99, 1), (12, 1), (11, 2), (6, 2), (5, 3), (3, 4), (1, 12), (0, 12)])
+def test_the_fewest_microbatches_that_fit(fitting, accum_steps):
     learner = Chain()
     each = (cost_of(learner, batch(6), EXACT, CPU).memory - cost_of(learner, batch(2), EXACT, CPU).memory) / 4
     memory = int((fitting + 0.5) * each / 0.6)  # 60 % of it is for the samples
-    assert fit_batch_in_memory(learner, batch(12), 12, 0, EXACT, CPU, memory=memory).parts == parts
+    assert fit_batch_in_memory(learner, batch(12), 12, 0, EXACT, CPU, memory=memory).accum_steps == accum_steps
 
 
-def test_the_gradients_of_a_large_model_do_not_hide_what_samples_take():
-    """With few samples the peak is at the end, in the gradients: the slope must come from what is kept."""
-    learner = mae(recompute=False)
+def test_the_gradients_of_a_large_model_do_not_hide_the_cost_of_samples():
+    """With few samples the peak is at the end, in the gradients, so the slope must come from what is kept for the backward pass."""
+    learner = mae(grad_checkpointing=False)
     few, many = (Batch(torch.randn(n, 3, 32, 32), torch.full((n, 2), 32), sample_keys(0, 0, n)) for n in (6, 96))
     each = cost_of(learner, many, EXACT, CPU).memory / 96
     model = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())
-    assert fit_batch_in_memory(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 1.2) / 0.6)).parts == 1
-    assert fit_batch_in_memory(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 0.8) / 0.6)).parts == 2
+    assert fit_batch_in_memory(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 1.2) / 0.6)).accum_steps == 1
+    assert fit_batch_in_memory(learner, few, 96, 0, EXACT, CPU, memory=int((model + 96 * each * 0.8) / 0.6)).accum_steps == 2
 
 
-def test_what_was_asked_for_is_done_and_what_does_not_divide_is_refused():
-    assert fit_batch_in_memory(Chain(), batch(12), 12, 3, EXACT, CPU, memory=1).parts == 3
-    with pytest.raises(UnveilError, match="does not divide by 5"):
+def test_a_given_number_is_used_and_must_divide():
+    assert fit_batch_in_memory(Chain(), batch(12), 12, 3, EXACT, CPU, memory=1).accum_steps == 3
+    with pytest.raises(UnveilError, match="is not a multiple of 5"):
         fit_batch_in_memory(Chain(), batch(12), 12, 5, EXACT, CPU)
 
 
-def mae(recompute: bool) -> MAE:
+def mae(grad_checkpointing: bool) -> MAE:
     torch.manual_seed(0)
-    vit = ViTConfig(width=48, depth=8, heads=3, image_size=(32, 32), patch_size=(4, 4), recompute=recompute)
+    vit = ViTConfig(width=48, depth=8, heads=3, image_size=(32, 32), patch_size=(4, 4), grad_checkpointing=grad_checkpointing)
     return MAE(ViT(vit), MAEConfig(decoder_width=48, decoder_depth=1, decoder_heads=3))
 
 
-def test_recomputing_is_seen_to_save_memory_and_the_learner_is_left_as_it_was():
+def test_grad_checkpointing_saves_memory_and_the_trial_leaves_no_trace():
     images = Batch(torch.randn(6, 3, 32, 32), torch.full((6, 2), 32), sample_keys(0, 0, 6))
-    learner = mae(recompute=False)
+    learner = mae(grad_checkpointing=False)
     before, chance = copy.deepcopy(learner.state_dict()), torch.get_rng_state()
     plain = cost_of(learner, images, EXACT, CPU).memory
-    assert cost_of(mae(recompute=True), images, EXACT, CPU).memory < 0.6 * plain
+    assert cost_of(mae(grad_checkpointing=True), images, EXACT, CPU).memory < 0.6 * plain
     assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
     assert all(p.grad is None for p in learner.parameters())
     assert torch.equal(chance, torch.get_rng_state())
@@ -107,7 +108,7 @@ def test_a_machine_has_some_memory(monkeypatch):
 
 
 def test_flops_of_a_sample_are_those_of_the_formula():
-    learner, half = mae(recompute=False), HardwareConfig(device="cpu", precision="bfloat16")
+    learner, half = mae(grad_checkpointing=False), HardwareConfig(device="cpu", precision="bfloat16")
     images = Batch(torch.randn(12, 3, 32, 32), torch.full((12, 2), 32), sample_keys(0, 0, 12))
     trial = fit_batch_in_memory(learner, images, 12, 0, half, CPU)
     formula = mae_cost(learner.encoder.config, visible=16, width=48, depth=1, predicted=48, batch=10**9)

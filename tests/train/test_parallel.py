@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,17 @@ from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
 from unveil.train import parallel
-from unveil.train.parallel import HardwareConfig, World, fresh, full_tensor_on_main, join_processes, parallelize, shard
+from unveil.train.parallel import (
+    HardwareConfig,
+    World,
+    compile_limits,
+    fresh_store,
+    full_tensor,
+    full_tensor_on_main,
+    join_processes,
+    parallelize,
+    shard,
+)
 
 PROCESSES = int(os.environ.get("UNVEIL_TEST_PROCESSES", "2"))
 KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "1"))
@@ -28,9 +39,9 @@ KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "1"))
 
 @pytest.fixture(scope="module")
 def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run on one process, on one in parts, and on many by DDP and by FSDP2, in two parts each."""
+    """The same run on one process, on one in four microbatches, and on many by DDP and by FSDP2, in two microbatches each."""
     folder = tmp_path_factory.mktemp("runs")
-    for pair in (("single", "parts"), ("ddp",), ("fsdp",)):
+    for pair in (("single", "accumulated"), ("ddp",), ("fsdp",)):
         started = [start(images, folder / way, *options(way), processes=1 if len(pair) > 1 else PROCESSES) for way in pair]
         for process in started:
             finish(process)
@@ -38,8 +49,15 @@ def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(way: str) -> list[str]:
-    parts = {"single": "1", "parts": "4"}.get(way, "2")
-    return ["--epochs", f"{5.5 * max(1, KILLS - 1)}", "--accumulate", parts, "--parallel", "fsdp" if way == "fsdp" else "ddp"]
+    accum_steps = {"single": "1", "accumulated": "4"}.get(way, "2")
+    return [
+        "--epochs",
+        f"{5.5 * max(1, KILLS - 1)}",
+        "--accum-steps",
+        accum_steps,
+        "--parallel",
+        "fsdp" if way == "fsdp" else "ddp",
+    ]
 
 
 @pytest.mark.slow
@@ -49,7 +67,7 @@ def test_one_process_ddp_and_fsdp_log_the_same_loss(runs: Path) -> None:
     assert len(seen) == 4
     assert len(seen["single"]) >= 20
     assert seen["single"][0, 0] > 1.01 * seen["single"][-1, 0]
-    for way in ("ddp", "fsdp", "parts"):
+    for way in ("ddp", "fsdp", "accumulated"):
         np.testing.assert_allclose(seen[way][:, 0], seen["single"][:, 0], rtol=1e-5, err_msg=way)
         np.testing.assert_allclose(seen[way][:, 1], seen["single"][:, 1], rtol=1e-3, err_msg=way)
 
@@ -69,7 +87,7 @@ def test_a_killed_process_changes_nothing(runs: Path, images: Path, tmp_path: Pa
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert not alive, f"kill {kill}: the others hang"
     said = finish(agent)
-    assert said.count("going on from step") == KILLS
+    assert said.count("resuming from step") == KILLS
     expected, found = (load_file(folder / "model.safetensors") for folder in (runs / way, out))
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
@@ -78,13 +96,13 @@ def test_a_killed_process_changes_nothing(runs: Path, images: Path, tmp_path: Pa
     assert next(logs) == next(logs)
 
 
-def test_processes_that_start_again_do_not_hear_the_dead() -> None:
-    """The agent's store outlives the processes: what an earlier start left in it, half-finished or not, is not read."""
+def test_restarted_processes_do_not_read_what_dead_ones_have_left() -> None:
+    """The store of torchrun outlives the processes, but a start does not read what an earlier one has written."""
     shared, world = dist.HashStore(), 3
     shared.set("hello-1", "dead")  # came in an earlier start, and was killed
     for _ in range(2):
         with ThreadPoolExecutor(world) as pool:
-            stores = list(pool.map(lambda rank: fresh(shared, rank, world), range(world), timeout=20))
+            stores = list(pool.map(lambda rank: fresh_store(shared, rank, world), range(world), timeout=20))
         assert not stores[1].check(["address"])
         stores[0].set("address", "here")
         assert stores[1].get("address") == stores[2].get("address") == b"here"
@@ -116,12 +134,14 @@ def group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("group")
-def test_matrices_travel_in_bfloat16_and_the_gradients_are_those_of_autocast() -> None:
-    """FSDP2 gathers what autocast would have made, and no more: norms and biases stay as they are."""
+def test_matrices_are_gathered_in_bfloat16_and_the_gradients_are_those_of_autocast() -> None:
+    """FSDP2 gathers what autocast would cast anyway; norms and biases stay in float32."""
     plain, other = Stack(), Stack()
     sharded = shard(other, list(other.blocks), "bfloat16")
     seen = []
-    sharded.blocks[0].mlp.register_forward_pre_hook(lambda module, _: seen.extend((module[0].weight.dtype, module[0].bias.dtype)))
+    sharded.blocks[0].register_forward_pre_hook(
+        lambda block, _: seen.extend((block.mlp[0].weight.dtype, block.mlp[0].bias.dtype))  # after the hook that gathers them
+    )
     batch = torch.randn(4, 5, 16)
     for learner in (plain, sharded):
         with torch.autocast("cpu", torch.bfloat16):
@@ -134,18 +154,18 @@ def test_matrices_travel_in_bfloat16_and_the_gradients_are_those_of_autocast() -
         assert torch.equal(one.detach(), full_tensor_on_main(two)), name
 
 
-def test_a_process_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(parallel.torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "5")
-    with pytest.raises(UnveilError, match=r"process 5 .* sees 4: use --nproc-per-node 4"):
+    with pytest.raises(UnveilError, match=r"process 5 .* finds 4, so use --nproc-per-node 4"):
         join_processes(HardwareConfig())
 
 
 @pytest.mark.usefixtures("group")
-def test_the_first_step_already_sums_gradients_in_the_order_of_all_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a run that goes on would drift from one that was never stopped, where three or more processes sum."""
+def test_the_first_step_sums_gradients_in_the_order_of_all_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a resumed run would drift from one that was never stopped, where three or more processes sum."""
     learner = Stack()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     few = Batch(torch.randn(4, 5, 16), torch.ones(4, 2), torch.arange(4))
@@ -154,3 +174,28 @@ def test_the_first_step_already_sums_gradients_in_the_order_of_all_later_ones(mo
     assert all(p.grad is None for p in learner.parameters())
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
     assert model.reducer._rebuild_buckets()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_blocks_are_compiled_without_patching_them(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """The graphs run as they are, since the C++ of a real compiler takes a minute to build."""
+    limit, world = torch._dynamo.config.recompile_limit, World(torch.device("cpu"), 0, 2)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(Stack, "augment", lambda self, batch: batch.images)
+    few = Batch(torch.randn(4, 5, 16), torch.ones(4, 2), torch.arange(4))
+    plain, learner = Stack(), Stack()
+    model = parallelize(learner, hardware := HardwareConfig(precision="float32", compile=True, parallel=way), world, few)
+    assert not any("forward" in module.__dict__ or "augment" in module.__dict__ for module in learner.modules())
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    plain(few.images).loss.backward()
+    with compile_limits(learner, hardware, world):
+        assert torch._dynamo.config.recompile_limit >= max(limit, 12)
+        for _ in range(2):
+            learner.zero_grad()
+            model(few.images).loss.backward()
+    assert torch._dynamo.config.recompile_limit == limit
+    assert counters["stats"]["unique_graphs"] >= 1
+    for (name, one), (_, two) in zip(plain.named_parameters(), learner.named_parameters(), strict=True):
+        torch.testing.assert_close(full_tensor(two.grad), one.grad, rtol=1e-5, atol=1e-7, msg=name)

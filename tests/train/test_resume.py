@@ -1,4 +1,4 @@
-"""A run that was killed, or moved to another number of processes, ends as if nothing had happened."""
+"""A run that is killed, or moved to another number of processes, ends with the same result."""
 
 import os
 import random
@@ -16,7 +16,7 @@ KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "3"))
 
 
 def wait_for_step(process: object, out: Path, step: int) -> None:
-    """Until the log has this step, or the run has ended."""
+    """Waits until the log has this step, or the run has ended."""
     end = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < end:  # type: ignore[attr-defined]
         lines = records(out)
@@ -52,7 +52,7 @@ def test_killed_runs_end_bit_identical(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_moves_between_one_process_and_two(images: Path, tmp_path: Path) -> None:
-    """SIGTERM saves first; then one process goes on from two's checkpoint (DDP), and two (FSDP2) from one's."""
+    """SIGTERM saves first. Then one process resumes the checkpoint of two (DDP), and two (FSDP2) resume that of one."""
     whole = start(images, tmp_path / "whole", "--epochs", "8.01")
     first = start(images, tmp_path / "moved", "--epochs", "8.01", processes=2)
     wait_for_step(first, tmp_path / "moved", 5)
@@ -64,10 +64,10 @@ def test_a_run_moves_between_one_process_and_two(images: Path, tmp_path: Path) -
     second.send_signal(signal.SIGTERM)
     said, _ = second.communicate(timeout=60)
     assert second.returncode == 1, said
-    assert "the same command goes on" in said
-    assert f"going on from step {at[0]}" in said
+    assert "run the same command to resume" in said
+    assert f"resuming from step {at[0]}" in said
     said = finish(start(images, tmp_path / "moved", "--epochs", "8.01", "--parallel", "fsdp", processes=2))
-    assert "going on from step" in said
+    assert "resuming from step" in said
     finish(whole)
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "moved"))
     for name, tensor in expected.items():

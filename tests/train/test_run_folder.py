@@ -1,4 +1,4 @@
-"""Logs and run folders that survive a kill, and what is said when a loss is not finite."""
+"""Run folders: new, resumed, foreign, damaged, and written by earlier versions."""
 
 import json
 import os
@@ -7,35 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from unveil.data.batch import Batch
 from unveil.errors import UnveilError
-from unveil.train.log import JsonLines, read_lines
 from unveil.train.run_folder import HARMLESS, Run, commit, open_run
-from unveil.train.watch import check_finite
 
-
-def test_a_resumed_log_drops_what_comes_again(tmp_path):
-    path = tmp_path / "log.jsonl"
-    log = JsonLines(path, 0)
-    for step in (10, 20, 30):
-        log.write({"step": step, "loss": 1 / step})
-    log.close()
-    with path.open("a") as file:
-        file.write('{"step": 40, "lo')  # torn by a kill
-    assert [line["step"] for line in read_lines(path)] == [10, 20, 30]
-    log = JsonLines(path, 20)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
-    log.write({"step": 30, "loss": 5.0})
-    assert read_lines(path)[-1] == {"step": 30, "loss": 5.0}  # flushed at once
-    log.close()
-    assert path.read_text().endswith("}\n")
-    assert read_lines(tmp_path / "none.jsonl") == []
-    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
-
-
-CONFIG = {"epochs": 3, "image_size": (8, 8), "log_every": 10, "accumulate": 1}
+CONFIG = {"epochs": 3, "image_size": (8, 8), "log_every": 10, "accum_steps": 1}
 DATA = {"name": "photos", "fingerprint": "abc"}
 
 
@@ -93,7 +69,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         "  config flip: was None, is True",
         "  config log_every: was 10, is 1",
     ]
-    assert str(caught.value).endswith("Give the old ones to go on, or choose another --out.")
+    assert str(caught.value).endswith("Use the old settings to resume it, or choose another --out.")
     with pytest.raises(UnveilError, match="data fingerprint: was 'abc', is 'xyz'"):
         opened(tmp_path / "run", data={**DATA, "fingerprint": "xyz"})
     with pytest.raises(UnveilError, match="is a pretrain run, not a finetune run"):
@@ -104,7 +80,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
 def test_harmless_changes_are_allowed_and_said(tmp_path):
     opened(tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir()
-    changed = {**CONFIG, "log_every": 1, "accumulate": 2, **dict.fromkeys(HARMLESS - CONFIG.keys(), "x")}
+    changed = {**CONFIG, "log_every": 1, "accum_steps": 2, **dict.fromkeys(HARMLESS - CONFIG.keys(), "x")}
     _, said = opened(tmp_path / "run", config=changed)
     assert len(said) == 1
     for name in HARMLESS:
@@ -123,10 +99,10 @@ def test_foreign_folders_are_refused(tmp_path):
     (tmp_path / "photos" / "cat.png").write_bytes(b"cat")
     (tmp_path / "file").write_text("x")
     for name in ("photos", "file"):
-        with pytest.raises(UnveilError, match=f"{name} exists and is no run folder: choose another --out"):
+        with pytest.raises(UnveilError, match=f"{name} exists and is not a run folder: choose another --out"):
             opened(tmp_path / name)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
-    with pytest.raises(UnveilError, match=r"is no run folder: it has no run\.json"):
+    with pytest.raises(UnveilError, match=r"is not a run folder: it has no run\.json"):
         Run(tmp_path / "photos")
     (tmp_path / "photos" / "run.json").write_text("{")
     with pytest.raises(UnveilError, match=r"run\.json is damaged"):
@@ -147,19 +123,35 @@ def test_other_processes_write_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_said_of_a_loss_that_is_not_finite():
-    model, record = nn.Linear(2, 2), {"loss": 1.0, "gradient_norm": 2.0, "step": 7, "learning_rate": 0.5}
-    fine = [Batch(torch.ones(1, 3, 2, 2), torch.ones(1, 2), torch.ones(1))]
-    check_finite(model, record, fine)
-    for broken in ({"loss": float("nan")}, {"gradient_norm": float("inf")}):
-        with pytest.raises(UnveilError, match="all parameters are finite: a value overflowed") as caught:
-            check_finite(model, record | broken, fine)
-    assert "near step 7 (learning rate 5.00e-01)" in str(caught.value)
-    assert "Try a smaller --base-lr" in str(caught.value)
-    poisoned = [fine[0]._replace(images=torch.full((1, 3, 2, 2), float("inf")))]
-    with pytest.raises(UnveilError, match="the images themselves hold values that are not finite"):
-        check_finite(model, record | {"loss": float("inf")}, fine + poisoned)
-    with torch.no_grad():
-        model.bias[0] = float("nan")
-    with pytest.raises(UnveilError, match="1 parameters are not finite any more, bias first: the steps were too large"):
-        check_finite(model, record | {"loss": float("nan")}, fine)
+def test_results_and_log_are_parsed_once_until_they_change(tmp_path, monkeypatch):
+    run, _ = opened(tmp_path / "run")
+    parsed: list[str] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: (parsed.append(text), loads(text))[1])
+    run.write_results({"knn": {"top1": 0.5}})
+    log = run.path / "log.jsonl"
+    log.write_text('{"step": 1}\n')
+    for _ in range(3):
+        assert run.results == {"knn": {"top1": 0.5}}
+        assert run.log == [{"step": 1}]
+    assert len(parsed) == 2
+    run.results["knn"]["top1"] = 9  # a copy: changing it does not change the run
+    run.log.append({})
+    assert run.results == {"knn": {"top1": 0.5}}
+    assert len(run.log) == 1
+    run.write_results({"knn": {"top1": 0.6}})
+    assert run.results == {"knn": {"top1": 0.6}}
+    with log.open("a") as file:  # by another process that trains
+        file.write('{"step": 2}\n{"st')
+    assert run.log == [{"step": 1}, {"step": 2}]
+    log.unlink()
+    assert run.log == []
+
+
+@pytest.mark.parametrize(("text", "reason"), [("{", "Expecting"), ("[1]", "it contains a JSON list, expected an object")])
+@pytest.mark.parametrize("name", ["run.json", "results.json"])
+def test_damaged_files_give_one_sentence(tmp_path, name, text, reason):
+    run, _ = opened(tmp_path / "run")
+    (run.path / name).write_text(text)
+    with pytest.raises(UnveilError, match=rf"{name} is damaged: {reason}"):
+        print(Run(run.path).results)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from unveil.train.schedule import half_cosine, line, root
+from unveil.train.schedule import half_cosine, inverse_sqrt, linear
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(100, 10), (7, 0), (10, 10), (1, 0), (1, 1), (50, 49)])
@@ -32,8 +32,8 @@ def test_shape():
 
 
 def test_bert_falls_in_a_line():
-    assert [line(step, 100, 10) for step in (0, 9, 10, 55, 100, 200)] == pytest.approx([0.1, 1, 1, 0.5, 0, 0])
-    assert line(0, 4, 0) == 1
+    assert [linear(step, 100, 10) for step in (0, 9, 10, 55, 100, 200)] == pytest.approx([0.1, 1, 1, 0.5, 0, 0])
+    assert linear(0, 4, 0) == 1
 
 
 def test_the_transformer_falls_as_one_over_the_root():
@@ -41,5 +41,5 @@ def test_the_transformer_falls_as_one_over_the_root():
     width, warmup = 512, 4000
     for step in (1, 100, 4000, 4001, 16000):
         formula = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
-        assert root(step - 1, 10**5, warmup) * (width * warmup) ** -0.5 == pytest.approx(formula)
-    assert root(3, 10, 0) == 0.5
+        assert inverse_sqrt(step - 1, 10**5, warmup) * (width * warmup) ** -0.5 == pytest.approx(formula)
+    assert inverse_sqrt(3, 10, 0) == 0.5

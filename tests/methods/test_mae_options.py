@@ -1,4 +1,4 @@
-"""What MAE's knobs turn, and what it refuses."""
+"""The options of MAE, and what it refuses."""
 
 import math
 from dataclasses import replace
@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.blocks.masks import as_bool, block_mask, split
-from unveil.blocks.stateless_random import sample_keys, uniform
+from unveil.blocks.block_masks import block_mask
+from unveil.blocks.masks import as_bool, split
+from unveil.blocks.stateless_random import Stream, sample_keys, uniform
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.vit import ViTConfig
+from unveil.models.vit_config import ViTConfig
 
 VIT = ViTConfig(width=24, depth=2, heads=3, image_size=(8, 12), patch_size=(2, 3), channels=5, mean=(0.5,) * 5, std=(0.25,) * 5)
 N = 16
@@ -52,9 +53,9 @@ def test_sampling():
     keys = sample_keys(0, 0, 4)
     assert hidden_of(build(sampling="grid"), keys)[0].tolist() == [(n // 4 % 2 + n % 4 % 2) > 0 for n in range(N)]
     keep, hide = build(sampling="block", mask_ratio=0.5).mask(keys)
-    assert torch.equal(hide, block_mask(uniform(keys, 256, stream=1), (4, 4), 0.5)[1])
+    assert torch.equal(hide, block_mask(uniform(keys, 256, Stream.MASK), (4, 4), 0.5)[1])
     assert keep.shape == hide.shape == (4, 8)
-    with pytest.raises(UnveilError, match=r"grid sampling cannot hide 0\.5"):
+    with pytest.raises(UnveilError, match=r"grid sampling cannot mask 0\.5"):
         build(sampling="grid", mask_ratio=0.5)
 
 
@@ -94,7 +95,7 @@ def test_a_mask_is_drawn_where_none_is_given():
     assert not torch.equal(first, second)
     keep, hide = split(first)
     torch.manual_seed(5)
-    torch.testing.assert_close(mae.loss(images), mae.compare(images, keep, hide))
+    torch.testing.assert_close(mae.loss(images), mae.masked_loss(images, keep, hide))
 
 
 def test_the_decoder_follows_the_encoder():
@@ -103,5 +104,17 @@ def test_the_decoder_follows_the_encoder():
         mae = MAE.build(vit, MAEConfig(), AugmentConfig())
         assert (mae.decoder.config.width, mae.decoder.config.depth) == expected
     assert math.isclose(float(mae.mask_token.detach().std()), 0.02, rel_tol=0.3)
-    with pytest.raises(UnveilError, match="width 20 has no usual number of heads"):
+    with pytest.raises(UnveilError, match="width 20 does not divide into heads of width 8 or more"):
         MAE.build(VIT, MAEConfig(decoder_width=20), AugmentConfig())
+
+
+def test_figure_facts():
+    facts = build(sampling="block", mask_ratio=0.5, target="pixel", loss_on_all=True).figure_facts()
+    assert facts == {
+        "mask_ratio": 0.5,
+        "sampling": "block",
+        "target": "pixel",
+        "loss_on_all": True,
+        "uses_true_patch_statistics": False,
+    }
+    assert build().figure_facts()["uses_true_patch_statistics"]

@@ -1,0 +1,33 @@
+"""Evaluating in small batches gives what evaluating at once gives."""
+
+import numpy as np
+import pytest
+import torch
+
+from unveil.evaluate import features
+from unveil.evaluate.held_out import held_out_images, held_out_metrics
+from unveil.runs.images import IMAGES
+from unveil.train.parallel import HardwareConfig, World
+
+CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
+
+
+@pytest.mark.parametrize("method", ["mae", "simmim", "beit", "dvae"])
+def test_batches_do_not_change_errors_and_features(monkeypatch, method):
+    images = np.random.default_rng(0).integers(0, 255, (40, 20, 20, 3), dtype=np.uint8)
+    plan = IMAGES.plan(images, method, "vit-nano", {"image_size": (16,), "patch_size": (4,), "device": "cpu"})
+    subset = plan.open_subsets()[0]
+    vit = plan.vit(subset.dataset)
+    torch.manual_seed(0)
+    learner = plan.build(vit).eval()
+    found = []
+    for size in (7, 100):
+        monkeypatch.setattr("unveil.evaluate.held_out.evaluation_batch_size", lambda world, size=size: size)
+        errors = held_out_metrics(learner, held_out_images(subset, vit, EXACT, CPU), EXACT, CPU)
+        table = features.features_of(learner.encoder.features, subset, vit, EXACT, CPU, batch_size=size)
+        found.append((errors, table))
+    (few, rows), (many, whole) = found
+    assert few == pytest.approx(many, rel=1e-5)
+    assert len(few) >= 2
+    assert min(few.values()) > 0 or method == "beit"  # all of its tokens may be predicted wrong
+    assert torch.allclose(rows, whole, atol=1e-5)
