@@ -1,11 +1,12 @@
-"""The loss of the fast path beside that of a slow, obvious one: same weights, same images, same masks, every step.
+"""Loss curves of the training loop and of a plain one: the same weights, images and masks in every step.
 
     python benchmarks/curves.py digits --model vit-nano --steps 500 --out curves.json --plot curves.png
     python benchmarks/curves.py packed/ --model vit-base --batch 256 --steps 500 --compile          # on a GPU
 
-Fast is the training loop as it is. Slow is a masked autoencoder written out below: every patch is embedded, by a convolution; mask
-tokens are put into their places; the decoder answers for all tokens; attention is the formula; AdamW goes tensor by tensor. Two
-curves drift apart by rounding alone, the faster the longer they run; so each pair stands beside one that differs in rounding only.
+"fast" is the training loop as it is. "slow" is a masked autoencoder that is written out below: a convolution embeds every patch,
+mask tokens are inserted at the masked positions, the decoder computes all tokens, attention is the formula, and AdamW updates one
+tensor at a time. Rounding alone makes two curves drift apart, and more so the longer they run. So each difference is printed beside
+that of two curves that differ in rounding only.
 """
 
 import argparse
@@ -25,18 +26,19 @@ from unveil.data.loader import ImageLoader
 from unveil.data.sources import open_source
 from unveil.interop import mae_release
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.vit import MODELS, ViTConfig
+from unveil.models.vit_config import MODELS, ViTConfig
 from unveil.runs.open_data import natural_side, sizes_for, stored_side
-from unveil.train.loop import TrainConfig, train
+from unveil.train.loop import train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, autocast
+from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.schedule import half_cosine
 
 PAIRS = {
     "fast, bfloat16": "slow, float32",
-    "slow, bfloat16": "slow, float32",  # what bfloat16 does by itself
+    "slow, bfloat16": "slow, float32",  # the effect of bfloat16 alone
     "fast, float32": "slow, float32",
-    "slow, float64": "slow, float32",  # what rounding of float32 does by itself
+    "slow, float64": "slow, float32",  # the effect of rounding in float32 alone
 }
 
 
@@ -51,11 +53,11 @@ def main() -> None:
     parser.add_argument("--base-lr", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--compile", action="store_true", help="the fast path in bfloat16 compiled")
-    parser.add_argument("--out", type=Path, help="a JSON file of all curves")
-    parser.add_argument("--plot", type=Path, help="a PNG file")
+    parser.add_argument("--compile", action="store_true", help="compile the fast path in bfloat16")
+    parser.add_argument("--out", type=Path, help="a JSON file for all curves")
+    parser.add_argument("--plot", type=Path, help="a PNG file for a plot")
     args = parser.parse_args()
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # else a GPU convolves in less than float32
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # by default, a GPU convolves in lower precision than float32
     world, source = World(torch.device(args.device)), open_source(args.data)
     image_size, patch_size = sizes_for(natural_side(source, 10**8), (), (), args.model == "vit-huge")
     width, depth, heads = MODELS[args.model]
@@ -69,8 +71,8 @@ def main() -> None:
         return MAE.build(vit, config, AugmentConfig(crop=args.crop))
 
     print(
-        f"{args.model}/{patch_size[0]} at {image_size[0]} px, {args.target} target, {args.mask_ratio:.0%} hidden,",
-        f"{args.steps} steps of {args.batch}, base rate {args.base_lr}; {receipt(world.device)}",
+        f"{args.model}/{patch_size[0]} at {image_size[0]} px, {args.target} target, {args.mask_ratio:.0%} masked,",
+        f"{args.steps} steps of {args.batch}, base learning rate {args.base_lr}; {receipt(world.device)}",
         flush=True,
     )
     curves = {}
@@ -78,37 +80,43 @@ def main() -> None:
         path, precision = name.split(", ")
         half, compiled = precision == "bfloat16", args.compile and name == "fast, bfloat16"
         hardware = HardwareConfig(device=args.device, precision="bfloat16" if half else "float32", compile=compiled)
-        given = (untrained(), loader, args.steps, optim, hardware, world)
-        curves[name] = fast(*given) if path == "fast" else slow(*given, torch.float64 if precision == "float64" else torch.float32)
+        training = TrainConfig(
+            epochs=args.steps * args.batch / loader.samples, batch_size=args.batch, accum_steps=1, log_every=1, num_evals=1
+        )
+        recipe, dtype = Recipe(training, optim, hardware, world), torch.float64 if precision == "float64" else torch.float32
+        curves[name] = fast(untrained(), loader, recipe) if path == "fast" else slow(untrained(), loader, recipe, args.steps, dtype)
         print(f"{name}: from {curves[name][0]:.5f} to {curves[name][-1]:.5f}", flush=True)
-    tell(curves)
+    print_curves(curves)
     if args.out:
         args.out.write_text(json.dumps({"command": sys.argv, "receipt": receipt(world.device), "curves": curves}))
     if args.plot:
         plot(curves, args.plot)
 
 
-def fast(learner: MAE, loader: ImageLoader, steps: int, optim: OptimConfig, hardware: HardwareConfig, world: World) -> list[float]:
+class Records:
+    """A sink that keeps the records of the log."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def start(self, first: int) -> None: ...
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def close(self) -> None: ...
+
+
+def fast(learner: MAE, loader: ImageLoader, recipe: Recipe) -> list[float]:
     """The losses of the training loop."""
-    lines: list[dict[str, Any]] = []
-
-    class Lines:
-        def write(self, record: dict[str, Any]) -> None:
-            lines.append(record)
-
-        def close(self) -> None: ...
-
-    training = TrainConfig(
-        epochs=steps * loader.batch_size / loader.samples, batch_size=loader.batch_size, accumulate=1, log_every=1, monitor_times=1
-    )
-    train(learner, loader, training, optim, hardware, world, sinks=[Lines()])
-    return [line["loss"] for line in lines]
+    sink = Records()
+    train(learner, loader, recipe, sinks=[sink])
+    return [record["loss"] for record in sink.records]
 
 
-def slow(
-    learner: MAE, loader: ImageLoader, steps: int, optim: OptimConfig, hardware: HardwareConfig, world: World, dtype: torch.dtype
-) -> list[float]:
-    """The losses of a plain loop around the plain model below; the learner gives weights, augmentation and masks."""
+def slow(learner: MAE, loader: ImageLoader, recipe: Recipe, steps: int, dtype: torch.dtype) -> list[float]:
+    """The losses of a plain loop around the plain model below. Weights, augmentation and masks are those of the learner."""
+    optim, hardware, world = recipe.optim, recipe.hardware, recipe.world
     state = mae_release.state_of(learner)
     weights = {name: x.to(world.device, dtype).requires_grad_("pos_embed" not in name) for name, x in state.items()}
     trained = {name: x for name, x in weights.items() if x.requires_grad}
@@ -125,7 +133,7 @@ def slow(
         batch = learner.augment(loader.share(step, 0, 1).to(world.device))
         keep, hide = learner.mask(batch.keys)
         for group in optimizer.param_groups:
-            group["lr"] = optim.peak(loader.batch_size) * half_cosine(step, steps, round(optim.warmup * steps))
+            group["lr"] = optim.peak(loader.batch_size) * half_cosine(step, steps, round(optim.warmup_ratio * steps))
         with autocast(hardware, world):
             loss = plain_loss(weights, learner, batch.images.to(dtype), keep, hide)
         loss.backward()
@@ -136,16 +144,16 @@ def slow(
 
 
 def plain_loss(weights: dict[str, Tensor], learner: MAE, images: Tensor, keep: Tensor, hide: Tensor) -> Tensor:
-    """MAE's loss as the paper's figure 1 draws it; weights are named as in the public release."""
+    """The loss of MAE as in figure 1 of the paper. The weights have the names of the public release."""
     vit, config = learner.encoder.config, learner.config
     b, (p, q) = len(images), vit.patch_size
 
-    def at(places: Tensor, size: int) -> Tensor:
-        return places[:, :, None].expand(-1, -1, size)
+    def rows(indices: Tensor, size: int) -> Tensor:
+        return indices[:, :, None].expand(-1, -1, size)
 
     x = F.conv2d(images, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=vit.patch_size)
     x = x.flatten(2).transpose(1, 2) + weights["pos_embed"][:, 1:]  # (B, N, D)
-    x = x.gather(1, at(keep, x.shape[2]))  # (B, V, D)
+    x = x.gather(1, rows(keep, x.shape[2]))  # (B, V, D)
     first = (weights["cls_token"] + weights["pos_embed"][:, :1]).expand(b, -1, -1)
     x = torch.cat([first, x], dim=1)
     for i in range(vit.depth):
@@ -153,17 +161,17 @@ def plain_loss(weights: dict[str, Tensor], learner: MAE, images: Tensor, keep: T
     x = linear(weights, "decoder_embed.", layer_norm(weights, "norm.", x))  # (B, 1 + V, E)
 
     tokens = weights["mask_token"].expand(b, learner.patches, -1).to(x.dtype)
-    tokens = tokens.scatter(1, at(keep, x.shape[2]), x[:, 1:])
+    tokens = tokens.scatter(1, rows(keep, x.shape[2]), x[:, 1:])
     x = torch.cat([x[:, :1], tokens], dim=1) + weights["decoder_pos_embed"]  # (B, 1 + N, E)
     for i in range(len(learner.decoder.blocks)):
         x = plain_block(weights, f"decoder_blocks.{i}.", x, learner.decoder.config.heads)
-    painted = linear(weights, "decoder_pred.", layer_norm(weights, "decoder_norm.", x))[:, 1:]  # (B, N, P)
+    predicted = linear(weights, "decoder_pred.", layer_norm(weights, "decoder_norm.", x))[:, 1:]  # (B, N, P)
 
     true = F.unfold(images, vit.patch_size, stride=vit.patch_size)  # (B, C p q, N), channels first
     true = true.unflatten(1, (vit.channels, p * q)).permute(0, 3, 2, 1).flatten(2)
     if config.target == "normalised":
         true = (true - true.mean(dim=2, keepdim=True)) / (true.var(dim=2, keepdim=True) + 1e-6).sqrt()
-    errors = (painted.to(true.dtype) - true).square().mean(dim=2)  # (B, N)
+    errors = (predicted.to(true.dtype) - true).square().mean(dim=2)  # (B, N)
     hidden = torch.zeros_like(errors).scatter(1, hide, 1.0)
     return (errors * hidden).sum() / hidden.sum()
 
@@ -187,14 +195,14 @@ def layer_norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}weight"], weights[f"{name}bias"], eps=1e-6)
 
 
-def tell(curves: dict[str, list[float]]) -> None:
-    """The curves at some steps, and how far each pair is apart."""
+def print_curves(curves: dict[str, list[float]]) -> None:
+    """Prints the curves at some steps, and the differences of each pair."""
     count = len(curves["slow, float32"])
     shown = sorted({min(max(0, round(count * part) - 1), count - 1) for part in (0, 0.02, 0.1, 0.2, 0.4, 0.6, 0.8, 1)})
     print(f"{'loss at step':>16}  " + "  ".join(f"{step + 1:>9}" for step in shown))
     for name, losses in curves.items():
         print(f"{name:>16}  " + "  ".join(f"{losses[step]:9.6f}" for step in shown))
-    print("relative difference of losses, step by step, and of their mean over the last tenth:")
+    print("relative difference of the losses at each step, and of their mean over the last tenth (end):")
     for name, other in PAIRS.items():
         apart = [abs(a - b) / b for a, b in zip(curves[name], curves[other], strict=True)]
         ends = [sum(curves[key][-max(count // 10, 1) :]) for key in (name, other)]
@@ -205,7 +213,7 @@ def tell(curves: dict[str, list[float]]) -> None:
 
 
 def plot(curves: dict[str, list[float]], path: Path) -> None:
-    """Losses above, differences below."""
+    """Draws the losses above, and the differences below."""
     import matplotlib
 
     matplotlib.use("agg")

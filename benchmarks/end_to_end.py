@@ -1,13 +1,13 @@
-"""The whole loop against a plain one, and against its own step on one resident batch.
+"""The speed of the whole loop, compared with a plain loop, and with its own step on one batch that stays on the device.
 
     python benchmarks/make_images.py photos/ runs/made --count 20000         # once
-    python benchmarks/end_to_end.py runs/made/raw --model vit-base --batch 256 # a packed set: what the images cost
+    python benchmarks/end_to_end.py runs/made/raw --model vit-base --batch 256 # a pack: the cost of the images
     python benchmarks/end_to_end.py cifar10/train.tar.gz --model vit-tiny --image-size 32 --patch-size 2 \
         --decoder-width 192 --decoder-depth 4 --batch 1024 --plain             # small images
 
-Contestants, in turns: the step on one batch that never changes; our loop with its feed and all augmentation; and with --plain a
-PyTorch loop as most people write it (DataLoader with workers, per-image transforms of torchvision, the same model and step).
-Batches that were made during the turns of others are thrown away before a turn: what is timed are batches made meanwhile.
+These take turns: the step on one batch that never changes; our loop with its loader and all augmentation; and with --plain a
+PyTorch loop as most people write it (DataLoader with workers, transforms of torchvision for each image, the same model and step).
+Before a turn, batches that were prefetched during other turns are thrown away, so that the time includes making the batches.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from unveil.data.sources import Source, open_source
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
-from unveil.models.vit import MODELS, ViTConfig
+from unveil.models.vit_config import MODELS, ViTConfig
 from unveil.runs.open_data import stored_side
 from unveil.train.memory_trial import matrix_peak
 from unveil.train.optim import OptimConfig, build_optimizer
@@ -40,7 +40,7 @@ from unveil.train.parallel import HardwareConfig, World, autocast, parallelize, 
 
 
 class Files(Dataset[tuple[Tensor, int]]):
-    """One image at a time, decoded and augmented as torchvision does it."""
+    """One image at a time, decoded by Pillow and augmented by torchvision."""
 
     def __init__(self, source: Source, side: int) -> None:
         self.source = source
@@ -56,10 +56,10 @@ class Files(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.source.names)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        found = self.source.read(number)
-        image = Image.fromarray(found) if isinstance(found, np.ndarray) else Image.open(io.BytesIO(found))
-        return self.transform(image.convert("RGB")), number
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raw = self.source.read(index)
+        image = Image.fromarray(raw) if isinstance(raw, np.ndarray) else Image.open(io.BytesIO(raw))
+        return self.transform(image.convert("RGB")), index
 
 
 def main() -> None:
@@ -73,11 +73,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--workers", type=int, default=8, help="of the plain loop")
+    parser.add_argument("--workers", type=int, default=8, help="worker processes of the plain loop")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--memory", type=int, default=MEMORY, help="bytes of images that are kept in memory; 0 reads them always")
+    parser.add_argument("--memory", type=int, default=MEMORY, help="bytes of images to keep in memory; 0 reads them in every epoch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=50, help="in a turn")
+    parser.add_argument("--steps", type=int, default=50, help="steps per turn")
     args = parser.parse_args()
     world = World(torch.device(args.device))
     hardware = resolve_precision(HardwareConfig(device=args.device, compile=args.compile), world)
@@ -90,38 +90,39 @@ def main() -> None:
     source = open_source(args.data)
     pairs = plain_batches(args, source, world)
     if args.plain:
-        next(pairs)  # its processes are forked before there are threads
+        next(pairs)  # its processes must be forked before threads are started
     images = ImageDataset(source, side=stored_side(vit.image_size), memory=args.memory)
-    resident = images.reside(world.device)
+    resident = images.to_gpu(world.device)
     loader = ImageLoader(images, batch_size=args.batch, seed=0)
-    loader.instant = resident or (world.device.type == "cpu" and images.in_memory)
+    loader.prefetch = not (resident or (world.device.type == "cpu" and images.in_memory))
     parallelize(learner, hardware, world, first_batch(loader))
+    augment = torch.compile(learner.augment) if hardware.compile else learner.augment  # as the loop does
     print(
         f"{args.model}/{args.patch_size} at {args.image_size} px, batch {args.batch}, {len(images):,} images;",
         receipt(world.device),
     )
     print(f"in memory: {images.in_memory}; on the GPU: {resident}")
-    fixed = learner.augment(loader.share(0, 0, 1).to(world.device))
+    fixed = augment(loader.share(0, 0, 1).to(world.device))
     batches: Iterator[tuple[int, list[Batch]]] = stream(loader, range(10**9), 0, 1, 1)
 
     def ours() -> None:
         _, (batch,) = next(batches)
         with torch.no_grad():
-            batch = learner.augment(batch.to(world.device))
+            batch = augment(batch.to(world.device))
         step(learner, optimizer, batch, hardware, world)
 
-    before: dict[str, Callable[[], object]] = {"the loop": lambda: [next(batches) for _ in range(0 if loader.instant else 3)]}
-    contestants: dict[str, Callable[[], object]] = {
+    before: dict[str, Callable[[], object]] = {"the loop": lambda: [next(batches) for _ in range(0 if not loader.prefetch else 3)]}
+    variants: dict[str, Callable[[], object]] = {
         "the loop": ours,
         "one resident batch": lambda: step(learner, optimizer, fixed, hardware, world),
     }
     if args.plain:
-        contestants["a plain loop"] = partial(plain_step, pairs, learner, optimizer, hardware, world)
+        variants["a plain loop"] = partial(plain_step, pairs, learner, optimizer, hardware, world)
         before["a plain loop"] = lambda: [next(pairs) for _ in range(2 * args.workers)]
-    seconds = take_turns(contestants, world.device, rounds=args.rounds, repeat=args.steps, before=before)
+    seconds = take_turns(variants, world.device, rounds=args.rounds, repeat=args.steps, before=before)
     print(table(seconds, args.batch))
     share = statistics.median(a / b for a, b in zip(seconds["one resident batch"], seconds["the loop"], strict=True))
-    print(f"the loop has {share:.1%} of the speed on one resident batch")
+    print(f"the loop reaches {share:.1%} of the speed on one resident batch")
     visible = learner.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
     cost = mae_cost(
         vit, visible, width=args.decoder_width, depth=args.decoder_depth, predicted=learner.target.size, plain=True
@@ -129,13 +130,13 @@ def main() -> None:
     rate = cost * args.batch / min(seconds["the loop"])
     peak = matrix_peak(world.device, hardware.precision)
     print(
-        f"the loop at its best: {rate / 1e12:.2f} TFLOP/s of the plain method, {rate / peak:.1%} of the measured matrix peak",
-        f"of {peak / 1e12:.1f}",
+        f"the best round of the loop: {rate / 1e12:.2f} TFLOP/s, counted for the plain method; this is {rate / peak:.1%} of the",
+        f"measured matrix peak of {peak / 1e12:.1f} TFLOP/s",
     )
 
 
 def step(learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, hardware: HardwareConfig, world: World) -> None:
-    """Forward, backward, optimiser."""
+    """Forward pass, backward pass, optimiser."""
     with autocast(hardware, world):
         loss = learner(batch).loss
     loss.backward()
@@ -144,7 +145,7 @@ def step(learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, hardw
 
 
 def plain_batches(args: argparse.Namespace, source: Source, world: World) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and their numbers by a DataLoader, without end."""
+    """Endless batches of images and their indices from a DataLoader."""
     loader = DataLoader(
         Files(source, args.image_size),
         args.batch,
@@ -165,10 +166,10 @@ def plain_step(
     hardware: HardwareConfig,
     world: World,
 ) -> None:
-    """The same step on a DataLoader's batch."""
-    images, numbers = (part.to(world.device, non_blocking=True) for part in next(pairs))
+    """The same step on a batch of a DataLoader."""
+    images, keys = (part.to(world.device, non_blocking=True) for part in next(pairs))
     sizes = torch.ones(len(images), 2, dtype=torch.int64, device=world.device)
-    step(learner, optimizer, Batch(images, sizes, numbers), hardware, world)
+    step(learner, optimizer, Batch(images, sizes, keys), hardware, world)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Many images from a few: random crops of photographs, a quarter to all of each side, as JPEG files and as two packs.
+"""Makes many images from a few: random crops of photographs, from a quarter to all of their side, as JPEG files and as two packs.
 
-    python benchmarks/make_images.py photos/ runs/made --count 20000         # 256 px: some 0.5 GB, and 4 GB of bare pixels
+    python benchmarks/make_images.py photos/ runs/made --count 20000         # 256 px: about 0.5 GB, and 4 GB of raw pixels
 
-They cost what as many photographs cost, and nothing can be learned from them. The same command makes the same files.
+Reading them costs as much as reading the same number of photographs, but nothing can be learned from them. The same command makes
+the same files.
 """
 
 import argparse
@@ -30,11 +31,11 @@ def main() -> None:
     files.mkdir(parents=True, exist_ok=True)
 
     def make(name: str, image: Image.Image) -> None:
-        chance = random.Random(name)
-        side = chance.randint(min(image.size) // 4, min(image.size))
-        left, top = chance.randint(0, image.width - side), chance.randint(0, image.height - side)
-        made = image.resize((args.side, args.side), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-        made.save(files / name, quality=90)
+        rng = random.Random(name)
+        side = rng.randint(min(image.size) // 4, min(image.size))
+        left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
+        crop = image.resize((args.side, args.side), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        crop.save(files / name, quality=90)
 
     with ThreadPoolExecutor(cores()) as pool:
         for each in range(min(len(source), args.count)):  # one photograph in memory at a time

@@ -1,10 +1,11 @@
-"""What hiding saves: time and memory of a step at several mask ratios, beside its FLOPs; and the encoder with mask tokens.
+"""What masking saves: time, memory and FLOPs of a step at several mask ratios, and for an encoder that sees mask tokens.
 
     python benchmarks/ratios.py --model vit-large --batch 64                   # on a GPU
     python benchmarks/ratios.py --model vit-small --image-size 224 --batch 8   # on a CPU
 
-At ratio 0 nothing is hidden, so there the loss is taken on all patches. The paper's table 1c: an encoder that sees mask tokens
-costs ViT-L 3.3 times the FLOPs. All take turns in one process, and ratios of time are medians of ratios within a round.
+With a mask ratio of 0 there are no masked patches, so the loss is computed on all patches. Table 1c of the paper: with an encoder
+that sees mask tokens, ViT-L needs 3.3 times the FLOPs. All take turns in one process, and a ratio of times is the median of the
+ratios within a round.
 """
 
 import argparse
@@ -19,9 +20,18 @@ from turns import keep_heap, receipt, take_turns
 from unveil.data.augment import AugmentConfig
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
-from unveil.models.vit import MODELS, ViTConfig
+from unveil.models.vit_config import MODELS, ViTConfig
 
-HEADS = ("hidden", "patches in the encoder", "GFLOPs an image", "ratio", "ms a step", "ratio (quartiles)", "MiB of tensors", "ratio")
+HEADS = (
+    "masked",
+    "patches in the encoder",
+    "GFLOPs per image",
+    "ratio",
+    "ms per step",
+    "ratio (quartiles)",
+    "MiB of tensors",
+    "ratio",
+)
 BASE, MASKED, PAPER = "75%", "75%, mask tokens in the encoder", 3.3
 
 
@@ -30,7 +40,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="vit-small")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--patch-size", type=int, default=16)
-    parser.add_argument("--decoder-width", type=int, help="512, or the encoder's where that is smaller")
+    parser.add_argument("--decoder-width", type=int, help="512 by default, or the width of the encoder if that is smaller")
     parser.add_argument("--decoder-depth", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
@@ -52,12 +62,12 @@ def main() -> None:
     print(f"{args.model}/{args.patch_size} at {args.image_size} px, decoder {decoder}, batch {args.batch}, {args.precision}")
     print(f"{receipt(device)}\n")
     steps: dict[str, Callable[[], object]] = {}
-    flops, peaks, seen = {}, {}, {}
+    flops, peaks, encoded = {}, {}, {}
     for name, config in configs.items():
         torch.manual_seed(0)
         mae = MAE.build(vit, config, AugmentConfig())
         visible = mae.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
-        seen[name] = vit.grid[0] * vit.grid[1] if config.mask_tokens_in_encoder else visible
+        encoded[name] = vit.grid[0] * vit.grid[1] if config.mask_tokens_in_encoder else visible
         flops[name] = mae_cost(
             vit,
             visible,
@@ -69,16 +79,16 @@ def main() -> None:
             mask_tokens_in_encoder=config.mask_tokens_in_encoder,
         ).step
         steps[name] = our_side(mae, args.precision, device)(args.batch, None)
-        steps[name]()  # the optimiser's moments are there from now on
+        steps[name]()  # allocates the moments of the optimiser
         peaks[name] = peak_bytes(steps[name], device)
     seconds = take_turns(steps, device, rounds=args.rounds)
     slower = {name: sorted(a / b for a, b in zip(seconds[name], seconds[BASE], strict=True)) for name in configs}
-    print(f"Ratios are to {BASE} hidden.\n\n| {' | '.join(HEADS)} |\n| {' | '.join(['---'] * len(HEADS))} |")
+    print(f"Ratios are relative to a mask ratio of {BASE}.\n\n| {' | '.join(HEADS)} |\n| {' | '.join(['---'] * len(HEADS))} |")
     for name in configs:
         low, middle, high = statistics.quantiles(slower[name], n=4)
         cells = [
             name,
-            f"{seen[name]}",
+            f"{encoded[name]}",
             f"{flops[name] / 1e9:.2f}",
             f"{flops[name] / flops[BASE]:.2f}",
             f"{1e3 * statistics.median(seconds[name]):.1f}",
@@ -89,7 +99,7 @@ def main() -> None:
         print("| " + " | ".join(cells) + " |")
     more, longer = flops[MASKED] / flops[BASE], statistics.median(slower[MASKED])
     print(f"\nWith mask tokens in the encoder: {more:.2f} times the FLOPs and {longer:.2f} times the time;", end=" ")
-    print(f"the paper says {PAPER} times the FLOPs, for ViT-L with its decoder of 512 x 8.")
+    print(f"according to the paper {PAPER} times the FLOPs, for ViT-L with its decoder of 512 x 8.")
 
 
 if __name__ == "__main__":

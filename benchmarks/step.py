@@ -1,13 +1,14 @@
-"""One pre-training step (forward, backward, optimiser) of ours and of its peers: same weights, same images, same mask, same loss.
+"""One pre-training step of unveil and of other implementations, with the same weights, images, masks and loss.
 
-    python benchmarks/step.py --model vit-base --batch 16            # bf16 on both sides
+    python benchmarks/step.py --model vit-base --batch 16            # bfloat16 on both sides
     python benchmarks/step.py --model vit-tiny --image-size 96 --patch-size 8 --batch 64 --peer-precision float32
     python benchmarks/step.py --model vit-base vit-large vit-huge --batch best --compile default --compiled-peer \
         --public ~/mae --out step.jsonl                # on a GPU; ~/mae is a checkout of the public code
 
-Prints the losses of all, images a second, ratios with their spread, the share of the measured matrix peak (counted on the plain
-method's FLOPs, for all alike), and the most memory that tensors took in a step; in a CUDA graph they stay, and count as none.
-`--out` gets a JSON line for each batch that was tried and for each model that is done, so that a cut loses nothing.
+A step is the forward pass, the backward pass and the optimiser. Prints the losses, images per second, ratios with their spread, the
+share of the measured matrix peak (from the FLOPs of the plain method, for all implementations), and the peak memory of tensors in a
+step. The tensors of a CUDA graph are allocated once and are not counted. `--out` gets a JSON line for each batch size and for each
+finished model, so that an interruption loses nothing.
 """
 
 import argparse
@@ -35,11 +36,11 @@ from unveil.data.batch import Batch
 from unveil.interop import mae_release, transformers_vit_mae
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
-from unveil.models.vit import MODELS, ViTConfig
-from unveil.train.memory_trial import Live, matrix_peak
+from unveil.models.vit_config import MODELS, ViTConfig
+from unveil.train.memory_trial import LiveTensors, matrix_peak
 
 Stepper = Callable[[], Tensor]
-Side = Callable[[int, str | None], Stepper]  # the step of a batch size, compiled in this mode or not
+Side = Callable[[int, str | None], Stepper]  # the step for a batch size, compiled in a mode or not
 Context = Callable[[], AbstractContextManager[object]]
 LADDER = [2**i for i in range(4, 13)]
 MODES = ["default", "reduce-overhead", "max-autotune-no-cudagraphs"]
@@ -49,20 +50,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, nargs="+", default=["vit-base"])
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--patch-size", type=int, help="16, and 14 for vit-huge")
+    parser.add_argument("--patch-size", type=int, help="16 by default, and 14 for vit-huge")
     parser.add_argument("--decoder-width", type=int, default=512)
     parser.add_argument("--decoder-depth", type=int, default=8)
     parser.add_argument("--decoder-heads", type=int, default=16)
     parser.add_argument("--mask-ratio", type=float, default=0.75)
-    parser.add_argument("--batch", default="16", help="one for all; of several (64,128,256), or of best (16 to 4096), each its own")
+    parser.add_argument(
+        "--batch",
+        default="16",
+        help="one batch size; or several (64,128,256), or best (16 to 4096), of which each side takes its fastest",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--peer-precision", choices=["bfloat16", "float32"])
-    parser.add_argument("--compile", choices=MODES, help="ours compiled, at the batch that was fastest without")
-    parser.add_argument("--compiled-peer", action="store_true", help="transformers' model compiled likewise, beside the plain one")
+    parser.add_argument("--compile", choices=MODES, help="compile unveil, at the batch size that was fastest without")
+    parser.add_argument("--compiled-peer", action="store_true", help="also measure the model of transformers compiled")
     parser.add_argument("--public", help="a folder with the public MAE code")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--repeat", type=int, default=1, help="steps in a turn")
+    parser.add_argument("--repeat", type=int, default=1, help="steps per turn")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="a file of JSON lines, appended to")
     args = parser.parse_args()
@@ -76,7 +81,7 @@ def main() -> None:
 
 
 def compare(name: str, args: argparse.Namespace, device: torch.device) -> None:
-    """One model: the same loss, the best batches, the turns."""
+    """Compares one model: checks that the losses agree, finds the best batch sizes, and measures in turns."""
     facts: dict[str, Any] = {
         "model": name,
         "image_size": args.image_size,
@@ -84,7 +89,7 @@ def compare(name: str, args: argparse.Namespace, device: torch.device) -> None:
         "receipt": receipt(device),
         "command": sys.argv,
     }
-    print(f"\n{name}/{facts['patch_size']} at {args.image_size} px, {args.mask_ratio:.0%} hidden; {facts['receipt']}", flush=True)
+    print(f"\n{name}/{facts['patch_size']} at {args.image_size} px, {args.mask_ratio:.0%} masked; {facts['receipt']}", flush=True)
     width, depth, heads = MODELS[name]
     side = (args.image_size,) * 2
     vit = ViTConfig(width=width, depth=depth, heads=heads, image_size=side, patch_size=(facts["patch_size"],) * 2)
@@ -107,7 +112,7 @@ def compare(name: str, args: argparse.Namespace, device: torch.device) -> None:
     tolerance = 1e-4 if {args.precision, args.peer_precision} == {"float32"} else 1e-2
     for peer, loss in losses.items():
         if not math.isclose(loss, losses["unveil"], rel_tol=tolerance):
-            sys.exit(f"{peer} computes another loss: {loss} is not {losses['unveil']}")
+            sys.exit(f"the loss of {peer} is {loss}, expected {losses['unveil']}")
     best = dict.fromkeys(sides, batches[0])
     for peer, at in sides.items() if len(batches) > 1 else ():
         speeds = {}
@@ -117,41 +122,41 @@ def compare(name: str, args: argparse.Namespace, device: torch.device) -> None:
             write(args.out, facts | {"tried": peer, "batch": count, "images_per_second": speed})
         best[peer] = max(speeds, key=speeds.__getitem__)
 
-    wanted = {peer: (peer, args.compile if peer == "unveil" else None) for peer in sides}
+    variants = {peer: (peer, args.compile if peer == "unveil" else None) for peer in sides}
     if args.compiled_peer:
-        wanted["transformers, compiled"] = ("transformers", args.compile or "default")
-    sizes = {contestant: best[peer] for contestant, (peer, _) in wanted.items()}
-    steps = {contestant: sides[peer](sizes[contestant], mode) for contestant, (peer, mode) in wanted.items()}
-    peaks = {contestant: peak_bytes(step, device) for contestant, step in steps.items()}
+        variants["transformers, compiled"] = ("transformers", args.compile or "default")
+    sizes = {variant: best[peer] for variant, (peer, _) in variants.items()}
+    steps = {variant: sides[peer](sizes[variant], mode) for variant, (peer, mode) in variants.items()}
+    peaks = {variant: peak_bytes(step, device) for variant, step in steps.items()}
     seconds = take_turns(steps, device, rounds=args.rounds, repeat=args.repeat, warmup=3)
-    per_image = {contestant: [t / sizes[contestant] for t in times] for contestant, times in seconds.items()}
+    per_image = {variant: [t / sizes[variant] for t in times] for variant, times in seconds.items()}
     print(table(per_image, 1))
-    seen = ours.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
+    visible = ours.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
     shape = {"width": args.decoder_width, "depth": args.decoder_depth, "predicted": ours.target.size}
-    plain, own = mae_cost(vit, seen, plain=True, **shape).step, mae_cost(vit, seen, **shape).step
+    plain, own = mae_cost(vit, visible, plain=True, **shape).step, mae_cost(vit, visible, **shape).step
     peak = matrix_peak(device, args.precision)
     print(
-        f"the plain method takes {plain / 1e9:.1f} GFLOPs an image, unveil's savings leave {own / 1e9:.1f};",
+        f"GFLOPs per image: {plain / 1e9:.1f} for the plain method, {own / 1e9:.1f} for unveil;",
         f"measured {args.precision} matrix peak {peak / 1e12:.2f} TFLOP/s",
     )
     result = {}
-    for contestant, times in per_image.items():
+    for variant, times in per_image.items():
         share = plain / statistics.median(times) / peak
         print(
-            f"{contestant}: batch {sizes[contestant]}, {share:.1%} of the peak,",
-            f"at most {peaks[contestant] / 2**20:,.0f} MiB of tensors in a step",
+            f"{variant}: batch {sizes[variant]}, {share:.1%} of the peak,",
+            f"at most {peaks[variant] / 2**20:,.0f} MiB of tensors in a step",
         )
-        result[contestant] = {
-            "batch": sizes[contestant],
-            "compiled": wanted[contestant][1],
-            "loss": losses[wanted[contestant][0]],
-            "seconds": seconds[contestant],
+        result[variant] = {
+            "batch": sizes[variant],
+            "compiled": variants[variant][1],
+            "loss": losses[variants[variant][0]],
+            "seconds": seconds[variant],
             "images_per_second": 1 / statistics.median(times),
             "images_per_second_best": 1 / min(times),
             "peak_share": share,
-            "peak_bytes": peaks[contestant],
+            "peak_bytes": peaks[variant],
         }
-    write(args.out, facts | {"plain_flops": plain, "own_flops": own, "matrix_peak": peak, "contestants": result})
+    write(args.out, facts | {"plain_flops": plain, "own_flops": own, "matrix_peak": peak, "variants": result})
 
 
 def write(path: Path | None, record: dict[str, Any]) -> None:
@@ -162,29 +167,29 @@ def write(path: Path | None, record: dict[str, Any]) -> None:
 
 
 def stacked(vit: ViTConfig, count: int, device: torch.device) -> Tensor:
-    """The same random images for everybody."""
+    """Random images, the same for all."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, vit.channels, *vit.image_size, generator=generator).to(device)
 
 
 def noise_of(ours: MAE, count: int) -> Tensor:
-    """Noise whose order hides what ours hides: peers keep the lowest."""
+    """Noise that gives our mask in the other implementations, which keep the patches with the lowest noise."""
     _, hide = ours.mask(sample_keys(0, 0, count))
     return as_bool(hide, ours.patches).float() + torch.linspace(0, 0.5, ours.patches)
 
 
 def half(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to bfloat16, or nothing."""
+    """Autocast to bfloat16, or no autocast."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def fused_adamw(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW with a rate so small that the loss stays as it is."""
+    """AdamW with a learning rate so small that the loss does not change."""
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-12, betas=(0.9, 0.95), fused=True)
 
 
 def stepper(forward: Stepper, optimizer: torch.optim.Optimizer, context: Context) -> Stepper:
-    """Forward, backward, optimiser; no gradient stays behind, not even where memory ran out."""
+    """Forward pass, backward pass, optimiser. Gradients are freed even if memory runs out."""
 
     def step() -> Tensor:
         try:
@@ -200,12 +205,12 @@ def stepper(forward: Stepper, optimizer: torch.optim.Optimizer, context: Context
 
 
 def compiled(model: nn.Module, mode: str | None) -> nn.Module:
-    """What to call in place of the model; weights are shared."""
+    """The model, compiled in a mode or not; the weights are shared."""
     return model if mode is None else torch.compile(model, mode=mode, dynamic=False)
 
 
 def our_side(ours: MAE, precision: str, device: torch.device) -> Side:
-    """Ours, as the loop calls it."""
+    """unveil, as the training loop calls it."""
     model = ours.to(device).train()
     vit, optimizer = ours.encoder.config, fused_adamw(model)
 
@@ -218,7 +223,7 @@ def our_side(ours: MAE, precision: str, device: torch.device) -> Side:
 
 
 def transformers_side(ours: MAE, precision: str, device: torch.device) -> Side:
-    """ViTMAEForPreTraining with our weights and our mask, with attention by sdpa."""
+    """ViTMAEForPreTraining with our weights and masks, and with sdpa attention."""
     from transformers import ViTMAEForPreTraining
 
     with tempfile.TemporaryDirectory() as folder:
@@ -236,16 +241,17 @@ def transformers_side(ours: MAE, precision: str, device: torch.device) -> Side:
 
 
 def public_side(folder: str, ours: MAE, device: torch.device) -> Side:
-    """The public MAE code with our weights and our mask; float16 with a gradient scale on a GPU, as it trains, else float32.
+    """The public MAE code with our weights and masks; on a GPU in float16 with gradient scaling, as it trains, else in float32.
 
-    It was written for timm 0.3.2 and numpy before 1.24. What they have dropped since is put back while the model is built; timm's
-    attention is that of today, by sdpa, which favours the peer. Its loop waits for the GPU in each step, which this one does not.
+    It was written for timm 0.3.2 and numpy before 1.24. Names that they have removed since are restored while the model is built.
+    The attention is that of the present timm, by sdpa, which makes the public code faster. Its own loop waits for the GPU in each
+    step, and this one does not.
     """
     import timm.models.vision_transformer as timm_vit
 
     def block(*args: Any, qk_scale: Literal[None] = None, **options: Any) -> nn.Module:
-        made: nn.Module = timm_block(*args, **options)
-        return made
+        module: nn.Module = timm_block(*args, **options)
+        return module
 
     def norm(size: int, **options: Any) -> nn.Module:
         return nn.LayerNorm(size, eps=1e-6, **options)
@@ -280,7 +286,7 @@ def public_side(folder: str, ours: MAE, device: torch.device) -> Side:
 
         def step() -> Tensor:
             try:
-                with half, patch.object(torch, "rand", lambda *args, **options: noise):  # the code draws its mask from here
+                with half, patch.object(torch, "rand", lambda *args, **options: noise):  # the public code draws its mask from this
                     loss, _, _ = call(images, mask_ratio=config.mask_ratio)
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
@@ -295,9 +301,9 @@ def public_side(folder: str, ours: MAE, device: torch.device) -> Side:
 
 
 def peak_bytes(step: Stepper, device: torch.device) -> int:
-    """The most memory of tensors made within a step; weights and optimiser state, alike on all sides, are not counted."""
+    """The peak memory of tensors made within a step. Weights and optimiser state, the same on all sides, are not counted."""
     if device.type == "cuda":
-        for _ in range(3):  # compiling and tuning take memory of their own
+        for _ in range(3):  # compiling and tuning need memory too
             step()
         wait(device)
         before = torch.cuda.memory_allocated(device)
@@ -305,7 +311,7 @@ def peak_bytes(step: Stepper, device: torch.device) -> int:
         step()
         wait(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with Live() as live:
+    with LiveTensors() as live:
         step()
     return live.peak
 

@@ -1,4 +1,4 @@
-"""Contestants take turns in one process: what slows the machine for a while slows them all."""
+"""Several programs take turns in one process, so that a machine that is slow for a while slows all of them."""
 
 import gc
 import os
@@ -16,13 +16,13 @@ KEPT_HEAP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=
 
 
 def keep_heap() -> None:
-    """Starts this program again with a heap that is not given back to the system after each step, for all contestants alike."""
+    """Starts this program again with a heap that is not returned to the system after each step, the same for all variants."""
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": KEPT_HEAP})
 
 
 def receipt(device: torch.device) -> str:
-    """Commit, machine and versions, for a table's caption."""
+    """Commit, machine and versions, for the caption of a table."""
     here = Path(__file__).parent
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=here
@@ -45,13 +45,13 @@ def processor() -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def free() -> None:
-    """Gives back to the device what nobody holds any more."""
+    """Returns unused memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -60,28 +60,28 @@ def free() -> None:
 def at_batches(
     at: Callable[[int], Callable[[], object]], batches: Iterable[int], device: torch.device, *, steps: int = 4
 ) -> Iterator[tuple[int, float]]:
-    """Rising batches with their samples a second, until one does not fit the device, or two in a row are no gain.
+    """Increasing batch sizes with their samples per second, until one does not fit into memory, or two in a row are no faster.
 
     Args:
         at: Makes the step of a batch size.
-        batches: What to try.
-        device: Where; a CPU has no limit that could be caught.
-        steps: How many are timed, after one that is not; the fastest counts.
+        batches: The batch sizes to try, in ascending order.
+        device: The device. On a CPU, a lack of memory cannot be caught.
+        steps: Number of steps that are timed, after one that is not; the fastest counts.
     """
-    best, idle = 0.0, 0
+    best, not_faster = 0.0, 0
     for count in batches:
         speed = speed_at(at, count, device, steps)
-        free()  # its tensors go, before the next batch is made
+        free()  # before the next batch is made
         if speed is None:
             return
         yield count, speed
-        best, idle = max(best, speed), 0 if speed > best else idle + 1
-        if idle == 2:
+        best, not_faster = max(best, speed), 0 if speed > best else not_faster + 1
+        if not_faster == 2:
             return
 
 
 def speed_at(at: Callable[[int], Callable[[], object]], count: int, device: torch.device, steps: int) -> float | None:
-    """Samples a second; nothing where the memory does not do."""
+    """Samples per second; None if there is too little memory."""
     try:
         return count / min(take_turns({"step": at(count)}, device, rounds=steps, warmup=1)["step"])
     except torch.OutOfMemoryError:
@@ -89,7 +89,7 @@ def speed_at(at: Callable[[int], Callable[[], object]], count: int, device: torc
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]],
+    variants: Mapping[str, Callable[[], object]],
     device: torch.device,
     *,
     rounds: int = 10,
@@ -97,12 +97,12 @@ def take_turns(
     warmup: int = 2,
     before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; the order turns from round to round. What runs `before` a turn is not timed."""
-    for run in contestants.values():
+    """Seconds of each variant in each round. The order rotates from round to round. What runs `before` a turn is not timed."""
+    for run in variants.values():
         for _ in range(warmup):
             run()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    names = list(contestants)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if before and name in before:
@@ -110,23 +110,23 @@ def take_turns(
             wait(device)
             start = time.perf_counter()
             for _ in range(repeat):
-                contestants[name]()
+                variants[name]()
             wait(device)
             seconds[name].append((time.perf_counter() - start) / repeat)
     return seconds
 
 
 def table(seconds: Mapping[str, list[float]], samples: int, unit: str = "images/s") -> str:
-    """A line a contestant: speed by median and by best round, and how many times as fast the first one is, round by round."""
+    """A line for each variant: its speed in the median and in the best round, and how many times faster the first one is."""
     first = next(iter(seconds))
     width = max(map(len, seconds))
     lines = [f"{'':{width}}  {unit + ', median':>18}  {'best':>10}  {first + ' is faster by (quartiles)':>34}  {'by best':>8}"]
     for name, times in seconds.items():
         ratios = sorted(theirs / ours for ours, theirs in zip(seconds[first], times, strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        told = f"{middle:.2f} times ({low:.2f} to {high:.2f})" if name != first else ""
+        ratio = f"{middle:.2f} times ({low:.2f} to {high:.2f})" if name != first else ""
         best = f"{min(times) / min(seconds[first]):.2f}" if name != first else ""
         lines.append(
-            f"{name:{width}}  {samples / statistics.median(times):18,.1f}  {samples / min(times):10,.1f}  {told:>34}  {best:>8}"
+            f"{name:{width}}  {samples / statistics.median(times):18,.1f}  {samples / min(times):10,.1f}  {ratio:>34}  {best:>8}"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: a link to `../src/unveil/<file>.py` becomes a link to a page with that file's source, made while building."""
+"""A hook of mkdocs: turns a link to `../src/unveil/<file>.py` into a link to a page with the source of that file."""
 
 import re
 from pathlib import Path
@@ -16,15 +16,15 @@ def on_files(files: Any, config: Any) -> Any:
     for path in sorted(linked):
         source = (root / path).read_text(encoding="utf-8")
         content = f"# `{path}`\n\n````python\n{source}````\n"
-        files.append(File.generated(config, uri(path), content=content))
+        files.append(File.generated(config, page_of(path), content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Points the links at those pages."""
-    return LINK.sub(lambda found: f"]({uri(found[1])})", markdown)
+    """Points the links to these pages."""
+    return LINK.sub(lambda found: f"]({page_of(found[1])})", markdown)
 
 
-def uri(path: str) -> str:
-    """Where the page of a source file stands."""
+def page_of(path: str) -> str:
+    """The page of a source file."""
     return "source/" + path.removeprefix("src/unveil/").removesuffix(".py").replace("/", "-") + ".md"

@@ -1,4 +1,4 @@
-"""Pre-trains on a folder of images, and judges the encoder where the folder tells classes.
+"""Pre-trains on a folder of images, and evaluates the encoder if the folder has classes.
 
 python examples/own_folder.py photos/ [epochs] [model]
 """

@@ -1,4 +1,4 @@
-"""Takes the encoder of a run to timm: features, or a classifier to train there.
+"""Uses the encoder of a run in timm: for features, or to train a classifier there.
 
 python examples/use_in_timm.py runs/digits-mae-vit-nano
 """
@@ -13,7 +13,7 @@ import unveil
 
 
 def main(run: str) -> None:
-    """Exports once, loads with timm alone, and compares with what unveil says of the same images."""
+    """Exports the encoder once, loads it with timm alone, and compares the features of both for the same images."""
     folder = Path(run) / "export" / "timm"
     if not folder.exists():
         unveil.export(run, to="timm")
@@ -21,8 +21,8 @@ def main(run: str) -> None:
     settings = timm.data.resolve_model_data_config(encoder)
     print("timm takes images", settings["input_size"], "normalised with", settings["mean"], settings["std"])
 
-    raw = torch.rand(4, *settings["input_size"])  # stand-ins, between 0 and 1
-    images = unveil.normalise(raw, settings["mean"], settings["std"])
+    pixels = torch.rand(4, *settings["input_size"])  # random images, between 0 and 1
+    images = unveil.normalise(pixels, settings["mean"], settings["std"])
     with torch.no_grad():
         theirs, ours = encoder(images), unveil.load(run).encoder.features(images)  # (4, D), mean of the patch tokens
     print("features", tuple(theirs.shape), "largest difference", float((theirs - ours).abs().max()))
