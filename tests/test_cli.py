@@ -391,6 +391,8 @@ def test_the_options_reach_the_function(monkeypatch, photos):
 
 def test_trust_is_handled_for_every_command_with_a_run(monkeypatch, tmp_path):
     monkeypatch.setattr(plugins, "_trusted", set())
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).touch()
     words = ["run", "--trust", str(tmp_path / "a.py"), "data", f"--trust={tmp_path / 'b.py'}:Class", "--trust", "package.module"]
     options = parse("embed", *words)
     assert options == {"run": "run", "data": "data", "out": None}
@@ -426,3 +428,12 @@ def test_a_run_folder_may_hold_a_plan(tmp_path, files, refused):
             refuse_foreign_folder(tmp_path)
     else:
         refuse_foreign_folder(tmp_path)
+
+
+def test_an_option_of_a_plug_in_may_not_shadow_a_built_in_one(tmp_path, capsys):
+    source = (Path(__file__).parents[1] / "examples" / "custom_method.py").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(source.replace("noise: float", "epochs: float").replace("config.noise", "config.epochs"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", "--method", f"{tmp_path / 'mine.py'}:Denoise", "--help"])
+    assert stop.value.code == 2
+    assert "the option 'epochs' of this class is an option of unveil pretrain already" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import typing
 
+import numpy as np
 import pytest
 
 from unveil import commands, methods, tasks
@@ -210,3 +211,39 @@ def test_a_hint_names_only_what_exists():
     assert hint("lr", ["epochs"]) == ""
     assert hint("tokenizer", ["visual_tokenizer", "epochs"]) == "did you mean visual_tokenizer?"
     assert hint("lr", ["base_lr"], lambda name: f"--{name.replace('_', '-')}").startswith("did you mean --base-lr (")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "knnn"}, "kind is 'knnn': did you mean knn"),
+        ({"kind": "x"}, "kind is 'x': use one of linear, knn, partial"),
+        ({"neighbours": "20"}, "neighbours is '20', expected a value of type int"),
+        ({"neighbours": True}, "neighbours is True, expected a value of type int"),
+        ({"blocks": float("nan")}, "blocks is nan: give a finite number"),
+        ({"views": "no"}, "views is 'no', expected a value of type bool"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(options, message):
+    with pytest.raises(UnveilError, match=message):
+        configure(options, real("unveil.recipes.probe:ProbeConfig"))
+
+
+def test_values_of_the_right_type_are_taken():
+    (config,) = configure({"blocks": 2, "pool": None, "labels": np.int64(5)}, real("unveil.recipes.probe:ProbeConfig"))
+    assert (config.blocks, config.pool, config.labels) == (2, None, 5)
+    with pytest.raises(UnveilError, match="pool is 'max': use one of mean, class"):
+        configure({"pool": "max"}, real("unveil.recipes.probe:ProbeConfig"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0.0}, "epochs is 0.0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
+    ],
+)
+def test_impossible_lengths_of_a_run_are_refused(options, message):
+    with pytest.raises(UnveilError, match=message):
+        configure(options, real("unveil.train.recipe:TrainConfig"))

@@ -218,7 +218,11 @@ def test_a_file_that_has_moved(registry, tmp_path):
 
 def test_a_class_that_is_gone(registry, tmp_path):
     file = tmp_path / "mine.py"
+    with pytest.raises(UnveilError, match=r"mine.py does not exist, so it cannot be trusted"):
+        plugins.trust(file)
+    file.touch()
     plugins.trust(file)
+    file.unlink()
     with pytest.raises(UnveilError, match=r"mine.py does not exist, so its class Denoise cannot be loaded: restore the file"):
         registry.recorded({"method": "denoise", "class": f"{file}:Denoise"}, "runs/x")
 

@@ -112,13 +112,16 @@ def parse_options(name: str, verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     """
     argv, per_method = split_per_method(argv) if verb.per_method else (list(argv), {})
     groups, notes = groups_of(verb, argv)
+    every = [*verb.arguments, *(option.name for options in groups.values() for option in options)]
+    twice = [option for i, option in enumerate(every) if option in every[:i]]
+    if twice:
+        raise UnveilError(f"the option {twice[0]!r} of this class is an option of unveil {name} already: rename it in its Config")
     wanted = next((word for word in argv if word in HELP), None)
     if wanted:
         show_help(name, verb, groups, notes, everything=wanted == "--help-all")
         sys.exit(0)
     argv = apply_trust(argv) if verb.has_trust else argv
-    names = [*verb.arguments, *(option.name for options in groups.values() for option in options)]
-    refuse_options(name, verb, argv, names)
+    refuse_options(name, verb, argv, every)
     parsed = parse_by_tyro(name, verb, argv, shape_of(name, verb.arguments, groups, notes))
     given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     options = {key: getattr(parsed, key) for key in verb.arguments}

@@ -7,13 +7,16 @@ alias), the module is imported instead, which gives the same result but takes lo
 
 import ast
 import dataclasses
+import difflib
 import importlib.machinery
 import importlib.util
+import math
 import pathlib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from unveil.errors import UnveilError
@@ -287,11 +290,41 @@ def literal(module: str, name: str) -> Any:
 
 
 def configure(options: Mapping[str, Any], *configs: type) -> list[Any]:
-    """Builds each config from the options that are its fields. Raises `UnveilError` for an option that no config has."""
+    """Distributes options to the configs that have a field of that name.
+
+    Raises:
+        UnveilError: For an option that no config has, or a value of the wrong type.
+    """
     fields = {config: {field.name for field in dataclasses.fields(config)} for config in configs}
     known: set[str] = set().union(*fields.values())
     refuse_unknown(options, known)
+    for config, names in fields.items():
+        hints = typing.get_type_hints(config)
+        for name, value in options.items():
+            if name in names:
+                check_value(name, value, hints[name])
     return [config(**{k: v for k, v in options.items() if k in names}) for config, names in fields.items()]
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Raises `UnveilError` if a value is not one of the choices, not a number where one is expected, or not finite."""
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    parts = [part for part in (typing.get_args(kind) if union else (kind,)) if part is not type(None)]
+    if union and value is None:
+        return
+    choices = [choice for part in parts if typing.get_origin(part) is typing.Literal for choice in typing.get_args(part)]
+    if choices and len(parts) == 1:
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(map(str, choices))}"
+            raise UnveilError(f"{name} is {value!r}: {hint}")
+    elif parts in ([int], [float], [bool], [str]):
+        wanted: dict[Any, Any] = {int: Integral, float: Real, bool: (bool, Integral), str: str}
+        number = parts[0] in (int, float)
+        if not isinstance(value, wanted[parts[0]]) or (number and isinstance(value, bool)):
+            raise UnveilError(f"{name} is {value!r}, expected a value of type {parts[0].__name__}")
+        if number and not math.isfinite(value):
+            raise UnveilError(f"{name} is {value}: give a finite number")
 
 
 def known_to(options: Mapping[str, Any], *configs: type) -> dict[str, Any]:

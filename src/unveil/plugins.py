@@ -31,7 +31,10 @@ _trusted: set[str] = set()
 def trust(path: str | Path | None) -> None:
     """Allows run folders to import a module or file, given as "package.module", "file.py", or either with ":Class"."""
     if path is not None:
-        _trusted.add(home_of(absolute(str(path))))
+        home = home_of(absolute(str(path)))
+        if home.endswith(".py") and not Path(home).is_file():
+            raise UnveilError(f"{home} does not exist, so it cannot be trusted: restore the file, or give its new path")
+        _trusted.add(home)
 
 
 def absolute(path: str) -> str:
@@ -155,7 +158,7 @@ class Registry:
             near = difflib.get_close_matches(value, self.names, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(self.names)}"
             raise UnveilError(f'there is no {self.kind} {value!r}; {hint} (or "package.module:Class", or "file.py:Class")')
-        trust(path)
+        _trusted.add(home_of(path))
         return path
 
     def load(self, value: str | type) -> Any:

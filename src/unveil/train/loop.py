@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from unveil.data.loader import Loader, first_batch, stream
+from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.guards import check_finite, restored_generators, seed_all
@@ -102,6 +103,8 @@ def train(
 
 def total_steps(config: TrainConfig, loader: Loader) -> int:
     """Number of steps of the whole run."""
+    if not config.batch_size:
+        raise UnveilError("batch_size is 0, which only probes and linear classifiers choose by themselves: use 1 or more")
     return max(1, round(config.epochs * loader.samples / config.batch_size))
 
 

@@ -54,6 +54,12 @@ class OptimConfig:
             )
         return replace(self, warmup_ratio=self.warmup_epochs / epochs, warmup_epochs=None)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_ratio <= 1:
+            raise UnveilError(f"warmup_ratio is {self.warmup_ratio}: use a share between 0 and 1, or --warmup-epochs")
+        if self.base_lr < 0:
+            raise UnveilError(f"base_lr is {self.base_lr}: use 0 or more")
+
     def peak(self, batch_size: int) -> float:
         """The peak learning rate for a batch size."""
         return self.base_lr * batch_size / 256

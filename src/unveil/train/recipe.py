@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from unveil.errors import UnveilError
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World
 
@@ -27,6 +28,14 @@ class TrainConfig:
     """Seconds between two checkpoints; longer if saving would otherwise take more than 2 % of the time."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 0, "accum_steps": 0, "log_every": 1, "num_evals": 0, "keep_checkpoints": 1}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise UnveilError(f"{name} is {getattr(self, name)}: use {minimum} or more")
+        if not self.epochs > 0:
+            raise UnveilError(f"epochs is {self.epochs}: use a number above 0")
 
     def with_batch_size(self, samples: int) -> "TrainConfig":
         """Replaces batch size 0 by 1024, or by a twentieth of the samples, but at least 32."""
