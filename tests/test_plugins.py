@@ -365,3 +365,11 @@ def test_a_method_in_a_file_on_the_command_line(tmp_path, argv):
     else:
         assert done.returncode == 1
         assert done.stderr.startswith("unveil: no file or folder")
+
+
+def test_a_module_from_beside_a_script_is_found_by_its_file(registry, tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "_trusted", set())
+    file = tmp_path / "beside_a_script.py"
+    file.write_text("class Mine:\n    pass\n")
+    plugins.trust(file)
+    assert registry.recorded({"method": "mine", "class": "beside_a_script:Mine"}, "runs/x").__name__ == "Mine"

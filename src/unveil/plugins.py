@@ -194,12 +194,14 @@ class Registry:
         if self.installed.get(label) == path:
             return import_class(path)
         home = home_of(path)
-        moved = [each for each in _trusted if each.endswith(".py") and Path(each).name == Path(home).name]
-        if home.endswith(".py") and home not in _trusted and moved and not Path(home).exists():
-            path, home = f"{moved[0]}:{path.rpartition(':')[2]}", moved[0]  # the user named the new location of a moved file
+        # The user may name the file of a moved plug-in, or of a module that was imported from beside a script.
+        stem = Path(home).stem if home.endswith(".py") else home.rpartition(".")[2]
+        files = [each for each in _trusted if each.endswith(".py") and Path(each).stem == stem]
+        if home not in _trusted and files and not (home.endswith(".py") and Path(home).exists()):
+            path, home = f"{files[0]}:{path.rpartition(':')[2]}", files[0]
         if home not in _trusted:
             raise UnveilError(
-                f"{source} needs the {self.kind} {label!r} from {home}, which is not part of unveil. Loading it runs the code in "
-                f"that file: if you trust it, add --trust {home} (Python: trust={home!r})"
+                f"{source} needs the {self.kind} {label!r} from {home}, which is not part of unveil. Loading it runs that "
+                f"code: if you trust it, add --trust {home} (Python: trust={home!r})"
             )
         return import_class(path)

@@ -255,7 +255,7 @@ def test_a_file_that_is_gone_or_broken_is_one_sentence(plugin: Path, tmp_path: P
         load(folder, trust=plugin)
     assert "\n" not in str(caught.value)
     plugin.unlink()
-    with pytest.raises(UnveilError, match="does not exist, so its class Regress cannot be loaded"):
+    with pytest.raises(UnveilError, match="does not exist, so it cannot be trusted"):
         load(folder, trust=plugin)
 
 

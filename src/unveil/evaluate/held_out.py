@@ -24,7 +24,7 @@ def held_out_metrics(method: Method, batches: Iterable[tuple[Any, float]], hardw
         with autocast(hardware, world):
             found = method.validation_metrics(batch)
         totals = {key: totals.get(key, 0.0) + share * value for key, value in found.items()}
-    return method.reduce_metrics(totals) if totals else {}
+    return {key: float(value) for key, value in method.reduce_metrics(totals).items()} if totals else {}
 
 
 @torch.no_grad()

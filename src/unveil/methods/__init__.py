@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from unveil.errors import UnveilError
 from unveil.options import ClassSource
 from unveil.plugins import Registry
 
@@ -41,8 +42,11 @@ def method_defaults(method: "str | type[Method]") -> dict[str, Any]:
 
 
 def modality_of_method(method: "str | type[Method]") -> str:
-    """The modality of a method: "images" or "text"."""
-    return str(method_source(method).literal("modality"))
+    """What a method learns from: "images" or "text". Raises `UnveilError` for a class that is no method."""
+    found = method_source(method).literal("modality")
+    if found is None:
+        raise UnveilError(f"{method} is no method: its class does not extend unveil.learner.Method")
+    return str(found)
 
 
 def base_of(name: str) -> str:

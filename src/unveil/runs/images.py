@@ -348,8 +348,9 @@ class ImageModality(Modality):
     ) -> ImagePlan:
         """`plan` for DATA that was opened already."""
         defaults, configs = self.defaults(data, method), self.configs(method)
-        model = self.check_model(model or defaults["model"])
-        config, method_config, augment, *rest = configure(known_to(defaults, *configs) | dict(options), *configs)
+        default_model = defaults.pop("model")
+        model = self.check_model(model or default_model)
+        config, method_config, augment, *rest = configure(defaults | dict(options), *configs)
         recipe = join(*rest)
         source, test_source = opened
         image_size, patch_size = sizes_for(
