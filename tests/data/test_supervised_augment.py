@@ -36,7 +36,7 @@ def test_mixing_makes_shares_of_classes() -> None:
     assert plain.targets.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     with pytest.raises(UnveilError, match="need an even batch, found 7 images"):
         augment()(batch(7))
-    with pytest.raises(UnveilError, match="need one class per image: use --mixup 0 --cutmix 0"):
+    with pytest.raises(UnveilError, match="use --randaugment 0 --mixup 0 --cutmix 0"):
         augment(randaugment=0)(batch()._replace(targets=PixelTargets(torch.zeros(8, 20, 24, dtype=torch.int64))))
 
 

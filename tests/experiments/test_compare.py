@@ -144,10 +144,11 @@ def test_the_speed_is_measured_once_and_first_stages_count(images: str, tmp_path
         return trial((0.1,) * 20, 1280)
 
     monkeypatch.setattr(runner, "dry_run", dry_run)
-    first, second = Entry("mae-first", "mae", {}), Entry("mae", "mae", {"tracker": "mae-first"})  # an option that names a run
+    # An option that names a run.
+    first, second = Entry("mae-first", "mae", {}), Entry("mae", "mae", {"visual_tokenizer": "mae-first"})
     comparison = comparison_of(images, tmp_path, first, second, seconds=20.0)
     assert comparison.first_stages == {"mae-first"}
-    assert comparison.options(second, 0)["tracker"] == str(tmp_path / "mae-first-seed0")
+    assert comparison.options(second, 0)["visual_tokenizer"] == str(tmp_path / "mae-first-seed0")
     assert comparison.epochs(first, 0) == pytest.approx(50 * 8 / 1280)  # a quarter of 20 seconds
     (tmp_path / "mae-first-seed0").mkdir()
     (tmp_path / "mae-first-seed0" / "run.json").write_text('{"config": {}}')
@@ -209,7 +210,7 @@ def test_mean_and_spread() -> None:
         ("mae", {"seed": 3}, "use --seeds in place of --seed"),
         ("mae", {"seeds": ()}, "give at least one seed"),
         ("mae", {"beit": {"epochs": 3}}, "there are options for beit, expected one of mae, finetune"),
-        ("mae,mae-late", {"mae": {"tracker": "mae-late"}}, "name mae-late before it"),
+        ("mae,mae-late", {"mae": {"visual_tokenizer": "mae-late"}}, "name mae-late before it"),
     ],
 )
 def test_mistakes_are_found_at_once(methods: str, options: dict[str, Any], message: str, images: str, tmp_path: Path) -> None:

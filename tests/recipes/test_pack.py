@@ -270,7 +270,7 @@ def test_two_at_once_are_refused(data: Path, tmp_path: Path) -> None:
         (np.zeros((3, 8, 8, 5), np.uint8), {"store": "raw", "channels": 3}, "can be packed; the first: has 5 channels, expected 3"),
         (np.zeros((3, 8, 8), np.uint8), {"side": 0}, "side is 0: use 1 or more"),
         (np.zeros((3, 8, 8), np.uint8), {"quality": 101}, "quality is 101: use 1 to 100"),
-        (np.zeros((3, 8, 8), np.uint8), {"store": "png"}, "store is 'png': use jpeg or raw"),
+        (np.zeros((3, 8, 8), np.uint8), {"store": "png"}, "store is 'png': use one of jpeg, raw"),
         (np.zeros((3, 8, 8), np.uint8), {"shard_byte": 1}, "there is no option 'shard_byte'; did you mean shard_bytes?"),
     ],
 )

@@ -149,8 +149,6 @@ def check_options(config: PackConfig) -> None:
     for name, least in {"side": 1, "quality": 1, "channels": 0, "max_pixels": 1, "shard_bytes": 1, "workers": 0}.items():
         if getattr(config, name) < least:
             raise UnveilError(f"{name} is {getattr(config, name)}: use {least} or more")
-    if config.store not in ("jpeg", "raw"):
-        raise UnveilError(f"store is {config.store!r}: use jpeg or raw")
     if config.quality > 100:
         raise UnveilError(f"quality is {config.quality}: use 1 to 100")
 
