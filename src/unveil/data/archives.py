@@ -117,7 +117,7 @@ class Tar(Archive):
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 name = _clean(member.name)
-                tar.members = []  # type: ignore[attr-defined]  # or a million of them would stay in memory
+                tar.members = []  # type: ignore[attr-defined]  # not in the stubs; else a million of them would stay in memory
                 if not member.isreg() or not name:
                     continue
                 if member.offset_data + member.size > length:

@@ -243,8 +243,8 @@ def _read_tiff(raw: bytes, channels: int | None, shrink_to: int | None, max_pixe
     Image.init()
     try:
         image = Image.OPEN["TIFF"][0](io.BytesIO(raw), "")
-        bits, samples, photometric, extra = (image.tag_v2.get(tag) for tag in (258, 277, 262, 338))  # type: ignore[attr-defined]
-        pages = _THREE_AXES.search(str(image.tag_v2.get(270, "")))  # type: ignore[attr-defined]
+        bits, samples, photometric, extra = (image.tag_v2.get(tag) for tag in (258, 277, 262, 338))  # type: ignore[attr-defined]  # of TIFF only
+        pages = _THREE_AXES.search(str(image.tag_v2.get(270, "")))  # type: ignore[attr-defined]  # of TIFF only
     except Exception:
         return finish(read_tiff(raw, max_pixels), channels, shrink_to)
     samples = samples or 1
