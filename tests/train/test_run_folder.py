@@ -127,7 +127,7 @@ def test_results_and_log_are_parsed_once_until_they_change(tmp_path, monkeypatch
     run, _ = opened(tmp_path / "run")
     parsed: list[str] = []
     loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text: (parsed.append(text), loads(text))[1])
+    monkeypatch.setattr(json, "loads", lambda text, **hooks: (parsed.append(text), loads(text, **hooks))[1])
     run.write_results({"knn": {"top1": 0.5}})
     log = run.path / "log.jsonl"
     log.write_text('{"step": 1}\n')
@@ -148,7 +148,7 @@ def test_results_and_log_are_parsed_once_until_they_change(tmp_path, monkeypatch
     assert run.log == []
 
 
-@pytest.mark.parametrize(("text", "reason"), [("{", "Expecting"), ("[1]", "it contains a JSON list, expected an object")])
+@pytest.mark.parametrize(("text", "reason"), [("{", "it is not valid JSON"), ("[1]", "it holds a JSON list, expected an object")])
 @pytest.mark.parametrize("name", ["run.json", "results.json"])
 def test_damaged_files_give_one_sentence(tmp_path, name, text, reason):
     run, _ = opened(tmp_path / "run")

@@ -27,6 +27,7 @@ from safetensors.numpy import load
 from unveil.data.labels import Labels
 from unveil.data.pixels import Pixels, Unreadable
 from unveil.errors import UnveilError
+from unveil.json_files import parse_json
 
 FORMAT = "unveil pack 1"
 FACTS = "unveil-pack.json"
@@ -166,10 +167,10 @@ def unseal(path: Path) -> Facts:
     """Reads a file written with `seal`. Raises `ValueError` if any byte has changed."""
     sealed = path.read_bytes()
     try:
-        facts: Facts = json.loads(sealed)
+        facts: Facts = parse_json(sealed, path.name)
     except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from None
-    if not isinstance(facts, dict) or seal({key: value for key, value in facts.items() if key != "sha256"}) != sealed:
+        raise ValueError(str(error)) from None
+    if seal({key: value for key, value in facts.items() if key != "sha256"}) != sealed:
         raise ValueError(f"the checksum of {path.name} does not match")
     return facts
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.json_files import read_json
 from unveil.learner import Method
 from unveil.methods import method_class
 from unveil.planning.dry_run import dry_run
@@ -150,7 +151,7 @@ class Comparison:
     def measured_epochs(self) -> dict[str, Any]:
         """The epochs of each entry from earlier trials."""
         path = self.folder / "epochs.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def finished(self, path: Path) -> Run | None:
         """The run in a folder if it has finished, else None."""

@@ -1,7 +1,6 @@
 """Reads files of named tensors without running code in them, and writes such files atomically."""
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from unveil.atomic_files import fresh_name, move_into_place, share_with_folder
 from unveil.errors import UnveilError
+from unveil.json_files import parse_json
 from unveil.train.checkpoint import Tensors
 
 
@@ -80,27 +80,7 @@ def read_header(path: Path, key: str) -> dict[str, Any] | None:
             note = (file.metadata() or {}).get(key)
     except (SafetensorError, OSError, ValueError) as error:
         raise UnveilError(f"{path} is damaged: {one_line(error)}") from None
-    return None if note is None else parse_object(note, f"the metadata {key!r} of {path}")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `UnveilError` if there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnveilError(f"{path} cannot be read: {one_line(error)}") from None
-    return parse_object(text, str(path))
-
-
-def parse_object(text: str, source: str) -> dict[str, Any]:
-    """Parses a JSON object. Raises `UnveilError` for any other text."""
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UnveilError(f"{source} is not valid JSON: {one_line(error)}") from None
-    if not isinstance(found, dict):
-        raise UnveilError(f"{source} holds a JSON {type(found).__name__}, expected an object")
-    return found
+    return None if note is None else parse_json(note, f"the metadata {key!r} of {path}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

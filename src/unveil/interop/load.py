@@ -8,8 +8,9 @@ import torch
 
 from unveil import plugins
 from unveil.errors import UnveilError
-from unveil.interop.files import is_safetensors, is_torch, one_line, print_to_stderr, read_header, read_object
+from unveil.interop.files import is_safetensors, is_torch, one_line, print_to_stderr, read_header
 from unveil.interop.formats import FORMATS, Contents, LoadOptions
+from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.options import refuse_unknown
 from unveil.paths import MODEL_FORMS, refuse_missing_model
@@ -75,7 +76,7 @@ def contents_of(path: Path) -> Contents:
     if not (path / "config.json").is_file():
         found = "a run that has not started to train" if (path / "run.json").is_file() else "a folder without config.json"
         raise UnveilError(f"{path} is {found}: {EXPECTED}")
-    return Contents(path, "folder", read_object(path / "config.json"))
+    return Contents(path, "folder", read_json(path / "config.json"))
 
 
 def description_of(contents: Contents) -> str:

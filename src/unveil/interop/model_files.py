@@ -19,11 +19,12 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.configs import config_from_json
 from unveil.interop.encoder_only import ENCODERS, HasEncoder, encoder_of, encoder_only
-from unveil.interop.files import is_safetensors, print_to_stderr, read_header, read_object, read_tensors, write_tensors
+from unveil.interop.files import is_safetensors, print_to_stderr, read_header, read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.migrations import VERSION, migrated
 from unveil.interop.state_dict_map import check_names
 from unveil.interop.verify_export import Verification, compare_outputs
+from unveil.json_files import read_json
 from unveil.learner import Learner, Method, Task
 from unveil.methods import METHODS
 from unveil.models.vit import ViT
@@ -139,7 +140,7 @@ def config_of(path: str | Path) -> dict[str, Any] | None:
     """The JSON of a run folder or an exported file, in the current format version; None if it is of another format."""
     path = Path(path)
     if path.is_dir():
-        found = read_object(path / "config.json") if (path / "config.json").is_file() else {}
+        found = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     else:
         found = (read_header(path, FORMAT_NAME) if path.is_file() and is_safetensors(path) else None) or {}
     return migrated(found, path) if found.get("format") == FORMAT_NAME else None
@@ -175,7 +176,7 @@ def load(path: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> L
         if config is None:
             raise UnveilError(f"{path} was not exported by unveil: its header has no config")
         return with_weights(rebuild(config, path), read_tensors(path), path, say)
-    config = read_object(path / "config.json")
+    config = read_json(path / "config.json")
     if (path / "model.safetensors").is_file():
         return with_weights(rebuild(config, path), read_tensors(path / "model.safetensors"), path / "model.safetensors", say)
     checkpoints = Checkpoints(path / "checkpoints", warn=say)

@@ -14,7 +14,7 @@ from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
-from unveil.interop.files import print_to_stderr, read_object, read_tensors, write_tensors
+from unveil.interop.files import print_to_stderr, read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.mae_release import vit_config_from
 from unveil.interop.silence import silenced
@@ -28,6 +28,7 @@ from unveil.interop.state_dict_map import (
     weight_and_bias,
 )
 from unveil.interop.verify_export import Verification, outputs_for_images, random_images, relative_difference
+from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.methods.supervised import Supervised, SupervisedConfig
 from unveil.models.vit import ViT
@@ -183,7 +184,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
         UnveilError: If it is not a plain Vision Transformer, or a tensor is missing or unexpected.
     """
     folder = Path(folder)
-    config = read_object(folder / "config.json")
+    config = read_json(folder / "config.json")
     name = str(config.get("architecture"))
     if not re.fullmatch(r"vit_(tiny|small|base|large|huge)_patch\d+_\d+", name):
         raise UnveilError(f"{folder} holds timm's {name!r}, expected a plain Vision Transformer such as 'vit_base_patch16_224'")

@@ -21,13 +21,14 @@ from unveil.blocks.masks import as_bool
 from unveil.blocks.patches import gather
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop.files import print_to_stderr, read_object, read_tensors, write_tensors
+from unveil.interop.files import print_to_stderr, read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.mae_release import mlp_ratio
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, block_map, fits, load_state, to_state_dict, weight_and_bias
 from unveil.interop.transformers_vit_mae import BLOCK, as_size, preprocessing, version4_names, weights_file
 from unveil.interop.verify_export import Verification, random_images, relative_difference
+from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.methods.beit import BEiT, BEiTConfig
 from unveil.models.vit_config import ViTConfig
@@ -77,7 +78,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     """
     folder = Path(folder)
     weights = weights_file(folder, "BEiT")
-    vit, config = configs_from(read_object(folder / "config.json"), folder)
+    vit, config = configs_from(read_json(folder / "config.json"), folder)
     learner = BEiT.build(vit, config, AugmentConfig())
     matched = load_state(learner, map_of(learner.encoder.config), version4_names(read_tensors(weights)), folder)
     say(f"{folder}: {matched} of {matched} tensors matched (transformers, BeitForMaskedImageModeling, no tokenizer)")

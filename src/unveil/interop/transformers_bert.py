@@ -17,7 +17,7 @@ from torch import Tensor
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import HasEncoder, encoder_of, encoder_only
-from unveil.interop.files import print_to_stderr, read_object, read_tensors, write_tensors
+from unveil.interop.files import print_to_stderr, read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.mae_release import mlp_ratio
 from unveil.interop.silence import silenced
@@ -33,6 +33,7 @@ from unveil.interop.state_dict_map import (
 )
 from unveil.interop.transformers_vit_mae import weights_file
 from unveil.interop.verify_export import Verification, random_texts, relative_difference
+from unveil.json_files import read_json
 from unveil.learner import Learner, Task
 from unveil.methods.bert import BERT, BERTConfig
 from unveil.models.bert import TextConfig, TextEncoder
@@ -100,7 +101,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
         UnveilError: If our model does not support the config, the vocabulary is missing, or a tensor is missing or unexpected.
     """
     folder = Path(folder)
-    facts = read_object(folder / "config.json")
+    facts = read_json(folder / "config.json")
     state = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
         for name, tensor in read_tensors(weights_file(folder, "BERT")).items()
@@ -148,7 +149,7 @@ def text_config_from(facts: Mapping[str, Any], folder: Path) -> TextConfig:
         vocabulary=vocabulary,
         length=facts.get("max_position_embeddings", 512),
         segments=facts.get("type_vocab_size", 2),
-        lower=read_object(tokenizer).get("do_lower_case", True) if tokenizer.is_file() else True,
+        lower=read_json(tokenizer).get("do_lower_case", True) if tokenizer.is_file() else True,
         mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
         dropout=facts.get("hidden_dropout_prob", 0.1),
         eps=facts.get("layer_norm_eps", 1e-12),
@@ -160,7 +161,7 @@ def vocabulary_of(folder: Path) -> tuple[str, ...]:
     if (folder / "vocab.txt").is_file():
         return tuple((folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n"))
     if (folder / "tokenizer.json").is_file():
-        ids = read_object(folder / "tokenizer.json")["model"]["vocab"]
+        ids = read_json(folder / "tokenizer.json")["model"]["vocab"]
         return tuple(sorted(ids, key=lambda piece: int(ids[piece])))
     raise UnveilError(f"{folder} has neither vocab.txt nor tokenizer.json, but a BERT cannot be used without its vocabulary")
 

@@ -23,7 +23,7 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop import mae_release
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
-from unveil.interop.files import print_to_stderr, read_object, read_tensors, write_tensors
+from unveil.interop.files import print_to_stderr, read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import (
@@ -37,6 +37,7 @@ from unveil.interop.state_dict_map import (
     weight_and_bias,
 )
 from unveil.interop.verify_export import Verification, random_images, relative_difference
+from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT
@@ -124,7 +125,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
         UnveilError: If our model does not support the config, or a tensor is missing or unexpected.
     """
     folder = Path(folder)
-    facts = read_object(folder / "config.json")
+    facts = read_json(folder / "config.json")
     state = version4_names(read_tensors(weights_file(folder, "ViTMAE")))
     vit, config = configs_from(facts, folder)
     prefix = "vit." if any(name.startswith("vit.") for name in state) else ""
@@ -185,7 +186,7 @@ def as_size(side: int | list[int]) -> Size:
 def preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """The mean and standard deviation of each channel in `preprocessor_config.json`; None if it does not record them."""
     path = folder / "preprocessor_config.json"
-    facts = read_object(path) if path.is_file() else {}
+    facts = read_json(path) if path.is_file() else {}
     if not (facts.get("image_mean") and facts.get("image_std")):
         return None
     return tuple(facts["image_mean"]), tuple(facts["image_std"])

@@ -8,8 +8,9 @@ from pathlib import Path
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.interop.configs import config_from_json
-from unveil.interop.files import print_to_stderr, read_header, read_object, read_tensors, write_tensors
+from unveil.interop.files import print_to_stderr, read_header, read_tensors, write_tensors
 from unveil.interop.state_dict_map import check_names
+from unveil.json_files import read_json
 from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from unveil.text.bpe import BPETokenizer
 from unveil.train.checkpoint import Checkpoints
@@ -49,7 +50,7 @@ def load(run: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> tu
         if step is None:
             raise UnveilError(f"{folder} has no weights yet: neither model.safetensors nor an undamaged checkpoint")
         say(f"{folder} is not finished: using its checkpoint of step {step:,}")
-        path, config = checkpoints.path(step), read_object(folder / "config.json").get("translator")
+        path, config = checkpoints.path(step), read_json(folder / "config.json").get("translator")
         state = checkpoints.load(step, "model")  # a checkpoint also holds the current weights; only the averaged weights are used
         state = {name.removeprefix("average."): value for name, value in state.items() if name.startswith("average.")}
     translator = Seq2Seq(config_from_json(Seq2SeqConfig, config, f"the options of {path}"))

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from unveil.blocks.visual_tokenizer import KMeansTokenizer, MissingTokenizer, VisualTokenizer
 from unveil.errors import UnveilError
+from unveil.json_files import parse_json
 from unveil.models.dvae import DiscreteVAE, DVAETokenizer
 from unveil.models.vit_config import ViTConfig
 
@@ -56,7 +57,7 @@ def load_dvae(folder: Path) -> DiscreteVAE:
         raise UnveilError(f"{folder} is not the folder of a finished run: use kmeans, or a run of `unveil pretrain --method dvae`")
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("unveil", "{}"))
+            facts = parse_json((file.metadata() or {}).get("unveil", "{}"), f"the header of {path}")
             if facts.get("method") != "dvae":
                 raise UnveilError(f"{folder} is a run of {facts.get('method', 'another kind')}, expected a run of dvae")
             size = facts["options"].get("codebook_size", facts["options"].get("codebook"))  # the latter in older files
@@ -65,6 +66,6 @@ def load_dvae(folder: Path) -> DiscreteVAE:
             dvae.load_state_dict({name.removeprefix("encoder."): file.get_tensor(name) for name in names})
     except UnveilError:
         raise
-    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UnveilError(f"{path} is damaged, or was written by another version: {str(error).splitlines()[0]}") from None
     return dvae

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unveil.atomic_files import checksum, fresh_name, move_into_place, share_with_folder, sync
+from unveil.errors import UnveilError
+from unveil.json_files import read_json
 
 MANIFEST = "manifest.json"
 Tensors = dict[str, Tensor]
@@ -90,7 +92,7 @@ class Checkpoints:
         """The fault of a checkpoint, or None if it is good."""
         folder = self.path(step)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest = read_json(folder / MANIFEST)
             for name, expected in manifest["files"].items():
                 path = folder / name
                 if path.stat().st_size != expected["bytes"]:
@@ -98,7 +100,9 @@ class Checkpoints:
                 if checksum(path) != expected["sha256"]:
                     return f"the checksum of {name} does not match"
             return None if manifest["step"] == step else f"its manifest belongs to step {manifest['step']}"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UnveilError as error:
+            return str(error)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
 
     def load(self, step: int, name: str) -> Tensors:
@@ -107,5 +111,4 @@ class Checkpoints:
         return tensors
 
     def manifest(self, step: int) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads((self.path(step) / MANIFEST).read_text())
-        return facts
+        return read_json(self.path(step) / MANIFEST)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from unveil.errors import UnveilError
+from unveil.json_files import read_json
 from unveil.train.log import Record
 from unveil.train.migration import migrate_config
 from unveil.train.parallel import World
-from unveil.train.run_folder import PLAN, Run, read_json
+from unveil.train.run_folder import PLAN, Run
 
 
 def peak_memory(device: torch.device) -> int | None:

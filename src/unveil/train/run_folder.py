@@ -19,6 +19,7 @@ from rich.console import Console, RenderableType
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.json_files import read_json
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Record, read_lines
 from unveil.train.migration import RUN_FORMAT, migrate_config, migrate_record, migrate_results
@@ -89,17 +90,6 @@ class Run:
 
     def checkpoints(self, keep: int = 3, warn: Callable[[str], None] = print) -> Checkpoints:
         return Checkpoints(self.path / "checkpoints", keep, warn)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a run folder. Raises `UnveilError` if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UnveilError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UnveilError(f"{path} is damaged: it contains a JSON {type(content).__name__}, expected an object")
-    return content
 
 
 def read_facts(path: Path) -> dict[str, Any]:
