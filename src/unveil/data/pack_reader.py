@@ -168,8 +168,8 @@ def unseal(path: Path) -> Facts:
     sealed = path.read_bytes()
     try:
         facts: Facts = parse_json(sealed, path.name)
-    except ValueError as error:
-        raise ValueError(str(error)) from None
+    except ValueError:
+        raise ValueError(f"{path.name} is not JSON") from None
     if seal({key: value for key, value in facts.items() if key != "sha256"}) != sealed:
         raise ValueError(f"the checksum of {path.name} does not match")
     return facts
