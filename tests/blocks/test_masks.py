@@ -10,6 +10,7 @@ from scipy import stats
 
 from unveil.blocks.block_masks import grid_mask
 from unveil.blocks.masks import as_bool, hide_lowest, random_mask, split, visible_count
+from unveil.blocks.stateless_random import Stream, sample_keys, uniform
 from unveil.errors import UnveilError
 
 CPU = torch.device("cpu")
@@ -50,6 +51,22 @@ def test_the_lowest_scores_are_hidden_and_ties_go_by_position():
     keep, hide = hide_lowest(torch.tensor([[0.5, 0.1, 0.9, 0.3], [0.2, 0.2, 0.2, 0.2]]), 2)
     assert [set(row) for row in hide.tolist()] == [{1, 3}, {0, 1}]
     assert [set(row) for row in keep.tolist()] == [{0, 2}, {2, 3}]
+
+
+def test_equal_scores_are_hidden_by_the_order_of_ties():
+    score, ties = torch.tensor([[0.5, 0.1, 0.5, 0.5], [0.2, 0.2, 0.2, 0.1]]), torch.tensor([[3, 0, 1, 2], [0, 3, 2, 1]])
+    keep, hide = hide_lowest(score, 2, ties)
+    assert hide.tolist() == [[1, 2], [3, 0]]
+    assert keep.tolist() == [[3, 0], [2, 1]]
+
+
+@pytest.mark.parametrize(("patches", "ratio"), [(196, 0.75), (64, 0.6), (196, 0.9)])
+def test_random_masks_of_a_run_hide_every_place_alike(patches, ratio):
+    draws = 10_000
+    _, hide = random_mask(uniform(sample_keys(7, 0, draws), patches, Stream.MASK), ratio)
+    share = hide.shape[1] / patches
+    found = as_bool(hide, patches).double().mean(dim=0)
+    assert ((found - share).abs() < 5 * (share * (1 - share) / draws) ** 0.5).all()
 
 
 def test_random_masks_are_uniform():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.blocks.block_masks import block_mask
+from unveil.blocks.block_masks import BLOCK_NOISE, block_mask
 from unveil.blocks.masks import as_bool, split
 from unveil.blocks.stateless_random import Stream, sample_keys, uniform
 from unveil.data.augment import AugmentConfig
@@ -53,7 +53,7 @@ def test_sampling():
     keys = sample_keys(0, 0, 4)
     assert hidden_of(build(sampling="grid"), keys)[0].tolist() == [(n // 4 % 2 + n % 4 % 2) > 0 for n in range(N)]
     keep, hide = build(sampling="block", mask_ratio=0.5).mask(keys)
-    assert torch.equal(hide, block_mask(uniform(keys, 256, Stream.MASK), (4, 4), 0.5)[1])
+    assert torch.equal(hide, block_mask(uniform(keys, BLOCK_NOISE, Stream.MASK), (4, 4), 0.5)[1])
     assert keep.shape == hide.shape == (4, 8)
     with pytest.raises(UnveilError, match=r"grid sampling cannot mask 0\.5"):
         build(sampling="grid", mask_ratio=0.5)

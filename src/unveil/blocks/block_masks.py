@@ -15,18 +15,22 @@ from unveil.blocks.patches import Size
 from unveil.blocks.stateless_random import Stream, uniform
 from unveil.errors import UnveilError
 
+BLOCK_NOISE = 4 * 64 + 1
+"""Random numbers for each image in `block_mask`: 64 rectangles, and the direction."""
+
 
 def block_mask(noise: Float[Tensor, "B _"], grid: Size, ratio: float, smallest: int = 16) -> Mask:
     """Masks rectangles until the ratio is reached (BEiT, section 2.3 and algorithm 1).
 
     Each image gets a sequence of rectangles. A rectangle takes 4 numbers of noise: area (from `smallest` patches to the number to
     mask), aspect (0.3 to 1/0.3, uniform in its logarithm), top and left. Rectangles are masked in turn until there are enough
-    patches. The last rectangle is masked only in part, row by row, so that the count is exact.
+    patches. The last rectangle is masked only in part, so that the count is exact: line by line in a random direction, which the
+    last number of noise chooses.
     """
     (rows, columns), n = grid, grid[0] * grid[1]
     visible = visible_count(n, ratio)
     hidden = n - visible
-    u = noise.reshape(noise.shape[0], -1, 4)  # (B, rectangles, 4)
+    u = noise[:, :-1].reshape(noise.shape[0], -1, 4)  # (B, rectangles, 4)
     low = min(smallest, hidden)
     area = low + u[..., 0] * (hidden - low)
     aspect = torch.exp((2 * u[..., 1] - 1) * math.log(1 / 0.3))
@@ -38,7 +42,26 @@ def block_mask(noise: Float[Tensor, "B _"], grid: Size, ratio: float, smallest: 
     count = inside.shape[1]
     turn = torch.arange(count, device=noise.device)[None, :, None].expand_as(inside)
     first = torch.where(inside, turn, count).amin(dim=1)  # (B, N)
-    return hide_lowest(first.float(), visible)
+    return hide_lowest(first.float(), visible, direction(noise[:, -1], grid))
+
+
+def direction(noise: Float[Tensor, " B"], grid: Size) -> Int[Tensor, "B N"]:
+    """For each image, the turn of each patch in a random direction: row by row or column by column, from one of the four corners.
+
+    A part of a rectangle that is filled in this order hangs together, and no place of the grid is preferred: a fixed direction
+    would mask the top more often than the bottom.
+    """
+    rows, columns = grid
+    y = torch.arange(rows, device=noise.device).repeat_interleave(columns)
+    x = torch.arange(columns, device=noise.device).repeat(rows)
+    ways = [
+        order
+        for down in (y, rows - 1 - y)
+        for right in (x, columns - 1 - x)
+        for order in (down * columns + right, right * rows + down)
+    ]
+    chosen = (noise * len(ways)).long().clamp(max=len(ways) - 1)
+    return torch.stack(ways)[chosen]
 
 
 def in_rectangle(
@@ -51,16 +74,22 @@ def in_rectangle(
     return ((y >= top) & (y < top + height) & (x >= left) & (x < left + width)).flatten(-2)
 
 
-def unit_mask(noise: Float[Tensor, "B U"], grid: Size, ratio: float, unit: int) -> Mask:
-    """Masks squares of `unit` x `unit` patches at random (SimMIM, section 3.2), given noise in [0, 1) for each square.
+def unit_mask(noise: Float[Tensor, "B _"], grid: Size, ratio: float, unit: int) -> Mask:
+    """Masks squares of `unit` x `unit` patches at random (SimMIM, section 3.2).
 
-    If the squares do not tile the grid, those at its lower and right edge are smaller, and the last one is masked in part, so that
-    the count is the same in each image.
+    If the squares do not tile the grid, those at its lower and right edge are smaller, and the last one is masked in part, in a
+    random direction, so that the count is the same in each image.
+
+    Args:
+        noise: A number in [0, 1) for each square, and one for the direction.
+        grid: Rows and columns of patches.
+        ratio: Share of the image to mask.
+        unit: Side of a square in patches.
     """
     rows, columns = units_of(grid, unit)
-    score = noise.reshape(-1, rows, columns).repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)
+    score = noise[:, :-1].reshape(-1, rows, columns).repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)
     visible = visible_count(rows * columns, ratio) * grid[0] * grid[1] // (rows * columns)
-    return hide_lowest(score[:, : grid[0], : grid[1]].flatten(1), visible)
+    return hide_lowest(score[:, : grid[0], : grid[1]].flatten(1), visible, direction(noise[:, -1], grid))
 
 
 def units_of(grid: Size, unit: int) -> Size:
@@ -95,7 +124,8 @@ def multi_block_mask(
     - Areas are fixed: `scale` and `context_scale` are the middle of the paper's ranges 0.15 to 0.2 and 0.85 to 1. The public code
       draws both once for each batch.
     - The aspect of the target blocks is drawn for each sample, and not once for each batch. All blocks of a sample have one size.
-    - A target block has exactly M = round(scale x N) patches. If no rectangle of that aspect has M patches, its last row is cut.
+    - A target block has exactly M = round(scale x N) patches. If no rectangle of that aspect has M patches, it is cut at a
+      random edge.
     - The context has exactly V patches, which is what remains of the context block if no target blocks overlap. Samples with more
       keep V of them at random. The public code cuts all samples to the smallest count of the batch, by position.
 
@@ -119,7 +149,7 @@ def multi_block_mask(
             f"{blocks} target blocks of {size} patches in a context block of {tall} x {wide} patches: expected at least 1 patch in "
             "a target block, and 1 in the rest of the context; change the scale, or use smaller patches"
         )
-    u = uniform(keys, 3 + 2 * blocks + n, Stream.MASK)
+    u = uniform(keys, 4 + 2 * blocks + n, Stream.MASK)
     low, high = aspect
     ratio = low + u[:, :1] * (high - low)  # (B, 1): one size for all blocks of a sample
     height = (size * ratio).sqrt().round().clamp(-(-size // columns), rows)
@@ -128,7 +158,8 @@ def multi_block_mask(
     top = (corner[..., 0] * (rows - height + 1)).floor()  # (B, K)
     left = (corner[..., 1] * (columns - width + 1)).floor()
     inside = in_rectangle(grid, top, left, height.expand_as(top), width.expand_as(top))  # (B, K, N), M patches or a few more
-    targets = inside.to(torch.uint8).argsort(dim=2, descending=True, stable=True)[..., :size]
+    order = direction(u[:, -1], grid)[:, None] + n * ~inside  # (B, K, N): patches of the block first
+    targets = order.argsort(dim=2)[..., :size]
 
     free = in_rectangle(
         grid,
@@ -138,7 +169,7 @@ def multi_block_mask(
         torch.full_like(u[:, 1], wide),
     )
     free = free.scatter(1, targets.flatten(1), False)
-    score = u[:, 3 + 2 * blocks :] - free.float()  # below 0 for patches that may be in the context
+    score = u[:, 3 + 2 * blocks : -1] - free.float()  # below 0 for patches that may be in the context
     return MultiBlockMask(score.argsort(dim=1, stable=True)[:, :visible], targets)
 
 

@@ -23,9 +23,13 @@ def visible_count(patches: int, ratio: float) -> int:
     return visible
 
 
-def hide_lowest(score: Float[Tensor, "B N"], visible: int) -> Mask:
-    """Masks the patches with the lowest scores. Ties are broken by the lower index."""
-    order = score.argsort(dim=1, stable=True)
+def hide_lowest(score: Float[Tensor, "B N"], visible: int, ties: Int[Tensor, "B N"] | None = None) -> Mask:
+    """Masks the patches with the lowest scores. Among equal scores, it masks those with the lowest `ties`, by default their index."""
+    if ties is None:
+        order = score.argsort(dim=1, stable=True)
+    else:
+        first = ties.argsort(dim=1)
+        order = first.gather(1, score.gather(1, first).argsort(dim=1, stable=True))
     hidden = score.shape[1] - visible
     return order[:, hidden:], order[:, :hidden]
 

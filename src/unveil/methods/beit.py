@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.block_masks import block_mask
+from unveil.blocks.block_masks import BLOCK_NOISE, block_mask
 from unveil.blocks.init import xavier
 from unveil.blocks.masks import Mask, as_bool
 from unveil.blocks.patches import gather
@@ -105,7 +105,7 @@ class BEiT(Method):
         """Indices of the patches to keep (B, V) and to hide (B, M), for the samples with these keys."""
         grid = self.encoder.config.grid
         smallest = max(1, round(16 * math.prod(grid) / 196))  # the paper's 16 of 196 patches
-        return block_mask(uniform(keys, 4 * 64, Stream.MASK), grid, self.config.mask_ratio, smallest)
+        return block_mask(uniform(keys, BLOCK_NOISE, Stream.MASK), grid, self.config.mask_ratio, smallest)
 
     def predict_visual_tokens(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M K"]:
         """Logits over the visual tokens for the masked patches."""

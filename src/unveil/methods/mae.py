@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.attention import default_heads
-from unveil.blocks.block_masks import block_mask, grid_mask
+from unveil.blocks.block_masks import BLOCK_NOISE, block_mask, grid_mask
 from unveil.blocks.init import xavier
 from unveil.blocks.masks import Mask, as_bool, given_mask, random_mask
 from unveil.blocks.patches import patchify, scatter
@@ -108,7 +108,7 @@ class MAE(Method):
         if self.config.sampling == "grid":
             return grid_mask(len(keys), grid, ratio, keys.device)
         if self.config.sampling == "block":
-            return block_mask(uniform(keys, 4 * 64, Stream.MASK), grid, ratio)
+            return block_mask(uniform(keys, BLOCK_NOISE, Stream.MASK), grid, ratio)
         return random_mask(uniform(keys, grid[0] * grid[1], Stream.MASK), ratio)
 
     def masked_loss(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, ""]:

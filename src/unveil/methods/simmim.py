@@ -72,7 +72,7 @@ class SimMIM(Method):
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:
         """Indices of the patches to keep (B, V) and to hide (B, M), for the samples with these keys."""
         grid, unit = self.encoder.config.grid, self.config.mask_unit
-        noise = uniform(keys, math.prod(units_of(grid, unit)), Stream.MASK)
+        noise = uniform(keys, math.prod(units_of(grid, unit)) + 1, Stream.MASK)
         return unit_mask(noise, grid, self.config.mask_ratio, unit)
 
     def predict_patches(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N P"]:
