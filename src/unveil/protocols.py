@@ -5,7 +5,7 @@ it with `isinstance`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -18,7 +18,8 @@ from unveil.blocks.reconstruction import Reconstruction
 class Reconstructs(Protocol):
     """A learner that reconstructs images, such as MAE, SimMIM or a dVAE. Used by reports and `unveil reconstruct`."""
 
-    encoder: Any
+    if TYPE_CHECKING:
+        encoder: Any
     reconstructs_hidden: bool
 
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:
@@ -40,7 +41,8 @@ class SamplesMasks(Protocol):
 class PredictsTokens(Protocol):
     """A learner of text that predicts the token at each position, such as BERT."""
 
-    encoder: Any
+    if TYPE_CHECKING:
+        encoder: Any
 
     def token_logits(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """A score for each token of the vocabulary at each position."""

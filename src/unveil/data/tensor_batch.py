@@ -20,9 +20,18 @@ class TensorBatch:
         """Keeps the first `count` samples."""
         return self._map(lambda x: x[:count], lambda x: x.first(count))
 
+    def chunks(self, count: int) -> list[Self]:
+        """Cuts the samples into `count` equal batches, in their order."""
+        parts = [
+            (x,) * count if x is None else x.chunk(count) if isinstance(x, Tensor) else x.chunks(count)
+            for x in cast(tuple[Any, ...], self)
+        ]
+        return [type(self)(*(None if x[i] is None else x[i] for x in parts)) for i in range(count)]
+
     def pinned(self) -> Self:
         """Copies to page-locked memory, from which a GPU copies without blocking. Tensors on a GPU stay there."""
-        return self._map(lambda x: x if x.is_cuda else x.pin_memory(), lambda x: x.pinned())
+        # An expanded tensor has several elements in one place, and cannot be pinned as it is.
+        return self._map(lambda x: x if x.is_cuda else x.contiguous().pin_memory(), lambda x: x.pinned())
 
     def _map(self, change: Callable[[Tensor], Tensor], recurse: Callable[[Any], Any]) -> Self:
         fields = cast(tuple[Any, ...], self)

@@ -1,6 +1,6 @@
 """A learner with only an encoder, for files without a decoder or a head."""
 
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -46,21 +46,19 @@ class TextEncoderOnly(EncoderOnly):
     modality = "text"
 
 
-@runtime_checkable
-class HasEncoder(Protocol):
-    """A learner whose encoder has been built."""
-
-    encoder: Any
-
-
 def encoder_only(encoder: Encoder, source: str = "this model") -> EncoderOnly:
     """Wraps an encoder as a learner of its modality; `source` is the name of the file for error messages."""
     return EncoderOnly(encoder, source) if isinstance(encoder, ViT) else TextEncoderOnly(encoder, source)
 
 
+def has_encoder(learner: Learner) -> bool:
+    """Whether a learner has an encoder, of any kind."""
+    return "encoder" in dict(learner.named_children())
+
+
 def encoder_of(learner: Learner) -> Encoder:
     """The Transformer encoder of a learner. Raises `UnveilError` if it has none."""
-    encoder = learner.encoder if isinstance(learner, HasEncoder) else None
+    encoder = learner.encoder if has_encoder(learner) else None
     if not isinstance(encoder, ViT | TextEncoder):
         raise UnveilError(f"{type(learner).__name__} has no Transformer encoder: use the run of another method")
     return encoder
@@ -68,7 +66,7 @@ def encoder_of(learner: Learner) -> Encoder:
 
 def has_vit(learner: Learner) -> bool:
     """Whether the encoder of a learner is a ViT."""
-    return isinstance(learner, HasEncoder) and isinstance(learner.encoder, ViT)
+    return has_encoder(learner) and isinstance(learner.encoder, ViT)
 
 
 def vit_of(learner: Learner) -> ViT:

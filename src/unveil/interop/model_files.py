@@ -18,8 +18,8 @@ from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.configs import config_from_json
-from unveil.interop.encoder_only import ENCODERS, HasEncoder, encoder_of, encoder_only
-from unveil.interop.files import is_safetensors, print_to_stderr, read_header, read_tensors, write_tensors
+from unveil.interop.encoder_only import ENCODERS, encoder_of, encoder_only, has_encoder
+from unveil.interop.files import is_safetensors, read_header, read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.migrations import VERSION, migrated
 from unveil.interop.state_dict_map import check_names
@@ -31,6 +31,7 @@ from unveil.models.vit import ViT
 from unveil.plugins import Registry, is_path
 from unveil.tasks import TASKS
 from unveil.train.checkpoint import Checkpoints, Tensors
+from unveil.train.terminal import print_to_stderr
 
 FORMAT_NAME = "unveil"
 """The value of `format` in `config.json`, and the key of the JSON in the header of .safetensors files."""
@@ -42,7 +43,7 @@ def describe(learner: Learner) -> dict[str, Any]:
     Raises:
         UnveilError: If the learner cannot be rebuilt from JSON.
     """
-    if not isinstance(learner, HasEncoder):
+    if not has_encoder(learner):
         raise UnveilError(f"{type(learner).__name__} cannot be saved: it has no `encoder`")
     try:
         release = version("unveil")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
-from unveil.interop.encoder_only import HasEncoder, encoder_of, encoder_only
-from unveil.interop.files import print_to_stderr, read_tensors, write_tensors
+from unveil.interop.encoder_only import encoder_of, encoder_only, has_encoder
+from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.mae_release import mlp_ratio
 from unveil.interop.silence import silenced
@@ -38,6 +38,7 @@ from unveil.learner import Learner, Task
 from unveil.methods.bert import BERT, BERTConfig
 from unveil.models.bert import TextConfig, TextEncoder
 from unveil.train.checkpoint import Tensors
+from unveil.train.terminal import print_to_stderr
 
 BLOCK: BlockNames = {
     "attention.query_key_value": tuple(f"attention.self.{name}" for name in ("query", "key", "value")),
@@ -209,7 +210,7 @@ def config_json(config: TextConfig, architecture: str) -> dict[str, Any]:
 
 def writes(learner: Learner) -> bool:
     """Whether a learner has a text encoder. A BERT is exported with its heads."""
-    return isinstance(learner, HasEncoder) and isinstance(learner.encoder, TextEncoder)
+    return has_encoder(learner) and isinstance(learner.encoder, TextEncoder)
 
 
 def export(learner: Learner, folder: str | Path) -> Path:
