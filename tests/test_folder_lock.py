@@ -31,7 +31,8 @@ def holder(folder: Path) -> "subprocess.Popen[str]":
 def test_the_second_process_is_told_who_the_first_one_is(tmp_path):
     folder = tmp_path / "a" / "r"
     first = holder(folder)
-    wanted = rf"another process \(pid {first.pid} on {socket.gethostname()}\) is training in {folder} since \d{{4}}-\d\d-\d\d .*: wait"
+    owner = rf"\(pid {first.pid} on {socket.gethostname()}\)"
+    wanted = rf"another process {owner} is training in {folder} since \d{{4}}-\d\d-\d\d .*: wait for it, or stop it first"
     for _ in range(2):
         with pytest.raises(UnveilError, match=wanted), locked(folder, "training in"):
             pass

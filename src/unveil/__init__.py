@@ -1,7 +1,6 @@
 """unveil: pre-trains vision models on images without labels by masked autoencoding, and evaluates what they have learned."""
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,14 +47,16 @@ _HOMES = {
 }
 __all__ = list(_HOMES)
 
-try:
-    __version__ = version("unveil")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that `import unveil` is fast."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("unveil")
+        except PackageNotFoundError:  # a checkout that is not installed
+            return "0+unknown"
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +18,13 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from unveil import methods, plugins, tasks
 from unveil.commands import METHOD, OLD_VERBS, REQUIRED, TASK, TRUST, VERBS, Argument, Verb
-from unveil.errors import UnveilError
+from unveil.errors import Interrupted, UnveilError
 from unveil.interop.model_kind import model_kind
 from unveil.option_synonyms import hint
 from unveil.options import Option, literal, options_of
 from unveil.paths import CHECKS
+from unveil.plain_text import printable
+from unveil.stop_signals import raise_on_signals
 
 METAVARS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT", float | None: "FLOAT"}
 """How `--help` shows a type whose Python name would mean nothing to a user."""
@@ -35,16 +38,28 @@ class UsageError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point. Exits with 0 (done), 1 (failed, with one sentence on stderr) or 2 (wrong usage)."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    """The entry point. Exits with 0 (done), 1 (failed, with one sentence on stderr), 2 (wrong usage), or 128 + a signal's number.
+
+    So the exit code is 130 after Ctrl-C, 143 after SIGTERM, and 129 after SIGHUP.
+    """
+    try:
+        with raise_on_signals():
+            code = execute(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt as error:  # before a command began, or again while it was ending
+        code = stopped(getattr(error, "number", signal.SIGINT), "stopped")
+    sys.exit(code)
+
+
+def execute(argv: list[str]) -> int:
+    """Parses the arguments and runs a command. Returns the exit code."""
     if not argv or argv[0] in HELP:
         print(overview())
-        sys.exit(0 if argv else 2)
+        return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
         from unveil import __version__
 
         print(f"unveil {__version__}")
-        sys.exit(0)
+        return 0
     try:
         name = verb_name(argv)
         argv = argv[len(name.split()) :]
@@ -52,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = parse_options(name, verb, argv)
     except (UsageError, UnveilError) as error:
         complain(str(error))
-        sys.exit(2)
-    sys.exit(run(verb, options))
+        return 2
+    return run(verb, options)
 
 
 def overview() -> str:
@@ -309,8 +324,11 @@ def run(verb: Verb, options: Mapping[str, Any]) -> int:
     try:
         check_paths(verb, options)
         getattr(importlib.import_module(module), name)(**options)
-    except KeyboardInterrupt:
-        return complain("stopped; run the same command to resume from the last checkpoint")
+    except Interrupted as error:
+        return stopped(error.number, str(error))
+    except KeyboardInterrupt as error:
+        again = "to resume" if verb.resumes else "to start again"
+        return stopped(getattr(error, "number", signal.SIGINT), f"stopped: run the same command {again}")
     except Exception as error:
         if os.environ.get("UNVEIL_TRACEBACK"):
             raise
@@ -339,7 +357,7 @@ def modality_of_data(options: Mapping[str, Any]) -> str:
 
 def plain(error: Exception) -> str | None:
     """The error message for the user; None for a bug in unveil, which is shown with its traceback."""
-    if isinstance(error, UnveilError) or type(error).__name__ == "Interrupted":
+    if isinstance(error, UnveilError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
@@ -351,7 +369,15 @@ def plain(error: Exception) -> str | None:
     return None
 
 
+def stopped(number: int, sentence: str) -> int:
+    """Prints what a signal has stopped, once for all processes of torchrun. Returns the exit code of a shell for this signal."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            complain(sentence)
+    return 128 + number
+
+
 def complain(sentence: str) -> int:
     """Prints an error message. Returns the exit code."""
-    print(f"unveil: {sentence}", file=sys.stderr)
+    print(printable(f"unveil: {sentence}", lines=True), file=sys.stderr)
     return 1

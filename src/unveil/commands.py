@@ -52,6 +52,8 @@ class Verb:
     """Variants of the command for methods or runs of other modalities than images."""
     may_import: bool = True
     """Whether RUN may need a class from outside of unveil. If so, the command has `--trust`."""
+    resumes: bool = False
+    """Whether the same command goes on with what a stopped one has done."""
     per_method: bool = False
     """Whether `--NAME.OPTION` is an option of `pretrain` for the method NAME only, and `--finetune.OPTION` one of `finetune`."""
 
@@ -118,6 +120,7 @@ PRETRAIN_ON_TEXT = Verb(
     {"data": CORPUS, "method": Argument(str, METHOD_NAME, "bert"), "model": BERT_MODEL, "out": PRETRAIN_OUT},
     {**PRETRAIN_TEXT, "method": METHOD, **SHARED},
     hides=RARE_IN_TRAINING,
+    resumes=True,
 )
 FINETUNE_ON_TEXT = Verb(
     "unveil.recipes.finetune:finetune",
@@ -134,6 +137,7 @@ FINETUNE_ON_TEXT = Verb(
     {"run": "unveil.runs.modality:FinetuneRunConfig", "task": TASK, **SHARED},
     task="text-classification",
     hides=RARE_IN_TRAINING - {"layer_decay"},
+    resumes=True,
 )
 STUDY_ON_TEXT = Verb(
     "unveil.experiments.study:study",
@@ -149,6 +153,7 @@ STUDY_ON_TEXT = Verb(
     hides=RARE_IN_TRAINING,
     ignores=NO_SEED | {"seconds": "the time of a step is measured for images only: give --epochs"},
     per_method=True,
+    resumes=True,
 )
 VERBS = {
     "pretrain": Verb(
@@ -159,6 +164,7 @@ VERBS = {
         digits=DIGITS_PATH,
         hides=RARE_IN_TRAINING,
         forms={"text": PRETRAIN_ON_TEXT},
+        resumes=True,
     ),
     "plan": Verb(
         "unveil.recipes.plan:plan",
@@ -210,6 +216,7 @@ VERBS = {
         hides=RARE_IN_TRAINING,
         ignores=NO_SEED,
         per_method=True,
+        resumes=True,
     ),
     "finetune": Verb(
         "unveil.recipes.finetune:finetune",
@@ -219,6 +226,7 @@ VERBS = {
         task="finetune",
         hides=RARE_IN_TRAINING - {"layer_decay"} | {"clip_grad", "warmup_ratio", "crop", "flip"},
         forms={"text": FINETUNE_ON_TEXT},
+        resumes=True,
     ),
     "fill-mask": Verb(
         "unveil.recipes.fill_mask:fill_mask",
@@ -290,6 +298,7 @@ VERBS = {
             "verify": Argument(bool, "Read OUT again and check every byte; without OUT, check the pack DATA.", False),
         },
         {"pack": "unveil.data.pack_writer:PackConfig"},
+        resumes=True,
     ),
     "translate train": Verb(
         "unveil.recipes.translate:train_translator",
@@ -317,6 +326,7 @@ VERBS = {
         task="translation",
         hides=RARE_IN_TRAINING,
         ignores={"layer_decay": "all layers learn at the same rate"},
+        resumes=True,
     ),
     "translate run": Verb(
         "unveil.recipes.translate:translate_and_print",
@@ -348,6 +358,7 @@ VERBS = {
         ignores=NO_SEED,
         forms={"text": STUDY_ON_TEXT},
         per_method=True,
+        resumes=True,
     ),
     "study images-vs-words": Verb(
         "unveil.experiments.images_vs_words:images_vs_words",
@@ -362,6 +373,7 @@ VERBS = {
         hides=RARE_IN_TRAINING,
         ignores=NO_SEED | {"seconds": "the time of a step is measured for images only: give --epochs"},
         per_method=True,
+        resumes=True,
     ),
     "report": Verb(
         "unveil.recipes.report:report",

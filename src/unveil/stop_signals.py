@@ -1,9 +1,9 @@
 """Signals that stop a command: Ctrl-C, SIGTERM (kill, schedulers) and SIGHUP (the terminal was closed). Needs no torch.
 
 The command line runs in `raise_on_signals`: a signal ends a command at once. Inside, the training loop runs in `note_signals`: a
-signal is noted, and the loop saves a checkpoint first. Both restore the handlers of the host program at their end, and leave signals
-alone that the host program ignores (`nohup` ignores SIGHUP). Outside of the main thread, where Python cannot set handlers, they do
-nothing.
+signal is noted, and the loop saves a checkpoint first. Both restore the handlers of the host program at their end. They leave a
+signal alone that the host program ignores (`nohup` ignores SIGHUP), and do nothing outside of the main thread, where Python cannot
+set handlers.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 AGAIN_SECONDS = 3.0
-"""Under torchrun, a second Ctrl-C counts after this time: a terminal sends the first one to each process, and torchrun repeats it."""
+"""Under torchrun, a second Ctrl-C counts only after this time, since a terminal sends the first one, and torchrun repeats it."""
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -52,7 +52,7 @@ def handled(handler: Handler) -> Iterator[None]:
 def raise_on_signals() -> Iterator[None]:
     """A context in which a signal raises `Stopped` in the main thread.
 
-    Python discards an exception that is raised inside a destructor or a callback of a weak reference. Then the signal is sent again.
+    Python discards an exception that is raised in a destructor or in a callback of a weak reference. Then the signal is sent again.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
