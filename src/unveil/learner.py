@@ -29,8 +29,12 @@ class Learner(nn.Module, ABC):
     """What a batch holds: a key of `unveil.runs.modality.MODALITIES`."""
     encoder: Any
     """The module that is trained or evaluated. It has a `config`, and `features(images)`."""
-    needs_whole_batch: ClassVar[bool] = False
-    """Whether the loss compares the samples of a batch with each other, so that a batch cannot be split into microbatches."""
+    needs_whole_batch: bool = False
+    """Whether the loss of a sample depends on the others of its batch, by comparing them or by batch norm, so that a batch cannot
+    be computed in microbatches."""
+    augments_whole_batch: bool = False
+    """Whether `augment` mixes samples, or draws from the global generators. It is then given all samples that a process has in a
+    step, and its result, a `TensorBatch`, is cut into microbatches."""
     pool: Literal["mean", "class"] = "mean"
     """The features of the encoder to evaluate: the mean of the patch tokens, or the class token."""
 

@@ -155,3 +155,16 @@ def test_damaged_files_give_one_sentence(tmp_path, name, text, reason):
     (run.path / name).write_text(text)
     with pytest.raises(UnveilError, match=rf"{name} is damaged: {reason}"):
         print(Run(run.path).results)
+
+
+def test_microbatches_are_harmless_but_with_dropout(tmp_path):
+    """Drop path and mixing draw the same numbers in any number of microbatches; dropout does not."""
+    for dropout in (0.0, 0.1):
+        folder, config = tmp_path / str(dropout), CONFIG | {"accum_steps": 1, "dropout": dropout}
+        open_run(folder, "finetune", config, DATA, write=True, say=print)
+        (folder / "checkpoints").mkdir()
+        if dropout:
+            with pytest.raises(UnveilError, match="config accum_steps: was 1, is 2"):
+                open_run(folder, "finetune", config | {"accum_steps": 2}, DATA, write=True, say=print)
+        else:
+            open_run(folder, "finetune", config | {"accum_steps": 2}, DATA, write=True, say=print)

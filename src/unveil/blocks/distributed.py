@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from unveil.errors import UnveilError
+
 
 def world_size() -> int:
     """The number of processes."""
@@ -49,6 +51,12 @@ class AllGather(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+def at_least_two(rows: int) -> None:
+    """Raises `UnveilError` if a batch norm would normalise fewer than two rows, all processes together."""
+    if rows * world_size() < 2:
+        raise UnveilError("batch norm needs at least 2 samples in a batch, but the batch has 1: use a larger --batch-size")
+
+
 class SyncBatchNorm(nn.Module):
     """Batch norm (Ioffe and Szegedy, 2015) over the rows of all processes, in float32, without running statistics.
 
@@ -62,6 +70,7 @@ class SyncBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        at_least_two(len(x))
         x = x.float()
         variances, means = torch.var_mean(x, dim=0, correction=0)
         variances, means = all_gather_with_grad(torch.stack([variances, means])[None]).unbind(1)  # (processes, D)

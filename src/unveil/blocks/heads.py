@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unveil.blocks.distributed import at_least_two
+
 
 class ProbeHead(nn.Module):
     """A batch norm without affine parameters, then a linear layer (MAE, appendix A.1): features (B, D) to class scores (B, K)."""
@@ -16,6 +18,8 @@ class ProbeHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        if self.training:
+            at_least_two(len(features))
         scores: Tensor = self.linear(self.norm(features.float()))
         return scores
 

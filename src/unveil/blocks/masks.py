@@ -24,7 +24,10 @@ def visible_count(patches: int, ratio: float) -> int:
 
 
 def hide_lowest(score: Float[Tensor, "B N"], visible: int, ties: Int[Tensor, "B N"] | None = None) -> Mask:
-    """Masks the patches with the lowest scores. Among equal scores, it masks those with the lowest `ties`, by default their index."""
+    """Masks the patches with the lowest scores. Of patches with equal scores, those with the lowest `ties` come first.
+
+    By default, the ties of a patch are its index.
+    """
     if ties is None:
         order = score.argsort(dim=1, stable=True)
     else:

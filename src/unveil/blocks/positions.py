@@ -73,9 +73,9 @@ class RelativePositionBias(nn.Module):
     def __init__(self, grid: Size, heads: int, class_token: bool = True) -> None:
         super().__init__()
         self.grid, self.class_token = grid, class_token
-        index = relative_index(grid, class_token)
-        self.table = nn.Parameter(torch.zeros(int(index.max()) + 1, heads))
-        self.register_buffer("index", index, persistent=False)
+        offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) + (3 if class_token else 0)
+        self.table = nn.Parameter(torch.zeros(offsets, heads))
+        self.register_buffer("index", relative_index(grid, class_token), persistent=False)
 
     def forward(self, grid: Size | None = None) -> Float[Tensor, "heads T T"]:
         """The bias of each pair of tokens. For another `grid`, the table is interpolated."""

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unveil.blocks.dropout import Dropout
+from unveil.blocks.microbatches import rand_rows
 
 
 class ResidualBranch(nn.Module):
@@ -21,6 +22,6 @@ class ResidualBranch(nn.Module):
         if self.scale is not None:
             x = x * self.scale.to(x.dtype)
         if self.training and self.drop_path:
-            kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
+            kept = (rand_rows(x.shape[0], x.device) >= self.drop_path)[:, None, None]
             x = x * kept.to(x.dtype) / (1 - self.drop_path)  # the expectation stays the same
         return x

@@ -37,6 +37,8 @@ class Stream(IntEnum):
     """Which changes are applied to a view: flip, jitter, grey, blur, solarise."""
     VIEW_AMOUNTS = 22
     """How strong the changes of a view are."""
+    SUBSTITUTE = 31
+    """Which image replaces one that cannot be read."""
     VIEW = 1000
     """The first of many views of an image. The next view has stream 1001, and so on."""
 

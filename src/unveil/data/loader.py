@@ -5,16 +5,20 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unveil.blocks.stateless_random import sample_keys
+from unveil.blocks.stateless_random import Stream, combine, sample_keys
 from unveil.data.batch import Batch, Samples
-from unveil.data.dataset import ImageDataset
+from unveil.data.dataset import ImageDataset, ImagesLostError
 from unveil.data.shuffle import shuffled
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
+
+MAX_UNREADABLE = 0.01
+"""Default for the share of the images that may become unreadable during training."""
 
 
 class Loader(Protocol):
@@ -41,15 +45,26 @@ class ImageLoader:
         indices: The images to use; by default all.
         repeats: Number of consecutive samples from one image, each with its own key (repeated augmentation). An epoch counts
             samples, so its length does not change.
+        max_unreadable: Maximum share of the images that may become unreadable after the dataset was opened.
     """
 
     def __init__(
-        self, dataset: ImageDataset, *, batch_size: int, seed: int, indices: Int[Tensor, " n"] | None = None, repeats: int = 1
+        self,
+        dataset: ImageDataset,
+        *,
+        batch_size: int,
+        seed: int,
+        indices: Int[Tensor, " n"] | None = None,
+        repeats: int = 1,
+        max_unreadable: float = MAX_UNREADABLE,
     ) -> None:
-        self.dataset, self.batch_size, self.seed, self.repeats = dataset, batch_size, seed, repeats
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.repeats, self.max_unreadable = repeats, max_unreadable
         share_size(batch_size, repeats, "repeats")
         self.indices = torch.arange(len(dataset)) if indices is None else indices
-        self.samples, self._sorted_indices = len(self.indices), self.indices.sort().values
+        self.samples = len(self.indices)
+        self._members = np.zeros(len(dataset), dtype=bool)
+        self._members[self.indices.numpy()] = True
         self.prefetch = not dataset.in_memory
 
     def move_to(self, device: torch.device) -> bool:
@@ -63,11 +78,42 @@ class ImageLoader:
         return on_gpu
 
     def share(self, step: int, share: int, shares: int) -> Batch:
+        """Returns one of `shares` equal shares of the samples of a step.
+
+        Raises:
+            ImagesLostError: If more than `max_unreadable` of the images have become unreadable.
+        """
+        size = share_size(self.batch_size, shares)
+        first = step * self.batch_size + share * size
+        positions = torch.arange(first, first + size) // self.repeats
+        order = shuffled(self.seed, positions, self.samples)
+        keys = sample_keys(self.seed, first, size)
+        batch = self.dataset.samples(self.indices[order], keys, lambda row: self._candidates(int(positions[row])))
+        self._check_lost()
+        return batch.pinned() if batch.images.is_cuda else batch
+
+    def names(self, step: int, share: int, shares: int) -> list[str]:
+        """The names of the images of `share`. Where one cannot be read, `share` has another one."""
         size = share_size(self.batch_size, shares)
         first = step * self.batch_size + share * size
         order = shuffled(self.seed, torch.arange(first, first + size) // self.repeats, self.samples)
-        batch = self.dataset.samples(self.indices[order], sample_keys(self.seed, first, size), among=self._sorted_indices)
-        return batch.pinned() if batch.images.is_cuda else batch
+        return [self.dataset.names[i] for i in self.indices[order].tolist()]
+
+    def _candidates(self, position: int) -> Iterator[int]:
+        """All images of the loader, in a random order that depends only on the seed and the position of the sample to replace."""
+        seed = int(combine(sample_keys(self.seed, position, 1), Stream.SUBSTITUTE))
+        for few in torch.split(torch.arange(self.samples), 16):
+            self._check_lost()
+            yield from self.indices[shuffled(seed, few, self.samples)].tolist()
+
+    def _check_lost(self) -> None:
+        lost = self.dataset.lost_among(self._members)
+        if lost > self.max_unreadable * self.samples:
+            name, fault = next((self.dataset.names[i], x) for i, x in self.dataset.faults() if x.lost and self._members[i])
+            raise ImagesLostError(
+                f"{lost:,} of {self.samples:,} training images ({lost / self.samples:.1%}) have become unreadable since the start, "
+                f"more than --max-unreadable {self.max_unreadable:g} allows; the first is {name}: {fault.reason}"
+            )
 
 
 class FeatureLoader:
@@ -103,8 +149,8 @@ def first_batch(loader: Loader, max_count: int = 256) -> Samples:
 
 
 def microbatches(loader: Loader, step: int, rank: int, world_size: int, count: int) -> list[Samples]:
-    """The samples of process `rank` in a step, as `count` equal microbatches."""
-    return [loader.share(step, number * world_size + rank, world_size * count) for number in range(count)]
+    """The samples of process `rank` in a step, as `count` equal microbatches. A process has the same samples for any `count`."""
+    return [loader.share(step, rank * count + number, world_size * count) for number in range(count)]
 
 
 def pinned_microbatches(loader: Loader, step: int, rank: int, world_size: int, count: int) -> list[Samples]:
@@ -121,8 +167,9 @@ def stream(
         for step in steps:
             yield step, microbatches(loader, step, rank, world_size, count)
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-        waiting: deque[tuple[int, Future[list[Samples]]]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+    waiting: deque[tuple[int, Future[list[Samples]]]] = deque()
+    try:
         for step in steps:
             waiting.append((step, pool.submit(pinned_microbatches, loader, step, rank, world_size, count)))
             if len(waiting) > ahead:
@@ -130,3 +177,5 @@ def stream(
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()
+    finally:  # without waiting for a read that may hang
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -20,6 +20,10 @@ class TensorBatch:
         """Keeps the first `count` samples."""
         return self._map(lambda x: x[:count], lambda x: x.first(count))
 
+    def rows(self, start: int, stop: int) -> Self:
+        """Keeps the samples from `start` to `stop` - 1."""
+        return self._map(lambda x: x[start:stop], lambda x: x.rows(start, stop))
+
     def chunks(self, count: int) -> list[Self]:
         """Cuts the samples into `count` equal batches, in their order."""
         parts = [

@@ -36,6 +36,7 @@ class SupervisedConfig(RegularisationConfig):
 class Supervised(Method):
     """An encoder, and a linear layer on the mean of its patch tokens. Call `set_classes` before using it."""
 
+    augments_whole_batch = True
     Config = SupervisedConfig
     DEFAULTS = {"base_lr": 1e-4, "weight_decay": 0.3, "warmup_ratio": 0.067, "crop_scale": 0.08}
     encoder: ViT

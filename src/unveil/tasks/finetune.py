@@ -25,6 +25,7 @@ class FinetuneConfig(RegularisationConfig):
 class Finetune(Task):
     """An encoder, the mean of its patch tokens, a norm, and a linear layer, all trained."""
 
+    augments_whole_batch = True
     Config = FinetuneConfig
     DEFAULTS = {
         "base_lr": 1e-3,

@@ -16,6 +16,9 @@ from unveil.learner import Step, Task
 from unveil.metrics import ClassificationMetric, Metric
 from unveil.models.vit import ViT
 
+MAX_IMAGES = 256
+"""Number of images that the frozen encoder computes at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig:
@@ -28,6 +31,7 @@ class LinearConfig:
 class Linear(Task):
     """BatchNorm and a linear layer on features, which are the input (B, D) or are computed from images by a frozen encoder."""
 
+    needs_whole_batch = True
     Config = LinearConfig
     DEFAULTS = {"optimizer": "sgd", "base_lr": 0.5, "weight_decay": 0.0, "warmup_ratio": 0.1, "epochs": 90.0, "batch_size": 0}
     """The paper's linear probe (appendix A.1), but with SGD instead of LARS, which suits small batches of small datasets.
@@ -69,8 +73,9 @@ class Linear(Task):
     def logits(self, images: Tensor) -> Float[Tensor, "B K"]:
         """Class scores, from images (B, C, H, W) or features (B, D)."""
         if self.takes_images:
-            with torch.no_grad():
-                images = self.encoder.eval().features(images, self.pool)
+            encoder = self.encoder.eval()
+            with torch.no_grad():  # in parts, since the batch norm needs all features, but the encoder needs memory
+                images = torch.cat([encoder.features(part, self.pool) for part in images.split(MAX_IMAGES)])
         scores: Tensor = self.head(images)
         return scores
 

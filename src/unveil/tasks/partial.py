@@ -27,6 +27,7 @@ class PartialConfig:
 class PartialFinetune(Task):
     """An encoder whose last `blocks` blocks are fine-tuned with a linear classifier on the mean of the patch tokens."""
 
+    needs_whole_batch = True
     Config = PartialConfig
     DEFAULTS = {"optimizer": "adamw", "base_lr": 1e-3, "weight_decay": 0.05, "warmup_ratio": 0.1, "epochs": 50.0, "batch_size": 256}
     """The schedule of the paper's partial fine-tuning (50 epochs), with the augmentation of the linear probe."""

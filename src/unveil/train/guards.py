@@ -30,20 +30,28 @@ def seed_all(seed: int, step: int, world: World) -> None:
     np.random.seed(key & 0xFFFFFFFF)
 
 
+def get_generators(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The states of the global generators of torch, on the CPU and on a device."""
+    return torch.get_rng_state(), None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+def set_generators(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
+    """Restores states that `get_generators` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.get_device_module(device).set_rng_state(state[1])
+
+
 @contextmanager
 def restored_generators(device: torch.device) -> Iterator[None]:
     """A context that restores the global generators of torch, `random` and NumPy at its end."""
-    module = None if device.type == "cpu" else torch.get_device_module(device)
-    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    device_state = module.get_rng_state() if module else None
+    torch_states, python_state, numpy_state = get_generators(device), random.getstate(), np.random.get_state()
     try:
         yield
     finally:
-        torch.set_rng_state(torch_state)
+        set_generators(torch_states, device)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        if module:
-            module.set_rng_state(device_state)
 
 
 def check_finite(learner: nn.Module, record: Record, microbatches: Sequence[Samples]) -> None:

@@ -11,6 +11,7 @@ from unveil.train.checkpoint import Checkpoints
 from unveil.train.guards import check_finite, restored_generators, seed_all
 from unveil.train.log import Meter, Record, Screen, Sink
 from unveil.train.memory_trial import fit_batch_in_memory, matrix_peak
+from unveil.train.microbatches import Microbatches
 from unveil.train.optim import clip_gradients, set_lr
 from unveil.train.parallel import autocast, compile_limits, is_replicated, no_sync_until_last
 from unveil.train.recipe import Recipe, TrainConfig
@@ -45,7 +46,7 @@ def train(
         learner.to(world.device).train()
         trial = fit_batch_in_memory(learner, examples, config.batch_size, config.accum_steps, hardware, world)
         model, optimizer, first = start_or_resume(learner, examples, optim, hardware, world, checkpoints)
-        augment = torch.compile(learner.augment) if hardware.compile else learner.augment
+        parts = Microbatches(learner, trial.accum_steps, hardware, world)
         meter = Meter(world, trial.flops / matrix_peak(world.device, hardware.precision))
         if checkpoints and first:
             meter.load_state(checkpoints.manifest(first).get("meter"))
@@ -56,18 +57,16 @@ def train(
 
         with stop_signals() as stop, compile_limits(learner, hardware, world):
             agreement = Agreement(stop, config.save_seconds, world)
-            batches = stream(loader, range(first, total), world.rank, world.size, trial.accum_steps)
-            for step, microbatches in meter.timed(batches):
+            batches = stream(loader, range(first, total), world.rank, world.size, parts.loaded)
+            for step, samples in meter.timed(batches):
                 seed_all(config.seed, step, world)  # for dropout and drop path
                 lr, weight_decay = optim.at(step, total, config.batch_size)
                 set_lr(optimizer, lr, weight_decay)
-                for i, microbatch in enumerate(microbatches):
-                    with torch.no_grad():
-                        batch = augment(microbatch.to(world.device))
-                    with no_sync_until_last(model, i == len(microbatches) - 1):
+                for i, batch in enumerate(parts.augmented(samples)):
+                    with no_sync_until_last(model, i == parts.count - 1), parts.alike(i, samples):
                         with autocast(hardware, world):
                             result = model(batch)
-                        (result.loss / len(microbatches)).backward()
+                        (result.loss / parts.count).backward()
                     meter.add({"loss": result.loss, **result.metrics})
                 norm = clip_gradients(learner, optim.clip_grad)
                 optimizer.step()
@@ -81,7 +80,7 @@ def train(
                 log_due = done == total or done % config.log_every == 0 or done in eval_steps
                 if log_due:
                     record = {"step": done, "epoch": done * config.batch_size / loader.samples, "learning_rate": lr} | meter.read()
-                    check_finite(learner, record, microbatches)
+                    check_finite(learner, record, samples)
                     if done in eval_steps and world.is_main and is_replicated(hardware, world):
                         record |= run_monitors(learner, monitors)
                     for output in outputs:
@@ -90,7 +89,7 @@ def train(
                 stopping, saving = agreement.after(done)
                 if checkpoints and (stopping or saving or done == total):
                     if not log_due:  # never save a state that is not finite
-                        check_finite(learner, {"step": done, "learning_rate": lr} | meter.read(), microbatches)
+                        check_finite(learner, {"step": done, "learning_rate": lr} | meter.read(), samples)
                     with meter.paused(), agreement.saving():
                         files = {"model": model_state(learner), "optimizer": optimizer_state(learner, optimizer)}
                         facts = {"total": total, "meter": meter.state()}

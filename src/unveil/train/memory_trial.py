@@ -120,7 +120,7 @@ def fit_batch_in_memory(
     if learner.needs_whole_batch:
         if accum_steps > 1:
             raise UnveilError(
-                f"{type(learner).__name__} compares the samples of a batch with each other, so a step cannot be computed in "
+                f"{type(learner).__name__} compares or normalises the samples of a batch together, so a step cannot be computed in "
                 f"{accum_steps} microbatches: leave --accum-steps out, and use a smaller --batch-size or more processes"
             )
         accum_steps = 1

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console, RenderableType
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
@@ -141,6 +140,11 @@ def open_run(
     return Run(path)
 
 
+def harmless_options(config: Mapping[str, Any]) -> frozenset[str]:
+    """The options of a run that may change on resume. Dropout draws other numbers in another number of microbatches."""
+    return HARMLESS - {"accum_steps"} if config.get("dropout") else HARMLESS
+
+
 def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Compares the settings of a run with new ones. Prints harmless differences, and raises `UnveilError` for others."""
     if run.facts["kind"] != facts["kind"]:
@@ -150,7 +154,7 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
         old, new = run.facts[part], facts[part]
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                harmful |= part == "data" or key not in HARMLESS
+                harmful |= part == "data" or key not in harmless_options(run.config)
                 lines.append(f"  {part} {key}: was {old.get(key)!r}, is {new.get(key)!r}")
     if harmful:
         text = "\n".join(lines)
@@ -194,14 +198,3 @@ def commit(file: Path = Path(__file__)) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
-
-
-def show(table: RenderableType) -> None:
-    """Prints a table or a text of rich to standard output, where results belong."""
-    Console().print(table)
-
-
-def printer(is_main: bool) -> Callable[[str], None]:
-    """Returns a function that prints messages to standard error on the main process, and does nothing on others."""
-    console = Console(stderr=True)
-    return (lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)) if is_main else (lambda text: None)
