@@ -33,6 +33,7 @@ from unveil.data.pack_reader import FACTS, INDEX, SHARD_HEAD, SKIPPED, UNFINISHE
 from unveil.data.pixels import Pixels, Unreadable
 from unveil.data.sources import Source
 from unveil.errors import UnveilError
+from unveil.plain_text import printable
 
 T = TypeVar("T")
 
@@ -347,6 +348,4 @@ def rows_path(folder: Path, number: int) -> Path:
 def skipped_text(splits: Mapping[str, Facts]) -> bytes:
     """One line "name<TAB>reason" for each file that could not be used."""
     reasons = {name: reason for facts in splits.values() for name, reason in facts["skipped"].items()}
-    clean = str.maketrans("\t\r\n", "   ")
-    lines = (f"{name.translate(clean)}\t{reason.translate(clean)}\n" for name, reason in sorted(reasons.items()))
-    return "".join(lines).encode("utf-8", "surrogateescape")
+    return "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in sorted(reasons.items())).encode()

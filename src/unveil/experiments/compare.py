@@ -20,7 +20,8 @@ from unveil.reports.table import ResultTable, to_markdown, to_terminal
 from unveil.runs.modality import modality, slug
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import Run, printer, show
+from unveil.train.run_folder import Run
+from unveil.train.terminal import printer, show
 
 FINETUNE_DEFAULTS = {"epochs": 10.0}
 """Defaults of fine-tuning in a comparison, where they differ from those of `unveil finetune`."""

@@ -19,7 +19,8 @@ from unveil.reports.comparison import ComparisonRow, figures_of, finetune_score,
 from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import Run, printer, receipt
+from unveil.train.run_folder import Run, receipt
+from unveil.train.terminal import printer
 
 FIRST_STAGE_SHARE = 0.25
 """Share of a budget in seconds for a first stage, such as the visual tokenizer of BEiT. The second stage gets the rest."""

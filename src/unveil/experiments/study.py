@@ -16,7 +16,7 @@ from unveil.reports.study_page import Sweep, sweep_table, write_study
 from unveil.reports.table import to_terminal
 from unveil.reports.vocabulary import humanize
 from unveil.runs.modality import slug
-from unveil.train.run_folder import printer, show
+from unveil.train.terminal import printer, show
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Reads files of named tensors without running code in them, and writes such files atomically."""
 
 import argparse
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,6 @@ from unveil.atomic_files import fresh_name, move_into_place, share_with_folder
 from unveil.errors import UnveilError
 from unveil.json_files import parse_json
 from unveil.train.checkpoint import Tensors
-
-
-def print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def is_safetensors(path: Path) -> bool:

@@ -8,12 +8,13 @@ import torch
 
 from unveil import plugins
 from unveil.errors import UnveilError
-from unveil.interop.files import is_safetensors, is_torch, one_line, print_to_stderr, read_header
+from unveil.interop.files import is_safetensors, is_torch, one_line, read_header
 from unveil.interop.formats import FORMATS, Contents, LoadOptions
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.options import refuse_unknown
 from unveil.paths import MODEL_FORMS, refuse_missing_model
+from unveil.train.terminal import print_to_stderr
 
 EXPECTED = f"expected {MODEL_FORMS}"
 

@@ -18,7 +18,7 @@ from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
-from unveil.interop.files import print_to_stderr, read_tensors, write_tensors, write_torch
+from unveil.interop.files import read_tensors, write_tensors, write_torch
 from unveil.interop.formats import Contents
 from unveil.interop.state_dict_map import (
     StateDictMap,
@@ -37,6 +37,7 @@ from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
+from unveil.train.terminal import print_to_stderr
 
 
 def matches(contents: Contents) -> bool:

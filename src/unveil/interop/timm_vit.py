@@ -14,7 +14,7 @@ from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
-from unveil.interop.files import print_to_stderr, read_tensors, write_tensors
+from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.mae_release import vit_config_from
 from unveil.interop.silence import silenced
@@ -35,6 +35,7 @@ from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.train.checkpoint import Tensors
+from unveil.train.terminal import print_to_stderr
 
 ARCHITECTURES = {
     192: "vit_tiny_patch16_224",

@@ -21,7 +21,7 @@ from unveil.blocks.masks import as_bool
 from unveil.blocks.patches import gather
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop.files import print_to_stderr, read_tensors, write_tensors
+from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.mae_release import mlp_ratio
 from unveil.interop.silence import silenced
@@ -33,6 +33,7 @@ from unveil.learner import Learner
 from unveil.methods.beit import BEiT, BEiTConfig
 from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
+from unveil.train.terminal import print_to_stderr
 
 SHARED_TABLE = "beit.encoder.relative_position_bias.relative_position_bias_table"
 TOKENIZER = "target."

@@ -23,7 +23,7 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop import mae_release
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
-from unveil.interop.files import print_to_stderr, read_tensors, write_tensors
+from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import (
@@ -43,6 +43,7 @@ from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
+from unveil.train.terminal import print_to_stderr
 
 BLOCK: BlockNames = {
     "norm1": "layernorm_before",

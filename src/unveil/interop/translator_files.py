@@ -8,12 +8,13 @@ from pathlib import Path
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.interop.configs import config_from_json
-from unveil.interop.files import print_to_stderr, read_header, read_tensors, write_tensors
+from unveil.interop.files import read_header, read_tensors, write_tensors
 from unveil.interop.state_dict_map import check_names
 from unveil.json_files import read_json
 from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from unveil.text.bpe import BPETokenizer
 from unveil.train.checkpoint import Checkpoints
+from unveil.train.terminal import print_to_stderr
 
 FORMAT_NAME = "unveil translator"
 """The value of `format` in `config.json`, and the key of the config in the header of `model.safetensors`."""

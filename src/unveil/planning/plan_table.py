@@ -4,12 +4,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from unveil.plain_text import printable
 from unveil.planning.dry_run import DryRun
 from unveil.planning.plan import Plan, flag, steps_of
 from unveil.planning.rules import Hardware
 from unveil.runs.images import ImagePlan
 from unveil.train.run_cost import spell_bytes, spell_time
-from unveil.train.run_folder import show
+from unveil.train.terminal import show
 
 PARTS = {
     "reading": "until the first step: reading the images, building the model",
@@ -29,7 +30,7 @@ def show_plan(plan: Plan, run: ImagePlan, trial: DryRun, hardware: Hardware) -> 
     choices = new_table()
     for name, choice in plan.choices.items():
         choices.add_row(name.replace("_", " "), " ".join(flag(name, choice.value)[1:]), choice.why)
-    show(Group(Text(title, style="bold"), choices, Text("")))
+    show(Group(Text(printable(title), style="bold"), choices, Text("")))
     total, training = steps_of(run, trial), run.recipe.training
     remarks = PARTS | {
         "training": f"{total:,} {PARTS['training']} of {trial.step:.3g} s",

@@ -18,7 +18,7 @@ from unveil.paths import refuse_unless_new_table
 from unveil.plugins import trust as allow
 from unveil.runs.open_data import open_whole, skipped_lines, stored_side
 from unveil.train.parallel import HardwareConfig, join_processes, resolve_precision
-from unveil.train.run_folder import printer
+from unveil.train.terminal import printer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from typing import Literal
 from unveil import plugins
 from unveil.atomic_files import fresh_name
 from unveil.errors import UnveilError
-from unveil.interop.files import print_to_stderr
 from unveil.interop.formats import FORMATS, Format
 from unveil.interop.load import load
 from unveil.interop.verify_export import TOLERANCE
 from unveil.learner import Learner
 from unveil.paths import refuse_existing
 from unveil.train.run_folder import Run
+from unveil.train.terminal import print_to_stderr
 
 FormatName = Literal["timm", "transformers", "mae", "safetensors", "onnx"]
 DEFAULT_NAMES: dict[str, str] = {each.to: each.out for each in FORMATS}

@@ -8,10 +8,11 @@ from rich.text import Text
 
 from unveil.errors import UnveilError
 from unveil.interop.load import load
+from unveil.plain_text import printable
 from unveil.plugins import trust as allow
 from unveil.protocols import PredictsTokens
 from unveil.text.wordpiece import WordPieceTokenizer
-from unveil.train.run_folder import printer, show
+from unveil.train.terminal import printer, show
 
 Prediction = tuple[str, float]
 """A word and its probability."""
@@ -53,9 +54,9 @@ def fill_mask(run: str | Path, sentence: str, *, count: int = 5, trust: str | Pa
     ]
     for number, predictions in enumerate(found, 1):
         table = Table(header_style="dim", box=None, padding=(0, 3, 0, 0))
-        table.add_column(f"[MASK] {number}" if len(found) > 1 else r"\[MASK]")
+        table.add_column(f"[MASK] {number}" if len(found) > 1 else "[MASK]")
         table.add_column("probability", justify="right")
         for word, p in predictions:
-            table.add_row(Text(word), f"{100 * p:.1f} %")
+            table.add_row(Text(printable(word)), f"{100 * p:.1f} %")
         show(table)
     return found

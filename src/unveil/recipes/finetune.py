@@ -24,7 +24,8 @@ from unveil.train.loop import total_steps
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import Run, printer
+from unveil.train.run_folder import Run
+from unveil.train.terminal import printer
 
 
 def finetune(
@@ -109,17 +110,24 @@ def finetune(
         f"{doing} on {train:,} labelled {labelled.noun} of {len(labelled.classes)} classes, tested on {test_count:,}{source}",
         total_steps(recipe.training, loader),
     )
-    session.fit(model, loader, [accuracy])
+    try:
+        session.fit(model, loader, [accuracy])
+    finally:
+        labelled.write_skipped(session)
     if session.is_main:
         model = session.trained(build)
         model_files.save(model, session.run.path)
+        score = labelled.evaluate(model, recipe, session.run.path)
+        labelled.write_skipped(session)
+        unreadable = labelled.unreadable()
         results = {
             "task": TASKS.label(kind),
-            "score": labelled.evaluate(model, recipe, session.run.path),
+            "score": score,
             "primary": model.metric().primary,
             "samples": labelled.noun,
             "classes": list(labelled.classes),
             "trained_on": train,
+            **({"unreadable": unreadable} if unreadable else {}),
             "kept_aside": labelled.held_out,
         }
         session.finish(model, results, terminal_table)

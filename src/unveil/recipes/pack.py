@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from unveil.atomic_files import checksum
 from unveil.data.dataset import Progress, common_channels, sample_images
@@ -22,7 +21,7 @@ from unveil.data.sources import Data, Source, open_both
 from unveil.errors import UnveilError
 from unveil.options import configure
 from unveil.runs.open_data import Say, progress_bar
-from unveil.train.run_folder import printer
+from unveil.train.terminal import console, printer
 
 
 def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **options: Any) -> Path:
@@ -103,7 +102,7 @@ def write_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, config:
     """Packs the images that are not packed yet. Raises `UnveilError` if the disk cannot be written."""
     try:
         with progress_bar(splits["train"].name, True, doing="packing") as bar:
-            shards = pack_shards(splits, folder, config, bar if Console(stderr=True).is_terminal else progress_lines(say))
+            shards = pack_shards(splits, folder, config, bar if console(stderr=True).is_terminal else progress_lines(say))
         finish_pack(splits, folder, facts, shards)
     except OSError as error:  # from writing: a file that cannot be read is skipped
         fault = error.strerror or error

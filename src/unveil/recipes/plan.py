@@ -29,7 +29,7 @@ from unveil.planning.plan_table import show_plan
 from unveil.planning.rules import applies_to, budget
 from unveil.runs.images import IMAGES
 from unveil.train.parallel import HardwareConfig, join_processes, shutdown
-from unveil.train.run_folder import printer
+from unveil.train.terminal import printer
 
 
 def plan(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from unveil.data.augment import AugmentConfig
@@ -16,7 +15,7 @@ from unveil.data.loader import ImageLoader
 from unveil.data.sources import Data
 from unveil.data.splits import Subset, few_labels
 from unveil.errors import UnveilError
-from unveil.evaluate.features import features_of, fit_linear, predictions_of, raw_pixels
+from unveil.evaluate.features import Features, features_of, fit_linear, predictions_of, raw_pixels
 from unveil.evaluate.knn import knn_scores
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
@@ -26,6 +25,7 @@ from unveil.models.vit import ViT
 from unveil.options import configure
 from unveil.plugins import trust as allow
 from unveil.runs.labelled_data import data_of, fresh_folder, labelled_subsets, write_class_scores, write_json
+from unveil.runs.open_data import SkippedFiles
 from unveil.runs.session import join
 from unveil.tasks.linear import Linear, LinearConfig
 from unveil.tasks.partial import PartialConfig, PartialFinetune
@@ -35,14 +35,15 @@ from unveil.train.loop import total_steps, train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import Recipe, TrainConfig
-from unveil.train.run_folder import printer, receipt
+from unveil.train.run_folder import receipt
+from unveil.train.terminal import printer
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """The kind of probe, and its data."""
 
-    HIDDEN = ("max_pixels",)
+    HIDDEN = ("max_pixels", "max_unreadable")
     kind: Literal["linear", "knn", "partial"] = "linear"
     """A linear classifier on the frozen encoder, k nearest neighbours, or fine-tuning of the last blocks."""
     blocks: float = 1.0
@@ -59,6 +60,8 @@ class ProbeConfig:
     """Also probe the same encoder untrained, and raw pixels."""
     max_pixels: int = 64_000_000
     """Files with more pixels than this are not decoded."""
+    max_unreadable: float = 0.01
+    """Stop if a larger share of the images becomes unreadable while a probe is trained on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,8 @@ class Probe:
     train_set: Subset
     test_set: Subset
 
-    def scores(self, name: str, encoder: ViT | None, shape: ViT) -> Float[Tensor, "n K"]:
-        """Class scores of the test set, from an encoder or, for None, from raw pixels.
+    def scores(self, name: str, encoder: ViT | None, shape: ViT) -> Features:
+        """Class scores of the test images that can be read, from an encoder or, for None, from raw pixels.
 
         Args:
             name: The title of the progress bar.
@@ -83,17 +86,18 @@ class Probe:
             return self.trained_scores(name, self.task(copy.deepcopy(encoder)))
         return self.frozen_scores(raw_pixels if encoder is None else partial(encoder.features, pool=self.pool), shape)
 
-    def frozen_scores(self, function: Callable[[Tensor], Tensor], shape: ViT) -> Float[Tensor, "n K"]:
+    def frozen_scores(self, function: Callable[[Tensor], Tensor], shape: ViT) -> Features:
         """Scores from features that are computed once."""
         recipe, classes = self.recipe, self.train_set.dataset.classes
         train, test = (
             features_of(function, subset, shape.config, recipe.hardware, recipe.world) for subset in (self.train_set, self.test_set)
         )
         if self.config.kind == "knn":
-            return knn_scores(test, train, self.train_set.labels, len(classes), neighbours=self.config.neighbours)
-        task = fit_linear(train, self.train_set.labels, classes, recipe.training, recipe.optim)
+            neighbours = self.config.neighbours
+            return test._replace(rows=knn_scores(test.rows, train.rows, train.subset.labels, len(classes), neighbours=neighbours))
+        task = fit_linear(train.rows, train.subset.labels, classes, recipe.training, recipe.optim)
         with torch.no_grad():
-            return task.logits(test)
+            return test._replace(rows=task.logits(test.rows))
 
     def task(self, encoder: ViT) -> Task:
         """A probe that is trained on augmented images."""
@@ -102,19 +106,26 @@ class Probe:
             return PartialFinetune.build(encoder, PartialConfig(blocks=self.config.blocks), augment, classes)
         return Linear.build(encoder, LinearConfig(pool=self.pool), augment, classes)
 
-    def trained_scores(self, name: str, task: Task) -> Float[Tensor, "n K"]:
+    def trained_scores(self, name: str, task: Task) -> Features:
         """Scores after training on augmented images."""
         subset = self.train_set
         recipe = replace(self.recipe, training=self.recipe.training.with_batch_size(len(subset)))
         training = recipe.training
-        loader = ImageLoader(subset.dataset, indices=subset.indices, batch_size=training.batch_size, seed=training.seed)
+        size, limit = training.batch_size, self.config.max_unreadable
+        loader = ImageLoader(subset.dataset, indices=subset.indices, batch_size=size, seed=training.seed, max_unreadable=limit)
         screen = Screen(name, total_steps(training, loader))
         try:
             train(task, loader, recipe, screen=screen)
         finally:
             screen.close()
-        found = predictions_of(task, self.test_set, self.recipe.hardware, self.recipe.world)
-        return torch.cat([scores.float().cpu() for _, scores, _ in found])
+        found = [
+            (scores.float().cpu(), batch.keys.cpu())
+            for batch, scores, _ in predictions_of(task, self.test_set, self.recipe.hardware, self.recipe.world)
+        ]
+        if not found:
+            raise UnveilError(f"none of {len(self.test_set):,} test images of {self.test_set.dataset.source.name} can be read")
+        scores, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Features(scores, Subset(self.test_set.dataset, indices))
 
 
 def probe(
@@ -167,15 +178,18 @@ def probe(
                 encoders["raw pixels"] = None
         for name, each in encoders.items():
             scores[name] = setup.scores(name, each, encoder)
-            metrics[name] = classification_metrics(scores[name], test_set.labels)
+            metrics[name] = classification_metrics(scores[name].rows, scores[name].subset.labels)
             top5 = f"   top-5 {100 * metrics[name]['top5']:5.2f} %" if len(classes) > 5 else ""
             say(f"{name:>10}   top-1 {100 * metrics[name]['top1']:5.2f} %{top5}")
     folder = Path(out) if out else fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{config.kind}")
     folder.mkdir(parents=True, exist_ok=True)
+    skipped = SkippedFiles(folder, [train_set, test_set], recipe.world, say)
+    skipped.update()
     results = {
         "kind": config.kind,
         "classes": list(classes),
         "trained_on": len(train_set),
+        "unreadable": skipped.unreadable(),
         "kept_aside": held_out,
         "top1": {name: metric["top1"] for name, metric in metrics.items()},
         "score": metrics["encoder"],
@@ -183,7 +197,7 @@ def probe(
         "run": str(run),
         **receipt(),
     }
-    write_class_scores(folder / "predictions.csv", test_set, scores["encoder"])
+    write_class_scores(folder / "predictions.csv", scores["encoder"].subset, scores["encoder"].rows)
     write_json(folder / "results.json", results)
     say(f"Per-class accuracy, confusion matrix and predictions: {folder}")
     return results

@@ -14,7 +14,7 @@ from unveil.plugins import trust as allow
 from unveil.reports.reconstruct import reconstruction_figure, require_reconstruct
 from unveil.runs.labelled_data import data_of, free_file
 from unveil.runs.open_data import open_whole, stored_side
-from unveil.train.run_folder import printer
+from unveil.train.terminal import printer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,20 @@ def reconstruct(
     (config,) = configure(options, ReconstructConfig)
     path = Path(out) if out else free_file((Path(run) if Path(run).is_dir() else Path()) / "reconstruction.png")
     refuse_unless_new_figure(path)
-    learner = load(run, say=printer(True))
+    say = printer(True)
+    learner = load(run, say=say)
     vit = image_config_of(learner)
     require_reconstruct(learner)  # fails before any image is read
     data = data if data is not None else data_of(run)
     subset = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, max_pixels=config.max_pixels, show=True)
-    subset = subset.spread_out(config.count)
-    views = views_of(subset, vit)
+    chosen = subset.spread_out(config.count)
+    views, readable = views_of(chosen, vit)
+    if len(readable) < len(chosen):
+        say(f"{len(chosen) - len(readable)} of {len(chosen)} images cannot be read, and are left out")
     drawn = reconstruction_figure(
-        learner, views, ratios=config.ratios, names=subset.names, seed=config.seed, mean=vit.mean, std=vit.std
+        learner, views, ratios=config.ratios, names=readable.names, seed=config.seed, mean=vit.mean, std=vit.std
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path)
-    printer(True)(f"The figure: {path}")
+    say(f"The figure: {path}")
     return path

@@ -6,7 +6,8 @@ from unveil.interop import model_files
 from unveil.interop.load import load
 from unveil.plugins import trust as allow
 from unveil.reports.page import write_page
-from unveil.train.run_folder import Run, printer
+from unveil.train.run_folder import Run
+from unveil.train.terminal import printer
 
 
 def report(run: str | Path, *, trust: str | Path | None = None) -> Path:

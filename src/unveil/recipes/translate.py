@@ -26,7 +26,8 @@ from unveil.train.loop import total_steps
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, join_processes
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import Run, printer
+from unveil.train.run_folder import Run
+from unveil.train.terminal import printer
 
 
 @dataclass(frozen=True, kw_only=True)

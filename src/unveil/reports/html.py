@@ -2,7 +2,8 @@
 
 import html
 from collections.abc import Iterable
-from unicodedata import category
+
+from unveil.plain_text import printable
 
 VOID_ELEMENTS = frozenset({"meta", "br", "hr", "img"})
 """Elements without an end tag."""
@@ -14,20 +15,15 @@ class Markup(str):
     __slots__ = ()
 
 
-def printable(text: object) -> str:
-    """Text without control characters, and without bytes of file names that are not Unicode."""
-    return "".join("\ufffd" if category(c) in ("Cc", "Cs") and c != "\n" else c for c in str(text))
-
-
 def escape(text: object) -> Markup:
     """Escapes text for HTML."""
-    return text if isinstance(text, Markup) else Markup(html.escape(printable(text)))
+    return text if isinstance(text, Markup) else Markup(html.escape(printable(text, lines=True)))
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
     """An HTML element. Attributes, and children that are not markup, are escaped; `class_` becomes `class`."""
     names = {key: key.rstrip("_").replace("_", "-") for key in attributes}
-    written = "".join(f' {names[key]}="{html.escape(printable(value))}"' for key, value in attributes.items())
+    written = "".join(f' {names[key]}="{html.escape(printable(value, lines=True))}"' for key, value in attributes.items())
     if name in VOID_ELEMENTS:
         return Markup(f"<{name}{written}>")
     return Markup(f"<{name}{written}>{join_markup(children)}</{name}>")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unveil.blocks.patches import Size
-from unveil.reports.html import printable
+from unveil.plain_text import printable
 from unveil.reports.style import LIGHT, new_figure, styled
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def channel_note(channels: int) -> str | None:
 
 def shorten_name(name: str, limit: int = 22) -> str:
     """A name on one line. A long name is shortened in the middle."""
-    name = printable(name).replace("\n", " ")
+    name = printable(name)
     return name if len(name) <= limit else f"{name[: limit // 2 - 1]}…{name[-(limit - limit // 2) :]}"
 
 
@@ -138,6 +138,6 @@ class ImageGrid:
         **options: Any,
     ) -> None:
         """Writes text at a position in inches. Dollar signs are printed, not parsed as formulas."""
-        style: dict[str, Any] = {"size": 9, "weight": "normal", "linespacing": 1.1, "parse_math": False} | options
+        style: dict[str, Any] = {"size": 9, "weight": "normal", "linespacing": 1.1} | options
         with styled():
             self.figure.text(x / self.width, y / self.height, text, ha=ha, va=va, color=LIGHT[color], **style)

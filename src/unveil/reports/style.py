@@ -64,6 +64,7 @@ RC_PARAMS: dict[Any, Any] = {
     "ytick.labelcolor": LIGHT["muted"],
     "ytick.major.size": 0,
     "lines.solid_capstyle": "round",
+    "text.parse_math": False,  # names from data may contain dollar signs
 }
 """Matplotlib's settings for every figure."""
 

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from unveil.plain_text import printable
 from unveil.reports.html import Markup, element, join_markup, table_element
 from unveil.reports.verdict import collapse_warning, comparisons, error_sentences, word_sentence
 from unveil.reports.vocabulary import (
@@ -57,11 +58,11 @@ def to_terminal(table: ResultTable) -> RenderableType:
     for columns in split_columns(table, get_terminal_size().columns):
         piece = Table(header_style="dim", box=None, padding=(0, COLUMN_GAP, 0, 0))
         for i in columns:
-            piece.add_column(table.heads[i], justify="right" if i else "left", no_wrap=i == 0)
+            piece.add_column(printable(table.heads[i]), justify="right" if i else "left", no_wrap=i == 0)
         for row in table.rows:
-            piece.add_row(*(Text(row[i]) for i in columns), style="bold" if row[0] in OWN_ROWS else None)
+            piece.add_row(*(Text(printable(row[i])) for i in columns), style="bold" if row[0] in OWN_ROWS else None)
         pieces.append(piece)
-    return Group(Text(table.title, style="bold"), *pieces, *(Text(sentence) for sentence in table.sentences))
+    return Group(Text(printable(table.title), style="bold"), *pieces, *(Text(printable(sentence)) for sentence in table.sentences))
 
 
 def split_columns(table: ResultTable, width: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ from unveil.data.splits import Subset
 from unveil.data.targets import ClassTargets, Targets
 from unveil.errors import UnveilError
 from unveil.models.vit_config import ViTConfig
+from unveil.plain_text import csv_cell
 from unveil.runs.open_data import open_subsets, stored_side
 from unveil.train.run_folder import Run
 
@@ -97,14 +98,15 @@ def beside(run: str | Path, suffix: str) -> Path:
 def write_class_scores(path: Path, subset: Subset, scores: Float[Tensor, "n K"]) -> None:
     """Writes a table with one row per image: its name, its class, the predicted class, its probability, and every class score."""
     classes, labels = subset.dataset.classes, subset.labels
+    cells = [csv_cell(name) for name in classes]
     probability, best = scores.softmax(dim=1).max(dim=1)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "label", "predicted", "probability", *(f"score {name}" for name in classes)])
+        writer.writerow(["file", "label", "predicted", "probability", *(csv_cell(f"score {name}") for name in classes)])
         for name, label, guess, p, row in zip(
             subset.names, labels.tolist(), best.tolist(), probability.tolist(), scores.tolist(), strict=True
         ):
-            writer.writerow([name, classes[label], classes[guess], f"{p:.4f}", *(f"{x:.4f}" for x in row)])
+            writer.writerow([csv_cell(name), cells[label], cells[guess], f"{p:.4f}", *(f"{x:.4f}" for x in row)])
 
 
 def fresh_folder(path: Path) -> Path:

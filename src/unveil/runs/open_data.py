@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import MofNCompleteColumn
 
 from unveil.atomic_files import write_text
 from unveil.blocks.patches import Size
@@ -15,9 +14,13 @@ from unveil.data.dataset import ImageDataset, sample_images
 from unveil.data.sources import Data, Source, open_source
 from unveil.data.splits import Subset, held_out_split
 from unveil.errors import UnveilError
+from unveil.plain_text import count_of, printable, shorten
 from unveil.train.parallel import World
+from unveil.train.terminal import console, new_bar
 
 Say = Callable[[str], None]
+SKIPPED = "skipped.txt"
+"""The file in a run folder with the files that could not be used, one "name<TAB>reason" per line."""
 HELD_OUT_SHARE = 0.1
 """Share of the images to hold out if there is no test split."""
 
@@ -87,13 +90,12 @@ def open_subsets(
 @contextmanager
 def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Callable[[int, int], None]]:
     """A progress bar for reading images, in a terminal."""
-    console = Console(stderr=True)
-    if not (show and console.is_terminal):
+    target = console(stderr=True)
+    if not (show and target.is_terminal):
         yield lambda done, of: None
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"{doing} {name}", total=None)
+    with new_bar(target, MofNCompleteColumn(), width=24, transient=True) as bar:
+        task = bar.add_task(f"{doing} {shorten(name)}", total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
@@ -102,16 +104,41 @@ def skipped_lines(*subsets: Subset) -> list[str]:
     found: dict[str, str] = {}
     for subset in subsets:
         found |= dict(subset.dataset.source.skipped) | subset.dataset.skipped
-    clean = str.maketrans("\t\r\n", "   ")
-    return [f"{name.translate(clean)}\t{reason.translate(clean)}" for name, reason in sorted(found.items())]
+    return [f"{printable(name)}\t{printable(reason)}" for name, reason in sorted(found.items())]
 
 
-def write_skipped(folder: Path, subsets: Sequence[Subset], world: World, say: Say) -> None:
-    """Writes the list of files that could not be used to `skipped.txt`."""
-    lines = skipped_lines(*subsets)
-    if lines and world.is_main:
-        write_text(folder / "skipped.txt", "\n".join(lines) + "\n")
-        say(f"{len(lines):,} file{'s' * (len(lines) > 1)} could not be used: see {folder / 'skipped.txt'}")
+class SkippedFiles:
+    """The files of a run that could not be used, in its `skipped.txt`.
+
+    Args:
+        folder: The run folder. Files that an earlier part of the run could not use stay in the list.
+        subsets: The train set and the test set.
+        world: Only the main process writes.
+        say: Prints a message for the user.
+    """
+
+    def __init__(self, folder: Path, subsets: Sequence[Subset], world: World, say: Say) -> None:
+        self.path, self.subsets, self.world, self.say = folder / SKIPPED, subsets, world, say
+        self.count = 0
+
+    def update(self) -> None:
+        """Writes the file if it has grown since the last call, and says so."""
+        if not self.world.is_main:
+            return
+        earlier = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
+        found = {line.partition("\t")[0]: line for line in (*earlier, *skipped_lines(*self.subsets))}
+        if len(found) > self.count:
+            self.count = len(found)
+            write_text(self.path, "".join(f"{line}\n" for _, line in sorted(found.items())))
+            self.say(f"{count_of(self.count, 'file')} could not be used: see {self.path}")
+
+    def unreadable(self) -> dict[str, int]:
+        """The numbers of unreadable images in the train set and in the test set. Says that evaluations leave them out."""
+        counts = {"train": self.subsets[0].unreadable, "test": self.subsets[1].unreadable}
+        if any(counts.values()):
+            parts = [f"{count:,} of {len(each):,} {name}" for each, (name, count) in zip(self.subsets, counts.items(), strict=True)]
+            self.say(f"{' and '.join(parts)} images could not be read: training replaced them by others, evaluations left them out")
+        return counts
 
 
 def open_whole(data: Data, *, side: int, channels: int | None, max_pixels: int, show: bool) -> Subset:

@@ -22,8 +22,9 @@ from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, join_processes, resolve_precision, shutdown
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.run_cost import cost_line, run_cost
-from unveil.train.run_folder import Run, open_run, printer, show
+from unveil.train.run_folder import Run, open_run
 from unveil.train.state import load_model_state
+from unveil.train.terminal import printer, show
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LearnerT = TypeVar("LearnerT", bound=Learner)

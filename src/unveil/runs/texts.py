@@ -21,6 +21,7 @@ from unveil.learner import Method, Task, TextMethod
 from unveil.methods import METHODS, method_class
 from unveil.models.bert import MODELS, TextConfig, TextEncoder
 from unveil.options import configure
+from unveil.plain_text import csv_cell
 from unveil.runs.labelled_data import data_of
 from unveil.runs.modality import (
     AnyData,
@@ -156,6 +157,9 @@ class TextPretraining(Pretraining):
             words |= unigram_baseline(self.ids, self.test_ids, self.vocabulary)
         return {"words": words, "sequences_seen": self.session.samples_trained}
 
+    def write_skipped(self) -> None:
+        pass  # a text that cannot be read is refused on opening
+
 
 def held_out_blocks(ids: Int[Tensor, " n"], block: int = 2048, every: int = 20) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
     """Splits a corpus without a test split: every twentieth block of tokens is held out. Returns the rest, and these blocks."""
@@ -221,6 +225,9 @@ class LabelledTexts(LabelledData):
     def write_skipped(self, session: Session) -> None:
         pass  # a text that cannot be read is refused on opening
 
+    def unreadable(self) -> dict[str, int]:
+        return {}
+
     def evaluate(self, task: Task, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """One row per text: its beginning, its class, the predicted class and the probability of that."""
         metric, scores = task.metric(), list[Tensor]()
@@ -233,7 +240,7 @@ class LabelledTexts(LabelledData):
             writer = csv.writer(file)
             writer.writerow(["text", "label", "predicted", "probability"])
             for text, label, guess, p in zip(texts, labels, best.tolist(), probability.tolist(), strict=True):
-                writer.writerow([text[:200], classes[label], classes[guess], f"{p:.4f}"])
+                writer.writerow([csv_cell(text[:200]), csv_cell(classes[label]), csv_cell(classes[guess]), f"{p:.4f}"])
         return metric.compute()
 
 

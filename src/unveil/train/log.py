@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.plain_text import printable
 from unveil.train.parallel import World, mean_over_processes
+from unveil.train.terminal import console, new_bar
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -131,15 +132,19 @@ class Meter:
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._samples, self._start, self._waited = 0, time.monotonic(), 0.0
 
-    def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """Yields the batches, and measures how long the loop waits for each of them."""
-        while True:
-            start = time.monotonic()
-            batch = next(batches, None)
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context in which the loop waits for a batch."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
             self._waited += time.monotonic() - start
-            if batch is None:
-                return
-            yield batch
+
+    @property
+    def has_values(self) -> bool:
+        """Whether a value was added since the last restart."""
+        return bool(self._sums)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -200,22 +205,20 @@ class Screen:
 
     def __init__(self, title: str, total: int, seconds: float = 5.0, *, reads: bool = False) -> None:
         self.reads = reads
-        self.title, self.total, self.first, self.seconds = title, total, 0, seconds
+        self.title, self.total, self.first, self.seconds = printable(title), total, 0, seconds
         self._last = self._start = time.monotonic()
         self._waited = 0.0
         self._bar: Progress | None = None
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         if self.console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[news]}"),
+                TextColumn("{task.fields[news]}", markup=False),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
             )
-            self._bar = Progress(*columns, console=self.console)
-            self._task = self._bar.add_task(title, total=total, news="")
+            self._bar = new_bar(self.console, *columns, width=12)
+            self._task = self._bar.add_task(self.title, total=total, news="")
             self._bar.start()
 
     def start(self, first: int) -> None:
@@ -246,7 +249,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(printable(text, lines=True), soft_wrap=True)
 
     def close(self) -> None:
         """Stops the bar. Recommends `unveil pack` if the loop waited for images."""

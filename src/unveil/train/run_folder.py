@@ -25,7 +25,19 @@ from unveil.train.migration import RUN_FORMAT, migrate_config, migrate_record, m
 
 T = TypeVar("T")
 
-HARMLESS = frozenset({"log_every", "keep_checkpoints", "device", "parallel", "num_evals", "accum_steps", "save_seconds", "tracker"})
+HARMLESS = frozenset(
+    {
+        "log_every",
+        "keep_checkpoints",
+        "device",
+        "parallel",
+        "num_evals",
+        "accum_steps",
+        "save_seconds",
+        "tracker",
+        "max_skipped_steps",
+    }
+)
 """Options that may change on resume. They affect how a run is computed or shown, but not its result."""
 
 PLAN = "plan.json"

@@ -1,0 +1,36 @@
+"""Prints messages and results in a terminal. Names of files and classes are shown as they are, never as markup of rich."""
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+
+from unveil.plain_text import printable
+
+
+def console(*, stderr: bool) -> Console:
+    """A console that takes square brackets and colons for text. By default rich would take them for styles and emoji."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def show(table: RenderableType) -> None:
+    """Prints a table or a text of rich to standard output, where results belong."""
+    console(stderr=False).print(table)
+
+
+def printer(is_main: bool) -> Callable[[str], None]:
+    """Returns a function that prints messages to standard error on the main process, and does nothing on others."""
+    target = console(stderr=True)
+    return (lambda text: target.print(printable(text, lines=True), soft_wrap=True)) if is_main else (lambda text: None)
+
+
+def print_to_stderr(text: str) -> None:
+    """Prints a message without rich."""
+    print(printable(text, lines=True), file=sys.stderr)
+
+
+def new_bar(target: Console, *columns: ProgressColumn, width: int, transient: bool = False) -> Progress:
+    """A progress bar with its description, a bar, and further columns. The description is text, not markup."""
+    first = TextColumn("{task.description}", markup=False)
+    return Progress(first, BarColumn(bar_width=width), *columns, console=target, transient=transient)
