@@ -74,22 +74,29 @@ def test_each_image_has_its_map(layout: str, form: str, memory: int, tmp_path: P
     dataset = ImageDataset(train, side=100, memory=memory)
     assert dataset.in_memory == bool(memory)
     indices = torch.tensor([4, 0, 5])
-    images, _ = dataset.batch(indices)
-    targets = dataset.targets_of(indices)
+    images, _, _, targets = dataset.readable(indices)
     assert isinstance(targets, PixelTargets)
     assert targets.maps.dtype == torch.int64
     for image, classes, index in zip(images, targets.maps, indices.tolist(), strict=True):
         assert np.array_equal(classes.numpy(), class_map(index))
         assert np.array_equal(image.permute(1, 2, 0).numpy(), rendered(class_map(index)))
-    assert torch.equal(ImageDataset(test, side=100).targets_of(torch.tensor([1])).maps[0], torch.from_numpy(class_map(7)).long())
+    assert torch.equal(
+        ImageDataset(test, side=100).readable(torch.tensor([1])).targets.maps[0], torch.from_numpy(class_map(7)).long()
+    )
 
 
-def test_class_folders_are_as_ever(tmp_path: Path) -> None:
-    data = write(tmp_path / "data", "{kind}/{split}")
+@pytest.mark.parametrize("layout", ["{kind}/{split}", "{split}/{kind}", "set/{kind}/{split}/deep"])
+def test_masks_are_no_images_to_train_on(layout: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "data", layout)
     for targets in (None, ClassTargets):
-        source, _ = open_both(data, targets=targets)
-        assert source.map_reader is None
-        assert len(source) == 16
+        train, test = open_both(data, targets=targets)
+        assert test is not None
+        for source, count in ((train, 6), (test, 2)):
+            assert source.map_reader is None
+            assert len(source) == count
+            assert not any("masks" in name for name in source.names)
+        assert train.labels is None
+        assert any(note.startswith("left out ") and "masks/" in note for note in train.notes)
 
 
 @pytest.mark.parametrize("memory", [MEMORY, 0])
@@ -100,7 +107,7 @@ def test_maps_of_many_sizes_shrink_with_their_images(memory: int, tmp_path: Path
         (data / f"images/train/{number:02d}.png").write_bytes(png(rendered(values)))
         (data / f"masks/train/{number:02d}.png").write_bytes(png(values))
     dataset = ImageDataset(open_both(data, targets=PixelTargets)[0], side=20, memory=memory)
-    batch = dataset.samples(torch.arange(4), torch.arange(4))
+    batch = dataset.readable(torch.arange(4))
     assert batch.sizes.tolist() == [[20, 30], [20, 30], [19, 40], [20, 16]]
     assert isinstance(batch.targets, PixelTargets)
     assert batch.targets.maps.shape == batch.images.shape[:1] + batch.images.shape[2:]
@@ -135,8 +142,10 @@ def test_each_file_is_read_once_a_batch(tmp_path: Path, monkeypatch: pytest.Monk
     dataset = ImageDataset(source, side=20, memory=0)
     reads: list[str] = []
     real = type(source)._read
-    monkeypatch.setattr(type(source), "_read", lambda self, reader, index: reads.append(f"{index}") or real(self, reader, index))
-    dataset.samples(torch.tensor([1, 2, 1]), torch.arange(3))
+    monkeypatch.setattr(
+        type(source), "_read", lambda self, reader, index, retry: reads.append(f"{index}") or real(self, reader, index, retry)
+    )
+    dataset.samples(torch.tensor([1, 2, 1]), torch.arange(3), lambda row: iter(()))
     assert sorted(reads) == ["1", "1", "2", "2"]  # an image and a mask
 
 
@@ -166,9 +175,10 @@ def test_images_with_a_bad_mask_are_left_out(memory: int, tmp_path: Path) -> Non
     assert len(source) == 5
     assert source.skipped["images/train/04.png"] == "it has no mask masks/train/04.png"
     dataset = ImageDataset(source, side=50, memory=memory)
-    batch = dataset.samples(torch.arange(len(dataset)), torch.arange(len(dataset)))
-    assert len(dataset) == (1 if memory else 5)
-    for image, classes in zip(batch.images, batch.targets.maps, strict=True):  # the last one, in place of all others on demand
+    batch = dataset.samples(torch.arange(5), torch.arange(5), lambda row: iter([row, 0, 4]))
+    assert len(batch.images) == len(dataset) == 5
+    assert dataset.readable(torch.arange(5)).keys.tolist() == [4]
+    for image, classes in zip(batch.images, batch.targets.maps, strict=True):  # the last one, in place of all others
         assert np.array_equal(classes.numpy(), class_map(5))
         assert np.array_equal(image.permute(1, 2, 0).numpy(), rendered(class_map(5)))
     assert dataset.skipped == {
@@ -185,7 +195,7 @@ def test_arrays_in_memory() -> None:
     for source in (array_source(images, maps), open_both((images, maps), targets=PixelTargets)[0], open_source((images, maps))):
         assert source.classes == ["0", "1", "2", "3"]
         dataset = ImageDataset(source, side=100)
-        assert torch.equal(dataset.targets_of(torch.tensor([3, 1])).maps, torch.from_numpy(maps[[3, 1]]))
+        assert torch.equal(dataset.readable(torch.tensor([3, 1])).targets.maps, torch.from_numpy(maps[[3, 1]]))
     assert array_source(images, maps).fingerprint != array_source(images, maps[::-1]).fingerprint
     assert open_source((images, np.arange(5))).labels.tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(UnveilError, match=r"labels of shape \(5, 3, 3\) do not fit images of shape \(5, 20, 26, 3\)"):

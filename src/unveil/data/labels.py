@@ -1,84 +1,112 @@
-"""Splits and class labels of images, from the names of files and folders and from label files."""
+"""Class labels of images: from label files, and as numbers."""
 
-import csv
-import io
 import json
 import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unveil.data.archives import Archive
-from unveil.errors import UnveilError
+from unveil.data.label_table import TABLE, examples, table_labels
+from unveil.plain_text import count_of
 
 Labels = NDArray[np.int64]
-SPLITS = ("train", "test", "val", "valid", "validation")
-TEST_ORDER = SPLITS[1:]
-"""Names of the test split, by preference. A split with labels is preferred to one without."""
+_INTEGER, _DECIMAL = re.compile(r"[+-]?[0-9]{1,400}"), re.compile(r"[+-]?[0-9]{0,40}\.?[0-9]{1,40}")
+SHOWN_CLASSES = 6
+"""Maximum number of class names in a message."""
 
 
-def common_folders(names: Sequence[str]) -> int:
-    """The number of leading folders that all names share."""
-    return os.path.commonprefix([min(names), max(names)]).count("/")  # noqa: RUF071 (only its slashes are counted)
+class WrittenLabels(NamedTuple):
+    """Labels from label files."""
+
+    values: list[str | None]
+    """The label of each image; None if it has none."""
+    where: str
+    """What kind of file they are from."""
+    notes: list[str]
+    """Problems, each in one sentence."""
 
 
-def split_folders(names: Sequence[str]) -> dict[str, list[int]]:
-    """The indices of each split, if the first folder level at which names differ has only split folders; else {}."""
-    depth = common_folders(names)
-    splits: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        steps = name.split("/", depth + 1)
-        split = steps[depth].lower() if len(steps) == depth + 2 else ""
-        if split not in SPLITS:
-            return {}
-        splits.setdefault(split, []).append(index)
-    return splits
+def class_order(names: Iterable[str]) -> list[str]:
+    """The distinct names in the order of their class numbers: by value if all are numbers (-1, 5, 2019), else alphabetically."""
+    distinct = set(names)
+    if all(_INTEGER.fullmatch(name) for name in distinct):
+        return sorted(distinct, key=lambda name: (int(name), name))
+    if all(_DECIMAL.fullmatch(name) for name in distinct):
+        return sorted(distinct, key=lambda name: (float(name), name))
+    return sorted(distinct)
 
 
-def folder_labels(names: Sequence[str], splits: dict[str, list[int]]) -> tuple[dict[str, Labels | None], list[str]]:
-    """Labels of each split from its class folders, and the classes of all splits. Class numbers are the same for train and test."""
-    class_of: dict[str, list[str] | None] = {}
-    class_depth, train_classes = -1, set[str]()
-    for split in sorted(splits, key=SPLITS.index):  # train first: it determines the depth of the class folders
-        own = [names[index] for index in splits[split]]
-        steps = [name.split("/") for name in own]
-        level = class_depth if train_classes and min(map(len, steps)) > class_depth + 1 else common_folders(own)
-        folders = [step[level] if len(step) > level + 1 else "" for step in steps]
-        several = len(set(folders)) > 1 or not train_classes.isdisjoint(folders)
-        class_of[split] = folders if several and "" not in folders else None
-        if class_of[split] and not train_classes:
-            class_depth, train_classes = level, set(folders)
-    classes = sorted({folder for folders in class_of.values() if folders for folder in folders})
-    number = {name: index for index, name in enumerate(classes)}
-    return {
-        split: None if folders is None else np.array([number[folder] for folder in folders], dtype=np.int64)
-        for split, folders in class_of.items()
-    }, classes
+def number_labels(values: Mapping[str, Sequence[str | None]]) -> dict[str, tuple[Labels | None, list[str]]]:
+    """The class numbers and the class names of each part of DATA.
 
-
-def class_numbers(values: Sequence[str | None], where: str) -> tuple[Labels, list[str]]:
-    """The class number of each label, and the names of the classes. Whole numbers are kept; names are numbered alphabetically.
-
-    A missing label or a negative number becomes -1.
+    Only labels that occur are numbered. The classes of the train split are numbered first; those that occur in another part only
+    follow after them. A label of None becomes -1, and a part without any label has None.
     """
-    classes = sorted({value for value in values if value})
-    if classes and all(re.fullmatch(r"[+-]?\d{1,18}", value) for value in classes):
-        numbers = np.array([int(value) if value else -1 for value in values], dtype=np.int64)
-        top = int(numbers.max())
-        if top >= 1_000_000:
-            raise UnveilError(f"{where}: label {top} is too large for a class number: expected less than 1,000,000, or names")
-        return np.maximum(numbers, -1), [str(number) for number in range(top + 1)]
-    number = {name: index for index, name in enumerate(classes)}
-    return np.array([number[value] if value else -1 for value in values], dtype=np.int64), classes
+    occurring = {part: class_order(value for value in own if value is not None) for part, own in values.items()}
+    first = occurring.get("train") or class_order(name for names in occurring.values() for name in names)
+    known = set(first)
+    numbered: dict[str, tuple[Labels | None, list[str]]] = {}
+    for part, own in values.items():
+        classes = [*first, *(name for name in occurring[part] if name not in known)]
+        number = {name: index for index, name in enumerate(classes)}
+        labels = np.array([-1 if value is None else number[value] for value in own], dtype=np.int64)
+        numbered[part] = (labels, classes) if occurring[part] else (None, [])
+    return numbered
 
 
-def written_labels(archive: Archive, candidates: Sequence[int], where: str) -> tuple[Labels, list[str]] | None:
-    """Labels from `sample.cls` or `sample.json` next to each candidate (WebDataset), or from `labels.csv` at the root."""
-    values = _sample_labels(archive, candidates) or _table_labels(archive, candidates, where)
-    return class_numbers(values, where) if values else None
+def number_array(labels: NDArray[Any]) -> tuple[Labels, list[str]]:
+    """The class numbers and class names of an array of labels (N,): numbers or strings. NaN and empty strings become -1."""
+    if labels.dtype.kind not in "biuf":
+        values = [None if value is None or value != value else str(value) or None for value in labels.tolist()]
+        named, classes = number_labels({"train": values})["train"]
+        return np.full(len(labels), -1, np.int64) if named is None else named, classes
+    missing = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(len(labels), bool)
+    distinct, inverse = np.unique(labels[~missing], return_inverse=True)
+    numbers = np.full(len(labels), -1, np.int64)
+    numbers[~missing] = inverse.reshape(-1)
+    whole = labels.dtype.kind != "f" or bool((distinct == np.floor(distinct)).all())
+    return numbers, [str(int(value)) if whole else str(value) for value in distinct.tolist()]
+
+
+def classes_sentence(where: str, labels: Labels, classes: Sequence[str]) -> str:
+    """A sentence for the user: "took the folders as classes: a, b, c (12 images each)"."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    named = [(name, int(count)) for name, count in zip(classes, counts, strict=True) if count]
+    least, most = min(count for _, count in named), max(count for _, count in named)
+    each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    shown = ", ".join(name for name, _ in named[:SHOWN_CLASSES])
+    many = f", ... ({len(named):,} classes, " if len(named) > SHOWN_CLASSES else " ("
+    return f"took {where} as classes: {shown}{many}{each} image{'s' * (most != 1)} each)"
+
+
+def written_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[str], where: str) -> WrittenLabels | None:
+    """Labels from `sample.cls` or `sample.json` next to each candidate (WebDataset), or from `labels.csv`.
+
+    Args:
+        archive: The files of DATA.
+        candidates: Indices of the images.
+        roots: Folders that may have a labels.csv, in order, each "" or with a slash at the end; see `table_labels`.
+        where: DATA as the user typed it, for error messages.
+    """
+    found = _sample_labels(archive, candidates)
+    if found is None:
+        table = table_labels(archive, candidates, roots, where)
+        return WrittenLabels(unified(table.values), f"the labels in {TABLE}", table.notes) if table else None
+    if any(name.rpartition("/")[2] == TABLE for name in archive.names):
+        found.notes.append(f"{TABLE} is not used, because the labels are in {found.where.removeprefix('the labels in ')}")
+    return found._replace(values=unified(found.values))
+
+
+def unified(values: Sequence[str | None]) -> list[str | None]:
+    """Labels, with the same text for the same number: if all are whole numbers, 01 and 1 are the same class."""
+    distinct = {value for value in values if value is not None}
+    if all(_INTEGER.fullmatch(value) for value in distinct) and len({int(value) for value in distinct}) < len(distinct):
+        return [None if value is None else str(int(value)) for value in values]
+    return list(values)
 
 
 def sample_names(name: str) -> tuple[str, str]:
@@ -87,7 +115,7 @@ def sample_names(name: str) -> tuple[str, str]:
     return folder + slash + base.split(".")[0], os.path.splitext(name)[0]
 
 
-def _sample_labels(archive: Archive, candidates: Sequence[int]) -> list[str | None]:
+def _sample_labels(archive: Archive, candidates: Sequence[int]) -> WrittenLabels | None:
     for suffix, read in ((".cls", _class_text), (".json", _json_label)):
         files = {name.removesuffix(suffix): index for index, name in enumerate(archive.names) if name.endswith(suffix)}
         if not files:
@@ -99,8 +127,12 @@ def _sample_labels(archive: Archive, candidates: Sequence[int]) -> list[str | No
         present = [index for index in label_files if index is not None]
         # JSON files often hold outlines or captions. Only the first one is checked for a label, so a million need not be read.
         if present and (suffix == ".cls" or read(archive.read(present[0])) is not None):
-            return [None if index is None else read(archive.read(index)) for index in label_files]
-    return []
+            values = [None if index is None else read(archive.read(index)) for index in label_files]
+            missing = [archive.names[image] for image, value in zip(candidates, values, strict=True) if value is None]
+            count = f"{count_of(len(missing), 'image')} {'have' if len(missing) > 1 else 'has'}"
+            notes = [f"{count} no label in a {suffix} file: {examples(missing)}"] if missing else []
+            return WrittenLabels(values, f"the labels in the {suffix} files", notes)
+    return None
 
 
 def _class_text(raw: bytes) -> str | None:
@@ -113,27 +145,4 @@ def _json_label(raw: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     label = record.get("label") if isinstance(record, dict) else None
-    return str(label) if isinstance(label, (int, str)) and not isinstance(label, bool) else None
-
-
-def _table_labels(archive: Archive, candidates: Sequence[int], where: str) -> list[str | None]:
-    names = [archive.names[index] for index in candidates]
-    above = names[0].split("/")[: common_folders(names)]
-    tables = {name: index for index, name in enumerate(archive.names) if name.endswith("labels.csv")}
-    for depth in range(len(above) + 1):
-        root = "".join(step + "/" for step in above[:depth])
-        if root + "labels.csv" not in tables:
-            continue
-        text = archive.read(tables[root + "labels.csv"]).decode("utf-8-sig", "replace")
-        rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-        if not {"file", "label"} <= set(rows.fieldnames or ()):
-            raise UnveilError(f"{where}: labels.csv has the columns {rows.fieldnames}, expected file,label")
-        labels = {root + (row["file"] or "").removeprefix("./"): (row["label"] or "").strip() for row in rows}
-        values = [labels.get(name) or None for name in names]
-        if not any(values):
-            example = next(iter(labels), "nothing")
-            raise UnveilError(
-                f"{where}: no file in labels.csv is an image of the data: it lists {example!r}, an image is {names[0]!r}"
-            )
-        return values
-    return []
+    return str(label) or None if isinstance(label, (int, str)) and not isinstance(label, bool) else None

@@ -1,0 +1,214 @@
+"""The parts of a folder, an archive or shards: their splits, with class labels or with class maps."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from unveil.data.archives import Archive, Shards
+from unveil.data.images import IMAGE_SUFFIXES, image_format, read_class_map
+from unveil.data.label_table import TABLE, examples
+from unveil.data.labels import classes_sentence, number_labels, sample_names, written_labels
+from unveil.data.parts import DataParts
+from unveil.data.pixels import IGNORE, Unreadable
+from unveil.data.source import Source, archive_fingerprints
+from unveil.data.split_folders import OTHER, Layout, folder_classes, layout_of
+from unveil.errors import UnveilError
+from unveil.paths import IMAGE_FORMS
+from unveil.plain_text import count_of
+
+MASK_LAYOUT = "a folder images/ and a folder masks/ with a PNG of the same name for each image, both optionally with split folders"
+"""The layout of files with class maps for `PixelTargets`, for error messages."""
+
+
+def class_parts(text: str, archive: Archive) -> DataParts:
+    """The parts of images with one class each, or none.
+
+    Args:
+        text: DATA as the user typed it.
+        archive: Its files.
+
+    Raises:
+        UnveilError: If there are no images, or a labels.csv cannot be used.
+    """
+    candidates = candidates_or_error(text, archive)
+    rest = (archive.names[index] for index in sorted(set(range(len(archive.names))) - set(candidates)))
+    samples = {sample for index in candidates for sample in sample_names(archive.names[index])}
+    unused = {name: "not an image, by its name or its first bytes" for name in rest if not is_label_file(name, samples)}
+    names = names_without_shards(archive, candidates)
+    layout = layout_of(names)
+    notes = [
+        f"left out {folder} ({count_of(count, 'image')}): masks or annotations of {beside or 'the images beside them'}"
+        for folder, count, beside in layout.masks
+    ]
+    kept = sorted(index for members in layout.parts.values() for index in members)
+    written = written_labels(archive, [candidates[i] for i in kept], _label_roots(archive, candidates, layout), text)
+    if written:
+        value_of = dict(zip(kept, written.values, strict=True))
+        values = {part: [value_of[i] for i in members] for part, members in layout.parts.items()}
+        notes += written.notes
+    else:
+        values = folder_classes(layout)
+        notes += _stray_notes(layout, names, values)
+    numbered = number_labels({part: values.get(part, [None] * len(members)) for part, members in layout.parts.items()})
+    labels, classes = numbered.get("train") or next(iter(numbered.values()))
+    if labels is not None:
+        notes.append(classes_sentence(written.where if written else "the folders", labels, classes))
+
+    def make(part: str) -> Source:
+        members = [candidates[i] for i in layout.parts[part]]
+        labels, classes = numbered[part]
+        fingerprint, listing = archive_fingerprints(archive, members, list(map(str, values[part])) if written else ())
+        return Source(
+            text,
+            [archive.names[index] for index in members],
+            labels,
+            classes,
+            fingerprint,
+            lambda index: archive.read(members[index]),
+            unused | dict(archive.refused),
+            None,
+            listing,
+            tuple(notes),
+        )
+
+    return DataParts(text, _makers(layout, make), layout.folders, _counts(layout))
+
+
+def map_parts(text: str, archive: Archive) -> DataParts:
+    """The parts of images with one mask each: see `MASK_LAYOUT`."""
+    indices = {name: index for index, name in enumerate(archive.names)}
+    images = [index for index in candidates_or_error(text, archive) if "images" in archive.names[index].split("/")[:-1]]
+    expected = {image: _mask_name(archive.names[image], indices) for image in images}
+    masks = {image: indices[name] for image, name in expected.items() if name in indices}
+    candidates = [image for image in images if image in masks]
+    if not candidates:
+        raise UnveilError(f"no masks in {text!r}: PixelTargets need {MASK_LAYOUT}")
+    others = set(images) - set(candidates) - set(masks.values())  # all of the data may be in a folder called images
+    unused = {archive.names[image]: f"it has no mask {expected[image]}" for image in sorted(others)}
+    layout = layout_of(names_without_shards(archive, candidates), keep_masks=True)
+    classes = _named_classes(archive, text) or _numbered_classes(archive, list(masks.values()))
+
+    def make(part: str) -> Source:
+        members = [candidates[i] for i in layout.parts[part]]
+        maps = [masks[image] for image in members]
+        fingerprint, listing = archive_fingerprints(archive, [*members, *maps])
+        return Source(
+            text,
+            [archive.names[index] for index in members],
+            None,
+            classes,
+            fingerprint,
+            lambda index: archive.read(members[index]),
+            unused | dict(archive.refused),
+            lambda index: archive.read(maps[index]),
+            listing,
+        )
+
+    return DataParts(text, _makers(layout, make), layout.folders, _counts(layout))
+
+
+def candidate_images(archive: Archive) -> list[int]:
+    """Indices of files with the suffix of an image, and of files without a suffix that begin like an image."""
+    indices = []
+    for index, name in enumerate(archive.names):
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            indices.append(index)
+            continue
+        try:
+            if image_format(archive.read(index, 32)) is not None:
+                indices.append(index)
+        except (OSError, Unreadable):
+            continue
+    return indices
+
+
+def candidates_or_error(text: str, archive: Archive) -> list[int]:
+    """`candidate_images`, or an `UnveilError` if there are none."""
+    candidates = candidate_images(archive)
+    if not candidates:
+        others = f": none of its {len(archive.names):,} files is an image" if archive.names else ": it has no files at all"
+        raise UnveilError(f"no images in {text!r}{others}. DATA is {IMAGE_FORMS}")
+    return candidates
+
+
+def is_label_file(name: str, samples: set[str]) -> bool:
+    """Whether a file holds labels: a labels.csv, or a .cls or .json with the name of one of the samples."""
+    stem, suffix = os.path.splitext(name)
+    return name.rpartition("/")[2] == TABLE or (suffix in (".cls", ".json") and stem in samples)
+
+
+def names_without_shards(archive: Archive, candidates: Sequence[int]) -> list[str]:
+    """Names from which splits and classes follow: the name of a shard becomes a folder (`train-003.tar`), or is removed."""
+    names = [archive.names[index] for index in candidates]
+    if not isinstance(archive, Shards):
+        return names
+    word = {stem: re.sub(r"[-_.]?\d+$", "", stem).lower() for stem in archive.stems}
+    shards, inner = zip(*(name.split("/", 1) for name in names), strict=True)
+    words = set(word.values())
+    if len(words) > 1 and len(layout_of([f"{each}/1" for each in words]).parts) > 1:
+        return [f"{word[shard]}/{rest}" for shard, rest in zip(shards, inner, strict=True)]
+    return list(inner)
+
+
+def _makers(layout: Layout, make: Callable[[str], Source]) -> dict[str, Callable[[], Source]]:
+    return {part: lambda part=part: make(part) for part in layout.parts}  # type: ignore[misc]  # binds `part` now
+
+
+def _counts(layout: Layout) -> dict[str, int]:
+    return {part: len(members) for part, members in layout.parts.items()}
+
+
+def _label_roots(archive: Archive, candidates: Sequence[int], layout: Layout) -> list[str]:
+    """Folders that may have a labels.csv: those that all images share, from the outermost on, and then the split folders."""
+    names = [archive.names[index] for index in candidates]
+    shared = os.path.commonprefix([min(names), max(names)]).split("/")[:-1]  # noqa: RUF071 (only its slashes are counted)
+    roots = ["".join(f"{step}/" for step in shared[:depth]) for depth in range(len(shared) + 1)]
+    return roots + [f"{roots[-1]}{folder}/" for folders in layout.folders.values() for folder in folders]
+
+
+def _stray_notes(layout: Layout, names: Sequence[str], values: Mapping[str, Sequence[str | None]]) -> list[str]:
+    """A sentence for each part with images beside its class folders."""
+    notes = []
+    for part, own in values.items():
+        stray = [names[index] for index, value in zip(layout.parts[part], own, strict=True) if value is None]
+        if stray and part != OTHER:
+            lie = "lie" if len(stray) > 1 else "lies"
+            notes.append(f"{count_of(len(stray), 'image')} {lie} beside the class folders, without a class: {examples(stray)}")
+    return notes
+
+
+def _mask_name(image: str, indices: Mapping[str, int]) -> str:
+    """The path of the mask of an image: its path with the folder "masks" in place of a folder "images"."""
+    *folders, file = image.split("/")
+    names = [
+        "/".join([*folders[:depth], "masks", *folders[depth + 1 :], os.path.splitext(file)[0] + ".png"])
+        for depth, folder in enumerate(folders)
+        if folder == "images"
+    ]
+    return next((name for name in names if name in indices), names[-1])
+
+
+def _named_classes(archive: Archive, text: str) -> list[str]:
+    """The lines of classes.txt, if there is one."""
+    files = sorted((name.count("/"), index) for index, name in enumerate(archive.names) if name.rpartition("/")[2] == "classes.txt")
+    if not files:
+        return []
+    classes = [line.strip() for line in archive.read(files[0][1]).decode("utf-8-sig", "replace").strip().splitlines()]
+    if not 0 < len(classes) <= IGNORE or "" in classes:
+        raise UnveilError(f"{text}: classes.txt has {len(classes)} lines: expected one name per line, and 1 to {IGNORE} names")
+    return classes
+
+
+def _numbered_classes(archive: Archive, masks: Sequence[int]) -> list[str]:
+    """Classes from 0 to the largest number in all masks. Reads all masks."""
+
+    def largest(index: int) -> int:
+        try:
+            classes = read_class_map(archive.read(index))
+        except (OSError, Unreadable):
+            return 0  # the error is reported when its image is read
+        return int(classes.max(initial=0, where=classes != IGNORE))
+
+    with ThreadPoolExecutor(thread_name_prefix="masks") as pool:
+        return [str(number) for number in range(max(pool.map(largest, masks)) + 1)]

@@ -1,0 +1,180 @@
+"""A source: candidate images in a fixed order, with their labels and a fingerprint."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unveil.data.archives import Archive
+from unveil.data.labels import Labels
+from unveil.data.pixels import Unreadable
+from unveil.data.retries import Retries
+
+T = TypeVar("T")
+Raw = bytes | Image.Image | NDArray[Any]
+SAMPLED_FILES, SAMPLED_BYTES = 256, 1 << 18
+"""A fingerprint covers the contents of this many files, and of each of them the first bytes up to this limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Candidate images in a fixed order. Any thread can read them. It may turn out that some of them cannot be read."""
+
+    name: str
+    """DATA as the user typed it."""
+    names: Sequence[str]
+    """One path per candidate, with slashes, sorted by code points."""
+    labels: Labels | None
+    """Class number of each candidate, -1 if it is unknown; None if the data has no class labels."""
+    classes: list[str]
+    """Names of the classes. Those of a test split begin with those of the train split; the rest does not occur in training."""
+    fingerprint: str
+    """It changes with the names and sizes of the files, with the contents of a sample of them, and with labels from label files.
+    It does not depend on where DATA lies."""
+    reader: Callable[[int], Raw] = field(repr=False)
+    """Reads an image by its index; called by `read`."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Files that were skipped when listing, with the reason."""
+    map_reader: Callable[[int], bytes | NDArray[Any]] | None = field(default=None, repr=False)
+    """Reads a class map by its index; called by `read_map`. None if the data has no class maps."""
+    listing_fingerprint: str = ""
+    """The fingerprint by the formula of earlier versions, over names and sizes only, to recognise the data of earlier runs."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before training: what was taken as classes, what is not used, problems of label files."""
+    retries: Retries = field(default_factory=Retries, repr=False)
+    """Tries a read again after an I/O error."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int, *, retry: bool = True) -> Raw:
+        """Returns the bytes of an image file, or the image itself. Safe to call from several threads.
+
+        Args:
+            index: The index of the image.
+            retry: Whether to try again, after a pause, if the disk or the network share fails.
+
+        Raises:
+            Unreadable: If the image cannot be read.
+        """
+        return self._read(self.reader, index, retry)
+
+    def read_map(self, index: int, *, retry: bool = True) -> bytes | NDArray[Any]:
+        """Returns the class map of an image: the bytes of a PNG file, or an array (H, W). See `read`."""
+        assert self.map_reader is not None
+        return self._read(self.map_reader, index, retry)
+
+    def _read(self, reader: Callable[[int], T], index: int, retry: bool) -> T:
+        try:
+            return self.retries(partial(reader, index)) if retry else reader(index)
+        except Unreadable as error:
+            raise Unreadable(error.reason, self.names[index], lost=error.lost) from None
+        except OSError as error:
+            lost = not isinstance(error, PermissionError)  # which may have been missing from the start
+            raise Unreadable(f"cannot be read: {error.strerror or error}", self.names[index], lost=lost) from None
+
+    def with_classes(self, classes: Sequence[str]) -> "Source":
+        """The same images with labels numbered as in `classes`. Classes that are not in `classes` follow after its last one.
+
+        Needed for a separate test set: its classes are matched to those of the training set by name. A model has no output for
+        the ones that follow, so it cannot predict them, and their images count as wrong. Class maps do not change.
+        """
+        if self.map_reader is not None:
+            return replace(self, classes=list(classes))
+        if self.labels is None or list(classes) == self.classes:
+            return self
+        occurring = {self.classes[label] for label in np.unique(self.labels[self.labels >= 0]).tolist()}
+        known = set(classes)
+        extended = [*classes, *(name for name in self.classes if name in occurring and name not in known)]
+        number = {name: index for index, name in enumerate(extended)}
+        table = np.array([*(number.get(name, -1) for name in self.classes), -1], dtype=np.int64)  # -1 stays -1
+        return replace(self, labels=table[self.labels], classes=extended)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any image has a class."""
+        return self.labels is not None and bool((self.labels >= 0).any())
+
+
+def joined(sources: Sequence[Source]) -> Source:
+    """Several parts of the same DATA as one source."""
+    if len(sources) == 1:
+        return sources[0]
+    labels: list[Labels] = []
+    classes: list[str] = next((source.classes for source in sources if source.is_labelled), [])
+    for source in sources:
+        if source.is_labelled:
+            source = source.with_classes(classes)
+            classes = source.classes
+        labels.append(np.full(len(source), -1, np.int64) if source.labels is None else source.labels)
+    starts = np.cumsum([0, *map(len, sources)])
+
+    def part(index: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(starts, index, side="right")) - 1
+        return sources[number], int(index - starts[number])
+
+    def read(index: int) -> Raw:
+        source, inner = part(index)
+        return source.reader(inner)
+
+    def read_map(index: int) -> bytes | NDArray[Any]:
+        source, inner = part(index)
+        assert source.map_reader is not None
+        return source.map_reader(inner)
+
+    return Source(
+        sources[0].name,
+        [name for source in sources for name in source.names],
+        np.concatenate(labels) if any(source.is_labelled for source in sources) else None,
+        classes or sources[0].classes,
+        version_2(*(source.fingerprint for source in sources)),
+        read,
+        {name: reason for source in sources for name, reason in source.skipped.items()},
+        read_map if all(source.map_reader is not None for source in sources) else None,
+        hashlib.sha256("\n".join(source.listing_fingerprint for source in sources).encode()).hexdigest(),
+        tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+    )
+
+
+def archive_fingerprints(archive: Archive, members: Sequence[int], labels: Sequence[str | None] = ()) -> tuple[str, str]:
+    """The fingerprint of files, and the one of earlier versions.
+
+    Args:
+        archive: The files.
+        members: Indices of the files.
+        labels: Labels of the images, if they do not follow from the names.
+    """
+    digest = hashlib.sha256()
+    for index in members:
+        digest.update(f"{archive.names[index]}\0{archive.sizes[index]}\n".encode("utf-8", "surrogateescape"))
+    listing = digest.hexdigest()
+    with ThreadPoolExecutor(16, thread_name_prefix="fingerprint") as pool:
+        contents = pool.map(lambda index: _content(archive, index), evenly_spaced(members, SAMPLED_FILES))
+        return version_2(listing, *contents, *map(str, labels)), listing
+
+
+def evenly_spaced(members: Sequence[int], count: int) -> list[int]:
+    """Up to `count` of the members, evenly spaced, with the first and the last."""
+    last = len(members) - 1
+    return list(members) if last < count else [members[i * last // (count - 1)] for i in range(count)]
+
+
+def version_2(*parts: str) -> str:
+    """The SHA-256 of some strings, with a mark by which run folders tell the formula of this version from earlier ones."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
+    return f"2:{digest.hexdigest()}"
+
+
+def _content(archive: Archive, index: int) -> str:
+    try:
+        return hashlib.sha256(archive.read(index, SAMPLED_BYTES)).hexdigest()
+    except (OSError, Unreadable):
+        return "cannot be read"
