@@ -81,7 +81,8 @@ def test_compiled_in_one_graph_it_computes_the_same(world: World) -> None:
     assert (gradients - slope).norm() < 1e-5 * slope.norm()
     raw = loader().share(0, 0, 1).to(world.device)
     augment = torch.compile(learner.augment, fullgraph=True, backend=backend)
-    torch.testing.assert_close(augment(raw).images, learner.augment(raw).images, rtol=0, atol=1e-4)
+    tolerance = 0.5 / 255 / 0.2 if world.device.type == "cuda" else 1e-4  # bytes are resized in half precision on a GPU
+    torch.testing.assert_close(augment(raw).images, learner.augment(raw).images, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -91,7 +92,9 @@ def test_a_batch_is_augmented_as_each_image_alone_on_the_cpu(world: World, crop:
     raw = loader(dtype).share(0, 0, 1)
     raw = raw._replace(sizes=raw.sizes - torch.arange(8)[:, None] % 3)
     alone = [augment(Batch(raw.images[i : i + 1], raw.sizes[i : i + 1], raw.keys[i : i + 1])).images for i in range(8)]
-    torch.testing.assert_close(augment(raw.to(world.device)).images.cpu(), torch.cat(alone), rtol=0, atol=1e-4)
+    half = world.device.type == "cuda" and dtype is np.uint8  # computed in half precision: within half a step of a byte
+    tolerance = 0.5 / 255 / 0.2 if half else 1e-4
+    torch.testing.assert_close(augment(raw.to(world.device)).images.cpu(), torch.cat(alone), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -63,7 +63,7 @@ class Augment:
         if self.config.color_jitter:
             images = color_jitter(images, batch.keys, self.config.color_jitter)
         targets = None if batch.targets is None else batch.targets.transformed(geometry)
-        return batch._replace(images=normalise(images, self.mean, self.std), targets=targets)
+        return Batch(normalise(images, self.mean, self.std), batch.sizes, batch.keys, targets)
 
 
 def eval_geometry(sizes: Int[Tensor, "B 2"], image_size: Size) -> Geometry:

@@ -23,6 +23,9 @@ class Samples(Protocol):
     def first(self, count: int) -> Self:
         """See `TensorBatch`."""
 
+    def rows(self, start: int, stop: int) -> Self:
+        """See `TensorBatch`."""
+
     def pinned(self) -> Self:
         """See `TensorBatch`."""
 
@@ -43,6 +46,8 @@ class Batch(_Batch, TensorBatch):
         sizes: Height and width of each image on its canvas.
         keys: The key of each sample, which determines its random numbers: see `unveil.blocks.stateless_random`.
         targets: The labels of a task; None if the data has no labels.
+
+    Code that is compiled calls `Batch(...)` in place of `_replace`, which returns an empty tuple when torch 2.11 compiles it.
     """
 
     __slots__ = ()

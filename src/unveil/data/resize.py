@@ -41,7 +41,8 @@ def crop_resize(
         loop = torch.compiler.disable(one_by_one) if torch.compiler.is_compiling() else one_by_one
         result: Tensor = loop(images, boxes, sizes, image_size, flip)
         return result
-    # Bytes are exact in half precision, the rounding of the weights is far below one step of a byte, and tensor cores are fast.
+    # Bytes are exact in half precision, and tensor cores are fast. The rounding of weights and of the rows in between is less than
+    # half a step of a byte (0.4 measured on an H100).
     half = images.device.type == "cuda" and images.dtype == torch.uint8
     return by_products(images, boxes, sizes, image_size, flip, torch.float16 if half else torch.float32)
 
@@ -55,10 +56,11 @@ def by_products(
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     result = torch.empty(*images.shape[:2], *image_size, device=images.device)
     chunk = max(1, 2 ** (18 if images.device.type == "cpu" else 25) // images[0].numel())  # the cache of a CPU is small
-    for x, r, c, out in zip(*(torch.split(x, chunk) for x in (images, rows, columns, result)), strict=True):
-        x = x.to(kind, memory_format=torch.contiguous_format)
-        x = x.flatten(1, 2) @ c.mT  # (B, C * H, T)
-        out.copy_(r[:, None] @ x.unflatten(1, (images.shape[1], -1)))  # (B, C, S, T)
+    with torch.autocast(images.device.type, enabled=False):  # evaluations run under it, and bfloat16 has an error of 0.7 %
+        for x, r, c, out in zip(*(torch.split(x, chunk) for x in (images, rows, columns, result)), strict=True):
+            x = x.to(kind, memory_format=torch.contiguous_format)
+            x = x.flatten(1, 2) @ c.mT  # (B, C * H, T)
+            out.copy_(r[:, None] @ x.unflatten(1, (images.shape[1], -1)))  # (B, C, S, T)
     return result.div_(MAX_VALUE[images.dtype]).clamp_(0, 1)
 
 

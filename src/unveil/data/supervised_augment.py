@@ -73,13 +73,13 @@ class SupervisedAugment:
             )
         if self.policy is None or batch.images.dtype == torch.uint16:
             batch = self.crop(batch)
-            return self.erase_and_mix(batch._replace(images=normalise(batch.images, self.mean, self.std)))
+            return self.erase_and_mix(Batch(normalise(batch.images, self.mean, self.std), batch.sizes, batch.keys, batch.targets))
         with preserved_random_state():  # RandAugment sets seeds; erasing and mixing continue from the last one
             batch = self.crop(batch)
             pixels = (batch.images * MAX_VALUE[torch.uint8]).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             changed = [self.randaugment(x, key) for x, key in zip(pixels, batch.keys.tolist(), strict=True)]
             images = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(batch.images.device)
-            return self.erase_and_mix(batch._replace(images=normalise(images, self.mean, self.std)))
+            return self.erase_and_mix(Batch(normalise(images, self.mean, self.std), batch.sizes, batch.keys, batch.targets))
 
     def randaugment(self, image: np.ndarray, key: int) -> np.ndarray:
         """RandAugment of one image (H, W, 3) uint8. It sets the global seeds of numpy and `random` to the key."""
@@ -100,7 +100,7 @@ class SupervisedAugment:
             assert isinstance(targets, ClassTargets)
             images, labels = self.mix(images, targets.labels)
             targets = ClassTargets(labels)
-        return batch._replace(images=images, targets=targets)
+        return Batch(images, batch.sizes, batch.keys, targets)
 
 
 @contextlib.contextmanager
