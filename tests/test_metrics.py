@@ -33,3 +33,25 @@ def test_samples_without_a_class_are_left_out():
     found = classification_metrics(scores, labels)
     assert (found["count"], found["top1"]) == (2, 0.5)
     assert found["confusion"] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+
+def test_classes_that_training_lacks_count_as_wrong():
+    scores, labels = torch.eye(3)[[0, 1, 2, 0, 1]], torch.tensor([0, 1, 1, 3, 4])  # classes 3 and 4 have no score
+    found = classification_metrics(scores, labels)
+    best, names = scores.argmax(dim=1), list(range(5))
+    assert (found["count"], found["top1"], found["top5"]) == (5, 2 / 5, 3 / 5)
+    assert found["top1"] == accuracy_score(labels, best)
+    assert found["confusion"] == confusion_matrix(labels, best, labels=names).tolist()
+    assert found["per_class"] == [1.0, 0.5, None, 0.0, 0.0]
+
+
+def test_memory_does_not_grow_with_the_square_of_the_classes():
+    classes = 100_000  # a matrix would take 80 GB
+    metric = ClassificationMetric(classes)
+    for first in (0, 50_000):
+        scores = torch.zeros(4, classes)
+        scores[torch.arange(4), first + torch.arange(4)] = 1
+        metric.update(scores, ClassTargets(first + torch.tensor([0, 1, 2, 9])))
+    found = metric.compute()
+    assert (found["count"], found["top1"], len(found["per_class"])) == (8, 6 / 8, classes)
+    assert "confusion" not in found

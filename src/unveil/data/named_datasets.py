@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from unveil.data.labels import Labels
+from unveil.data.labels import Labels, number_array
 from unveil.errors import UnveilError
 
 
@@ -91,7 +91,7 @@ def _torchvision_listing(class_name: str, options: Mapping[str, Any]) -> Listing
     classes = [entry if isinstance(entry, str) else entry[0] for entry in getattr(dataset, "classes", None) or []]
     numbers = None if labels is None else np.asarray(labels, dtype=np.int64)
     if numbers is not None and not classes:
-        classes = [str(number) for number in range(int(numbers.max()) + 1)]
+        numbers, classes = number_array(numbers)
 
     def read(index: int) -> bytes | Image.Image:
         if files is not None:
@@ -158,12 +158,11 @@ def _hugging_face_listing(address: str, dataset: Any) -> Listing:
     labels, classes = None, list[str]()
     common = [column for column in ("label", "labels", "fine_label") if column in features]
     label = next(iter(common + named), "")
-    if label in named:
-        labels = np.asarray(dataset.with_format("numpy")[label][:], dtype=np.int64)
+    if label in named:  # the library writes -1 for a missing class
+        labels = np.array([-1 if number is None else number for number in dataset.with_format(None)[label][:]], dtype=np.int64)
         classes = list(features[label].names)
-    elif label and re.match(r"u?int", str(getattr(features[label], "dtype", ""))):
-        labels = np.asarray(dataset.with_format("numpy")[label][:], dtype=np.int64)
-        classes = [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
+    elif label and re.match(r"u?int|bool|(large_)?string", str(getattr(features[label], "dtype", ""))):
+        labels, classes = number_array(np.array(dataset.with_format(None)[label][:], dtype=object))
     encoded = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
     def read(index: int) -> bytes:

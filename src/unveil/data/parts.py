@@ -95,6 +95,8 @@ class DataParts:
                 ["val"] if "val" in rest and test == ["test"] and rest["val"].is_labelled == rest["test"].is_labelled else []
             )
             validation_set = rest["val"] if validation else None
+        if train_set.is_labelled:
+            test_set, validation_set = (each and each.with_classes(train_set.classes) for each in (test_set, validation_set))
         if not self.has_splits:
             return Roles(train_set, test_set, validation_set, {})
         used = {"train": train, "validation": validation, "test": test}
