@@ -49,7 +49,7 @@ MODEL_FORMS = (
 def refuse_missing_images(data: str) -> None:
     """Raises `UnveilError` if DATA is neither a name nor an existing file, folder or set of shards."""
     path = Path(data).expanduser()
-    if data in (*DIGITS, *TORCHVISION_NAMES) or data.startswith("hf://") or path.exists():
+    if data in (*DIGITS, *TORCHVISION_NAMES) or data.startswith("hf://") or path.is_dir() or path.is_file():
         return
     shards = [Path(each).expanduser() for each in expand_braces(data)]
     if len(shards) == 1:
@@ -60,8 +60,10 @@ def refuse_missing_images(data: str) -> None:
 
 
 def images_not_found(data: str) -> str:
-    """The error message for DATA that does not exist, which suggests similar names."""
+    """The error message for DATA that does not exist, which suggests similar names, or that is a pipe or a device."""
     path = Path(data).expanduser()
+    if path.exists():
+        return f"{data!r} is neither a folder nor a file, but a pipe, a socket or a device. DATA is {IMAGE_FORMS}"
     near = [str(path.parent / name) for name in _similar(path)]
     near += difflib.get_close_matches(data.lower(), (*DIGITS, *TORCHVISION_NAMES), n=2)
     guess = f"; did you mean {' or '.join(near)}?" if near else "."
@@ -109,6 +111,8 @@ def refuse_missing_model(run: str) -> None:
 
 def _refuse_missing(text: str, forms: str) -> None:
     path = Path(text).expanduser()
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise UnveilError(f"{text} is neither a folder nor a file, but a pipe, a socket or a device: expected {forms}")
     if not path.exists():
         near = [str(path.parent / name) for name in _similar(path)]
         guess = f"; did you mean {' or '.join(near)}? Expected" if near else ": expected"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unveil.data import archives
+from unveil.data import archives, regular_files, tar
 from unveil.data.images import read_image
 from unveil.data.pixels import Unreadable
 from unveil.data.sources import array_source, expand_braces, open_both, open_source
@@ -456,7 +456,8 @@ def test_links_and_devices_in_a_tar_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_members_that_are_too_large_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "FILE_LIMIT", 1000)
+    for module in (archives, regular_files, tar):
+        monkeypatch.setattr(module, "FILE_LIMIT", 1000)
     files = {"large.png": bytes(2000), "small.png": image(1)}
     for form in ("tar", "zip"):
         source = open_source(write(form, tmp_path, files))

@@ -32,9 +32,12 @@ def class_parts(text: str, archive: Archive) -> DataParts:
         UnveilError: If there are no images, or a labels.csv cannot be used.
     """
     candidates = candidates_or_error(text, archive)
-    rest = (archive.names[index] for index in sorted(set(range(len(archive.names))) - set(candidates)))
+    extras = extra_images(archive, candidates)
+    candidates = [index for index in candidates if index not in extras]
+    rest = (archive.names[index] for index in sorted(set(range(len(archive.names))) - set(candidates) - set(extras)))
     samples = {sample for index in candidates for sample in sample_names(archive.names[index])}
     unused = {name: "not an image, by its name or its first bytes" for name in rest if not is_label_file(name, samples)}
+    unused |= {archive.names[index]: reason for index, reason in extras.items()}
     names = names_without_shards(archive, candidates)
     layout = layout_of(names)
     notes = [
@@ -127,9 +130,34 @@ def candidates_or_error(text: str, archive: Archive) -> list[int]:
     """`candidate_images`, or an `UnveilError` if there are none."""
     candidates = candidate_images(archive)
     if not candidates:
-        others = f": none of its {len(archive.names):,} files is an image" if archive.names else ": it has no files at all"
-        raise UnveilError(f"no images in {text!r}{others}. DATA is {IMAGE_FORMS}")
+        raise UnveilError(f"no images in {text!r}: {_what_there_is(archive)}. DATA is {IMAGE_FORMS}")
     return candidates
+
+
+def _what_there_is(archive: Archive) -> str:
+    said = [f"none of its {len(archive.names):,} files is an image"] if archive.names else []
+    if archive.refused:
+        (name, reason), count = min(archive.refused.items()), len(archive.refused)
+        said.append(f"{count:,} files were left out, the first is" if count > 1 else "1 file was left out,")
+        said[-1] += f" {name}: {reason}"
+    return ", and ".join(said) or "it has no files at all"
+
+
+def extra_images(archive: Archive, candidates: Sequence[int]) -> dict[int, str]:
+    """Further images of WebDataset samples, like the mask `000.seg.png` beside `000.png` and `000.cls`, with the reason.
+
+    They belong to a sample if the key before the first dot has a label file, and an image without a second dot.
+    """
+    labelled = {os.path.splitext(name)[0] for name in archive.names if name.endswith((".cls", ".json"))}
+    if not labelled:
+        return {}
+    keys = {index: sample_names(archive.names[index]) for index in candidates}
+    image_of = {key: archive.names[index] for index, (key, stem) in keys.items() if key == stem and key in labelled}
+    return {
+        index: f"belongs to the sample {key.rpartition('/')[2]}, whose image is {image_of[key].rpartition('/')[2]}"
+        for index, (key, stem) in keys.items()
+        if key != stem and key in image_of and stem not in labelled
+    }
 
 
 def is_label_file(name: str, samples: set[str]) -> bool:

@@ -78,6 +78,9 @@ class Source:
         except OSError as error:
             lost = not isinstance(error, PermissionError)  # which may have been missing from the start
             raise Unreadable(f"cannot be read: {error.strerror or error}", self.names[index], lost=lost) from None
+        except Exception as error:  # of a library that reads a named dataset, or of the memory
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise Unreadable(f"cannot be read: {reason}", self.names[index], lost=isinstance(error, MemoryError)) from None
 
     def with_classes(self, classes: Sequence[str]) -> "Source":
         """The same images with labels numbered as in `classes`. Classes that are not in `classes` follow after its last one.
