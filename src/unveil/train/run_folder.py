@@ -20,6 +20,7 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.json_files import read_json
 from unveil.train.checkpoint import Checkpoints
+from unveil.train.data_changes import data_changes
 from unveil.train.log import Record, read_lines
 from unveil.train.migration import RUN_FORMAT, migrate_config, migrate_record, migrate_results
 
@@ -161,13 +162,12 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
     """Compares the settings of a run with new ones. Prints harmless differences, and raises `UnveilError` for others."""
     if run.facts["kind"] != facts["kind"]:
         raise UnveilError(f"{run.path} is a {run.facts['kind']} run, not a {facts['kind']} run: choose another --out")
-    lines, harmful = [], False
-    for part in ("data", "config"):
-        old, new = run.facts[part], facts[part]
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                harmful |= part == "data" or key not in harmless_options(run.config)
-                lines.append(f"  {part} {key}: was {old.get(key)!r}, is {new.get(key)!r}")
+    lines = data_changes(run.facts["data"], facts["data"])
+    harmful, old, new = bool(lines), run.config, facts["config"]
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            harmful |= key not in harmless_options(run.config)
+            lines.append(f"  config {key}: was {old.get(key)!r}, is {new.get(key)!r}")
     if harmful:
         text = "\n".join(lines)
         raise UnveilError(
