@@ -1,16 +1,19 @@
 import json
+import random
 from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from unveil.errors import UnveilError
-from unveil.interop import model_files
+from unveil.interop import mae_release, model_files, timm_vit, transformers_vit_mae
 from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.load import load
 from unveil.methods.mae import MAE
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.models.weights import CHECKSUM, read_weights
 from unveil.tasks.finetune import Finetune
 from unveil.train.checkpoint import Checkpoints
 
@@ -69,6 +72,57 @@ def test_encoder_of_a_finetune_has_no_final_norm(make_finetune, tmp_path, images
     assert torch.equal(load(tmp_path / "encoder.safetensors").encoder(images), learner.encoder(images))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "encoder.safetensors"])
+def test_every_flipped_byte_of_a_finished_model_is_refused(make_mae, tmp_path, name):
+    model_files.save(make_mae(), tmp_path)
+    path = tmp_path / name
+    whole, loaded = path.read_bytes(), tmp_path if name != "encoder.safetensors" else path
+    wanted, generator = model_files.config_of(loaded), random.Random(0)
+    for place in (*range(24), *(generator.randrange(len(whole)) for _ in range(80))):
+        changed = bytes([whole[place] ^ (1 << generator.randrange(8))])
+        path.write_bytes(whole[:place] + changed + whole[place + 1 :])
+        sentence, again = attempt(loaded)
+        if again is None:
+            assert str(tmp_path) in sentence
+            assert "\n" not in sentence
+        else:  # a flip that changes nothing, such as white space
+            assert json.loads(json.dumps(model_files.describe(again))) == wanted
+    path.write_bytes(whole)
+    load(loaded, say=lambda text: None)
+
+
+def attempt(path):
+    """The message of the error, or the learner."""
+    try:
+        return "", load(path, say=lambda text: None)
+    except UnveilError as error:
+        return str(error), None
+
+
+def test_file_of_an_earlier_version_without_a_checksum_is_loaded(make_mae, tmp_path, images):
+    learner = make_mae()
+    model_files.save(learner, tmp_path)
+    without_checksum(tmp_path / "model.safetensors")
+    assert torch.equal(load(tmp_path).encoder(images), learner.encoder(images))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("to", ["run", "checkpoint", "timm", "transformers", "mae"])
+def test_weights_that_are_not_finite_are_refused(make_mae, tmp_path, to, value):
+    learner = make_mae(width=192)
+    with torch.no_grad():
+        learner.encoder.class_token[3] = value
+    if to == "run":
+        model_files.save(learner, tmp_path / "x")
+    elif to == "checkpoint":
+        model_files.write_config(learner, tmp_path / "x")
+        Checkpoints(tmp_path / "x" / "checkpoints").save(3, {"model": learner.state_dict()}, {})
+    else:
+        {"timm": timm_vit, "transformers": transformers_vit_mae, "mae": mae_release}[to].export(learner, tmp_path / "x")
+    with pytest.raises(UnveilError, match=r"x.* has weights that are not finite, in .*(class_token|cls_token)"):
+        load(tmp_path / "x")
+
+
 def test_unfinished_run_is_loaded_from_its_newest_undamaged_checkpoint(make_mae, tmp_path, logged):
     learner = make_mae()
     model_files.write_config(learner, tmp_path)
@@ -87,9 +141,16 @@ def test_unfinished_run_is_loaded_from_its_newest_undamaged_checkpoint(make_mae,
     assert any("checkpoint of step 20" in text for text in logged)
 
 
+def without_checksum(path):
+    """Rewrites a file as earlier versions wrote it."""
+    tensors, metadata = read_weights(path)
+    save_file(tensors, path, metadata={key: value for key, value in metadata.items() if key != CHECKSUM})
+
+
 def test_configs_that_do_not_fit_are_refused(make_mae, tmp_path):
     learner = make_mae()
     model_files.save(learner, tmp_path)
+    without_checksum(tmp_path / "model.safetensors")
     config = json.loads((tmp_path / "config.json").read_text())
 
     def refused(change, match):

@@ -59,9 +59,11 @@ def load(
             with torch.random.fork_rng(devices=[]):  # a new model draws random weights
                 learner: Learner = each.open().load(path, say=say, **given)
                 return learner
-        except UnveilError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except UnveilError as error:
+            if str(path) in str(error):
+                raise
+            raise UnveilError(f"{path}: {error}") from None
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
             raise UnveilError(f"{path} has values that do not describe a model: {one_line(error)}") from error
     raise UnveilError(f"{path} {description_of(contents)}: {EXPECTED}")
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil.blocks.attention import heads_of
+from unveil.blocks.attention import decoder_heads, heads_of
 from unveil.blocks.masks import split
 from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
@@ -24,9 +24,9 @@ from unveil.interop.state_dict_map import (
     StateDictMap,
     TensorName,
     block_map,
+    build_and_load,
     count_blocks,
     fits,
-    load_state,
     timm_encoder_map,
     to_state_dict,
     weight_and_bias,
@@ -38,6 +38,9 @@ from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
+
+MOST_CHANNELS = 10_000
+"""Hyperspectral images have hundreds of channels."""
 
 
 def matches(contents: Contents) -> bool:
@@ -79,20 +82,23 @@ def load(
     """
     state = read_tensors(Path(path))
     vit = vit_config_from(state, path, heads=heads, image_size=image_size)
-    if any(name.startswith("decoder_") or name == "mask_token" for name in state):
-        config = mae_config_from(state, path, vit, heads=decoder_heads, target=target)
-        learner: Learner = MAE.build(vit, config, AugmentConfig())
+    has_decoder = any(name.startswith("decoder_") or name == "mask_token" for name in state)
+    config = mae_config_from(state, path, vit, heads=decoder_heads, target=target) if has_decoder else None
+
+    def build() -> Learner:
+        return MAE.build(vit, config, AugmentConfig()) if config else encoder_only(ViT(vit), str(path))
+
+    names = map_of(vit.depth, config.decoder_depth if config else None)
+    learner, matched = build_and_load(build, lambda _: names, state, path)
+    decoder = "; no decoder"
+    if config:
         assumed = ", which is assumed, since the file does not record it" if target is None else ""
         decoder = f"; a decoder of width {config.decoder_width}, depth {config.decoder_depth} and {config.decoder_heads} heads"
         decoder += f', with the target "{config.target}"{assumed}'
-        names = map_of(vit.depth, config.decoder_depth)
-    else:
-        learner, decoder, names = encoder_only(ViT(vit), str(path)), "; no decoder", map_of(vit.depth, None)
-    matched = load_state(learner, names, state, path)
     encoder = f"an encoder of width {vit.width}, depth {vit.depth} and {vit.heads} heads"
     size = f"images of {vit.image_size[0]} x {vit.image_size[1]} px in patches of {vit.patch_size[0]} x {vit.patch_size[1]}"
     say(f"{path}: {matched} of {matched} tensors matched; {encoder}, {size}{decoder}")
-    return learner.eval()
+    return learner
 
 
 def vit_config_from(
@@ -150,7 +156,7 @@ def mae_config_from(
         target=target or "normalised",
         decoder_width=width,
         decoder_depth=count_blocks(state, "decoder_blocks."),
-        decoder_heads=heads or heads_of(width),
+        decoder_heads=heads or decoder_heads(width),
     )
 
 
@@ -171,7 +177,14 @@ def mlp_ratio(hidden: int, width: int) -> float:
 
 def default_mean_and_std(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The normalisation of images for files that do not record it: the default of `normalise`."""
+    check_channels(channels)
     return (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.449,) * channels, (0.226,) * channels)
+
+
+def check_channels(channels: int) -> None:
+    """Raises `UnveilError` for a number of channels that no image has, before a mean for each of them is allocated."""
+    if not (isinstance(channels, int) and 1 <= channels <= MOST_CHANNELS):
+        raise UnveilError(f"the config has images of {channels!r} channels, expected 1 to {MOST_CHANNELS:,}")
 
 
 def writes(learner: Learner) -> bool:

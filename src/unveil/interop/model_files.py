@@ -27,7 +27,9 @@ from unveil.interop.verify_export import Verification, compare_outputs
 from unveil.json_files import read_json
 from unveil.learner import Learner, Method, Task
 from unveil.methods import METHODS
+from unveil.models.build_check import check_build, check_shapes, shapes_of
 from unveil.models.vit import ViT
+from unveil.models.weights import CHECKSUM, Shapes, read_metadata, read_shapes, refuse_non_finite
 from unveil.plugins import Registry, is_path
 from unveil.tasks import TASKS
 from unveil.train.checkpoint import Checkpoints, Tensors
@@ -176,31 +178,77 @@ def load(path: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> L
         config = read_header(path, FORMAT_NAME)
         if config is None:
             raise UnveilError(f"{path} was not exported by unveil: its header has no config")
-        return with_weights(rebuild(config, path), read_tensors(path), path, say)
+        return with_weights(config, path, path, read_shapes(path), lambda: read_tensors(path), say)
     config = read_json(path / "config.json")
-    if (path / "model.safetensors").is_file():
-        return with_weights(rebuild(config, path), read_tensors(path / "model.safetensors"), path / "model.safetensors", say)
+    weights = path / "model.safetensors"
+    if weights.is_file():
+        refuse_another_config(config, weights)
+        return with_weights(config, path, weights, read_shapes(weights), lambda: read_tensors(weights), say)
     checkpoints = Checkpoints(path / "checkpoints", warn=say)
     step = checkpoints.newest()
     if step is not None:
         say(f"{path} is not finished: using its checkpoint of step {step:,}")
-        return with_weights(rebuild(config, path), checkpoints.load(step, "model"), checkpoints.path(step), say)
+        state = checkpoints.load(step, "model")
+        return with_weights(config, path, checkpoints.path(step), shapes_of(state), lambda: state, say)
     if (path / "encoder.safetensors").is_file():
         return load(path / "encoder.safetensors", say=say)
     raise UnveilError(f"{path} has no weights yet: neither model.safetensors nor an undamaged checkpoint")
 
 
-def with_weights(learner: Learner, state: Tensors, source: Path, say: Callable[[str], None]) -> Learner:
-    """Loads tensors into a learner. Raises `UnveilError` if one is missing, unexpected, or has another shape."""
+def refuse_another_config(config: Mapping[str, Any], weights: Path) -> None:
+    """Raises `UnveilError` if `config.json` is not the config in the header of its weights, which has a checksum.
+
+    Files of earlier versions have no checksum, and their folders are not compared.
+    """
+    if CHECKSUM not in read_metadata(weights):
+        return
+    header = read_header(weights, FORMAT_NAME) or {}
+    changed = sorted(key for key in config.keys() | header.keys() if config.get(key) != header.get(key))
+    if changed:
+        raise UnveilError(
+            f"{weights.parent / 'config.json'} was changed or damaged after training: {', '.join(changed)} "
+            f"{'is' if len(changed) == 1 else 'are'} not as in the header of {weights.name}. Restore it, or load {weights}"
+        )
+
+
+def with_weights(
+    config: Mapping[str, Any], owner: Path, source: Path, shapes: Shapes, read: Callable[[], Tensors], say: Callable[[str], None]
+) -> Learner:
+    """Builds a learner and loads its tensors.
+
+    Args:
+        config: The content of `config.json`.
+        owner: The folder or the file of the config, for messages.
+        source: The file of the tensors, for messages.
+        shapes: The shapes of its tensors, which are compared with the config before memory is allocated.
+        read: Reads the tensors.
+        say: Receives log lines.
+
+    Raises:
+        UnveilError: If a tensor is missing, unexpected, not finite, or has another shape.
+    """
+    if not has_plugin(config):  # the code of a plug-in may need the values of tensors while it builds
+        module = module_to_save(check_build(lambda: rebuild(config, owner), shapes, source))
+        compare(module, shapes, source)
+    learner, state = rebuild(config, owner), read()
     module = module_to_save(learner)
-    own = module.state_dict()
-    check_names(own.keys() - state.keys(), state.keys() - own.keys(), len(own), source)
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise UnveilError(f"{source}: {name} has shape {tuple(value.shape)}, but its config needs {tuple(own[name].shape)}")
+    compare(module, shapes_of(state), source)
+    refuse_non_finite(state, source)
     module.load_state_dict(state)
-    say(f"{source}: {len(state)} of {len(own)} tensors matched ({type(learner).__name__})")
+    say(f"{source}: {len(state)} of {len(state)} tensors matched ({type(learner).__name__})")
     return learner.eval()
+
+
+def has_plugin(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` names a class from outside of unveil."""
+    return "class" in config
+
+
+def compare(module: nn.Module, shapes: Shapes, source: Path) -> None:
+    """Raises `UnveilError` if the names or the shapes of tensors are not those of a module."""
+    own = module.state_dict()
+    check_names(own.keys() - shapes.keys(), shapes.keys() - own.keys(), len(own), source)
+    check_shapes(module, shapes, source)
 
 
 def module_to_save(learner: Learner) -> nn.Module:

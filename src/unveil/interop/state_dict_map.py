@@ -4,17 +4,21 @@ A map has one entry for each of our tensors: its name in the other library, and 
 every model that can be loaded can also be exported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from unveil.blocks.patches import PatchEmbed, Size
 from unveil.errors import UnveilError
+from unveil.learner import Learner
+from unveil.models.build_check import check_build, shapes_of
+from unveil.models.weights import refuse_non_finite
 from unveil.train.checkpoint import Tensors
 
+LearnerT = TypeVar("LearnerT", bound=Learner)
 Shape = Literal["same", "token", "table", "convolution"]
 
 
@@ -72,6 +76,30 @@ def timm_encoder_map(depth: int, *, prefix: str = "", norm: bool = True) -> Stat
 def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
     """The number of blocks in a file, from the different words after a prefix such as "blocks."."""
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def build_and_load(
+    build: Callable[[], LearnerT], names: Callable[[LearnerT], StateDictMap], state: Mapping[str, Tensor], source: str | Path
+) -> tuple[LearnerT, int]:
+    """A learner with the tensors of a file, in eval mode, and the number of tensors.
+
+    Args:
+        build: Builds the learner from the config of the file.
+        names: The map of a learner, which may depend on its depth.
+        state: The tensors of the file.
+        source: The file, for error messages.
+
+    Raises:
+        UnveilError: If a tensor is missing, unexpected, not finite, or has another shape than the config says. This is found out
+            before memory is allocated for the learner.
+    """
+    shapes = shapes_of(state)
+    without_memory = check_build(build, shapes, source)
+    placeholders = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    load_state(without_memory, names(without_memory), placeholders, source)
+    refuse_non_finite(state, source)
+    learner = build()
+    return learner.eval(), load_state(learner, names(learner), state, source)
 
 
 def load_state(module: nn.Module, names: StateDictMap, state: Mapping[str, Tensor], source: str | Path) -> int:

@@ -21,8 +21,8 @@ from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import (
     StateDictMap,
     TensorName,
+    build_and_load,
     fits,
-    load_state,
     timm_encoder_map,
     to_state_dict,
     weight_and_bias,
@@ -201,15 +201,20 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     vit = replace(vit, **normalisation, positions="learned", layer_scale=scale, final_norm="norm.weight" in state)
     count = len(state["head.bias"]) if "head.bias" in state else 0
     classes = [str(x) for x in config.get("label_names") or range(count)]
-    if "fc_norm.weight" in state:
-        learner: Learner = Finetune.build(ViT(vit), FinetuneConfig(), AugmentConfig(), classes)
-        names = map_of_finetune(vit)
-    elif count:
-        learner = Supervised.build(vit, SupervisedConfig(average=0.0), AugmentConfig())
-        learner.set_classes(classes)
-        names = map_of(vit) | weight_and_bias("head", "head")
-    else:
-        learner, names = encoder_only(ViT(vit), str(folder)), map_of(vit)
-    matched = load_state(learner, names, state, folder)
+    has_norm_after_pooling = "fc_norm.weight" in state
+
+    def build() -> Learner:
+        if has_norm_after_pooling:
+            return Finetune.build(ViT(vit), FinetuneConfig(), AugmentConfig(), classes)
+        if not count:
+            return encoder_only(ViT(vit), str(folder))
+        supervised = Supervised.build(vit, SupervisedConfig(average=0.0), AugmentConfig())
+        supervised.set_classes(classes)
+        return supervised
+
+    names = map_of_finetune(vit) if has_norm_after_pooling else map_of(vit)
+    if count and not has_norm_after_pooling:
+        names |= weight_and_bias("head", "head")
+    learner, matched = build_and_load(build, lambda _: names, state, folder)
     say(f"{folder}: {matched} of {matched} tensors matched (timm, {'a model with its head' if count else 'an encoder'})")
-    return learner.eval()
+    return learner

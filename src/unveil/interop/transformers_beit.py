@@ -8,7 +8,7 @@ query, which the softmax cancels.
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
-from functools import singledispatch
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.mae_release import mlp_ratio
+from unveil.interop.mae_release import check_channels, mlp_ratio
 from unveil.interop.silence import silenced
-from unveil.interop.state_dict_map import StateDictMap, TensorName, block_map, fits, load_state, to_state_dict, weight_and_bias
+from unveil.interop.state_dict_map import StateDictMap, TensorName, block_map, build_and_load, fits, to_state_dict, weight_and_bias
 from unveil.interop.transformers_vit_mae import BLOCK, as_size, preprocessing, version4_names, weights_file
 from unveil.interop.verify_export import Verification, random_images, relative_difference
 from unveil.json_files import read_json
@@ -80,10 +80,11 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     folder = Path(folder)
     weights = weights_file(folder, "BEiT")
     vit, config = configs_from(read_json(folder / "config.json"), folder)
-    learner = BEiT.build(vit, config, AugmentConfig())
-    matched = load_state(learner, map_of(learner.encoder.config), version4_names(read_tensors(weights)), folder)
+    state = version4_names(read_tensors(weights))
+    build = partial(BEiT.build, vit, config, AugmentConfig())
+    learner, matched = build_and_load(build, lambda built: map_of(built.encoder.config), state, folder)
     say(f"{folder}: {matched} of {matched} tensors matched (transformers, BeitForMaskedImageModeling, no tokenizer)")
-    return learner.eval()
+    return learner
 
 
 def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEiTConfig]:
@@ -103,6 +104,7 @@ def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEi
         found = ", ".join(f"{name} {value}" for name, value in wrong.items()) or "both shared and per-block relative biases"
         raise UnveilError(f"{folder} has {found}: expected a BeitForMaskedImageModeling with gelu, a mask token and one final norm")
     width, channels = facts.get("hidden_size", 768), facts.get("num_channels", 3)
+    check_channels(channels)
     mean, std = preprocessing(folder) or ((0.5,) * channels, (0.5,) * channels)
     vit = ViTConfig(
         width=width,

@@ -26,14 +26,14 @@ from unveil.interop.state_dict_map import (
     StateDictMap,
     TensorName,
     block_map,
+    build_and_load,
     fits,
-    load_state,
     to_state_dict,
     weight_and_bias,
 )
 from unveil.interop.transformers_vit_mae import weights_file
 from unveil.interop.verify_export import Verification, random_texts, relative_difference
-from unveil.json_files import read_json
+from unveil.json_files import LARGEST, read_json, read_regular
 from unveil.learner import Learner, Task
 from unveil.methods.bert import BERT, BERTConfig
 from unveil.models.bert import TextConfig, TextEncoder
@@ -117,15 +117,19 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     word_head, pairs = "cls.predictions.bias" in state, "cls.seq_relationship.weight" in state
     if not pairs:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{prefix}pooler.")}
-    if word_head:
-        learner: Learner = BERT.build(config, BERTConfig(next_sentence=pairs))
-    else:
-        learner = encoder_only(TextEncoder(config), str(folder))
-    names = map_of(config.depth, prefix, word_head=word_head, pairs=pairs and word_head)
-    matched = load_state(learner, names, state, folder)
+
+    def build() -> Learner:
+        if word_head:
+            return BERT.build(config, BERTConfig(next_sentence=pairs))
+        return encoder_only(TextEncoder(config), str(folder))
+
+    def names(learner: Learner) -> StateDictMap:
+        return map_of(config.depth, prefix, word_head=word_head, pairs=pairs and word_head)
+
+    learner, matched = build_and_load(build, names, state, folder)
     kind = "BertForPreTraining" if pairs else "BertForMaskedLM" if word_head else "BertModel, no word head"
     say(f"{folder}: {matched} of {matched} tensors matched (transformers, {kind})")
-    return learner.eval()
+    return learner
 
 
 def text_config_from(facts: Mapping[str, Any], folder: Path) -> TextConfig:
@@ -160,7 +164,7 @@ def text_config_from(facts: Mapping[str, Any], folder: Path) -> TextConfig:
 def vocabulary_of(folder: Path) -> tuple[str, ...]:
     """The word pieces in the order of their ids, from vocab.txt or tokenizer.json."""
     if (folder / "vocab.txt").is_file():
-        return tuple((folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        return tuple(read_regular(folder / "vocab.txt", LARGEST).decode("utf-8").rstrip("\n").split("\n"))
     if (folder / "tokenizer.json").is_file():
         ids = read_json(folder / "tokenizer.json")["model"]["vocab"]
         return tuple(sorted(ids, key=lambda piece: int(ids[piece])))

@@ -31,8 +31,8 @@ from unveil.interop.state_dict_map import (
     StateDictMap,
     TensorName,
     block_map,
+    build_and_load,
     fits,
-    load_state,
     to_state_dict,
     weight_and_bias,
 )
@@ -130,15 +130,18 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     state = version4_names(read_tensors(weights_file(folder, "ViTMAE")))
     vit, config = configs_from(facts, folder)
     prefix = "vit." if any(name.startswith("vit.") for name in state) else ""
-    if any(name.startswith("decoder.") for name in state):
-        learner: Learner = MAE.build(vit, config, AugmentConfig())
-        names, kind = map_of(vit.depth, config.decoder_depth, prefix), "ViTMAEForPreTraining"
-    else:
-        learner = encoder_only(ViT(vit), str(folder))
-        names, kind = map_of(vit.depth, None, prefix), "ViTMAEModel, no decoder"
-    matched = load_state(learner, names, state, folder)
+    has_decoder = any(name.startswith("decoder.") for name in state)
+
+    def build() -> Learner:
+        return MAE.build(vit, config, AugmentConfig()) if has_decoder else encoder_only(ViT(vit), str(folder))
+
+    def names(learner: Learner) -> StateDictMap:
+        return map_of(vit.depth, config.decoder_depth if has_decoder else None, prefix)
+
+    learner, matched = build_and_load(build, names, state, folder)
+    kind = "ViTMAEForPreTraining" if has_decoder else "ViTMAEModel, no decoder"
     say(f"{folder}: {matched} of {matched} tensors matched (transformers, {kind})")
-    return learner.eval()
+    return learner
 
 
 def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAEConfig]:

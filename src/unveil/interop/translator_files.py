@@ -11,7 +11,9 @@ from unveil.interop.configs import config_from_json
 from unveil.interop.files import read_header, read_tensors, write_tensors
 from unveil.interop.state_dict_map import check_names
 from unveil.json_files import read_json
+from unveil.models.build_check import check_build, check_shapes, shapes_of
 from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from unveil.models.weights import one_line, refuse_non_finite
 from unveil.text.bpe import BPETokenizer
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.terminal import print_to_stderr
@@ -54,13 +56,22 @@ def load(run: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> tu
         path, config = checkpoints.path(step), read_json(folder / "config.json").get("translator")
         state = checkpoints.load(step, "model")  # a checkpoint also holds the current weights; only the averaged weights are used
         state = {name.removeprefix("average."): value for name, value in state.items() if name.startswith("average.")}
-    translator = Seq2Seq(config_from_json(Seq2SeqConfig, config, f"the options of {path}"))
-    tokenizer, own = BPETokenizer.load(folder / "subwords.json"), translator.state_dict()
-    check_names(own.keys() - state.keys(), state.keys() - own.keys(), len(own), path)
+    try:
+        shape = config_from_json(Seq2SeqConfig, config, f"the options of {path}")
+        own = check_build(lambda: Seq2Seq(shape), shapes_of(state), path).state_dict()
+        check_names(own.keys() - state.keys(), state.keys() - own.keys(), len(own), path)
+        translator = Seq2Seq(shape)
+        check_shapes(translator, shapes_of(state), path)
+        refuse_non_finite(state, path)
+        translator.load_state_dict(state)
+    except UnveilError:
+        raise
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise UnveilError(f"{path} has values that do not describe a translator: {one_line(error)}") from error
+    tokenizer = BPETokenizer.load(folder / "subwords.json")
     if len(tokenizer) != translator.config.words:
         wanted = translator.config.words
         raise UnveilError(
             f"{folder}: subwords.json has {len(tokenizer)} subwords, but the model {wanted}: they belong to different runs"
         )
-    translator.load_state_dict(state)
     return translator.eval(), tokenizer

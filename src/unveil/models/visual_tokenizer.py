@@ -5,13 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from unveil.blocks.visual_tokenizer import KMeansTokenizer, MissingTokenizer, VisualTokenizer
 from unveil.errors import UnveilError
 from unveil.json_files import parse_json
+from unveil.models.build_check import check_build, shapes_of
 from unveil.models.dvae import DiscreteVAE, DVAETokenizer
 from unveil.models.vit_config import ViTConfig
+from unveil.models.weights import read_weights, refuse_non_finite
 
 
 def visual_tokenizer_from(source: str, codebook_size: int, vit: ViTConfig) -> tuple[VisualTokenizer, str]:
@@ -29,7 +29,10 @@ def visual_tokenizer_from(source: str, codebook_size: int, vit: ViTConfig) -> tu
         return KMeansTokenizer(vit.patch_size, vit.channels, codebook_size), source
     if source == "absent":
         return MissingTokenizer(codebook_size), source
-    dvae = dvae_from_record(json.loads(source)) if source.startswith("{") else load_dvae(Path(source))
+    if source.startswith("{"):
+        dvae = dvae_from_record(parse_json(source, "the recorded visual tokenizer"))
+    else:
+        dvae = load_dvae(Path(source))
     for name, found, expected in (
         ("channels", dvae.config.channels, vit.channels),
         ("mean", dvae.config.mean, vit.mean),
@@ -56,16 +59,19 @@ def load_dvae(folder: Path) -> DiscreteVAE:
     if not path.is_file():
         raise UnveilError(f"{folder} is not the folder of a finished run: use kmeans, or a run of `unveil pretrain --method dvae`")
     try:
-        with safe_open(path, "pt") as file:
-            facts = parse_json((file.metadata() or {}).get("unveil", "{}"), f"the header of {path}")
-            if facts.get("method") != "dvae":
-                raise UnveilError(f"{folder} is a run of {facts.get('method', 'another kind')}, expected a run of dvae")
-            size = facts["options"].get("codebook_size", facts["options"].get("codebook"))  # the latter in older files
-            dvae = dvae_from_record({"encoder": facts["encoder"], "codebook": size})
-            names = [name for name in file.keys() if name.startswith("encoder.")]  # noqa: SIM118
-            dvae.load_state_dict({name.removeprefix("encoder."): file.get_tensor(name) for name in names})
+        tensors, metadata = read_weights(path)
+        facts = parse_json(metadata.get("unveil", "{}"), f"the header of {path}")
+        if facts.get("method") != "dvae":
+            raise UnveilError(f"{folder} is a run of {facts.get('method', 'another kind')}, expected a run of dvae")
+        size = facts["options"].get("codebook_size", facts["options"].get("codebook"))  # the latter in older files
+        record = {"encoder": facts["encoder"], "codebook": size}
+        own = {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
+        check_build(lambda: dvae_from_record(record), shapes_of(own), path)
+        refuse_non_finite(own, path)
+        dvae = dvae_from_record(record)
+        dvae.load_state_dict(own)
     except UnveilError:
         raise
-    except (SafetensorError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UnveilError(f"{path} is damaged, or was written by another version: {str(error).splitlines()[0]}") from None
     return dvae
