@@ -24,7 +24,7 @@ def test_batches_do_not_change_errors_and_features(monkeypatch, method):
     for size in (7, 100):
         monkeypatch.setattr("unveil.evaluate.held_out.evaluation_batch_size", lambda world, size=size: size)
         errors = held_out_metrics(learner, held_out_images(subset, vit, EXACT, CPU), EXACT, CPU)
-        table = features.features_of(learner.encoder.features, subset, vit, EXACT, CPU, batch_size=size)
+        table = features.features_of(learner.encoder.features, subset, vit, EXACT, CPU, batch_size=size).rows
         found.append((errors, table))
     (few, rows), (many, whole) = found
     assert few == pytest.approx(many, rel=1e-5)

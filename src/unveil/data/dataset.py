@@ -1,17 +1,21 @@
-"""A dataset of images. They are kept in memory if they fit, and otherwise read again each time."""
+"""A dataset of images. They are kept in memory if they fit, and otherwise read again each time.
+
+An image is addressed by its index in the source, whether or not it can be read. So splits, labels and the order of training do not
+depend on which files are damaged, nor on when that is noticed: a run gives the same results with images in memory and on demand.
+"""
 
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.data.batch import Batch
@@ -23,8 +27,14 @@ from unveil.errors import UnveilError
 
 Progress = Callable[[int, int], None]
 """Called with the number of images read so far, and the number of all images."""
+Candidates = Callable[[int], Iterator[int]]
+"""Yields the images that may replace a row of a batch that cannot be read, one after the other."""
 MEMORY = 2 * 2**30
 """Maximum bytes of images to keep in memory. The limit is fixed, so that a run behaves the same on every machine."""
+
+
+class ImagesLostError(UnveilError):
+    """Images of the train set that could be used when the run began cannot be read any more."""
 
 
 class Sample(NamedTuple):
@@ -34,8 +44,18 @@ class Sample(NamedTuple):
     classes: ClassMap | None
 
 
+class Fault(NamedTuple):
+    """Why an image cannot be read."""
+
+    reason: str
+    lost: bool = False
+    """Whether it became unreadable after the dataset was opened: it was read earlier, or its disk fails."""
+    may_pass: bool = False
+    """Whether it is worth trying again. A damaged file is not."""
+
+
 class ImageDataset:
-    """The images of a source that can be read, shrunk to the size that training needs.
+    """The images of a source, shrunk to the size that training needs.
 
     Args:
         source: The images.
@@ -47,7 +67,8 @@ class ImageDataset:
         progress: Reports how many images have been read.
 
     Attributes:
-        skipped: Names of images that cannot be read, with the reason. If images are read on demand, it grows during training.
+        unreadable: The images that cannot be read, by index, with the reason. If images are read on demand, it grows over time.
+        on_fault: Called by any thread with the name of a further image that cannot be read, and the reason.
 
     Raises:
         UnveilError: If no image can be read.
@@ -66,64 +87,55 @@ class ImageDataset:
     ) -> None:
         self.source, self.side, self.max_pixels = source, side, max_pixels
         self.classes = source.classes
-        self.skipped: dict[str, str] = {}
+        self.unreadable: dict[int, Fault] = {}
+        self.on_fault: Callable[[str, str], None] = lambda name, reason: None
         self._lock = threading.Lock()
-        self._replacements: dict[int, int] = {}  # of unreadable images
+        self._was_read = np.zeros(len(source), dtype=bool)
         self._images: Tensor | list[Pixels] | None = None  # one tensor if all have the same size; None if read on demand
         self._maps: list[ClassMap] = []
+        self._rows = np.arange(len(source))  # in `_images`; -1 for images that cannot be read
         self._size = torch.zeros(2, dtype=torch.int64)  # height and width, if all have one size
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
-        sample = sample_images(source, 64, shrink_to=side, max_pixels=max_pixels)
+        sample = sample_images(source, 64, shrink_to=side, max_pixels=max_pixels, faults=self.unreadable)
         self.channels = channels or common_channels(sample)
         deep = sum(x.dtype == np.uint16 for x in sample) * 2 > len(sample)
         self.dtype = dtype or (torch.uint16 if deep else torch.uint8)
-        self.numbers = np.arange(len(source.names))  # readable images, as indices into the source
         bytes_each = max(np.mean([x.shape[0] * x.shape[1] for x in sample]) * self.channels * self.dtype.itemsize, 1.0)
-        if bytes_each * len(source.names) <= memory:
+        if bytes_each * len(source) <= memory:
             self._read_all(progress)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.source)
 
     @property
-    def names(self) -> list[str]:
-        return [self.source.names[i] for i in self.numbers.tolist()]
+    def names(self) -> Sequence[str]:
+        return self.source.names
 
     @property
     def labels(self) -> Int[Tensor, " n"]:
         """The class of each image; -1 if it has none."""
-        return self.labels_of(torch.arange(len(self)))
-
-    def labels_of(self, indices: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """The classes of the images that `batch` returned for these indices. A replaced image has the class of its replacement."""
         if self.source.labels is None:
-            return torch.full((len(indices),), -1)
-        return torch.from_numpy(self.source.labels[self._numbers_of(indices)])
+            return torch.full((len(self),), -1)
+        return torch.from_numpy(self.source.labels)
 
-    def targets_of(self, indices: Int[Tensor, " B"]) -> Targets | None:
-        """The targets of the images that `batch` returned for these indices; None if the data has none.
-
-        Maps that are not in memory are read again; `samples` reads them together with the images.
-        """
-        if self.source.map_reader is None:
-            return None if self.source.labels is None else ClassTargets(self.labels_of(indices))
-        if self._images is not None:
-            return pixel_targets([self._maps[i] for i in indices.tolist()])
-        maps = [self.read_sample(number).classes for number in self._numbers_of(indices).tolist()]
-        return pixel_targets([classes for classes in maps if classes is not None])
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The names of the images that cannot be read, with the reason."""
+        with self._lock:
+            return {self.source.names[i]: fault.reason for i, fault in self.unreadable.items()}
 
     @property
     def in_memory(self) -> bool:
         """Whether all images are in memory, on the CPU or the GPU."""
         return self._images is not None
 
-    def read(self, number: int) -> Pixels:
-        """Reads an image (H, W, C) by its index in the source. Raises `Unreadable`."""
-        return self.read_sample(number).image
+    def read(self, index: int) -> Pixels:
+        """Reads an image (H, W, C) from its file. Raises `Unreadable`."""
+        return self.read_sample(index).image
 
-    def read_sample(self, number: int) -> Sample:
+    def read_sample(self, index: int, *, retry: bool = True) -> Sample:
         """Reads an image, and its class map if the source has maps. Raises `Unreadable`."""
-        image, name = self.source.read(number), self.source.names[number]
+        image, name = self.source.read(index, retry=retry), self.source.names[index]
         pixels = read_image(image, channels=self.channels, shrink_to=self.side, max_pixels=self.max_pixels, name=name)
         if self.dtype == torch.uint16 and pixels.dtype == np.uint8:
             pixels = pixels.astype(np.uint16) * 257
@@ -131,7 +143,7 @@ class ImageDataset:
             pixels = (pixels >> 8).astype(np.uint8)
         if self.source.map_reader is None:
             return Sample(pixels, None)
-        classes = read_class_map(self.source.read_map(number), max_pixels=self.max_pixels, name=name)
+        classes = read_class_map(self.source.read_map(index, retry=retry), max_pixels=self.max_pixels, name=name)
         height, width = classes.shape
         classes = shrink_class_map(classes, self.side)
         if classes.shape != pixels.shape[:2]:
@@ -141,19 +153,51 @@ class ImageDataset:
             raise Unreadable(f"mask with class {largest}, but there are {len(self.classes)} classes", name)
         return Sample(pixels, classes)
 
-    def batch(self, indices: Int[Tensor, " B"], among: Int[Tensor, " n"] | None = None) -> tuple[Tensor, Int[Tensor, "B 2"]]:
-        """The images at these indices (B, C, H, W), each in the upper left corner of a canvas, and their heights and widths.
+    def readable(self, indices: Int[Tensor, " B"], keys: Int[Tensor, " B"] | None = None) -> Batch | None:
+        """The images at these indices that can be read, with their targets; None if none can.
 
-        If images are read on demand, an image that cannot be read is replaced by the next readable one in `among` (by default all
-        images). So a held-out image never gets into training.
+        Args:
+            indices: The images.
+            keys: Their keys; by default their indices, so the keys of the batch show which images could be read.
+
+        Returns:
+            A batch whose images (B, C, H, W) are in the upper left corner of a canvas, in the order of `indices`.
         """
-        images, sizes, _ = self._load(indices, among)
-        return images, sizes
+        if self._images is None:
+            found = list(self._pool.map(self._find, indices.tolist()))
+        else:
+            found = [None if row < 0 else row for row in self._rows[indices.numpy()].tolist()]
+        kept = torch.tensor([each is not None for each in found], dtype=torch.bool)
+        if not kept.any():
+            return None
+        keys = indices if keys is None else keys
+        return self._batch(indices[kept], keys[kept], [each for each in found if each is not None])
 
-    def samples(self, indices: Int[Tensor, " B"], keys: Int[Tensor, " B"], among: Int[Tensor, " n"] | None = None) -> Batch:
-        """The images at these indices with their targets; see `batch`."""
-        images, sizes, maps = self._load(indices, among)
-        return Batch(images, sizes, keys, self.targets_of(indices) if maps is None else pixel_targets(maps))
+    def samples(self, indices: Int[Tensor, " B"], keys: Int[Tensor, " B"], candidates: Candidates) -> Batch:
+        """The images at these indices for training, with their targets; see `readable`.
+
+        Args:
+            indices: The images.
+            keys: Their keys.
+            candidates: An image that cannot be read is replaced by the first readable one of `candidates(row)`, where `row` is its
+                position in `indices`. Its targets are replaced as well.
+
+        Raises:
+            ImagesLostError: If no candidate can be read.
+        """
+        if self._images is None:
+            once = list(dict.fromkeys(indices.tolist()))  # an image that occurs several times is read once
+            read = dict(zip(once, self._pool.map(self._find, once), strict=True))
+            found: list[Sample | int | None] = [read[i] for i in indices.tolist()]
+        elif self.unreadable:
+            found = [None if row < 0 else row for row in self._rows[indices.numpy()].tolist()]
+        else:
+            return self._batch(indices, keys, indices)
+        broken = [row for row, each in enumerate(found) if each is None]
+        indices = indices.clone()
+        for row, (index, replacement) in zip(broken, self._pool.map(lambda row: self._first(candidates(row)), broken), strict=True):
+            indices[row], found[row] = index, replacement
+        return self._batch(indices, keys, [each for each in found if each is not None])
 
     def to_gpu(self, device: torch.device) -> bool:
         """Moves all images to a GPU if they have the same size and take less than a fifth of its memory. Returns whether it did."""
@@ -164,24 +208,79 @@ class ImageDataset:
         self._images, self._size = self._images.to(device), self._size.to(device)
         return True
 
-    def _load(
-        self, indices: Int[Tensor, " B"], among: Int[Tensor, " n"] | None
-    ) -> tuple[Tensor, Int[Tensor, "B 2"], list[ClassMap] | None]:
-        """Images, sizes, and class maps if these had to be read."""
-        if isinstance(self._images, Tensor):
-            table = self._images
-            indices = indices.pin_memory().to(table.device, non_blocking=True) if table.is_cuda else indices
-            images = table[indices] if self.dtype == torch.uint8 else table.view(torch.int16)[indices].view(torch.uint16)
-            return images, self._size.expand(len(indices), 2), None
-        if self._images is not None:
-            return *self._stack([self._images[i] for i in indices.tolist()]), None
-        ring = self.numbers if among is None else self.numbers[among.numpy()]
-        numbers = self.numbers[indices.numpy()].tolist()
-        once = list(dict.fromkeys(numbers))  # an image that occurs several times is read once
-        read = dict(zip(once, self._pool.map(partial(self._read_or_replace, ring=ring), once), strict=True))
-        samples = [read[number] for number in numbers]
-        maps = [sample.classes for sample in samples if sample.classes is not None]
-        return *self._stack([sample.image for sample in samples]), maps or None
+    def faults(self, known: int = 0) -> list[tuple[int, Fault]]:
+        """The unreadable images in the order in which they were noticed, without the first `known` ones."""
+        with self._lock:
+            return list(self.unreadable.items())[known:]
+
+    def add_faults(self, faults: Iterable[tuple[int, Fault]]) -> None:
+        """Adds unreadable images that other processes have noticed."""
+        with self._lock:
+            for index, fault in faults:
+                self.unreadable.setdefault(index, fault)
+
+    def lost_among(self, members: NDArray[np.bool_]) -> int:
+        """The number of images that became unreadable, among those that are True in `members`."""
+        with self._lock:
+            return sum(fault.lost and bool(members[index]) for index, fault in self.unreadable.items())
+
+    def _find(self, index: int) -> Sample | None:
+        """Reads a sample; None if it cannot be read. After an I/O error, it is tried again whenever it is needed, but only once."""
+        known = self.unreadable.get(index)
+        if known and not known.may_pass:
+            return None
+        try:
+            sample = self.read_sample(index, retry=known is None)
+        except Unreadable as error:
+            lost = error.lost or bool(self._was_read[index])
+            with self._lock:
+                self.unreadable.setdefault(index, Fault(error.reason, lost, may_pass=lost))
+            if known is None:
+                self.on_fault(self.source.names[index], error.reason)
+            return None
+        self._was_read[index] = True
+        return sample
+
+    def _first(self, candidates: Iterator[int]) -> tuple[int, Sample | int]:
+        """The first candidate that can be read: its index, and its sample or its row in memory."""
+        for index in candidates:
+            if self._images is not None:
+                if self._rows[index] >= 0:
+                    return index, int(self._rows[index])
+            elif (sample := self._find(index)) is not None:
+                return index, sample
+        raise ImagesLostError(self._nothing_left())
+
+    def _nothing_left(self) -> str:
+        first = next(iter(self.skipped.items()), ("", ""))
+        return f"no image of {self.source.name} can be read any more; the first: {first[0]}: {first[1]}"
+
+    def _batch(self, indices: Int[Tensor, " B"], keys: Int[Tensor, " B"], found: Int[Tensor, " B"] | list[Sample | int]) -> Batch:
+        """A batch of samples, or of rows in memory."""
+        samples = [each for each in found if isinstance(each, Sample)]
+        if samples:
+            images, sizes = self._stack([sample.image for sample in samples])
+            maps = [sample.classes for sample in samples if sample.classes is not None]
+        else:
+            rows = found if isinstance(found, Tensor) else torch.tensor(found)
+            images, sizes = self._images_at(rows)
+            maps = [self._maps[row] for row in rows.tolist()] if self._maps else []
+        targets: Targets | None = None
+        if maps:
+            targets = pixel_targets(maps)
+        elif self.source.labels is not None:
+            targets = ClassTargets(torch.from_numpy(self.source.labels[indices.numpy()]))
+        return Batch(images, sizes, keys, targets)
+
+    def _images_at(self, rows: Int[Tensor, " B"]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
+        """Images in memory, and their sizes."""
+        table = self._images
+        if isinstance(table, list):
+            return self._stack([table[i] for i in rows.tolist()])
+        assert table is not None
+        rows = rows.pin_memory().to(table.device, non_blocking=True) if table.is_cuda else rows
+        images = table[rows] if self.dtype == torch.uint8 else table.view(torch.int16)[rows].view(torch.uint16)
+        return images, self._size.expand(len(rows), 2)
 
     def _stack(self, images: Sequence[Pixels]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
         sizes = torch.tensor([x.shape[:2] for x in images])
@@ -192,32 +291,25 @@ class ImageDataset:
             row[: x.shape[0], : x.shape[1]] = x  # channels last, as in files: transposing here would take longer
         return torch.from_numpy(canvas).permute(0, 3, 1, 2), sizes
 
-    def _numbers_of(self, indices: Int[Tensor, " B"]) -> np.ndarray:
-        numbers: np.ndarray = self.numbers[indices.numpy()]
-        if self._replacements:
-            numbers = np.array([self._replacements.get(i, i) for i in numbers.tolist()], dtype=np.int64)
-        return numbers
-
     def _read_all(self, progress: Progress) -> None:
         """Reads every image once. Images of the same size become one tensor (N, C, H, W)."""
         images: list[Pixels] = []
-        readable: list[int] = []
-        self.skipped.clear()
-        total = len(self.source.names)
+        self.unreadable.clear()
+        total = len(self.source)
         size = max(1, min(64, total // (8 * (os.cpu_count() or 1))))  # a task of the pool costs more than reading a tiny image
         blocks = [range(first, min(first + size, total)) for first in range(0, total, size)]
         samples = chain.from_iterable(self._pool.map(lambda block: [self._read_or_reason(i) for i in block], blocks))
         for i, x in enumerate(samples):
             if isinstance(x, str):
-                self.skipped[self.source.names[i]] = x
+                self.unreadable[i] = Fault(x)
+                self._rows[i] = -1
             else:
+                self._rows[i] = len(images)
                 images.append(x.image)
-                readable.append(i)
                 if x.classes is not None:
                     self._maps.append(x.classes)
             if i % 256 == 255 or i + 1 == total:
                 progress(i + 1, total)
-        self.numbers = np.array(readable, dtype=np.int64)
         if not images:
             reason = next(iter(self.skipped.values()))
             raise UnveilError(f"no image of {self.source.name} can be used with {self.channels} channels; the first: {reason}")
@@ -229,25 +321,11 @@ class ImageDataset:
                 row[:], images[i] = images[i].transpose(2, 0, 1), images[0][:0]  # frees each image, so that memory does not double
             self._images, self._size = torch.from_numpy(table), torch.tensor([height, width])
 
-    def _read_or_reason(self, number: int) -> Sample | str:
+    def _read_or_reason(self, index: int) -> Sample | str:
         try:
-            return self.read_sample(number)
+            return self.read_sample(index)
         except Unreadable as error:
             return error.reason
-
-    def _read_or_replace(self, number: int, ring: np.ndarray) -> Sample:
-        """Reads a sample. If it cannot be read, returns the next readable one of `ring`, which is always the same one."""
-        start, i = int(np.searchsorted(ring, number)), number
-        for step in range(1, len(ring) + 1):
-            sample = self._read_or_reason(i)
-            with self._lock:
-                if not isinstance(sample, str):
-                    if i != number:
-                        self._replacements[number] = i
-                    return sample
-                self.skipped[self.source.names[i]] = sample
-            i = int(ring[(start + step) % len(ring)])
-        raise UnveilError(f"no image of {self.source.name} can be read any more: check whether the data was moved")
 
 
 def pixel_targets(maps: Sequence[ClassMap]) -> PixelTargets:
@@ -259,19 +337,28 @@ def pixel_targets(maps: Sequence[ClassMap]) -> PixelTargets:
     return PixelTargets(torch.from_numpy(canvas))
 
 
-def sample_images(source: Source, count: int, *, shrink_to: int, max_pixels: int) -> list[Pixels]:
-    """Up to `count` readable images, evenly spaced in a source. Raises `UnveilError` if none can be read."""
+def sample_images(
+    source: Source, count: int, *, shrink_to: int, max_pixels: int, faults: dict[int, Fault] | None = None
+) -> list[Pixels]:
+    """Up to `count` readable images, evenly spaced in a source. Images that cannot be read are added to `faults`.
+
+    Raises:
+        UnveilError: If none can be read.
+    """
     images: list[Pixels] = []
-    total, reason = len(source.names), ""
+    total, faults = len(source), {} if faults is None else faults
     for i in dict.fromkeys([*np.linspace(0, total - 1, min(count, total)).astype(int).tolist(), *range(total)]):
         try:
             images.append(read_image(source.read(i), shrink_to=shrink_to, max_pixels=max_pixels))
         except Unreadable as error:
-            reason = reason or f"{source.names[i]}: {error.reason}"
+            faults[i] = Fault(error.reason, may_pass=error.lost)
         if len(images) == min(count, total):
             break
     if not images:
-        raise UnveilError(f"none of the {total} files of {source.name} can be read as an image; the first: {reason}")
+        first, fault = next(iter(faults.items()))
+        raise UnveilError(
+            f"none of the {total} files of {source.name} can be read as an image; the first: {source.names[first]}: {fault.reason}"
+        )
     return images
 
 
@@ -287,13 +374,20 @@ def numpy_type(dtype: torch.dtype) -> type[np.uint8] | type[np.uint16]:
 
 
 def channel_moments(dataset: ImageDataset, count: int = 512) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, on a scale of 0 to 1, over up to `count` images, evenly spaced."""
+    """Mean and standard deviation of each channel, on a scale of 0 to 1, over up to `count` images, evenly spaced.
+
+    Images that cannot be read are left out.
+    """
     total = square = torch.zeros(dataset.channels, dtype=torch.float64)
     pixels = 0
     for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long():
-        image, _ = dataset.batch(index[None])
-        x = image[0].double().flatten(1) / (65535 if dataset.dtype == torch.uint16 else 255)
+        batch = dataset.readable(index[None])
+        if batch is None:
+            continue
+        x = batch.images[0].double().flatten(1) / (65535 if dataset.dtype == torch.uint16 else 255)
         total, square, pixels = total + x.sum(1), square + x.square().sum(1), pixels + x.shape[1]
+    if not pixels:
+        raise UnveilError(f"none of {count} images of {dataset.source.name} can be read: check whether the data was moved")
     mean = total / pixels
     deviation = (square / pixels - mean**2).clamp(min=1e-8).sqrt()
     return tuple(round(v, 4) for v in mean.tolist()), tuple(max(round(v, 4), 1e-4) for v in deviation.tolist())

@@ -6,7 +6,6 @@ header. Pillow's global limit is not changed.
 """
 
 import io
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,13 @@ from unveil.data.pixels import (
     read_tiff,
 )
 from unveil.data.quiet_decoders import quiet_decoders
+from unveil.data.regular_files import read_file
 
 IMAGE_SUFFIXES = tuple(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .tif .tiff .bmp .dib .npy .ppm .pgm .pbm .pnm .pfm "
     ".avif .avifs .jp2 .j2k .jpx .j2c .qoi .dds .ico".split()
 )
 """Suffixes (lower case) of image files. A file with such a suffix that is not an image is reported as skipped."""
-FILE_LIMIT = 1 << 30
-"""Maximum size of an image file, in bytes."""
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -117,7 +115,7 @@ def read_image(
             if isinstance(raw, Image.Image):
                 check_size(raw.height, raw.width, max_pixels)
                 return _from_pillow(raw, channels, shrink_to)
-            if isinstance(raw, os.PathLike):
+            if isinstance(raw, Path):
                 raw = _read_file(raw)
             kind = _format_or_error(raw)
             if kind == "NPY":
@@ -126,7 +124,7 @@ def read_image(
                 return _read_tiff(raw, channels, shrink_to, max_pixels)
             return _from_pillow(_open(kind, raw, shrink_to, max_pixels), channels, shrink_to)
     except Unreadable as error:
-        raise Unreadable(error.reason, name) from None
+        raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
         raise Unreadable(_reason(kind, error), name) from None
 
@@ -155,7 +153,7 @@ def read_class_map(raw: bytes | NDArray[Any], *, max_pixels: int = 64_000_000, n
             image.load()
             return as_class_map(np.asarray(image))
     except Unreadable as error:
-        raise Unreadable(error.reason, name) from None
+        raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
         raise Unreadable(_reason("PNG", error), name) from None
 
@@ -177,15 +175,11 @@ def _reason(kind: str, error: Exception) -> str:
     return f"{state} {kind}: {text[:200]}" if kind else text[:200]
 
 
-def _read_file(path: os.PathLike[str]) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > FILE_LIMIT:
-                raise Unreadable(f"{size:,} bytes, over the limit of {FILE_LIMIT:,} for one image")
-            return file.read()
+        return read_file(path)
     except OSError as error:
-        raise Unreadable(f"cannot be opened: {error.strerror}") from None
+        raise Unreadable(f"cannot be opened: {error.strerror}", lost=True) from None
 
 
 def _open(kind: str, raw: bytes, shrink_to: int | None, max_pixels: int) -> Image.Image:

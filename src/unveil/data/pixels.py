@@ -23,10 +23,15 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 class Unreadable(Exception):  # noqa: N818 (the file is at fault, not the program)
-    """An image that cannot be used. `reason` is a short text; the message of the exception also has the name of the image."""
+    """An image that cannot be used.
 
-    def __init__(self, reason: str, name: str = ""):
-        self.reason = " ".join(reason.split())
+    Attributes:
+        reason: A short text; the message of the exception also has the name of the image.
+        lost: Whether the file has changed or vanished since DATA was listed, or its disk failed: an I/O error, not a damaged image.
+    """
+
+    def __init__(self, reason: str, name: str = "", *, lost: bool = False):
+        self.reason, self.lost = " ".join(reason.split()), lost
         super().__init__(f"{name}: {self.reason}" if name else self.reason)
 
 

@@ -13,7 +13,7 @@ from unveil.errors import UnveilError
 
 @dataclass(frozen=True)
 class Subset:
-    """Some images of a dataset."""
+    """Some images of a dataset. The choice is among all images, so it does not depend on which of them can be read."""
 
     dataset: ImageDataset
     indices: Int[Tensor, " n"]
@@ -30,6 +30,12 @@ class Subset:
     def names(self) -> list[str]:
         names = self.dataset.names
         return [names[i] for i in self.indices.tolist()]
+
+    @property
+    def unreadable(self) -> int:
+        """The number of images that cannot be read. If images are read on demand, these are the ones that were noticed so far."""
+        found = torch.tensor(sorted(index for index, _ in self.dataset.faults()), dtype=torch.int64)
+        return int(torch.isin(self.indices, found).sum())
 
     def spread_out(self, count: int) -> "Subset":
         """Up to `count` images, evenly spaced."""

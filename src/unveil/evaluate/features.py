@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from unveil.data.batch import Batch
 from unveil.data.loader import FeatureLoader
 from unveil.data.splits import Subset
 from unveil.data.targets import Targets
+from unveil.errors import UnveilError
 from unveil.evaluate.knn import knn_scores
 from unveil.learner import Task
 from unveil.metrics import classification_metrics
@@ -35,11 +36,20 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Batches of a subset, in order, preprocessed for evaluation: centre crop, resize, normalise. Targets are transformed as well.
 
-    Batch size 0 means `evaluation_batch_size`.
+    Images that cannot be read are left out, and never replaced. The keys of a batch are the indices of its images.
+
+    Args:
+        subset: The images.
+        vit: Their size and normalisation.
+        hardware: Precision.
+        world: The device.
+        batch_size: 0 means `evaluation_batch_size`.
     """
     for indices in torch.split(subset.indices, batch_size or evaluation_batch_size(world)):
-        images, sizes = subset.dataset.batch(indices)
-        batch = Batch(images, sizes, indices, subset.dataset.targets_of(indices)).to(world.device)
+        batch = subset.dataset.readable(indices)
+        if batch is None:
+            continue
+        batch = batch.to(world.device)
         targets = batch.targets
         if targets is not None:
             targets = targets.transformed(eval_geometry(batch.sizes, vit.image_size))
@@ -48,7 +58,15 @@ def evaluation_batches(
         yield batch._replace(images=images, targets=targets)
 
 
-@torch.no_grad()
+class Features(NamedTuple):
+    """One row for each image that could be read."""
+
+    rows: Float[Tensor, "n ..."]
+    """In float32, on the CPU."""
+    subset: Subset
+    """The images of the rows."""
+
+
 def features_of(
     function: Callable[[Tensor], Tensor],
     subset: Subset,
@@ -56,24 +74,48 @@ def features_of(
     hardware: HardwareConfig,
     world: World,
     batch_size: int = 0,
-) -> Float[Tensor, "n ..."]:
-    """Applies a function of normalised images to each image of a subset. The result is in float32, on the CPU."""
-    table, done = torch.empty(0), 0
+) -> Features:
+    """Applies a function of normalised images to each image of a subset that can be read.
+
+    Raises:
+        UnveilError: If none can be read.
+    """
+    (rows,), readable = features_of_each([function], subset, vit, hardware, world, batch_size)
+    return Features(rows, readable)
+
+
+@torch.no_grad()
+def features_of_each(
+    functions: Sequence[Callable[[Tensor], Tensor]],
+    subset: Subset,
+    vit: ViTConfig,
+    hardware: HardwareConfig,
+    world: World,
+    batch_size: int = 0,
+) -> tuple[list[Float[Tensor, "n ..."]], Subset]:
+    """As `features_of`, with several functions. Images are read once, so each function gets the same images."""
+    tables, kept, done = list[Tensor](), list[Tensor](), 0
     for batch in evaluation_batches(subset, vit, hardware, world, batch_size):
-        with autocast(hardware, world):
-            rows = function(batch.images)
-        if not done:
-            table = torch.empty(len(subset), *rows.shape[1:])  # allocated once: concatenation would need twice the memory
-        table[done : done + len(rows)] = rows
-        done += len(rows)
-    return table
+        for i, function in enumerate(functions):
+            with autocast(hardware, world):
+                rows = function(batch.images)
+            if not done:  # allocated once: concatenation would need twice the memory
+                tables.append(torch.empty(len(subset), *rows.shape[1:]))
+            tables[i][done : done + len(rows)] = rows
+        kept.append(batch.keys.cpu())
+        done += len(batch.keys)
+    if not done:
+        name, count = subset.dataset.source.name, len(subset)
+        reason = next(iter(subset.dataset.skipped.items()), ("", "there are none"))
+        raise UnveilError(f"none of {count:,} images of {name} can be read; the first: {': '.join(reason)}")
+    return [table[:done] for table in tables], Subset(subset.dataset, torch.cat(kept))
 
 
 @torch.no_grad()
 def predictions_of(
     task: Task, subset: Subset, hardware: HardwareConfig, world: World
 ) -> Iterator[tuple[Batch, Any, Targets | None]]:
-    """The batches of a subset, with the predictions of a task in eval mode and the targets."""
+    """The batches of a subset, with the predictions of a task in eval mode and the targets; see `evaluation_batches`."""
     task.eval()
     for batch in evaluation_batches(subset, task.encoder.config, hardware, world):
         with autocast(hardware, world):
@@ -86,8 +128,8 @@ def evaluation_batch_size(world: World) -> int:
     return 64 if world.device.type == "cpu" else 256
 
 
-def views_of(subset: Subset, vit: ViTConfig) -> Float[Tensor, "n C H W"]:
-    """All images of a subset, preprocessed for evaluation."""
+def views_of(subset: Subset, vit: ViTConfig) -> Features:
+    """All images of a subset that can be read, preprocessed for evaluation: (n, C, H, W)."""
     exact = HardwareConfig(device="cpu", precision="float32")
     return features_of(lambda images: images, subset, vit, exact, World(torch.device("cpu")))
 

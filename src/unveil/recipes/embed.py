@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +15,11 @@ from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import configure
 from unveil.paths import refuse_unless_new_table
+from unveil.plain_text import printable
 from unveil.plugins import trust as allow
-from unveil.runs.open_data import open_whole, skipped_lines, stored_side
+from unveil.ranges import Count, Range
+from unveil.runs.open_data import open_each, stored_side
+from unveil.runs.skipped_files import skipped_lines
 from unveil.train.parallel import HardwareConfig, join_processes, resolve_precision
 from unveil.train.terminal import printer
 
@@ -29,19 +32,20 @@ class EmbedConfig:
     pool: Literal["mean", "class", "patches"] | None = None
     """Features to write: the mean of the patch tokens, the class token, or all patch tokens; by default those that suit the
     method."""
-    batch_size: int = 256
+    batch_size: Annotated[int, Range(1, 2**20)] = 256
     """Images per batch."""
-    max_pixels: int = 64_000_000
+    max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
 
 
 def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any) -> Path:
-    """Writes the features of every image of DATA.
+    """Writes the features of every image of DATA that can be read, of all its splits, and says what was left out.
 
     Args:
         run: Anything that `unveil.load` accepts.
         data: See `unveil.data.sources.FORMS`.
-        out: A new file: .npz with "path", "embedding" and, if there are classes, "label"; or .parquet with the same columns.
+        out: A new file: .npz with "path", "embedding", "label" if there are classes, and "split" ("train", "val", "test", ...) if
+            DATA has splits; or .parquet with the same columns.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
         **options: Fields of `EmbedConfig` and `HardwareConfig`.
 
@@ -57,41 +61,50 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
     learner = load(run, say=say).to(world.device).eval()
     encoder = vit_of(learner)
     vit = encoder.config
-    subset = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, max_pixels=config.max_pixels, show=True)
+    parts = open_each(data, side=stored_side(vit.image_size), channels=vit.channels, max_pixels=config.max_pixels, show=True)
 
     def patch_tokens(images: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = encoder(images)
         return tokens[:, 1:]
 
     function = patch_tokens if config.pool == "patches" else partial(encoder.features, pool=config.pool or learner.pool)
-    rows = features_of(function, subset, vit, hardware, world, config.batch_size).numpy()
-    # If images are read on demand, an unreadable image was replaced by another one: drop its row.
-    readable = np.array([name not in subset.dataset.skipped for name in subset.names])
-    rows, subset = rows[readable], Subset(subset.dataset, subset.indices[torch.from_numpy(readable)])
-    classes = [subset.dataset.classes[i] if i >= 0 else "" for i in subset.labels.tolist()]
-    labels = np.array(classes) if any(classes) else None
+    found = [features_of(function, part, vit, hardware, world, config.batch_size) for part in parts.values()]
+    tables = [features.rows.numpy() for features in found]
+    rows = tables[0] if len(tables) == 1 else np.concatenate(tables)  # which needs twice the memory
+    names = np.array([name for features in found for name in features.subset.names])
+    labels = np.array([name for features in found for name in class_names(features.subset)])
+    columns = {"path": names, "embedding": rows} | ({"label": labels} if any(labels) else {})
+    if len(parts) > 1:
+        columns["split"] = np.repeat(np.array(list(parts)), [len(features.subset) for features in found])
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.part{path.suffix}")
-    write_table(fresh, np.array(subset.names), rows, labels)
+    write_table(fresh, columns)
     fresh.rename(path)
-    for line in skipped_lines(subset):
+    for line in skipped_lines(*parts.values()):
         say(f"skipped {line}")
-    say(f"{len(rows):,} images, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
+    counts = ", ".join(f"{len(features.subset):,} of {name}" for name, features in zip(parts, found, strict=True))
+    splits = f" ({counts})" if len(parts) > 1 else ""
+    say(f"{len(rows):,} images{splits}, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
     return path
 
 
-def write_table(path: Path, names: np.ndarray, rows: np.ndarray, labels: np.ndarray | None) -> None:
+def class_names(subset: Subset) -> list[str]:
+    """The class of each image; "" if it has none."""
+    return [subset.dataset.classes[label] if label >= 0 else "" for label in subset.labels.tolist()]
+
+
+def write_table(path: Path, columns: dict[str, np.ndarray]) -> None:
     """Writes one row per image, as NPZ or Parquet depending on the suffix."""
     if path.suffix == ".npz":
-        columns: dict[str, Any] = {"path": names, "embedding": rows} | ({} if labels is None else {"label": labels})
-        np.savez(path, **columns)
+        np.savez(path, **columns)  # type: ignore[arg-type]  # the stubs confuse the columns with `allow_pickle`
         return
     import pyarrow as pa
     from pyarrow import parquet
 
+    rows = columns["embedding"]
     lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[-1])
     if rows.ndim == 3:
         lists = pa.FixedSizeListArray.from_arrays(lists, rows.shape[1])
-    arrays = {"path": pa.array(names.tolist()), "embedding": lists}
-    arrays |= {} if labels is None else {"label": pa.array(labels.tolist())}
+    texts = {name: pa.array(map(printable, column)) for name, column in columns.items() if name != "embedding"}
+    arrays = {name: texts.get(name, lists) for name in columns}
     parquet.write_table(pa.table(arrays), path)

@@ -8,11 +8,12 @@ from typing import Any
 from unveil.interop import model_files
 from unveil.learner import Method
 from unveil.methods import method_class
+from unveil.options import known_to
 from unveil.reports.table import terminal_table
 from unveil.runs.modality import AnyData, modality
 from unveil.runs.session import RunSpec, Session
 from unveil.train.loop import total_steps
-from unveil.train.run_folder import Run
+from unveil.train.run_folder import Run, recorded_options
 
 
 def pretrain(
@@ -40,7 +41,10 @@ def pretrain(
         Interrupted: On SIGTERM or Ctrl-C, after saving.
     """
     began, kind = time.monotonic(), method_class(method)
-    plan = modality(kind.modality).plan(data, method, model, options)
+    samples = modality(kind.modality)
+    plan = samples.plan(data, method, model, options)
+    if recorded := recorded_options(plan.path(out)):
+        plan = samples.plan(data, method, model, known_to(recorded, *samples.configs(method)) | options)
     spec = RunSpec(
         kind="pretrain", path=plan.path(out), config=plan.config, data=plan.facts, title="pretrain", tracker=plan.config["tracker"]
     )
@@ -56,7 +60,10 @@ def pretrain(
     session.announce(pretraining.summary(learner), total := total_steps(plan.recipe.training, loader))
     if total < 500:
         session.say(f"only {total} steps: consider more --epochs or a smaller --batch-size")
-    session.fit(learner, loader, pretraining.monitors())
+    try:
+        session.fit(learner, loader, pretraining.monitors())
+    finally:
+        pretraining.write_skipped()
     if session.is_main:
         learner = session.trained(pretraining.build)
         model_files.save(learner, run.path)

@@ -22,11 +22,12 @@ from unveil.interop.load import load
 from unveil.learner import Task
 from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
-from unveil.options import configure
+from unveil.options import configure, known_to
 from unveil.plugins import trust as allow
+from unveil.ranges import Count, CountOrZero, NonNegative, Share
 from unveil.runs.labelled_data import data_of, fresh_folder, labelled_subsets, write_class_scores, write_json
-from unveil.runs.open_data import SkippedFiles
 from unveil.runs.session import join
+from unveil.runs.skipped_files import SkippedFiles
 from unveil.tasks.linear import Linear, LinearConfig
 from unveil.tasks.partial import PartialConfig, PartialFinetune
 from unveil.train.guards import seeded
@@ -43,24 +44,29 @@ from unveil.train.terminal import printer
 class ProbeConfig:
     """The kind of probe, and its data."""
 
-    HIDDEN = ("max_pixels", "max_unreadable")
+    HIDDEN = ("crop_scale", "max_pixels", "max_unreadable")
     kind: Literal["linear", "knn", "partial"] = "linear"
     """A linear classifier on the frozen encoder, k nearest neighbours, or fine-tuning of the last blocks."""
-    blocks: float = 1.0
+    protocol: Literal["quick", "paper"] = "quick"
+    """Defaults of the linear probe: SGD on features that are computed once, or all of the MAE paper's (LARS, batches of 16,384, the
+    class token, random crops)."""
+    blocks: NonNegative = 1.0
     """Blocks that a partial probe fine-tunes, counted from the last: 0, 0.5 (the last MLP), 1, ... up to all."""
-    neighbours: int = 20
+    neighbours: Count = 20
     """Number of neighbours in k-NN."""
     pool: Literal["mean", "class"] | None = None
     """Features to classify: the mean of the patch tokens, or the class token; by default the one that suits the method."""
     views: bool = False
     """Train the linear probe on random resized crops and flips, as in the paper: the encoder sees every image in every epoch."""
-    labels: int = 0
+    crop_scale: float = 0.08
+    """Minimum share of the image's area in the random crops of --views and of a partial probe."""
+    labels: CountOrZero = 0
     """Number of labelled images to train on, balanced over the classes; 0 means all."""
     compare: bool = True
     """Also probe the same encoder untrained, and raw pixels."""
-    max_pixels: int = 64_000_000
+    max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
-    max_unreadable: float = 0.01
+    max_unreadable: Share = 0.01
     """Stop if a larger share of the images becomes unreadable while a probe is trained on them."""
 
 
@@ -101,10 +107,11 @@ class Probe:
 
     def task(self, encoder: ViT) -> Task:
         """A probe that is trained on augmented images."""
-        classes, augment = self.train_set.dataset.classes, AugmentConfig()
+        classes, scale = self.train_set.dataset.classes, self.config.crop_scale
         if self.config.kind == "partial":
-            return PartialFinetune.build(encoder, PartialConfig(blocks=self.config.blocks), augment, classes)
-        return Linear.build(encoder, LinearConfig(pool=self.pool), augment, classes)
+            config = PartialConfig(blocks=self.config.blocks, pool=self.pool)
+            return PartialFinetune.build(encoder, config, AugmentConfig(crop_scale=scale), classes)
+        return Linear.build(encoder, LinearConfig(pool=self.pool), AugmentConfig(crop="clipped", crop_scale=scale), classes)
 
     def trained_scores(self, name: str, task: Task) -> Features:
         """Scores after training on augmented images."""
@@ -154,8 +161,13 @@ def probe(
         UnveilError: On input that cannot be used.
     """
     allow(trust)
+    configs = (ProbeConfig, TrainConfig, OptimConfig, HardwareConfig)
     defaults = PartialFinetune.DEFAULTS if options.get("kind") == "partial" else Linear.DEFAULTS
-    config, *rest = configure({**defaults, **options}, ProbeConfig, TrainConfig, OptimConfig, HardwareConfig)
+    if options.get("protocol") == "paper":
+        if options.get("kind", "linear") != "linear":
+            raise UnveilError(f"protocol paper is for the linear probe, not for kind {options['kind']}: leave one of them out")
+        defaults = defaults | Linear.PAPER
+    config, *rest = configure({**known_to(defaults, *configs), **options}, *configs)
     recipe, say = join(*rest), printer(True)
     if recipe.world.size > 1:
         raise UnveilError("a probe runs in one process: start it without torchrun")
@@ -169,6 +181,7 @@ def probe(
     setup = Probe(config=config, recipe=recipe, pool=config.pool or learner.pool, train_set=train_set, test_set=test_set)
     classes, source = train_set.dataset.classes, " held-out" if held_out else ""
     say(f"{config.kind} probe on {len(train_set):,} labelled images of {len(classes)} classes, tested on {len(test_set):,}{source}")
+    skipped = SkippedFiles([train_set, test_set], recipe.world, say)
     encoders: dict[str, ViT | None] = {"encoder": encoder}
     scores, metrics = {}, {}
     with seeded(recipe.training.seed):
@@ -183,8 +196,7 @@ def probe(
             say(f"{name:>10}   top-1 {100 * metrics[name]['top1']:5.2f} %{top5}")
     folder = Path(out) if out else fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{config.kind}")
     folder.mkdir(parents=True, exist_ok=True)
-    skipped = SkippedFiles(folder, [train_set, test_set], recipe.world, say)
-    skipped.update()
+    skipped.write(folder)
     results = {
         "kind": config.kind,
         "classes": list(classes),

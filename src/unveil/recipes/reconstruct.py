@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from unveil.data.sources import Data
 from unveil.evaluate.features import views_of
@@ -11,6 +11,7 @@ from unveil.interop.load import load
 from unveil.options import configure
 from unveil.paths import refuse_unless_new_figure
 from unveil.plugins import trust as allow
+from unveil.ranges import Count, Range, Seed, Share
 from unveil.reports.reconstruct import reconstruction_figure, require_reconstruct
 from unveil.runs.labelled_data import data_of, free_file
 from unveil.runs.open_data import open_whole, stored_side
@@ -22,13 +23,13 @@ class ReconstructConfig:
     """The content of the figure."""
 
     HIDDEN = ("max_pixels",)
-    ratios: tuple[float, ...] = (0.5, 0.75, 0.9)
+    ratios: tuple[Share, ...] = (0.5, 0.75, 0.9)
     """Mask ratios, side by side."""
-    count: int = 6
+    count: Annotated[int, Range(1, 100)] = 6
     """Number of images, evenly spaced in DATA."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the masks."""
-    max_pixels: int = 64_000_000
+    max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from unveil.data.loader import ImageLoader
 from unveil.data.sources import Data, Source, open_both
 from unveil.data.splits import Subset, few_labels
 from unveil.data.targets import ClassTargets, PixelTargets
+from unveil.errors import UnveilError
 from unveil.evaluate.collapse import collapse
-from unveil.evaluate.features import evaluate_features, features_of, predictions_of, raw_pixels, views_of
+from unveil.evaluate.features import evaluate_features, features_of, features_of_each, predictions_of, raw_pixels, views_of
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
 from unveil.learner import Method, Task
@@ -27,33 +28,38 @@ from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
 from unveil.models.vit_config import MODELS, ViTConfig
 from unveil.options import configure, known_to
+from unveil.ranges import Count, CountOrZero, Range, Share, Side
 from unveil.runs.labelled_data import data_of, labelled_subsets, write_class_scores
 from unveil.runs.modality import FinetuneRunConfig, LabelledData, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
-from unveil.runs.open_data import natural_side, open_subsets, sizes_for, skipped_lines, stored_side, write_skipped
+from unveil.runs.open_data import natural_side, open_subsets, size_option, sizes_for, stored_side
 from unveil.runs.session import Session, join, options_by_name
+from unveil.runs.skipped_files import SkippedFiles
 from unveil.train.log import Record
 from unveil.train.loop import Monitor
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig
+from unveil.train.parallel import HardwareConfig, World
 from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.terminal import printer
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """The model, the images, and how they are read."""
 
-    HIDDEN = ("max_pixels", "held_out", "repeats", "grad_checkpointing", "tracker")
-    image_size: tuple[int, ...] = ()
+    HIDDEN = ("max_pixels", "max_unreadable", "held_out", "repeats", "grad_checkpointing", "tracker")
+    image_size: tuple[Side, ...] = ()
     """Side of the input images, or height and width; by default the size of the data, up to 224."""
-    patch_size: tuple[int, ...] = ()
+    patch_size: tuple[Side, ...] = ()
     """Side of a patch, or height and width; by default 16, 14 for vit-huge, or an eighth of images smaller than 128."""
-    channels: int = 0
+    channels: Annotated[int, Range(0, 1024)] = 0
     """Channels of the images; 0 means those of the data."""
-    max_pixels: int = 64_000_000
+    max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
-    held_out: int = 1000
+    max_unreadable: Share = 0.01
+    """Stop, with a checkpoint, if a larger share of the images becomes unreadable during training."""
+    held_out: CountOrZero = 1000
     """Images to hold out for evaluation if DATA has no test split; at most a tenth. Probes of this run hold out the same images."""
-    repeats: int = 1
+    repeats: Count = 1
     """Augmented samples per decoded image (repeated augmentation). An epoch counts samples, so the number of steps is unchanged."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass, which saves memory for a third more time (gradient checkpointing)."""
@@ -65,9 +71,14 @@ class PretrainConfig:
 class ImageFinetuneConfig(FinetuneRunConfig):
     """The labelled images, and how they are read."""
 
-    HIDDEN = ("max_pixels",)
-    max_pixels: int = 64_000_000
+    image_size: tuple[int, ...] = ()
+    """Side of the images, or height and width, such as 448 for a model of 224; by default that of the model. Positions are
+    interpolated."""
+    HIDDEN = ("max_pixels", "max_unreadable")
+    max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
+    max_unreadable: Share = 0.01
+    """Stop, with a checkpoint, if a larger share of the images becomes unreadable during training."""
 
 
 DIGITS_DEFAULTS = {
@@ -115,9 +126,7 @@ class ImagePlan(PretrainPlan):
         return Path(out) if out else Path("runs") / f"{slug(self.source.name)}-{METHODS.label(self.method)}-{self.model}"
 
     def open(self, session: Session) -> "ImagePretraining":
-        opened = ImagePretraining(self, session)
-        write_skipped(session.run.path, [opened.train_set, opened.test_set], session.world, session.say)
-        return opened
+        return ImagePretraining(self, session)
 
     def open_subsets(self) -> tuple[Subset, Subset, bool]:
         """See `unveil.runs.open_data.open_subsets`."""
@@ -155,7 +164,10 @@ class ImagePlan(PretrainPlan):
     def loader(self, subset: Subset) -> ImageLoader:
         """The images of a subset in the order of the run."""
         size, seed, repeats = self.recipe.training.batch_size, self.recipe.training.seed, self.run_config.repeats
-        return ImageLoader(subset.dataset, indices=subset.indices, batch_size=size, seed=seed, repeats=repeats)
+        limit = self.run_config.max_unreadable
+        return ImageLoader(
+            subset.dataset, indices=subset.indices, batch_size=size, seed=seed, repeats=repeats, max_unreadable=limit
+        )
 
 
 class ImagePretraining(Pretraining):
@@ -164,6 +176,8 @@ class ImagePretraining(Pretraining):
     def __init__(self, plan: ImagePlan, session: Session) -> None:
         self.plan, self.session = plan, session
         self.train_set, self.test_set, self.held_out = plan.open_subsets()
+        self.skipped = SkippedFiles([self.train_set, self.test_set], session.world, session.say)
+        self.write_skipped()
         self.vit = plan.vit(self.train_set.dataset)
 
     def build(self) -> Method:
@@ -190,11 +204,11 @@ class ImagePretraining(Pretraining):
         def features(learner: Any) -> Record:
             function = partial(learner.encoder.features, pool=learner.pool)
             train = features_of(function, bank, self.vit, hardware, world)
-            found: Record = collapse(train)
+            found: Record = collapse(train.rows)
             if queries is not None:
                 test = features_of(function, queries, self.vit, hardware, world)
-                scores = knn_scores(test, train, bank.labels, len(bank.dataset.classes))
-                found["knn"] = classification_metrics(scores, queries.labels)["top1"]
+                scores = knn_scores(test.rows, train.rows, train.subset.labels, len(bank.dataset.classes))
+                found["knn"] = classification_metrics(scores, test.subset.labels)["top1"]
             return found
 
         return [held_out, features]
@@ -202,15 +216,20 @@ class ImagePretraining(Pretraining):
     def evaluate(self, learner: Method, untrained: Any) -> Record:
         recipe, run = self.session.recipe, self.session.run
         save_samples(run.path / "samples.npz", self.test_set if len(self.test_set) else self.train_set, self.vit)
-        write_skipped(run.path, [self.train_set, self.test_set], recipe.world, lambda text: None)
         batches = held_out_images(self.test_set, learner.encoder.config, recipe.hardware, recipe.world)
+        held_out = held_out_metrics(learner, batches, recipe.hardware, recipe.world)
+        compared = compare_features(learner, untrained, self.train_set, self.test_set, recipe)
+        self.write_skipped()
         found: Record = {
             "images": len(self.train_set),
-            "skipped": len(skipped_lines(self.train_set, self.test_set)),
-            "held_out": held_out_metrics(learner, batches, recipe.hardware, recipe.world),
+            "skipped": self.skipped.count,
+            "unreadable": self.skipped.unreadable(),
+            "held_out": held_out,
         }
-        found |= compare_features(learner, untrained, self.train_set, self.test_set, recipe)
-        return found | {"images_seen": self.session.samples_trained, "kept_aside": self.held_out}
+        return found | compared | {"images_seen": self.session.samples_trained, "kept_aside": self.held_out}
+
+    def write_skipped(self) -> None:
+        self.skipped.write(self.session.run.path)
 
 
 def evaluation_subsets(train_set: Subset, test_set: Subset, train: int, test: int) -> tuple[Subset, Subset | None]:
@@ -227,28 +246,29 @@ def compare_features(
     The untrained encoder and, with labels, raw pixels are evaluated as baselines.
     """
     bank, queries = evaluation_subsets(train_set, test_set, most, most // 2)
-    vit, accuracy, spread, classes = learner.encoder.config, {}, {}, bank.dataset.classes
+    vit, classes = learner.encoder.config, bank.dataset.classes
     encoders = {"encoder": learner.encoder, "untrained": untrained.to(recipe.world.device).eval()}
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         name: partial(encoder.features, pool=learner.pool) for name, encoder in encoders.items()
     }
-    for name, function in (functions | ({"raw pixels": raw_pixels} if queries else {})).items():
-        train = features_of(function, bank, vit, recipe.hardware, recipe.world)
-        if name in encoders:
-            spread[name] = collapse(train)
-        if queries:
-            test = features_of(function, queries, vit, recipe.hardware, recipe.world)
-            accuracy[name] = evaluate_features(train, bank.labels, test, queries.labels, classes)
+    functions |= {"raw pixels": raw_pixels} if queries else {}
+    train, bank = features_of_each(list(functions.values()), bank, vit, recipe.hardware, recipe.world)
+    spread = {name: collapse(rows) for name, rows in zip(functions, train, strict=True) if name in encoders}
     found: Record = {"spread": spread, "width": vit.width}
-    if queries:
-        found |= {"features": accuracy, "judged_on": {"train": len(bank), "test": len(queries), "classes": len(classes)}}
-    return found
+    if not queries:
+        return found
+    test, queries = features_of_each(list(functions.values()), queries, vit, recipe.hardware, recipe.world)
+    accuracy = {
+        name: evaluate_features(rows, bank.labels, test_rows, queries.labels, classes)
+        for name, rows, test_rows in zip(functions, train, test, strict=True)
+    }
+    return found | {"features": accuracy, "judged_on": {"train": len(bank), "test": len(queries), "classes": len(classes)}}
 
 
 def save_samples(path: Path, subset: Subset, vit: ViTConfig, count: int = 8) -> None:
     """Saves a few normalised images for the report."""
-    chosen = subset.spread_out(count)
-    np.savez(path, images=views_of(chosen, vit).numpy(), names=np.array(chosen.names))
+    views = views_of(subset.spread_out(count), vit)
+    np.savez(path, images=views.rows.numpy(), names=np.array(views.subset.names))
 
 
 def moments(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -265,9 +285,10 @@ class LabelledImages(LabelledData):
 
     noun = "images"
 
-    def __init__(self, train_set: Subset, test_set: Subset, held_out: bool) -> None:
-        self.train_set, self.test_set, self.held_out = train_set, test_set, held_out
+    def __init__(self, train_set: Subset, test_set: Subset, held_out: bool, world: World, max_unreadable: float) -> None:
+        self.train_set, self.test_set, self.held_out, self.max_unreadable = train_set, test_set, held_out, max_unreadable
         self.classes = train_set.dataset.classes
+        self.skipped = SkippedFiles([train_set, test_set], world, printer(world.is_main))
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -287,7 +308,8 @@ class LabelledImages(LabelledData):
 
     def loader(self, recipe: Recipe) -> ImageLoader:
         size, seed = recipe.training.batch_size, recipe.training.seed
-        return ImageLoader(self.train_set.dataset, indices=self.train_set.indices, batch_size=size, seed=seed)
+        train, limit = self.train_set, self.max_unreadable
+        return ImageLoader(train.dataset, indices=train.indices, batch_size=size, seed=seed, max_unreadable=limit)
 
     def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
         subset = self.test_set
@@ -297,26 +319,34 @@ class LabelledImages(LabelledData):
 
     def evaluate(self, task: Task, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """Class scores are written as a table with one row per image; of class maps, a few are kept for the report."""
-        metric, scores, maps, done = task.metric(), list[Tensor](), list[list[Tensor]](), 0
-        shown = torch.linspace(0, len(self.test_set) - 1, min(8, len(self.test_set))).long()
+        metric, scores, maps, read = task.metric(), list[Tensor](), list[list[Tensor]](), list[Tensor]()
+        shown = self.test_set.spread_out(8).indices
         for batch, predictions, targets in self.predictions(task, recipe):
             metric.update(predictions, targets)
+            read.append(batch.keys.cpu())
             if isinstance(targets, ClassTargets):
                 scores.append(predictions.float().cpu())
             elif isinstance(targets, PixelTargets):
-                rows = (shown[(shown >= done) & (shown < done + len(predictions))] - done).to(predictions.device)
-                maps.append([part[rows].cpu() for part in (batch.images.float(), targets.maps, predictions.argmax(dim=1))])
-            done += len(predictions)
+                rows = torch.isin(batch.keys, shown.to(batch.keys.device)).nonzero()[:, 0]
+                parts = (batch.keys, batch.images.float(), targets.maps, predictions.argmax(dim=1))
+                maps.append([part[rows].cpu() for part in parts])
+        if not read:
+            raise UnveilError(f"none of {len(self.test_set):,} test images of {self.test_set.dataset.source.name} can be read")
+        judged = Subset(self.test_set.dataset, torch.cat(read))
         if scores:
-            write_class_scores(folder / "predictions.csv", self.test_set, torch.cat(scores))
+            write_class_scores(folder / "predictions.csv", judged, torch.cat(scores))
         if maps:
-            images, true, predicted = (torch.cat(parts).numpy() for parts in zip(*maps, strict=True))
-            names = np.array(self.test_set.names)[shown.numpy()]
-            np.savez(folder / "samples.npz", names=names, images=images, maps=true, predicted=predicted)
+            indices, images, true, predicted = (torch.cat(parts) for parts in zip(*maps, strict=True))
+            names = np.array(Subset(judged.dataset, indices).names)
+            arrays = {"images": images.numpy(), "maps": true.numpy(), "predicted": predicted.numpy()}
+            np.savez(folder / "samples.npz", names=names, **arrays)
         return metric.compute()
 
     def write_skipped(self, session: Session) -> None:
-        write_skipped(session.run.path, [self.train_set, self.test_set], session.world, session.say)
+        self.skipped.write(session.run.path)
+
+    def unreadable(self) -> dict[str, int]:
+        return self.skipped.unreadable()
 
 
 class ImageModality(Modality):
@@ -370,6 +400,10 @@ class ImageModality(Modality):
     def finetune_configs(self, task: type[Task]) -> tuple[type, ...]:
         return (ImageFinetuneConfig, task.Config, AugmentConfig)
 
+    def resized(self, encoder: ViT, config: ImageFinetuneConfig) -> ViT:
+        size = size_option(config.image_size, "image_size")
+        return encoder if size in (None, encoder.config.image_size) else encoder.resized(size)
+
     def untrained(self, encoder: ViT) -> ViT:
         return ViT(encoder.config)
 
@@ -387,7 +421,7 @@ class ImageModality(Modality):
             train_set = few_labels(train_set, request.config.labels, request.recipe.training.seed)
         elif request.config.labels:
             train_set = train_set.at_random(request.config.labels, request.recipe.training.seed)
-        return LabelledImages(train_set, test_set, held_out)
+        return LabelledImages(train_set, test_set, held_out, request.recipe.world, request.config.max_unreadable)
 
     def has_labels(self, data: Data) -> bool:
         labels = open_both(data)[0].labels

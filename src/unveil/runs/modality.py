@@ -15,6 +15,7 @@ from unveil.data.loader import Loader
 from unveil.errors import UnveilError
 from unveil.learner import Method, Task
 from unveil.methods import method_defaults
+from unveil.ranges import CountOrZero
 from unveil.runs.session import Session
 from unveil.train.log import Record
 from unveil.train.loop import Monitor
@@ -31,7 +32,7 @@ class FinetuneRunConfig:
     HIDDEN = ("tracker",)
     scratch: bool = False
     """Train the same model from scratch with the same recipe and budget, for comparison."""
-    labels: int = 0
+    labels: CountOrZero = 0
     """Number of labelled samples to train on, balanced over the classes; 0 means all."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to TensorBoard or Weights & Biases."""
@@ -90,6 +91,10 @@ class Pretraining(ABC):
     def evaluate(self, learner: Method, untrained: Any) -> Record:
         """The results: what the trained encoder learned, compared with the untrained one."""
 
+    @abstractmethod
+    def write_skipped(self) -> None:
+        """Completes the list of files that could not be read. Does nothing if all samples were read on opening."""
+
 
 class LabelledData(ABC):
     """Labelled samples: a train set and a test set."""
@@ -125,6 +130,10 @@ class LabelledData(ABC):
     @abstractmethod
     def write_skipped(self, session: Session) -> None:
         """Writes the list of files that could not be read into the run folder. Does nothing if all samples were read on opening."""
+
+    @abstractmethod
+    def unreadable(self) -> dict[str, int]:
+        """The numbers of samples in the train set and the test set that could not be read; empty if that is not possible."""
 
 
 class Modality(ABC):
@@ -163,6 +172,10 @@ class Modality(ABC):
     @abstractmethod
     def finetune_configs(self, task: type[Task]) -> tuple[type, ...]:
         """The dataclasses whose fields are the options of fine-tuning: of the run, of the task, and of the augmentation."""
+
+    def resized(self, encoder: Any, config: Any) -> Any:
+        """The encoder to fine-tune, for samples of the size that the options of the run ask for."""
+        return encoder
 
     @abstractmethod
     def untrained(self, encoder: Any) -> Any:

@@ -1,26 +1,23 @@
 """Opens images for a run: chooses their size, holds out a test set, and lists files that could not be used."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from rich.progress import MofNCompleteColumn
 
-from unveil.atomic_files import write_text
 from unveil.blocks.patches import Size
 from unveil.data.dataset import ImageDataset, sample_images
-from unveil.data.sources import Data, Source, open_source
+from unveil.data.parts import Roles
+from unveil.data.sources import Data, Source, open_parts, open_source
 from unveil.data.splits import Subset, held_out_split
 from unveil.errors import UnveilError
-from unveil.plain_text import count_of, printable, shorten
-from unveil.train.parallel import World
+from unveil.plain_text import shorten
 from unveil.train.terminal import console, new_bar
 
 Say = Callable[[str], None]
-SKIPPED = "skipped.txt"
-"""The file in a run folder with the files that could not be used, one "name<TAB>reason" per line."""
 HELD_OUT_SHARE = 0.1
 """Share of the images to hold out if there is no test split."""
 
@@ -60,31 +57,51 @@ def stored_side(image_size: Size) -> int:
     return -(-max(image_size) * 8 // 7)
 
 
-def open_subsets(
-    source: Source, test_source: Source | None, *, side: int, channels: int | None, max_pixels: int, most: int, show: bool
-) -> tuple[Subset, Subset, bool]:
-    """The train set, the test set, and whether the test set was held out from `source`.
+class ImageSubsets(NamedTuple):
+    """The images of a run, opened."""
+
+    train: Subset
+    test: Subset
+    held_out: bool
+    """Whether the test set was held out from the training images."""
+    validation: Subset | None
+    """The images to evaluate during training, so that the test set is evaluated only at the end; None means the test set."""
+
+
+def open_subsets(roles: Roles, *, side: int, channels: int | None, max_pixels: int, most: int, show: bool) -> ImageSubsets:
+    """Opens the images of a run.
 
     Args:
-        source: Images to train on.
-        test_source: Images to test on; if None, a tenth of `source` is held out, the same images each time.
+        roles: The images. If there are none to test on, a tenth of the training images is held out, the same images each time.
         side: As for `ImageDataset`.
         channels: As for `ImageDataset`.
         max_pixels: As for `ImageDataset`.
         most: Maximum number of images to hold out.
         show: Whether to show a progress bar.
     """
-    with progress_bar(source.name, show) as progress:
-        train = ImageDataset(source, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
-    if test_source is None:
-        kept, held_out = held_out_split(len(train), min(most, int(len(train) * HELD_OUT_SHARE)))
-        return Subset(train, kept), Subset(train, held_out), True
-    test_source = test_source.with_classes(source.classes)
-    with progress_bar(test_source.name, show) as progress:
-        test = ImageDataset(
-            test_source, side=side, channels=train.channels, dtype=train.dtype, max_pixels=max_pixels, progress=progress
-        )
-    return Subset(train, torch.arange(len(train))), Subset(test, torch.arange(len(test))), False
+    with progress_bar(roles.train.name, show) as progress:
+        train = ImageDataset(roles.train, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
+    if roles.test is None:
+        kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)))
+        kept = torch.cat([kept, torch.arange(roles.held_out_of, len(train))])
+        return ImageSubsets(Subset(train, kept), Subset(train, held_out), True, None)
+
+    def like_train(source: Source) -> Subset:
+        source = source.with_classes(roles.train.classes) if roles.train.classes else source
+        with progress_bar(source.name, show) as progress:
+            dataset = ImageDataset(
+                source, side=side, channels=train.channels, dtype=train.dtype, max_pixels=max_pixels, progress=progress
+            )
+        return Subset(dataset, torch.arange(len(dataset)))
+
+    validation = None if roles.validation is None else like_train(roles.validation)
+    return ImageSubsets(Subset(train, torch.arange(len(train))), like_train(roles.test), False, validation)
+
+
+def say_notes(say: Say, *sources: Source | None) -> None:
+    """Prints what the user should know about the data before training: see `Source.notes`."""
+    for note in dict.fromkeys(note for source in sources if source for note in source.notes):
+        say(note)
 
 
 @contextmanager
@@ -99,46 +116,16 @@ def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Call
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def skipped_lines(*subsets: Subset) -> list[str]:
-    """A line "name<TAB>reason" for each file that could not be used."""
-    found: dict[str, str] = {}
-    for subset in subsets:
-        found |= dict(subset.dataset.source.skipped) | subset.dataset.skipped
-    return [f"{printable(name)}\t{printable(reason)}" for name, reason in sorted(found.items())]
-
-
-class SkippedFiles:
-    """The files of a run that could not be used, in its `skipped.txt`.
-
-    Args:
-        folder: The run folder. Files that an earlier part of the run could not use stay in the list.
-        subsets: The train set and the test set.
-        world: Only the main process writes.
-        say: Prints a message for the user.
-    """
-
-    def __init__(self, folder: Path, subsets: Sequence[Subset], world: World, say: Say) -> None:
-        self.path, self.subsets, self.world, self.say = folder / SKIPPED, subsets, world, say
-        self.count = 0
-
-    def update(self) -> None:
-        """Writes the file if it has grown since the last call, and says so."""
-        if not self.world.is_main:
-            return
-        earlier = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
-        found = {line.partition("\t")[0]: line for line in (*earlier, *skipped_lines(*self.subsets))}
-        if len(found) > self.count:
-            self.count = len(found)
-            write_text(self.path, "".join(f"{line}\n" for _, line in sorted(found.items())))
-            self.say(f"{count_of(self.count, 'file')} could not be used: see {self.path}")
-
-    def unreadable(self) -> dict[str, int]:
-        """The numbers of unreadable images in the train set and in the test set. Says that evaluations leave them out."""
-        counts = {"train": self.subsets[0].unreadable, "test": self.subsets[1].unreadable}
-        if any(counts.values()):
-            parts = [f"{count:,} of {len(each):,} {name}" for each, (name, count) in zip(self.subsets, counts.items(), strict=True)]
-            self.say(f"{' and '.join(parts)} images could not be read: training replaced them by others, evaluations left them out")
-        return counts
+def open_each(data: Data, *, side: int, channels: int | None, max_pixels: int, show: bool) -> dict[str, Subset]:
+    """All images of DATA, by the name of their split; "train" if DATA has no splits."""
+    subsets, dtype, parts = dict[str, Subset](), None, open_parts(data)
+    for name in parts.names:
+        source = parts.source(name)
+        with progress_bar(source.name, show) as progress:
+            dataset = ImageDataset(source, side=side, channels=channels, dtype=dtype, max_pixels=max_pixels, progress=progress)
+        dtype = dataset.dtype
+        subsets[name] = Subset(dataset, torch.arange(len(dataset)))
+    return subsets
 
 
 def open_whole(data: Data, *, side: int, channels: int | None, max_pixels: int, show: bool) -> Subset:

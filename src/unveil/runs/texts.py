@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -22,6 +22,7 @@ from unveil.methods import METHODS, method_class
 from unveil.models.bert import MODELS, TextConfig, TextEncoder
 from unveil.options import configure
 from unveil.plain_text import csv_cell
+from unveil.ranges import Range, ShareBelowOne
 from unveil.runs.labelled_data import data_of
 from unveil.runs.modality import (
     AnyData,
@@ -48,13 +49,13 @@ class TextPretrainConfig:
     """The model, the corpus, and how it is read."""
 
     HIDDEN = ("grad_checkpointing", "tracker")
-    vocabulary_size: int = 8192
+    vocabulary_size: Annotated[int, Range(1, 2**20)] = 8192
     """Largest number of word pieces in the vocabulary, which is learned from the corpus (BERT: 30,000)."""
-    max_length: int = 128
+    max_length: Annotated[int, Range(1, 65_536)] = 128
     """Maximum number of word pieces in a sequence, including special tokens."""
     lower: bool = True
     """Lower-case the text and strip accents."""
-    dropout: float = 0.1
+    dropout: ShareBelowOne = 0.1
     """Dropout rate in every block."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass, which saves memory for a third more time (gradient checkpointing)."""

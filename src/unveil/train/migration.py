@@ -7,8 +7,10 @@ rewritten: a resumed run keeps its old `run.json`, and its log may contain lines
 from collections.abc import Mapping
 from typing import Any
 
-RUN_FORMAT = 2
-"""The format that this version writes. Version 2 renamed options and results."""
+from unveil.blocks.attention import decoder_heads, default_heads
+
+RUN_FORMAT = 3
+"""The format that this version writes. Version 2 renamed options and results, version 3 changed defaults."""
 
 CONFIG_KEYS = {
     "recompute": "grad_checkpointing",
@@ -30,8 +32,22 @@ CONFIG_KEYS = {
 """Renamed options in `config` of run.json and plan.json."""
 CONFIG_VALUES = {"schedule": {"line": "linear", "root": "inverse_sqrt"}}
 """Renamed values of options, by the new name of the option."""
-NEW_OPTIONS: dict[str, Any] = {"warmup_epochs": None}
-"""Options that the first format does not have, with the values that correspond to it."""
+NEW_OPTIONS: dict[str, Any] = {"warmup_epochs": None, "max_skipped_steps": 10, "min_lr": 0.0, "clip_mode": "global"}
+"""Options that older runs do not have, with the values that correspond to them."""
+NEW_METHOD_OPTIONS: dict[str, dict[str, Any]] = {
+    "simmim": {"relative_bias": "none", "positions": "sincos", "layer_scale": None, "drop_path": 0.0},
+    "dino": {"drop_path": 0.0, "positions": "sincos"},
+}
+"""Options of methods that version 2 does not have, with the values that correspond to it."""
+NEW_TASK_OPTIONS: dict[str, dict[str, Any]] = {
+    "partial": {
+        "pool": "mean",
+        "batch_norm": True,
+        **dict.fromkeys(("drop_path", "mixup", "cutmix", "smoothing", "erasing"), 0.0),
+        "randaugment": 0,
+    },
+}
+"""The same for tasks."""
 RECORD_KEYS = {"picture_mean_error": "image_mean_error"}
 """Renamed entries of a line of log.jsonl, and of `held_out` in results.json."""
 RESULT_KEYS = {"pictures": "images", "pictures_seen": "images_seen"}
@@ -53,7 +69,22 @@ def renamed(
 
 def migrate_config(config: Mapping[str, Any], version: int = 1) -> dict[str, Any]:
     """Migrates the options of a run or a plan that was written in format `version`."""
-    return dict(config) if version >= 2 else NEW_OPTIONS | renamed(config, CONFIG_KEYS, CONFIG_VALUES)
+    new = NEW_OPTIONS | (dict(config) if version >= 2 else renamed(config, CONFIG_KEYS, CONFIG_VALUES))
+    return new if version >= 3 else from_version_2(new)
+
+
+def from_version_2(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the options that version 3 introduced, with the values that an earlier version used."""
+    added = NEW_METHOD_OPTIONS.get(str(config.get("method")), {}) | NEW_TASK_OPTIONS.get(str(config.get("task")), {})
+    if "from" in config and "crop" in config:  # fine-tuning on images
+        added = added | {"image_size": []}
+    if "crop" in config:  # images
+        added = added | {"max_unreadable": 0.01}
+    new = {**added, **config}
+    if config.get("method") == "mae" and config.get("decoder_heads") is None and config.get("decoder_width"):
+        heads = default_heads(config["decoder_width"])
+        new["decoder_heads"] = None if heads == decoder_heads(config["decoder_width"]) else heads
+    return new
 
 
 def migrate_record(record: Mapping[str, Any]) -> dict[str, Any]:

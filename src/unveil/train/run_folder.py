@@ -37,6 +37,7 @@ HARMLESS = frozenset(
         "save_seconds",
         "tracker",
         "max_skipped_steps",
+        "max_unreadable",
     }
 )
 """Options that may change on resume. They affect how a run is computed or shown, but not its result."""
@@ -151,6 +152,20 @@ def open_run(
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / "run.json", json.dumps(facts | receipt(), indent=1) + "\n")
     return Run(path)
+
+
+def recorded_options(path: Path) -> dict[str, Any]:
+    """The options of a run that an earlier version began, except harmless ones; {} for other folders.
+
+    Defaults may have changed since. So options that are not given keep the values that the run has recorded.
+    """
+    if not (path / "run.json").is_file() or not any((path / name).exists() for name in ("checkpoints", "results.json")):
+        return {}
+    run = Run(path)
+    if run.facts.get("format", 1) >= RUN_FORMAT:
+        return {}
+    kept = {name: value for name, value in run.config.items() if name not in HARMLESS}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 
 def harmless_options(config: Mapping[str, Any]) -> frozenset[str]:
