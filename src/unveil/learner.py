@@ -49,8 +49,14 @@ class Learner(nn.Module, ABC):
     def prepare(self, batch: Any) -> None:
         """Receives one augmented batch before the first step of a run (not on resume), to fit values that are not trained."""
 
+    def before_step(self, progress: float) -> None:
+        """Runs before each optimiser step, when the gradients are complete and clipped; `progress` goes from 0 to 1."""
+
     def after_step(self, progress: float) -> None:
-        """Runs after each optimiser step; `progress` goes from 0 to 1."""
+        """Runs after each optimiser step; `progress` goes from 0 to 1. A step that is skipped, since it is not finite, has none."""
+
+    def after_training(self) -> None:
+        """Runs once after the last step of a run, before its checkpoint."""
 
     def layer_of(self, name: str) -> int:
         """The depth of a parameter, for layer-wise learning rates: 0 is the embedding, the largest number is the head."""

@@ -1,11 +1,14 @@
 """The loop itself, with a small learner: resume, saving, seeds, warm-up, and what it leaves behind."""
 
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +16,19 @@ import pytest
 import torch
 from torch import nn
 
+from unveil.blocks.ema import ema_copy, ema_update
 from unveil.blocks.stateless_random import sample_keys, uniform
 from unveil.data.batch import Batch
-from unveil.errors import UnveilError
+from unveil.errors import Interrupted, UnveilError
 from unveil.learner import Learner, Step
+from unveil.stop_signals import Stopped, raise_on_signals
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Record
 from unveil.train.loop import train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World
 from unveil.train.recipe import Recipe, TrainConfig
-from unveil.train.signals import Agreement, Interrupted
+from unveil.train.signals import Agreement
 
 WORLD = World(torch.device("cpu"))
 
@@ -43,11 +48,11 @@ class Small(Learner):
 
 
 class Numbers:
-    """Four numbers per sample. After `last` steps the process is killed, or the numbers become infinite."""
+    """Four numbers per sample. After `last` steps the process is killed. In the steps of `broken`, sample 2 is infinite."""
 
     samples, batch_size, prefetch = 40, 8, False
 
-    def __init__(self, last: int | None = None, broken: bool = False) -> None:
+    def __init__(self, last: int | None = None, broken: Container[int] = ()) -> None:
         self.last, self.broken = last, broken
 
     def share(self, step: int, share: int, shares: int) -> Batch:
@@ -55,10 +60,14 @@ class Numbers:
         keys = sample_keys(0, step * self.batch_size + share * size, size)
         numbers = uniform(keys, 4, 1)
         if self.last is not None and step >= self.last:
-            if not self.broken:
-                raise KeyboardInterrupt
-            numbers = numbers / 0
+            raise KeyboardInterrupt
+        if step in self.broken and share == 0:
+            numbers[2] /= 0
         return Batch(numbers, torch.ones(size, 2, dtype=torch.int64), keys)
+
+    def names(self, step: int, share: int, shares: int) -> list[str]:
+        size = self.batch_size // shares
+        return [f"step {step} number {share * size + i}" for i in range(size)]
 
 
 class Lines:
@@ -157,21 +166,231 @@ def test_saving_does_not_wait_for_the_log(tmp_path):
     assert checkpoints.saved == [20]
 
 
-@pytest.mark.usefixtures("save_always")
-def test_a_loss_that_is_not_finite_is_never_saved(tmp_path):
-    checkpoints = Counting(tmp_path)
-    with pytest.raises(UnveilError, match=r"the loss is nan.*near step 4.*images contain values that are not finite"):
-        train(Small(), Numbers(3, broken=True), recipe(log_every=1000), checkpoints=checkpoints)
-    assert checkpoints.saved == [1, 2, 3]
-    assert checkpoints.newest() == 3
-
-
 def test_a_signal_saves_and_stops(tmp_path):
-    with pytest.raises(Interrupted, match="stopped after step 5 of 20, and saved a checkpoint"):
+    with pytest.raises(Interrupted, match="stopped after step 5 of 20, and saved a checkpoint") as caught:
         train(Small(), Numbers(), recipe(), checkpoints=(checkpoints := Counting(tmp_path)), sinks=[Lines(last=5)])
     assert checkpoints.saved == [5]
-    with pytest.raises(Interrupted, match=r"stopped after step 5 of 20$"):
+    assert caught.value.number == signal.SIGTERM
+
+
+def test_without_checkpoints_a_signal_is_the_callers():
+    with pytest.raises(Stopped) as caught, raise_on_signals():
         train(Small(), Numbers(), recipe(), sinks=[Lines(last=5)])
+    assert caught.value.number == signal.SIGTERM
+
+
+def test_a_signal_in_the_last_step_is_not_forgotten(tmp_path):
+    checkpoints = Counting(tmp_path)
+    with pytest.raises(Interrupted, match="stopped after the last step: the trained model is saved"):
+        train(Stopping(20), Numbers(), recipe(), checkpoints=checkpoints)
+    assert checkpoints.saved == [20]
+    assert train(Small(), Numbers(), recipe(), checkpoints=checkpoints) == 20
+
+
+@pytest.mark.parametrize("at", [5, 20])
+def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_repeats_it(tmp_path, at):
+    def monitor(learner: Learner) -> Record:
+        if len(calls) == at // 5 - 1:
+            signal.raise_signal(signal.SIGTERM)
+        calls.append(learner.training)
+        return {"knn": float(learner.layers[0].weight.detach().sum())}
+
+    calls: list[bool] = []
+    whole, stopped, rest = Lines(), Lines(), Lines()
+    options = recipe(num_evals=4)
+    calls += [False] * 100
+    train(Small(), Numbers(), options, sinks=[whole], monitors=[monitor])
+    calls.clear()
+    saves = "saved a checkpoint" if at == 5 else "the trained model is saved"
+    with pytest.raises(Interrupted, match=saves):
+        train(Small(), Numbers(), options, checkpoints=(checkpoints := Counting(tmp_path)), sinks=[stopped], monitors=[monitor])
+    assert checkpoints.saved == [at]
+    calls += [False] * 100
+    assert train(Small(), Numbers(), options, checkpoints=checkpoints, sinks=[rest], monitors=[monitor]) == at
+    assert timeless(stopped.records + rest.records) == timeless(whole.records)
+    assert not any(calls)  # in eval mode
+
+
+class Waiting(Numbers):
+    """Hangs in a step while it reads, as a network share does."""
+
+    prefetch = True
+
+    def share(self, step: int, share: int, shares: int) -> Batch:
+        if (step, share) == (7, 0):
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(3)
+        return super().share(step, share, shares)
+
+
+def test_a_signal_while_samples_are_read_saves_at_once(tmp_path):
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match=r"stopped after step . of 20, and saved") as caught:
+        train(Small(), Waiting(), recipe(), checkpoints=(checkpoints := Counting(tmp_path)))
+    assert caught.value.number == signal.SIGHUP
+    assert time.monotonic() - began < 2.5
+    assert len(checkpoints.saved) == 1
+    whole, resumed = Small(), Small()
+    train(whole, Numbers(), recipe())
+    train(resumed, Numbers(), recipe(), checkpoints=checkpoints)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+class Failing(Numbers):
+    """Cannot read a step."""
+
+    def __init__(self, error: Exception, prefetch: bool) -> None:
+        super().__init__()
+        self.error, self.prefetch = error, prefetch
+
+    def share(self, step: int, share: int, shares: int) -> Batch:
+        if step == 7:
+            raise self.error
+        return super().share(step, share, shares)
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "reading the samples failed with MemoryError: no details"),
+        (RuntimeError("can't start new thread"), "reading the samples failed with RuntimeError: can't start new thread"),
+        (UnveilError("too many images are lost"), "too many images are lost"),
+    ],
+)
+def test_a_failure_to_read_saves_first_and_is_one_sentence(tmp_path, prefetch, error, says):
+    with pytest.raises(UnveilError, match=rf"^{says}\. Step 7 is saved: the same command resumes from there\.$"):
+        train(Small(), Failing(error, prefetch), recipe(), checkpoints=(checkpoints := Counting(tmp_path)))
+    assert checkpoints.saved == [7]
+
+
+# Steps that are not finite
+
+
+class Fragile(Small):
+    """Has all that a step may change: statistics of a batch norm, a buffer of its own, and an average of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.average = ema_copy(self.layers)
+        self.register_buffer("centre", torch.zeros(4))
+        self.steps: list[float] = []
+
+    def forward(self, batch: Batch) -> Step:
+        self.centre += batch.images.mean(dim=0)
+        return super().forward(batch._replace(images=self.norm(batch.images)))
+
+    def after_step(self, progress: float) -> None:
+        self.steps.append(round(20 * progress))
+        ema_update(self.average, self.layers, 0.9)
+
+
+@pytest.mark.usefixtures("save_always")
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path, accum_steps):
+    """The state after it is that before it, bit for bit, and all later steps are those of a run whose order leaves it out."""
+    checkpoints, lines = Checkpoints(tmp_path, keep=99), Lines()
+    options = recipe(log_every=1, accum_steps=accum_steps, save_seconds=0)
+    train(learner := Fragile(), Numbers(broken=[7]), options, checkpoints=checkpoints, sinks=[lines])
+    for name in ("model", "optimizer"):
+        before, after, later = (checkpoints.load(step, name) for step in (7, 8, 9))
+        assert all(torch.equal(value, after[key]) for key, value in before.items())
+        assert not all(torch.equal(value, later[key]) for key, value in before.items())
+    assert learner.steps == [step for step in range(1, 21) if step != 8]
+    assert [record["step"] for record in lines.records] == learner.steps
+    assert [record.get("skipped_steps") for record in lines.records] == [None] * 7 + [1] * 12
+    assert all(math.isfinite(record["loss"]) for record in lines.records)
+    assert all(x.isfinite().all() for x in learner.state_dict().values())
+
+
+@pytest.mark.usefixtures("save_always")
+def test_runs_that_skip_steps_resume_bit_identical(tmp_path):
+    broken = [2, 6, 7, 8, 15]
+    train(whole := Fragile(), Numbers(broken=broken), recipe(), checkpoints=Checkpoints(tmp_path / "whole"), sinks=[a := Lines()])
+    for last in (3, 8, 9):
+        checkpoints, b, c = Checkpoints(tmp_path / str(last)), Lines(), Lines()
+        with pytest.raises(KeyboardInterrupt):
+            train(Fragile(), Numbers(last, broken=broken), recipe(), checkpoints=checkpoints, sinks=[b])
+        assert train(learner := Fragile(), Numbers(broken=broken), recipe(), checkpoints=checkpoints, sinks=[c]) == last
+        assert all(torch.equal(x, y) for x, y in zip(whole.state_dict().values(), learner.state_dict().values(), strict=True))
+        assert timeless(b.records + c.records) == timeless(a.records)
+        assert checkpoints.manifest(20)["skipped"]["count"] == 5
+
+
+def test_too_many_skipped_steps_stop_the_run_which_can_go_on(tmp_path):
+    """The first stop names the sample; the same command goes on behind it, and says so when it stops for the same reason."""
+    numbers, checkpoints = Numbers(broken=range(3, 9)), Counting(tmp_path / "run" / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(UnveilError) as caught:
+            train(Small(), numbers, recipe(max_skipped_steps=3), checkpoints=checkpoints)
+        said = str(caught.value)
+        assert "because of 1 of 8 samples: step" in said
+        assert f"add --resume-from {tmp_path / 'run'}, a new --out, and a smaller --base-lr" in said
+        assert ("as when it was stopped the last time" in said) == (len(checkpoints.saved) == 2)
+    assert checkpoints.saved == [6, 9]
+    assert "3 of 6 steps were skipped" not in said
+    assert "6 of 9 steps were skipped" in said
+    assert "step 8 number 2. The checkpoint of step 9 is good. The same command tries the next steps" in said
+    train(learner := Small(), numbers, recipe(max_skipped_steps=3), checkpoints=checkpoints)
+    assert all(x.isfinite().all() for x in learner.state_dict().values())
+    with pytest.raises(UnveilError, match="1 of 4 steps were skipped"):
+        train(Small(), numbers, recipe(max_skipped_steps=0))
+
+
+def test_a_steady_share_of_skipped_steps_stops_the_run():
+    with pytest.raises(UnveilError, match="4 of 7 steps were skipped"):
+        train(Small(), Numbers(broken=range(0, 20, 2)), recipe(max_skipped_steps=3))
+    train(Small(), Numbers(broken=range(12, 1000, 12)), recipe(epochs=50, max_skipped_steps=3))  # less than a tenth
+
+
+def test_a_gradient_that_is_not_finite_is_told_from_a_loss(capsys):
+    class Root(Small):
+        """The root of 0 has a finite value, and an infinite slope."""
+
+        def forward(self, batch: Batch) -> Step:
+            return Step(self.layers[0].weight.sum() * 0 + (self.layers[0].bias.sum() * 0).sqrt() + 2, {})
+
+    with pytest.raises(UnveilError) as caught:
+        train(Root(), Numbers(), recipe(max_skipped_steps=0))
+    assert "In the last one, the loss is finite, 2, but the norm of the gradient is nan; the batch holds step 0 number 0" in str(
+        caught.value
+    )
+
+
+@pytest.mark.usefixtures("save_always")
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """A rate that makes them infinite in one step. The loss and the gradient of that step were finite."""
+
+    class Exploding(Small):
+        def after_step(self, progress: float) -> None:
+            if round(20 * progress) == 4:
+                self.layers[0].weight.data[0, 0] = float("inf")
+
+    checkpoints = Counting(tmp_path)
+    for _ in range(2):
+        with pytest.raises(
+            UnveilError, match=r"after step 4, the model is not finite any more, see layers.0.weight: the steps were"
+        ):
+            train(Exploding(), Numbers(), recipe(), checkpoints=checkpoints)
+    assert checkpoints.saved == [1, 2, 3]
+    optim = OptimConfig(base_lr=3e39, warmup_ratio=0)
+    with pytest.raises(UnveilError, match=r"after step 1, .* were too large \(learning rate .*No checkpoint was saved before"):
+        train(Small(), Numbers(), recipe(optim), checkpoints=(none := Counting(tmp_path / "none")))
+    assert not none.saved
+    with pytest.raises(UnveilError, match=r"after step 4, .*Use a smaller --base-lr"):
+        train(Exploding(), Numbers(), recipe())
+
+
+def test_a_checkpoint_of_an_earlier_version_that_is_not_finite_is_passed_over(tmp_path):
+    checkpoints, said = Checkpoints(tmp_path, warn=(said := []).append), said
+    with pytest.raises(Interrupted):
+        train(Stopping(7), Numbers(), recipe(), checkpoints=checkpoints)
+    files = {name: checkpoints.load(7, name) for name in ("model", "optimizer")}
+    files["model"]["layers.0.bias"][0] = float("nan")
+    checkpoints.save(9, files, {"total": 20})
+    assert train(Small(), Numbers(), recipe(), checkpoints=checkpoints) == 7
+    assert said == ["checkpoint step-00000009 is damaged (layers.0.bias is not finite): using the one before it"]
 
 
 def test_a_stop_between_two_lines_of_the_log_does_not_change_them(tmp_path):
@@ -191,7 +410,7 @@ def test_a_checkpoint_without_the_state_of_the_log_can_be_resumed(tmp_path):
         train(Stopping(7), Numbers(), recipe(), checkpoints=(checkpoints := Counting(tmp_path)))
     manifest = checkpoints.path(7) / "manifest.json"
     facts = json.loads(manifest.read_text())
-    del facts["meter"]
+    del facts["meter"], facts["skipped"], facts["finite"]
     manifest.write_text(json.dumps(facts))
     whole, resumed, lines = Small(), Small(), Lines()
     train(whole, Numbers(), recipe())

@@ -78,13 +78,20 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
 
 
 def test_harmless_changes_are_allowed_and_said(tmp_path):
-    opened(tmp_path / "run")
+    more = dict.fromkeys(HARMLESS - CONFIG.keys(), "x")
+    opened(tmp_path / "run", config=CONFIG | more)
     (tmp_path / "run" / "checkpoints").mkdir()
-    changed = {**CONFIG, "log_every": 1, "accum_steps": 2, **dict.fromkeys(HARMLESS - CONFIG.keys(), "x")}
+    changed = {**CONFIG, "log_every": 1, "accum_steps": 2, **dict.fromkeys(more, "y")}
     _, said = opened(tmp_path / "run", config=changed)
     assert len(said) == 1
     for name in HARMLESS:
         assert f"  config {name}: was " in said[0]
+
+
+def test_harmless_options_that_an_earlier_version_did_not_have_are_not_mentioned(tmp_path):
+    opened(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    assert not opened(tmp_path / "run", config=CONFIG | dict.fromkeys(HARMLESS - CONFIG.keys(), "x"))[1]
 
 
 def test_a_start_that_was_refused_does_not_lock_the_folder(tmp_path):

@@ -1,48 +1,38 @@
 """When to save and when to stop, on one process and on many that have to agree."""
 
-import os
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
-import pytest
 import torch
 
+from unveil.stop_signals import StopFlag
 from unveil.train import signals
 from unveil.train.parallel import World
-from unveil.train.signals import Agreement, Interrupted, stop_signals
+from unveil.train.signals import Agreement, Decision, interruption
 
 CPU = torch.device("cpu")
 
 
-def test_signals_are_noted_and_the_handlers_restored():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stop_signals() as stop:
-        assert not stop.is_set()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait(1)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    with ThreadPoolExecutor(1) as pool:  # only the main thread may set handlers
-        assert not pool.submit(lambda: stop_signals().__enter__().is_set()).result()
-
-
 def test_an_interruption_tells_how_to_resume():
-    assert str(Interrupted(3, 10, True)) == "stopped after step 3 of 10, and saved a checkpoint: run the same command to resume"
-    assert str(Interrupted(3, 10, False)) == "stopped after step 3 of 10"
+    stopped = interruption(3, 10, signal.SIGHUP)
+    assert str(stopped) == "stopped after step 3 of 10, and saved a checkpoint: run the same command to resume"
+    assert stopped.number == signal.SIGHUP
+    assert str(interruption(0, 10, 15)) == "stopped before the first step: run the same command to start again"
+    last = "stopped after the last step: the trained model is saved, and the same command evaluates it"
+    assert str(interruption(10, 10, 15)) == last
 
 
 def test_saving_takes_a_fiftieth_of_the_time_at_most(monkeypatch):
     now = 0.0
     monkeypatch.setattr(signals.time, "monotonic", lambda: now)
-    agreement = Agreement(threading.Event(), 20.0, World(CPU))
+    agreement = Agreement(StopFlag(), 20.0, World(CPU))
     due = []
     for second in range(1, 1001):
         now += 1
-        if agreement.after(second)[1]:
+        if agreement.decide(torch.tensor(True)).save:
             due.append(second)
             with agreement.saving():
                 now += 0.125 if len(due) < 3 else 2.0
@@ -55,46 +45,47 @@ class Reduction:
     """`max_over_processes` for threads."""
 
     def __init__(self, size: int) -> None:
-        self.barrier, self.values, self.calls = threading.Barrier(size), list[list[int]](), 0
+        self.barrier, self.values = threading.Barrier(size), list[list[int]]()
 
-    def __call__(self, values: list[int], world: World) -> list[int]:
-        self.values.append(values)
+    def __call__(self, values: torch.Tensor, world: World) -> list[int]:
+        self.values.append(values.tolist())
         self.barrier.wait(timeout=20)
         result = [max(column) for column in zip(*self.values, strict=True)]
         if self.barrier.wait(timeout=20) == 0:
             self.values.clear()
-            self.calls += 1
         self.barrier.wait(timeout=20)
         return result
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.05])
-def test_many_processes_agree(monkeypatch, seconds):
-    """Each has its own clock and signal; all stop and save after the same steps, and they do not ask each other at every step."""
-    size, steps, reduction = 3, 120, Reduction(3)
-    monkeypatch.setattr(signals, "max_over_processes", reduction)
+def test_many_processes_agree_in_every_step(monkeypatch):
+    """Each has its own clock, signal, loss and files. All do the same, in the step in which one of them has a reason to."""
+    size, steps = 3, 60
+    monkeypatch.setattr(signals, "max_over_processes", Reduction(size))
 
-    def loop(rank: int) -> list[tuple[int, bool, bool]]:
-        stop, decisions = threading.Event(), []
-        agreement = Agreement(stop, 0.1, World(CPU, rank, size), seconds)
-        for done in range(1, steps + 1):
+    def loop(rank: int) -> list[tuple[int, Decision]]:
+        stop, decisions = StopFlag(), []
+        agreement = Agreement(stop, 0.1, World(CPU, rank, size))
+        for step in range(steps):
             time.sleep(0.002 * (1 + rank))
-            if rank == 2 and done == 50:
-                stop.set()
-            stopping, saving = agreement.after(done)
-            if stopping or saving:
-                decisions.append((done, stopping, saving))
-            if saving:
+            if rank == 2 and step == 50:
+                stop.set(signal.SIGHUP)
+            decision = agreement.decide(torch.tensor((rank, step) != (1, 30)), failed=(rank, step) == (0, 40))
+            if decision != (True, 0, False, False):
+                decisions.append((step, decision))
+            if decision.save:
                 with agreement.saving():
                     pass
-            if stopping:
+            if decision.stop:
                 break
         return decisions
 
     with ThreadPoolExecutor(size) as pool:
         first, *others = pool.map(loop, range(size), timeout=60)
     assert all(other == first for other in others)
-    assert first[-1][1]
-    assert 50 <= first[-1][0] < 100
-    assert any(saving for _, _, saving in first)
-    assert (reduction.calls == 50) if seconds == 0 else (4 <= reduction.calls < 40)
+    decisions = dict(first)
+    assert not decisions[30].finite
+    assert decisions[40].failed
+    assert first[-1][0] == 50
+    assert first[-1][1].stop == signal.SIGHUP
+    assert sum(not each.finite for each in decisions.values()) == sum(each.failed for each in decisions.values()) == 1
+    assert any(each.save for each in decisions.values())

@@ -22,13 +22,14 @@ from unveil.errors import UnveilError
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.ranges import Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(RegularisationConfig):
     """The regularisation of the recipe."""
 
-    average: float = 0.1
+    average: Share = 0.1
     """Share of the run that the averaged (EMA) weights cover; 0 keeps the last weights. The paper's decay of 0.9999 covers about
     10,000 of 94,000 steps."""
 
@@ -87,7 +88,7 @@ class Supervised(Method):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Updates the averaged weights. After the last step, they replace the trained weights."""
+        """Updates the averaged weights."""
         if not self.config.average:
             return
         self.steps += 1
@@ -95,7 +96,12 @@ class Supervised(Method):
         weight = torch.maximum(1 / window, 9 / (10 + self.steps))  # a shorter average in the first steps, as in TensorFlow's EMA
         for mean, current in zip(self.averages.parameters(), self.trained().parameters(), strict=True):
             mean.add_((current - mean) * weight)
-            if progress >= 1:
+
+    @torch.no_grad()
+    def after_training(self) -> None:
+        """Replaces the trained weights by the averaged ones."""
+        if self.config.average:
+            for mean, current in zip(self.averages.parameters(), self.trained().parameters(), strict=True):
                 current.copy_(mean)
 
     @torch.no_grad()

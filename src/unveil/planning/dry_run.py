@@ -8,7 +8,6 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from unveil.data.dataset import MEMORY, sample_images
 from unveil.data.loader import ImageLoader, first_batch
 from unveil.data.sources import Source
 from unveil.data.splits import Subset
+from unveil.errors import Interrupted
 from unveil.evaluate.features import LINEAR, LINEAR_EPOCHS, evaluation_batch_size, features_of, fit_linear, raw_pixels
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
@@ -30,13 +30,15 @@ from unveil.reports.page import write_page
 from unveil.runs.images import ImagePlan, save_samples
 from unveil.runs.open_data import stored_side
 from unveil.runs.session import move_to_device
+from unveil.stop_signals import Stopped
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.guards import seeded
 from unveil.train.log import JsonLines, Record
-from unveil.train.loop import run_monitors, train
+from unveil.train.loop import train
 from unveil.train.memory_trial import fit_batch_in_memory
 from unveil.train.parallel import World, broadcast_from_main, is_replicated
 from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.recorder import run_monitors
 from unveil.train.run_cost import peak_memory, process_bytes
 from unveil.train.run_folder import open_run
 from unveil.train.state import load_model_state
@@ -325,8 +327,12 @@ def time_steps(
     every = 5 if world.device.type == "cuda" else 1  # reading the log after each step would slow a GPU down
     training = replace(recipe.training, log_every=every, save_seconds=0.0, num_evals=0, epochs=1e9)
     log = TimedLog(world, seconds, every, monitor)
-    with suppress(TimeUp):
+    try:
         train(learner, loader, replace(recipe, training=training), checkpoints=checkpoints, sinks=[log])
+    except TimeUp:
+        pass
+    except Interrupted as error:  # what it saved is temporary
+        raise Stopped(error.number) from None
     return log
 
 

@@ -7,7 +7,7 @@ loading. A damaged checkpoint is skipped, and the one before it is used.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,17 @@ class Checkpoints:
         for path in self.folder.glob(".*-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def newest(self) -> int | None:
-        """The step of the newest good checkpoint, or None. Reads and verifies the files, and warns about damaged ones."""
+    def newest(self, parameters: Container[str] = ()) -> int | None:
+        """The step of the newest good checkpoint, or None. Reads and verifies the files, and warns about others.
+
+        Args:
+            parameters: The names of tensors that have to be finite. Earlier versions saved checkpoints where they are not.
+        """
         for step in self.steps():
             fault = self.fault(step)
+            if fault is None and not self.manifest(step).get("finite"):
+                broken = [name for name, x in self.load(step, "model").items() if name in parameters and not x.isfinite().all()]
+                fault = f"{broken[0]} is not finite" if broken else None
             if fault is None:
                 return step
             self.warn(f"checkpoint {self.path(step).name} is damaged ({fault}): using the one before it")

@@ -1,18 +1,13 @@
 """Seeds that depend only on the step, and the check that the loss is finite."""
 
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
 
 from unveil.blocks.stateless_random import sample_keys
-from unveil.data.batch import Batch, Samples
-from unveil.errors import UnveilError
-from unveil.train.log import Record
 from unveil.train.parallel import World
 
 
@@ -52,25 +47,6 @@ def restored_generators(device: torch.device) -> Iterator[None]:
         set_generators(torch_states, device)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-
-
-def check_finite(learner: nn.Module, record: Record, microbatches: Sequence[Samples]) -> None:
-    """Raises `UnveilError`, with the likely cause, if the loss or the gradient norm is not finite."""
-    if math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"]):
-        return
-    broken = [name for name, p in learner.named_parameters() if not torch.isfinite(p.detach()).all()]
-    images = [microbatch.images for microbatch in microbatches if isinstance(microbatch, Batch)]
-    if any(not torch.isfinite(each).all() for each in images if each.is_floating_point()):
-        cause = "the images contain values that are not finite"
-    elif broken:
-        cause = f"{len(broken)} parameters are not finite, the first is {broken[0]}: the steps were too large"
-    else:
-        cause = "all parameters are finite: a value overflowed in the forward or the backward pass"
-    raise UnveilError(
-        f"the loss is {record['loss']} and the gradient norm {record['gradient_norm']} near step {record['step']} (learning rate "
-        f"{record['learning_rate']:.2e}); {cause}. The last checkpoint is still good. Try a smaller --base-lr, --clip-grad 1, or "
-        f"--precision float32, with a new --out"
-    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not list them in __all__
 from torch.distributed.rendezvous import rendezvous
@@ -261,6 +262,12 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    whole: Any = tensor
+    return whole.to_local() if is_sharded(tensor) else tensor
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor of a tensor that may be sharded. Every process must call it."""
     whole: Any = tensor
@@ -302,13 +309,19 @@ def mean_over_processes(values: Tensor, size: int) -> Tensor:
     return values
 
 
-def max_over_processes(values: list[int], world: World) -> list[int]:
+def max_over_processes(values: Int[Tensor, " n"], world: World) -> list[int]:
     """The maximum of each value over all processes. Every process must call it."""
-    if world.size == 1:
-        return values
-    box = torch.tensor(values, device=world.device)
-    dist.all_reduce(box, op=dist.ReduceOp.MAX)
-    return [int(value) for value in box.tolist()]
+    if world.size > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return [int(value) for value in values.tolist()]
+
+
+def first_over_processes(text: str | None, world: World) -> str | None:
+    """The text of the first process that has one. Every process must call it."""
+    texts: list[str | None] = [text] * world.size
+    if world.size > 1:
+        dist.all_gather_object(texts, text)
+    return next((each for each in texts if each is not None), None)
 
 
 def broadcast_from_main(value: int, world: World) -> int:

@@ -1,8 +1,9 @@
 """The options of training, in one object: `Recipe`."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from unveil.errors import UnveilError
+from unveil.ranges import Count, CountOrZero, NonNegative, Range, Seed
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World
 
@@ -11,31 +12,25 @@ from unveil.train.parallel import HardwareConfig, World
 class TrainConfig:
     """The length of a run, its batches, and what it writes."""
 
-    HIDDEN = ("log_every", "num_evals", "save_seconds", "keep_checkpoints")
-    epochs: float = 100.0
+    HIDDEN = ("log_every", "num_evals", "save_seconds", "keep_checkpoints", "max_skipped_steps")
+    epochs: Annotated[float, Range(0, 1_000_000, above=True)] = 100.0
     """Passes over the data."""
-    batch_size: int = 256
+    batch_size: Annotated[int, Range(0, 2**24)] = 256
     """Samples per optimiser step, over all processes and microbatches."""
-    accum_steps: int = 0
+    accum_steps: CountOrZero = 0
     """Microbatches per optimiser step, with the same result (gradient accumulation); 0 takes the fewest that fit into memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed for weights, data order, augmentation and masks."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two lines of the log."""
-    num_evals: int = 10
+    num_evals: Annotated[int, Range(0, 10_000)] = 10
     """How many times to evaluate the encoder during the run (k-NN, held-out loss)."""
-    save_seconds: float = 20.0
+    save_seconds: NonNegative = 20.0
     """Seconds between two checkpoints; longer if saving would otherwise take more than 2 % of the time."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Count = 3
     """Number of checkpoints to keep."""
-
-    def __post_init__(self) -> None:
-        least = {"batch_size": 0, "accum_steps": 0, "log_every": 1, "num_evals": 0, "keep_checkpoints": 1}
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise UnveilError(f"{name} is {getattr(self, name)}: use {minimum} or more")
-        if not self.epochs > 0:
-            raise UnveilError(f"epochs is {self.epochs}: use a number above 0")
+    max_skipped_steps: CountOrZero = 10
+    """Steps in a row that may be skipped because the loss or the gradient is not finite; then the run stops."""
 
     def with_batch_size(self, samples: int) -> "TrainConfig":
         """Replaces batch size 0 by 1024, or by a twentieth of the samples, but at least 32."""

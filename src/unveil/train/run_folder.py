@@ -180,8 +180,9 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
     lines = data_changes(run.facts["data"], facts["data"])
     harmful, old, new = bool(lines), run.config, facts["config"]
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            harmful |= key not in harmless_options(run.config)
+        harmless = key in harmless_options(run.config)
+        if old.get(key) != new.get(key) and not (harmless and key not in old):  # an option that an earlier version did not have
+            harmful |= not harmless
             lines.append(f"  config {key}: was {old.get(key)!r}, is {new.get(key)!r}")
     if harmful:
         text = "\n".join(lines)

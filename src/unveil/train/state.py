@@ -24,7 +24,8 @@ def start_or_resume(
     Returns:
         The model to call in place of the learner, its optimiser, and the number of steps done so far.
     """
-    first = broadcast_from_main((checkpoints.newest() or 0) if checkpoints and world.is_main else 0, world)
+    parameters = {name for name, _ in learner.named_parameters()}
+    first = broadcast_from_main((checkpoints.newest(parameters) or 0) if checkpoints and world.is_main else 0, world)
     if checkpoints and first:
         load_model_state(learner, checkpoints.load(first, "model"))
     else:

@@ -1,0 +1,177 @@
+"""What the training loop writes: lines of the log with evaluations, and checkpoints."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from unveil.data.loader import Loader
+from unveil.errors import UnveilError
+from unveil.learner import Learner
+from unveil.stop_signals import StopFlag, Stopped
+from unveil.train.checkpoint import Checkpoints
+from unveil.train.log import Meter, Record, Screen, Sink
+from unveil.train.parallel import broadcast_from_main, is_replicated
+from unveil.train.recipe import Recipe
+from unveil.train.signals import Agreement
+from unveil.train.skipped_steps import BadStep, SkippedSteps, explain, not_finite, refuse_broken_weights, what_is_safe
+from unveil.train.state import model_state, optimizer_state
+
+Monitor = Callable[[Learner], Record]  # evaluates a learner a few times during a run
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Writes the log and the checkpoints of a run. Every process calls its methods; the main process writes."""
+
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    recipe: Recipe
+    total: int
+    """Steps of the whole run."""
+    first: int
+    """Steps that were done when this process began."""
+    parts: int
+    """Number of parts in which a process loads the samples of a step."""
+    checkpoints: Checkpoints | None
+    sinks: Sequence[Sink]
+    screen: Screen | None
+    monitors: Sequence[Monitor]
+    meter: Meter
+    stop: StopFlag
+
+    def __post_init__(self) -> None:
+        training, world = self.recipe.training, self.recipe.world
+        self.agreement = Agreement(self.stop, training.save_seconds, world)
+        self.skipped = SkippedSteps(self.learner, training.max_skipped_steps)
+        self.optim = self.recipe.optim.resolve_warmup(training.epochs)
+        self.outputs = [*self.sinks, self.screen] if self.screen else self.sinks
+        self.eval_steps = {round(self.total * (i + 1) / training.num_evals) for i in range(training.num_evals)}
+        self.saved = self.first
+        """The step of the newest checkpoint."""
+        if self.checkpoints and self.first:
+            manifest = self.checkpoints.manifest(self.first)
+            self.meter.load_state(manifest.get("meter"))
+            self.skipped.load_state(manifest.get("skipped"))
+        for output in self.outputs:
+            output.start(self.first)
+
+    def say(self, text: str) -> None:
+        """Shows a message, if there is a screen."""
+        if self.screen:
+            self.screen.say(text)
+
+    def log_due(self, done: int) -> bool:
+        """Whether a line of the log belongs after this step."""
+        return done == self.total or done % self.recipe.training.log_every == 0 or done in self.eval_steps
+
+    def rate(self, done: int) -> float:
+        """The learning rate of the last of `done` steps."""
+        return self.optim.at(max(done, 1) - 1, self.total, self.recipe.training.batch_size)[0]
+
+    def log(self, done: int) -> bool:
+        """Evaluates if that is due, and writes a line of the log.
+
+        Returns:
+            False if a signal stopped the evaluation. Then the line is not written, and the run that resumes here begins with it.
+        """
+        training, world = self.recipe.training, self.recipe.world
+        if not self.meter.has_values:  # all steps since the last line were skipped
+            return True
+        epoch = done * training.batch_size / self.loader.samples
+        record = {"step": done, "epoch": epoch, "learning_rate": self.rate(done)} | self.meter.read()
+        if self.skipped.count:
+            record["skipped_steps"] = self.skipped.count
+        if done in self.eval_steps:
+            found = self.evaluate() if world.is_main and is_replicated(self.recipe.hardware, world) else {}
+            if broadcast_from_main(int(found is None), world):
+                return False
+            record |= found or {}
+        for output in self.outputs:
+            output.write(record)
+        self.meter.restart()
+        return True
+
+    def evaluate(self) -> Record | None:
+        """The results of all monitors, in eval mode; None if a signal stopped them."""
+        try:
+            with self.stop.raising():
+                return run_monitors(self.learner, self.monitors)
+        except Stopped:
+            if not self.stop.is_set():  # there are no checkpoints, so the signal is the caller's
+                raise
+            return None
+
+    def save(self, done: int, *, stopped: bool = False) -> None:
+        """Saves a checkpoint, unless that of this step exists or there are none.
+
+        Args:
+            done: The number of steps done.
+            stopped: Whether the run stops because steps were not finite.
+
+        Raises:
+            UnveilError: If the model or the state of the optimiser is not finite. Then nothing is saved.
+        """
+        if self.checkpoints is None or done == self.saved:
+            return
+        world = self.recipe.world
+        with self.meter.paused(), self.agreement.saving():
+            files = {"model": model_state(self.learner), "optimizer": optimizer_state(self.learner, self.optimizer)}
+            facts = {"total": self.total, "meter": self.meter.state(), "skipped": self.skipped.state(stopped), "finite": True}
+            broken = [name for tensors in files.values() for name in not_finite(tensors)] if world.is_main else []
+            refuse_broken_weights(broken, done, self.rate(done), self.checkpoints, world)
+            if world.is_main:  # only after all processes have gathered the states
+                self.checkpoints.save(done, files, facts)
+        self.saved = done
+
+    def skip(self, bad: BadStep) -> None:
+        """Notes a step that was not applied.
+
+        Raises:
+            UnveilError: If the weights are not finite, so that no later step can be, or if too many steps were skipped. Then a
+                checkpoint was saved.
+        """
+        done, world, hardware = bad.step + 1, self.recipe.world, self.recipe.hardware
+        weights = dict(self.learner.named_parameters())
+        refuse_broken_weights(not_finite(weights), bad.step, self.rate(bad.step), self.checkpoints, world)
+        stops = self.skipped.skip(bad.step)
+        count = self.skipped.count
+        if not stops and count & (count - 1):  # 1, 2, 4, 8, ... are explained
+            return
+        cause = explain(self.learner, bad, self.loader, hardware, world, self.parts)
+        self.skipped.restore_buffers()  # what the explanation has changed
+        if not stops:
+            self.say(f"step {done} was skipped, the {ordinal(count)} one: {cause}")
+            return
+        self.save(done, stopped=True)
+        again = ", as when it was stopped the last time" if self.skipped.repeats else ""
+        raise UnveilError(
+            f"the run stops{again}, since {self.skipped.count:,} of {done:,} steps were skipped: their loss or gradient was not "
+            f"finite. In the last one, {cause}. {what_is_safe(self.checkpoints, again='tries the next steps')}"
+        )
+
+
+def run_monitors(learner: Learner, monitors: Sequence[Monitor]) -> Record:
+    """The results of all monitors, in eval mode."""
+    learner.eval()
+    try:
+        with torch.no_grad():
+            return {key: value for monitor in monitors for key, value in monitor(learner).items()}
+    finally:
+        learner.train()
+
+
+def reading_failed(error: Exception | None, checkpoint: int, checkpoints: Checkpoints | None) -> UnveilError:
+    """The error for samples that cannot be read, on this process or, for None, on another one."""
+    safe = f" Step {checkpoint} is saved: the same command resumes from there." if checkpoints and checkpoint else ""
+    if isinstance(error, UnveilError):
+        return UnveilError(f"{error}.{safe}")
+    if error is None:
+        return UnveilError(f"another process cannot read its samples.{safe}")
+    return UnveilError(f"reading the samples failed with {type(error).__name__}: {str(error) or 'no details'}.{safe}")
+
+
+def ordinal(count: int) -> str:
+    """1st, 2nd, 3rd, 4th ..."""
+    return f"{count}{'th' if 10 <= count % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(count % 10, 'th')}"
