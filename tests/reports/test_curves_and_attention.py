@@ -9,14 +9,16 @@ from unveil.reports import attention
 from unveil.reports.curves import draw_curves, running_mean, spread_labels
 from unveil.train.run_folder import Run
 
+NAME = "k-NN accuracy on the test set"
+
 
 def test_every_curve_that_the_log_has_numbers_for(run: Run):
     drawn = {curve.title: curve for curve in draw_curves(run.log)}
-    assert list(drawn) == ["Loss", "Learning rate", "Squared error on masked patches of held-out images", "k-NN accuracy"]
+    assert list(drawn) == ["Loss", "Learning rate", "Squared error on masked patches of held-out images", NAME]
     error = drawn["Squared error on masked patches of held-out images"]
     assert len(error.figure.axes[0].lines) == 3
     assert "this model 0.121, patch mean 0.242, image mean 0.847" in error.summary
-    assert drawn["k-NN accuracy"].summary == "From 10.0 % to 40.0 %; the best is 40.0 %."
+    assert drawn[NAME].summary == "From 10.0 % to 40.0 %, measured during training. The results are those of the last step."
     assert drawn["Loss"].figure.axes[0].get_xlabel() == "epoch"
 
 

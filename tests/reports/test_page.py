@@ -251,5 +251,5 @@ def test_a_translation_run_is_shown_by_its_bleu(run: Run):
     ):
         assert part in text, part
     assert "flickr31.2332.50" in text
-    assert "From 10.0 to 20.0; the best is 20.0." in text
+    assert "From 10.0 to 20.0, measured during training." in text
     assert "images" not in text.replace("images seen", "")

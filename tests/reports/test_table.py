@@ -66,7 +66,9 @@ def test_the_page_has_the_same_numbers():
 
 def test_the_verdict_is_a_sentence_with_numbers():
     assert "41.3 %" in verdict({"features": FEATURES})
-    assert verdict(TASK_RESULTS) == "Its top-1 accuracy is 60.0 % on 10 test images; chance level for 3 classes is 33.3 %."
+    assert verdict(TASK_RESULTS) == (
+        "Its top-1 accuracy is 60.0 % on 10 test images (95 % interval: 31.3 to 83.2 %); chance level for 3 classes is 33.3 %."
+    )
     assert "0.121" in verdict({"held_out": RESULTS["held_out"]})
     assert "no results yet" in verdict({})
 

@@ -17,6 +17,7 @@ from unveil.planning.rules import applies_to, choose_base_lr
 from unveil.plugins import is_path
 from unveil.reports.comparison import ComparisonRow, comparison_table, write_comparison
 from unveil.reports.table import ResultTable, to_markdown, to_terminal
+from unveil.reports.verdict import independent_tests
 from unveil.runs.modality import modality, slug
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
@@ -164,18 +165,19 @@ def refuse_unlabelled(data: str, entries: Iterable[Entry]) -> None:
             )
 
 
-def evaluated_images(comparison: Comparison) -> int | None:
-    """The number of test images of the evaluation of features, if a run records it."""
-    results = [Run(path).results for path in comparison.finished_runs]
-    return next((int(each["judged_on"]["test"]) for each in results if "judged_on" in each), None)
+def evaluated_images(comparison: Comparison) -> float | None:
+    """The number of independent images of the evaluation of features, if a run records it."""
+    counts = (independent_tests(Run(path).results) for path in comparison.finished_runs)
+    return next(filter(None, counts), None)
 
 
 def write_results(comparison: Comparison) -> tuple[list[ComparisonRow], ResultTable]:
     """Writes `compare.json` and `report.html` from the runs that have finished."""
     rows, facts, seconds = comparison.rows(), comparison.facts, comparison.config.seconds
     budget = f"{seconds:g} seconds of training each" if seconds else "equal epochs"
-    table = comparison_table(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", evaluated_images(comparison))
+    count = evaluated_images(comparison)
+    table = comparison_table(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", count)
     content = facts | {"rows": [row.to_json() for row in rows]}
     write_text(comparison.folder / "compare.json", json.dumps(content, indent=1) + "\n")
-    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts)
+    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, count)
     return rows, table

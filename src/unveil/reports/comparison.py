@@ -5,12 +5,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unveil.reports.chance import chance_margin, contenders, within_chance
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
 from unveil.reports.run_info import environment_section, settings_section
 from unveil.reports.style import LIGHT, inline_svg, new_figure, styled
 from unveil.reports.table import ResultTable, to_html
-from unveil.reports.verdict import differences, has_collapsed, margin_of_error
+from unveil.reports.verdict import has_collapsed, position_of
 from unveil.reports.vocabulary import primary_of
 from unveil.train.run_cost import spell_time
 from unveil.train.run_folder import Run
@@ -79,13 +80,13 @@ def row_of(name: str, seeds: Sequence[Mapping[str, float]], baseline: bool = Fal
     return ComparisonRow(name, {key: [each[key] for each in seeds if key in each] for key in keys}, baseline)
 
 
-def comparison_table(rows: Sequence[ComparisonRow], title: str, test_count: int | None) -> ResultTable:
+def comparison_table(rows: Sequence[ComparisonRow], title: str, test_count: float | None) -> ResultTable:
     """The table of a comparison. Columns without numbers are left out.
 
     Args:
         rows: The methods, then the baselines.
         title: What is compared.
-        test_count: Number of test images, to estimate which differences can be due to chance.
+        test_count: Number of independent images of the evaluation, to estimate which differences can be due to chance.
     """
     columns = [key for key in RESULT_COLUMNS if any(key in row.figures for row in rows)]
     cells = [[row.name, *(format_mean(key, row.figures.get(key, [])) for key in columns)] for row in rows]
@@ -95,13 +96,20 @@ def comparison_table(rows: Sequence[ComparisonRow], title: str, test_count: int 
         notes.append("Gain: the linear probe accuracy minus that of the same encoder untrained.")
     if with_spread := [row for row in rows if not row.baseline and row.figures.get("rank_me")]:
         notes.append(collapse_note(with_spread))
-    accuracies = {row.name: {key: mean(row.figures[key]) for key in ACCURACIES if row.figures.get(key)} for row in rows}
-    margin = margin_of_error({"judged_on": {"test": test_count}, "features": accuracies}) if test_count else None
-    if test_count and margin:
-        notes.append(
-            f"With {test_count:,} test images, differences of up to about {margin:.1f} points of one seed can be due to chance."
-        )
+    if note := chance_note(rows, test_count):
+        notes.append(note)
     return ResultTable(title, ["", *(RESULT_COLUMNS[key][0] for key in columns)], cells, notes)
+
+
+def chance_note(rows: Sequence[ComparisonRow], test_count: float | None) -> str:
+    """A sentence with the differences that can be due to chance; empty if nothing is known about it."""
+    every = [row.figures[key] for row in rows for key in ACCURACIES if row.figures.get(key)]
+    margin = 100 * max((chance_margin(values, values, test_count) for values in every), default=0.0)
+    if not margin:
+        return ""
+    causes = [f"the choice of {test_count:,.0f} test images"] if test_count else []
+    causes += ["the seeds"] if any(len(values) > 1 for values in every) else []
+    return f"Differences of up to about {margin:.1f} points can be due to chance: {' and '.join(causes)}."
 
 
 def collapse_note(rows: Sequence[ComparisonRow]) -> str:
@@ -123,18 +131,35 @@ def format_mean(key: str, values: Sequence[float]) -> str:
     return f"{text} ± {RESULT_COLUMNS[key][1](stdev(values)).lstrip('+')}"
 
 
-def comparison_verdict(rows: Sequence[ComparisonRow]) -> str:
-    """A sentence with the best method, and its distance to the next method and to the untrained encoder."""
+def comparison_verdict(rows: Sequence[ComparisonRow], test_count: float | None) -> str:
+    """A sentence with the best method, and its distance to the next method and to the baselines.
+
+    If several methods are within chance of the best one, it names them all and no winner.
+    """
     for key in ("linear", "finetune", "knn"):
-        means = {row.name: mean(row.figures[key]) for row in rows if row.figures.get(key)}
-        order = sorted((row.name for row in rows if row.name in means and not row.baseline), key=lambda name: -means[name])
-        if order:
-            others = [*order[1:2], *(row.name for row in rows if row.baseline and row.name in means)]
-            features = {"encoder": {key: means[order[0]]}} | {name: {key: means[name]} for name in others}
-            ahead = ", ".join(differences({"features": features}, key))
-            best = next(format_mean(key, row.figures[key]) for row in rows if row.name == order[0])
-            return f"Best by {ACCURACIES[key]} accuracy: {order[0]} with {best} %{f' ({ahead})' * bool(ahead)}."
+        methods = {row.name: row.figures[key] for row in rows if row.figures.get(key) and not row.baseline}
+        if not methods:
+            continue
+        baselines = {row.name: row.figures[key] for row in rows if row.figures.get(key) and row.baseline}
+        order = sorted(methods, key=lambda name: -mean(methods[name]))
+        level = contenders(methods, test_count)
+        best = format_mean(key, methods[order[0]])
+        if len(level) > 1:
+            listed = ", ".join(f"{name} {format_mean(key, methods[name])} %" for name in level)
+            return f"No winner by {ACCURACIES[key]} accuracy: the differences between {listed} can be due to chance."
+        others = {name: methods[name] for name in order[1:2]} | baselines
+        distances = ", ".join(distance(methods[order[0]], name, values, test_count) for name, values in others.items())
+        compared = f" ({distances})" if distances else ""
+        if len(methods) == 1:
+            return f"{order[0]} reaches a {ACCURACIES[key]} accuracy of {best} %{compared}."
+        return f"Best by {ACCURACIES[key]} accuracy: {order[0]} with {best} %{compared}."
     return "There are no results yet."
+
+
+def distance(own: Sequence[float], name: str, other: Sequence[float], test_count: float | None) -> str:
+    """A phrase with the points between the best method and another row."""
+    by_chance = within_chance(own, other, test_count)
+    return f"{position_of(100 * (mean(own) - mean(other)), by_chance)} {'an untrained encoder' if name == 'untrained' else name}"
 
 
 def bar_figure(rows: Sequence[ComparisonRow], key: str) -> "Figure":
@@ -176,12 +201,20 @@ def accuracy_section(rows: Sequence[ComparisonRow]) -> Markup:
         if any(row.figures.get(key) for row in rows):
             alt = "; ".join(f"{row.name} {format_mean(key, row.figures[key])} %" for row in rows if row.figures.get(key))
             title = element("h3", f"Accuracy on the test samples: {name}")
-            figures.append(element("figure", title, inline_svg(bar_figure(rows, key), f"bars-{key}", alt)))
+            several = any(len(row.figures.get(key, ())) > 1 for row in rows)
+            note = "Bars and numbers are means over the seeds; each dot is a seed." if several else "Each bar is one seed."
+            caption = element("figcaption", f"{note} Grey bars are baselines.")
+            figures.append(element("figure", title, inline_svg(bar_figure(rows, key), f"bars-{key}", alt), caption))
     return element("div", *figures, class_="figures")
 
 
 def write_comparison(
-    folder: Path, rows: Sequence[ComparisonRow], table: ResultTable, runs: Sequence[Path], facts: Mapping[str, Any]
+    folder: Path,
+    rows: Sequence[ComparisonRow],
+    table: ResultTable,
+    runs: Sequence[Path],
+    facts: Mapping[str, Any],
+    test_count: float | None = None,
 ) -> Path:
     """Writes `report.html` into the folder of a comparison.
 
@@ -191,10 +224,11 @@ def write_comparison(
         table: The table of these rows.
         runs: The run folders, to link to.
         facts: The data, the config and the environment.
+        test_count: Number of independent images of the evaluation.
     """
     title = f"Methods compared on {Path(facts['data']).name or facts['data']}"
     line = element("p", f"comparison {folder.name}", class_="muted")
-    heading = join_markup([element("h1", title), element("p", comparison_verdict(rows), class_="verdict"), line])
+    heading = join_markup([element("h1", title), element("p", comparison_verdict(rows, test_count), class_="verdict"), line])
     links = [element("li", element("a", each.name, href=f"{each.name}/report.html")) for each in runs]
     sections = [
         ("Results", to_html(table)),

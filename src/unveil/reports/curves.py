@@ -108,9 +108,10 @@ def metric_curve(log: Sequence[Record], unit: str, key: str, title: str) -> Curv
     axes.plot(series.x, series.y, color=LIGHT["primary"], linewidth=1.8, marker="o" if len(series.y) < 40 else "", markersize=3)
     axes.set_ylim(bottom=0)  # small changes should look small
     axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %" if is_share else f"{value:g}")
-    first, last, best = (percent(y) if is_share else f"{y:.1f}" for y in (series.y[0], series.y[-1], max(series.y)))
+    first, last = (percent(y) if is_share else f"{y:.1f}" for y in (series.y[0], series.y[-1]))
     label_end(axes, series.x[-1], series.y[-1], last, "primary")
-    return Curve(title, figure, f"From {first} to {last}; the best is {best}.")
+    # The best value is not named: on a test set, the best of several steps is too good.
+    return Curve(title, figure, f"From {first} to {last}, measured during training. The results are those of the last step.")
 
 
 def read_series(log: Sequence[Record], unit: str, key: str) -> Series:

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unveil.reports.chance import contenders
 from unveil.reports.comparison import ACCURACIES, ComparisonRow, comparison_table, format_mean
 from unveil.reports.curves import PLOT_SIZE
 from unveil.reports.html import Markup, element, join_markup
@@ -34,8 +35,8 @@ class Sweep(NamedTuple):
     """The results of each value."""
     baselines: list[ComparisonRow]
     """The untrained encoder and raw pixels."""
-    test_count: int | None
-    """Number of test images, if the runs record it."""
+    test_count: float | None
+    """Number of independent images of the evaluation, if the runs record it."""
 
     def to_json(self) -> dict[str, Any]:
         """The sweep in `study.json`."""
@@ -58,14 +59,18 @@ def sweep_table(sweep: Sweep) -> ResultTable:
 
 
 def best_value(sweep: Sweep, key: str) -> str:
-    """A sentence with the best value, and its distance to the worst value."""
-    means = {value: mean(row.figures[key]) for value, row in zip(sweep.values, sweep.rows, strict=True) if row.figures.get(key)}
-    if not means:
+    """A sentence with the best value, and its distance to the worst value; with all values that are within chance of the best."""
+    pairs = zip(sweep.values, sweep.rows, strict=True)
+    accuracies = {str(value): row.figures[key] for value, row in pairs if row.figures.get(key)}
+    if not accuracies:
         return ""
-    best, worst = max(means.values()), min(means.values())
-    value = next(f"{humanize(sweep.option)} {value}" for value, accuracy in means.items() if accuracy == best)
-    name = ACCURACIES[key]
-    return f"{name}: best at {value}, with {100 * best:.1f} %; the worst value is {100 * (best - worst):.1f} points lower."
+    level, name, option = contenders(accuracies, sweep.test_count), ACCURACIES[key], humanize(sweep.option)
+    best, worst = mean(accuracies[level[0]]), min(mean(values) for values in accuracies.values())
+    if len(level) > 1:
+        listed = ", ".join(f"{value} ({100 * mean(accuracies[value]):.1f} %)" for value in level)
+        return f"{name}: no best {option}; the differences between {listed} can be due to chance."
+    distance = f"; the worst value is {100 * (best - worst):.1f} points lower" if len(accuracies) > 1 else ""
+    return f"{name}: best at {option} {level[0]}, with {100 * best:.1f} %{distance}."
 
 
 def sweep_figure(sweeps: Sequence[Sweep], key: str, below_best: bool = False) -> "Figure":

@@ -1,8 +1,8 @@
 """Sentences that interpret the results of a run."""
 
-import math
 from collections.abc import Mapping
 
+from unveil.reports.chance import accuracy_interval, chance_margin, within_chance
 from unveil.reports.vocabulary import (
     CLASSIFIER_LABELS,
     ENCODER_LABELS,
@@ -77,6 +77,9 @@ def metric_sentence(results: Results) -> str:
     count = metric.get("count")
     test_set = f"{count:,} test {results.get('samples', 'images')}" if count is not None else "the test set"
     sentence = f"Its {label_of(primary)} is {format_number(primary, metric[primary])} on {test_set}"
+    if primary == "top1" and count:
+        low, high = accuracy_interval(metric[primary], count)
+        sentence += f" (95 % interval: {100 * low:.1f} to {100 * high:.1f} %)"
     classes = len(metric.get("per_class") or ())
     if primary == "top1" and classes:
         if classes > 5 and "top5" in numbers_of(metric):
@@ -94,22 +97,29 @@ def comparisons(results: Results) -> list[str]:
         if parts:
             name = with_article(CLASSIFIER_LABELS.get(classifier, classifier))
             sentences.append(f"With {name}, this encoder is {' and '.join(parts)}.")
-    margin = margin_of_error(results)
-    if sentences and margin:
-        count = results["judged_on"]["test"]
-        sentences.append(f"With {count:,} test images, differences of up to about {margin:.1f} points can be due to chance.")
+    if sentences and (note := chance_note(results)):
+        sentences.append(note)
     return sentences
 
 
 def differences(results: Results, classifier: str) -> list[str]:
-    """Phrases with the points by which the encoder is ahead of, or behind, each other row."""
-    features, parts = results["features"], []
+    """Phrases with the points by which the encoder is ahead of, or behind, each other row, unless that can be due to chance."""
+    features, count, parts = results["features"], independent_tests(results), []
     for row, values in features.items():
         if row != "encoder" and classifier in values:
-            points = 100 * (features["encoder"][classifier] - values[classifier])
-            position = "level with" if abs(points) < 0.05 else f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
+            own, other = features["encoder"][classifier], values[classifier]
+            position = position_of(100 * (own - other), bool(count) and within_chance([own], [other], count))
             parts.append(f"{position} {'an ' if row == 'untrained' else ''}{ENCODER_LABELS.get(row, row)}")
     return parts
+
+
+def position_of(points: float, by_chance: bool) -> str:
+    """A phrase such as "1.2 points ahead of"; within chance it names no winner."""
+    if abs(points) < 0.05:
+        return "level with"
+    if by_chance:
+        return f"within chance ({points:+.1f} points) of"
+    return f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
 
 
 def with_article(name: str) -> str:
@@ -117,15 +127,31 @@ def with_article(name: str) -> str:
     return f"a {name}" if name.endswith("probe") else name
 
 
-def margin_of_error(results: Results) -> float | None:
-    """The difference, in points, that two equally good classifiers exceed once in 20 times; for the least certain accuracy.
+def independent_tests(results: Results) -> float | None:
+    """The number of independent test images: fewer than all of them if several come from one original, as in the digits."""
+    judged = results.get("judged_on") or {}
+    count = judged.get("independent") or judged.get("test")
+    return float(count) if count else None
 
-    An accuracy p on n images has the variance p (1 - p) / n, and the difference of two accuracies has twice that. The margin is
-    1.96 standard deviations.
-    """
-    test = (results.get("judged_on") or {}).get("test")
+
+def margin_of_error(results: Results) -> float | None:
+    """The difference, in points, that two equally good classifiers exceed once in 20 times; for the least certain accuracy."""
+    count = independent_tests(results)
     shares = [share for values in (results.get("features") or {}).values() for share in values.values()]
-    return 196 * math.sqrt(2 * max(share * (1 - share) for share in shares) / test) if test and shares else None
+    return 100 * max(chance_margin([share], [share], count) for share in shares) if count and shares else None
+
+
+def chance_note(results: Results) -> str | None:
+    """A sentence with the differences that can be due to chance; None if the number of test images is not recorded."""
+    margin = margin_of_error(results)
+    if margin is None:
+        return None
+    judged = results["judged_on"]
+    count, independent = judged["test"], judged.get("independent")
+    images = f"{count:,} test image{'s' * (count != 1)}"
+    if independent and independent < count:
+        images += f", which are worth {independent:,.0f} independent ones"
+    return f"With {images}, differences of up to about {margin:.1f} points can be due to chance."
 
 
 def error_sentences(errors: Mapping[str, float]) -> list[str]:

@@ -71,14 +71,14 @@ CLASSIFIER_LABELS = {"knn": "k-NN", "linear": "linear probe"}
 SPREAD = {"feature_deviation": "standard deviation", "rank_me": "RankMe"}
 """Measures of collapse: see `unveil.evaluate.collapse`."""
 CURVES = {
-    "knn": "k-NN accuracy",
-    "accuracy": "Accuracy",
-    "top1": "Top-1 accuracy",
-    "codebook_usage": "Share of the codebook in use",
-    "word_accuracy": "Masked words predicted correctly",
-    "mean_iou": "Mean IoU",
-    "pixel_accuracy": "Pixel accuracy",
-    "bleu": "BLEU",
+    "knn": "k-NN accuracy on the test set",
+    "accuracy": "Accuracy on the test set",
+    "top1": "Top-1 accuracy on the test set",
+    "codebook_usage": "Share of the codebook in use on held-out images",
+    "word_accuracy": "Masked words predicted correctly in held-out texts",
+    "mean_iou": "Mean IoU on the test set",
+    "pixel_accuracy": "Pixel accuracy on the test set",
+    "bleu": "BLEU on held-out sentences",
 }
 """Keys of `QUANTITIES` whose values in the log are drawn as a curve, and the title of the curve."""
 
