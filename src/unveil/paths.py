@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unveil.errors import UnveilError
+from unveil.folder_lock import LOCK
 
 DIGITS = ("digits", "digits-plain")
 """Names of the embedded data set: with strong distortions, and without."""
@@ -57,6 +58,19 @@ def refuse_missing_images(data: str) -> None:
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
         raise UnveilError(f"{data}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}")
+
+
+def absolute_data(data: str) -> str | None:
+    """The absolute path of DATA, by which it is found from another working directory; None for a name, or if it does not exist."""
+    if data in (*DIGITS, *TORCHVISION_NAMES):
+        return None
+    scheme = "hf://" if data.startswith("hf://") else ""
+    path = os.path.abspath(os.path.expanduser(data.removeprefix(scheme)))
+    try:
+        exists = os.path.exists(path) or (not scheme and os.path.exists(expand_braces(path)[0]))
+    except (UnveilError, ValueError):
+        return None
+    return scheme + path if exists else None
 
 
 def images_not_found(data: str) -> str:
@@ -130,7 +144,7 @@ def refuse_foreign_folder(out: str | Path) -> None:
     path = Path(out)
     if (path / "run.json").is_file() or not path.exists():
         return
-    if not path.is_dir() or any(not each.name.startswith(("plan.json", ".run.json-")) for each in path.iterdir()):
+    if not path.is_dir() or any(not each.name.startswith(("plan.json", LOCK, ".run.json-")) for each in path.iterdir()):
         raise UnveilError(f"{out} exists and is not a run folder: choose another --out")
 
 

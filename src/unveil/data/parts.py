@@ -20,6 +20,17 @@ class Roles(NamedTuple):
     """Evaluated during training, so that the test set is evaluated only once; None if there is no further part."""
     splits: dict[str, list[str]]
     """The folders of "train", "validation", "test" and "unused", as they are named in DATA; empty if DATA has no splits."""
+    held_out_of: int
+    """Without a test set, a part of this many images from the first one of `train` on is held out. An unlabeled part is not among
+    them, so the images that are held out do not depend on whether it is used."""
+
+    def numbered_as(self, classes: Sequence[str]) -> "Roles":
+        """The training images with labels numbered as in the run that is resumed, if that has all of their classes.
+
+        An earlier version may have numbered labels in another order, and labels that do not occur.
+        """
+        same = set(self.train.classes) <= set(classes) and self.train.is_labelled
+        return self._replace(train=self.train.with_classes(classes)) if same else self
 
 
 @dataclass(frozen=True)
@@ -97,12 +108,15 @@ class DataParts:
             validation_set = rest["val"] if validation else None
         if train_set.is_labelled:
             test_set, validation_set = (each and each.with_classes(train_set.classes) for each in (test_set, validation_set))
+        before = train[: train.index("unlabeled")] if "unlabeled" in train else train
+        held_out_of = len(self.source(*before)) if before and before != train else len(train_set)
         if not self.has_splits:
-            return Roles(train_set, test_set, validation_set, {})
+            return Roles(train_set, test_set, validation_set, {}, held_out_of)
         used = {"train": train, "validation": validation, "test": test}
         used["unused"] = [part for part in self.names if not any(part in parts for parts in used.values())]
         splits = {role: [name for part in parts for name in self._folders(part)] for role, parts in used.items() if parts}
-        return Roles(replace(train_set, notes=(self._sentence(used), *train_set.notes)), test_set, validation_set, splits)
+        train_set = replace(train_set, notes=(self._sentence(used), *train_set.notes))
+        return Roles(train_set, test_set, validation_set, splits, held_out_of)
 
     def _default_train(self, unlabeled: bool) -> list[str]:
         if "train" in self.makers:

@@ -124,7 +124,7 @@ def dry_run(plan: ImagePlan, folder: Path, listing: float, seconds: float) -> Dr
     world, training = plan.recipe.world, plan.recipe.training
     plan, share = shorten_run(plan, seconds)
     before, start = process_bytes("VmRSS") or 0, time.monotonic()
-    train_set, test_set, held_out = plan.open_subsets()
+    train_set, test_set, held_out, _ = plan.open_subsets()
     opening, stored = time.monotonic() - start, (process_bytes("VmRSS") or 0) - before
     counts = ImageCounts.of(plan, train_set, test_set, held_out, share)
     start = time.monotonic()
@@ -175,7 +175,9 @@ def shorten_run(plan: ImagePlan, seconds: float) -> tuple[ImagePlan, float]:
     if not fits_in_memory or per_image * total < seconds / 2 or plan.recipe.world.device.type != "cpu":
         return plan, 1.0
     share = seconds / 3 / (per_image * total)
-    return replace(plan, source=part_of(source, share), test_source=part_of(test, share) if test else None), share
+    test = part_of(test, share) if test else None
+    roles = plan.roles._replace(train=part_of(source, share), test=test, held_out_of=max(1, int(plan.roles.held_out_of * share)))
+    return replace(plan, roles=roles), share
 
 
 def part_of(source: Source, share: float) -> Source:

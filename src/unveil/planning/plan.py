@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from unveil.atomic_files import write_text
-from unveil.data.sources import Data, Source
+from unveil.data.parts import Roles
+from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.methods import METHODS
 from unveil.planning.dry_run import DryRun
@@ -70,13 +71,12 @@ def load_average() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
-def summarize(opened: tuple[Source, Source | None], given: Mapping[str, Any]) -> DataSummary:
+def summarize(opened: Roles, given: Mapping[str, Any]) -> DataSummary:
     """The number and the size of the training images."""
-    source, test_source = opened
-    count = len(source)
-    if test_source is None:
-        count -= min(given.get("held_out", PretrainConfig.held_out), int(0.1 * count))
-    return DataSummary(count=count, side=natural_side(source, given.get("max_pixels", PretrainConfig.max_pixels)))
+    count = len(opened.train)
+    if opened.test is None:
+        count -= min(given.get("held_out", PretrainConfig.held_out), int(0.1 * opened.held_out_of))
+    return DataSummary(count=count, side=natural_side(opened.train, given.get("max_pixels", PretrainConfig.max_pixels)))
 
 
 def refuse_used_folder(folder: Path) -> None:
@@ -86,19 +86,13 @@ def refuse_used_folder(folder: Path) -> None:
 
 
 def choose_run(
-    summary: DataSummary,
-    opened: tuple[Source, Source | None],
-    data: Data,
-    method: str,
-    given: Mapping[str, Any],
-    hardware: Hardware,
-    budget: float,
+    summary: DataSummary, opened: Roles, data: Data, method: str, given: Mapping[str, Any], hardware: Hardware, budget: float
 ) -> tuple[Choices, ImagePlan]:
     """Chooses the options that do not depend on the measured speed, and resolves the run.
 
     Args:
         summary: Number and size of the images.
-        opened: The train and the test split of DATA, listed.
+        opened: DATA, listed.
         data: DATA.
         method: The method.
         given: Options given by the user, which may include `model`.

@@ -12,10 +12,10 @@ from unveil.interop import model_files
 from unveil.interop.encoder_only import encoder_of
 from unveil.interop.load import load
 from unveil.learner import Task
-from unveil.options import configure
+from unveil.options import configure, known_to
 from unveil.plugins import trust as allow
-from unveil.reports.table import terminal_table
-from unveil.runs.labelled_data import beside
+from unveil.reports.table import terminal_table, unseen_sentence
+from unveil.runs.labelled_data import beside, recorded_classes
 from unveil.runs.modality import AnyData, LabelledRequest, modality
 from unveil.runs.session import RunSpec, Session, join, options_by_name
 from unveil.tasks import TASKS, task_class
@@ -24,7 +24,8 @@ from unveil.train.loop import total_steps
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import Run
+from unveil.train.resume_from import options_to_keep
+from unveil.train.run_folder import Run, recorded_options
 from unveil.train.terminal import printer
 
 
@@ -35,6 +36,7 @@ def finetune(
     task: str | type[Task] | None = None,
     test: AnyData | None = None,
     out: str | Path | None = None,
+    resume_from: str | Path | None = None,
     trust: str | Path | None = None,
     **options: Any,
 ) -> Run:
@@ -47,13 +49,14 @@ def finetune(
             for images and "text-classification" for text.
         test: Labelled samples to test on; by default the test split of `data`, or a tenth of it that is held out.
         out: The run folder; by default `<run>-<task>`, or `<run>-scratch`.
+        resume_from: Another fine-tuning run to go on from, as in `pretrain`.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
         **options: Fields of `ImageFinetuneConfig` (`FinetuneRunConfig` for text), the task's `Config`, `AugmentConfig` (images
             only), `TrainConfig`, `OptimConfig`, `HardwareConfig`.
 
     Raises:
         UnveilError: On input that cannot be used.
-        Interrupted: On SIGTERM or Ctrl-C, after saving.
+        Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     began = time.monotonic()
     allow(trust)
@@ -67,68 +70,75 @@ def finetune(
             f"the task {TASKS.label(kind)} is for {modality(kind.modality).noun}, but {run} is a model of {samples.noun}"
         )
     configs = samples.finetune_configs(kind)
-    own, task_config, *rest = configure({**kind.DEFAULTS, **options}, *configs, TrainConfig, OptimConfig, HardwareConfig)
-    augment = rest[0] if len(configs) > 2 else None
+    suffix = "scratch" if options.get("scratch") else TASKS.label(kind) if task else "finetune"
+    path, configs = Path(out) if out else beside(run, suffix), (*configs, TrainConfig, OptimConfig, HardwareConfig)
+    kept = options_to_keep(resume_from) | recorded_options(path)
+    own, task_config, *rest = configure({**kind.DEFAULTS, **known_to(kept, *configs), **options}, *configs)
+    augment = rest[0] if len(rest) > 3 else None
     recipe = join(*rest[-3:])
-    request = LabelledRequest(task=kind, encoder=learner.encoder.config, config=own, recipe=recipe)
+    encoder = samples.resized(encoder_of(learner), own)
+    request = LabelledRequest(task=kind, encoder=encoder.config, config=own, recipe=recipe, classes=recorded_classes(path))
     labelled = samples.labelled(run, data, test, request)
     recipe = replace(recipe, training=recipe.training.with_batch_size(labelled.counts[0]))
     named = {} if TASKS.label(kind) == samples.default_task else TASKS.describe(kind)  # as in older folders
-    suffix = "scratch" if own.scratch else TASKS.label(kind) if task else "finetune"
     spec = RunSpec(
         kind="finetune",
-        path=Path(out) if out else beside(run, suffix),
+        path=path,
         config={"from": "scratch" if own.scratch else str(run), **named}
         | options_by_name(own, task_config, *rest[:-3], recipe.training, recipe.optim, recipe.hardware),
         data=labelled.facts,
         title="scratch" if own.scratch else "finetune",
         tracker=own.tracker,
+        resume_from=resume_from,
     )
-    session = Session.open(spec, recipe, began)
-    if session.finished:
-        return session.run
-    labelled.write_skipped(session)
-    encoder = encoder_of(learner)
-    if own.scratch:
-        encoder = session.built(partial(samples.untrained, encoder))
-
-    def build() -> Task:
-        return kind.build(copy.deepcopy(encoder), task_config, augment, labelled.classes)
-
-    def accuracy(learner: Any) -> Record:
-        metric = learner.metric()
-        for _, predictions, targets in labelled.predictions(learner, recipe, 1000):
-            metric.update(predictions, targets)
-        return {metric.primary: metric.compute()[metric.primary]}
-
-    model, loader, (train, test_count) = session.built(build), labelled.loader(recipe), labelled.counts
-    if session.is_main:
-        model_files.write_config(model, session.run.path)
-    doing = "training from scratch" if own.scratch else "fine-tuning"
-    source = " held-out" if labelled.held_out else ""
-    session.announce(
-        f"{doing} on {train:,} labelled {labelled.noun} of {len(labelled.classes)} classes, tested on {test_count:,}{source}",
-        total_steps(recipe.training, loader),
-    )
-    try:
-        session.fit(model, loader, [accuracy])
-    finally:
+    with Session.open(spec, recipe, began) as session:
+        if session.finished:
+            return session.run
         labelled.write_skipped(session)
-    if session.is_main:
-        model = session.trained(build)
-        model_files.save(model, session.run.path)
-        score = labelled.evaluate(model, recipe, session.run.path)
-        labelled.write_skipped(session)
-        unreadable = labelled.unreadable()
-        results = {
-            "task": TASKS.label(kind),
-            "score": score,
-            "primary": model.metric().primary,
-            "samples": labelled.noun,
-            "classes": list(labelled.classes),
-            "trained_on": train,
-            **({"unreadable": unreadable} if unreadable else {}),
-            "kept_aside": labelled.held_out,
-        }
-        session.finish(model, results, terminal_table)
-    return session.close()
+        if own.scratch:
+            encoder = session.built(partial(samples.untrained, encoder))
+
+        def build() -> Task:
+            return kind.build(copy.deepcopy(encoder), task_config, augment, labelled.classes)
+
+        def accuracy(learner: Any) -> Record:
+            metric = learner.metric()
+            for _, predictions, targets in labelled.predictions(learner, recipe, 1000):
+                metric.update(predictions, targets)
+            return {metric.primary: metric.compute()[metric.primary]}
+
+        model, loader, (train, test_count) = session.built(build), labelled.loader(recipe), labelled.counts
+        if session.is_main:
+            model_files.write_config(model, session.run.path)
+        doing = "training from scratch" if own.scratch else "fine-tuning"
+        source = " held-out" if labelled.held_out else ""
+        session.announce(
+            f"{doing} on {train:,} labelled {labelled.noun} of {len(labelled.classes)} classes, tested on {test_count:,}{source}",
+            total_steps(recipe.training, loader),
+        )
+        unseen = labelled.unseen
+        if unseen:
+            session.say(unseen_sentence(unseen, test_count, labelled.noun))
+        try:
+            session.fit(model, loader, [accuracy])
+        finally:
+            labelled.write_skipped(session)
+        if session.is_main:
+            model = session.trained(build)
+            model_files.save(model, session.run.path)
+            score = labelled.evaluate(model, recipe, session.run.path)
+            labelled.write_skipped(session)
+            unreadable = labelled.unreadable()
+            results = {
+                "task": TASKS.label(kind),
+                "score": score,
+                "primary": model.metric().primary,
+                "samples": labelled.noun,
+                "classes": list(labelled.test_classes),
+                **({"unseen_classes": dict(unseen)} if unseen else {}),
+                "trained_on": train,
+                **({"unreadable": unreadable} if unreadable else {}),
+                "kept_aside": labelled.held_out,
+            }
+            session.finish(model, results, terminal_table)
+        return session.close()

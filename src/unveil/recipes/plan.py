@@ -1,15 +1,15 @@
 """`unveil plan`: chooses the options of a run for these images and this hardware, and predicts its time and memory."""
 
 import time
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from unveil.data.sources import Data, open_both
+from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.learner import Method
 from unveil.methods import METHODS, method_class
-from unveil.options import refuse_unknown
+from unveil.option_types import check_value
+from unveil.options import check_options
 from unveil.planning.dry_run import dry_run
 from unveil.planning.plan import (
     Plan,
@@ -27,6 +27,7 @@ from unveil.planning.plan import (
 )
 from unveil.planning.plan_table import show_plan
 from unveil.planning.rules import applies_to, budget
+from unveil.ranges import Positive, Range
 from unveil.runs.images import IMAGES
 from unveil.train.parallel import HardwareConfig, join_processes, shutdown
 from unveil.train.terminal import printer
@@ -60,14 +61,14 @@ def plan(
     if not applies_to(method_class(method)):
         raise UnveilError(f"{METHODS.label(method)} is a method for text, but `unveil plan` is for images only")
     method = METHODS.find(method)
-    refuse_unknown(options, {field.name for config in IMAGES.configs(method) for field in fields(config)})
-    if not 1 <= seconds <= 3600:
-        raise UnveilError(f"--seconds is {seconds:g}: give the seconds that the trial may take, 1 to 3600; 30 is enough")
+    options = check_options(options, *IMAGES.configs(method))
+    check_value("seconds", seconds, Annotated[float, Range(1, 3600)])
+    check_value("hours", hours, Positive | None)
     given = options | ({"model": model} if model else {})
     busy, world = load_average(), join_processes(HardwareConfig(device=options.get("device", "auto")))
     hardware = detect_hardware(world, options.get("precision", "auto"))
     limit, start = budget(hardware, hours), time.monotonic()
-    opened = open_both(data)
+    opened = IMAGES.open(data, given)
     listing, summary = time.monotonic() - start, summarize(opened, given)
     start = time.monotonic()
     choices, run = choose_run(summary, opened, data, method, given, hardware, limit)

@@ -1,7 +1,7 @@
 """`unveil probe`: evaluates a frozen, or mostly frozen, encoder with labels."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from unveil.data.splits import Subset, few_labels
 from unveil.errors import UnveilError
 from unveil.evaluate.features import Features, features_of, fit_linear, predictions_of, raw_pixels
 from unveil.evaluate.knn import knn_scores
+from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.learner import Task
@@ -25,7 +26,17 @@ from unveil.models.vit import ViT
 from unveil.options import configure, known_to
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, CountOrZero, NonNegative, Share
-from unveil.runs.labelled_data import data_of, fresh_folder, labelled_subsets, write_class_scores, write_json
+from unveil.reports.table import unseen_sentence
+from unveil.runs.labelled_data import (
+    LabelledOptions,
+    data_facts,
+    data_of,
+    fresh_folder,
+    labelled_subsets,
+    unseen_classes,
+    write_class_scores,
+    write_json,
+)
 from unveil.runs.session import join
 from unveil.runs.skipped_files import SkippedFiles
 from unveil.tasks.linear import Linear, LinearConfig
@@ -44,7 +55,7 @@ from unveil.train.terminal import printer
 class ProbeConfig:
     """The kind of probe, and its data."""
 
-    HIDDEN = ("crop_scale", "max_pixels", "max_unreadable")
+    HIDDEN = ("test_split", "crop_scale", "max_pixels", "max_unreadable")
     kind: Literal["linear", "knn", "partial"] = "linear"
     """A linear classifier on the frozen encoder, k nearest neighbours, or fine-tuning of the last blocks."""
     protocol: Literal["quick", "paper"] = "quick"
@@ -60,6 +71,11 @@ class ProbeConfig:
     """Train the linear probe on random resized crops and flips, as in the paper: the encoder sees every image in every epoch."""
     crop_scale: float = 0.08
     """Minimum share of the image's area in the random crops of --views and of a partial probe."""
+    split: str | None = None
+    """Parts of DATA to train on: train, val, test, unlabeled, other (beside the splits), several as in train+val, or all; by
+    default train."""
+    test_split: str | None = None
+    """The part of DATA to test on; by default test or, if that is missing or has no labels, val."""
     labels: CountOrZero = 0
     """Number of labelled images to train on, balanced over the classes; 0 means all."""
     compare: bool = True
@@ -158,9 +174,21 @@ def probe(
         The contents of `results.json` in that folder: scores of the encoder, of the same encoder untrained, and of raw pixels.
 
     Raises:
-        UnveilError: On input that cannot be used.
+        UnveilError: On input that cannot be used, or if `out` has results already.
     """
     allow(trust)
+    if out is None:
+        return probe_into(None, run, data, test, options)
+    if (Path(out) / "results.json").exists():
+        raise UnveilError(f"{out} has results already, of a run or of a probe: choose another --out")
+    with locked(Path(out), "probing into"):
+        return probe_into(Path(out), run, data, test, options)
+
+
+def probe_into(
+    folder: Path | None, run: str | Path, data: Data | None, test: Data | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`probe`, with its results in this folder or, for None, in a new one."""
     configs = (ProbeConfig, TrainConfig, OptimConfig, HardwareConfig)
     defaults = PartialFinetune.DEFAULTS if options.get("kind") == "partial" else Linear.DEFAULTS
     if options.get("protocol") == "paper":
@@ -173,14 +201,17 @@ def probe(
         raise UnveilError("a probe runs in one process: start it without torchrun")
     learner = load(run, say=say).to(recipe.world.device).eval()
     encoder = vit_of(learner)
-    train_set, test_set, held_out = labelled_subsets(
-        run, data if data is not None else data_of(run), test, encoder.config, max_pixels=config.max_pixels, show=True
-    )
+    asked = LabelledOptions(split=config.split, test_split=config.test_split, max_pixels=config.max_pixels, say=say, show=True)
+    opened = labelled_subsets(run, data if data is not None else data_of(run), test, encoder.config, asked)
+    train_set, test_set, held_out = opened.train, opened.test, opened.held_out
     if config.labels:
         train_set = few_labels(train_set, config.labels, recipe.training.seed)
     setup = Probe(config=config, recipe=recipe, pool=config.pool or learner.pool, train_set=train_set, test_set=test_set)
     classes, source = train_set.dataset.classes, " held-out" if held_out else ""
     say(f"{config.kind} probe on {len(train_set):,} labelled images of {len(classes)} classes, tested on {len(test_set):,}{source}")
+    unseen = unseen_classes(train_set, test_set)
+    if unseen:
+        say(unseen_sentence(unseen, len(test_set)))
     skipped = SkippedFiles([train_set, test_set], recipe.world, say)
     encoders: dict[str, ViT | None] = {"encoder": encoder}
     scores, metrics = {}, {}
@@ -194,12 +225,12 @@ def probe(
             metrics[name] = classification_metrics(scores[name].rows, scores[name].subset.labels)
             top5 = f"   top-5 {100 * metrics[name]['top5']:5.2f} %" if len(classes) > 5 else ""
             say(f"{name:>10}   top-1 {100 * metrics[name]['top1']:5.2f} %{top5}")
-    folder = Path(out) if out else fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{config.kind}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder or fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{config.kind}")
     skipped.write(folder)
     results = {
         "kind": config.kind,
-        "classes": list(classes),
+        "classes": list(test_set.dataset.classes),
+        **({"unseen_classes": unseen} if unseen else {}),
         "trained_on": len(train_set),
         "unreadable": skipped.unreadable(),
         "kept_aside": held_out,
@@ -207,6 +238,7 @@ def probe(
         "score": metrics["encoder"],
         "config": asdict(config) | {"pool": setup.pool} | asdict(recipe.training) | asdict(recipe.optim) | asdict(recipe.hardware),
         "run": str(run),
+        "data": data_facts(train_set.dataset.source, test_set.dataset.source, opened.splits),
         **receipt(),
     }
     write_class_scores(folder / "predictions.csv", scores["encoder"].subset, scores["encoder"].rows)

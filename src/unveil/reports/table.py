@@ -1,7 +1,7 @@
 """Tables of results, for a terminal, for a page and as Markdown."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from shutil import get_terminal_size
 from typing import NamedTuple
 
@@ -126,7 +126,19 @@ def metric_table(results: Results) -> ResultTable | None:
     count, samples = metric.get("count"), results.get("samples", "images")
     title = f"Results on {count:,} test {samples}" if count is not None else "Results on the test set"
     rows = [[label_of(key), format_number(key, value)] for key, value in numbers.items()]
-    return ResultTable(title, ["metric", "value"], rows, []) if rows else None
+    unseen = results.get("unseen_classes")
+    sentences = [unseen_sentence(unseen, count or 0, samples)] if unseen else []
+    return ResultTable(title, ["metric", "value"], rows, sentences) if rows else None
+
+
+def unseen_sentence(unseen: Mapping[str, int], tested: int, samples: str = "images") -> str:
+    """A sentence about test images of classes that training lacks, with their counts."""
+    shown = ", ".join(f"{name}: {count:,}" for name, count in list(unseen.items())[:5])
+    more = f", ... ({len(unseen):,} classes)" if len(unseen) > 5 else ""
+    return (
+        f"{sum(unseen.values()):,} of {tested:,} test {samples} have a class that no training sample has ({shown}{more}): "
+        f"they count as wrong"
+    )
 
 
 def translation_table(results: Results) -> ResultTable | None:
@@ -152,7 +164,9 @@ def feature_table(results: Results) -> ResultTable | None:
     if counts:
         title += f": {counts['train']:,} training and {counts['test']:,} test images of {counts['classes']:,} classes"
     heads = ["features", *(CLASSIFIER_LABELS.get(column, column) for column in columns)]
-    return ResultTable(title, heads, rows, comparisons(results))
+    unseen = (counts or {}).get("unseen_classes")
+    sentences = [unseen_sentence(unseen, counts["test"])] if counts and unseen else []
+    return ResultTable(title, heads, rows, comparisons(results) + sentences)
 
 
 def spread_table(results: Results) -> ResultTable | None:

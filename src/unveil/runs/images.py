@@ -1,6 +1,6 @@
 """Runs on images: pre-training, labelled data, and the evaluation of an image encoder."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,8 @@ from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.data.dataset import ImageDataset, channel_moments
 from unveil.data.loader import ImageLoader
-from unveil.data.sources import Data, Source, open_both
+from unveil.data.parts import Roles
+from unveil.data.sources import Data, Source, open_both, open_roles
 from unveil.data.splits import Subset, few_labels
 from unveil.data.targets import ClassTargets, PixelTargets
 from unveil.errors import UnveilError
@@ -27,11 +28,20 @@ from unveil.methods import METHODS, method_class, method_defaults
 from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
 from unveil.models.vit_config import MODELS, ViTConfig
-from unveil.options import configure, known_to
+from unveil.options import check_options, configure, known_to
 from unveil.ranges import Count, CountOrZero, Range, Share, Side
-from unveil.runs.labelled_data import data_of, labelled_subsets, write_class_scores
+from unveil.runs.labelled_data import (
+    LabelledOptions,
+    LabelledSubsets,
+    data_facts,
+    data_of,
+    labelled_subsets,
+    recorded_classes,
+    unseen_classes,
+    write_class_scores,
+)
 from unveil.runs.modality import FinetuneRunConfig, LabelledData, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
-from unveil.runs.open_data import natural_side, open_subsets, size_option, sizes_for, stored_side
+from unveil.runs.open_data import ImageSubsets, natural_side, open_subsets, say_notes, size_option, sizes_for, stored_side
 from unveil.runs.session import Session, join, options_by_name
 from unveil.runs.skipped_files import SkippedFiles
 from unveil.train.log import Record
@@ -46,7 +56,12 @@ from unveil.train.terminal import printer
 class PretrainConfig:
     """The model, the images, and how they are read."""
 
-    HIDDEN = ("max_pixels", "max_unreadable", "held_out", "repeats", "grad_checkpointing", "tracker")
+    HIDDEN = ("test_split", "max_pixels", "max_unreadable", "held_out", "repeats", "grad_checkpointing", "tracker")
+    split: str | None = None
+    """Parts of DATA to train on: train, val, test, unlabeled, other (beside the splits), several as in train+val, or all; by
+    default train and unlabeled."""
+    test_split: str | None = None
+    """The part of DATA to test on; by default test or, if that is missing or has no labels, val."""
     image_size: tuple[Side, ...] = ()
     """Side of the input images, or height and width; by default the size of the data, up to 224."""
     patch_size: tuple[Side, ...] = ()
@@ -74,7 +89,12 @@ class ImageFinetuneConfig(FinetuneRunConfig):
     image_size: tuple[int, ...] = ()
     """Side of the images, or height and width, such as 448 for a model of 224; by default that of the model. Positions are
     interpolated."""
-    HIDDEN = ("max_pixels", "max_unreadable")
+    HIDDEN = ("test_split", "max_pixels", "max_unreadable")
+    split: str | None = None
+    """Parts of DATA to train on: train, val, test, unlabeled, other (beside the splits), several as in train+val, or all; by
+    default train."""
+    test_split: str | None = None
+    """The part of DATA to test on; by default test or, if that is missing or has no labels, val."""
     max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
     max_unreadable: Share = 0.01
@@ -100,8 +120,17 @@ class ImagePlan(PretrainPlan):
 
     run_config: PretrainConfig
     augment: AugmentConfig
-    source: Source
-    test_source: Source | None
+    roles: Roles
+
+    @property
+    def source(self) -> Source:
+        """The images to train on."""
+        return self.roles.train
+
+    @property
+    def test_source(self) -> Source | None:
+        """The images to test on; None if some are to be held out."""
+        return self.roles.test
 
     @property
     def config(self) -> dict[str, Any]:
@@ -111,10 +140,7 @@ class ImagePlan(PretrainPlan):
 
     @property
     def facts(self) -> dict[str, Any]:
-        facts = {"name": self.source.name, "count": len(self.source), "fingerprint": self.source.fingerprint}
-        if self.test_source:
-            facts |= {"test_count": len(self.test_source), "test_fingerprint": self.test_source.fingerprint}
-        return facts
+        return data_facts(self.source, self.test_source, self.roles.splits)
 
     @property
     def sizes(self) -> tuple[Size, Size]:
@@ -126,13 +152,13 @@ class ImagePlan(PretrainPlan):
         return Path(out) if out else Path("runs") / f"{slug(self.source.name)}-{METHODS.label(self.method)}-{self.model}"
 
     def open(self, session: Session) -> "ImagePretraining":
-        return ImagePretraining(self, session)
+        roles = self.roles.numbered_as(recorded_classes(session.run.path))
+        return ImagePretraining(replace(self, roles=roles), session)
 
-    def open_subsets(self) -> tuple[Subset, Subset, bool]:
+    def open_subsets(self) -> ImageSubsets:
         """See `unveil.runs.open_data.open_subsets`."""
         return open_subsets(
-            self.source,
-            self.test_source,
+            self.roles,
             side=stored_side(self.sizes[0]),
             channels=self.run_config.channels or None,
             max_pixels=self.run_config.max_pixels,
@@ -175,7 +201,8 @@ class ImagePretraining(Pretraining):
 
     def __init__(self, plan: ImagePlan, session: Session) -> None:
         self.plan, self.session = plan, session
-        self.train_set, self.test_set, self.held_out = plan.open_subsets()
+        say_notes(session.say, plan.source)
+        self.train_set, self.test_set, self.held_out, self.validation_set = plan.open_subsets()
         self.skipped = SkippedFiles([self.train_set, self.test_set], session.world, session.say)
         self.write_skipped()
         self.vit = plan.vit(self.train_set.dataset)
@@ -196,10 +223,12 @@ class ImagePretraining(Pretraining):
 
     def monitors(self) -> list[Monitor]:
         hardware, world = self.session.recipe.hardware, self.session.world
-        bank, queries = evaluation_subsets(self.train_set, self.test_set, 2000, 500)
+        validation_set = self.validation_set or self.test_set  # the test set is evaluated once, if there is another one
+        bank, queries = evaluation_subsets(self.train_set, validation_set, 2000, 500)
 
         def held_out(learner: Any) -> Record:
-            return held_out_metrics(learner, held_out_images(self.test_set, self.vit, hardware, world), hardware, world)
+            judged = validation_set.labelled() if learner.classes else validation_set
+            return held_out_metrics(learner, held_out_images(judged, self.vit, hardware, world), hardware, world)
 
         def features(learner: Any) -> Record:
             function = partial(learner.encoder.features, pool=learner.pool)
@@ -216,7 +245,8 @@ class ImagePretraining(Pretraining):
     def evaluate(self, learner: Method, untrained: Any) -> Record:
         recipe, run = self.session.recipe, self.session.run
         save_samples(run.path / "samples.npz", self.test_set if len(self.test_set) else self.train_set, self.vit)
-        batches = held_out_images(self.test_set, learner.encoder.config, recipe.hardware, recipe.world)
+        judged = self.test_set.labelled() if learner.classes else self.test_set
+        batches = held_out_images(judged, learner.encoder.config, recipe.hardware, recipe.world)
         held_out = held_out_metrics(learner, batches, recipe.hardware, recipe.world)
         compared = compare_features(learner, untrained, self.train_set, self.test_set, recipe)
         self.write_skipped()
@@ -262,7 +292,9 @@ def compare_features(
         name: evaluate_features(rows, bank.labels, test_rows, queries.labels, classes)
         for name, rows, test_rows in zip(functions, train, test, strict=True)
     }
-    return found | {"features": accuracy, "judged_on": {"train": len(bank), "test": len(queries), "classes": len(classes)}}
+    judged_on: Record = {"train": len(bank), "test": len(queries), "classes": len(classes)}
+    unseen = unseen_classes(bank, queries)
+    return found | {"features": accuracy, "judged_on": judged_on | ({"unseen_classes": unseen} if unseen else {})}
 
 
 def save_samples(path: Path, subset: Subset, vit: ViTConfig, count: int = 8) -> None:
@@ -285,10 +317,11 @@ class LabelledImages(LabelledData):
 
     noun = "images"
 
-    def __init__(self, train_set: Subset, test_set: Subset, held_out: bool, world: World, max_unreadable: float) -> None:
-        self.train_set, self.test_set, self.held_out, self.max_unreadable = train_set, test_set, held_out, max_unreadable
-        self.classes = train_set.dataset.classes
-        self.skipped = SkippedFiles([train_set, test_set], world, printer(world.is_main))
+    def __init__(self, opened: LabelledSubsets, world: World, max_unreadable: float) -> None:
+        self.train_set, self.test_set, self.held_out, self.validation_set, self.splits = opened
+        self.max_unreadable = max_unreadable
+        self.classes = self.train_set.dataset.classes
+        self.skipped = SkippedFiles([self.train_set, self.test_set], world, printer(world.is_main))
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -297,14 +330,15 @@ class LabelledImages(LabelledData):
     @property
     def facts(self) -> dict[str, Any]:
         train, test = self.train_set.dataset.source, self.test_set.dataset.source
-        return {
-            "name": train.name,
-            "count": len(train.names),
-            "fingerprint": train.fingerprint,
-            "test": test.name,
-            "test_count": len(test.names),
-            "test_fingerprint": test.fingerprint,
-        }
+        return data_facts(train, test, self.splits) | {"test": test.name}
+
+    @property
+    def unseen(self) -> dict[str, int]:
+        return unseen_classes(self.train_set, self.test_set)
+
+    @property
+    def test_classes(self) -> Sequence[str]:
+        return self.test_set.dataset.classes
 
     def loader(self, recipe: Recipe) -> ImageLoader:
         size, seed = recipe.training.batch_size, recipe.training.seed
@@ -314,6 +348,7 @@ class LabelledImages(LabelledData):
     def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
         subset = self.test_set
         if most is not None:
+            subset = self.validation_set or subset
             subset = subset.labelled(most) if task.TargetType is ClassTargets else subset.spread_out(most)
         return predictions_of(task, subset, recipe.hardware, recipe.world)
 
@@ -366,15 +401,15 @@ class ImageModality(Modality):
         return super().defaults(data, method)
 
     def plan(self, data: Data, method: str | type[Method], model: str | None, options: Mapping[str, Any]) -> ImagePlan:
-        return self.plan_for(open_both(data), data, method, model, options)
+        check_options(options, *self.configs(method))
+        return self.plan_for(self.open(data, options), data, method, model, options)
+
+    def open(self, data: Data, options: Mapping[str, Any]) -> Roles:
+        """Lists DATA for pre-training. An unlabeled part is trained on by default."""
+        return open_roles(data, split=options.get("split"), test_split=options.get("test_split"), unlabeled=True)
 
     def plan_for(
-        self,
-        opened: tuple[Source, Source | None],
-        data: Data,
-        method: str | type[Method],
-        model: str | None,
-        options: Mapping[str, Any],
+        self, opened: Roles, data: Data, method: str | type[Method], model: str | None, options: Mapping[str, Any]
     ) -> ImagePlan:
         """`plan` for DATA that was opened already."""
         defaults, configs = self.defaults(data, method), self.configs(method)
@@ -382,9 +417,8 @@ class ImageModality(Modality):
         model = self.check_model(model or default_model)
         config, method_config, augment, *rest = configure(defaults | dict(options), *configs)
         recipe = join(*rest)
-        source, test_source = opened
         image_size, patch_size = sizes_for(
-            natural_side(source, config.max_pixels), config.image_size, config.patch_size, model == "vit-huge"
+            natural_side(opened.train, config.max_pixels), config.image_size, config.patch_size, model == "vit-huge"
         )
         return ImagePlan(
             method=METHODS.find(method),
@@ -393,8 +427,7 @@ class ImageModality(Modality):
             recipe=recipe,
             run_config=replace(config, image_size=image_size, patch_size=patch_size),
             augment=augment,
-            source=source,
-            test_source=test_source,
+            roles=opened,
         )
 
     def finetune_configs(self, task: type[Task]) -> tuple[type, ...]:
@@ -408,24 +441,25 @@ class ImageModality(Modality):
         return ViT(encoder.config)
 
     def labelled(self, run: str | Path, data: Data | None, test: Data | None, request: LabelledRequest) -> LabelledImages:
-        train_set, test_set, held_out = labelled_subsets(
-            run,
-            data if data is not None else data_of(run),
-            test,
-            request.encoder,
+        config, world = request.config, request.recipe.world
+        options = LabelledOptions(
             targets=request.task.TargetType,
-            max_pixels=request.config.max_pixels,
-            show=request.recipe.world.is_main,
+            split=config.split,
+            test_split=config.test_split,
+            classes=request.classes,
+            max_pixels=config.max_pixels,
+            say=printer(world.is_main),
+            show=world.is_main,
         )
-        if request.config.labels and request.task.TargetType is ClassTargets:
-            train_set = few_labels(train_set, request.config.labels, request.recipe.training.seed)
-        elif request.config.labels:
-            train_set = train_set.at_random(request.config.labels, request.recipe.training.seed)
-        return LabelledImages(train_set, test_set, held_out, request.recipe.world, request.config.max_unreadable)
+        opened = labelled_subsets(run, data if data is not None else data_of(run), test, request.encoder, options)
+        if config.labels and request.task.TargetType is ClassTargets:
+            opened = opened._replace(train=few_labels(opened.train, config.labels, request.recipe.training.seed))
+        elif config.labels:
+            opened = opened._replace(train=opened.train.at_random(config.labels, request.recipe.training.seed))
+        return LabelledImages(opened, world, config.max_unreadable)
 
     def has_labels(self, data: Data) -> bool:
-        labels = open_both(data)[0].labels
-        return labels is not None and bool((labels >= 0).any())
+        return open_both(data)[0].is_labelled
 
 
 IMAGES = ImageModality()

@@ -2,76 +2,133 @@
 
 import csv
 import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from unveil.atomic_files import write_text
-from unveil.data.sources import Data, open_both
+from unveil.data.sources import Data, Source, open_parts
 from unveil.data.splits import Subset
 from unveil.data.targets import ClassTargets, Targets
 from unveil.errors import UnveilError
 from unveil.models.vit_config import ViTConfig
-from unveil.plain_text import csv_cell
-from unveil.runs.open_data import open_subsets, stored_side
+from unveil.paths import absolute_data
+from unveil.plain_text import count_of, csv_cell
+from unveil.runs.open_data import Say, open_subsets, say_notes, stored_side
 from unveil.train.run_folder import Run
 
 
-def labelled_subsets(
-    run: str | Path,
-    data: Data,
-    test: Data | None,
-    vit: ViTConfig,
-    *,
-    targets: type[Targets] = ClassTargets,
-    max_pixels: int,
-    show: bool,
-) -> tuple[Subset, Subset, bool]:
-    """The train set, the test set, and whether the test set was held out from the training data.
+@dataclass(frozen=True, kw_only=True)
+class LabelledOptions:
+    """What labelled images to open, and how."""
+
+    targets: type[Targets] = ClassTargets
+    """The kind of label: a class per image, boxes, or a class per pixel."""
+    split: str | None = None
+    """The parts of DATA to train on; by default the training split."""
+    test_split: str | None = None
+    """The part to test on; by default the test split, or the validation split if that is missing or has no labels."""
+    classes: Sequence[str] = ()
+    """The classes of the run that is resumed: labels keep their numbers, even if a new version would number them differently."""
+    max_pixels: int
+    """Files with more pixels than this are not decoded."""
+    say: Say
+    """Prints a message for the user."""
+    show: bool
+    """Whether to show a progress bar."""
+
+
+class LabelledSubsets(NamedTuple):
+    """Labelled images, opened."""
+
+    train: Subset
+    test: Subset
+    held_out: bool
+    """Whether the test set was held out from the training images."""
+    validation: Subset | None
+    """The images to evaluate during training; None means the test set."""
+    splits: dict[str, list[str]]
+    """See `Roles.splits`."""
+
+
+def labelled_subsets(run: str | Path, data: Data, test: Data | None, vit: ViTConfig, request: LabelledOptions) -> LabelledSubsets:
+    """Opens labelled images.
 
     Args:
         run: The run of the encoder. The same number of images is held out as in that run, so that it was trained on none of them.
         data: Labelled images to train on.
         test: Labelled images to test on; by default the test split of `data`, or a tenth of it.
         vit: The shape of the encoder.
-        targets: The kind of label: a class per image, boxes, or a class per pixel.
-        max_pixels: Files with more pixels than this are not decoded.
-        show: Whether to show a progress bar.
+        request: What to open, and how.
 
     Raises:
         UnveilError: If there are no labels, or only one class.
     """
-    source, test_source = open_both(data, targets=targets)
+    parts = open_parts(data, targets=request.targets)
+    roles = parts.roles(request.split, None if test is not None else request.test_split)
     if test is not None:
-        training, testing = open_both(test, targets=targets)
-        test_source = training if testing is None else testing
-    train_set, test_set, held_out = open_subsets(
-        source,
-        test_source,
+        of_test = open_parts(test, targets=request.targets).roles(test_split=request.test_split)
+        roles = roles._replace(test=of_test.train if of_test.test is None else of_test.test, validation=None)
+    roles = roles.numbered_as(request.classes)
+    say_notes(request.say, roles.train, roles.test if test is not None else None)
+    refuse_one_class(roles.train, request)
+    opened = open_subsets(
+        roles,
         side=stored_side(vit.image_size),
         channels=vit.channels,
-        max_pixels=max_pixels,
+        max_pixels=request.max_pixels,
         most=held_out_count(run),
-        show=show,
+        show=request.show,
     )
-    if targets is not ClassTargets:  # every image has its target, or was left out on opening
-        if not len(test_set):
-            name, count = train_set.dataset.source.name, len(train_set)
-            raise UnveilError(f"{name} has {count} images, too few to hold out a tenth: give a test set with --test")
-        return train_set, test_set, held_out
-    train_set, test_set = train_set.labelled(), test_set.labelled()
-    for subset, role in ((train_set, "train"), (test_set, "test")):
-        if not len(subset):
+    name, test_name = roles.train.name, opened.test.dataset.source.name
+    if not len(opened.test):
+        count = count_of(len(opened.train), "image")
+        raise UnveilError(f"{name} has {count}, too few to hold out a tenth: give a test set with --test")
+    if request.targets is not ClassTargets:  # every image has its target, or was left out on opening
+        return LabelledSubsets(*opened, roles.splits)
+    train_set, test_set = opened.train.labelled(), opened.test.labelled()
+    if not len(test_set):
+        whose = f"none of the {count_of(len(opened.test), 'image')} held out from {name}" if opened.held_out else "no test image of"
+        raise UnveilError(f"{whose}{'' if opened.held_out else f' {test_name}'} has a label: give a test set with --test")
+    distinct = train_set.labels.unique().tolist()
+    if len(distinct) < 2:
+        only = f"only one class, {train_set.dataset.classes[distinct[0]]}" if distinct else "no label"
+        raise UnveilError(f"the images of {name} to train on have {only}: give images of two classes or more")
+    unlabelled = len(opened.test) - len(test_set)
+    if unlabelled:
+        request.say(f"left out {count_of(unlabelled, 'test image')} without a label")
+    validation = opened.validation and opened.validation.labelled()
+    return LabelledSubsets(train_set, test_set, opened.held_out, validation, roles.splits)
+
+
+def refuse_one_class(source: Source, request: LabelledOptions) -> None:
+    """Raises `UnveilError` if a class per image is needed, and the images have no labels, or all the same one."""
+    if request.targets is not ClassTargets:
+        return
+    if not source.is_labelled:
+        folder = os.path.dirname(source.names[0])
+        if folder and all(os.path.dirname(name) == folder for name in source.names):
             raise UnveilError(
-                f"{subset.dataset.source.name} has no labelled images for the {role} set: put each class into a folder of its own, "
-                f"or add a labels.csv with the columns file,label"
+                f"{source.name} has only one class: all of its {count_of(len(source), 'image')} are in the folder {folder}. Give "
+                f"images of two classes or more, each class in a folder of its own, or a labels.csv with the columns file,label"
             )
-    if len(train_set.dataset.classes) < 2:
-        name, only = train_set.dataset.source.name, train_set.dataset.classes[0]
-        raise UnveilError(f"{name} has only one class, {only}: give images of two classes or more")
-    return train_set, test_set, held_out
+        raise UnveilError(
+            f"{source.name} has no labelled images for the train set: put each class into a folder of its own, or add a "
+            f"labels.csv with the columns file,label"
+        )
+
+
+def unseen_classes(train_set: Subset, test_set: Subset) -> dict[str, int]:
+    """The classes of test images that no training image has, with the number of their test images, which count as wrong."""
+    trained = set(train_set.labels.tolist())
+    counts = Counter(label for label in test_set.labels.tolist() if label >= 0 and label not in trained)
+    return {test_set.dataset.classes[label]: count for label, count in sorted(counts.items())}
 
 
 def held_out_count(run: str | Path) -> int:
@@ -82,11 +139,47 @@ def held_out_count(run: str | Path) -> int:
 
 
 def data_of(run: str | Path) -> str:
-    """The data that a run was trained on. Raises `UnveilError` if the path is not a run folder."""
-    if (Path(run) / "run.json").is_file():
-        name: str = Run(run).facts["data"]["name"]
-        return name
-    raise UnveilError(f"{run} does not record its training data: give DATA as the second argument")
+    """The data that a run was trained on: as the user typed it or, from another working directory, its absolute path.
+
+    Raises:
+        UnveilError: If the path is not a run folder, or the run was trained on an array in memory.
+    """
+    if not (Path(run) / "run.json").is_file():
+        raise UnveilError(f"{run} does not record its training data: give DATA as the second argument")
+    facts = Run(run).facts["data"]
+    name, path = str(facts["name"]), facts.get("path")
+    if path and absolute_data(name) != path and absolute_data(str(path)):
+        return str(path)
+    if name == "array" and "path" in facts:
+        raise UnveilError(f"{run} was trained on an array in memory, which it does not record: give DATA as the second argument")
+    return name
+
+
+def data_facts(train: Source, test: Source | None, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What `run.json` records of the data. On resume, the fingerprints are compared."""
+    facts: dict[str, Any] = {
+        "name": train.name,
+        "path": absolute_data(train.name),
+        "count": len(train),
+        "fingerprint": train.fingerprint,
+        "listing_fingerprint": train.listing_fingerprint,
+    }
+    if test is not None:
+        facts |= {
+            "test_count": len(test),
+            "test_fingerprint": test.fingerprint,
+            "test_listing_fingerprint": test.listing_fingerprint,
+        }
+    return facts | ({"splits": dict(splits)} if splits else {})
+
+
+def recorded_classes(folder: Path) -> list[str]:
+    """The classes of the run in a folder, in the order of their numbers; empty if it has not begun."""
+    try:
+        classes = json.loads((folder / "config.json").read_bytes()).get("classes")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return []
+    return [str(name) for name in classes] if isinstance(classes, list) else []
 
 
 def beside(run: str | Path, suffix: str) -> Path:
@@ -102,7 +195,8 @@ def write_class_scores(path: Path, subset: Subset, scores: Float[Tensor, "n K"])
     probability, best = scores.softmax(dim=1).max(dim=1)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "label", "predicted", "probability", *(csv_cell(f"score {name}") for name in classes)])
+        known = classes[: scores.shape[1]]  # test images may have further classes, which training lacks
+        writer.writerow(["file", "label", "predicted", "probability", *(csv_cell(f"score {name}") for name in known)])
         for name, label, guess, p, row in zip(
             subset.names, labels.tolist(), best.tolist(), probability.tolist(), scores.tolist(), strict=True
         ):

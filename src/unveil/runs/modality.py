@@ -115,6 +115,16 @@ class LabelledData(ABC):
     def facts(self) -> dict[str, Any]:
         """The data, for `run.json`."""
 
+    @property
+    def unseen(self) -> Mapping[str, int]:
+        """Classes of test samples that no training sample has, with the number of their test samples. These count as wrong."""
+        return {}
+
+    @property
+    def test_classes(self) -> Sequence[str]:
+        """The names of `classes`, and after them those of classes that only test samples have."""
+        return self.classes
+
     @abstractmethod
     def loader(self, recipe: Recipe) -> Loader:
         """The train set, in the order of a run."""
@@ -207,6 +217,8 @@ class LabelledRequest:
     config: Any
     """The run's options: `labels`, and for images `max_pixels`."""
     recipe: Recipe
+    classes: Sequence[str] = ()
+    """The classes of the run that is resumed, so that labels keep their numbers."""
 
 
 PLACES = {"images": "unveil.runs.images:IMAGES", "text": "unveil.runs.texts:TEXT"}

@@ -11,6 +11,7 @@ from rich.progress import MofNCompleteColumn
 from unveil.blocks.patches import Size
 from unveil.data.dataset import ImageDataset, sample_images
 from unveil.data.parts import Roles
+from unveil.data.pixels import Side
 from unveil.data.sources import Data, Source, open_parts, open_source
 from unveil.data.splits import Subset, held_out_split
 from unveil.errors import UnveilError
@@ -52,9 +53,10 @@ def size_option(value: tuple[int, ...] | int, name: str) -> Size | None:
     return value[0], value[-1]
 
 
-def stored_side(image_size: Size) -> int:
-    """The shorter side to which images are shrunk when they are read: 256 px for an image size of 224."""
-    return -(-max(image_size) * 8 // 7)
+def stored_side(image_size: Size) -> Side:
+    """How far images are shrunk when they are read: for an image size of 224, to a short side of 256 px."""
+    height, width = (-(-side * 8 // 7) for side in image_size)
+    return height if height == width else (height, width)
 
 
 class ImageSubsets(NamedTuple):
@@ -68,7 +70,7 @@ class ImageSubsets(NamedTuple):
     """The images to evaluate during training, so that the test set is evaluated only at the end; None means the test set."""
 
 
-def open_subsets(roles: Roles, *, side: int, channels: int | None, max_pixels: int, most: int, show: bool) -> ImageSubsets:
+def open_subsets(roles: Roles, *, side: Side, channels: int | None, max_pixels: int, most: int, show: bool) -> ImageSubsets:
     """Opens the images of a run.
 
     Args:
@@ -116,7 +118,7 @@ def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Call
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def open_each(data: Data, *, side: int, channels: int | None, max_pixels: int, show: bool) -> dict[str, Subset]:
+def open_each(data: Data, *, side: Side, channels: int | None, max_pixels: int, show: bool) -> dict[str, Subset]:
     """All images of DATA, by the name of their split; "train" if DATA has no splits."""
     subsets, dtype, parts = dict[str, Subset](), None, open_parts(data)
     for name in parts.names:
@@ -128,7 +130,7 @@ def open_each(data: Data, *, side: int, channels: int | None, max_pixels: int, s
     return subsets
 
 
-def open_whole(data: Data, *, side: int, channels: int | None, max_pixels: int, show: bool) -> Subset:
+def open_whole(data: Data, *, side: Side, channels: int | None, max_pixels: int, show: bool) -> Subset:
     """All images of DATA, without holding any out. If DATA has splits, the training split."""
     source = open_source(data)
     with progress_bar(source.name, show) as progress:

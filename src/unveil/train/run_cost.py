@@ -9,6 +9,7 @@ import torch
 
 from unveil.errors import UnveilError
 from unveil.json_files import read_json
+from unveil.train.data_changes import data_changes
 from unveil.train.log import Record
 from unveil.train.migration import migrate_config
 from unveil.train.parallel import World
@@ -50,7 +51,7 @@ def plan_of(run: Run, world: World) -> dict[str, Any] | None:
     try:
         plan = read_json(run.path / PLAN)
         config = migrate_config(plan["config"], plan.get("format", 1))
-        same = config == run.config and plan["data"] == run.facts["data"] and plan["machine"] == machine(world)
+        same = config == run.config and not data_changes(plan["data"], run.facts["data"]) and plan["machine"] == machine(world)
         return plan if same and {"seconds", "memory"} <= plan["predicted"].keys() else None
     except (UnveilError, OSError, KeyError, TypeError, AttributeError):
         return None
