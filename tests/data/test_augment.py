@@ -1,5 +1,7 @@
 """Augmentation against Pillow and torchvision, image by image."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from unveil.blocks.stateless_random import sample_keys, uniform
+from unveil.blocks.stateless_random import Stream, sample_keys, uniform
 from unveil.data.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augment,
     AugmentConfig,
     centre_boxes,
+    clipped_boxes,
     color_jitter,
     eval_images,
     normalise,
@@ -199,8 +202,38 @@ def test_normalise():
     torch.testing.assert_close(normalise(x[:, :1], (0.5,), (0.25,)), (x[:, :1] / 255 - 0.5) / 0.25)
     with pytest.raises(UnveilError, match="images have 3 channels, but there are 2 means and 3 standard deviations"):
         normalise(x, (0.5, 0.5))
-    with pytest.raises(UnveilError, match=r"images are torch\.int64: expected uint8"):
-        normalise(x.long())
+    takes = r"normalise takes a tensor or an array \(B, C, H, W\) or \(C, H, W\) of uint8, uint16, or floats between 0 and 1; "
+    for wrong, reason in [
+        (x.long(), r"these are torch\.int64"),
+        (x.float(), r"these reach from .* to 25\d: divide by the value of white"),
+        (x.half(), "these reach from"),
+        (x.float().numpy(), "these reach from"),
+        ((x / 255 - 0.5) / 0.25, "these reach from -"),
+        (torch.full((3, 8, 8), torch.nan), "these reach from nan"),
+        (torch.zeros(8, 9, 3), r"the shape \(8, 9, 3\) has the channels last: use images\.movedim\(-1, -3\)"),
+        (torch.zeros(8, 9), r"these have the shape \(8, 9\)"),
+        ([Image.new("RGB", (4, 4))], "found list: for example, use numpy"),
+        (Image.new("RGB", (4, 4)), "found Image: for example, use numpy"),
+        (np.zeros((3, 4, 5), np.int32), "these are int32"),
+    ]:
+        with pytest.raises(UnveilError, match=takes + reason):
+            normalise(wrong)
+
+
+def test_normalise_takes_arrays_in_either_order():
+    x = torch.randint(0, 256, (2, 3, 7, 9), dtype=torch.uint8)
+    expected = normalise(x)
+    for images in (x, x.float() / 255, (x.int() * 257).to(torch.uint16)):
+        array = images.numpy()
+        before = array.copy()
+        last = np.moveaxis(array, 1, -1)
+        last.flags.writeable = False
+        for each, wanted in ((array, expected), (last, expected), (array[0], expected[0]), (last[0], expected[0])):
+            torch.testing.assert_close(normalise(each), wanted)
+        assert np.array_equal(array, before)
+    many = np.random.default_rng(0).random((7, 9, 13))
+    assert normalise(many, [0.5] * 13, [0.5] * 13).shape == (13, 7, 9)
+    assert normalise(x[:0]).shape == (0, 3, 7, 9)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +255,21 @@ def test_views_show_the_centre(height, width, size, box):
     found = eval_images(Batch(images, sizes, torch.zeros(1, dtype=torch.int64)), size, (0.5,) * 3, (0.25,) * 3)
     true = (by_pillow(x, box, size, False, exact=True).clip(0, 255) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), true, atol=1e-3)
+
+
+def test_clipped_crops_equal_the_public_linear_probe() -> None:
+    """util/crop.py of MAE: one box, with sides cut to the image; where it fits, it is the crop of torchvision's first try."""
+    sizes, keys = torch.tensor([[60.0, 20], [20, 60], [50, 50], [500, 375]]).repeat(500, 1), sample_keys(4, 0, 2000)
+    found, u = clipped_boxes(sizes, keys, 0.08, (16, 16)), uniform(keys, 4, Stream.CROP)
+    for box, (height, width), (a, b, c, d) in zip(found.tolist(), sizes.tolist(), u.tolist(), strict=True):
+        area, ratio = height * width * (0.08 + 0.92 * a), math.exp(math.log(3 / 4) + b * (math.log(4 / 3) - math.log(3 / 4)))
+        h, w = min(round(math.sqrt(area / ratio)), height), min(round(math.sqrt(area * ratio)), width)
+        assert box[2:] == pytest.approx([h, w], abs=1)  # float32 rounds halves elsewhere
+        assert box[:2] == pytest.approx([int(c * (height - box[2] + 1)), int(d * (width - box[3] + 1))], abs=1)
+        assert box[0] + box[2] <= height
+        assert box[1] + box[3] <= width
+    assert (found[0::4, 3] == 20).float().mean() > 0.3  # many boxes are wider than a narrow image, and are cut
+    ours = Augment(AugmentConfig(crop="clipped", crop_scale=0.08), (16, 16), (0.5,) * 3, (0.5,) * 3)
+    drawn = Batch(torch.zeros(2000, 3, 1, 1, dtype=torch.uint8), sizes.long(), keys)
+    assert torch.equal(ours.draw(drawn).boxes, found)
+    assert ours.draw(drawn).flip is not None

@@ -188,14 +188,14 @@ def test_npy_layouts(dtype: object) -> None:
 
 def test_values_that_are_no_pixels_are_refused_with_what_was_found() -> None:
     assert read_image(npy(np.array([[0.0, 0.5], [1.0, 0.25]])))[:, :, 0].tolist() == [[0, 32768], [65535, 16384]]
-    assert read_image(npy(np.array([[0.0, 200.0]]))).dtype == np.uint8
     assert read_image(npy(np.array([[0, 300]], np.int64)))[:, :, 0].tolist() == [[0, 300]]
     assert read_image(npy(np.array([[True, False]])))[:, :, 0].tolist() == [[255, 0]]
     assert read_image(encode(Image.fromarray(np.array([[0.0, 1.0]], np.float32)), "TIFF"))[0, 1, 0] == 65535
     for array, reason in [
-        (np.array([[-1.0, 2.0]]), "float64 values from -1 to 2; expected 0 to 1, or whole numbers from 0 to 65535"),
+        (np.array([[-1.0, 2.0]]), r"float64 values from -1 to 2; floats are read from 0 \(black\) to 1 \(white\)"),
+        (np.array([[0.0, 200.0]]), "from 0 to 200; floats are read from 0"),
         (np.array([[0.5, 2.0]]), "from 0.5 to 2"),
-        (np.array([[0, 70000]]), "from 0 to 70000"),
+        (np.array([[0, 70000]]), r"from 0 to 70000; int64 is read from 0 \(black\) to 65535 \(white\)"),
         (np.array([[np.nan, 1]]), "not finite"),
         (np.array([[1j]]), "complex128"),
         (np.zeros((2, 2, 2, 2), np.uint8), "shape"),
@@ -237,11 +237,21 @@ def test_compressed_tiffs_of_ordinary_kinds() -> None:
 def test_fit_size(height: int, width: int, side: int) -> None:
     new = fit_size(height, width, side)
     assert min(new) >= 1
-    assert max(new) <= 2 * side
     assert new[0] <= height
     assert new[1] <= width
-    if max(height, width) <= 2 * min(height, width):
-        assert min(new) == min(side, height, width)
+    assert min(new) == min(side, height, width)
+    assert max(new) == pytest.approx(max(height, width) * min(1, side / min(height, width)), abs=0.51)
+
+
+@given(st.integers(1, 6000), st.integers(1, 6000), st.tuples(st.integers(1, 512), st.integers(1, 512)))
+def test_fit_size_for_crops_that_are_not_square(height: int, width: int, crop: tuple[int, int]) -> None:
+    """The largest crop of that shape has its resolution, if the original has it; then the long side is at most twice the longest."""
+    new = fit_size(height, width, crop)
+    assert new[0] >= min(crop[0], height)
+    assert new[1] >= min(crop[1], width)
+    scale = new[0] / height if height > width else new[1] / width
+    if max(new) > 2 * max(crop) and max(height, width) > 2 * max(crop):  # only as long as the other side needs it
+        assert scale == pytest.approx(min(1, max(crop[0] / height, crop[1] / width)), rel=0.02)
 
 
 def test_shrinking_is_antialiased_and_exact_for_every_kind() -> None:
@@ -253,8 +263,8 @@ def test_shrinking_is_antialiased_and_exact_for_every_kind() -> None:
     assert wide.dtype == np.uint16
     assert abs(wide / 257 - expected).max() <= 1
     assert read_image(encode(large), shrink_to=1000).shape == large.shape
-    assert read_image(encode(np.zeros((1, 5000), np.uint8)), shrink_to=224).shape == (1, 448, 1)
-    assert read_image(encode(np.zeros((5000, 1), np.uint8)), shrink_to=224).shape == (448, 1, 1)
+    assert read_image(encode(np.zeros((1, 5000), np.uint8)), shrink_to=224).shape == (1, 896, 1)
+    assert read_image(encode(np.zeros((5000, 1), np.uint8)), shrink_to=224).shape == (896, 1, 1)
     checks = np.indices((64, 64)).sum(0) % 2 * np.uint16(65535)
     assert abs(read_image(checks.astype(np.uint16), shrink_to=8)[2:6, 2:6].astype(int) - 32768).max() < 600
 
@@ -396,7 +406,7 @@ def test_reasons(raw: bytes, reason: str) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="cannot be opened: No such file"):
         read_image(tmp_path / "none.png")
-    with pytest.raises(Unreadable, match="cannot be opened"):
+    with pytest.raises(Unreadable, match="not a file, but a folder"):
         read_image(tmp_path)
 
 

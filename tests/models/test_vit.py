@@ -132,6 +132,10 @@ def test_resized():
     assert torch.equal(same(x), vit(x))
     with pytest.raises(UnveilError, match="image side 10 is not a multiple of patch 4"):
         vit.resized((10, 12))
+    assert torch.equal(vit.resized(16).positions, vit.resized((16, 16)).positions)
+    for wrong in ((16,), (16, 16, 16), (16.0, 16), "16"):
+        with pytest.raises(UnveilError, match="give one side, or height and width, in whole pixels"):
+            vit.resized(wrong)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (2, 12, 8), (2, 8, 16)])

@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from unveil.data.archive import Archive, clean_name, damaged
+from unveil.data.archive import Archive as Archive
+from unveil.data.archive import clean_name, damaged
 from unveil.data.folder import Folder as Folder
 from unveil.data.pixels import Unreadable
 from unveil.data.regular_files import FILE_LIMIT, RATIO, TOO_LARGE, ReopenedFile, is_inflated, open_regular

@@ -7,11 +7,14 @@ Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.blocks.patches import Size
@@ -20,21 +23,26 @@ from unveil.data.batch import Batch
 from unveil.data.resize import MAX_VALUE, crop_resize
 from unveil.data.targets import Geometry
 from unveil.errors import UnveilError
+from unveil.ranges import Share, ShareAboveZero
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ROUNDING = 1e-3
+"""By how much floats may lie outside of 0 to 1."""
+TAKES = "normalise takes a tensor or an array (B, C, H, W) or (C, H, W) of uint8, uint16, or floats between 0 and 1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """How images are augmented (MAE, table 1e)."""
 
-    crop: Literal["resized", "fixed", "none"] = "resized"
-    """Kind of crop: random resized crops, crops of fixed size at random positions, or the centre crop without flips."""
-    crop_scale: float = 0.2
+    crop: Literal["resized", "clipped", "fixed", "none"] = "resized"
+    """Kind of crop: random resized crops; the same, with boxes that do not fit cut off and not drawn again (MAE's linear probe);
+    crops of fixed size at random positions; or the centre crop without flips."""
+    crop_scale: ShareAboveZero = 0.2
     """Minimum share of the image's area in a random resized crop."""
     flip: bool = True
     """Flip half of the images left to right, except with crop "none"."""
-    color_jitter: float = 0.0
+    color_jitter: Share = 0.0
     """Strength of random brightness, contrast and saturation. 0.4 is common, but it hurts MAE (paper, table 1e)."""
 
 
@@ -49,6 +57,8 @@ class Augment:
         config, sizes = self.config, batch.sizes.float()
         if config.crop == "resized":
             boxes = random_resized_boxes(sizes, batch.keys, config.crop_scale, self.image_size)
+        elif config.crop == "clipped":
+            boxes = clipped_boxes(sizes, batch.keys, config.crop_scale, self.image_size)
         else:
             boxes = centre_boxes(sizes, self.image_size)
             if config.crop == "fixed":
@@ -63,7 +73,7 @@ class Augment:
         if self.config.color_jitter:
             images = color_jitter(images, batch.keys, self.config.color_jitter)
         targets = None if batch.targets is None else batch.targets.transformed(geometry)
-        return Batch(normalise(images, self.mean, self.std), batch.sizes, batch.keys, targets)
+        return Batch(standardise(images, self.mean, self.std), batch.sizes, batch.keys, targets)
 
 
 def eval_geometry(sizes: Int[Tensor, "B 2"], image_size: Size) -> Geometry:
@@ -74,24 +84,55 @@ def eval_geometry(sizes: Int[Tensor, "B 2"], image_size: Size) -> Geometry:
 def eval_images(batch: Batch, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Tensor, "B C S T"]:
     """Preprocesses images for evaluation: centre crop, resize, normalise."""
     geometry = eval_geometry(batch.sizes, image_size)
-    return normalise(crop_resize(batch.images, geometry.boxes, batch.sizes, image_size), mean, std)
+    return standardise(crop_resize(batch.images, geometry.boxes, batch.sizes, image_size), mean, std)
 
 
 def normalise(
-    images: Tensor, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    images: Tensor | NDArray[Any], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> Float[Tensor, "*B C H W"]:
     """Scales images to 0 to 1, subtracts the mean of each channel and divides by its standard deviation.
 
     Args:
-        images: (B, C, H, W) or (C, H, W), of type uint8, uint16, or float between 0 and 1.
+        images: A tensor or an array (B, C, H, W) or (C, H, W), of type uint8, uint16, or float between 0 and 1. An array may also
+            be (B, H, W, C) or (H, W, C), if it has 1, 3 or 4 channels, or as many as there are means.
         mean: One mean per channel. By default ImageNet's for three channels, else their average.
         std: One standard deviation per channel; defaults as for `mean`.
 
     Raises:
-        UnveilError: If the number of means or standard deviations is not that of channels, or images have another type.
+        UnveilError: If the number of means or standard deviations is not that of channels, images are neither tensor nor array, or
+            their type, shape or range is another.
     """
-    if not (images.is_floating_point() or images.dtype in MAX_VALUE):
-        raise UnveilError(f"images are {images.dtype}: expected uint8, uint16, or floats between 0 and 1")
+    images = channels_first(images, None if mean is None else len(mean))
+    if images.is_floating_point():
+        low, high = (images.min().item(), images.max().item()) if images.numel() else (0.0, 1.0)
+        if not -ROUNDING <= low <= high <= 1 + ROUNDING:  # also if one of them is NaN
+            raise UnveilError(
+                f"{TAKES}; these reach from {low:g} to {high:g}: divide by the value of white, such as 255"
+            )
+    return standardise(images, None if mean is None else tuple(mean), None if std is None else tuple(std))
+
+
+def channels_first(images: Tensor | NDArray[Any], channels: int | None = None) -> Tensor:
+    """Images (B, C, H, W) or (C, H, W) as a tensor. Raises `UnveilError` if they are none. For the arguments, see `normalise`."""
+    if not isinstance(images, Tensor | np.ndarray):
+        raise UnveilError(f"{TAKES}; found {type(images).__name__}: for example, use numpy.asarray(image)")
+    if str(images.dtype).removeprefix("torch.") not in ("uint8", "uint16", "float16", "bfloat16", "float32", "float64"):
+        raise UnveilError(f"{TAKES}; these are {images.dtype}")
+    counts = (1, 3, 4) if channels is None else (channels,)
+    if images.ndim not in (3, 4):
+        raise UnveilError(f"{TAKES}; these have the shape {tuple(images.shape)}")
+    last = images.shape[-3] not in counts and images.shape[-3] > 4 and images.shape[-1] in counts
+    if isinstance(images, Tensor):
+        if last:
+            raise UnveilError(f"{TAKES}; the shape {tuple(images.shape)} has the channels last: use images.movedim(-1, -3)")
+        return images
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3) if last else images).copy())
+
+
+def standardise(
+    images: Tensor, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Float[Tensor, "*B C H W"]:
+    """`normalise` without a look at the values, which would wait for a GPU."""
     channels = images.shape[-3]
     mean = mean or (IMAGENET_MEAN if channels == 3 else (0.449,) * channels)
     std = std or (IMAGENET_STD if channels == 3 else (0.226,) * channels)
@@ -132,6 +173,20 @@ def random_resized_boxes(
     top = torch.where(none, ((height - h) / 2).floor(), (u[:, -2:-1] * (height - h + 1)).floor())
     left = torch.where(none, ((width - w) / 2).floor(), (u[:, -1:] * (width - w + 1)).floor())
     return torch.cat([top, left, h, w], dim=1)
+
+
+def clipped_boxes(sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"], min_scale: float, image_size: Size) -> Float[Tensor, "B 4"]:
+    """Boxes of a random resized crop, of which only the part inside the image is taken, as in the public code of MAE's linear probe.
+
+    The first box of `random_resized_boxes` is used, and sides that are longer than the image are cut, so that the aspect ratio of
+    such a crop changes.
+    """
+    height, width = sizes.unbind(1)
+    u = uniform(keys, 4, stream=Stream.CROP)
+    area = height * width * (min_scale + (1 - min_scale) * u[:, 0])
+    aspect = image_size[1] / image_size[0] * torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3))
+    h, w = (area / aspect).sqrt().round().clamp(min=1).minimum(height), (area * aspect).sqrt().round().clamp(min=1).minimum(width)
+    return torch.stack([(u[:, 2] * (height - h + 1)).floor(), (u[:, 3] * (width - w + 1)).floor(), h, w], dim=1)
 
 
 def centre_boxes(sizes: Float[Tensor, "B 2"], image_size: Size) -> Float[Tensor, "B 4"]:

@@ -6,7 +6,6 @@ header. Pillow's global limit is not changed.
 """
 
 import io
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
+from unveil.data.from_pillow import from_pillow
 from unveil.data.pixels import (
     ClassMap,
     Pixels,
+    ShrinkTo,
     Unreadable,
     array_image,
     as_class_map,
-    as_pixels,
     check_size,
     finish,
     fit_size,
-    match_channels,
     read_npy,
-    read_tiff,
 )
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.regular_files import read_file
+from unveil.data.tiff import read_tiff
 
 IMAGE_SUFFIXES = tuple(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .tif .tiff .bmp .dib .npy .ppm .pgm .pbm .pnm .pfm "
@@ -54,17 +53,6 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\1\0", "ICO"),
 )
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION = 274
-_THREE_AXES = re.compile(r'"shape": \[\d+, \d+, \d+\]')  # tifffile's note of a 3-D array, whose channels may be pages
 
 
 def image_format(head: bytes) -> str | None:
@@ -87,7 +75,7 @@ def read_image(
     raw: bytes | Path | Image.Image | NDArray[Any],
     *,
     channels: int | None = None,
-    shrink_to: int | None = None,
+    shrink_to: ShrinkTo | None = None,
     max_pixels: int = 64_000_000,
     name: str = "",
 ) -> Pixels:
@@ -100,7 +88,8 @@ def read_image(
     Args:
         raw: The bytes of a file, its path, a Pillow image (which is not changed), or an array (H, W) or (H, W, C).
         channels: Number of channels. For 3, grey is repeated; for 1, RGB becomes luma. None keeps the channels of the file.
-        shrink_to: Length of the short side after shrinking; the long side is at most twice that. Images are never enlarged.
+        shrink_to: Length of the short side after shrinking, see `fit_size`. Images are never enlarged. Of an image that is then
+            longer than `LONGEST` times that, only the middle is kept.
         max_pixels: Maximum number of pixels to decode, compared with the header before anything is decoded.
         name: The name of the image in errors.
 
@@ -114,15 +103,15 @@ def read_image(
         with quiet_decoders():
             if isinstance(raw, Image.Image):
                 check_size(raw.height, raw.width, max_pixels)
-                return _from_pillow(raw, channels, shrink_to)
+                return from_pillow(raw, channels, shrink_to)
             if isinstance(raw, Path):
                 raw = _read_file(raw)
             kind = _format_or_error(raw)
             if kind == "NPY":
                 return finish(read_npy(raw, max_pixels), channels, shrink_to)
             if kind == "TIFF":
-                return _read_tiff(raw, channels, shrink_to, max_pixels)
-            return _from_pillow(_open(kind, raw, shrink_to, max_pixels), channels, shrink_to)
+                return read_tiff(raw, channels, shrink_to, max_pixels)
+            return from_pillow(_open(kind, raw, shrink_to, max_pixels), channels, shrink_to)
     except Unreadable as error:
         raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
@@ -151,7 +140,8 @@ def read_class_map(raw: bytes | NDArray[Any], *, max_pixels: int = 64_000_000, n
             if image.mode not in ("1", "L", "P", "I", "I;16"):
                 raise Unreadable(f"mask in colour ({image.mode}), expected one class number per pixel: a grey or palette PNG")
             image.load()
-            return as_class_map(np.asarray(image))
+            classes = np.asarray(image)
+            return as_class_map(classes // _grey_step(raw) if image.mode == "L" else classes)
     except Unreadable as error:
         raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
@@ -182,7 +172,7 @@ def _read_file(path: Path) -> bytes:
         raise Unreadable(f"cannot be opened: {error.strerror}", lost=True) from None
 
 
-def _open(kind: str, raw: bytes, shrink_to: int | None, max_pixels: int) -> Image.Image:
+def _open(kind: str, raw: bytes, shrink_to: ShrinkTo | None, max_pixels: int) -> Image.Image:
     """Opens an image without decoding it. Raises `Unreadable` if it is too large."""
     for width, height in _announced_sizes(kind, raw):
         check_size(height, width, max_pixels)
@@ -194,10 +184,28 @@ def _open(kind: str, raw: bytes, shrink_to: int | None, max_pixels: int) -> Imag
     if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
         _draft(image, shrink_to)
     check_size(image.height, image.width, max_pixels)
+    return _mended_png(image, raw) if kind == "PNG" else image
+
+
+def _grey_step(raw: bytes) -> int:
+    """By what Pillow multiplies the values of a PNG in grey: 85 or 17 if they have 2 or 4 bits, else 1."""
+    depth, colour_type = raw[24:26]
+    return {2: 85, 4: 17}.get(depth, 1) if colour_type == 0 else 1
+
+
+def _mended_png(image: Image.Image, raw: bytes) -> Image.Image:
+    """Scales the transparent colour of a PNG like its pixels, which Pillow forgets for 2, 4 and 16 bits."""
+    clear = image.info.get("transparency")
+    if isinstance(clear, int) and image.mode == "L":
+        image.info["transparency"] = clear * _grey_step(raw)
+    elif isinstance(clear, tuple) and raw[24] == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    if raw[25] == 4 and image.mode == "RGBA":  # grey with transparency, in 16 bits
+        return image.convert("LA")
     return image
 
 
-def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: int) -> None:
+def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: ShrinkTo) -> None:
     """Lets the JPEG decoder shrink the image by 2, 4 or 8, but to no less than twice the final size.
 
     The decoder uses a box filter, so the last step, whose quality is visible, is left to the bicubic filter. A progressive file
@@ -230,72 +238,3 @@ def _announced_sizes(kind: str, raw: bytes) -> list[tuple[int, int]]:
             width, height = (int.from_bytes(frame[at : at + 4], "little", signed=True) for at in (4, 8))
             sizes.append((abs(width), (abs(height) + 1) // 2))
     return sizes
-
-
-def _read_tiff(raw: bytes, channels: int | None, shrink_to: int | None, max_pixels: int) -> Pixels:
-    """Reads a TIFF with Pillow if that keeps every channel and bit, otherwise with tifffile."""
-    Image.init()
-    try:
-        image = Image.OPEN["TIFF"][0](io.BytesIO(raw), "")
-        bits, samples, photometric, extra = (image.tag_v2.get(tag) for tag in (258, 277, 262, 338))  # type: ignore[attr-defined]  # of TIFF only
-        pages = _THREE_AXES.search(str(image.tag_v2.get(270, "")))  # type: ignore[attr-defined]  # of TIFF only
-    except Exception:
-        return finish(read_tiff(raw, max_pixels), channels, shrink_to)
-    samples = samples or 1
-    wide = max(bits or (1,)) > 8
-    expected = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}.get(photometric, 0)  # samples of the colour space
-    alpha = samples == expected + 1 and tuple(extra or ()) in ((1,), (2,))
-    if pages or (samples > 1 and (wide or not (samples == expected or alpha))):
-        return finish(read_tiff(raw, max_pixels), channels, shrink_to)
-    check_size(image.height, image.width, max_pixels)
-    return _from_pillow(image, channels, shrink_to)
-
-
-def _from_pillow(image: Image.Image, channels: int | None, shrink_to: int | None) -> Pixels:
-    image.load()
-    image = _upright(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if image.format == "PPM" and image.mode == "I":
-            values = values.astype(np.uint16)  # Pillow has scaled the values to 16 bits
-        return finish(as_pixels(values[:, :, None]), channels, shrink_to)
-    image = _grey_or_rgb(image, channels)
-    if channels == 1 and image.mode == "RGB":
-        image = image.convert("L")
-    if shrink_to is not None:
-        height, width = fit_size(image.height, image.width, shrink_to)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.array(image)
-    return match_channels(pixels if pixels.ndim == 3 else pixels[:, :, None], channels)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF or XMP orientation. An invalid orientation is ignored."""
-    if not {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}.isdisjoint(image.info):
-        try:
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        except Exception:
-            return image
-        if turn is not None:
-            turned = image.transpose(turn)
-            turned.format = image.format
-            return turned
-    return image
-
-
-def _grey_or_rgb(image: Image.Image, channels: int | None) -> Image.Image:
-    """Converts to L or RGB, or to RGBA if four channels are wanted and the image has transparency."""
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        grey = image.mode in ("L", "LA", "1")
-        image = image.convert("RGBA")
-        if channels == 4:
-            return image
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image.getchannel("A"))
-        return white.convert("L") if grey else white
-    if image.mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")

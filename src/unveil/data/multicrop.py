@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unveil.blocks.patches import Size, grid_size
 from unveil.blocks.stateless_random import Stream, combine, uniform
-from unveil.data.augment import AugmentConfig, adjust_color, normalise, random_resized_boxes, to_grey
+from unveil.data.augment import AugmentConfig, adjust_color, random_resized_boxes, standardise, to_grey
 from unveil.data.batch import Batch
 from unveil.data.resize import crop_resize
 from unveil.errors import UnveilError
@@ -85,7 +85,7 @@ class MultiCrop:
         sigma = (smallest + (largest - smallest) * amounts[:, 4]) * (happens[:, 3] < view.blur_prob)
         images = gaussian_blur(images, sigma, largest)
         images = solarise(images, happens[:, 4] < view.solarise_prob)
-        return normalise(images, self.mean, self.std)
+        return standardise(images, self.mean, self.std)
 
 
 def where_image(condition: Bool[Tensor, " B"], yes: Tensor, no: Tensor) -> Tensor:

@@ -1,13 +1,11 @@
-"""Images as arrays: conversion of pixel values and channels, shrinking, and NPY and TIFF files of any number of channels."""
+"""Images as arrays: conversion of pixel values and channels, shrinking, and NPY files of any number of channels."""
 
-import importlib.util
 import io
 import math
-import zlib
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,7 +16,13 @@ ClassMap = NDArray[np.uint8]
 IGNORE = 255
 """The value of pixels without a class. Losses and metrics ignore them."""
 
-_NONE, _LZW, _DEFLATE, _OLD_DEFLATE = 1, 5, 8, 32946  # TIFF's codes of compressions
+ArrayT = TypeVar("ArrayT", bound=NDArray[Any])
+ShrinkTo = int | tuple[int, int]
+"""How far an image is shrunk: the length of its short side, or a height and a width that the largest crop of their aspect ratio
+must have."""
+LONGEST = 4
+"""The long side of an image is at most this many times the length of the short side to which images are shrunk."""
+
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -43,41 +47,102 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
         raise Unreadable(f"{height * width:,} pixels, over the limit of {max_pixels:,}")
 
 
-def fit_size(height: int, width: int, shrink_to: int) -> tuple[int, int]:
-    """The size (height, width) after shrinking: the short side is `shrink_to`, the long side at most twice that. Never enlarges."""
-    short, long = min(height, width), max(height, width)
-    scale = min(1.0, shrink_to / short, 2 * shrink_to / long)
+def fit_size(height: int, width: int, shrink_to: ShrinkTo) -> tuple[int, int]:
+    """The size (height, width) after shrinking. Never enlarges.
+
+    For one number, the short side is `shrink_to`. For a height and a width, the long side is also at most twice the larger of them,
+    unless a crop of their aspect ratio would then have fewer pixels than they have.
+    """
+    rows, columns = (shrink_to, shrink_to) if isinstance(shrink_to, int) else shrink_to
+    side = max(rows, columns)
+    scale = min(side / min(height, width), 2 * side / max(height, width))
+    scale = min(1.0, max(scale, rows / height, columns / width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def as_pixels(values: NDArray[Any]) -> Pixels:
-    """Converts values of any dtype to uint8 or uint16. No value wraps around or is clipped.
+def without_ends(values: ArrayT, shrink_to: ShrinkTo) -> ArrayT:
+    """The middle (H, W, ...) of an image whose long side is more than `LONGEST` times `shrink_to`; other images are unchanged.
 
-    Floats from 0 to 1 become uint16 (0 to 65535), which keeps every step of a 16-bit original. Whole numbers become uint8 if none
-    is above 255, else uint16 if none is above 65535.
+    In a batch, all images have the canvas of the largest one, so a single long image would multiply the memory of all of them. The
+    centre crop of the middle is the one of the whole image: equally many pixels are cut from both ends.
+    """
+    limit = LONGEST * (shrink_to if isinstance(shrink_to, int) else max(shrink_to))
+    if max(values.shape[:2]) <= limit:
+        return values
+    (top, rows), (left, columns) = ((max(0, (size - limit + 1) // 2), size) for size in values.shape[:2])
+    middle: ArrayT = values[top : rows - top, left : columns - left].copy()
+    return middle
+
+
+def as_pixels(values: NDArray[Any], bits: int = 0) -> Pixels:
+    """Converts values of any dtype to uint8 or uint16 by a scale that depends on the dtype only, so all images of a set share it.
+
+    White is 255 for integers of 8 bits, 65535 for longer ones, and 1 for floats and booleans. Floats become uint16, which keeps
+    every step of a 16-bit original. No value wraps around or is clipped.
+
+    Args:
+        values: The values.
+        bits: Bits of a stored value, if they are fewer than those of the dtype: then white is 2**bits - 1.
 
     Raises:
-        Unreadable: If the values fit neither type.
+        Unreadable: If a value is below black or above white.
     """
-    kind = values.dtype.kind
-    if values.dtype == np.uint8 or values.dtype == np.uint16:
-        return cast(Pixels, values)
+    kind, size = values.dtype.kind, values.dtype.itemsize
     if kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
-    if kind == "u" and values.dtype.itemsize == 2:  # the other byte order
-        return values.astype(np.uint16)
     if kind not in "iuf":
         raise Unreadable(f"holds {values.dtype} values, expected numbers")
+    if kind == "u" and size == 1:
+        return cast(Pixels, values)
+    if kind == "u" and size == 2:
+        pixels = values.astype(np.uint16, copy=False)  # in this machine's byte order
+        return pixels if bits in (0, 16) else rescaled(pixels, 2**bits - 1)
     low, high = values.min(), values.max()
     if kind == "f":
         if not (np.isfinite(low) and np.isfinite(high)):
             raise Unreadable(f"holds {values.dtype} values that are not finite")
-        if low >= 0 and high <= 1:
-            return np.rint(values.astype(np.float64) * 65535).astype(np.uint16)
-    if low < 0 or high > 65535 or (kind == "f" and not np.array_equal(np.rint(values), values)):
-        found = f"{values.dtype} values from {low:g} to {high:g}"
-        raise Unreadable(f"holds {found}; expected 0 to 1, or whole numbers from 0 to 65535")
-    return values.astype(np.uint8) if high <= 255 else values.astype(np.uint16)
+        if np.rint(65535 * float(low)) < 0 or np.rint(65535 * float(high)) > 65535:
+            raise Unreadable(f"holds {_range(values)}; floats are read from 0 (black) to 1 (white): divide by the value of white")
+        return np.rint(values.astype(np.float64) * 65535).astype(np.uint16)
+    white = 255 if size == 1 else 65535
+    if low < 0 or high > white:
+        raise Unreadable(f"holds {_range(values)}; {values.dtype} is read from 0 (black) to {white} (white)")
+    return values.astype(np.uint8) if size == 1 else values.astype(np.uint16)
+
+
+def rescaled(pixels: NDArray[np.uint16], white: int) -> NDArray[np.uint16]:
+    """Scales values from 0 to `white` to 0 to 65535."""
+    if pixels.max(initial=0) > white:
+        raise Unreadable(f"holds values up to {pixels.max()}, but its header says that white is {white}")
+    scaled: NDArray[np.uint16] = np.rint(pixels * (65535 / white)).astype(np.uint16)
+    return scaled
+
+
+def common_scale(array: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """How to convert the images of an array so that `as_pixels` reads them by one scale, chosen by the range of all of them.
+
+    uint8, uint16 and floats up to 1 stay as they are. Other numbers become uint8 if none is above 255, else uint16: an array of
+    8-bit pixels is easily converted to int64 or float32 by accident.
+
+    Raises:
+        Unreadable: If the values are no pixels.
+    """
+    kind = array.dtype.kind
+    if kind in "iuf" and array.dtype not in (np.uint8, np.uint16):
+        low, high = array.min(), array.max()
+        if kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
+            raise Unreadable(f"holds {array.dtype} values that are not finite")
+        if kind != "f" or np.rint(65535 * float(high)) > 65535:
+            whole = kind != "f" or all(np.array_equal(np.rint(image), image) for image in array)
+            if low < 0 or high > 65535 or not whole:
+                raise Unreadable(f"holds {_range(array)}; expected floats from 0 to 1, or whole numbers from 0 to 65535")
+            dtype = np.uint8 if high <= 255 else np.uint16
+            return lambda image: image.astype(dtype)
+    return lambda image: image
+
+
+def _range(values: NDArray[Any]) -> str:
+    return f"{values.dtype} values from {values.min():g} to {values.max():g}"
 
 
 def channels_last(values: NDArray[Any]) -> NDArray[Any]:
@@ -107,12 +172,17 @@ def match_channels(pixels: Pixels, channels: int | None) -> Pixels:
     raise Unreadable(f"has {found} channel{'' if found == 1 else 's'}, expected {channels}")
 
 
-def shrink(pixels: Pixels, shrink_to: int | None) -> Pixels:
-    """Shrinks (H, W, C) to `fit_size` with an antialiased bicubic filter, channel by channel; uint16 is filtered as floats."""
+def shrink(pixels: Pixels, shrink_to: ShrinkTo | None) -> Pixels:
+    """Shrinks (H, W, C) to `fit_size` with an antialiased bicubic filter, channel by channel; uint16 is filtered as floats.
+
+    Then cuts the ends of extremely long images: see `without_ends`.
+    """
     height, width = pixels.shape[:2]
-    if shrink_to is None or fit_size(height, width, shrink_to) == (height, width):
+    if shrink_to is None:
         return pixels
     new_height, new_width = fit_size(height, width, shrink_to)
+    if (new_height, new_width) == (height, width):
+        return without_ends(pixels, shrink_to)
     smaller: Pixels = np.empty((new_height, new_width, pixels.shape[2]), dtype=pixels.dtype)
     for channel in range(pixels.shape[2]):
         plane = np.ascontiguousarray(pixels[:, :, channel])
@@ -122,7 +192,7 @@ def shrink(pixels: Pixels, shrink_to: int | None) -> Pixels:
         if pixels.dtype == np.uint16:
             resized = np.clip(np.rint(resized), 0, 65535)  # bicubic filters overshoot at edges
         smaller[:, :, channel] = resized
-    return smaller
+    return without_ends(smaller, shrink_to)
 
 
 def array_image(values: NDArray[Any], max_pixels: int) -> Pixels:
@@ -133,7 +203,7 @@ def array_image(values: NDArray[Any], max_pixels: int) -> Pixels:
     return as_pixels(values if values.ndim == 3 else values[:, :, None])
 
 
-def finish(pixels: Pixels, channels: int | None, shrink_to: int | None) -> Pixels:
+def finish(pixels: Pixels, channels: int | None, shrink_to: ShrinkTo | None) -> Pixels:
     """Converts channels and size of an image, and copies it if it is a view of another array."""
     pixels = shrink(match_channels(pixels, channels), shrink_to)
     return pixels if pixels.flags.writeable and pixels.flags.c_contiguous else pixels.copy(order="C")
@@ -155,16 +225,18 @@ def as_class_map(values: NDArray[Any]) -> ClassMap:
     return values.astype(np.uint8)
 
 
-def shrink_class_map(classes: ClassMap, shrink_to: int | None) -> ClassMap:
-    """Shrinks a map to `fit_size`: each pixel takes the class under its centre, as `PixelTargets.transformed` does."""
+def shrink_class_map(classes: ClassMap, shrink_to: ShrinkTo | None) -> ClassMap:
+    """Shrinks a map as `read_image` shrinks its image: each pixel takes the class under its centre."""
+    if shrink_to is None:
+        return classes
     height, width = classes.shape
-    new_height, new_width = (height, width) if shrink_to is None else fit_size(height, width, shrink_to)
+    new_height, new_width = fit_size(height, width, shrink_to)
     rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in ((new_height, height), (new_width, width)))
     smaller: ClassMap = classes[rows[:, None], columns]
-    return smaller
+    return without_ends(smaller, shrink_to)
 
 
-def _check_array_size(shape: tuple[int, ...], dtype: np.dtype[Any], max_pixels: int) -> None:
+def check_array_size(shape: tuple[int, ...], dtype: np.dtype[Any], max_pixels: int) -> None:
     """Raises `Unreadable` if an array of this shape has no pixels, too many pixels, or too many bytes."""
     sides = sorted(shape)[-2:] if len(shape) == 3 and shape[2] > 4 else shape[:2]
     check_size(sides[0], sides[1], max_pixels)
@@ -193,56 +265,10 @@ def read_npy(raw: bytes, max_pixels: int) -> Pixels:
         raise Unreadable("NPY of Python objects, which are not read because they can run code")
     if len(shape) not in (2, 3):
         raise Unreadable(f"has shape {shape}, expected (H, W), (H, W, C) or (C, H, W)")
-    _check_array_size(shape, dtype, max_pixels)
+    check_array_size(shape, dtype, max_pixels)
     count, offset = math.prod(shape), stream.tell()
     missing = count * dtype.itemsize - (len(raw) - offset)
     if missing > 0:
         raise Unreadable(f"truncated NPY: {missing:,} bytes are missing")
     values = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F" if fortran else "C")
     return as_pixels(channels_last(values))
-
-
-def read_tiff(raw: bytes, max_pixels: int) -> Pixels:
-    """Reads the first page of a TIFF of any number of channels, interleaved or planar, as (H, W, C).
-
-    A file written by tifffile records the shape of its array. If that is (C, H, W), channels may be pages, and all pages are read.
-
-    Raises:
-        Unreadable: If its layout or compression is not supported.
-    """
-    with tifffile.TiffFile(io.BytesIO(raw)) as file:
-        page: Any = file.pages[0]
-        pages, image = [page], page
-        if file.is_shaped and len(file.series[0].shape) == 3:
-            series = file.series[0]
-            found = [each for each in series.pages if each is not None]
-            if min(series.shape) <= 32 or len(found) == 1:  # otherwise it is a stack of images
-                pages, image = found, series
-        if image.dtype is None:
-            raise Unreadable(f"TIFF with samples of {page.bitspersample} bits")
-        if len(image.shape) not in (2, 3):
-            raise Unreadable(f"TIFF of shape {image.shape}, expected one image")
-        _check_array_size(image.shape, image.dtype, max_pixels)
-        for each in pages:
-            _check_segments(page, each, raw)
-        values: NDArray[Any] = image.asarray(maxworkers=1)
-        planar = image is page and page.axes[:1] == "S"
-    return as_pixels(values.transpose(1, 2, 0) if planar else channels_last(values))
-
-
-def _check_segments(first: Any, page: Any, raw: bytes) -> None:
-    """Raises `Unreadable` for strips and tiles that decompress to more than their size, which tifffile does not check."""
-    if first.compression == _NONE:
-        return
-    if first.compression == _LZW and importlib.util.find_spec("imagecodecs") is None:
-        raise Unreadable(f"LZW-compressed TIFF of {first.samplesperpixel} channels: `pip install imagecodecs` reads it")
-    if first.compression not in (_LZW, _DEFLATE, _OLD_DEFLATE):
-        raise Unreadable(f"TIFF of {first.samplesperpixel} channels compressed by {first.compression!r}")
-    if first.compression == _LZW:
-        return
-    expected = math.prod(first.chunks) * first.dtype.itemsize
-    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-        inflater = zlib.decompressobj()
-        inflated = len(inflater.decompress(raw[offset : offset + size], expected + 1))
-        if inflated > expected:
-            raise Unreadable("TIFF strip that decompresses to more than its size")

@@ -17,7 +17,7 @@ from unveil.data.labels import classes_sentence, number_array
 from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_splits, torchvision_splits
 from unveil.data.pack_reader import Pack, is_pack
 from unveil.data.parts import DataParts, Roles
-from unveil.data.pixels import IGNORE, Unreadable, as_class_map
+from unveil.data.pixels import IGNORE, Unreadable, as_class_map, common_scale
 from unveil.data.source import Source, joined, version_2
 from unveil.data.split_folders import OTHER, split_of
 from unveil.errors import UnveilError
@@ -115,13 +115,12 @@ def array_source(array: NDArray[Any], labels: NDArray[Any] | None = None, *, nam
     """Images in memory as a source.
 
     Args:
-        array: (N, H, W) or (N, H, W, C).
+        array: (N, H, W) or (N, H, W, C). For the scale of its values, see `common_scale`.
         labels: (N,) labels, numbers or strings, of which those that occur become classes, and NaN and "" mean no class; or
             (N, H, W) class maps, with 255 for pixels without a class.
         name: The name of the source, and the first part of the names of its images.
     """
-    if array.ndim not in (3, 4) or not len(array):
-        raise UnveilError(f"an array of shape {array.shape} holds no images: expected (N, H, W) or (N, H, W, C)")
+    scale = _checked_images(array)
     if labels is not None and len(labels) != len(array):
         raise UnveilError(f"there are {len(labels)} labels for {len(array)} images: expected one for each")
     names = [f"{name}/{index:06d}" for index in range(len(array))]
@@ -138,13 +137,13 @@ def array_source(array: NDArray[Any], labels: NDArray[Any] | None = None, *, nam
             None,
             classes,
             content,
-            lambda index: array[index],
+            lambda index: scale(array[index]),
             map_reader=lambda index: maps[index],
             listing_fingerprint=content,
         )
     content = digest.hexdigest()
     if labels is None:
-        return Source(name, names, None, [], content, lambda index: array[index], listing_fingerprint=content)
+        return Source(name, names, None, [], content, lambda index: scale(array[index]), listing_fingerprint=content)
     numbers, classes = number_array(np.asarray(labels))
     if not classes:
         numbers = None
@@ -154,10 +153,30 @@ def array_source(array: NDArray[Any], labels: NDArray[Any] | None = None, *, nam
         numbers,
         classes,
         version_2(content, *map(str, labels.tolist())),
-        lambda index: array[index],
+        lambda index: scale(array[index]),
         listing_fingerprint=content,
         notes=() if numbers is None else (classes_sentence("the labels", numbers, classes),),
     )
+
+
+def _checked_images(array: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """The scale of an array of images. Raises `UnveilError` if it holds none, or its axes seem to be in another order."""
+    expected = "expected (N, H, W) or (N, H, W, C)"
+    if array.ndim not in (3, 4) or not array.size:
+        raise UnveilError(f"an array of shape {array.shape} holds no images: {expected}")
+    _, *sides = array.shape
+    square = array.ndim == 4 and sides[0] < sides[1] == sides[2] >= 28  # the smallest usual images
+    if array.ndim == 4 and (sides[0] <= 4 < min(sides[1:]) or square):
+        raise UnveilError(
+            f"an array of shape {array.shape} seems to have the axes (N, C, H, W), with channels first: {expected}, "
+            "so use array.transpose(0, 2, 3, 1)"
+        )
+    if array.ndim == 3 and sides[1] in (3, 4) and min(len(array), sides[0]) > 4:
+        raise UnveilError(f"an array of shape {array.shape} seems to be one image (H, W, C): {expected}, so use array[None]")
+    try:
+        return common_scale(array)
+    except Unreadable as error:
+        raise UnveilError(f"the array {error.reason}") from None
 
 
 def _checked_maps(maps: NDArray[Any], array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -4,17 +4,19 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
 
 from unveil.blocks.patches import Size
-from unveil.data.augment import Augment, AugmentConfig, normalise
+from unveil.data.augment import Augment, AugmentConfig, standardise
 from unveil.data.batch import Batch
 from unveil.data.resize import MAX_VALUE
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
+from unveil.ranges import NonNegative, Range, Share, ShareBelowOne
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +24,17 @@ class RegularisationConfig:
     """Regularisation for training with labels."""
 
     HIDDEN = ("erasing",)
-    drop_path: float = 0.1
+    drop_path: ShareBelowOne = 0.1
     """Probability that a sample skips a block, in the last block; it grows linearly with depth. Use 0.2 to 0.3 for ViT-H."""
-    mixup: float = 0.8
+    mixup: NonNegative = 0.8
     """Alpha of the beta distribution for mixup, which blends two images; 0 turns it off."""
-    cutmix: float = 1.0
+    cutmix: NonNegative = 1.0
     """Alpha of the beta distribution for CutMix, which pastes a piece of another image; 0 turns it off."""
-    smoothing: float = 0.1
+    smoothing: ShareBelowOne = 0.1
     """Label smoothing."""
-    randaugment: int = 9
+    randaugment: Annotated[int, Range(0, 10)] = 9
     """Magnitude of RandAugment; 0 turns it off. It needs 8-bit images with 3 channels."""
-    erasing: float = 0.25
+    erasing: Share = 0.25
     """Probability of random erasing."""
 
 
@@ -59,7 +61,8 @@ class SupervisedAugment:
         self.config, self.mean, self.std = config, mean, std
         self.crop = Augment(config, image_size, (0.0,) * len(mean), (1.0,) * len(mean))
         colour = len(mean) == 3 and options.randaugment > 0
-        hints = {"img_mean": tuple(round(255 * x) for x in mean), "magnitude_max": 9.99}  # at 10, posterize keeps 0 bits and fails
+        # As timm's `create_transform` does for the public code. At a magnitude of 10, posterize would keep 0 bits and fail.
+        hints = {"img_mean": tuple(round(255 * x) for x in mean), "interpolation": Image.BICUBIC, "magnitude_max": 9.99}
         self.policy = rand_augment_transform(f"rand-m{options.randaugment}-mstd0.5-inc1", hints) if colour else None
         self.erase = RandomErasing(options.erasing, mode="pixel", device="cpu") if options.erasing else None
         mixes = options.mixup > 0 or options.cutmix > 0
@@ -73,13 +76,13 @@ class SupervisedAugment:
             )
         if self.policy is None or batch.images.dtype == torch.uint16:
             batch = self.crop(batch)
-            return self.erase_and_mix(Batch(normalise(batch.images, self.mean, self.std), batch.sizes, batch.keys, batch.targets))
+            return self.erase_and_mix(Batch(standardise(batch.images, self.mean, self.std), batch.sizes, batch.keys, batch.targets))
         with preserved_random_state():  # RandAugment sets seeds; erasing and mixing continue from the last one
             batch = self.crop(batch)
             pixels = (batch.images * MAX_VALUE[torch.uint8]).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             changed = [self.randaugment(x, key) for x, key in zip(pixels, batch.keys.tolist(), strict=True)]
             images = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(batch.images.device)
-            return self.erase_and_mix(Batch(normalise(images, self.mean, self.std), batch.sizes, batch.keys, batch.targets))
+            return self.erase_and_mix(Batch(standardise(images, self.mean, self.std), batch.sizes, batch.keys, batch.targets))
 
     def randaugment(self, image: np.ndarray, key: int) -> np.ndarray:
         """RandAugment of one image (H, W, 3) uint8. It sets the global seeds of numpy and `random` to the key."""

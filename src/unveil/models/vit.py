@@ -138,9 +138,19 @@ class ViT(nn.Module):
         assert isinstance(last, Block)
         return last.attention.weights(last.norm1(before), biases[-1] if biases else None)[:, :, 0, 1:]
 
-    def resized(self, image_size: Size) -> "ViT":
-        """A copy for images of another size, with interpolated positions."""
-        other = ViT(replace(self.config, image_size=image_size))
+    def resized(self, image_size: Size | int) -> "ViT":
+        """A copy for images of another size, with interpolated positions.
+
+        Args:
+            image_size: Height and width, or the side of square images, in pixels.
+
+        Raises:
+            UnveilError: If it is no such size, or the patches do not tile it.
+        """
+        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+            raise UnveilError(f"image_size is {image_size!r}: give one side, or height and width, in whole pixels")
+        other = ViT(replace(self.config, image_size=sides))
         state, old, new = self.state_dict(), self.config.grid, other.config.grid
         resizes = {"positions": resize_positions, **{f"relative.{i}.table": resize_biases for i in range(len(self.relative))}}
         other.load_state_dict(state | {name: change(state[name], old, new) for name, change in resizes.items() if name in state})
