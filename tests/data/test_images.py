@@ -249,9 +249,9 @@ def test_fit_size_for_crops_that_are_not_square(height: int, width: int, crop: t
     new = fit_size(height, width, crop)
     assert new[0] >= min(crop[0], height)
     assert new[1] >= min(crop[1], width)
-    scale = new[0] / height if height > width else new[1] / width
-    if max(new) > 2 * max(crop) and max(height, width) > 2 * max(crop):  # only as long as the other side needs it
-        assert scale == pytest.approx(min(1, max(crop[0] / height, crop[1] / width)), rel=0.02)
+    if max(new) > 2 * max(crop):  # only as long as the other side needs it
+        scale = min(1, max(crop[0] / height, crop[1] / width))
+        assert max(new) == pytest.approx(max(height, width) * scale, abs=0.51)
 
 
 def test_shrinking_is_antialiased_and_exact_for_every_kind() -> None:

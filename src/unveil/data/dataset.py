@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unveil.data.batch import Batch
 from unveil.data.images import read_class_map, read_image
-from unveil.data.pixels import IGNORE, ClassMap, Pixels, Unreadable, shrink_class_map
+from unveil.data.pixels import IGNORE, ClassMap, Pixels, ShrinkTo, Unreadable, shrink_class_map
 from unveil.data.sources import Source
 from unveil.data.targets import ClassTargets, PixelTargets, Targets
 from unveil.errors import UnveilError
@@ -59,7 +59,7 @@ class ImageDataset:
 
     Args:
         source: The images.
-        side: Length of the short side to which images are shrunk, in pixels. Images are never enlarged.
+        side: How far images are shrunk, in pixels: see `unveil.data.images.read_image`. Images are never enlarged.
         channels: Number of channels of all images. By default that of most images, or 3 if grey and colour are mixed.
         dtype: uint8 or uint16; by default uint16 if most images have 16 bits.
         max_pixels: Files with more pixels than this are not decoded.
@@ -78,7 +78,7 @@ class ImageDataset:
         self,
         source: Source,
         *,
-        side: int,
+        side: ShrinkTo,
         channels: int | None = None,
         dtype: torch.dtype | None = None,
         max_pixels: int = 64_000_000,
@@ -338,7 +338,7 @@ def pixel_targets(maps: Sequence[ClassMap]) -> PixelTargets:
 
 
 def sample_images(
-    source: Source, count: int, *, shrink_to: int, max_pixels: int, faults: dict[int, Fault] | None = None
+    source: Source, count: int, *, shrink_to: ShrinkTo, max_pixels: int, faults: dict[int, Fault] | None = None
 ) -> list[Pixels]:
     """Up to `count` readable images, evenly spaced in a source. Images that cannot be read are added to `faults`.
 

@@ -1,4 +1,4 @@
-"""Reads a pack: images that are already decoded and shrunk, in a few large files that are mapped into memory.
+"""Reads a pack: images that are already decoded and shrunk, in a few large files.
 
     unveil-pack.json     settings, splits, classes, skipped files; size and SHA-256 of every other file, and its own SHA-256
     index.safetensors    one row per image: shard, offset, size, label, checksum, name
@@ -11,11 +11,11 @@ never change, so that packs of earlier versions stay readable: "pictures" is the
 
 import hashlib
 import json
-import mmap
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from safetensors.numpy import load
 
 from unveil.data.labels import Labels
 from unveil.data.pixels import Pixels, Unreadable
+from unveil.data.regular_files import open_regular, read_at
 from unveil.errors import UnveilError
 from unveil.json_files import parse_json
 
@@ -38,7 +39,7 @@ SKIPPED = "skipped.txt"
 SHARD_HEAD = b"unveil shard 1\n\0"
 """The first bytes of a shard. Without them, a shard of JPEG files would be taken for an image."""
 OPEN_SHARDS = 128
-"""Maximum number of mapped shards, each of which is an open file. Beyond it, the least recently used shard is closed."""
+"""Maximum number of open shards. Beyond it, the least recently used shard is closed."""
 
 Facts = dict[str, Any]
 Table = dict[str, NDArray[Any]]
@@ -96,7 +97,7 @@ class Pack:
                 raise
             raise _damaged(folder, " ".join(str(error).split()) or type(error).__name__) from None
         self._raw = self.facts["settings"]["store"] == "raw"
-        self._map_shard = lru_cache(maxsize=OPEN_SHARDS)(partial(_map_shard, folder))
+        self._shard = lru_cache(maxsize=OPEN_SHARDS)(partial(_open_shard, folder))
 
     def files(self) -> dict[str, Facts]:
         """Size and SHA-256 of every file except `unveil-pack.json`, which contains its own checksum."""
@@ -105,34 +106,60 @@ class Pack:
         return {name: facts for name, facts in (shards | others).items() if facts}
 
     def split(self, name: str) -> Split:
-        """The split "train" or "test"."""
+        """The images of a split, by its name.
+
+        Images that could not be packed keep their place, so that a run on the pack uses the same train and test images, in the same
+        order, as one on the original. Packs of earlier versions do not record their places.
+        """
         facts = self.facts["splits"][name]
         rows = np.flatnonzero(self.table["split"] == list(self.facts["splits"]).index(name))
         first, last = int(rows[0]), int(rows[-1]) + 1  # the rows of a split are consecutive
         ends = [int(self.table["name_end"][first - 1]) if first else 0, *self.table["name_end"][first:last].tolist()]
-        names = self.table["names"].tobytes()
+        text = self.table["names"].tobytes()
+        unreadable = {index: (missing, label) for index, missing, label in facts.get("unreadable", ())}
+        row_of = np.full(last - first + len(unreadable), -1)
+        row_of[[index for index in range(len(row_of)) if index not in unreadable]] = np.arange(first, last)
+        names, labels = [""] * len(row_of), np.full(len(row_of), -1, dtype=np.int64)
+        for index, (start, end) in zip(np.flatnonzero(row_of >= 0).tolist(), pairwise(ends), strict=True):
+            names[index] = text[start:end].decode("utf-8", "surrogateescape")
+        labels[row_of >= 0] = self.table["label"][first:last]
+        for index, (missing, label) in unreadable.items():
+            names[index], labels[index] = missing, label
+
+        def read(index: int) -> bytes | Pixels:
+            if index in unreadable:
+                raise Unreadable(facts["skipped"][names[index]])
+            return self.read(int(row_of[index]))
+
         return Split(
-            [names[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends)],
-            self.table["label"][first:last].astype(np.int64) if facts["labelled"] else None,
+            names,
+            labels if facts["labelled"] else None,
             list(facts["classes"]),
             dict(facts["skipped"]),
             hashlib.sha256(f"{self.facts['sha256']} {name}".encode()).hexdigest(),
-            lambda number: self.read(first + number),
+            read,
         )
 
     def read(self, row: int) -> bytes | Pixels:
-        """An image: the bytes of a JPEG file, or a view of the raw pixels (H, W, C); safe to call from several threads.
+        """An image: the bytes of a JPEG file, or the raw pixels (H, W, C); safe to call from several threads.
+
+        A shard is not mapped into memory: if a mapped file becomes shorter, or its network share fails, the process is killed.
 
         Raises:
             Unreadable: If its bytes have changed since it was packed.
-            OSError: If the shard cannot be opened.
+            OSError: If the shard cannot be opened or read.
         """
-        start = int(self.table["offset"][row])
-        stored = memoryview(self._map_shard(int(self.table["shard"][row])))[start : start + int(self.table["bytes"][row])]
+        shard, start, size = (int(self.table[name][row]) for name in ("shard", "offset", "bytes"))
+        try:
+            file = self._shard(shard)  # held here, so that no other thread closes it
+            stored = read_at(file.fileno(), size, start, "the pack has become shorter")
+        except OSError:
+            self._shard.cache_clear()  # the next try opens the shard again
+            raise
         if zlib.crc32(stored) != self.table["crc"][row]:  # releases the GIL while it reads from the disk
             raise Unreadable("damaged in the pack: its checksum does not match")
         if not self._raw:
-            return bytes(stored)
+            return stored
         shape = [int(self.table[side][row]) for side in ("height", "width", "channels")]
         pixels: Pixels = np.frombuffer(stored, "<u2" if self.table["bits"][row] == 16 else np.uint8).reshape(shape)
         return pixels
@@ -175,9 +202,9 @@ def unseal(path: Path) -> Facts:
     return facts
 
 
-def _map_shard(folder: Path, number: int) -> mmap.mmap:
-    with open(folder / shard_name(number), "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _open_shard(folder: Path, number: int) -> FileIO:
+    """An open shard. It is closed when it is in use no more."""
+    return FileIO(open_regular(folder / shard_name(number)))
 
 
 def _damaged(folder: Path, fault: str) -> UnveilError:

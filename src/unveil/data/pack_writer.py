@@ -20,7 +20,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -34,6 +34,7 @@ from unveil.data.pixels import Pixels, Unreadable
 from unveil.data.sources import Source
 from unveil.errors import UnveilError
 from unveil.plain_text import printable
+from unveil.ranges import Count, CountOrZero, Range, Side
 
 T = TypeVar("T")
 
@@ -61,19 +62,19 @@ class PackConfig:
     """How images are stored in a pack."""
 
     HIDDEN = ("max_pixels", "shard_bytes")
-    side: int = 256
+    side: Side = 256
     """Shrink images until their short side has this many pixels; images are never enlarged. 256 suits training at 224."""
     store: Literal["jpeg", "raw"] = "jpeg"
     """Store JPEG files (8-bit grey or RGB), or raw pixels (8 or 16 bits, any channels), which need no decoding but more space."""
-    quality: int = 90
+    quality: Annotated[int, Range(1, 100)] = 90
     """JPEG quality, 1 to 100. A JPEG file that needs no shrinking is copied, unless it is over a tenth larger than a new one."""
-    channels: int = 0
+    channels: CountOrZero = 0
     """Number of channels of the images, as for training; 0 keeps the channels of each image."""
-    max_pixels: int = 64_000_000
+    max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
-    shard_bytes: int = 268_435_456
+    shard_bytes: Count = 268_435_456
     """Maximum size of a shard file in bytes."""
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     """Number of decoding threads; 0 means one per core. The files do not depend on it."""
 
 
@@ -217,15 +218,19 @@ def finish_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, shards
         }
     )
     skipped = [dict(source.skipped) for source in sources]
-    for item, reason in (entry for shard in shards for entry in shard.skipped.items()):
+    unreadable: list[list[tuple[int, str, int]]] = [[] for _ in sources]
+    for item, reason in (entry for shard in shards for entry in sorted(shard.skipped.items())):
         i = int(np.searchsorted(starts, item, side="right")) - 1
-        skipped[i][sources[i].names[item - int(starts[i])]] = reason
+        source, number = sources[i], item - int(starts[i])
+        skipped[i][source.names[number]] = reason
+        unreadable[i].append((number, source.names[number], -1 if source.labels is None else int(source.labels[number])))
     split_facts = {
         name: {
             "pictures": int((split == i).sum()),  # never renamed: see `unveil.data.pack_reader`
             "labelled": source.labels is not None,
             "classes": list(source.classes),
             "skipped": dict(sorted(skipped[i].items())),
+            "unreadable": unreadable[i],
         }
         for i, (name, source) in enumerate(splits.items())
     }

@@ -116,7 +116,11 @@ class ReopenedFile:
             _recent.put(self._path, held)
             if held.facts != self._facts:
                 raise Unreadable("the archive has changed since it was listed", lost=True)
-        return read_at(held.number, size, offset)
+        try:
+            return read_at(held.number, size, offset)
+        except OSError:
+            _recent.drop(self._path)  # the next try opens the file again, which helps if a network share was mounted again
+            raise
 
 
 def _facts(handle: int) -> tuple[int, int, int, int]:
@@ -144,6 +148,9 @@ class _Recent:
             with suppress(KeyError):  # another thread has dropped it; it stays open as long as it is held here
                 self._handles.move_to_end(path)
         return held
+
+    def drop(self, path: Path) -> None:
+        self._handles.pop(path, None)
 
     def put(self, path: Path, handle: _Handle) -> None:
         self._handles[path] = handle

@@ -18,7 +18,7 @@ from unveil.paths import refuse_unless_new_table
 from unveil.plain_text import printable
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, Range
-from unveil.runs.open_data import open_each, stored_side
+from unveil.runs.open_data import open_each, say_notes, stored_side
 from unveil.runs.skipped_files import skipped_lines
 from unveil.train.parallel import HardwareConfig, join_processes, resolve_precision
 from unveil.train.terminal import printer
@@ -29,6 +29,9 @@ class EmbedConfig:
     """Which features to compute, and how."""
 
     HIDDEN = ("max_pixels",)
+    split: str | None = None
+    """Parts of DATA to embed: train, val, test, unlabeled, other (beside the splits), or several as in train+val; by default
+    all."""
     pool: Literal["mean", "class", "patches"] | None = None
     """Features to write: the mean of the patch tokens, the class token, or all patch tokens; by default those that suit the
     method."""
@@ -61,7 +64,9 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
     learner = load(run, say=say).to(world.device).eval()
     encoder = vit_of(learner)
     vit = encoder.config
-    parts = open_each(data, side=stored_side(vit.image_size), channels=vit.channels, max_pixels=config.max_pixels, show=True)
+    side, limit = stored_side(vit.image_size), config.max_pixels
+    parts = open_each(data, config.split, side=side, channels=vit.channels, max_pixels=limit, show=True)
+    say_notes(say, "", *(part.dataset.source for part in parts.values()))
 
     def patch_tokens(images: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = encoder(images)

@@ -1,11 +1,9 @@
 """`unveil pack`: decodes and shrinks every image once, into a few large files that training reads quickly."""
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,13 @@ from unveil.data.dataset import Progress, common_channels, sample_images
 from unveil.data.pack_reader import FACTS, FORMAT, SKIPPED, UNFINISHED, Facts, Pack, Split, is_pack, seal, unseal
 from unveil.data.pack_writer import LEFTOVERS, PackConfig, cores, finish_pack, pack_shards, sweep, write
 from unveil.data.pixels import Unreadable
-from unveil.data.sources import Data, Source, open_both
+from unveil.data.sources import Data, Source, open_parts
 from unveil.errors import UnveilError
+from unveil.folder_lock import LOCK, locked
 from unveil.options import configure
-from unveil.runs.open_data import Say, progress_bar
+from unveil.plain_text import count_of
+from unveil.runs.open_data import Say, progress_bar, say_notes
+from unveil.train.data_changes import VERSIONED
 from unveil.train.terminal import console, printer
 
 
@@ -40,23 +41,29 @@ def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **o
         UnveilError: If `out` holds something else, the store cannot hold the images, or verifying finds a changed byte.
     """
     (config,) = configure(options, PackConfig)
-    check_options(config)
     say = printer(True)
     if out is None:
         if not verify or not isinstance(data, str | Path):
             raise UnveilError("OUT is missing: unveil pack DATA OUT writes a pack, and unveil pack OUT --verify checks one")
         return verify_pack(Path(data), say)
     folder = Path(out)
-    train, test = open_both(data)
-    splits = {"train": train} | ({} if test is None else {"test": test})
+    parts = open_parts(data)
+    roles = parts.roles()
+    splits = {"train": roles.train} | ({} if roles.test is None else {"test": roles.test})
+    splits |= {} if roles.validation is None else {"val": roles.validation}
+    if "unlabeled" in parts.names and "unlabeled" not in roles.splits["train"]:
+        splits["unlabeled"] = parts.source("unlabeled")
+    say_notes(say, "", *splits.values())
+    left_out = len(parts.source()) - sum(map(len, splits.values()))
+    if left_out:
+        say(f"not packed: {count_of(left_out, 'image')} beside the splits, or of a test split without labels")
     facts = facts_of(splits, config)
     refuse_inside(folder, data)
     if not is_pack(folder):
         refuse_taken(folder)
         for source in splits.values():
             refuse_unsuited(source, config)
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with locked(folder, "packing into"):
         if begin(folder, facts):
             say(f"{folder} is complete already: nothing to do")
         else:
@@ -120,7 +127,9 @@ def refuse_changed_pack(folder: Path, old: Facts, new: Facts, what: str) -> None
         f"is {new[group].get(key)!r}"
         for group in ("data", "settings")
         for key in old[group] | new[group]
-        if old[group].get(key) != new[group].get(key)
+        if key != "name"
+        and not key.endswith("_listing_fingerprint")
+        and old[group].get(key) != value_now(old[group], new[group], key)
     ]
     if changes:
         raise UnveilError(f"{what} ({'; '.join(changes)}): use the same data and options, or choose another OUT")
@@ -130,7 +139,7 @@ def refuse_taken(folder: Path) -> None:
     """Raises `UnveilError` if the folder is a file, or contains anything other than leftovers of a killed run."""
     if folder.exists() and not folder.is_dir():
         raise UnveilError(f"{folder} exists already and is a file: choose another OUT")
-    if folder.is_dir() and not all(LEFTOVERS.fullmatch(name) for name in os.listdir(folder)):
+    if folder.is_dir() and not all(name == LOCK or LEFTOVERS.fullmatch(name) for name in os.listdir(folder)):
         raise UnveilError(f"{folder} exists already and is not a pack: choose another OUT")
 
 
@@ -143,15 +152,6 @@ def refuse_inside(folder: Path, data: Data) -> None:
         raise UnveilError(f"{folder} is inside of {data}, and unveil never writes into DATA: choose another OUT")
 
 
-def check_options(config: PackConfig) -> None:
-    """Raises `UnveilError` for an option that is out of range."""
-    for name, least in {"side": 1, "quality": 1, "channels": 0, "max_pixels": 1, "shard_bytes": 1, "workers": 0}.items():
-        if getattr(config, name) < least:
-            raise UnveilError(f"{name} is {getattr(config, name)}: use {least} or more")
-    if config.quality > 100:
-        raise UnveilError(f"quality is {config.quality}: use 1 to 100")
-
-
 def refuse_unsuited(source: Source, config: PackConfig) -> None:
     """Raises `UnveilError` if no image of a sample can be read, or if most of them cannot be stored as JPEG files."""
     sample = sample_images(source, 64, shrink_to=config.side, max_pixels=config.max_pixels)
@@ -162,23 +162,6 @@ def refuse_unsuited(source: Source, config: PackConfig) -> None:
         raise UnveilError(f"the images of {source.name} have {channels} channels, but JPEG has 1 or 3: use --store raw")
     if sum(x.dtype == np.uint16 for x in sample) * 2 > len(sample):
         raise UnveilError(f"the images of {source.name} have 16 bits, but JPEG has 8: use --store raw")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Locks the folder while this process writes. Raises `UnveilError` if another process has locked it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UnveilError(f"another process is packing into {folder}: wait for it, or stop it") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def progress_lines(say: Say, seconds: float = 10.0) -> Progress:
@@ -238,5 +221,6 @@ def damaged_images(split: Split) -> list[str]:
         try:
             split.read(number)
         except Unreadable:
-            names.append(name)
+            if name not in split.skipped:  # those could not be packed
+                names.append(name)
     return names

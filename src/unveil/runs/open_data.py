@@ -11,8 +11,8 @@ from rich.progress import MofNCompleteColumn
 from unveil.blocks.patches import Size
 from unveil.data.dataset import ImageDataset, sample_images
 from unveil.data.parts import Roles
-from unveil.data.pixels import Side
-from unveil.data.sources import Data, Source, open_parts, open_source
+from unveil.data.pixels import ShrinkTo
+from unveil.data.sources import Data, Source, open_parts, open_roles
 from unveil.data.splits import Subset, held_out_split
 from unveil.errors import UnveilError
 from unveil.plain_text import shorten
@@ -53,7 +53,7 @@ def size_option(value: tuple[int, ...] | int, name: str) -> Size | None:
     return value[0], value[-1]
 
 
-def stored_side(image_size: Size) -> Side:
+def stored_side(image_size: Size) -> ShrinkTo:
     """How far images are shrunk when they are read: for an image size of 224, to a short side of 256 px."""
     height, width = (-(-side * 8 // 7) for side in image_size)
     return height if height == width else (height, width)
@@ -70,7 +70,7 @@ class ImageSubsets(NamedTuple):
     """The images to evaluate during training, so that the test set is evaluated only at the end; None means the test set."""
 
 
-def open_subsets(roles: Roles, *, side: Side, channels: int | None, max_pixels: int, most: int, show: bool) -> ImageSubsets:
+def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixels: int, most: int, show: bool) -> ImageSubsets:
     """Opens the images of a run.
 
     Args:
@@ -100,10 +100,11 @@ def open_subsets(roles: Roles, *, side: Side, channels: int | None, max_pixels: 
     return ImageSubsets(Subset(train, torch.arange(len(train))), like_train(roles.test), False, validation)
 
 
-def say_notes(say: Say, *sources: Source | None) -> None:
-    """Prints what the user should know about the data before training: see `Source.notes`."""
-    for note in dict.fromkeys(note for source in sources if source for note in source.notes):
-        say(note)
+def say_notes(say: Say, sentence: str, *sources: Source) -> None:
+    """Prints what the user should know about the data before training: see `Roles.sentence` and `Source.notes`."""
+    for note in dict.fromkeys([sentence, *(note for source in sources for note in source.notes)]):
+        if note:
+            say(note)
 
 
 @contextmanager
@@ -118,10 +119,12 @@ def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Call
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def open_each(data: Data, *, side: Side, channels: int | None, max_pixels: int, show: bool) -> dict[str, Subset]:
-    """All images of DATA, by the name of their split; "train" if DATA has no splits."""
+def open_each(
+    data: Data, split: str | None, *, side: ShrinkTo, channels: int | None, max_pixels: int, show: bool
+) -> dict[str, Subset]:
+    """The images of DATA, by the name of their split; "train" if DATA has no splits. By default all of them."""
     subsets, dtype, parts = dict[str, Subset](), None, open_parts(data)
-    for name in parts.names:
+    for name in parts.chosen(split or "all"):
         source = parts.source(name)
         with progress_bar(source.name, show) as progress:
             dataset = ImageDataset(source, side=side, channels=channels, dtype=dtype, max_pixels=max_pixels, progress=progress)
@@ -130,9 +133,9 @@ def open_each(data: Data, *, side: Side, channels: int | None, max_pixels: int, 
     return subsets
 
 
-def open_whole(data: Data, *, side: Side, channels: int | None, max_pixels: int, show: bool) -> Subset:
-    """All images of DATA, without holding any out. If DATA has splits, the training split."""
-    source = open_source(data)
+def open_whole(data: Data, split: str | None, *, side: ShrinkTo, channels: int | None, max_pixels: int, show: bool) -> Subset:
+    """The images of some splits of DATA, by default of the training split, without holding any out."""
+    source = open_roles(data, split=split).train
     with progress_bar(source.name, show) as progress:
         dataset = ImageDataset(source, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
     return Subset(dataset, torch.arange(len(dataset)))
