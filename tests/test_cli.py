@@ -142,7 +142,7 @@ def test_every_command_has_help(argv, capsys):
     assert " ".join(verb.summary.split()) in shown
     for key, argument in verb.arguments.items():
         assert argument.help[:12] in shown
-        assert argument.positional or f"--{key}" in shown
+        assert argument.positional or f"--{key.replace('_', '-')}" in shown
     assert "None" not in shown
     assert ("--trust PATH" in shown) == ("run" in verb.arguments and name != "translate run")
 
@@ -313,8 +313,9 @@ def test_failures_in_process(monkeypatch, capsys):
     assert fails(unveil.UnveilError("it is broken")) == (1, "unveil: it is broken\n")
     assert fails(FileNotFoundError(2, "No such file or directory", "x.png")) == (1, "unveil: x.png: No such file or directory\n")
     code, said = fails(KeyboardInterrupt())
-    assert code == 1
-    assert said == "unveil: stopped; run the same command to resume from the last checkpoint\n"
+    assert code == 130
+    assert said == "unveil: stopped: run the same command to start again\n"
+    assert fails(unveil.errors.Interrupted("it is saved", 15)) == (143, "unveil: it is saved\n")
     monkeypatch.setattr("unveil.recipes.report.report", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         cli.main(["report", "run"])
@@ -331,7 +332,7 @@ def test_a_process_that_lost_another_is_reported_in_a_sentence():
 
 
 def test_only_what_was_given_is_passed_on():
-    given = {"data": "photos", "method": "mae", "model": None, "out": None}
+    given = {"data": "photos", "method": "mae", "model": None, "out": None, "resume_from": None}
     assert parse("pretrain", "photos") == given
     assert parse("pretrain") == {**given, "data": "digits"}
     argv = "photos --epochs 3 --no-flip --base-lr=0.1 --image-size 32 48 --decoder_depth 2 --compile --warmup_epochs 2".split()
@@ -349,6 +350,7 @@ def test_only_what_was_given_is_passed_on():
     assert parse("pretrain", "photos", "--eps", "1e-6") == {**given, "eps": 1e-6}  # as does what --help hides
     run = {"run": "run", "data": None, "test": None, "out": None}
     assert parse("probe", "run", "--kind", "knn") == {**run, "kind": "knn"}
+    run["resume_from"] = None
     assert parse("finetune", "run") == {**run, "task": None}
     assert parse("finetune", "run", "--task", "partial", "--blocks", "2") == {**run, "task": "partial", "blocks": 2.0}
     assert parse("export", "run", "--to", "timm") == {"run": "run", "to": "timm", "out": None}
@@ -386,7 +388,8 @@ def test_the_options_reach_the_function(monkeypatch, photos):
     seen = {}
     monkeypatch.setattr("unveil.recipes.pretrain.pretrain", lambda **options: seen.update(options))
     assert main("pretrain", str(photos), "--epochs", "2", "--out", "here") == 0
-    assert seen == {"data": str(photos), "method": "mae", "model": None, "out": "here", "epochs": 2.0}
+    given = {"data": str(photos), "method": "mae", "model": None, "out": "here", "resume_from": None, "epochs": 2.0}
+    assert seen == given
 
 
 def test_trust_is_handled_for_every_command_with_a_run(monkeypatch, tmp_path):

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from unveil.methods import METHODS
 from unveil.paths import TEXT_FORMS
+from unveil.ranges import Count, Positive, Range
 
 REQUIRED = object()
 METHOD, TASK = "METHOD", "TASK"
@@ -99,6 +100,12 @@ BERT_MODEL = Argument(BERT_NAMES, "The encoder: bert-mini by default.", None)
 EXPORT_FORMATS = Literal["timm", "transformers", "mae", "safetensors", "onnx"]
 PRETRAIN_OUT = Argument(str | None, "The run folder; by default runs/<data>-<method>-<model>.", None, path="run folder")
 FINETUNE_OUT = Argument(str | None, "The run folder; by default <run>-<task>, or <run>-scratch.", None, path="run folder")
+RESUME_FROM = Argument(
+    str | None,
+    "Go on from the newest checkpoint of another run, in a new --out, with another length (--epochs), rate or precision.",
+    None,
+    path="run",
+)
 ALL_RUNS = "The folder for all runs; by default "
 RESUMES = "\n\nRun the same command again to resume."
 
@@ -117,7 +124,13 @@ def task_argument(default: str) -> Argument:
 PRETRAIN_ON_TEXT = Verb(
     "unveil.recipes.pretrain:pretrain",
     f"Train an encoder on texts without labels.{RESUMES}",
-    {"data": CORPUS, "method": Argument(str, METHOD_NAME, "bert"), "model": BERT_MODEL, "out": PRETRAIN_OUT},
+    {
+        "data": CORPUS,
+        "method": Argument(str, METHOD_NAME, "bert"),
+        "model": BERT_MODEL,
+        "out": PRETRAIN_OUT,
+        "resume_from": RESUME_FROM,
+    },
     {**PRETRAIN_TEXT, "method": METHOD, **SHARED},
     hides=RARE_IN_TRAINING,
     resumes=True,
@@ -133,6 +146,7 @@ FINETUNE_ON_TEXT = Verb(
             str | None, "Labelled test texts; by default the test split of DATA, or a tenth of it.", None, path="text"
         ),
         "out": FINETUNE_OUT,
+        "resume_from": RESUME_FROM,
     },
     {"run": "unveil.runs.modality:FinetuneRunConfig", "task": TASK, **SHARED},
     task="text-classification",
@@ -159,7 +173,13 @@ VERBS = {
     "pretrain": Verb(
         "unveil.recipes.pretrain:pretrain",
         f"Train an encoder on images without labels.{RESUMES}",
-        {"data": IMAGES_ARG, "method": Argument(str, METHOD_NAME, "mae"), "model": VIT_MODEL, "out": PRETRAIN_OUT},
+        {
+            "data": IMAGES_ARG,
+            "method": Argument(str, METHOD_NAME, "mae"),
+            "model": VIT_MODEL,
+            "out": PRETRAIN_OUT,
+            "resume_from": RESUME_FROM,
+        },
         {**PRETRAIN, "method": METHOD, **AUGMENT, **SHARED},
         digits=DIGITS_PATH,
         hides=RARE_IN_TRAINING,
@@ -182,9 +202,9 @@ VERBS = {
                 path="run folder",
             ),
             "hours": Argument(
-                float | None, "The longest time that the run may take; by default 1 hour on a CPU and 8 hours on a GPU.", None
+                Positive | None, "The longest time that the run may take; by default 1 hour on a CPU and 8 hours on a GPU.", None
             ),
-            "seconds": Argument(float, "The approximate duration of the trial run.", 30.0),
+            "seconds": Argument(Annotated[float, Range(1, 3600)], "The approximate duration of the trial run.", 30.0),
         },
         {**PRETRAIN, "method": METHOD, **AUGMENT, **SHARED},
         digits=DIGITS_PATH,
@@ -221,7 +241,14 @@ VERBS = {
     "finetune": Verb(
         "unveil.recipes.finetune:finetune",
         f"Fine-tune an encoder on labelled images, or train it from scratch (--scratch).{RESUMES}",
-        {"run": RUN, "data": LABELLED_IMAGES, "task": task_argument("finetune"), "test": TEST_IMAGES, "out": FINETUNE_OUT},
+        {
+            "run": RUN,
+            "data": LABELLED_IMAGES,
+            "task": task_argument("finetune"),
+            "test": TEST_IMAGES,
+            "out": FINETUNE_OUT,
+            "resume_from": RESUME_FROM,
+        },
         {"run": "unveil.runs.images:ImageFinetuneConfig", "task": TASK, **AUGMENT, **SHARED},
         task="finetune",
         hides=RARE_IN_TRAINING - {"layer_decay"} | {"clip_grad", "warmup_ratio", "crop", "flip"},
@@ -234,7 +261,7 @@ VERBS = {
         {
             "run": TEXT_RUN,
             "sentence": Argument(str, 'A text with at least one [MASK], such as "the film was [MASK] ."', positional=True),
-            "count": Argument(int, "Words to print for each [MASK].", 5),
+            "count": Argument(Count, "Words to print for each [MASK].", 5),
         },
     ),
     "probe": Verb(
@@ -316,6 +343,7 @@ VERBS = {
             "out": Argument(
                 str | None, "The run folder; by default runs/<data>-<model>-<source>-<target>.", None, path="run folder"
             ),
+            "resume_from": RESUME_FROM,
         },
         {
             "translation": "unveil.recipes.translate:TranslateRunConfig",

@@ -48,12 +48,17 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 
 def acquire(folder: Path, doing: str) -> int | None:
-    """Locks a folder, and returns the handle of the locked file; None on a file system without locks."""
+    """Locks a folder, and returns the handle of the locked file; None in a folder or on a file system that cannot be locked."""
     if fcntl is None:
         return None
     path = folder / LOCK
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # nothing can be written here, so nothing is at risk
+                return None
+            raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             same = os.path.samestat(os.fstat(handle), os.stat(path))  # else its owner has removed it in between

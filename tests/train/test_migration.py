@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unveil.errors import UnveilError
-from unveil.train.migration import migrate_config, migrate_record, migrate_results
+from unveil.train.migration import NEW_OPTIONS, RUN_FORMAT, migrate_config, migrate_record, migrate_results
 from unveil.train.parallel import World
 from unveil.train.run_cost import machine, plan_of
 from unveil.train.run_folder import Run, open_run
@@ -46,6 +46,9 @@ NEW = {
     "weight_decay_end": None,
     "eps": 1e-08,
     "clip_grad": 0.0,
+    "max_skipped_steps": 10,
+    "min_lr": 0.0,
+    "clip_mode": "global",
 }
 DATA = {"name": "digits", "count": 10_000, "fingerprint": "11bd"}
 
@@ -60,11 +63,12 @@ def old_run(folder: Path, config: dict = OLD) -> Path:
 def test_options_and_their_values_are_renamed():
     assert migrate_config(OLD) == NEW
     assert migrate_config({"schedule": "line"})["schedule"] == "linear"
-    assert migrate_config({"longest": 9}) == {"max_length": 9, "warmup_epochs": None}  # of a translator
-    assert migrate_config({"length": 9}) == {"max_length": 9, "warmup_epochs": None}  # of pre-training on text
+    assert migrate_config({"longest": 9}) == NEW_OPTIONS | {"max_length": 9}  # of a translator
+    assert migrate_config({"length": 9}) == NEW_OPTIONS | {"max_length": 9}  # of pre-training on text
     assert migrate_config(NEW, 2) == NEW
     foreign = {"length": 3, "keep": 1, "schedule": "line"}  # a plug-in may use these names today
-    assert migrate_config(foreign, 2) == foreign
+    assert migrate_config(foreign, 2) == NEW_OPTIONS | foreign
+    assert migrate_config(foreign, RUN_FORMAT) == foreign
 
 
 def test_an_old_run_is_resumed_by_the_same_command(tmp_path):
@@ -112,6 +116,7 @@ def test_an_old_plan_belongs_to_the_run_of_the_same_settings(tmp_path):
 
 def test_a_newer_format_is_refused(tmp_path):
     folder = old_run(tmp_path / "run")
-    (folder / "run.json").write_text(json.dumps({"format": 3, "kind": "pretrain", "config": {}, "data": {}}))
-    with pytest.raises(UnveilError, match=r"has format 3, but this version of unveil reads formats up to 2.*upgrade unveil"):
+    (folder / "run.json").write_text(json.dumps({"format": RUN_FORMAT + 1, "kind": "pretrain", "config": {}, "data": {}}))
+    says = f"has format {RUN_FORMAT + 1}, but this version of unveil reads formats up to {RUN_FORMAT}: .*upgrade unveil"
+    with pytest.raises(UnveilError, match=says):
         Run(folder)

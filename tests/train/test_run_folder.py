@@ -69,7 +69,10 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         "  config flip: was None, is True",
         "  config log_every: was 10, is 1",
     ]
-    assert str(caught.value).endswith("Use the old settings to resume it, or choose another --out.")
+    assert str(caught.value).splitlines()[-1] == (
+        "Use the old settings to resume it, or choose another --out; to go on with another length, rate or precision, add "
+        f"--resume-from {tmp_path / 'run'}."
+    )
     with pytest.raises(UnveilError, match="data fingerprint: was 'abc', is 'xyz'"):
         opened(tmp_path / "run", data={**DATA, "fingerprint": "xyz"})
     with pytest.raises(UnveilError, match="is a pretrain run, not a finetune run"):
@@ -99,6 +102,20 @@ def test_a_start_that_was_refused_does_not_lock_the_folder(tmp_path):
     corrected, said = opened(tmp_path / "run", config={**CONFIG, "epochs": 4})
     assert corrected.config["epochs"] == 4
     assert not said
+
+
+def test_another_spelling_of_a_path_is_no_change(tmp_path, monkeypatch):
+    """The encoder of a fine-tuning run, as `runs/a`, `./runs/a/`, or its absolute path."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    opened(tmp_path / "run", config={**CONFIG, "from": "runs/a"})
+    (tmp_path / "run" / "checkpoints").mkdir()
+    for spelling in ("./runs/a/", str(tmp_path / "runs" / "a")):
+        assert not opened(tmp_path / "run", config={**CONFIG, "from": spelling})[1]
+    for other in ("runs/b", "runs/c", "scratch"):
+        with pytest.raises(UnveilError, match=f"config from: was 'runs/a', is '{other}'"):
+            opened(tmp_path / "run", config={**CONFIG, "from": other})
 
 
 def test_foreign_folders_are_refused(tmp_path):

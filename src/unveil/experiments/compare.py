@@ -3,22 +3,25 @@
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
+from unveil.folder_lock import locked
 from unveil.learner import Method
 from unveil.methods import METHODS, base_of
-from unveil.options import configure, known_to, refuse_unknown
+from unveil.options import check_options, configure, known_to
 from unveil.planning.rules import applies_to, choose_base_lr
 from unveil.plugins import is_path
 from unveil.reports.comparison import ComparisonRow, comparison_table, write_comparison
 from unveil.reports.table import ResultTable, to_markdown, to_terminal
 from unveil.reports.verdict import independent_tests
 from unveil.runs.modality import modality, slug
+from unveil.tasks import task_class
+from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import Run
@@ -64,7 +67,7 @@ def compare(
 
     Raises:
         UnveilError: On input that cannot be used.
-        Interrupted: On SIGTERM or Ctrl-C, after saving.
+        Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     listed = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
     (config,) = configure(known_to(options, CompareConfig), CompareConfig)
@@ -75,8 +78,9 @@ def compare(
     def write() -> tuple[list[ComparisonRow], ResultTable]:
         return write_results(comparison)
 
-    comparison.run(write)
-    rows, table = write()
+    with locked(folder, "training in"):
+        comparison.run(write)
+        rows, table = write()
     if config.markdown:
         print(to_markdown(table))
     else:
@@ -112,6 +116,8 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
     shared = {key: value for key, value in shared.items() if key not in known_to(shared, ComparisonConfig)}
     finetune = FINETUNE_DEFAULTS | known_to(shared, HardwareConfig) | dict(separate.pop("finetune", {}))
     complete = [entry._replace(options={**entry.options, **separate.pop(entry.name, {})}) for entry in entries]
+    for entry in complete:
+        check_entry(entry, shared, finetune)
     complete = [with_base_lr(entry, data, shared) for entry in complete]
     names = [entry.name for entry in complete]
     if separate:
@@ -123,8 +129,6 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
     if not config.seeds:
         raise UnveilError("--seeds is empty: give at least one seed")
     for i, entry in enumerate(complete):
-        configs = modality(entry.kind.modality).configs(entry.method)
-        refuse_unknown(shared | entry.options, ["model", *(field.name for each in configs for field in fields(each))])
         if config.seconds and not applies_to(entry.kind):
             raise UnveilError(f"the time of a step is measured for images only: give --epochs for {entry.name}")
         later = [value for value in entry.options.values() if value in names[i:]]
@@ -135,6 +139,15 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
     return Comparison(
         folder=folder, data=data, config=config, shared_options=shared, finetune_options=finetune, entries=tuple(complete)
     )
+
+
+def check_entry(entry: Entry, shared: Mapping[str, Any], finetune: Mapping[str, Any]) -> None:
+    """Raises `UnveilError` for an option of pre-training or of fine-tuning that does not exist, or whose value cannot be used."""
+    samples = modality(entry.kind.modality)
+    given = {key: value for key, value in (shared | entry.options).items() if key != "model"}
+    check_options(given, *samples.configs(entry.method))
+    configs = (*samples.finetune_configs(task_class(samples.default_task)), TrainConfig, OptimConfig, HardwareConfig)
+    check_options(known_to(finetune, *configs), *configs)
 
 
 def with_base_lr(entry: Entry, data: str, shared: Mapping[str, Any]) -> Entry:

@@ -33,7 +33,7 @@ def images_vs_words(
 
     Raises:
         UnveilError: On input that cannot be used.
-        Interrupted: On SIGTERM or Ctrl-C, after saving.
+        Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     if size not in SIZES:
         raise UnveilError(f"there is no size {size!r} for both images and text: use one of {', '.join(SIZES)}")

@@ -11,6 +11,7 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
 from unveil.experiments.runner import Comparison
+from unveil.folder_lock import locked
 from unveil.learner import Method
 from unveil.reports.study_page import Sweep, sweep_table, write_study
 from unveil.reports.table import to_terminal
@@ -87,7 +88,7 @@ def study(
 
     Raises:
         UnveilError: On input that cannot be used.
-        Interrupted: On SIGTERM or Ctrl-C, after saving.
+        Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     option, values = parse_values(what)
     spec = SweepSpec(method=method, data=str(data), option=option, values=values)
@@ -119,10 +120,11 @@ def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title
         write_study(folder, title, sweeps, facts)
         return sweeps
 
-    for pairs in comparisons.values():
-        for _, comparison in pairs:
-            comparison.run(write)
-    sweeps = [sweep for every in write().values() for sweep in every]
+    with locked(folder, "training in"):
+        for pairs in comparisons.values():
+            for _, comparison in pairs:
+                comparison.run(write)
+        sweeps = [sweep for every in write().values() for sweep in every]
     for sweep in sweeps:
         show(to_terminal(sweep_table(sweep)))
     printer(True)(f"The report: {folder / 'report.html'}")

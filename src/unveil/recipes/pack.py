@@ -64,7 +64,8 @@ def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **o
         for source in splits.values():
             refuse_unsuited(source, config)
     with locked(folder, "packing into"):
-        if begin(folder, facts):
+        listings = {f"{name}_fingerprint": source.listing_fingerprint for name, source in splits.items()}
+        if begin(folder, facts, listings):
             say(f"{folder} is complete already: nothing to do")
         else:
             write_pack(splits, folder, facts, config, say)
@@ -84,13 +85,20 @@ def facts_of(splits: Mapping[str, Source], config: PackConfig) -> Facts:
     return {"format": FORMAT, "data": data, "settings": settings}
 
 
-def begin(folder: Path, facts: Facts) -> bool:
+def begin(folder: Path, facts: Facts, listings: Mapping[str, str]) -> bool:
     """Marks the folder as the pack of this command. Returns whether the pack is complete already.
 
-    Raises `UnveilError` if the folder belongs to another command.
+    Args:
+        folder: The folder of the pack.
+        facts: The data and the settings.
+        listings: The fingerprints of the data by the formula of earlier versions, in case one of them began the pack.
+
+    Raises:
+        UnveilError: If the folder belongs to another command.
     """
     if (folder / FACTS).is_file():
-        refuse_changed_pack(folder, Pack(folder).facts, facts, f"{folder} exists already and is a pack of another command")
+        old = Pack(folder).facts
+        refuse_changed_pack(folder, old, by_formula_of(old, facts, listings), "exists already and is a pack of another command")
         sweep(folder)
         return True
     if (folder / UNFINISHED).is_file():
@@ -98,7 +106,7 @@ def begin(folder: Path, facts: Facts) -> bool:
             begun = unseal(folder / UNFINISHED)
         except (OSError, ValueError) as error:
             raise UnveilError(f"{folder} cannot be resumed ({error}): remove it, or choose another OUT") from None
-        refuse_changed_pack(folder, begun, facts, f"{folder} is an incomplete pack of another command")
+        refuse_changed_pack(folder, begun, by_formula_of(begun, facts, listings), "is an incomplete pack of another command")
     else:
         refuse_taken(folder)  # check again: now that the folder is locked, no other process writes into it
         write(folder / UNFINISHED, seal(facts))
@@ -116,6 +124,12 @@ def write_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, config:
         raise UnveilError(f"cannot write into {folder}: {fault}; run the same command again to resume") from error
 
 
+def by_formula_of(old: Facts, new: Facts, listings: Mapping[str, str]) -> Facts:
+    """The new facts, with the fingerprints by the formula of those in the old facts."""
+    earlier = {key: listings[key] for key in listings if key in old["data"] and not str(old["data"][key]).startswith(VERSIONED)}
+    return {**new, "data": {**new["data"], **earlier}}
+
+
 def refuse_changed_pack(folder: Path, old: Facts, new: Facts, what: str) -> None:
     """Raises `UnveilError` with the differences, if the data or the options of two commands differ."""
     if old["format"] != new["format"]:
@@ -127,12 +141,10 @@ def refuse_changed_pack(folder: Path, old: Facts, new: Facts, what: str) -> None
         f"is {new[group].get(key)!r}"
         for group in ("data", "settings")
         for key in old[group] | new[group]
-        if key != "name"
-        and not key.endswith("_listing_fingerprint")
-        and old[group].get(key) != value_now(old[group], new[group], key)
+        if key != "name" and old[group].get(key) != new[group].get(key)
     ]
     if changes:
-        raise UnveilError(f"{what} ({'; '.join(changes)}): use the same data and options, or choose another OUT")
+        raise UnveilError(f"{folder} {what} ({'; '.join(changes)}): use the same data and options, or choose another OUT")
 
 
 def refuse_taken(folder: Path) -> None:

@@ -13,6 +13,7 @@ from unveil.reports.table import terminal_table
 from unveil.runs.modality import AnyData, modality
 from unveil.runs.session import RunSpec, Session
 from unveil.train.loop import total_steps
+from unveil.train.resume_from import options_to_keep
 from unveil.train.run_folder import Run, recorded_options
 
 
@@ -22,6 +23,7 @@ def pretrain(
     method: str | type[Method] = "mae",
     model: str | None = None,
     out: str | Path | None = None,
+    resume_from: str | Path | None = None,
     **options: Any,
 ) -> Run:
     """Trains an encoder without labels, or resumes a run that was stopped.
@@ -33,41 +35,51 @@ def pretrain(
         model: A name from `unveil.models.vit_config.MODELS`, by default vit-base, or vit-nano for the embedded digits; for text a
             name from `unveil.models.bert.MODELS`, by default bert-mini.
         out: The run folder, by default `runs/<data>-<method>-<model>`. If it holds this run already, training resumes.
+        resume_from: Another run, from whose newest checkpoint this one goes on, with its steps, data order and optimiser. Options
+            that are not given are those of that run. The length, the options of the optimiser and the precision may differ.
         **options: Fields of `PretrainConfig` (`TextPretrainConfig` for text), the method's `Config`, `AugmentConfig` (images only),
             `TrainConfig`, `OptimConfig`, `HardwareConfig`.
 
     Raises:
         UnveilError: On input that cannot be used.
-        Interrupted: On SIGTERM or Ctrl-C, after saving.
+        Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     began, kind = time.monotonic(), method_class(method)
     samples = modality(kind.modality)
+    kept = options_to_keep(resume_from)
+    model, options = model or kept.get("model"), known_to(kept, *samples.configs(method)) | options
     plan = samples.plan(data, method, model, options)
     if recorded := recorded_options(plan.path(out)):
         plan = samples.plan(data, method, model, known_to(recorded, *samples.configs(method)) | options)
     spec = RunSpec(
-        kind="pretrain", path=plan.path(out), config=plan.config, data=plan.facts, title="pretrain", tracker=plan.config["tracker"]
+        kind="pretrain",
+        path=plan.path(out),
+        config=plan.config,
+        data=plan.facts,
+        title="pretrain",
+        tracker=plan.config["tracker"],
+        resume_from=resume_from,
     )
-    session = Session.open(spec, plan.recipe, began)
-    if session.finished:
-        return session.run
-    pretraining = plan.open(session)
-    learner = session.built(pretraining.build)
-    untrained = copy.deepcopy(learner.encoder)
-    loader, run = pretraining.loader(learner), session.run
-    if session.is_main:
-        model_files.write_config(learner, run.path)
-    session.announce(pretraining.summary(learner), total := total_steps(plan.recipe.training, loader))
-    if total < 500:
-        session.say(f"only {total} steps: consider more --epochs or a smaller --batch-size")
-    try:
-        session.fit(learner, loader, pretraining.monitors())
-    finally:
-        pretraining.write_skipped()
-    if session.is_main:
-        learner = session.trained(pretraining.build)
-        model_files.save(learner, run.path)
-        session.say("evaluating the encoder ...")
-        results = pretraining.evaluate(learner, untrained)
-        session.finish(learner, results, terminal_table, f"The encoder: {run.path / 'encoder.safetensors'}")
-    return session.close()
+    with Session.open(spec, plan.recipe, began) as session:
+        if session.finished:
+            return session.run
+        pretraining = plan.open(session)
+        learner = session.built(pretraining.build)
+        untrained = copy.deepcopy(learner.encoder)
+        loader, run = pretraining.loader(learner), session.run
+        if session.is_main:
+            model_files.write_config(learner, run.path)
+        session.announce(pretraining.summary(learner), total := total_steps(plan.recipe.training, loader))
+        if total < 500:
+            session.say(f"only {total} steps: consider more --epochs or a smaller --batch-size")
+        try:
+            session.fit(learner, loader, pretraining.monitors())
+        finally:
+            pretraining.write_skipped()
+        if session.is_main:
+            learner = session.trained(pretraining.build)
+            model_files.save(learner, run.path)
+            session.say("evaluating the encoder ...")
+            results = pretraining.evaluate(learner, untrained)
+            session.finish(learner, results, terminal_table, f"The encoder: {run.path / 'encoder.safetensors'}")
+        return session.close()

@@ -25,7 +25,7 @@ from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
 from unveil.options import configure, known_to
 from unveil.plugins import trust as allow
-from unveil.ranges import Count, CountOrZero, NonNegative, Share
+from unveil.ranges import Count, CountOrZero, NonNegative, Share, ShareAboveZero
 from unveil.reports.table import unseen_sentence
 from unveil.runs.labelled_data import (
     LabelledOptions,
@@ -69,7 +69,7 @@ class ProbeConfig:
     """Features to classify: the mean of the patch tokens, or the class token; by default the one that suits the method."""
     views: bool = False
     """Train the linear probe on random resized crops and flips, as in the paper: the encoder sees every image in every epoch."""
-    crop_scale: float = 0.08
+    crop_scale: ShareAboveZero = 0.08
     """Minimum share of the image's area in the random crops of --views and of a partial probe."""
     split: str | None = None
     """Parts of DATA to train on: train, val, test, unlabeled, other (beside the splits), several as in train+val, or all; by

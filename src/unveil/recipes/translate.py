@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rich.table import Table
 
@@ -14,7 +14,8 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.interop import translator_files
 from unveil.models.seq2seq import MODELS, Seq2Seq, Seq2SeqConfig
-from unveil.options import configure
+from unveil.options import configure, known_to
+from unveil.ranges import Range, ShareBelowOne
 from unveil.reports.translation_attention import translation_figure
 from unveil.runs.modality import slug
 from unveil.runs.session import RunSpec, Session, join, options_by_name
@@ -26,6 +27,7 @@ from unveil.train.loop import total_steps
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, join_processes
 from unveil.train.recipe import TrainConfig
+from unveil.train.resume_from import options_to_keep
 from unveil.train.run_folder import Run
 from unveil.train.terminal import printer
 
@@ -39,11 +41,11 @@ class TranslateRunConfig:
     """Language to translate from: the suffix of its files."""
     target: str = "de"
     """Language to translate to."""
-    vocabulary_size: int = 8000
+    vocabulary_size: Annotated[int, Range(1, 2**20)] = 8000
     """Largest number of subwords in the shared vocabulary, which is learned from the training pairs."""
-    dropout: float = 0.3
+    dropout: ShareBelowOne = 0.3
     """Dropout rate of embeddings, attention weights and residual branches: 0.3 for tens of thousands of pairs, 0.1 for millions."""
-    max_length: int = 128
+    max_length: Annotated[int, Range(1, 65_536)] = 128
     """Maximum number of subwords. Longer sentences, and their translations, are not used for training."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to TensorBoard or Weights & Biases."""
@@ -53,39 +55,36 @@ class TranslateRunConfig:
 class SearchConfig:
     """The search for the best translation."""
 
-    beams: int = 4
+    beams: Annotated[int, Range(1, 1000)] = 4
     """Number of beams in beam search; 1 is greedy search."""
-    length_penalty: float = 0.6
+    length_penalty: Annotated[float, Range(-10, 10)] = 0.6
     """Exponent of the length by which log-probabilities are divided; a higher one favours longer sentences."""
 
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path | None = None, **options: Any) -> Run:
+def train_translator(
+    data: str | Path, *, model: str = "tiny", out: str | Path | None = None, resume_from: str | Path | None = None, **options: Any
+) -> Run:
     """Trains a Transformer on sentence pairs, or resumes a run that was stopped, and evaluates it on the test files by BLEU.
 
     Args:
         data: A folder or .tar.gz with `train.<source>` and `train.<target>`, and optionally `val.*` and `test*.*`.
         model: A name from `unveil.models.seq2seq.MODELS`.
         out: The run folder, by default `runs/<data>-<model>-<source>-<target>`. If it holds this run already, training resumes.
+        resume_from: Another run to go on from, as in `pretrain`.
         **options: Fields of `TranslateRunConfig`, `TranslationConfig`, `SearchConfig`, `TrainConfig`, `OptimConfig`,
             `HardwareConfig`.
 
     Raises:
         UnveilError: On input that cannot be used.
-        Interrupted: On SIGTERM or Ctrl-C, after saving.
+        Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     began = time.monotonic()
-    config, task_config, search, *rest = configure(
-        {**Translation.DEFAULTS, **options},
-        TranslateRunConfig,
-        TranslationConfig,
-        SearchConfig,
-        TrainConfig,
-        OptimConfig,
-        HardwareConfig,
-    )
+    configs = (TranslateRunConfig, TranslationConfig, SearchConfig, TrainConfig, OptimConfig, HardwareConfig)
+    kept = known_to(options_to_keep(resume_from), *configs)
+    config, task_config, search, *rest = configure({**Translation.DEFAULTS, **kept, **options}, *configs)
     if model not in MODELS:
         raise UnveilError(f"there is no model {model!r} for translation: use one of {', '.join(MODELS)}")
     BLEU()  # reports a missing package before the run starts
@@ -98,57 +97,60 @@ def train_translator(data: str | Path, *, model: str = "tiny", out: str | Path |
         data={"name": Path(data).name, "count": len(corpus.train[0]), "fingerprint": corpus.fingerprint},
         title="translate",
         tracker=config.tracker,
+        resume_from=resume_from,
     )
-    session = Session.open(spec, recipe, began)
-    if session.finished:
-        return session.run
-    run = session.run
-    if run.checkpoints().steps():  # a resumed run keeps its vocabulary
-        tokenizer = BPETokenizer.load(run.path / "subwords.json")
-    else:
-        tokenizer = BPETokenizer.train([*corpus.train[0], *corpus.train[1]], config.vocabulary_size)
-    pairs, left_out = tokenized_pairs(corpus, tokenizer, config.max_length)
-    width, depth, heads, mlp_ratio = MODELS[model]
-    shape = Seq2SeqConfig(words=len(tokenizer), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=config.dropout)
-
-    def build() -> Translation:
-        return Translation(Seq2Seq(shape), task_config)
-
-    def monitor(learner: Any) -> Record:
-        """BLEU of up to 200 held-out sentences, translated greedily by the averaged weights."""
-        source, target = (lines[:200] for lines in corpus.held_out)
-        metric = learner.metric()
-        metric.update(
-            tokenizer.decode(translate_tokens(learner.average, tokenizer.encode(source), beams=1, length_penalty=0.0)), target
+    with Session.open(spec, recipe, began) as session:
+        if session.finished:
+            return session.run
+        run = session.run
+        if run.checkpoints().steps():  # a resumed run keeps its vocabulary
+            tokenizer = BPETokenizer.load(run.path / "subwords.json")
+        else:
+            tokenizer = BPETokenizer.train([*corpus.train[0], *corpus.train[1]], config.vocabulary_size)
+        pairs, left_out = tokenized_pairs(corpus, tokenizer, config.max_length)
+        width, depth, heads, mlp_ratio = MODELS[model]
+        shape = Seq2SeqConfig(
+            words=len(tokenizer), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=config.dropout
         )
-        return dict(metric.compute())
 
-    learner = session.built(build)
-    if session.is_main:
-        translator_files.write_config(learner.translator, tokenizer, run.path)
-    loader = PairLoader(*pairs, batch_size=recipe.training.batch_size, seed=recipe.training.seed)
-    parameters = sum(p.numel() for p in learner.translator.parameters())
-    session.announce(
-        f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(tokenizer):,} subwords) on {loader.samples:,} pairs of "
-        f"{slug(str(data))}{f' ({left_out:,} empty or too long pairs left out)' if left_out else ''}, "
-        f"{config.source} to {config.target}",
-        total_steps(recipe.training, loader),
-    )
-    session.fit(learner, loader, [monitor] if corpus.held_out[0] else [])
-    if session.is_main:
-        learner = session.trained(build)
-        translator = learner.average
-        translator_files.save(translator, run.path)
-        session.say("translating the test sentences ...")
-        tests = corpus.tests or {"held out": corpus.held_out}
-        results = {
-            "bleu": evaluate_translations(translator, tokenizer, tests, search, run.path, config.target),
-            "beams": search.beams,
-            "pairs": loader.samples,
-            "sacrebleu": version("sacrebleu"),
-        }
-        session.finish(learner, results, bleu_table, f'The run: {run.path}   Try: unveil translate run {run.path} "..."')
-    return session.close()
+        def build() -> Translation:
+            return Translation(Seq2Seq(shape), task_config)
+
+        def monitor(learner: Any) -> Record:
+            """BLEU of up to 200 held-out sentences, translated greedily by the averaged weights."""
+            source, target = (lines[:200] for lines in corpus.held_out)
+            metric = learner.metric()
+            metric.update(
+                tokenizer.decode(translate_tokens(learner.average, tokenizer.encode(source), beams=1, length_penalty=0.0)), target
+            )
+            return dict(metric.compute())
+
+        learner = session.built(build)
+        if session.is_main:
+            translator_files.write_config(learner.translator, tokenizer, run.path)
+        loader = PairLoader(*pairs, batch_size=recipe.training.batch_size, seed=recipe.training.seed)
+        parameters = sum(p.numel() for p in learner.translator.parameters())
+        session.announce(
+            f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(tokenizer):,} subwords) on {loader.samples:,} "
+            f"pairs of {slug(str(data))}{f' ({left_out:,} empty or too long pairs left out)' if left_out else ''}, "
+            f"{config.source} to {config.target}",
+            total_steps(recipe.training, loader),
+        )
+        session.fit(learner, loader, [monitor] if corpus.held_out[0] else [])
+        if session.is_main:
+            learner = session.trained(build)
+            translator = learner.average
+            translator_files.save(translator, run.path)
+            session.say("translating the test sentences ...")
+            tests = corpus.tests or {"held out": corpus.held_out}
+            results = {
+                "bleu": evaluate_translations(translator, tokenizer, tests, search, run.path, config.target),
+                "beams": search.beams,
+                "pairs": loader.samples,
+                "sacrebleu": version("sacrebleu"),
+            }
+            session.finish(learner, results, bleu_table, f'The run: {run.path}   Try: unveil translate run {run.path} "..."')
+        return session.close()
 
 
 def translate(

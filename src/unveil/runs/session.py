@@ -3,8 +3,11 @@
 join the processes -> open the folder -> train, or resume -> reload -> evaluate -> write results and cost -> write the report
 """
 
+import os
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,7 +16,10 @@ from rich.console import RenderableType
 from torch import nn
 
 from unveil.data.loader import ImageLoader, Loader
+from unveil.errors import Interrupted
+from unveil.folder_lock import locked
 from unveil.learner import Learner
+from unveil.paths import refuse_foreign_folder
 from unveil.reports.page import write_page
 from unveil.train.guards import seeded
 from unveil.train.log import JsonLines, Record, Screen, Sink, trackers
@@ -21,6 +27,7 @@ from unveil.train.loop import Monitor, total_steps, train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, join_processes, resolve_precision, shutdown
 from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.resume_from import copy_newest, refuse_unlike
 from unveil.train.run_cost import cost_line, run_cost
 from unveil.train.run_folder import Run, open_run
 from unveil.train.state import load_model_state
@@ -50,6 +57,12 @@ class RunSpec:
     title: str
     """The title of the progress bar."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    resume_from: str | Path | None = None
+    """Another run, whose newest checkpoint this run starts from."""
+
+    def __post_init__(self) -> None:
+        if self.resume_from is not None:
+            object.__setattr__(self, "config", {**self.config, "resume_from": os.path.abspath(self.resume_from)})
 
 
 def options_by_name(*configs: Any) -> dict[str, Any]:
@@ -72,10 +85,12 @@ class Session:
         # Earlier versions wrote no report for a translator.
         self.finished = bool(run.results) and (spec.kind == "translate" or (run.path / "report.html").exists())
         self._first = self._total = 0
+        self._trained = False
 
     @classmethod
-    def open(cls, spec: RunSpec, recipe: Recipe, began: float | None = None) -> "Session":
-        """Creates the run folder, or opens the existing folder of the same run.
+    @contextmanager
+    def open(cls, spec: RunSpec, recipe: Recipe, began: float | None = None) -> Iterator["Session"]:
+        """A context that creates the run folder, or opens the existing folder of the same run. Nobody else can write into it.
 
         Args:
             spec: The run.
@@ -83,15 +98,32 @@ class Session:
             began: `time.monotonic()` when the run began; now by default.
 
         Raises:
-            UnveilError: If the folder holds something else, or resuming would change the run.
+            UnveilError: If the folder holds something else, another process writes into it, or resuming would change the run.
+            Interrupted: On a signal, with a message that says what is safe.
         """
         world = recipe.world
-        run = open_run(spec.path, spec.kind, spec.config, spec.data, write=world.is_main, say=printer(world.is_main))
-        session = cls(spec, recipe, run, time.monotonic() if began is None else began)
-        if session.finished:
-            session.say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
-            shutdown(world)
-        return session
+        refuse_foreign_folder(spec.path)
+        if spec.resume_from is not None:
+            refuse_unlike(Run(spec.resume_from), spec.path, spec.kind, spec.config, spec.data)
+        with locked(spec.path, "training in") if world.is_main else nullcontext():
+            run = open_run(spec.path, spec.kind, spec.config, spec.data, write=world.is_main, say=printer(world.is_main))
+            session = cls(spec, recipe, run, time.monotonic() if began is None else began)
+            if session.finished:
+                session.say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
+                shutdown(world)
+            try:
+                yield session
+            except KeyboardInterrupt as error:
+                raise Interrupted(session.what_is_safe(), getattr(error, "number", signal.SIGINT)) from None
+
+    def what_is_safe(self) -> str:
+        """The message for a stop outside of the training loop, which saves first."""
+        steps = self.run.checkpoints().steps()
+        if self._trained:
+            return f"stopped while evaluating: the trained model is saved in {self.run.path}, and the same command evaluates it"
+        if steps:
+            return f"stopped: step {steps[0]} is saved, run the same command to resume"
+        return "stopped: no step was saved yet, run the same command to start again"
 
     @property
     def world(self) -> World:
@@ -118,14 +150,16 @@ class Session:
         """Trains a learner in place, or resumes from the newest good checkpoint.
 
         Raises:
-            Interrupted: On SIGTERM or Ctrl-C, after saving.
-            UnveilError: On a loss that is not finite.
+            Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
+            UnveilError: If too many steps are not finite.
         """
         run, recipe, training = self.run, self.recipe, self.recipe.training
         self._total = total_steps(training, loader)
         if move_to_device(loader, self.world):
             self.say("keeping all images in GPU memory")
         checkpoints = run.checkpoints(training.keep_checkpoints, self.say)
+        if self.is_main and self.spec.resume_from is not None:
+            copy_newest(Run(self.spec.resume_from), run, learner, self._total, self.say)
         sinks: list[Sink] = []
         screen = None
         if self.is_main:
@@ -140,6 +174,7 @@ class Session:
                 sink.close()
             if screen:
                 screen.close()
+        self._trained = True
 
     def trained(self, build: Callable[[], LearnerT]) -> LearnerT:
         """The trained learner, reloaded in eval mode on the device. It is neither sharded nor compiled."""
@@ -157,11 +192,16 @@ class Session:
             where: A line with the path of the model.
         """
         run = self.run
+        skipped = run.checkpoints().manifest(self._total).get("skipped", {}).get("count")
         results = {
             **results,
+            **({"skipped_steps": skipped} if skipped else {}),
             "seconds": sum(line.get("seconds", 0.0) for line in run.log),
             "cost": run_cost(run, self._began, self._first, self.world),
         }
+        (run.path / "report.html").unlink(
+            missing_ok=True
+        )  # of `unveil report`, written earlier; with it, the run would be finished
         run.write_results(results)
         page = write_page(run, learner)
         show(table(run.results))

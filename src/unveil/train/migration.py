@@ -45,7 +45,7 @@ NEW_TASK_OPTIONS: dict[str, dict[str, Any]] = {
         "batch_norm": True,
         **dict.fromkeys(("drop_path", "mixup", "cutmix", "smoothing", "erasing"), 0.0),
         "randaugment": 0,
-    },
+    }
 }
 """The same for tasks."""
 RECORD_KEYS = {"picture_mean_error": "image_mean_error"}
@@ -69,8 +69,9 @@ def renamed(
 
 def migrate_config(config: Mapping[str, Any], version: int = 1) -> dict[str, Any]:
     """Migrates the options of a run or a plan that was written in format `version`."""
-    new = NEW_OPTIONS | (dict(config) if version >= 2 else renamed(config, CONFIG_KEYS, CONFIG_VALUES))
-    return new if version >= 3 else from_version_2(new)
+    if version >= 3:
+        return dict(config)
+    return from_version_2(NEW_OPTIONS | (dict(config) if version >= 2 else renamed(config, CONFIG_KEYS, CONFIG_VALUES)))
 
 
 def from_version_2(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.folder_lock import LOCK
 from unveil.json_files import read_json
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.data_changes import data_changes
@@ -41,6 +42,9 @@ HARMLESS = frozenset(
     }
 )
 """Options that may change on resume. They affect how a run is computed or shown, but not its result."""
+
+PATH_OPTIONS = ("from", "resume_from", "visual_tokenizer")
+"""Options whose value is the path of a run, or of a model."""
 
 PLAN = "plan.json"
 """The file that `unveil plan` writes into the folder of a run that has not started."""
@@ -145,7 +149,7 @@ def open_run(
     if not write:
         return Run(path, facts)
     ours = (path / "run.json").is_file() and "kind" in Run(path).facts  # no step was done yet, so nothing is lost
-    ignored = (PLAN, ".run.json-")  # a plan, or a temporary file that a killed process has left
+    ignored = (PLAN, LOCK, ".run.json-")  # a plan, the lock, or a temporary file that a killed process has left
     inside = [each.name for each in path.iterdir() if not each.name.startswith(ignored)] if path.is_dir() else []
     if path.exists() and not ours and (inside or not path.is_dir()):
         raise UnveilError(f"{path} exists and is not a run folder: choose another --out")
@@ -177,20 +181,33 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
     """Compares the settings of a run with new ones. Prints harmless differences, and raises `UnveilError` for others."""
     if run.facts["kind"] != facts["kind"]:
         raise UnveilError(f"{run.path} is a {run.facts['kind']} run, not a {facts['kind']} run: choose another --out")
-    lines = data_changes(run.facts["data"], facts["data"])
-    harmful, old, new = bool(lines), run.config, facts["config"]
-    for key in sorted(old.keys() | new.keys()):
-        harmless = key in harmless_options(run.config)
-        if old.get(key) != new.get(key) and not (harmless and key not in old):  # an option that an earlier version did not have
-            harmful |= not harmless
-            lines.append(f"  config {key}: was {old.get(key)!r}, is {new.get(key)!r}")
-    if harmful:
+    changes, harmless = config_changes(run.config, facts["config"]), harmless_options(run.config)
+    data = data_changes(run.facts["data"], facts["data"])
+    # A harmless option that an earlier version did not have is not worth a line.
+    lines = data + [line for key, line in changes.items() if key not in harmless or key in run.config]
+    if data or changes.keys() - harmless:
         text = "\n".join(lines)
         raise UnveilError(
-            f"{run.path} is a run with different settings:\n{text}\nUse the old settings to resume it, or choose another --out."
+            f"{run.path} is a run with different settings:\n{text}\nUse the old settings to resume it, or choose another --out; "
+            f"to go on with another length, rate or precision, add --resume-from {run.path}."
         )
     if lines:
         say("\n".join(["resuming with different settings, which do not change the result:", *lines]))
+
+
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """A line for each option that differs, by its name. Two spellings of one path are no difference."""
+
+    def same(key: str) -> bool:
+        values = old.get(key), new.get(key)
+        paths = key in PATH_OPTIONS and all(isinstance(value, str) and os.path.exists(value) for value in values)
+        return values[0] == values[1] or (paths and os.path.samefile(*values))
+
+    return {
+        key: f"  config {key}: was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if not same(key)
+    }
 
 
 def receipt() -> dict[str, Any]:
