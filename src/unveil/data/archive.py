@@ -10,6 +10,10 @@ from unveil.errors import UnveilError
 
 LARGE = 2**20
 """A larger file is not read whole before its first bytes are looked at."""
+TEXT_LIMIT = 2**28
+"""Maximum size of a file with labels: enough for ten million rows."""
+SAMPLE_TEXT_LIMIT = 2**24
+"""Maximum size of the label file of one sample; a JSON file may hold the image as well."""
 
 
 class Archive(ABC):
@@ -33,6 +37,27 @@ class Archive(ABC):
         if is_large and image_format(self._read(index, 32)) is None:
             raise Unreadable("not an image")
         return self._read(index, limit)
+
+    def read_text(self, index: int, where: str, limit: int = TEXT_LIMIT) -> bytes:
+        """The bytes of a file with labels or names of classes.
+
+        Args:
+            index: The file.
+            where: DATA as the user typed it, for error messages.
+            limit: Its maximum size in bytes.
+
+        Raises:
+            UnveilError: If it cannot be read, or is larger.
+        """
+        name, size = self.names[index], self.sizes[index]
+        if size > limit:
+            raise UnveilError(f"{where}: {name} has {size:,} bytes, expected a file with labels of at most {limit:,}")
+        try:
+            return self.read(index)
+        except Unreadable as error:
+            raise UnveilError(f"{where}: {name} cannot be read: {error.reason}") from None
+        except OSError as error:
+            raise UnveilError(f"{where}: {name} cannot be read: {error.strerror or error}") from None
 
     @abstractmethod
     def _read(self, index: int, limit: int) -> bytes:

@@ -222,7 +222,7 @@ def _named_classes(archive: Archive, text: str) -> list[str]:
     files = sorted((name.count("/"), index) for index, name in enumerate(archive.names) if name.rpartition("/")[2] == "classes.txt")
     if not files:
         return []
-    classes = [line.strip() for line in archive.read(files[0][1]).decode("utf-8-sig", "replace").strip().splitlines()]
+    classes = [line.strip() for line in archive.read_text(files[0][1], text).decode("utf-8-sig", "replace").strip().splitlines()]
     if not 0 < len(classes) <= IGNORE or "" in classes:
         raise UnveilError(f"{text}: classes.txt has {len(classes)} lines: expected one name per line, and 1 to {IGNORE} names")
     return classes

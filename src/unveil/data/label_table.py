@@ -54,7 +54,7 @@ def table_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[st
     for root in chosen:
         inside = [i for i, index in enumerate(candidates) if archive.names[index].startswith(root)]
         names = [archive.names[candidates[i]].removeprefix(root) for i in inside]
-        table = _Table(root + TABLE, where, archive.read(tables[root]), Names(names))
+        table = _Table(root + TABLE, where, archive.read_text(tables[root], where), Names(names))
         for i, value in zip(inside, table.values, strict=True):
             found.values[i] = value
         found.notes += table.notes

@@ -3,13 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unveil.data.archives import Archive
+from unveil.data.archive import SAMPLE_TEXT_LIMIT, Archive
 from unveil.data.label_table import TABLE, examples, table_labels
 from unveil.plain_text import count_of
 
@@ -92,7 +92,7 @@ def written_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[
         roots: Folders that may have a labels.csv, in order, each "" or with a slash at the end; see `table_labels`.
         where: DATA as the user typed it, for error messages.
     """
-    found = _sample_labels(archive, candidates)
+    found = _sample_labels(archive, candidates, where)
     if found is None:
         table = table_labels(archive, candidates, roots, where)
         return WrittenLabels(unified(table.values), f"the labels in {TABLE}", table.notes) if table else None
@@ -115,8 +115,12 @@ def sample_names(name: str) -> tuple[str, str]:
     return folder + slash + base.split(".")[0], os.path.splitext(name)[0]
 
 
-def _sample_labels(archive: Archive, candidates: Sequence[int]) -> WrittenLabels | None:
-    for suffix, read in ((".cls", _class_text), (".json", _json_label)):
+def _sample_labels(archive: Archive, candidates: Sequence[int], where: str) -> WrittenLabels | None:
+    for suffix, parse in ((".cls", _class_text), (".json", _json_label)):
+
+        def read_one(index: int, parse: Callable[[bytes], str | None] = parse) -> str | None:
+            return parse(archive.read_text(index, where, SAMPLE_TEXT_LIMIT))
+
         files = {name.removesuffix(suffix): index for index, name in enumerate(archive.names) if name.endswith(suffix)}
         if not files:
             continue
@@ -126,8 +130,8 @@ def _sample_labels(archive: Archive, candidates: Sequence[int]) -> WrittenLabels
             label_files.append(files.get(to_first_dot, files.get(to_last_dot)))
         present = [index for index in label_files if index is not None]
         # JSON files often hold outlines or captions. Only the first one is checked for a label, so a million need not be read.
-        if present and (suffix == ".cls" or read(archive.read(present[0])) is not None):
-            values = [None if index is None else read(archive.read(index)) for index in label_files]
+        if present and (suffix == ".cls" or read_one(present[0]) is not None):
+            values = [None if index is None else read_one(index) for index in label_files]
             missing = [archive.names[image] for image, value in zip(candidates, values, strict=True) if value is None]
             count = f"{count_of(len(missing), 'image')} {'have' if len(missing) > 1 else 'has'}"
             notes = [f"{count} no label in a {suffix} file: {examples(missing)}"] if missing else []
