@@ -196,7 +196,8 @@ LAYOUTS: dict[str, tuple[list[str], Expected]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_public_datasets(layout: str, form: str, tmp_path: Path) -> None:
     names, expected = LAYOUTS[layout]
-    train, test, validation, _ = open_roles(write(form, tmp_path, names))
+    roles = open_roles(write(form, tmp_path, names))
+    train, test, validation = roles.train, roles.test, roles.validation
     assert (len(train), None if test is None else len(test)) == (expected.train, expected.test)
     assert (None if validation is None else len(validation)) == expected.validation
     assert train.classes == expected.classes
@@ -211,7 +212,7 @@ def test_layouts_of_public_datasets(layout: str, form: str, tmp_path: Path) -> N
     if test is not None and test.labels is not None:
         assert test.classes == (expected.test_classes or expected.classes)
     for sentence in expected.said:
-        assert any(sentence in note for note in train.notes), (sentence, train.notes)
+        assert any(sentence in note for note in (roles.sentence, *train.notes)), (sentence, roles.sentence, train.notes)
 
 
 @pytest.mark.parametrize("form", ["folder", "tar", "zip"])

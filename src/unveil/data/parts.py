@@ -1,7 +1,7 @@
 """The parts of DATA, and what each of them is used for: training, evaluation during training, and the final test."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from unveil.data.source import Source, joined
@@ -20,6 +20,8 @@ class Roles(NamedTuple):
     """Evaluated during training, so that the test set is evaluated only once; None if there is no further part."""
     splits: dict[str, list[str]]
     """The folders of "train", "validation", "test" and "unused", as they are named in DATA; empty if DATA has no splits."""
+    sentence: str
+    """What each folder is used for, in words; "" if DATA has no splits."""
     held_out_of: int
     """Without a test set, a part of this many images from the first one of `train` on is held out. An unlabeled part is not among
     them, so the images that are held out do not depend on whether it is used."""
@@ -111,12 +113,11 @@ class DataParts:
         before = train[: train.index("unlabeled")] if "unlabeled" in train else train
         held_out_of = len(self.source(*before)) if before and before != train else len(train_set)
         if not self.has_splits:
-            return Roles(train_set, test_set, validation_set, {}, held_out_of)
+            return Roles(train_set, test_set, validation_set, {}, "", held_out_of)
         used = {"train": train, "validation": validation, "test": test}
         used["unused"] = [part for part in self.names if not any(part in parts for parts in used.values())]
         splits = {role: [name for part in parts for name in self._folders(part)] for role, parts in used.items() if parts}
-        train_set = replace(train_set, notes=(self._sentence(used), *train_set.notes))
-        return Roles(train_set, test_set, validation_set, splits, held_out_of)
+        return Roles(train_set, test_set, validation_set, splits, self._sentence(used), held_out_of)
 
     def _default_train(self, unlabeled: bool) -> list[str]:
         if "train" in self.makers:

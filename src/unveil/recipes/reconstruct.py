@@ -22,7 +22,10 @@ from unveil.train.terminal import printer
 class ReconstructConfig:
     """The content of the figure."""
 
-    HIDDEN = ("max_pixels",)
+    HIDDEN = ("split", "max_pixels")
+    split: str | None = None
+    """Parts of DATA to draw: train, val, test, unlabeled, other (beside the splits), several as in train+val, or all; by default
+    train."""
     ratios: tuple[Share, ...] = (0.5, 0.75, 0.9)
     """Mask ratios, side by side."""
     count: Annotated[int, Range(1, 100)] = 6
@@ -57,7 +60,8 @@ def reconstruct(
     vit = image_config_of(learner)
     require_reconstruct(learner)  # fails before any image is read
     data = data if data is not None else data_of(run)
-    subset = open_whole(data, side=stored_side(vit.image_size), channels=vit.channels, max_pixels=config.max_pixels, show=True)
+    side, limit = stored_side(vit.image_size), config.max_pixels
+    subset = open_whole(data, config.split, side=side, channels=vit.channels, max_pixels=limit, show=True)
     chosen = subset.spread_out(config.count)
     views, readable = views_of(chosen, vit)
     if len(readable) < len(chosen):

@@ -86,7 +86,7 @@ class PretrainConfig:
 class ImageFinetuneConfig(FinetuneRunConfig):
     """The labelled images, and how they are read."""
 
-    image_size: tuple[int, ...] = ()
+    image_size: tuple[Side, ...] = ()
     """Side of the images, or height and width, such as 448 for a model of 224; by default that of the model. Positions are
     interpolated."""
     HIDDEN = ("test_split", "max_pixels", "max_unreadable")
@@ -201,7 +201,7 @@ class ImagePretraining(Pretraining):
 
     def __init__(self, plan: ImagePlan, session: Session) -> None:
         self.plan, self.session = plan, session
-        say_notes(session.say, plan.source)
+        say_notes(session.say, plan.roles.sentence, plan.source)
         self.train_set, self.test_set, self.held_out, self.validation_set = plan.open_subsets()
         self.skipped = SkippedFiles([self.train_set, self.test_set], session.world, session.say)
         self.write_skipped()

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unveil.atomic_files import write_text
+from unveil.data.parts import Roles
 from unveil.data.sources import Data, Source, open_parts
 from unveil.data.splits import Subset
 from unveil.data.targets import ClassTargets, Targets
@@ -76,7 +77,9 @@ def labelled_subsets(run: str | Path, data: Data, test: Data | None, vit: ViTCon
         of_test = open_parts(test, targets=request.targets).roles(test_split=request.test_split)
         roles = roles._replace(test=of_test.train if of_test.test is None else of_test.test, validation=None)
     roles = roles.numbered_as(request.classes)
-    say_notes(request.say, roles.train, roles.test if test is not None else None)
+    say_notes(request.say, roles.sentence, roles.train, *([roles.test] if test is not None and roles.test else []))
+    if trained := trained_on_test(run, roles):
+        request.say(f"{run} was trained on {trained}, which is the test set now: its accuracy is too high")
     refuse_one_class(roles.train, request)
     opened = open_subsets(
         roles,
@@ -122,6 +125,16 @@ def refuse_one_class(source: Source, request: LabelledOptions) -> None:
             f"{source.name} has no labelled images for the train set: put each class into a folder of its own, or add a "
             f"labels.csv with the columns file,label"
         )
+
+
+def trained_on_test(run: str | Path, roles: Roles) -> str:
+    """The folders of the test set that a run on the same data was trained on, because of --split; "" if there are none."""
+    if not (Path(run) / "run.json").is_file():
+        return ""
+    facts = Run(run).facts["data"]
+    trained, tested = (facts.get("splits") or {}).get("train", []), roles.splits.get("test", [])
+    same = facts.get("path") == absolute_data(roles.train.name) if facts.get("path") else facts.get("name") == roles.train.name
+    return " and ".join(f"{name}/" for name in tested if same and name in trained)
 
 
 def unseen_classes(train_set: Subset, test_set: Subset) -> dict[str, int]:
