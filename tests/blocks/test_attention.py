@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.blocks.attention import HEADS, Attention, attend, default_heads, heads_of
+from unveil.blocks.attention import HEADS, Attention, attend, decoder_heads, default_heads, heads_of
 from unveil.blocks.fast.half_attention import attention_by_products
 from unveil.errors import UnveilError
 
@@ -197,3 +197,10 @@ def test_projections_are_the_parts_of_one():
         torch.testing.assert_close(found, expected)
     assert [each.shape[2] for each in attention.project(x, context)] == [T, S, S]
     torch.testing.assert_close(attention.mix(query, key, value), attention(x))
+
+
+def test_decoders_have_16_heads_as_in_the_public_code():
+    """Table 1b varies the width alone."""
+    assert [decoder_heads(width) for width in (128, 256, 512, 768, 1024, 320)] == [16] * 6
+    assert [decoder_heads(width) for width in (96, 192, 384)] == [3, 3, 6]  # of vit-nano, vit-tiny and vit-small
+    assert [decoder_heads(width) for width in (24, 48, 64, 136)] == [3, 3, 1, 17]

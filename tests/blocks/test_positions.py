@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
 
 from unveil.blocks.positions import RelativePositionBias, resize_biases, resize_positions, sincos_1d, sincos_2d
@@ -42,19 +43,52 @@ def test_odd_widths_are_refused():
 
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize("new", [(4, 6), (6, 3), (2, 3), (8, 12)])
-def test_resize(prefix, new):
+@pytest.mark.parametrize("antialias", [False, True])
+def test_resize(prefix, new, antialias):
     torch.manual_seed(0)
     table = torch.randn(prefix + 4 * 6, 5)
-    found = resize_positions(table, (4, 6), new)
+    found = resize_positions(table, (4, 6), new, antialias)
     assert found.shape == (prefix + new[0] * new[1], 5)
     assert torch.equal(found[:prefix], table[:prefix])
     if new == (4, 6):
         assert torch.equal(found, table)
         return
     planes = [  # one number of the width at a time
-        F.interpolate(table[prefix:, i].reshape(1, 1, 4, 6), size=new, mode="bicubic", antialias=True).flatten() for i in range(5)
+        F.interpolate(table[prefix:, i].reshape(1, 1, 4, 6), size=new, mode="bicubic", antialias=antialias).flatten()
+        for i in range(5)
     ]
     torch.testing.assert_close(found[prefix:], torch.stack(planes, dim=1))
+
+
+def cubic(distance: float, a: float = -0.75) -> float:
+    """The weight of a sample in cubic convolution (Keys, 1981), with the coefficient of torch without antialiasing."""
+    x = abs(distance)
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (28, 28)), ((14, 14), (6, 6)), ((4, 6), (7, 5))])
+def test_resize_is_that_of_the_public_code_by_hand(old, new):
+    """MAE's interpolate_pos_embed: bicubic without antialiasing, four neighbours an axis, repeated at the edges."""
+    table = torch.randn(1 + old[0] * old[1], 3, generator=torch.Generator().manual_seed(1))
+    found, image = resize_positions(table, old, new)[1:].reshape(*new, 3), table[1:].reshape(*old, 3).double()
+    for row, column in [(0, 0), (new[0] - 1, new[1] - 1), (new[0] // 2, 1), (2, new[1] - 2)]:
+        places = [(x + 0.5) * o / n - 0.5 for x, o, n in zip((row, column), old, new, strict=True)]
+        total = torch.zeros(3, dtype=torch.float64)
+        for i in range(math.floor(places[0]) - 1, math.floor(places[0]) + 3):
+            for j in range(math.floor(places[1]) - 1, math.floor(places[1]) + 3):
+                pixel = image[min(max(i, 0), old[0] - 1), min(max(j, 0), old[1] - 1)]
+                total += cubic(places[0] - i) * cubic(places[1] - j) * pixel
+        torch.testing.assert_close(found[row, column].double(), total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("new", [(28, 28), (7, 7), (32, 10)])
+def test_resize_is_that_of_timm(new, antialias):
+    table = torch.randn(1 + 14 * 14, 8, generator=torch.Generator().manual_seed(2))
+    theirs = resample_abs_pos_embed(table[None], list(new), [14, 14], num_prefix_tokens=1, antialias=antialias)[0]
+    torch.testing.assert_close(resize_positions(table, (14, 14), new, antialias), theirs)
 
 
 def test_resize_keeps_a_ramp_a_ramp():

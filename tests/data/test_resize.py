@@ -29,3 +29,13 @@ def test_compiled_equals_eager(size: tuple[int, int]) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda *given: crop_resize(*given, size, flip) * 2, backend="eager")
     assert torch.equal(compiled(images, boxes, sizes), crop_resize(images, boxes, sizes, size, flip) * 2)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 24)])
+def test_autocast_does_not_touch_the_pixels(size: tuple[int, int]) -> None:
+    """Evaluations run under it; with bfloat16 matrices, images of fewer than 64 px had an error of 0.7 %."""
+    images = torch.randint(0, 256, (2, 3, 50, 60), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    boxes, sizes = torch.tensor([[0.0, 0, 50, 60], [5, 7, 30, 40]]), torch.tensor([[50, 60]] * 2)
+    exact = crop_resize(images, boxes, sizes, size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(crop_resize(images, boxes, sizes, size), exact)

@@ -47,7 +47,7 @@ def task_and_loader(name: str) -> tuple[Learner, Any]:
     return kind.build(encoder, kind.Config(**off), augment, CLASSES), (Texts if kind.modality == "text" else Images)(ClassTargets)
 
 
-def gradients(made: Callable[[], tuple[Learner, Any]], accum_steps: int, world: World = World(CPU)) -> dict[str, Tensor]:
+def gradients(made: Callable[[], tuple[Learner, Any]], accum_steps: int) -> dict[str, Tensor]:
     """The gradients of the first step of the loop."""
     learner, loader = made()
     names = {p: name for name, p in learner.named_parameters()}
@@ -60,7 +60,7 @@ def gradients(made: Callable[[], tuple[Learner, Any]], accum_steps: int, world: 
     config = TrainConfig(epochs=loader.batch_size / loader.samples, batch_size=loader.batch_size, accum_steps=accum_steps)
     hook = register_optimizer_step_pre_hook(note)
     try:
-        train(learner, loader, Recipe(config, OptimConfig(optimizer="sgd"), EXACT, world))
+        train(learner, loader, Recipe(config, OptimConfig(optimizer="sgd"), EXACT, World(CPU)))
     finally:
         hook.remove()
     return found

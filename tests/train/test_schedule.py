@@ -9,14 +9,13 @@ from unveil.train.schedule import half_cosine, inverse_sqrt, linear
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(100, 10), (7, 0), (10, 10), (1, 0), (1, 1), (50, 49)])
-@pytest.mark.parametrize("floor", [0.0, 0.1])
-def test_equals_the_formula(total, warmup, floor):
+def test_equals_the_formula(total, warmup):
     for step in range(total):
         if step < warmup:
             expected = (step + 1) / warmup
         else:
-            expected = floor + (1 - floor) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
-        assert half_cosine(step, total, warmup, floor) == pytest.approx(expected)
+            expected = (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+        assert half_cosine(step, total, warmup) == pytest.approx(expected)
 
 
 def test_shape():
@@ -28,7 +27,6 @@ def test_shape():
     assert factors[110] == pytest.approx(0.5)
     assert 0 < factors[-1] < 1e-3  # the last step is not wasted
     assert half_cosine(200, 200, 20) == half_cosine(999, 200, 20) == 0
-    assert half_cosine(200, 200, 20, floor=0.1) == pytest.approx(0.1)
 
 
 def test_bert_falls_in_a_line():

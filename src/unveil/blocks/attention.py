@@ -35,6 +35,16 @@ def default_heads(width: int) -> int:
     return HEADS.get(width) or width // (head_width or width)
 
 
+def decoder_heads(width: int) -> int:
+    """The number of heads of a new decoder of MAE: 16 as in the public code, whatever the width.
+
+    Decoders as narrow as vit-nano, vit-tiny and vit-small have the heads of those encoders. Other widths below 128, and those that
+    16 does not divide, have `default_heads`.
+    """
+    narrow = width < 128 or width in (192, 384)
+    return default_heads(width) if narrow or width % 16 else 16
+
+
 def attend(
     query: Float[Tensor, "B h T d"],
     key: Float[Tensor, "B h S d"],

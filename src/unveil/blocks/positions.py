@@ -28,13 +28,23 @@ def sincos_2d(grid: Size, width: int) -> Float[Tensor, "N {width}"]:
     return torch.cat([sincos_1d(x, width // 2), sincos_1d(y, width // 2)], dim=1)
 
 
-def resize_positions(positions: Float[Tensor, "T D"], old: Size, new: Size) -> Float[Tensor, "U D"]:
-    """Position embeddings for another grid, by bicubic interpolation. Rows before the grid (the class token) do not change."""
+def resize_positions(positions: Float[Tensor, "T D"], old: Size, new: Size, antialias: bool = False) -> Float[Tensor, "U D"]:
+    """Position embeddings for another grid, by bicubic interpolation. Rows before the grid (the class token) do not change.
+
+    By default as the public code of MAE, DINO and BEiT does it, whose results at other sizes depend on it. A table of sines and
+    cosines is interpolated too, and not computed for the new grid: its positions stay in the range that the weights know.
+
+    Args:
+        positions: One row for each token.
+        old: Rows and columns of patches.
+        new: The same for the result.
+        antialias: Whether to use the wider kernel of timm's `resample_abs_pos_embed`, which also blurs when the grid shrinks.
+    """
     if old == new:
         return positions
     prefix = positions.shape[0] - old[0] * old[1]
     table = positions[prefix:].reshape(1, *old, -1).permute(0, 3, 1, 2).float()
-    table = F.interpolate(table, size=new, mode="bicubic", align_corners=False, antialias=True)
+    table = F.interpolate(table, size=new, mode="bicubic", align_corners=False, antialias=antialias)
     return torch.cat([positions[:prefix], table.permute(0, 2, 3, 1).flatten(1, 2)[0].to(positions.dtype)])
 
 

@@ -176,7 +176,7 @@ def random_resized_boxes(
 
 
 def clipped_boxes(sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"], min_scale: float, image_size: Size) -> Float[Tensor, "B 4"]:
-    """Boxes of a random resized crop, of which only the part inside the image is taken, as in the public code of MAE's linear probe.
+    """Boxes of a random resized crop that are cut where they leave the image, as in the public code of MAE's linear probe.
 
     The first box of `random_resized_boxes` is used, and sides that are longer than the image are cut, so that the aspect ratio of
     such a crop changes.

@@ -6,15 +6,19 @@
 | 2 | `reads` ("pictures" or "texts"; the oldest files lack it) is now `modality` ("images" or "text"). A top-level
       `"norm": false` is now the encoder's option `final_norm`, which is also false for fine-tuned image encoders. The task of a
       text classifier is now "text-classification", not "finetune". The options in `RENAMED` have new names. |
+| 3 | SimMIM and DINO record the positions, biases, layer scale and drop path of their encoder, a partial fine-tuning its pooling,
+      norm and regularisation, and MAE the width, depth and heads of its decoder, whose defaults have changed. |
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unveil.blocks.attention import default_heads
 from unveil.errors import UnveilError
+from unveil.train.migration import NEW_METHOD_OPTIONS, NEW_TASK_OPTIONS
 
-VERSION = 2
+VERSION = 3
 """The format version that is written."""
 RENAMED: dict[str, dict[str, str]] = {
     "encoder": {"recompute": "grad_checkpointing"},
@@ -62,5 +66,21 @@ def from_version_1(config: dict[str, Any], source: str | Path) -> dict[str, Any]
     return config | {"format_version": 2}
 
 
-MIGRATIONS: tuple[Callable[[dict[str, Any], str | Path], dict[str, Any]], ...] = (from_version_1,)
+def from_version_2(config: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    options, encoder = config.get("options"), config.get("encoder")
+    new = config | {"format_version": 3}
+    if not (isinstance(options, Mapping) and isinstance(encoder, Mapping)):
+        return new
+    added: dict[str, Any] = {}
+    if config.get("method") in ("simmim", "dino"):
+        added = {name: encoder[name] for name in NEW_METHOD_OPTIONS[config["method"]] if name in encoder}
+    elif config.get("task") == "partial":
+        added = NEW_TASK_OPTIONS["partial"] | {name: encoder[name] for name in ("drop_path",) if name in encoder}
+    elif config.get("method") == "mae" and options.get("decoder_heads") is None:
+        width = options.get("decoder_width") or min(512, encoder.get("width", 512))
+        return new | {"options": {**options, "decoder_heads": default_heads(width)}}
+    return new | {"options": {**added, **options}}
+
+
+MIGRATIONS: tuple[Callable[[dict[str, Any], str | Path], dict[str, Any]], ...] = (from_version_1, from_version_2)
 """Functions that migrate each version to the next one."""

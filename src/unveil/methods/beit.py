@@ -7,7 +7,7 @@ B images, C H W, N patches, V visible, M masked, K tokens in the codebook, D wid
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ from unveil.learner import Method, Step
 from unveil.models.visual_tokenizer import visual_tokenizer_from
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.ranges import Positive, Range, Share, ShareBelowOne
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +34,19 @@ class BEiTConfig:
     """The options of BEiT."""
 
     HIDDEN = ("positions", "layer_scale")
-    mask_ratio: float = 0.4
+    mask_ratio: Share = 0.4
     """Share of the patches that is masked."""
     visual_tokenizer: str = "kmeans"
     """Source of the visual tokens: "kmeans" of patches, fitted before the first step, or the run folder of a trained dVAE."""
-    codebook_size: int = 512
+    codebook_size: Annotated[int, Range(2, 2**20)] = 512
     """Number of visual tokens for k-means; a dVAE has its own."""
     relative_bias: Literal["shared", "block", "none"] = "shared"
     """Learned attention biases by relative position: one table for all blocks, one per block, or none."""
     positions: Literal["none", "sincos", "learned"] = "none"
     """Position embeddings, in addition to the relative biases."""
-    layer_scale: float | None = 0.1
+    layer_scale: Positive | None = 0.1
     """Initial value of LayerScale, a learned factor on each branch."""
-    drop_path: float = 0.1
+    drop_path: ShareBelowOne = 0.1
     """Probability that a sample skips a block, in the last block; it grows linearly with depth."""
 
 
@@ -60,7 +61,14 @@ class BEiT(Method):
     """
 
     Config = BEiTConfig
-    DEFAULTS = {"base_lr": 1.9e-4, "beta2": 0.98, "clip_grad": 3.0}
+    DEFAULTS = {
+        "base_lr": 1.875e-4,  # 1.5e-3 for a batch of 2048
+        "min_lr": 1e-5,
+        "warmup_ratio": 0.0125,  # 10 of 800 epochs
+        "beta2": 0.98,
+        "clip_grad": 3.0,
+        "crop_scale": 0.08,
+    }
     encoder: ViT
     config: BEiTConfig
 

@@ -6,8 +6,8 @@
 The teacher is a moving average (EMA) of the student, and its encoder is the result. B images, D width, K prototypes.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from unveil.data.multicrop import MultiCrop, View, byol_views, view_size
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.ranges import Positive, Range, Share, ShareBelowOne
 
 STUDENT_TEMPERATURE = 0.1
 FIRST_TEACHER_TEMPERATURE = 0.04
@@ -36,19 +37,23 @@ CENTRE_WEIGHT = 0.1
 class DINOConfig:
     """The options of DINO."""
 
-    HIDDEN = ("temperature_warmup", "frozen")
-    local_crops: int | None = None
+    HIDDEN = ("temperature_warmup", "frozen", "positions")
+    local_crops: Annotated[int, Range(0, 100)] | None = None
     """Small crops per image, only for the student; by default 8, or 4 for images smaller than 96 px."""
-    momentum: float = 0.996
+    momentum: Share = 0.996
     """EMA momentum of the teacher, which rises to 1 along half a cosine. Use about 0.98 for a few thousand steps."""
-    prototypes: int | None = None
+    prototypes: Annotated[int, Range(2, 2**20)] | None = None
     """Output dimensions of student and teacher; by default 65536, or 1024 for encoders narrower than 384."""
-    teacher_temperature: float = 0.07
+    teacher_temperature: Positive = 0.07
     """Final temperature of the teacher's softmax; it rises linearly from 0.04."""
-    temperature_warmup: float = 0.3
+    temperature_warmup: Share = 0.3
     """Share of the run during which the teacher's temperature rises."""
-    frozen: float = 0.01
+    frozen: Share = 0.01
     """Share of the run during which the last layer is frozen; the paper uses the first of 100 epochs."""
+    drop_path: ShareBelowOne = 0.1
+    """Probability that the student skips a block, in the last block; it grows linearly with depth. The teacher skips none."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """Position embeddings: learned as in the paper, or fixed."""
 
 
 class Crops(NamedTuple):
@@ -66,7 +71,8 @@ class Head(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, BOTTLENECK_WIDTH)
         )
-        self.prototypes = nn.Parameter(torch.randn(prototypes, BOTTLENECK_WIDTH) * 0.02)
+        bound = BOTTLENECK_WIDTH**-0.5  # torch's default for linear layers
+        self.prototypes = nn.Parameter(torch.empty(prototypes, BOTTLENECK_WIDTH).uniform_(-bound, bound))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -93,6 +99,8 @@ class DINO(Method):
         "weight_decay_end": 0.4,
         "beta2": 0.999,
         "clip_grad": 3.0,
+        "clip_mode": "parameter",
+        "min_lr": 1e-6,
     }
     pool = "class"
     encoder: ViT
@@ -108,7 +116,9 @@ class DINO(Method):
         vit, narrow = student.config, student.config.width < 384
         count = config.prototypes or (1024 if narrow else 65536)
         self.config, self.student, self.head = config, student, Head(vit.width, 1024 if narrow else 2048, count)
-        self.encoder, self.teacher_head = ema_copy(self.student), ema_copy(self.head)
+        self.encoder = ViT(replace(vit, drop_path=0.0)).requires_grad_(False)
+        self.encoder.load_state_dict(self.student.state_dict())
+        self.teacher_head = ema_copy(self.head)
         self.augmentation = MultiCrop(augment, vit.image_size, vit.mean, vit.std)
         crops = (8 if min(vit.image_size) >= 96 else 4) if config.local_crops is None else config.local_crops
         small_size = view_size(vit.image_size, vit.patch_size)
@@ -124,7 +134,7 @@ class DINO(Method):
     @classmethod
     def build(cls, vit: ViTConfig, config: DINOConfig, augment: AugmentConfig) -> "DINO":
         """An untrained student, and a teacher with the same weights."""
-        return cls(ViT(vit), config, augment)
+        return cls(ViT(replace(vit, drop_path=config.drop_path, positions=config.positions)), config, augment)
 
     def augment(self, batch: Batch) -> Crops:
         """Draws the crops."""
@@ -151,6 +161,11 @@ class DINO(Method):
         tokens: Tensor = encoder(crops.flatten(0, 1), any_size=True)[:, 0]
         scores: Tensor = head(tokens, self.learns).unflatten(0, crops.shape[:2])
         return scores
+
+    def before_step(self, progress: float) -> None:
+        """Leaves frozen prototypes out of the step: without a gradient they have no weight decay either."""
+        if progress < self.config.frozen:
+            self.head.prototypes.grad = None
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

@@ -7,13 +7,13 @@ B images, C H W, N patches, V visible, M masked, P values in a patch, Q numbers 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unveil.blocks.attention import default_heads
+from unveil.blocks.attention import decoder_heads
 from unveil.blocks.block_masks import BLOCK_NOISE, block_mask, grid_mask
 from unveil.blocks.init import xavier
 from unveil.blocks.masks import Mask, as_bool, given_mask, random_mask
@@ -31,6 +31,7 @@ from unveil.learner import Method, Step
 from unveil.models.visual_tokenizer import visual_tokenizer_from
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.ranges import Depth, Range, Share, Width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class MAEConfig:
     """The options of MAE; each row of the paper's table 1 varies one of them."""
 
     HIDDEN = ("visual_tokenizer", "codebook_size", "mask_tokens_in_encoder", "loss_on_all", "decoder_heads")
-    mask_ratio: float = 0.75
+    mask_ratio: Share = 0.75
     """Share of the patches that is masked (figure 5)."""
     sampling: Literal["random", "block", "grid"] = "random"
     """How masked patches are chosen: at random, in blocks, or on a regular grid (table 1f)."""
@@ -46,18 +47,18 @@ class MAEConfig:
     """Prediction target: pixels normalised in each patch, raw pixels, 96 principal components, or visual tokens (table 1d)."""
     visual_tokenizer: str = "kmeans"
     """Source of the visual tokens: "kmeans" of patches, or the run folder of a trained dVAE."""
-    codebook_size: int = 512
+    codebook_size: Annotated[int, Range(2, 2**20)] = 512
     """Number of visual tokens for k-means; a dVAE has its own."""
     mask_tokens_in_encoder: bool = False
     """Give the encoder mask tokens instead of leaving out masked patches, at 3.3 times the cost for ViT-L (table 1c)."""
     loss_on_all: bool = False
     """Compute the loss on all patches instead of the masked ones only (section 4.1: half a point worse)."""
-    decoder_width: int | None = None
+    decoder_width: Width | None = None
     """Width of the decoder (table 1b); by default 512, or that of the encoder if it is smaller."""
-    decoder_depth: int | None = None
+    decoder_depth: Depth | None = None
     """Blocks of the decoder (table 1a); by default 8, or 4 for encoders narrower than 512, or 2 for vit-nano."""
-    decoder_heads: int | None = None
-    """Attention heads of the decoder; by default they follow from its width, with 16 for 512."""
+    decoder_heads: Annotated[int, Range(1, 1024)] | None = None
+    """Attention heads of the decoder; by default 16 as in the public code, but 3, 3 and 6 for a width of 96, 192 and 384."""
 
 
 class MAE(Method):
@@ -73,6 +74,8 @@ class MAE(Method):
         self.patches = vit.grid[0] * vit.grid[1]  # N
         width = config.decoder_width or min(512, vit.width)
         depth = config.decoder_depth if config.decoder_depth is not None else (8 if vit.width >= 512 else min(4, vit.depth // 2))
+        heads = config.decoder_heads or decoder_heads(width)
+        config = replace(config, decoder_width=width, decoder_depth=depth, decoder_heads=heads)  # since defaults may change
         if target is None and config.target == "token":
             tokenizer, recorded = visual_tokenizer_from(config.visual_tokenizer, config.codebook_size, vit)
             target, config = TokenTarget(tokenizer), replace(config, visual_tokenizer=recorded, codebook_size=tokenizer.size)
@@ -82,7 +85,7 @@ class MAE(Method):
         self.decoder_embed = nn.Linear(vit.width, width)
         positions = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
         self.decoder_positions = nn.Parameter(positions, requires_grad=False)  # (1 + N, E)
-        heads, again = config.decoder_heads or default_heads(width), vit.grad_checkpointing
+        again = vit.grad_checkpointing
         self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, grad_checkpointing=again))
         self.head = nn.Linear(width, self.target.size)
         xavier(self.decoder_embed)
@@ -164,7 +167,9 @@ class MAE(Method):
     def validation_metrics(self, batch: Batch) -> dict[str, float]:
         """The metrics of the target for the masked patches, such as the squared error in normalised pixels."""
         keep, hide = self.mask(batch.keys)
-        return self.target.metrics(self.decode(self.encode(batch.images, keep, hide), keep, hide), batch.images, keep, hide)
+        every = not hide.shape[1]  # with a mask ratio of 0, the loss is that of all patches
+        predicted = self.decode(self.encode(batch.images, keep, hide), keep, hide, every)
+        return self.target.metrics(predicted, batch.images, keep, keep if every else hide)
 
     def figure_facts(self) -> Mapping[str, Any]:
         return {

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from unveil.blocks.distributed import SyncBatchNorm, all_gather_with_grad, global_row_ids
 from unveil.blocks.ema import cosine_to_one, ema_copy, ema_update
+from unveil.blocks.transformer import Block
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.multicrop import MultiCrop, byol_views
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.ranges import Positive, Share, Width
 
 KEY_WIDTH = 256
 
@@ -31,11 +33,11 @@ class MoCoV3Config:
     """The options of MoCo v3."""
 
     HIDDEN = ("hidden", "train_patches")
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """EMA momentum of the momentum encoder, which rises to 1 along half a cosine."""
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """Temperature of the contrastive loss; a lower one gives more weight to the nearest negatives."""
-    hidden: int | None = None
+    hidden: Width | None = None
     """Hidden width of projector and predictor; by default 4096, or 4 times that of encoders narrower than 384."""
     train_patches: bool = False
     """Train the patch embedding, which the paper leaves at its random initialisation for stability."""
@@ -74,7 +76,9 @@ class MoCoV3(Method):
     @classmethod
     def build(cls, vit: ViTConfig, config: MoCoV3Config, augment: AugmentConfig) -> "MoCoV3":
         """An untrained encoder, and a momentum encoder with the same weights."""
-        return cls(ViT(vit), config, augment)
+        encoder = ViT(vit)
+        initialise(encoder)
+        return cls(encoder, config, augment)
 
     def augment(self, batch: Batch) -> Float[Tensor, "2 B C H W"]:
         """Draws two crops of each image."""
@@ -100,6 +104,19 @@ class MoCoV3(Method):
         momentum = cosine_to_one(self.config.momentum, progress)
         ema_update(self.slow_encoder, self.encoder, momentum)
         ema_update(self.slow_projection, self.projection, momentum)
+
+
+@torch.no_grad()
+def initialise(encoder: ViT) -> None:
+    """The initial weights of the public code, on which stable training depends (section 4).
+
+    Query, key and value are Xavier-uniform by themselves, with a bound of sqrt(6 / 2D), and not as one matrix of 3D rows, with
+    sqrt(6 / 4D). The class token is nearly 0.
+    """
+    for block in encoder.transformer.blocks:
+        assert isinstance(block, Block)
+        block.attention.query_key_value.weight.mul_(2**0.5)
+    encoder.class_token.mul_(1e-6 / 0.02)
 
 
 def mlp_with_batch_norm(*widths: int) -> nn.Sequential:

@@ -7,7 +7,7 @@ B images, C H W, N patches, V visible, M masked, P values in a patch, D width.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,25 +27,43 @@ from unveil.data.batch import Batch
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.ranges import Count, Positive, Share, ShareBelowOne
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimMIMConfig:
     """The options of SimMIM."""
 
-    mask_ratio: float = 0.6
+    HIDDEN = ("positions", "layer_scale")
+    mask_ratio: Share = 0.6
     """Share of the image that is masked."""
-    mask_unit: int = 2
+    mask_unit: Count = 2
     """Side of the masked squares in patches; the paper's 32 px are 2 patches of 16 px."""
     target: Literal["pixel", "normalised"] = "pixel"
     """Prediction target: raw pixels as in the paper, or pixels normalised in each patch as in MAE, for better features."""
+    relative_bias: Literal["shared", "block", "none"] = "shared"
+    """Learned attention biases by relative position: one table for all blocks, one per block, or none."""
+    positions: Literal["none", "sincos", "learned"] = "none"
+    """Position embeddings, in addition to the relative biases."""
+    layer_scale: Positive | None = 0.1
+    """Initial value of LayerScale, a learned factor on each branch."""
+    drop_path: ShareBelowOne = 0.1
+    """Probability that a sample skips a block, in the last block; it grows linearly with depth."""
 
 
 class SimMIM(Method):
     """An encoder with mask tokens, and a linear layer from each token to the pixels of its patch."""
 
     Config = SimMIMConfig
-    DEFAULTS = {"base_lr": 1e-4, "beta2": 0.999, "clip_grad": 5.0, "crop_scale": 0.67}
+    DEFAULTS = {
+        "base_lr": 5e-5,  # 1e-4 for a batch of 512
+        "schedule": "multistep",
+        "warmup_ratio": 0.0125,  # 10 of 800 epochs
+        "beta2": 0.999,
+        "clip_grad": 5.0,
+        "crop_scale": 0.67,
+    }
+    """The recipe of the public code for ViT-B."""
     encoder: ViT
     config: SimMIMConfig
 
@@ -61,6 +79,14 @@ class SimMIM(Method):
 
     @classmethod
     def build(cls, vit: ViTConfig, config: SimMIMConfig, augment: AugmentConfig) -> "SimMIM":
+        """An untrained learner. The options set the positions, relative biases, layer scale and drop path of its encoder."""
+        vit = replace(
+            vit,
+            positions=config.positions,
+            relative_bias=config.relative_bias,
+            layer_scale=config.layer_scale,
+            drop_path=config.drop_path,
+        )
         return cls(ViT(vit), config, Augment(augment, vit.image_size, vit.mean, vit.std))
 
     def forward(self, batch: Batch) -> Step:

@@ -8,9 +8,11 @@ from rich.text import Text
 
 from unveil.errors import UnveilError
 from unveil.interop.load import load
+from unveil.option_types import check_value
 from unveil.plain_text import printable
 from unveil.plugins import trust as allow
 from unveil.protocols import PredictsTokens
+from unveil.ranges import Count
 from unveil.text.wordpiece import WordPieceTokenizer
 from unveil.train.terminal import printer, show
 
@@ -34,6 +36,7 @@ def fill_mask(run: str | Path, sentence: str, *, count: int = 5, trust: str | Pa
         UnveilError: If the model predicts no words, or the sentence has no [MASK], or too many words.
     """
     allow(trust)
+    check_value("count", count, Count)
     learner = load(run, say=printer(True))
     if not isinstance(learner, PredictsTokens):
         raise UnveilError(f"{run} predicts no words: expected a run of `unveil pretrain --method bert`, or a BertForMaskedLM")
@@ -43,8 +46,6 @@ def fill_mask(run: str | Path, sentence: str, *, count: int = 5, trust: str | Pa
     masked = [index for index, token in enumerate(ids) if token == tokenizer.mask]
     if not masked:
         raise UnveilError("the sentence has no [MASK]: write [MASK] in place of the word to predict")
-    if count < 1:
-        raise UnveilError(f"--count is {count}: give 1 or more")
     with torch.no_grad():
         logits = learner.token_logits(torch.tensor([ids]))[0, masked].float()  # (M, V)
     probabilities, best = logits.softmax(dim=-1).topk(min(count, len(config.vocabulary)))

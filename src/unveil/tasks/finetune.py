@@ -29,6 +29,7 @@ class Finetune(Task):
     Config = FinetuneConfig
     DEFAULTS = {
         "base_lr": 1e-3,
+        "min_lr": 1e-6,
         "layer_decay": 0.75,
         "beta2": 0.999,
         "weight_decay": 0.05,

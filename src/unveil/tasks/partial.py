@@ -1,68 +1,97 @@
 """Partial fine-tuning (MAE, section 4.3 and figure 9): the last blocks are trained, and all earlier layers stay frozen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from unveil.blocks.heads import ProbeHead, cross_entropy_with_accuracy
-from unveil.data.augment import Augment, AugmentConfig
+from unveil.blocks.heads import ProbeHead
+from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
+from unveil.data.supervised_augment import RegularisationConfig, SupervisedAugment
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
 from unveil.learner import Step, Task
 from unveil.metrics import ClassificationMetric, Metric
 from unveil.models.vit import ViT
+from unveil.ranges import NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartialConfig:
+class PartialConfig(RegularisationConfig):
     """The options of partial fine-tuning."""
 
-    blocks: float = 1.0
+    HIDDEN = ("erasing", "batch_norm")
+    blocks: NonNegative = 1.0
     """Blocks to fine-tune, counted from the last: 0 (a linear probe), 0.5 (the last MLP only), 1, ... up to all."""
+    pool: Literal["mean", "class"] = "mean"
+    """Features to classify: the mean of the patch tokens, or the class token."""
+    batch_norm: bool = False
+    """Normalise the features by a BatchNorm after the encoder's last norm, as the linear probe does, and not by a new norm."""
 
 
 class PartialFinetune(Task):
-    """An encoder whose last `blocks` blocks are fine-tuned with a linear classifier on the mean of the patch tokens."""
+    """An encoder whose last `blocks` blocks are fine-tuned, with a norm and a linear classifier on its features.
 
-    needs_whole_batch = True
+    With all blocks it is the same as fine-tuning. With 0 blocks it is a linear probe, so it has the BatchNorm of one.
+    """
+
+    augments_whole_batch = True
     Config = PartialConfig
-    DEFAULTS = {"optimizer": "adamw", "base_lr": 1e-3, "weight_decay": 0.05, "warmup_ratio": 0.1, "epochs": 50.0, "batch_size": 256}
-    """The schedule of the paper's partial fine-tuning (50 epochs), with the augmentation of the linear probe."""
+    DEFAULTS = {
+        "base_lr": 1e-3,
+        "min_lr": 1e-6,
+        "layer_decay": 0.75,
+        "beta2": 0.999,
+        "weight_decay": 0.05,
+        "warmup_ratio": 0.1,
+        "epochs": 50.0,
+        "batch_size": 256,
+        "crop_scale": 0.08,
+    }
+    """The recipe of fine-tuning (appendix A.1, table 9) for 50 epochs. The paper reports the best of 50, 100 and 200 epochs."""
 
-    def __init__(self, encoder: ViT, classes: Sequence[str], config: PartialConfig, augment: Augment | None = None) -> None:
+    def __init__(self, encoder: ViT, classes: Sequence[str], config: PartialConfig, augment: AugmentConfig | None = None) -> None:
         super().__init__()
-        depth, blocks = encoder.config.depth, config.blocks
-        if blocks not in {0.5, *range(depth + 1)}:
-            raise UnveilError(f"cannot fine-tune {blocks} blocks of {depth}: use 0, 0.5 (the last MLP), or 1 to {depth}")
-        self.encoder, self.augmentation, self.config, self.classes = encoder, augment, config, classes
-        stack = encoder.transformer
-        encoder.requires_grad_(blocks == depth)
-        if blocks == 0.5:
-            stack.blocks[-1].norm2.requires_grad_(True)
-            stack.blocks[-1].mlp.requires_grad_(True)
-        elif blocks:
-            stack.blocks[depth - int(blocks) :].requires_grad_(True)
-        stack.norm.requires_grad_(blocks > 0)
-        if encoder.positions is not None:
-            encoder.positions.requires_grad_(False)
-        self.head = ProbeHead(encoder.config.width, len(classes))
+        vit, blocks = encoder.config, config.blocks
+        if blocks not in {0.5, *range(vit.depth + 1)}:
+            raise UnveilError(f"cannot fine-tune {blocks} blocks of {vit.depth}: use 0, 0.5 (the last MLP), or 1 to {vit.depth}")
+        self.needs_whole_batch = config.batch_norm or blocks == 0
+        positions = "learned" if blocks == vit.depth and vit.positions == "sincos" and not config.batch_norm else vit.positions
+        shape = replace(vit, drop_path=config.drop_path, positions=positions, final_norm=self.needs_whole_batch and vit.final_norm)
+        self.encoder = ViT(shape)
+        kept = self.encoder.state_dict().keys()
+        self.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
+        self.config, self.classes, self.pool = config, classes, config.pool
+        freeze(self.encoder, blocks, positions=config.batch_norm)
+        self.norm: nn.Module = nn.Identity()
+        if self.needs_whole_batch:
+            self.head: nn.Module = ProbeHead(vit.width, len(classes))
+        else:
+            self.norm = nn.LayerNorm(vit.width, eps=vit.eps)  # after the mean, as in fine-tuning
+            self.head = nn.Linear(vit.width, len(classes))
+            nn.init.trunc_normal_(self.head.weight, std=2e-5)
+            nn.init.zeros_(self.head.bias)
+        if augment is not None:
+            self.augmentation = SupervisedAugment(config, augment, len(classes), vit.image_size, vit.mean, vit.std)
 
     @classmethod
     def build(cls, encoder: ViT, config: PartialConfig, augment: AugmentConfig, classes: Sequence[str]) -> "PartialFinetune":
-        vit = encoder.config
-        return cls(encoder, classes, config, Augment(augment, vit.image_size, vit.mean, vit.std))
+        return cls(encoder, classes, config, augment)
 
     def forward(self, batch: Batch) -> Step:
-        """Cross-entropy of the true classes."""
+        """Cross-entropy with mixed labels and label smoothing."""
         assert isinstance(batch.targets, ClassTargets)
-        return Step(*cross_entropy_with_accuracy(self.logits(batch.images), batch.targets.labels))
+        labels = batch.targets.labels
+        smoothing = self.config.smoothing if labels.ndim == 1 else 0.0  # mixed labels are already smoothed
+        return Step(F.cross_entropy(self.logits(batch.images).float(), labels, label_smoothing=smoothing), {})
 
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images."""
-        scores: Tensor = self.head(self.encoder.features(images))
+        scores: Tensor = self.head(self.norm(self.encoder.features(images, self.pool)))
         return scores
 
     def predict(self, batch: Batch) -> Float[Tensor, "B K"]:
@@ -70,3 +99,18 @@ class PartialFinetune(Task):
 
     def metric(self) -> Metric:
         return ClassificationMetric(len(self.classes))
+
+
+def freeze(encoder: ViT, blocks: float, *, positions: bool) -> None:
+    """Freezes all but the last `blocks` blocks; `positions` says whether positions are frozen even if all blocks are trained."""
+    depth, stack = encoder.config.depth, encoder.transformer
+    encoder.requires_grad_(blocks == depth)
+    if blocks == 0.5:
+        stack.blocks[-1].norm2.requires_grad_(True)
+        stack.blocks[-1].mlp.requires_grad_(True)
+        stack.blocks[-1].branch2.requires_grad_(True)  # its layer scale
+    elif blocks:
+        stack.blocks[depth - int(blocks) :].requires_grad_(True)
+    stack.norm.requires_grad_(blocks > 0)
+    if encoder.positions is not None and (positions or encoder.config.positions == "sincos"):
+        encoder.positions.requires_grad_(False)

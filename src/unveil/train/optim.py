@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unveil.errors import UnveilError
 from unveil.learner import Learner
+from unveil.ranges import NonNegative, Positive, Share, ShareAboveZero, ShareBelowOne
 from unveil.train.parallel import full_tensor
 from unveil.train.schedule import SCHEDULES, half_cosine
 
@@ -17,31 +18,36 @@ from unveil.train.schedule import SCHEDULES, half_cosine
 class OptimConfig:
     """The optimiser and its schedule."""
 
-    HIDDEN = ("weight_decay_end", "beta1", "eps")
+    HIDDEN = ("weight_decay_end", "beta1", "eps", "min_lr", "clip_mode")
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     """Optimiser: AdamW, SGD with momentum, or LARS (used for linear probing by the MAE paper)."""
-    base_lr: float = 1.5e-4
+    base_lr: NonNegative = 1.5e-4
     """Peak learning rate for a batch size of 256; it is scaled by batch size / 256."""
-    schedule: Literal["cosine", "linear", "inverse_sqrt"] = "cosine"
-    """Decay of the learning rate after warm-up: half a cosine, linear (BERT), or 1 / sqrt(step) (Transformer)."""
-    warmup_ratio: float = 0.05
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "multistep"] = "cosine"
+    """Decay of the learning rate after warm-up: half a cosine, linear (BERT), 1 / sqrt(step) (Transformer), or a tenth in the last
+    eighth of the run (SimMIM)."""
+    min_lr: NonNegative = 0.0
+    """Learning rate at the end of the cosine, for any batch size (MAE's fine-tuning and DINO: 1e-6)."""
+    warmup_ratio: Share = 0.05
     """Share of the run during which the learning rate rises linearly; the MAE paper uses 40 of 800 epochs."""
-    warmup_epochs: float | None = None
+    warmup_epochs: NonNegative | None = None
     """Epochs during which the learning rate rises linearly; overrides --warmup-ratio."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegative = 0.05
     """Weight decay of matrices. It is not applied to biases, norms, tokens and positions."""
-    weight_decay_end: float | None = None
+    weight_decay_end: NonNegative | None = None
     """Weight decay at the end of the run, reached along half a cosine (DINO: 0.04 to 0.4); constant by default."""
-    beta1: float = 0.9
+    beta1: ShareBelowOne = 0.9
     """Momentum of SGD and LARS, and decay rate of AdamW's first moment."""
-    beta2: float = 0.95
+    beta2: ShareBelowOne = 0.95
     """Decay rate of AdamW's second moment: 0.95 for pre-training, 0.999 for fine-tuning."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Term added to AdamW's denominator (Transformer: 1e-9)."""
-    layer_decay: float = 1.0
+    layer_decay: ShareAboveZero = 1.0
     """Factor on the learning rate from each layer to the layer below; 1 means equal rates (fine-tuning: 0.75, ViT-B 0.65)."""
-    clip_grad: float = 0.0
-    """Maximum global norm of the gradients; 0 turns clipping off."""
+    clip_grad: NonNegative = 0.0
+    """Maximum norm of the gradients; 0 turns clipping off."""
+    clip_mode: Literal["global", "parameter"] = "global"
+    """Which norm is clipped: that of all gradients together, or that of each parameter by itself (DINO)."""
 
     def resolve_warmup(self, epochs: float) -> Self:
         """Converts `warmup_epochs` to the `warmup_ratio` of a run of `epochs`. Raises `UnveilError` if the warm-up is longer."""
@@ -54,12 +60,6 @@ class OptimConfig:
             )
         return replace(self, warmup_ratio=self.warmup_epochs / epochs, warmup_epochs=None)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup_ratio <= 1:
-            raise UnveilError(f"warmup_ratio is {self.warmup_ratio}: use a share between 0 and 1, or --warmup-epochs")
-        if self.base_lr < 0:
-            raise UnveilError(f"base_lr is {self.base_lr}: use 0 or more")
-
     def peak(self, batch_size: int) -> float:
         """The peak learning rate for a batch size."""
         return self.base_lr * batch_size / 256
@@ -68,8 +68,10 @@ class OptimConfig:
         """Learning rate and weight decay at a step; see `resolve_warmup`."""
         end = self.weight_decay if self.weight_decay_end is None else self.weight_decay_end
         decay = end + (self.weight_decay - end) * half_cosine(step, total, 0)
-        factor = SCHEDULES[self.schedule](step, total, round(self.warmup_ratio * total))
-        return self.peak(batch_size) * factor, decay
+        peak, warmup = self.peak(batch_size), round(self.warmup_ratio * total)
+        factor = SCHEDULES[self.schedule](step, total, warmup)
+        floor = min(self.min_lr, peak) if self.schedule == "cosine" and step >= warmup else 0.0
+        return floor + (peak - floor) * factor, decay
 
 
 class AdamW(torch.optim.AdamW):
@@ -112,15 +114,24 @@ def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimi
     return lars
 
 
-def clip_gradients(learner: nn.Module, max_norm: float = 0.0) -> Tensor:
-    """Scales gradients down to a global norm of `max_norm`, unless this is 0. Returns the norm before scaling.
+def clip_gradients(learner: nn.Module, max_norm: float = 0.0, mode: Literal["global", "parameter"] = "global") -> Tensor:
+    """Scales gradients down to a norm of `max_norm`, unless this is 0. Returns the global norm before scaling.
 
     Every process must call it, since gradients may be sharded.
+
+    Args:
+        learner: The learner, after the backward pass.
+        max_norm: The largest norm.
+        mode: "global" scales all gradients by one factor, "parameter" each gradient by its own norm (DINO).
     """
     trained = [p for p in learner.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    if max_norm:
+    if max_norm and mode == "global":
         nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
+    elif max_norm:
+        for p in trained:
+            assert p.grad is not None
+            nn.utils.clip_grads_with_norm_([p], max_norm, nn.utils.get_total_norm([p.grad]))
     return full_tensor(norm)
 
 

@@ -1,18 +1,22 @@
-"""Learning-rate schedules: the factor on the peak learning rate as a function of the step."""
+"""Learning-rate schedules: the factor on the peak learning rate as a function of the step.
+
+In the warm-up, step i of w has the factor (i + 1) / w. The public code of MAE, DINO, MoCo v3 and SimMIM has i / w, whose first step
+changes nothing. After the warm-up the factors are theirs.
+"""
 
 import math
 from collections.abc import Callable
 
 
-def half_cosine(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
-    """Linear warm-up over `warmup` steps, then half a cosine from 1 to `floor` at `total`.
+def half_cosine(step: int, total: int, warmup: int) -> float:
+    """Linear warm-up over `warmup` steps, then half a cosine from 1 to 0 at `total`.
 
-    No step has the factor 0: the first step has 1 / warmup, and the last one is still above `floor`.
+    No step has the factor 0: the first step has 1 / warmup, and the last one is still above 0.
     """
     if step < warmup:
         return (step + 1) / warmup
     share = (step - warmup) / max(total - warmup, 1)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+    return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def linear(step: int, total: int, warmup: int) -> float:
@@ -28,4 +32,16 @@ def inverse_sqrt(step: int, total: int, warmup: int) -> float:
     return min(rise, math.sqrt(1 / rise))
 
 
-SCHEDULES: dict[str, Callable[[int, int, int], float]] = {"cosine": half_cosine, "linear": linear, "inverse_sqrt": inverse_sqrt}
+def multistep(step: int, total: int, warmup: int) -> float:
+    """Linear warm-up over `warmup` steps, then 1, and 0.1 in the last eighth of the run (SimMIM: from epoch 700 of 800)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1.0 if 8 * step < 7 * total else 0.1
+
+
+SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
+    "cosine": half_cosine,
+    "linear": linear,
+    "inverse_sqrt": inverse_sqrt,
+    "multistep": multistep,
+}
