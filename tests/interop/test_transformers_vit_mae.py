@@ -136,7 +136,7 @@ def test_what_our_model_does_not_do_is_refused(make_mae, tmp_path):
         ({"hidden_act": "relu"}, "relu"),
         ({"decoder_intermediate_size": 64}, "decoder MLP of 64"),
         ({"qkv_bias": False}, "no biases in its attention"),
-        ({"image_size": "large"}, "do not describe a model"),
+        ({"image_size": "large"}, "expected 2 integers from 1 to 16,384"),
         ({"num_hidden_layers": 3}, "16 missing"),
         ({"image_size": 64}, "does not fit"),
         ({"model_type": "vit"}, "config.json of vit"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unveil.errors import UnveilError
+from unveil.option_types import check_value
 
 Config = TypeVar("Config")
 
@@ -30,13 +31,23 @@ def config_from_json(kind: type[Config], values: Any, owner: str) -> Config:
     if unknown:
         raise UnveilError(f"{owner} have options that this version of unveil does not have: {', '.join(unknown)}")
     try:
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
     except (NameError, TypeError):  # a type that only the module of a plug-in can resolve
         hints = {field.name: field.type for field in fields(kind)}
     try:
-        config: Config = kind(**{name: from_json(value, hints[name]) for name, value in values.items()})
+        plain = {name: check_value(name, from_json(value, hints[name]), hints[name]) for name, value in values.items()}
+        config: Config = kind(**plain)
+    except UnveilError as error:
+        raise UnveilError(f"{owner} are damaged: {error}") from None
     except TypeError as error:
         raise UnveilError(f"{owner} are incomplete: {error}") from None
+    return config
+
+
+def checked(config: Config) -> Config:
+    """The same config, which was built from the file of another library. Raises `UnveilError` if a value is out of range."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        check_value(name, getattr(config, name), hint)
     return config
 
 

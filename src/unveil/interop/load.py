@@ -8,10 +8,13 @@ import torch
 
 from unveil import plugins
 from unveil.errors import UnveilError
-from unveil.interop.files import is_safetensors, is_torch, one_line, read_header
+from unveil.interop.encoder_only import has_encoder
+from unveil.interop.files import is_safetensors, is_torch, read_header
 from unveil.interop.formats import FORMATS, Contents, LoadOptions
 from unveil.json_files import read_json
 from unveil.learner import Learner
+from unveil.models.vit_config import ViTConfig
+from unveil.models.weights import one_line
 from unveil.options import refuse_unknown
 from unveil.paths import MODEL_FORMS, refuse_missing_model
 from unveil.train.terminal import print_to_stderr
@@ -58,7 +61,8 @@ def load(
         try:
             with torch.random.fork_rng(devices=[]):  # a new model draws random weights
                 learner: Learner = each.open().load(path, say=say, **given)
-                return learner
+            refuse_wrong_normalisation(learner)
+            return learner
         except UnveilError as error:
             if str(path) in str(error):
                 raise
@@ -66,6 +70,15 @@ def load(
         except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
             raise UnveilError(f"{path} has values that do not describe a model: {one_line(error)}") from error
     raise UnveilError(f"{path} {description_of(contents)}: {EXPECTED}")
+
+
+def refuse_wrong_normalisation(learner: Learner) -> None:
+    """Raises `UnveilError` if an image model has not one mean and one standard deviation for each channel."""
+    config = learner.encoder.config if has_encoder(learner) else None
+    if isinstance(config, ViTConfig) and not len(config.mean) == len(config.std) == config.channels:
+        raise UnveilError(
+            f"the config has {config.channels} channels, but {len(config.mean)} means and {len(config.std)} standard deviations"
+        )
 
 
 def contents_of(path: Path) -> Contents:

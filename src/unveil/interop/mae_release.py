@@ -17,6 +17,7 @@ from unveil.blocks.masks import split
 from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
 from unveil.errors import UnveilError
+from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
 from unveil.interop.files import read_tensors, write_tensors, write_torch
 from unveil.interop.formats import Contents
@@ -129,7 +130,7 @@ def vit_config_from(
         mean=mean,
         std=std,
     )
-    rows, columns = config.grid
+    rows, columns = checked(config).grid
     if rows * columns != patches:
         raise UnveilError(
             f"{source} has positions of {patches} patches, but images of {size[0]} x {size[1]} px have {rows * columns}: "
@@ -152,12 +153,13 @@ def mae_config_from(
     values = vit.channels * vit.patch_size[0] * vit.patch_size[1]
     if predicted != values:
         raise UnveilError(f"{source}: decoder_pred predicts {predicted} values per patch, expected its {values} pixel values")
-    return MAEConfig(
+    config = MAEConfig(
         target=target or "normalised",
         decoder_width=width,
         decoder_depth=count_blocks(state, "decoder_blocks."),
         decoder_heads=heads or decoder_heads(width),
     )
+    return checked(config)
 
 
 def required_tensor(state: Mapping[str, Tensor], name: str, dimensions: int, source: str | Path) -> Tensor:

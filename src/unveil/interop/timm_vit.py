@@ -13,6 +13,7 @@ import torch
 from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
+from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
 from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
@@ -198,7 +199,10 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
         key: tuple(pretrained[key]) for key in ("mean", "std") if len(pretrained.get(key, ())) == vit.channels
     }
     scale = arguments.get("init_values") if "blocks.0.ls1.gamma" in state else None
-    vit = replace(vit, **normalisation, positions="learned", layer_scale=scale, final_norm="norm.weight" in state)
+    vit = checked(replace(vit, **normalisation, positions="learned", layer_scale=scale, final_norm="norm.weight" in state))
+    for name, found in (("depth", vit.depth), ("embed_dim", vit.width), ("in_chans", vit.channels)):
+        if arguments.get(name, found) != found:
+            raise UnveilError(f"{folder} has {name} {arguments[name]!r} in its config.json, but {found} in its weights")
     count = len(state["head.bias"]) if "head.bias" in state else 0
     classes = [str(x) for x in config.get("label_names") or range(count)]
     has_norm_after_pooling = "fc_norm.weight" in state

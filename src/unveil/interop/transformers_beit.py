@@ -21,6 +21,7 @@ from unveil.blocks.masks import as_bool
 from unveil.blocks.patches import gather
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
+from unveil.interop.configs import checked
 from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.mae_release import check_channels, mlp_ratio
@@ -126,7 +127,7 @@ def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEi
         layer_scale=facts.get("layer_scale_init_value", 0.1) or None,
         drop_path=facts.get("drop_path_rate", 0.1),
     )
-    return vit, config
+    return checked(vit), checked(config)
 
 
 @singledispatch

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.interop.configs import checked
 from unveil.interop.encoder_only import encoder_of, encoder_only, has_encoder
 from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
@@ -147,7 +148,7 @@ def text_config_from(facts: Mapping[str, Any], folder: Path) -> TextConfig:
     if len(vocabulary) != size:
         raise UnveilError(f"{folder} has {len(vocabulary):,} tokens in its vocabulary, but {size:,} in its config.json")
     tokenizer = folder / "tokenizer_config.json"
-    return TextConfig(
+    config = TextConfig(
         width=width,
         depth=facts.get("num_hidden_layers", 12),
         heads=facts.get("num_attention_heads", 12),
@@ -159,6 +160,7 @@ def text_config_from(facts: Mapping[str, Any], folder: Path) -> TextConfig:
         dropout=facts.get("hidden_dropout_prob", 0.1),
         eps=facts.get("layer_norm_eps", 1e-12),
     )
+    return checked(config)
 
 
 def vocabulary_of(folder: Path) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop import mae_release
+from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
 from unveil.interop.files import read_tensors, write_tensors
 from unveil.interop.formats import Contents
@@ -179,7 +180,7 @@ def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAE
         decoder_depth=facts.get("decoder_num_hidden_layers", 8),
         decoder_heads=facts.get("decoder_num_attention_heads", 16),
     )
-    return vit, config
+    return checked(vit), checked(config)
 
 
 def as_size(side: int | list[int]) -> Size:

@@ -15,6 +15,7 @@ from unveil.blocks.init import small_normal
 from unveil.blocks.layer_norm import LayerNorm
 from unveil.blocks.transformer import Transformer, TransformerConfig
 from unveil.errors import UnveilError
+from unveil.ranges import Count, Depth, Positive, Share, ShareBelowOne, Width
 
 MODELS: dict[str, tuple[int, int, int]] = {  # width, depth, heads (Turc et al., 2019)
     "bert-nano": (96, 4, 3),  # the shape of vit-nano
@@ -31,19 +32,19 @@ MODELS: dict[str, tuple[int, int, int]] = {  # width, depth, heads (Turc et al.,
 class TextConfig:
     """The shape of a text encoder, and its vocabulary."""
 
-    width: int
-    depth: int
-    heads: int
+    width: Width
+    depth: Depth
+    heads: Width
     vocabulary: tuple[str, ...] = field(repr=False)
     """The word pieces, in the order of their ids; a piece that continues a word begins with ##."""
-    length: int = 128
+    length: Count = 128
     """Maximum number of tokens in a sequence, including special tokens."""
     lower: bool = True
     """Whether texts are lower-cased and stripped of accents first."""
-    segments: int = 2
-    mlp_ratio: float = 4.0
-    dropout: float = 0.1
-    eps: float = 1e-12
+    segments: Count = 2
+    mlp_ratio: Positive = 4.0
+    dropout: ShareBelowOne = 0.1
+    eps: Share = 1e-12
     grad_checkpointing: bool = False
 
     def token_id(self, piece: str) -> int:

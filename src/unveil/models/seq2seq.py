@@ -17,6 +17,7 @@ from unveil.blocks.positions import sincos_1d
 from unveil.blocks.special_tokens import PAD
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
 from unveil.errors import UnveilError
+from unveil.ranges import Count, Depth, Positive, ShareBelowOne, Width
 
 MODELS: dict[str, tuple[int, int, int, float]] = {  # width, depth, heads, mlp_ratio
     "nano": (32, 2, 2, 2.0),
@@ -31,16 +32,16 @@ MODELS: dict[str, tuple[int, int, int, float]] = {  # width, depth, heads, mlp_r
 class Seq2SeqConfig:
     """The shape of a translator."""
 
-    words: int
+    words: Count
     """Number of tokens in the vocabulary, which both languages share."""
-    width: int
-    depth: int
+    width: Width
+    depth: Depth
     """Number of blocks of the encoder, and of the decoder."""
-    heads: int
-    mlp_ratio: float = 4.0
-    longest: int = 512
+    heads: Width
+    mlp_ratio: Positive = 4.0
+    longest: Count = 512
     """Maximum number of tokens in a sentence, including `END`."""
-    dropout: float = 0.1
+    dropout: ShareBelowOne = 0.1
     """Dropout rate of embeddings, attention weights and residual branches."""
 
 
