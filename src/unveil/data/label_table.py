@@ -135,10 +135,13 @@ class _Table:
 
     def _rows(self, raw: bytes) -> Iterator[tuple[str, str]]:
         """The file and the label of each row."""
-        lines = csv.reader(io.StringIO(_decoded(raw), newline=""), delimiter=_delimiter(_decoded(raw)), skipinitialspace=True)
+        text = _decoded(raw).lstrip("\r\n")
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True)
         broken: list[str] = []
         try:
             header = [cell.strip() for cell in next(lines, [])]
+            if not header:
+                raise self._fail("is empty: expected file,label in its first line")
             lower = [cell.lower() for cell in header]
             columns = [
                 next((lower.index(name) for name in expected if name in lower), -1) for expected in (FILE_COLUMNS, LABEL_COLUMNS)
@@ -151,14 +154,15 @@ class _Table:
             for row in lines:
                 if len(row) > len(header) or 0 < len(row) <= max(columns):
                     broken.append(",".join(row))
+                elif row and "\n" in row[columns[0]] + row[columns[1]]:  # a quotation mark that is never closed
+                    broken.append(row[columns[0]].split("\n")[0])
                 elif row:
                     yield row[columns[0]].strip(), row[columns[1]].strip()
         except csv.Error as error:
             raise self._fail(f"cannot be read as a table: line {lines.line_num}: {error}") from None
         if broken:
-            self._note(
-                f"{len(broken):,} row", "has more or fewer cells than", "have more or fewer cells than", broken, "the header"
-            )
+            count, wrong = f"{len(broken):,} row", "other cells than the header, or a line feed"
+            self._note(count, f"has {wrong}, so it is not used", f"have {wrong}, so they are not used", broken)
 
     def _apply(self, rows: Sequence[tuple[str, str]]) -> None:
         missing, unlabelled, repeated, disputed = [], [], [], dict[int, list[str]]()
@@ -211,7 +215,7 @@ def _decoded(raw: bytes) -> str:
 
 def _delimiter(text: str) -> str:
     """The delimiter of a table: the most frequent of comma, semicolon and tab in its first line."""
-    first = text.lstrip("\r\n").split("\n", 1)[0]
+    first = text.split("\n", 1)[0]
     return max(",;\t", key=first.count)
 
 

@@ -64,7 +64,7 @@ def number_array(labels: NDArray[Any]) -> tuple[Labels, list[str]]:
         values = [None if value is None or value != value else str(value) or None for value in labels.tolist()]
         named, classes = number_labels({"train": values})["train"]
         return np.full(len(labels), -1, np.int64) if named is None else named, classes
-    missing = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(len(labels), bool)
+    missing = ~np.isfinite(labels) if labels.dtype.kind == "f" else np.zeros(len(labels), bool)
     distinct, inverse = np.unique(labels[~missing], return_inverse=True)
     numbers = np.full(len(labels), -1, np.int64)
     numbers[~missing] = inverse.reshape(-1)
