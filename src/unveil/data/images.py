@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
 from unveil.data.from_pillow import from_pillow
+from unveil.data.image_headers import check_header
 from unveil.data.pixels import (
     ClassMap,
     Pixels,
@@ -110,6 +111,7 @@ def read_image(
             if kind == "NPY":
                 return finish(read_npy(raw, max_pixels), channels, shrink_to)
             if kind == "TIFF":
+                check_header(kind, raw, max_pixels)
                 return read_tiff(raw, channels, shrink_to, max_pixels)
             return from_pillow(_open(kind, raw, shrink_to, max_pixels), channels, shrink_to)
     except Unreadable as error:
@@ -174,8 +176,7 @@ def _read_file(path: Path) -> bytes:
 
 def _open(kind: str, raw: bytes, shrink_to: ShrinkTo | None, max_pixels: int) -> Image.Image:
     """Opens an image without decoding it. Raises `Unreadable` if it is too large."""
-    for width, height in _announced_sizes(kind, raw):
-        check_size(height, width, max_pixels)
+    check_header(kind, raw, max_pixels)
     Image.init()  # registers Pillow's formats, once per process
     opener = (
         JpegImagePlugin.JpegImageFile if kind == "JPEG" else Image.OPEN[kind][0]
@@ -214,27 +215,3 @@ def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: ShrinkTo) -> None:
     if "progressive" not in image.info:
         height, width = fit_size(image.height, image.width, shrink_to)
         image.draft(None, (2 * width, 2 * height))
-
-
-def _announced_sizes(kind: str, raw: bytes) -> list[tuple[int, int]]:
-    """The sizes (width, height) in the header, for the two formats whose plugins already allocate memory on opening."""
-    if kind == "WEBP" and len(raw) >= 30:
-        if raw[12:16] == b"VP8X":
-            return [(int.from_bytes(raw[24:27], "little") + 1, int.from_bytes(raw[27:30], "little") + 1)]
-        if raw[12:16] == b"VP8L":
-            bits = int.from_bytes(raw[21:25], "little")
-            return [((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)]
-        width, height = int.from_bytes(raw[26:28], "little"), int.from_bytes(raw[28:30], "little")
-        return [(width & 0x3FFF, height & 0x3FFF)]
-    if kind != "ICO":
-        return []
-    sizes = []
-    for entry in range(int.from_bytes(raw[4:6], "little")):
-        start = int.from_bytes(raw[18 + 16 * entry : 22 + 16 * entry], "little")
-        frame = raw[start : start + 24]
-        if frame[:4] == b"\x89PNG":
-            sizes.append((int.from_bytes(frame[16:20], "big"), int.from_bytes(frame[20:24], "big")))
-        elif len(frame) == 24:  # a bitmap, twice as high because its mask follows
-            width, height = (int.from_bytes(frame[at : at + 4], "little", signed=True) for at in (4, 8))
-            sizes.append((abs(width), (abs(height) + 1) // 2))
-    return sizes
