@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from unveil.data.labels import Labels, number_array
+from unveil.data.regular_files import read_file
 from unveil.errors import UnveilError
 
 
@@ -95,7 +96,7 @@ def _torchvision_listing(class_name: str, options: Mapping[str, Any]) -> Listing
 
     def read(index: int) -> bytes | Image.Image:
         if files is not None:
-            return Path(files[index]).read_bytes()
+            return read_file(files[index])
         image: Image.Image = dataset[index][0]
         return image
 
@@ -169,7 +170,7 @@ def _hugging_face_listing(address: str, dataset: Any) -> Listing:
         cell = encoded[int(index)][image]
         if not cell:
             raise OSError("no image in this row")
-        raw: bytes = cell["bytes"] or Path(cell["path"]).read_bytes()
+        raw: bytes = cell["bytes"] or read_file(cell["path"])
         return raw
 
     return Listing(len(dataset), labels, classes, read, str(dataset._fingerprint))
