@@ -331,6 +331,15 @@ def test_a_process_that_lost_another_is_reported_in_a_sentence():
 # What is passed on
 
 
+def test_too_little_memory_and_too_few_threads_are_a_sentence():
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")):
+        assert cli.plain(error).startswith("out of memory: use a smaller --batch-size")
+    with pytest.raises(MemoryError) as caught:
+        np.empty(2**60, np.uint8)
+    assert cli.plain(caught.value).startswith("out of memory")
+    assert cli.plain(RuntimeError("can't start new thread")).startswith("the system allows no further thread")
+
+
 def test_only_what_was_given_is_passed_on():
     given = {"data": "photos", "method": "mae", "model": None, "out": None, "resume_from": None}
     assert parse("pretrain", "photos") == given

@@ -361,6 +361,10 @@ def plain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "out of memory: use a smaller --batch-size or --accum-steps 2 (or 4, 8), or end other programs"
+    if "can't start new thread" in str(error):
+        return "the system allows no further thread: raise its limit (see `ulimit -u`), or end other programs"
     if type(error).__name__ == "OutOfMemoryError":
         return "out of memory: try --accum-steps 2 (or 4, 8), --grad-checkpointing, or a smaller --batch-size"
     if "by peer" in str(error) or type(error).__name__ == "DistBackendError":

@@ -21,6 +21,7 @@ from torch import Tensor
 from unveil.data.batch import Batch
 from unveil.data.images import read_class_map, read_image
 from unveil.data.pixels import IGNORE, ClassMap, Pixels, ShrinkTo, Unreadable, shrink_class_map
+from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
 from unveil.data.targets import ClassTargets, PixelTargets, Targets
 from unveil.errors import UnveilError
@@ -97,6 +98,7 @@ class ImageDataset:
         self._size = torch.zeros(2, dtype=torch.int64)  # height and width, if all have one size
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
         sample = sample_images(source, 64, shrink_to=side, max_pixels=max_pixels, faults=self.unreadable)
+        refuse_unclear_scale(source, sample)
         self.channels = channels or common_channels(sample)
         deep = sum(x.dtype == np.uint16 for x in sample) * 2 > len(sample)
         self.dtype = dtype or (torch.uint16 if deep else torch.uint8)
