@@ -36,7 +36,7 @@ def real(path: str) -> type:
 @pytest.mark.parametrize("path", PATHS)
 def test_options_are_the_fields_of_the_class(path):
     config = real(path)
-    fields, found, kinds = dataclasses.fields(config), options_of(path), typing.get_type_hints(config)
+    fields, found, kinds = dataclasses.fields(config), options_of(path), typing.get_type_hints(config, include_extras=True)
     assert [option.name for option in found] == [field.name for field in fields]
     for option, field in zip(found, fields, strict=True):
         assert option.default == field.default
@@ -217,11 +217,11 @@ def test_a_hint_names_only_what_exists():
     ("options", "message"),
     [
         ({"kind": "knnn"}, "kind is 'knnn': did you mean knn"),
-        ({"kind": "x"}, "kind is 'x': use one of linear, knn, partial"),
-        ({"neighbours": "20"}, "neighbours is '20', expected a value of type int"),
-        ({"neighbours": True}, "neighbours is True, expected a value of type int"),
-        ({"blocks": float("nan")}, "blocks is nan: give a finite number"),
-        ({"views": "no"}, "views is 'no', expected a value of type bool"),
+        ({"kind": "x"}, "kind is 'x', expected one of linear, knn, partial"),
+        ({"neighbours": "20"}, "neighbours is '20', expected an integer from 1"),
+        ({"neighbours": True}, "neighbours is True, expected an integer from 1"),
+        ({"blocks": float("nan")}, "blocks is nan, expected a number of 0 or more"),
+        ({"views": "no"}, "views is 'no', expected True or False"),
     ],
 )
 def test_values_of_the_wrong_type_are_refused(options, message):
@@ -232,7 +232,7 @@ def test_values_of_the_wrong_type_are_refused(options, message):
 def test_values_of_the_right_type_are_taken():
     (config,) = configure({"blocks": 2, "pool": None, "labels": np.int64(5)}, real("unveil.recipes.probe:ProbeConfig"))
     assert (config.blocks, config.pool, config.labels) == (2, None, 5)
-    with pytest.raises(UnveilError, match="pool is 'max': use one of mean, class"):
+    with pytest.raises(UnveilError, match="pool is 'max', expected one of mean, class"):
         configure({"pool": "max"}, real("unveil.recipes.probe:ProbeConfig"))
 
 

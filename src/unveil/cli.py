@@ -12,7 +12,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -21,6 +21,7 @@ from unveil.commands import METHOD, OLD_VERBS, REQUIRED, TASK, TRUST, VERBS, Arg
 from unveil.errors import Interrupted, UnveilError
 from unveil.interop.model_kind import model_kind
 from unveil.option_synonyms import hint
+from unveil.option_types import check_value, from_words, plain_type
 from unveil.options import Option, literal, options_of
 from unveil.paths import CHECKS
 from unveil.plain_text import printable
@@ -137,6 +138,8 @@ def parse_options(name: str, verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
         sys.exit(0)
     argv = apply_trust(argv) if verb.has_trust else argv
     refuse_options(name, verb, argv, every)
+    types = {key: argument.type for key, argument in verb.arguments.items() if not argument.positional}
+    refuse_values(argv, types | {option.name: option.type for options in groups.values() for option in options})
     parsed = parse_by_tyro(name, verb, argv, shape_of(name, verb.arguments, groups, notes))
     given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     options = {key: getattr(parsed, key) for key in verb.arguments}
@@ -220,6 +223,7 @@ def field(
     """A field for `dataclasses.make_dataclass`, with its text in `--help`."""
     import tyro
 
+    kind = plain_type(kind)
     shown = "" if default in (None, (), "") else f"default: {plainly(default)}"
     if default is REQUIRED:
         shown = "required"
@@ -259,6 +263,20 @@ def refuse_options(name: str, verb: Verb, argv: Sequence[str], known: Iterable[s
             raise UsageError(f"{name} does not use {given}: {verb.ignores[key]}")
         guess = hint(key, known, spell) or f"unveil {name} --help-all lists its options"
         raise UsageError(f"{name} has no option {given}; {guess}")
+
+
+def refuse_values(argv: Sequence[str], kinds: Mapping[str, Any]) -> None:
+    """Raises `UnveilError` for the first value that is no value of its option; `kinds` has the types of the options."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    for index, word in enumerate(words):
+        flag, sign, value = word.partition("=")
+        kind = kinds.get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
+        if kind in (None, bool):
+            continue
+        values = [value] if sign else list(takewhile(lambda word: not word.startswith("--"), words[index + 1 :]))
+        values = values if get_origin(kind) is tuple else values[:1]
+        if values:  # else the parser says that a value is missing
+            check_value(flag, from_words(values, kind), kind, shown=" ".join(values))
 
 
 def apply_trust(argv: Sequence[str]) -> list[str]:

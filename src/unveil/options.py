@@ -7,24 +7,18 @@ alias), the module is imported instead, which gives the same result but takes lo
 
 import ast
 import dataclasses
-import difflib
 import importlib.machinery
 import importlib.util
-import math
 import pathlib
-import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 from unveil.errors import UnveilError
 from unveil.option_synonyms import hint
+from unveil.option_types import TYPE_NAMES, check_value, is_parseable
 from unveil.plugins import import_class, name_of
-
-TYPE_NAMES = {"Literal": typing.Literal, "Path": pathlib.Path, "Any": Any}
-"""Names that the type of an option may use, besides builtins."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +27,7 @@ class Option:
 
     name: str
     type: Any
+    """The type, with ranges as in `unveil.ranges`."""
     default: Any
     help: str
     hidden: bool = False
@@ -240,7 +235,7 @@ def options_of(path: str) -> list[Option]:
             raise UnveilError(f"{source.file}:{node.lineno}: option {node.target.id!r} of {path} has no default: give it one")
         text = str(after.value.value) if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
         kind, default = type_and_default(source, path, node)
-        if not is_plain(kind):
+        if not is_parseable(kind):
             raise UnveilError(
                 f"{source.file}:{node.lineno}: the option {node.target.id!r} has the type {ast.unparse(node.annotation)}, which "
                 f"cannot be given on the command line: use int, float, bool, str, Literal, a tuple of them, or one of them or None"
@@ -263,7 +258,7 @@ def type_and_default(source: ClassSource, path: str, node: ast.AnnAssign) -> tup
     try:
         config = import_class(path)
         field = next(field for field in dataclasses.fields(config) if field.name == name)
-        kind = typing.get_type_hints(config)[name]
+        kind = typing.get_type_hints(config, include_extras=True)[name]
     except UnveilError:
         raise
     except Exception as error:
@@ -271,14 +266,6 @@ def type_and_default(source: ClassSource, path: str, node: ast.AnnAssign) -> tup
         raise UnveilError(f"{where}: the option {name!r} cannot be read ({found}): is {path} a dataclass?") from None
     default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     return kind, default
-
-
-def is_plain(kind: Any) -> bool:
-    """Whether the command line can parse a value of this type."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType, tuple):
-        return all(part is Ellipsis or is_plain(part) for part in parts)
-    return origin is typing.Literal or kind in (int, float, bool, str, pathlib.Path, type(None))
 
 
 def literal(module: str, name: str) -> Any:
@@ -293,38 +280,25 @@ def configure(options: Mapping[str, Any], *configs: type) -> list[Any]:
     """Distributes options to the configs that have a field of that name.
 
     Raises:
-        UnveilError: For an option that no config has, or a value of the wrong type.
+        UnveilError: For an option that no config has, or a value of the wrong type or out of range.
     """
-    fields = {config: {field.name for field in dataclasses.fields(config)} for config in configs}
-    known: set[str] = set().union(*fields.values())
-    refuse_unknown(options, known)
-    for config, names in fields.items():
-        hints = typing.get_type_hints(config)
-        for name, value in options.items():
-            if name in names:
-                check_value(name, value, hints[name])
-    return [config(**{k: v for k, v in options.items() if k in names}) for config, names in fields.items()]
+    values = check_options(options, *configs)
+    return [
+        config(**{field.name: values[field.name] for field in dataclasses.fields(config) if field.name in values})
+        for config in configs
+    ]
 
 
-def check_value(name: str, value: Any, kind: Any) -> None:
-    """Raises `UnveilError` if a value is not one of the choices, not a number where one is expected, or not finite."""
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    parts = [part for part in (typing.get_args(kind) if union else (kind,)) if part is not type(None)]
-    if union and value is None:
-        return
-    choices = [choice for part in parts if typing.get_origin(part) is typing.Literal for choice in typing.get_args(part)]
-    if choices and len(parts) == 1:
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(map(str, choices))}"
-            raise UnveilError(f"{name} is {value!r}: {hint}")
-    elif parts in ([int], [float], [bool], [str]):
-        wanted: dict[Any, Any] = {int: Integral, float: Real, bool: (bool, Integral), str: str}
-        number = parts[0] in (int, float)
-        if not isinstance(value, wanted[parts[0]]) or (number and isinstance(value, bool)):
-            raise UnveilError(f"{name} is {value!r}, expected a value of type {parts[0].__name__}")
-        if number and not math.isfinite(value):
-            raise UnveilError(f"{name} is {value}: give a finite number")
+def check_options(options: Mapping[str, Any], *configs: type) -> dict[str, Any]:
+    """The options as plain values: see `check_value`. It builds and reads nothing, so it can stand before anything that takes time.
+
+    Raises:
+        UnveilError: As for `configure`.
+    """
+    kinds = {name: kind for config in configs for name, kind in typing.get_type_hints(config, include_extras=True).items()}
+    names = {field.name for config in configs for field in dataclasses.fields(config)}
+    refuse_unknown(options, names)
+    return {name: check_value(name, value, kinds[name]) for name, value in options.items()}
 
 
 def known_to(options: Mapping[str, Any], *configs: type) -> dict[str, Any]:

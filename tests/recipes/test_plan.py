@@ -100,9 +100,6 @@ def test_epochs_fill_the_budget():
     assert 0 < choose_epochs(10_000, 101, 100, 0.01).value * 100 <= 1
     with pytest.raises(UnveilError, match="alone take 100 seconds; give more --hours"):
         choose_epochs(10_000, 99, 100, 0.01)
-    for wrong in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(UnveilError, match="give the hours that the run may take"):
-            budget(CPU, wrong)
     assert budget(CPU, None) == 3600
     assert budget(GPU, None) == 8 * 3600
 
@@ -202,8 +199,8 @@ def test_a_plan_for_other_settings_is_not_compared(tmp_path, images):
 @pytest.mark.parametrize(
     ("argv", "code", "sentence"),
     [
-        (["--hours", "0"], 1, "--hours is 0: give the hours that the run may take, more than 0"),
-        (["--seconds", "0"], 1, "--seconds is 0: give the seconds that the trial may take"),
+        (["--hours", "0"], 2, "--hours is 0, expected a number above 0"),
+        (["--seconds", "0"], 2, "--seconds is 0, expected a number from 1 to 3,600"),
         (["--hours", "soon"], 2, "soon"),
         (["--model", "vit-nano", "--image-size", "16", "--patch-size", "5"], 1, "image side 16 is not a multiple of patch 5"),
         (["--device", "cuda"], 1, "torch finds no GPU"),

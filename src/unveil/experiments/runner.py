@@ -13,6 +13,7 @@ from unveil.json_files import read_json
 from unveil.learner import Method
 from unveil.methods import method_class
 from unveil.planning.dry_run import dry_run
+from unveil.ranges import Positive, Seed
 from unveil.recipes.finetune import finetune
 from unveil.recipes.pretrain import pretrain
 from unveil.reports.comparison import ComparisonRow, figures_of, finetune_score, row_of
@@ -30,9 +31,9 @@ FIRST_STAGE_SHARE = 0.25
 class ComparisonConfig:
     """Seeds, budget and fine-tuning of a comparison."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Random seeds. Each method is trained once with each seed."""
-    seconds: float | None = None
+    seconds: Positive | None = None
     """Training time per method in seconds, instead of equal epochs. A short trial measures how many epochs fit."""
     labelled_data: str | None = None
     """Labelled data for fine-tuning; by default DATA itself."""

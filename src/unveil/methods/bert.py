@@ -20,6 +20,7 @@ from unveil.blocks.word_masks import WordMask, mask_words, masked_word_loss, mas
 from unveil.errors import UnveilError
 from unveil.learner import Step, TextMethod
 from unveil.models.bert import TextConfig, TextEncoder
+from unveil.ranges import Share
 from unveil.text.wordpiece import SPECIAL, TextBatch
 
 
@@ -27,7 +28,7 @@ from unveil.text.wordpiece import SPECIAL, TextBatch
 class BERTConfig:
     """The options of BERT."""
 
-    mask_ratio: float = 0.15
+    mask_ratio: Share = 0.15
     """Share of the word pieces that is masked (section 3.1)."""
     whole_words: bool = False
     """Mask whole words instead of single pieces."""

@@ -9,7 +9,7 @@ which favours a uniform use of all tokens, decreases. Without it in the first st
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Method, Step
 from unveil.models.dvae import DiscreteVAE, gumbel_softmax
 from unveil.models.vit_config import ViTConfig
+from unveil.ranges import NonNegative, Positive, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +34,17 @@ class DVAEConfig:
     """The options of the dVAE. Its width, at most 256, and its depth follow from `--model`."""
 
     HIDDEN = ("last_temperature", "last_kl_weight")
-    codebook_size: int | None = None
+    codebook_size: Annotated[int, Range(2, 2**20)] | None = None
     """Number of visual tokens; by default 8192, or 512 for images smaller than 128 px."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Temperature of the Gumbel-softmax at the first step; a higher one mixes more tokens."""
-    last_temperature: float = 0.0625
+    last_temperature: Positive = 0.0625
     """Temperature at the last step; it falls geometrically."""
     straight: bool = False
     """Use one sampled token instead of a mixture, with the gradient of the mixture (straight-through)."""
-    kl_weight: float = 0.2
+    kl_weight: NonNegative = 0.2
     """Weight of the KL divergence between the token distribution of an image and the uniform one, at the first step."""
-    last_kl_weight: float = 0.05
+    last_kl_weight: NonNegative = 0.05
     """Weight of the KL divergence at the last step; it changes linearly."""
 
 

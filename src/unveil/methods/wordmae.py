@@ -21,6 +21,7 @@ from unveil.blocks.word_masks import WordMask, mask_words, masked_word_loss, mas
 from unveil.errors import UnveilError
 from unveil.learner import Step, TextMethod
 from unveil.models.bert import TextConfig, TextEncoder
+from unveil.ranges import Depth, Share, Width
 from unveil.text.wordpiece import SPECIAL, TextBatch
 
 
@@ -28,11 +29,11 @@ from unveil.text.wordpiece import SPECIAL, TextBatch
 class WordMAEConfig:
     """The options of a masked autoencoder of words."""
 
-    mask_ratio: float = 0.4
+    mask_ratio: Share = 0.4
     """Share of the word pieces that is masked."""
-    decoder_depth: int = 2
+    decoder_depth: Depth = 2
     """Blocks of the decoder."""
-    decoder_width: int | None = None
+    decoder_width: Width | None = None
     """Width of the decoder; by default 512, or that of the encoder if it is smaller."""
 
 

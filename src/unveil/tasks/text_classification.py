@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unveil.learner import Step, Task
 from unveil.metrics import ClassificationMetric, Metric
 from unveil.models.bert import TextEncoder
+from unveil.ranges import ShareBelowOne
 from unveil.text.wordpiece import TextBatch
 
 
@@ -20,7 +21,7 @@ class TextClassificationConfig:
 
     pool: Literal["mean", "class"] = "mean"
     """Features to classify: the mean of the tokens, or the [CLS] token (BERT), which is weak without next-sentence training."""
-    dropout: float = 0.1
+    dropout: ShareBelowOne = 0.1
     """Dropout rate in every block, and before the classifier."""
 
 

@@ -16,6 +16,7 @@ from unveil.learner import Step, Task
 from unveil.metrics import Metric
 from unveil.models.beam_search import beam_search
 from unveil.models.seq2seq import CachedDecoder, Seq2Seq
+from unveil.ranges import ShareBelowOne
 from unveil.text.parallel_corpus import PairBatch, Rows
 
 AVERAGED_PART = 8
@@ -30,7 +31,7 @@ EXTRA_LENGTH = 50
 class TranslationConfig:
     """The options of learning from sentence pairs."""
 
-    smoothing: float = 0.1
+    smoothing: ShareBelowOne = 0.1
     """Label smoothing: share of the target distribution that is spread evenly over the vocabulary."""
 
 
