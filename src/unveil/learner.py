@@ -42,6 +42,18 @@ class Learner(nn.Module, ABC):
     def forward(self, batch: Any) -> Step:
         """The loss of an augmented batch, and metrics to log."""
 
+    def features(self, samples: Tensor, pool: Literal["mean", "class"] | None = None) -> Float[Tensor, "B D"]:
+        """One vector for each sample, which `unveil embed` writes and exports reproduce; by default those of the encoder.
+
+        A task whose head begins with a norm returns what the classifier sees, after that norm.
+
+        Args:
+            samples: Normalised images, or token ids.
+            pool: See `pool`, whose value is the default.
+        """
+        found: Tensor = self.encoder.features(samples, pool=pool or self.pool)
+        return found
+
     def augment(self, batch: Any) -> Any:
         """Runs before `forward`, on the device, without gradients."""
         return batch

@@ -76,14 +76,16 @@ class Augment:
         return Batch(standardise(images, self.mean, self.std), batch.sizes, batch.keys, targets)
 
 
-def eval_geometry(sizes: Int[Tensor, "B 2"], image_size: Size) -> Geometry:
-    """The centre crop without a flip, for evaluations. Pass it to `batch.targets.transformed`."""
-    return Geometry(centre_boxes(sizes.float(), image_size), image_size)
+def eval_geometry(sizes: Int[Tensor, "B 2"], image_size: Size, crop_pct: float | None = None) -> Geometry:
+    """The centre crop without a flip, for evaluations. Pass it to `batch.targets.transformed`. For arguments see `centre_boxes`."""
+    return Geometry(centre_boxes(sizes.float(), image_size, crop_pct), image_size)
 
 
-def eval_images(batch: Batch, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Tensor, "B C S T"]:
-    """Preprocesses images for evaluation: centre crop, resize, normalise."""
-    geometry = eval_geometry(batch.sizes, image_size)
+def eval_images(
+    batch: Batch, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
+) -> Float[Tensor, "B C S T"]:
+    """Preprocesses images for evaluation: centre crop, resize, normalise. For `crop_pct` see `centre_boxes`."""
+    geometry = eval_geometry(batch.sizes, image_size, crop_pct)
     return standardise(crop_resize(batch.images, geometry.boxes, batch.sizes, image_size), mean, std)
 
 
@@ -189,15 +191,16 @@ def clipped_boxes(sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"], min_scal
     return torch.stack([(u[:, 2] * (height - h + 1)).floor(), (u[:, 3] * (width - w + 1)).floor(), h, w], dim=1)
 
 
-def centre_boxes(sizes: Float[Tensor, "B 2"], image_size: Size) -> Float[Tensor, "B 4"]:
-    """The largest centred box with the aspect ratio of the result. If its sides are at least 8/7 of the result, they shrink to 7/8.
+def centre_boxes(sizes: Float[Tensor, "B 2"], image_size: Size, crop_pct: float | None = None) -> Float[Tensor, "B 4"]:
+    """The largest centred box with the aspect ratio of the result, with its sides times `crop_pct`.
 
-    At 224 px this is the usual evaluation crop: resize the short side to 256, then take the centre.
+    By default, an image that is at least 8/7 times as large as the result is cropped to 7/8, and a smaller one is not cropped. At
+    224 px this is the usual evaluation crop: resize the short side to 256, then take the centre.
     """
     height, width = sizes[:, :1], sizes[:, 1:]
     aspect = image_size[1] / image_size[0]
     h = torch.minimum(height, width / aspect)
-    h = torch.where(h >= image_size[0] * 8 / 7, h * 7 / 8, h)
+    h = torch.where(h >= image_size[0] * 8 / 7, h * 7 / 8, h) if crop_pct is None else h * crop_pct
     w = (h * aspect).round().clamp(min=1).minimum(width)
     h = h.round().clamp(min=1)
     return torch.cat([((height - h) / 2).floor(), ((width - w) / 2).floor(), h, w], dim=1)

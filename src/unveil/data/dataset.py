@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.data.batch import Batch
+from unveil.data.eval_transform import EvalTransform
 from unveil.data.images import read_class_map, read_image
 from unveil.data.pixels import IGNORE, ClassMap, Pixels, ShrinkTo, Unreadable, shrink_class_map
 from unveil.data.scale import refuse_unclear_scale
@@ -66,8 +68,11 @@ class ImageDataset:
         max_pixels: Files with more pixels than this are not decoded.
         memory: Images are kept in memory if all of them take at most this many bytes.
         progress: Reports how many images have been read.
+        transform: The preprocessing of an evaluation, in place of shrinking to `side`. Files are decoded at their full size, and
+            class maps are not read.
 
     Attributes:
+        sample_sizes: The sizes (height, width) of up to 64 images after shrinking to `side`.
         unreadable: The images that cannot be read, by index, with the reason. If images are read on demand, it grows over time.
         on_fault: Called by any thread with the name of a further image that cannot be read, and the reason.
 
@@ -85,8 +90,10 @@ class ImageDataset:
         max_pixels: int = 64_000_000,
         memory: int = MEMORY,
         progress: Progress = lambda done, total: None,
+        transform: EvalTransform | None = None,
     ) -> None:
-        self.source, self.side, self.max_pixels = source, side, max_pixels
+        source = source if transform is None else replace(source, map_reader=None)
+        self.source, self.side, self.max_pixels, self.transform = source, side, max_pixels, transform
         self.classes = source.classes
         self.unreadable: dict[int, Fault] = {}
         self.on_fault: Callable[[str, str], None] = lambda name, reason: None
@@ -99,6 +106,7 @@ class ImageDataset:
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
         sample = sample_images(source, 64, shrink_to=side, max_pixels=max_pixels, faults=self.unreadable)
         refuse_unclear_scale(source, sample)
+        self.sample_sizes = [(x.shape[0], x.shape[1]) for x in sample]
         self.channels = channels or common_channels(sample)
         deep = sum(x.dtype == np.uint16 for x in sample) * 2 > len(sample)
         self.dtype = dtype or (torch.uint16 if deep else torch.uint8)
@@ -138,11 +146,14 @@ class ImageDataset:
     def read_sample(self, index: int, *, retry: bool = True) -> Sample:
         """Reads an image, and its class map if the source has maps. Raises `Unreadable`."""
         image, name = self.source.read(index, retry=retry), self.source.names[index]
-        pixels = read_image(image, channels=self.channels, shrink_to=self.side, max_pixels=self.max_pixels, name=name)
+        side = None if self.transform else self.side
+        pixels = read_image(image, channels=self.channels, shrink_to=side, max_pixels=self.max_pixels, name=name)
         if self.dtype == torch.uint16 and pixels.dtype == np.uint8:
             pixels = pixels.astype(np.uint16) * 257
         if self.dtype == torch.uint8 and pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
+        if self.transform:
+            pixels = self.transform(pixels)
         if self.source.map_reader is None:
             return Sample(pixels, None)
         classes = read_class_map(self.source.read_map(index, retry=retry), max_pixels=self.max_pixels, name=name)

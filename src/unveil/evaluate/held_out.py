@@ -48,5 +48,5 @@ def held_out_images(
             continue
         batch = batch.to(world.device)
         with autocast(hardware, world):
-            images = eval_images(batch, vit.image_size, vit.mean, vit.std)
+            images = eval_images(batch, vit.image_size, vit.mean, vit.std, vit.crop_pct)
         yield batch._replace(images=images), len(images) / len(indices)

@@ -7,7 +7,8 @@
       `"norm": false` is now the encoder's option `final_norm`, which is also false for fine-tuned image encoders. The task of a
       text classifier is now "text-classification", not "finetune". The options in `RENAMED` have new names. |
 | 3 | SimMIM and DINO record the positions, biases, layer scale and drop path of their encoder, a partial fine-tuning its pooling,
-      norm and regularisation, and MAE the width, depth and heads of its decoder, whose defaults have changed. |
+      norm and regularisation, and MAE the width, depth and heads of its decoder, whose defaults have changed. Image
+      encoders record `crop_pct` and `bit_depth`. |
 """
 
 from collections.abc import Callable, Mapping
@@ -69,6 +70,11 @@ def from_version_1(config: dict[str, Any], source: str | Path) -> dict[str, Any]
 def from_version_2(config: dict[str, Any], source: str | Path) -> dict[str, Any]:
     options, encoder = config.get("options"), config.get("encoder")
     new = config | {"format_version": 3}
+    if isinstance(encoder, Mapping) and config.get("modality") == "images" and "crop_pct" not in encoder:
+        # By default, models of 224 px were trained on larger images, and those of other sizes on images of that size.
+        size = encoder.get("image_size")
+        large = isinstance(size, list | tuple) and all(isinstance(side, int) and side >= 224 for side in size)
+        new["encoder"] = encoder = {**encoder, "crop_pct": 0.875 if large else 1.0}
     if not (isinstance(options, Mapping) and isinstance(encoder, Mapping)):
         return new
     added: dict[str, Any] = {}

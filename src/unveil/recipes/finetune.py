@@ -95,6 +95,7 @@ def finetune(
         if session.finished:
             return session.run
         labelled.write_skipped(session)
+        labelled.adapt(encoder)
         if own.scratch:
             encoder = session.built(partial(samples.untrained, encoder))
 

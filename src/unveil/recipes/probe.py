@@ -37,6 +37,7 @@ from unveil.runs.labelled_data import (
     write_class_scores,
     write_json,
 )
+from unveil.runs.open_data import adapt_to_images
 from unveil.runs.session import join
 from unveil.runs.skipped_files import SkippedFiles
 from unveil.tasks.linear import Linear, LinearConfig
@@ -204,6 +205,7 @@ def probe_into(
     asked = LabelledOptions(split=config.split, test_split=config.test_split, max_pixels=config.max_pixels, say=say, show=True)
     opened = labelled_subsets(run, data if data is not None else data_of(run), test, encoder.config, asked)
     train_set, test_set, held_out = opened.train, opened.test, opened.held_out
+    adapt_to_images(encoder, train_set)
     if config.labels:
         train_set = few_labels(train_set, config.labels, recipe.training.seed)
     setup = Probe(config=config, recipe=recipe, pool=config.pool or learner.pool, train_set=train_set, test_set=test_set)

@@ -125,6 +125,9 @@ class LabelledData(ABC):
         """The names of `classes`, and after them those of classes that only test samples have."""
         return self.classes
 
+    def adapt(self, encoder: Any) -> None:  # noqa: B027 (texts have nothing to record)
+        """Records in the config of an encoder what depends on these samples: for images, their centre crop in evaluations."""
+
     @abstractmethod
     def loader(self, recipe: Recipe) -> Loader:
         """The train set, in the order of a run."""

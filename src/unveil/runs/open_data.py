@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +11,14 @@ from rich.progress import MofNCompleteColumn
 
 from unveil.blocks.patches import Size
 from unveil.data.dataset import ImageDataset, sample_images
+from unveil.data.eval_transform import EvalTransform, crop_pct_for
 from unveil.data.parts import Roles
 from unveil.data.pixels import ShrinkTo
 from unveil.data.sources import Data, Source, open_parts, open_roles
 from unveil.data.splits import Subset, held_out_split
 from unveil.errors import UnveilError
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import shorten
 from unveil.train.terminal import console, new_bar
 
@@ -84,7 +88,8 @@ def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixe
     with progress_bar(roles.train.name, show) as progress:
         train = ImageDataset(roles.train, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
     if roles.test is None:
-        kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)))
+        groups = Subset(train, torch.arange(roles.held_out_of)).groups
+        kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)), groups)
         kept = torch.cat([kept, torch.arange(roles.held_out_of, len(train))])
         return ImageSubsets(Subset(train, kept), Subset(train, held_out), True, None)
 
@@ -98,6 +103,17 @@ def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixe
 
     validation = None if roles.validation is None else like_train(roles.validation)
     return ImageSubsets(Subset(train, torch.arange(len(train))), like_train(roles.test), False, validation)
+
+
+def image_facts(dataset: ImageDataset, image_size: Size) -> dict[str, Any]:
+    """The options of a `ViTConfig` that follow from the images."""
+    crop_pct = crop_pct_for(dataset.sample_sizes, image_size)
+    return {"crop_pct": crop_pct, "bit_depth": 16 if dataset.dtype == torch.uint16 else 8}
+
+
+def adapt_to_images(encoder: ViT, train_set: Subset) -> None:
+    """Records the facts of other images than those of pre-training in the config of an encoder, which evaluations follow."""
+    encoder.config = replace(encoder.config, **image_facts(train_set.dataset, encoder.config.image_size))
 
 
 def say_notes(say: Say, sentence: str, *sources: Source) -> None:
@@ -119,15 +135,25 @@ def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Call
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def open_each(
-    data: Data, split: str | None, *, side: ShrinkTo, channels: int | None, max_pixels: int, show: bool
-) -> dict[str, Subset]:
-    """The images of DATA, by the name of their split; "train" if DATA has no splits. By default all of them."""
-    subsets, dtype, parts = dict[str, Subset](), None, open_parts(data)
+def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int, show: bool) -> dict[str, Subset]:
+    """The images of DATA, preprocessed for a model, by the name of their split; "train" if DATA has no splits.
+
+    Args:
+        data: The images.
+        split: The splits to open; by default all.
+        vit: The size and the kind of the images that the model takes.
+        max_pixels: Files with more pixels than this are not decoded.
+        show: Whether to show a progress bar.
+    """
+    subsets, parts = dict[str, Subset](), open_parts(data)
+    dtype = torch.uint16 if vit.bit_depth == 16 else None
+    side, transform = stored_side(vit.image_size), EvalTransform(vit.image_size, vit.crop_pct)
     for name in parts.chosen(split or "all"):
         source = parts.source(name)
         with progress_bar(source.name, show) as progress:
-            dataset = ImageDataset(source, side=side, channels=channels, dtype=dtype, max_pixels=max_pixels, progress=progress)
+            dataset = ImageDataset(
+                source, side=side, channels=vit.channels, dtype=dtype, max_pixels=max_pixels, progress=progress, transform=transform
+            )
         dtype = dataset.dtype
         subsets[name] = Subset(dataset, torch.arange(len(dataset)))
     return subsets

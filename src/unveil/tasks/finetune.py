@@ -66,9 +66,14 @@ class Finetune(Task):
         smoothing = self.config.smoothing if labels.ndim == 1 else 0.0  # mixed labels are already smoothed
         return Step(F.cross_entropy(self.logits(batch.images).float(), labels, label_smoothing=smoothing), {})
 
+    def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] | None = None) -> Float[Tensor, "B D"]:
+        """The mean of the patch tokens after the norm, as in timm. The class token is not trained, and has no norm."""
+        found: Tensor = self.encoder.features(images, pool=pool or "mean")
+        return found if pool == "class" else self.norm(found)
+
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images."""
-        scores: Tensor = self.head(self.norm(self.encoder.features(images)))
+        scores: Tensor = self.head(self.features(images))
         return scores
 
     def predict(self, batch: Batch) -> Float[Tensor, "B K"]:

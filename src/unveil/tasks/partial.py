@@ -89,9 +89,14 @@ class PartialFinetune(Task):
         smoothing = self.config.smoothing if labels.ndim == 1 else 0.0  # mixed labels are already smoothed
         return Step(F.cross_entropy(self.logits(batch.images).float(), labels, label_smoothing=smoothing), {})
 
+    def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] | None = None) -> Float[Tensor, "B D"]:
+        """The features that were trained, after the norm of the head if it has one; others as they are."""
+        found: Tensor = self.encoder.features(images, pool=pool or self.pool)
+        return self.norm(found) if pool in (None, self.pool) else found
+
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images."""
-        scores: Tensor = self.head(self.norm(self.encoder.features(images, self.pool)))
+        scores: Tensor = self.head(self.features(images))
         return scores
 
     def predict(self, batch: Batch) -> Float[Tensor, "B K"]:

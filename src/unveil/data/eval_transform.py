@@ -1,0 +1,101 @@
+"""The preprocessing of an evaluation, image by image, with the pixels of other libraries: resize the short side, crop the centre.
+
+This is torchvision's `Resize` and `CenterCrop` of Pillow images, which timm uses too, so an exported model gets the same pixels.
+Evaluations during a run start from images that were shrunk for training, and crop and resize them in batches: see
+`unveil.data.augment.eval_geometry`. The two differ by a grey level here and there.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unveil.blocks.patches import Size
+from unveil.data.pixels import Pixels
+
+CROP_PCT = 0.875
+"""The usual share of the short side that a centre crop keeps: 224 of 256 pixels."""
+LARGEST = 2**24
+"""A resized image with more pixels, of extreme shape, is never held as a whole: only the pixels of the crop are computed."""
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resizes an image so that a centre crop of `image_size` keeps the share `crop_pct` of its short side, and crops it."""
+
+    image_size: Size
+    crop_pct: float
+
+    @property
+    def fitted(self) -> Size:
+        """The size (height, width) that a resized image just covers."""
+        height, width = (math.floor(side / self.crop_pct) for side in self.image_size)
+        return height, width
+
+    def resized(self, height: int, width: int) -> Size:
+        """The size of an image after resizing; at least `image_size`. Rounded as in torchvision and, for rectangles, in timm."""
+        rows, columns = self.fitted
+        if rows == columns:
+            longer = int(rows * max(height, width) / min(height, width))
+            return (longer, rows) if width <= height else (rows, longer)
+        ratio = min(height / rows, width / columns)
+        return max(round(height / ratio), self.image_size[0]), max(round(width / ratio), self.image_size[1])
+
+    def corner(self, height: int, width: int) -> tuple[int, int]:
+        """The top and left of the crop in a resized image. A half is rounded to the even number, as in torchvision."""
+        return round((height - self.image_size[0]) / 2), round((width - self.image_size[1]) / 2)
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """The preprocessed image (S, T, C) of an image (H, W, C) of uint8 or uint16."""
+        height, width = self.resized(*pixels.shape[:2])
+        top, left = self.corner(height, width)
+        rows, columns = self.image_size
+        if height * width <= LARGEST:
+            return resize(pixels, (height, width))[top : top + rows, left : left + columns]
+        down, across = pixels.shape[0] / height, pixels.shape[1] / width
+        box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
+        return resize(pixels, self.image_size, box)
+
+
+def resize(pixels: Pixels, size: Size, box: tuple[float, float, float, float] | None = None) -> Pixels:
+    """Resizes an image (H, W, C) by Pillow's antialiased bicubic filter.
+
+    8-bit images of 1, 3 or 4 channels are resized as such; colours are weighted by the fourth channel. Channels of other images are
+    resized one by one, and 16-bit ones as floats.
+
+    Args:
+        pixels: uint8 or uint16.
+        size: Height and width of the result.
+        box: Left, top, right and bottom of the part of the image to resize; by default all of it.
+    """
+    if pixels.shape[:2] == size and box is None:
+        return pixels
+    if pixels.dtype == np.uint8 and pixels.shape[2] in MODES:
+        plain = np.ascontiguousarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0])
+        found = np.asarray(Image.fromarray(plain).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        return found.reshape(*size, -1)
+    result: Pixels = np.empty((*size, pixels.shape[2]), dtype=pixels.dtype)
+    for channel in range(pixels.shape[2]):
+        plane: NDArray[np.generic] = np.ascontiguousarray(pixels[:, :, channel])
+        if pixels.dtype == np.uint16:
+            plane = plane.astype(np.float32)
+        image = np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        result[:, :, channel] = np.clip(np.rint(image), 0, np.iinfo(pixels.dtype).max)  # bicubic filters overshoot at edges
+    return result
+
+
+def crop_pct_for(sizes: Sequence[Size], image_size: Size) -> float:
+    """The share of the short side to keep: 7/8 if most images are large enough for that, else all of it.
+
+    Images of the model's own size are not enlarged only to cut their border off.
+
+    Args:
+        sizes: Heights and widths of images.
+        image_size: Height and width of the crop.
+    """
+    room = sorted(min(height / image_size[0], width / image_size[1]) for height, width in sizes)
+    return CROP_PCT if room and room[len(room) // 2] >= 8 / 7 else 1.0
