@@ -51,9 +51,7 @@ def digits(split: Literal["train", "test"], *, plain: bool = False, fold: int = 
     images, labels = scans(split, fold)
     if plain:
         return images[..., None], labels
-    count = COUNTS[split]
-    keys = sample_keys(1797, 0 if split == "train" else 10**6, count)
-    draws = torch.stack([combine(keys, i) for i in range(12)], dim=1).numpy()  # (count, 12), integers below 2**32
+    draws = random_draws(split)
     indices = draws[:, 0] % len(images)
     inks: dict[tuple[int, int], np.ndarray] = {}  # each scan is resized once to each side
     canvases = []
@@ -63,6 +61,18 @@ def digits(split: Literal["train", "test"], *, plain: bool = False, fold: int = 
             inks[i, side] = resized_ink(images[i], side)
         canvases.append(canvas(inks[i, side], draw))
     return np.stack(canvases), labels[indices]
+
+
+def originals(split: Literal["train", "test"]) -> np.ndarray:
+    """The number of the scan from which each image of `digits` is drawn (n,)."""
+    numbers: np.ndarray = random_draws(split)[:, 0] % len(scans(split)[0])
+    return numbers
+
+
+def random_draws(split: Literal["train", "test"]) -> np.ndarray:
+    """12 random integers below 2**32 for each image (n, 12)."""
+    keys = sample_keys(1797, 0 if split == "train" else 10**6, COUNTS[split])
+    return torch.stack([combine(keys, i) for i in range(12)], dim=1).numpy()
 
 
 def resized_ink(scan: np.ndarray, side: int) -> np.ndarray:

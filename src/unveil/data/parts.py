@@ -9,6 +9,9 @@ from unveil.data.split_folders import OTHER, PARTS, split_of
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
 
+HELD_OUT = "held-out"
+"""The test split that stands for images kept aside from training: the validation split or, without one, a part of the train set."""
+
 
 class Roles(NamedTuple):
     """What each part of DATA is used for."""
@@ -87,7 +90,7 @@ class DataParts:
 
         Args:
             split: The parts to train on, as for `chosen`; by default the training split.
-            test_split: The part that is the test set.
+            test_split: The part that is the test set, or `HELD_OUT`.
             unlabeled: Whether the training images include the unlabeled part by default.
 
         Raises:
@@ -95,7 +98,10 @@ class DataParts:
         """
         train = self.chosen(split) if split else self._default_train(unlabeled)
         train_set = self.source(*train)
-        if test_split:
+        if test_split == HELD_OUT:
+            test = ["val"] if "val" in self.makers and "val" not in train else []
+            test_set, validation, validation_set = self.source(*test) if test else None, [], None
+        elif test_split:
             test = [part for part in self.chosen(test_split) if part not in train]
             if not test:
                 raise UnveilError(f"--test-split {test_split} of {self.name} is trained on: choose another part")

@@ -47,6 +47,9 @@ class Source:
     """The fingerprint by the formula of earlier versions, over names and sizes only, to recognise the data of earlier runs."""
     notes: tuple[str, ...] = ()
     """What the user should know before training: what was taken as classes, what is not used, problems of label files."""
+    groups: NDArray[np.int64] | None = None
+    """The number of the original of each image, if several images may come from one: those are held out together, and do not count
+    as independent test images. None if all originals differ, as far as is known."""
     retries: Retries = field(default_factory=Retries, repr=False)
     """Tries a read again after an I/O error."""
 
@@ -142,7 +145,19 @@ def joined(sources: Sequence[Source]) -> Source:
         read_map if all(source.map_reader is not None for source in sources) else None,
         hashlib.sha256("\n".join(source.listing_fingerprint for source in sources).encode()).hexdigest(),
         tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+        joined_groups(sources),
     )
+
+
+def joined_groups(sources: Sequence[Source]) -> NDArray[np.int64] | None:
+    """The groups of several sources, whose originals differ; None unless all have groups."""
+    tables, first = list[NDArray[np.int64]](), 0
+    for source in sources:
+        if source.groups is None:
+            return None
+        tables.append(source.groups + first)
+        first += int(source.groups.max()) + 1
+    return np.concatenate(tables)
 
 
 def archive_fingerprints(archive: Archive, members: Sequence[int], labels: Sequence[str | None] = ()) -> tuple[str, str]:

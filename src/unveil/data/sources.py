@@ -218,12 +218,14 @@ def _is_image(path: Path) -> bool:
 
 
 def _digits(name: str, split: Literal["train", "test"]) -> Source:
-    from unveil.data.digits import digits  # it imports torch and scikit-learn
+    from unveil.data.digits import digits, originals  # it imports torch and scikit-learn
 
-    images, labels = digits(split, plain=name == "digits-plain")
+    plain = name == "digits-plain"
+    images, labels = digits(split, plain=plain)
     source = array_source(images, np.asarray(labels, dtype=np.int64), name=f"{name}/{split}")
     # The images are part of unveil, and so are their labels.
-    return replace(source, name=name, fingerprint=source.listing_fingerprint, notes=())
+    groups = None if plain else originals(split)
+    return replace(source, name=name, fingerprint=source.listing_fingerprint, notes=(), groups=groups)
 
 
 def _listed_parts(name: str, listings: Mapping[str, Callable[[], Listing]]) -> DataParts:

@@ -32,6 +32,12 @@ class Subset:
         return [names[i] for i in self.indices.tolist()]
 
     @property
+    def groups(self) -> Int[Tensor, " n"] | None:
+        """The number of the original of each image; None if all originals differ. See `Source.groups`."""
+        groups = self.dataset.source.groups
+        return None if groups is None else torch.from_numpy(groups)[self.indices]
+
+    @property
     def unreadable(self) -> int:
         """The number of images that cannot be read. If images are read on demand, these are the ones that were noticed so far."""
         found = torch.tensor(sorted(index for index, _ in self.dataset.faults()), dtype=torch.int64)
@@ -55,10 +61,20 @@ class Subset:
         return Subset(self.dataset, indices)
 
 
-def held_out_split(total: int, count: int) -> tuple[Int[Tensor, " t"], Int[Tensor, " c"]]:
-    """Indices to train on, and `count` indices to hold out, both in ascending order. They are the same in every run."""
-    order = shuffled(0, torch.arange(total), total)
-    return order[count:].sort().values, order[:count].sort().values
+def held_out_split(
+    total: int, count: int, groups: Int[Tensor, " total"] | None = None
+) -> tuple[Int[Tensor, " t"], Int[Tensor, " c"]]:
+    """Indices to train on, and `count` indices to hold out, both in ascending order. They are the same in every run.
+
+    With groups, whole groups are held out, up to `count` images.
+    """
+    if groups is None:
+        order = shuffled(0, torch.arange(total), total)
+        return order[count:].sort().values, order[:count].sort().values
+    members, sizes = groups.unique(return_counts=True)
+    order = shuffled(0, torch.arange(len(members)), len(members))
+    held = torch.isin(groups, members[order[sizes[order].cumsum(0) <= count]])
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
 def balanced_indices(labels: Int[Tensor, " n"], count: int, seed: int) -> Int[Tensor, " c"]:

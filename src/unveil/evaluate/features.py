@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unveil.data.augment import eval_geometry, eval_images
@@ -16,7 +16,6 @@ from unveil.data.targets import Targets
 from unveil.errors import UnveilError
 from unveil.evaluate.knn import knn_scores
 from unveil.learner import Task
-from unveil.metrics import classification_metrics
 from unveil.models.vit_config import ViTConfig
 from unveil.tasks.linear import Linear
 from unveil.train.guards import seeded
@@ -45,6 +44,7 @@ def evaluation_batches(
         world: The device.
         batch_size: 0 means `evaluation_batch_size`.
     """
+    crop_pct = 1.0 if subset.dataset.transform else vit.crop_pct  # the transform has cropped already
     for indices in torch.split(subset.indices, batch_size or evaluation_batch_size(world)):
         batch = subset.dataset.readable(indices)
         if batch is None:
@@ -52,9 +52,9 @@ def evaluation_batches(
         batch = batch.to(world.device)
         targets = batch.targets
         if targets is not None:
-            targets = targets.transformed(eval_geometry(batch.sizes, vit.image_size))
+            targets = targets.transformed(eval_geometry(batch.sizes, vit.image_size, crop_pct))
         with autocast(hardware, world):
-            images = eval_images(batch, vit.image_size, vit.mean, vit.std)
+            images = eval_images(batch, vit.image_size, vit.mean, vit.std, crop_pct)
         yield batch._replace(images=images, targets=targets)
 
 
@@ -158,6 +158,21 @@ def fit_linear(
     return task.eval()
 
 
+def independent_count(correct: Bool[Tensor, " n"], groups: Int[Tensor, " n"]) -> float:
+    """How many independent samples are as informative about an accuracy as these samples, of which some share an original.
+
+    It is the number that gives the accuracy p the variance of the estimate: p (1 - p) divided by the cluster-robust variance, which
+    adds up the deviations within each group before they are squared (Liang and Zeger, 1986). At most n.
+    """
+    _, group = groups.unique(return_inverse=True)
+    deviations = correct.double() - correct.double().mean()
+    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, deviations)
+    count, number = len(correct), len(sums)
+    variance = float(sums.square().sum()) / count**2 * number / max(number - 1, 1)
+    share = float(correct.double().mean())
+    return min(float(count), share * (1 - share) / variance) if variance else float(number)
+
+
 @torch.no_grad()
 def evaluate_features(
     features: Float[Tensor, "n D"],
@@ -166,10 +181,10 @@ def evaluate_features(
     test_labels: Int[Tensor, " m"],
     classes: Sequence[str],
     seed: int = 0,
-) -> dict[str, float]:
-    """Top-1 accuracy of k-NN and of a linear classifier, fitted to labelled features and evaluated on others."""
+) -> dict[str, Bool[Tensor, " m"]]:
+    """Whether k-NN and a linear classifier, fitted to labelled features, predict the class of each other sample."""
     knn = knn_scores(test_features, features, labels, len(classes))
     with torch.enable_grad():
         task = fit_linear(features, labels, classes, TrainConfig(epochs=LINEAR_EPOCHS, batch_size=0, seed=seed), LINEAR)
     scores = {"knn": knn, "linear": task.logits(test_features)}
-    return {probe: classification_metrics(each, test_labels)["top1"] for probe, each in scores.items()}
+    return {probe: each.argmax(dim=1) == test_labels for probe, each in scores.items()}

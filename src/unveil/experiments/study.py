@@ -62,6 +62,7 @@ class SweepSpec:
             rows=[row for _, row in finished],
             baselines=[row for row in rows if row.baseline],
             test_count=evaluated_images(comparison),
+            evaluated_on=comparison.config.evaluate_on,
         )
 
 

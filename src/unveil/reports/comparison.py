@@ -35,7 +35,11 @@ class ComparisonRow(NamedTuple):
 
 
 ACCURACIES = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tuned"}
-"""Kinds of accuracy on the test samples, with their labels; linear is the linear probe."""
+"""Kinds of accuracy, with their labels; linear is the linear probe."""
+EVALUATED_ON = {"held-out": "images held out from training", "test": "the test set"}
+"""Values of `evaluate_on` in words."""
+HELD_OUT_NOTE = "The test set was not looked at. To report a number, evaluate the run that you choose on it once: unveil probe RUN."
+"""What to do after a comparison on held-out images."""
 RESULT_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("time", spell_time),
     "samples": ("samples", lambda value: f"{round(value):,}"),
@@ -107,7 +111,7 @@ def chance_note(rows: Sequence[ComparisonRow], test_count: float | None) -> str:
     margin = 100 * max((chance_margin(values, values, test_count) for values in every), default=0.0)
     if not margin:
         return ""
-    causes = [f"the choice of {test_count:,.0f} test images"] if test_count else []
+    causes = [f"the choice of {test_count:,.0f} images to evaluate on"] if test_count else []
     causes += ["the seeds"] if any(len(values) > 1 for values in every) else []
     return f"Differences of up to about {margin:.1f} points can be due to chance: {' and '.join(causes)}."
 
@@ -194,13 +198,13 @@ def bar_figure(rows: Sequence[ComparisonRow], key: str) -> "Figure":
     return figure
 
 
-def accuracy_section(rows: Sequence[ComparisonRow]) -> Markup:
-    """A bar chart for each kind of accuracy."""
+def accuracy_section(rows: Sequence[ComparisonRow], evaluated_on: str) -> Markup:
+    """A bar chart for each kind of accuracy; `evaluated_on` is a key of `EVALUATED_ON`."""
     figures = []
     for key, name in ACCURACIES.items():
         if any(row.figures.get(key) for row in rows):
             alt = "; ".join(f"{row.name} {format_mean(key, row.figures[key])} %" for row in rows if row.figures.get(key))
-            title = element("h3", f"Accuracy on the test samples: {name}")
+            title = element("h3", f"Accuracy on {EVALUATED_ON[evaluated_on]}: {name}")
             several = any(len(row.figures.get(key, ())) > 1 for row in rows)
             note = "Bars and numbers are means over the seeds; each dot is a seed." if several else "Each bar is one seed."
             caption = element("figcaption", f"{note} Grey bars are baselines.")
@@ -228,11 +232,14 @@ def write_comparison(
     """
     title = f"Methods compared on {Path(facts['data']).name or facts['data']}"
     line = element("p", f"comparison {folder.name}", class_="muted")
-    heading = join_markup([element("h1", title), element("p", comparison_verdict(rows, test_count), class_="verdict"), line])
+    evaluated_on = facts["config"].get("evaluate_on", "test")  # earlier versions had no choice
+    note = [element("p", HELD_OUT_NOTE)] if evaluated_on == "held-out" else []
+    verdict = element("p", comparison_verdict(rows, test_count), class_="verdict")
+    heading = join_markup([element("h1", title), verdict, *note, line])
     links = [element("li", element("a", each.name, href=f"{each.name}/report.html")) for each in runs]
     sections = [
         ("Results", to_html(table)),
-        ("Accuracy", accuracy_section(rows)),
+        ("Accuracy", accuracy_section(rows, evaluated_on)),
         ("Runs", element("ul", *links, class_="names")),
         ("Settings", settings_section(facts["config"])),
         ("Environment", environment_section(facts, {})),

@@ -6,7 +6,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unveil.reports.chance import contenders
-from unveil.reports.comparison import ACCURACIES, ComparisonRow, comparison_table, format_mean
+from unveil.reports.comparison import ACCURACIES, EVALUATED_ON, HELD_OUT_NOTE, ComparisonRow, comparison_table, format_mean
 from unveil.reports.curves import PLOT_SIZE
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
@@ -37,6 +37,8 @@ class Sweep(NamedTuple):
     """The untrained encoder and raw pixels."""
     test_count: float | None
     """Number of independent images of the evaluation, if the runs record it."""
+    evaluated_on: str = "test"
+    """The images of the evaluation: a key of `EVALUATED_ON`."""
 
     def to_json(self) -> dict[str, Any]:
         """The sweep in `study.json`."""
@@ -129,7 +131,8 @@ def sweep_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) 
                 for value, row in zip(sweep.values, sweep.rows, strict=True)
                 if row.figures.get(key)
             )
-            title = f"{accuracy}, points below the best of each line" if below_best else f"Accuracy on the test samples: {accuracy}"
+            images = EVALUATED_ON[sweeps[0].evaluated_on]
+            title = f"{accuracy}, points below the best of each line" if below_best else f"Accuracy on {images}: {accuracy}"
             note = "Each dot is a seed." if below_best else "Each dot is a seed. The dashed line is the same encoder untrained."
             svg = inline_svg(sweep_figure(sweeps, key, below_best), f"{name}-{key}", alt)
             figures.append(element("figure", element("h3", title), svg, element("figcaption", note)))
@@ -156,5 +159,7 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
             body.append(element("div", *sweep_figures(f"sweep{number}-{i}", [sweep]), class_="figures"))
         sections.append((heading, join_markup(body)))
     sections += [("Settings", settings_section(facts["config"])), ("Environment", environment_section(facts, {}))]
-    top = join_markup([element("h1", title), element("p", f"study {folder.name}", class_="muted")])
+    held_out = any(sweep.evaluated_on == "held-out" for sweeps in groups.values() for sweep in sweeps)
+    note = [element("p", HELD_OUT_NOTE)] if held_out else []
+    top = join_markup([element("h1", title), *note, element("p", f"study {folder.name}", class_="muted")])
     return write_document(folder, top, title, sections, f"Generated from the run folders in {folder.name}.")

@@ -7,14 +7,17 @@ slow and most processes draw nothing.
 
 import io
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
+from unveil.atomic_files import replacing
 from unveil.reports.html import Markup, escape
 
 if TYPE_CHECKING:
@@ -106,6 +109,20 @@ def style_sheet() -> str:
     return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}\n{rest}"
 
 
+def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
+    """Writes a figure to a file, atomically. The format follows from the suffix. `options` are those of matplotlib."""
+    with replacing(path) as fresh, fresh.open("wb") as file, quiet_about_letters():
+        figure.savefig(file, format=path.suffix.removeprefix("."), **options)
+
+
+@contextmanager
+def quiet_about_letters() -> Iterator[None]:
+    """A context without matplotlib's warnings about letters of names that its font does not have."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
 def inline_svg(figure: "Figure", name: str, alt: str) -> Markup:
     """Converts a figure to inline SVG: text stays text, colours follow the page, and there are no references to other files.
 
@@ -115,7 +132,7 @@ def inline_svg(figure: "Figure", name: str, alt: str) -> Markup:
         alt: A description for screen readers.
     """
     stream = io.StringIO()
-    with styled():
+    with styled(), quiet_about_letters():
         figure.savefig(stream, format="svg", transparent=True, dpi=130, metadata={"Date": None})
     svg = stream.getvalue()
     width, height = (float(x) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2])

@@ -8,7 +8,8 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
 
     "held_out"   means of `validation_metrics` over held-out samples: any keys; those of `HELD_OUT_ERRORS` share a table
     "features"   accuracy of frozen features: {"encoder" | "untrained" | "raw pixels": {"knn" | "linear": share}}
-    "judged_on"  the images of "features": {"train": count, "test": count, "classes": count}, and "unseen_classes"
+    "judged_on"  the images of "features": {"train": count, "test": count, "classes": count}, "unseen_classes", and
+                     "independent" if several images share an original: how many independent images are worth as much
     "unseen_classes"   test samples of classes that no training sample has, which count as wrong: {class: count}; if there are any
     "spread"     collapse of features: {"encoder" | "untrained": {"feature_deviation" | "rank_me": number}}; "width": dimensions
     "words"      masked words of held-out texts: "word_loss", "word_accuracy", "frequency_loss", "frequency_accuracy"

@@ -20,7 +20,15 @@ from unveil.data.splits import Subset, few_labels
 from unveil.data.targets import ClassTargets, PixelTargets
 from unveil.errors import UnveilError
 from unveil.evaluate.collapse import collapse
-from unveil.evaluate.features import evaluate_features, features_of, features_of_each, predictions_of, raw_pixels, views_of
+from unveil.evaluate.features import (
+    evaluate_features,
+    features_of,
+    features_of_each,
+    independent_count,
+    predictions_of,
+    raw_pixels,
+    views_of,
+)
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
 from unveil.learner import Method, Task
@@ -38,10 +46,21 @@ from unveil.runs.labelled_data import (
     labelled_subsets,
     recorded_classes,
     unseen_classes,
+    write_arrays,
     write_class_scores,
 )
 from unveil.runs.modality import FinetuneRunConfig, LabelledData, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
-from unveil.runs.open_data import ImageSubsets, natural_side, open_subsets, say_notes, size_option, sizes_for, stored_side
+from unveil.runs.open_data import (
+    ImageSubsets,
+    adapt_to_images,
+    image_facts,
+    natural_side,
+    open_subsets,
+    say_notes,
+    size_option,
+    sizes_for,
+    stored_side,
+)
 from unveil.runs.session import Session, join, options_by_name
 from unveil.runs.skipped_files import SkippedFiles
 from unveil.train.log import Record
@@ -178,6 +197,7 @@ class ImagePlan(PretrainPlan):
             channels=len(mean),
             mean=mean,
             std=std,
+            **image_facts(dataset, image_size),
             grad_checkpointing=self.run_config.grad_checkpointing,
         )
 
@@ -288,11 +308,14 @@ def compare_features(
     if not queries:
         return found
     test, queries = features_of_each(list(functions.values()), queries, vit, recipe.hardware, recipe.world)
-    accuracy = {
+    correct = {
         name: evaluate_features(rows, bank.labels, test_rows, queries.labels, classes)
         for name, rows, test_rows in zip(functions, train, test, strict=True)
     }
+    accuracy = {name: {probe: int(each.sum()) / len(each) for probe, each in found.items()} for name, found in correct.items()}
     judged_on: Record = {"train": len(bank), "test": len(queries), "classes": len(classes)}
+    if queries.groups is not None:
+        judged_on["independent"] = min(independent_count(each, queries.groups) for each in correct["encoder"].values())
     unseen = unseen_classes(bank, queries)
     return found | {"features": accuracy, "judged_on": judged_on | ({"unseen_classes": unseen} if unseen else {})}
 
@@ -300,7 +323,7 @@ def compare_features(
 def save_samples(path: Path, subset: Subset, vit: ViTConfig, count: int = 8) -> None:
     """Saves a few normalised images for the report."""
     views = views_of(subset.spread_out(count), vit)
-    np.savez(path, images=views.rows.numpy(), names=np.array(views.subset.names))
+    write_arrays(path, {"images": views.rows.numpy(), "names": np.array(views.subset.names)})
 
 
 def moments(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -340,6 +363,9 @@ class LabelledImages(LabelledData):
     def test_classes(self) -> Sequence[str]:
         return self.test_set.dataset.classes
 
+    def adapt(self, encoder: ViT) -> None:
+        adapt_to_images(encoder, self.train_set)
+
     def loader(self, recipe: Recipe) -> ImageLoader:
         size, seed = recipe.training.batch_size, recipe.training.seed
         train, limit = self.train_set, self.max_unreadable
@@ -374,7 +400,7 @@ class LabelledImages(LabelledData):
             indices, images, true, predicted = (torch.cat(parts) for parts in zip(*maps, strict=True))
             names = np.array(Subset(judged.dataset, indices).names)
             arrays = {"images": images.numpy(), "maps": true.numpy(), "predicted": predicted.numpy()}
-            np.savez(folder / "samples.npz", names=names, **arrays)
+            write_arrays(folder / "samples.npz", {"names": names, **arrays})
         return metric.compute()
 
     def write_skipped(self, session: Session) -> None:
