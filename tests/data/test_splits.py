@@ -48,7 +48,7 @@ def test_one_choice_for_images_and_texts_as_it_was(count: int, seed: int) -> Non
 
 def subset() -> Subset:
     images = np.arange(40, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
-    labels = np.arange(40) % 4 - 1  # -1 in every fourth
+    labels = np.array(["", "0", "1", "2"])[np.arange(40) % 4]  # every fourth has none
     return Subset(ImageDataset(array_source(images, labels), side=4), torch.arange(0, 40, 2))
 
 

@@ -63,7 +63,7 @@ def test_repeats_reach_the_loader(raw: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("unveil.recipes.pretrain.Session.fit", fit)
     with pytest.raises(KeyboardInterrupt):
         unveil.pretrain(str(raw), out=tmp_path / "run", held_out=4, repeats=4, **TINY)
-    assert (seen[0].repeats, seen[0].samples) == (4, 22)
+    assert (seen[0].repeats, seen[0].samples) == (4, 23)
     with pytest.raises(UnveilError, match=r"batch size 8 is not a multiple of 3 \(repeats\): use 6"):
         unveil.pretrain(str(raw), out=tmp_path / "other", repeats=3, **TINY)
 
@@ -86,7 +86,9 @@ def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
     assert set(skipped) == {"warm/broken.jpg", "notes.txt"}
     assert all(skipped.values())
     assert run.results["features"].keys() == {"encoder", "untrained", "raw pixels"}
-    assert run.results["images"] == 22  # 24 readable ones, a tenth kept aside
+    assert run.results["images"] == 23  # of 25, a tenth is held out
+    assert run.results["unreadable"] == {"train": 1, "test": 0}
+    assert run.results["judged_on"] == {"train": 22, "test": 2, "classes": 2}
     assert {"held_out_error", "patch_mean_error", "image_mean_error"} == run.results["held_out"].keys()
     assert [line["step"] for line in run.log] == [1, 2, 3, 4, 5, 6]
     assert "knn" in run.log[-1]
