@@ -245,7 +245,7 @@ def test_fit_size(height: int, width: int, side: int) -> None:
 
 @given(st.integers(1, 6000), st.integers(1, 6000), st.tuples(st.integers(1, 512), st.integers(1, 512)))
 def test_fit_size_for_crops_that_are_not_square(height: int, width: int, crop: tuple[int, int]) -> None:
-    """The largest crop of that shape has its resolution, if the original has it; then the long side is at most twice the longest."""
+    """The largest crop of that shape has its resolution, if the original has it; the long side is at most twice the longest."""
     new = fit_size(height, width, crop)
     assert new[0] >= min(crop[0], height)
     assert new[1] >= min(crop[1], width)

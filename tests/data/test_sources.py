@@ -181,7 +181,8 @@ def test_labels_csv(form: str, tmp_path: Path) -> None:
     numbers = open_source(write(form, tmp_path, files | {"set/labels.csv": b"file,label\nimages/1.png,7\n"}))
     assert numbers.labels is not None
     assert (numbers.labels.tolist(), numbers.classes) == ([-1, 0, -1, -1], ["7"])
-    for wrong, reason in [(b"a,b\n1,2\n", "expected file,label"), (b"file,label\nx.png,1\n", r"no file in set/labels\.csv is an image")]:
+    other = (b"file,label\nx.png,1\n", r"no file in set/labels\.csv is an image")
+    for wrong, reason in [(b"a,b\n1,2\n", "expected file,label"), other]:
         with pytest.raises(UnveilError, match=reason):
             open_source(write(form, tmp_path, files | {"set/labels.csv": wrong}))
 

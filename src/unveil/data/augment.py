@@ -108,9 +108,7 @@ def normalise(
     if images.is_floating_point():
         low, high = (images.min().item(), images.max().item()) if images.numel() else (0.0, 1.0)
         if not -ROUNDING <= low <= high <= 1 + ROUNDING:  # also if one of them is NaN
-            raise UnveilError(
-                f"{TAKES}; these reach from {low:g} to {high:g}: divide by the value of white, such as 255"
-            )
+            raise UnveilError(f"{TAKES}; these reach from {low:g} to {high:g}: divide by the value of white, such as 255")
     return standardise(images, None if mean is None else tuple(mean), None if std is None else tuple(std))
 
 

@@ -70,8 +70,7 @@ def without_ends(values: ArrayT, shrink_to: ShrinkTo) -> ArrayT:
     if max(values.shape[:2]) <= limit:
         return values
     (top, rows), (left, columns) = ((max(0, (size - limit + 1) // 2), size) for size in values.shape[:2])
-    middle: ArrayT = values[top : rows - top, left : columns - left].copy()
-    return middle
+    return cast(ArrayT, values[top : rows - top, left : columns - left].copy())
 
 
 def as_pixels(values: NDArray[Any], bits: int = 0) -> Pixels:

@@ -62,7 +62,7 @@ class SupervisedAugment:
         self.crop = Augment(config, image_size, (0.0,) * len(mean), (1.0,) * len(mean))
         colour = len(mean) == 3 and options.randaugment > 0
         # As timm's `create_transform` does for the public code. At a magnitude of 10, posterize would keep 0 bits and fail.
-        hints = {"img_mean": tuple(round(255 * x) for x in mean), "interpolation": Image.BICUBIC, "magnitude_max": 9.99}
+        hints = {"img_mean": tuple(round(255 * x) for x in mean), "interpolation": Image.Resampling.BICUBIC, "magnitude_max": 9.99}
         self.policy = rand_augment_transform(f"rand-m{options.randaugment}-mstd0.5-inc1", hints) if colour else None
         self.erase = RandomErasing(options.erasing, mode="pixel", device="cpu") if options.erasing else None
         mixes = options.mixup > 0 or options.cutmix > 0
