@@ -4,12 +4,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from unveil.data.targets import ClassTargets
-
 
 MAX_CONFUSION = 1000
 """Maximum number of classes of a confusion matrix. Its size grows with the square of their number."""
@@ -36,8 +34,8 @@ class Metric(ABC):
 class ClassificationMetric(Metric):
     """Top-1 and top-5 accuracy, accuracy per class, and the confusion matrix, of one class per sample.
 
-    A sample may have a class that the task has no score for, because training lacks it: its number is `classes` or larger. It counts
-    as wrong, and as a class of its own.
+    A sample may have a class that the task has no score for, because training lacks it: its number is `classes` or larger. Such a
+    sample counts as wrong, and its class as a class of its own.
     """
 
     primary = "top1"

@@ -98,22 +98,23 @@ class DataParts:
         """
         train = self.chosen(split) if split else self._default_train(unlabeled)
         train_set = self.source(*train)
+        validation: list[str] = []
+        test_set: Source | None = None
+        validation_set: Source | None = None
         if test_split == HELD_OUT:
             test = ["val"] if "val" in self.makers and "val" not in train else []
-            test_set, validation, validation_set = self.source(*test) if test else None, [], None
+            test_set = self.source(*test) if test else None
         elif test_split:
             test = [part for part in self.chosen(test_split) if part not in train]
             if not test:
                 raise UnveilError(f"--test-split {test_split} of {self.name} is trained on: choose another part")
-            test_set, validation, validation_set = self.source(*test), [], None
+            test_set = self.source(*test)
         else:
             rest = {part: self.makers[part]() for part in ("test", "val") if part in self.makers and part not in train}
             test = sorted(rest, key=lambda part: not rest[part].is_labelled)[:1]  # stable: the test split, if it has labels
             test_set = rest[test[0]] if test else None
-            validation = (
-                ["val"] if "val" in rest and test == ["test"] and rest["val"].is_labelled == rest["test"].is_labelled else []
-            )
-            validation_set = rest["val"] if validation else None
+            if "val" in rest and test == ["test"] and rest["val"].is_labelled == rest["test"].is_labelled:
+                validation, validation_set = ["val"], rest["val"]
         if train_set.is_labelled:
             test_set, validation_set = (each and each.with_classes(train_set.classes) for each in (test_set, validation_set))
         before = train[: train.index("unlabeled")] if "unlabeled" in train else train

@@ -145,17 +145,15 @@ def array_source(array: NDArray[Any], labels: NDArray[Any] | None = None, *, nam
     if labels is None:
         return Source(name, names, None, [], content, lambda index: scale(array[index]), listing_fingerprint=content)
     numbers, classes = number_array(np.asarray(labels))
-    if not classes:
-        numbers = None
     return Source(
         name,
         names,
-        numbers,
+        numbers if classes else None,
         classes,
         version_2(content, *map(str, labels.tolist())),
         lambda index: scale(array[index]),
         listing_fingerprint=content,
-        notes=() if numbers is None else (classes_sentence("the labels", numbers, classes),),
+        notes=() if not classes else (classes_sentence("the labels", numbers, classes),),
     )
 
 

@@ -8,7 +8,7 @@ photos/masks/train/1.png        left out: a mask lies beside the images
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -42,11 +42,12 @@ Steps = tuple[str, ...]
 """The folders of an image, from the outermost to the innermost."""
 
 
-class Unused(NamedTuple):
-    """Images that no part of DATA has."""
+class Masks(NamedTuple):
+    """A folder of masks or annotations, whose images no part of DATA has."""
 
     folder: str
-    count: int
+    images: int
+    """The number of its images."""
     beside: str
     """The folder of the images to which these masks belong."""
 
@@ -66,7 +67,7 @@ class Layout:
     parts: dict[str, list[int]]
     folders: dict[str, list[str]] = field(default_factory=dict)
     steps: list[Steps] = field(default_factory=list)
-    masks: list[Unused] = field(default_factory=list)
+    masks: list[Masks] = field(default_factory=list)
 
 
 @dataclass
@@ -190,9 +191,9 @@ def _tree(names: Sequence[str]) -> _Node:
     return root
 
 
-def _cut_masks(root: _Node, names: Sequence[str]) -> list[Unused]:
+def _cut_masks(root: _Node, names: Sequence[str]) -> list[Masks]:
     """Removes folders of masks from a tree, and returns them."""
-    masks: list[Unused] = []
+    masks: list[Masks] = []
     for node in root.walk():
         likely = {name for name in node.children if _is_mask_word(_plain(name))}
         rest = [name for name in node.children if name not in likely]
@@ -202,7 +203,7 @@ def _cut_masks(root: _Node, names: Sequence[str]) -> list[Unused]:
             child, of_split = node.children[name], splits and _SPLIT_MASKS.fullmatch(_plain(name))
             if of_split or images or len(splits) > 1 or _same_files(node, child, names):
                 beside = (images or splits or [""])[0]
-                masks.append(Unused(child.path, len(child.images), node.path + (f"{beside}/" if beside else "")))
+                masks.append(Masks(child.path, len(child.images), node.path + (f"{beside}/" if beside else "")))
                 del node.children[name]
     return sorted(masks)
 
@@ -225,7 +226,7 @@ def _same_files(node: _Node, child: _Node, names: Sequence[str]) -> bool:
     return fitting * 2 > len(others)
 
 
-def _splits_among(node: _Node) -> Mapping[str, str]:
+def _splits_among(node: _Node) -> dict[str, str]:
     """The split of each folder of a level that is called after one; empty if these folders are not split folders."""
     children = node.children
     found = {name: split for name in children if (split := split_of(name))} or _same_pattern(children)
@@ -241,7 +242,7 @@ def _splits_among(node: _Node) -> Mapping[str, str]:
     return found if has_classes or len(others) == 1 else {}
 
 
-def _same_pattern(names: Iterable[str]) -> Mapping[str, str]:
+def _same_pattern(names: Iterable[str]) -> dict[str, str]:
     """Splits of folders whose names differ in one word only: isic_training_input and isic_test_input, but not test_tube."""
     found, rests, unknown = {}, set(), False
     for name in names:
@@ -269,7 +270,7 @@ def _splits_below(node: _Node) -> set[str]:
     return found if len(found) > 1 and "train" in found else set()
 
 
-def _layout_below(node: _Node, found: set[str], kept: Sequence[int], steps: Sequence[Steps], masks: list[Unused]) -> Layout:
+def _layout_below(node: _Node, found: set[str], kept: Sequence[int], steps: Sequence[Steps], masks: list[Masks]) -> Layout:
     """The layout of splits inside of class folders."""
     level = node.depth + 1
     parts: dict[str, list[int]] = {split: [] for split in PARTS if split in found}

@@ -29,7 +29,7 @@ AnyData = Any
 class FinetuneRunConfig:
     """Options of a fine-tuning run that do not depend on its task."""
 
-    HIDDEN = ("tracker",)
+    HIDDEN: ClassVar[tuple[str, ...]] = ("tracker",)
     scratch: bool = False
     """Train the same model from scratch with the same recipe and budget, for comparison."""
     labels: CountOrZero = 0
