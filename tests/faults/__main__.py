@@ -27,7 +27,7 @@ def main() -> int:
     suite, verdicts, start = Suite(options.jobs, options.keep), [], time.monotonic()
     try:
         for kind in kinds:
-            count = KINDS[kind] if options.all else options.count or 3
+            count = options.count or (len(list(cases_of(kind))) if options.all or options.only else 3)
             for verdict in suite.run(kind, count, options.only, options.seed):
                 verdicts.append(verdict)
                 for problem in verdict.problems:
