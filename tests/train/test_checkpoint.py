@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unveil.atomic_files import fresh_name
 from unveil.train.checkpoint import Checkpoints
 
 
@@ -64,7 +65,8 @@ def test_a_kill_before_the_rename_leaves_the_one_before(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(2, files(2.0), {})
     monkeypatch.undo()
-    assert len(list(tmp_path.iterdir())) == 2  # an unfinished checkpoint was left
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    fresh_name(tmp_path / "step-00000002").mkdir()  # what SIGKILL leaves
     assert checkpoints.newest() == 1
     check_whole(checkpoints, 1)
     checkpoints.save(3, files(3.0), {})
@@ -84,7 +86,7 @@ def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (renamed.append(list(synced)), replace(a, b))[1])
     saved(tmp_path, 1)
     assert {"model.safetensors", "optimizer.safetensors", "manifest.json"} < set(renamed[0])
-    assert renamed[0][-1].startswith(".00000001-")  # the folder's entries, last
+    assert renamed[0][-1].startswith(".step-00000001-")  # the folder's entries, last
     assert synced[-1] == tmp_path.name  # and the new name
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.atomic_files import fresh_name, move_into_place, share_with_folder
+from unveil.atomic_files import replacing, share_with_folder
 from unveil.errors import UnveilError
 from unveil.interop.torch_files import first_bytes, read_pickled_tensors
 from unveil.json_files import parse_json
@@ -49,23 +49,12 @@ def read_header(path: Path, key: str) -> dict[str, Any] | None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a .safetensors file with a checksum, atomically; `metadata` goes into its header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = fresh_name(path)
-    try:
+    with replacing(path, sum(value.numel() * value.element_size() for value in tensors.values())) as fresh:
         write_weights(fresh, tensors, metadata or {})
         share_with_folder(fresh)
-        move_into_place(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a `torch.save` file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = fresh_name(path)
-    try:
-        with fresh.open("wb") as file:  # torch would take its name for that of the archive, and refuse one without an extension
-            torch.save(dict(content), file)
-        move_into_place(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with replacing(path) as fresh, fresh.open("wb") as file:  # by its name, torch would refuse a file without an extension
+        torch.save(dict(content), file)

@@ -7,7 +7,8 @@ extrapolates to the number of steps, checkpoints, evaluations and evaluated imag
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from unveil.atomic_files import WriteError, free_bytes, spell_size
 from unveil.data.dataset import MEMORY, sample_images
 from unveil.data.loader import ImageLoader, first_batch
 from unveil.data.sources import Source
 from unveil.data.splits import Subset
-from unveil.errors import Interrupted
+from unveil.errors import Interrupted, UnveilError
 from unveil.evaluate.features import LINEAR, LINEAR_EPOCHS, evaluation_batch_size, features_of, fit_linear, raw_pixels
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
@@ -137,7 +139,10 @@ def dry_run(plan: ImagePlan, folder: Path, listing: float, seconds: float) -> Dr
     building = time.monotonic() - start
     trial = fit_batch_in_memory(learner, first_batch(loader), loader.batch_size, training.accum_steps, plan.recipe.hardware, world)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-trial-", dir=folder.parent) as temporary:
+    with (
+        telling_of_trial(folder.parent),
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}-trial-", dir=folder.parent) as temporary,
+    ):
         checkpoints = TimedCheckpoints(Path(temporary) / "checkpoints")
         evaluator = TimedEvaluator(plan.recipe, train_set, test_set, counts, seconds * EVALUATION_SHARE)
         log = time_steps(plan.recipe, learner, loader, checkpoints, evaluator, seconds * STEP_SHARE)
@@ -314,6 +319,20 @@ class TimedEvaluator:
         counts = self.counts
         labelled = min(counts.labelled_train, 2000) + min(counts.labelled_test, 500)
         return self.held_out + (labelled or min(counts.train, 500)) * self.per_image
+
+
+@contextmanager
+def telling_of_trial(folder: Path) -> Iterator[None]:
+    """A context that names the folder if its disk is too full for a trial run, which writes a checkpoint and a report."""
+    try:
+        yield
+    except WriteError as error:
+        if not error.is_full:
+            raise
+        free = spell_size(free_bytes(folder))
+        raise UnveilError(
+            f"the disk of {folder} is too full for a trial run ({free} are free): make room, or choose --out"
+        ) from None
 
 
 def time_steps(

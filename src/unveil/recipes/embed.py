@@ -1,6 +1,6 @@
 """`unveil embed`: one row of features per image, with its path, for search, clustering or any classifier."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,8 +10,7 @@ import torch
 
 from unveil.data.sources import Data
 from unveil.data.splits import Subset
-from unveil.errors import UnveilError
-from unveil.evaluate.features import Features, features_of
+from unveil.evaluate.features import features_of
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import configure
@@ -19,9 +18,9 @@ from unveil.paths import refuse_unless_new_table
 from unveil.plain_text import printable
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, Range
-from unveil.runs.open_data import open_each, say_notes
+from unveil.runs.open_data import open_each, say_notes, stored_side
 from unveil.runs.skipped_files import skipped_lines
-from unveil.train.parallel import HardwareConfig, join_processes
+from unveil.train.parallel import HardwareConfig, join_processes, resolve_precision
 from unveil.train.terminal import printer
 
 
@@ -51,32 +50,30 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
         out: A new file: .npz with "path", "embedding", "label" if there are classes, and "split" ("train", "val", "test", ...) if
             DATA has splits; or .parquet with the same columns.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
-        **options: Fields of `EmbedConfig` and `HardwareConfig`. By default, features are computed in float32.
+        **options: Fields of `EmbedConfig` and `HardwareConfig`.
 
     Raises:
-        UnveilError: If the file exists, or has another suffix; or if features are not finite.
+        UnveilError: If the file exists, or has another suffix.
     """
     allow(trust)
     config, hardware = configure(options, EmbedConfig, HardwareConfig)
     path = Path(out) if out else Path("embeddings.npz")
     refuse_unless_new_table(path)
     world, say = join_processes(hardware), printer(True)
-    if hardware.precision == "auto":
-        hardware = replace(hardware, precision="float32")  # features are a result: rounding is for those who ask for it
+    hardware = resolve_precision(hardware, world)
     learner = load(run, say=say).to(world.device).eval()
     encoder = vit_of(learner)
     vit = encoder.config
-    parts = open_each(data, config.split, vit, max_pixels=config.max_pixels, show=True)
+    side, limit = stored_side(vit.image_size), config.max_pixels
+    parts = open_each(data, config.split, side=side, channels=vit.channels, max_pixels=limit, show=True)
     say_notes(say, "", *(part.dataset.source for part in parts.values()))
 
     def patch_tokens(images: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = encoder(images)
         return tokens[:, 1:]
 
-    function = patch_tokens if config.pool == "patches" else partial(learner.features, pool=config.pool)
+    function = patch_tokens if config.pool == "patches" else partial(encoder.features, pool=config.pool or learner.pool)
     found = [features_of(function, part, vit, hardware, world, config.batch_size) for part in parts.values()]
-    for features in found:
-        refuse_non_finite(features, run)
     tables = [features.rows.numpy() for features in found]
     rows = tables[0] if len(tables) == 1 else np.concatenate(tables)  # which needs twice the memory
     names = np.array([name for features in found for name in features.subset.names])
@@ -94,18 +91,6 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
     splits = f" ({counts})" if len(parts) > 1 else ""
     say(f"{len(rows):,} images{splits}, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
     return path
-
-
-def refuse_non_finite(features: Features, run: str | Path) -> None:
-    """Raises `UnveilError` if a feature is NaN or infinite."""
-    bad = (~features.rows.isfinite()).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
-    if bad:
-        first = printable(features.subset.names[bad[0]])
-        counts = f"{len(bad):,} of {len(features.rows):,} images"
-        raise UnveilError(
-            f"the features of {counts} are not finite, the first of {first}: the numbers in {run} are too large: use another run, "
-            f"or --precision float32"
-        )
 
 
 def class_names(subset: Subset) -> list[str]:

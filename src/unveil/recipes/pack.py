@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unveil.atomic_files import checksum
+from unveil.atomic_files import checksum, free_bytes, spell_size
 from unveil.data.dataset import Progress, common_channels, sample_images
 from unveil.data.pack_reader import FACTS, FORMAT, SKIPPED, UNFINISHED, Facts, Pack, Split, is_pack, seal, unseal
 from unveil.data.pack_writer import LEFTOVERS, PackConfig, cores, finish_pack, pack_shards, sweep, write
@@ -120,8 +120,8 @@ def write_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, config:
             shards = pack_shards(splits, folder, config, bar if console(stderr=True).is_terminal else progress_lines(say))
         finish_pack(splits, folder, facts, shards)
     except OSError as error:  # from writing: a file that cannot be read is skipped
-        fault = error.strerror or error
-        raise UnveilError(f"cannot write into {folder}: {fault}; run the same command again to resume") from error
+        fault, free = error.strerror or error, spell_size(free_bytes(folder))
+        raise UnveilError(f"cannot write into {folder}: {fault} ({free} are free); run the same command again to resume") from error
 
 
 def by_formula_of(old: Facts, new: Facts, listings: Mapping[str, str]) -> Facts:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from unveil.atomic_files import write_text
+from unveil.atomic_files import replacing, write_text
 from unveil.data.parts import Roles
 from unveil.data.sources import Data, Source, open_parts
 from unveil.data.splits import Subset
@@ -206,7 +207,7 @@ def write_class_scores(path: Path, subset: Subset, scores: Float[Tensor, "n K"])
     classes, labels = subset.dataset.classes, subset.labels
     cells = [csv_cell(name) for name in classes]
     probability, best = scores.softmax(dim=1).max(dim=1)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         known = classes[: scores.shape[1]]  # test images may have further classes, which training lacks
         writer.writerow(["file", "label", "predicted", "probability", *(csv_cell(f"score {name}") for name in known)])
@@ -234,6 +235,12 @@ def free_file(path: Path) -> Path:
     while (free := path if number == 1 else path.with_stem(f"{path.stem}-{number}")).exists():
         number += 1
     return free
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as an .npz file, atomically."""
+    with replacing(path, sum(array.nbytes for array in arrays.values())) as fresh, fresh.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stubs confuse the arrays with `allow_pickle`
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:

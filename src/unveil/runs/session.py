@@ -21,6 +21,7 @@ from unveil.folder_lock import locked
 from unveil.learner import Learner
 from unveil.paths import refuse_foreign_folder
 from unveil.reports.page import write_page
+from unveil.train.disk_space import check_disk_space
 from unveil.train.guards import seeded
 from unveil.train.log import JsonLines, Record, Screen, Sink, trackers
 from unveil.train.loop import Monitor, total_steps, train
@@ -157,6 +158,8 @@ class Session:
         self._total = total_steps(training, loader)
         if move_to_device(loader, self.world):
             self.say("keeping all images in GPU memory")
+        if self.is_main:
+            check_disk_space(run.path, learner, recipe, self.say)
         checkpoints = run.checkpoints(training.keep_checkpoints, self.say)
         if self.is_main and self.spec.resume_from is not None:
             copy_newest(Run(self.spec.resume_from), run, learner, self._total, self.say)

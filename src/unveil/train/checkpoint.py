@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unveil.atomic_files import checksum, fresh_name, move_into_place, share_with_folder, sync
+from unveil.atomic_files import WriteError, checksum, replacing, share_with_folder, space, sweep, sync
 from unveil.errors import UnveilError
 from unveil.json_files import read_json
 
@@ -51,33 +51,30 @@ class Checkpoints:
             files: Tensors by file ("model", "optimizer") and by name.
             facts: Further JSON values for the manifest.
         """
+        size = sum(value.numel() * value.element_size() for tensors in files.values() for value in tensors.values())
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.sweep()
-        fresh = fresh_name(self.folder / f"{step:08d}")
-        fresh.mkdir()
-        sums = {}
-        for name, tensors in files.items():
-            path = fresh / f"{name}.safetensors"
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
-            share_with_folder(path)
-            sync(path)
-            sums[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
-        manifest = fresh / MANIFEST
-        manifest.write_text(json.dumps({"step": step, "files": sums, **facts}, indent=1))
-        sync(manifest)
-        final = self.path(step)
-        if final.exists():  # a damaged one, which `newest` skipped
-            shutil.rmtree(final)
-        move_into_place(fresh, final)
+        sweep(self.folder)
+        try:
+            with replacing(self.path(step), size) as fresh:
+                fresh.mkdir()
+                write_checkpoint(fresh, step, files, facts)
+                if self.path(step).exists():  # a damaged one, which `newest` skipped
+                    shutil.rmtree(self.path(step))
+        except WriteError as error:
+            raise WriteError(self.what_is_safe(step, size, error), error.is_full) from error
         later = [other for other in self.steps() if other > step]  # also damaged and skipped
         for other in later + [other for other in self.steps() if other <= step][self.keep :]:
             shutil.rmtree(self.path(other), ignore_errors=True)
-        return final
+        return self.path(step)
 
-    def sweep(self) -> None:
-        """Removes unfinished checkpoints of killed processes."""
-        for path in self.folder.glob(".*-*"):
-            shutil.rmtree(path, ignore_errors=True)
+    def what_is_safe(self, step: int, size: int, error: WriteError) -> str:
+        """The message for a checkpoint that could not be written."""
+        steps = self.steps()
+        saved = f"step {step} is not saved, {f'step {steps[0]} is' if steps else 'and no step before it'}"
+        if error.is_full:
+            cause = f"the disk of {self.folder.parent} is full{space(self.folder, size)}"
+            return f"{cause}: {saved}. Make room, and the same command resumes"
+        return f"{error}: {saved}"
 
     def newest(self, parameters: Container[str] = ()) -> int | None:
         """The step of the newest good checkpoint, or None. Reads and verifies the files, and warns about others.
@@ -119,3 +116,17 @@ class Checkpoints:
 
     def manifest(self, step: int) -> dict[str, Any]:
         return read_json(self.path(step) / MANIFEST)
+
+
+def write_checkpoint(folder: Path, step: int, files: Mapping[str, Tensors], facts: Mapping[str, Any]) -> None:
+    """Writes the files of a checkpoint into an empty folder, and syncs them to the disk."""
+    sums = {}
+    for name, tensors in files.items():
+        path = folder / f"{name}.safetensors"
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+        share_with_folder(path)
+        sync(path)
+        sums[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "files": sums, **facts}, indent=1))
+    sync(manifest)

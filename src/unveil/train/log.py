@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeVar
 
@@ -12,7 +12,7 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from unveil.atomic_files import write_text
+from unveil.atomic_files import telling, write_text
 from unveil.errors import UnveilError
 from unveil.plain_text import printable
 from unveil.train.parallel import World, mean_over_processes
@@ -45,14 +45,16 @@ class JsonLines:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, record: Record) -> None:
-        if self._file is None:
-            self._file = self._path.open("a")
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with telling(self._path):
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8")
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # on a full disk, which `write` has told
+                self._file.close()
 
 
 def read_lines(path: Path) -> list[Record]:
@@ -163,6 +165,11 @@ class Meter:
         """Adds the values of a whole step, and counts its samples."""
         self.add(values)
         self._samples += samples
+
+    def drop(self, samples: int) -> None:
+        """Takes back the count of a step whose values were added as zeros, because it was not applied after all."""
+        self._sums = {key: (total, count - 1) for key, (total, count) in self._sums.items() if count > 1}
+        self._samples -= samples
 
     def read(self) -> Record:
         """The means over steps and processes, and the speed. Every process must call it."""

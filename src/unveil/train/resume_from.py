@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unveil.atomic_files import fresh_name, move_into_place, sync, write_text
+from unveil.atomic_files import replacing, sync, write_text
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.train.data_changes import data_changes
@@ -95,12 +95,13 @@ def copy_newest(source: Run, run: Run, learner: Learner, total: int, say: Callab
     try:
         if log.is_file():
             write_text(run.path / "log.jsonl", log.read_text(encoding="utf-8", errors="surrogateescape"))
-        target.folder.mkdir(parents=True, exist_ok=True)
-        fresh = fresh_name(target.folder / f"{step:08d}")
-        shutil.copytree(checkpoints.path(step), fresh)
-        for path in fresh.iterdir():
-            sync(path)
-        move_into_place(fresh, target.path(step))
     except FileNotFoundError as error:
         raise UnveilError(f"{error.filename} has just been removed: is {source.path} still being trained?") from None
+    with replacing(target.path(step)) as fresh:
+        try:
+            shutil.copytree(checkpoints.path(step), fresh)
+        except FileNotFoundError as error:
+            raise UnveilError(f"{error.filename} has just been removed: is {source.path} still being trained?") from None
+        for path in fresh.iterdir():
+            sync(path)
     say(f"going on from step {step:,} of {source.path}")

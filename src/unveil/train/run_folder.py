@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unveil.atomic_files import write_text
+from unveil.atomic_files import sweep, write_text
 from unveil.errors import UnveilError
 from unveil.folder_lock import LOCK
 from unveil.json_files import read_json
@@ -141,6 +141,8 @@ def open_run(
             differences.
     """
     facts = {"format": RUN_FORMAT, "kind": kind, "config": json.loads(json.dumps(config)), "data": json.loads(json.dumps(data))}
+    if write and path.is_dir():
+        sweep(path)  # the folder is locked, so what is left there belongs to nobody
     started = any((path / name).exists() for name in ("checkpoints", "results.json"))
     if (path / "run.json").is_file() and started:
         run = Run(path)
