@@ -86,9 +86,23 @@ def test_bad_data_gets_a_sentence(tmp_path: Path) -> None:
         open_texts(tmp_path / "nowhere")
     with pytest.raises(UnveilError, match="has no text"):
         open_texts(tmp_path)
-    train, _ = open_texts(written(tmp_path, {"a.csv": "so good,x\nso bad,y\nvery bad,y\nvery good,x\n"}))
-    with pytest.raises(UnveilError, match="has the class 'x', which the training set lacks"):
-        train.with_classes(["y"])
+
+
+def test_classes_that_the_train_set_lacks_follow_after_its_own(tmp_path: Path) -> None:
+    texts, _ = open_texts(written(tmp_path, {"a.csv": "so good,x\nso bad,y\nvery bad,y\nvery good,x\n"}))
+    renumbered = texts.with_classes(["y"])
+    assert (renumbered.classes, renumbered.labels.tolist()) == (["y", "x"], [1, 0, 0, 1])
+
+
+def test_a_missing_label_takes_away_its_own_only(tmp_path: Path) -> None:
+    table = "text,label\nso good a film,10\nso bad a film,9\nwho knows that,\nas good as it gets,10\n"
+    texts, _ = open_texts(written(tmp_path / "table", {"a.csv": table}))
+    assert (texts.classes, texts.labels.tolist()) == (["9", "10"], [1, 0, -1, 1])
+    assert texts.labelled().texts == ["so good a film", "so bad a film", "as good as it gets"]
+    files = {"train/pos/1.txt": "fine", "train/neg/1.txt": "poor", "train/unsup/1.txt": "eh", "train/urls.txt": "www"}
+    texts, _ = open_texts(written(tmp_path / "imdb", files))
+    assert texts.classes == ["neg", "pos"]
+    assert dict(zip(texts.texts, texts.labels.tolist(), strict=True)) == {"fine": 1, "poor": 0, "eh": -1, "www": -1}
 
 
 @pytest.mark.parametrize(

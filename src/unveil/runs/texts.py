@@ -1,7 +1,8 @@
 """Runs on text: pre-training, labelled data, and the evaluation of a text encoder."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from unveil.atomic_files import replacing
 from unveil.data.shuffle import shuffled
 from unveil.data.splits import balanced_indices
 from unveil.data.targets import ClassTargets
@@ -21,7 +23,8 @@ from unveil.learner import Method, Task, TextMethod
 from unveil.methods import METHODS, method_class
 from unveil.models.bert import MODELS, TextConfig, TextEncoder
 from unveil.options import configure
-from unveil.plain_text import csv_cell
+from unveil.paths import absolute_data
+from unveil.plain_text import count_of, csv_cell
 from unveil.ranges import Range, ShareBelowOne
 from unveil.runs.labelled_data import data_of
 from unveil.runs.modality import (
@@ -42,6 +45,7 @@ from unveil.train.loop import Monitor
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, autocast
 from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.terminal import printer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,8 @@ class TextPlan(PretrainPlan):
 
     @property
     def facts(self) -> dict[str, Any]:
-        facts = {"name": self.texts.name, "texts": len(self.texts), "fingerprint": self.texts.fingerprint}
+        name = self.texts.name
+        facts = {"name": name, "path": absolute_data(name), "texts": len(self.texts), "fingerprint": self.texts.fingerprint}
         if self.test_texts:
             facts |= {"test_texts": len(self.test_texts), "test_fingerprint": self.test_texts.fingerprint}
         return facts
@@ -198,12 +203,23 @@ class LabelledTexts(LabelledData):
         train, test = self.train_set, self.test_set
         return {
             "name": train.name,
+            "path": absolute_data(train.name),
             "texts": len(train),
             "fingerprint": train.fingerprint,
             "test": test.name,
             "test_texts": len(test),
             "test_fingerprint": test.fingerprint,
         }
+
+    @property
+    def unseen(self) -> dict[str, int]:
+        trained = set(label_tensor(self.train_set).tolist())
+        counts = Counter(label for label in label_tensor(self.test_set).tolist() if label not in trained)
+        return {self.test_classes[label]: count for label, count in sorted(counts.items())}
+
+    @property
+    def test_classes(self) -> Sequence[str]:
+        return self.test_set.classes
 
     def loader(self, recipe: Recipe) -> LabelledTextLoader:
         rows, training = self.tokenizer.padded(self.train_set.texts, self.length), recipe.training
@@ -236,8 +252,8 @@ class LabelledTexts(LabelledData):
             metric.update(predictions, targets)
             scores.append(predictions)
         probability, best = torch.cat(scores).softmax(dim=1).max(dim=1)
-        texts, classes, labels = self.test_set.texts, self.classes, label_tensor(self.test_set).tolist()
-        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        texts, classes, labels = self.test_set.texts, self.test_classes, label_tensor(self.test_set).tolist()
+        with replacing(folder / "predictions.csv") as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label", "predicted", "probability"])
             for text, label, guess, p in zip(texts, labels, best.tolist(), probability.tolist(), strict=True):
@@ -258,8 +274,13 @@ def text_predictions(
         yield batch, predictions.float().cpu(), ClassTargets(classes)
 
 
-def labelled_texts(data: AnyData, test: AnyData | None) -> tuple[Texts, Texts, bool]:
+def labelled_texts(data: AnyData, test: AnyData | None, say: Callable[[str], None]) -> tuple[Texts, Texts, bool]:
     """The train set, the test set, and whether the test set was held out from the training data.
+
+    Args:
+        data: Labelled texts to train on. Those without a class are left out.
+        test: Labelled texts to test on.
+        say: Prints a message for the user.
 
     Raises:
         UnveilError: If there are no labels, or only one class.
@@ -273,10 +294,14 @@ def labelled_texts(data: AnyData, test: AnyData | None) -> tuple[Texts, Texts, b
     if test is not None:
         training, testing = open_texts(test)
         test_set = testing or training
+    if test_set is not None and test_set.labels is None:
+        raise UnveilError(f"the test set {test_set.name} has no labels: give labelled texts, or leave --test out")
+    for texts in (train_set, test_set):
+        if texts is not None and len(texts.labelled()) < len(texts):
+            say(f"left out {count_of(len(texts) - len(texts.labelled()), 'text')} of {texts.name} without a class")
+    train_set = train_set.labelled()
     if test_set is not None:
-        if test_set.labels is None:
-            raise UnveilError(f"the test set {test_set.name} has no labels: give labelled texts, or leave --test out")
-        return train_set, test_set.with_classes(train_set.classes), False
+        return train_set, test_set.labelled().with_classes(train_set.classes), False
     order = shuffled(0, torch.arange(len(train_set)), len(train_set))
     if len(train_set) < 10:
         raise UnveilError(f"{train_set.name} has {len(train_set)} texts, too few to hold out a tenth: give a test set with --test")
@@ -324,7 +349,11 @@ class TextModality(Modality):
         return TextEncoder(encoder.config)
 
     def labelled(self, run: str | Path, data: AnyData | None, test: AnyData | None, request: LabelledRequest) -> LabelledTexts:
-        train_set, test_set, held_out = labelled_texts(data if data is not None else data_of(run), test)
+        train_set, test_set, held_out = labelled_texts(
+            data if data is not None else data_of(run), test, printer(request.recipe.world.is_main)
+        )
+        if set(train_set.classes) <= set(request.classes):  # of the run that is resumed
+            train_set, test_set = (texts.with_classes(list(request.classes)) for texts in (train_set, test_set))
         if request.config.labels:
             train_set = train_set.subset(
                 balanced_indices(label_tensor(train_set), request.config.labels, request.recipe.training.seed)

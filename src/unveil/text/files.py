@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unveil.data.archives import Archive, Folder, is_archive, open_archive
+from unveil.data.labels import class_order
+from unveil.data.split_folders import split_of as split_folder
 from unveil.errors import UnveilError
 from unveil.paths import refuse_missing_texts
 
@@ -35,8 +37,9 @@ class Texts:
     """DATA as the user typed it."""
     texts: list[str]
     labels: NDArray[np.int64] | None
-    """The class of each text, or None if there are no labels."""
+    """The class of each text, -1 if it has none; None if no text has a class."""
     classes: list[str]
+    """Names of the classes. Those of a test set begin with those of the train set; the rest does not occur in training."""
     fingerprint: str
     """SHA-256 over the texts and labels."""
 
@@ -49,13 +52,19 @@ class Texts:
         labels = None if self.labels is None else self.labels[kept]
         return replace(self, texts=[self.texts[index] for index in kept], labels=labels)
 
+    def labelled(self) -> "Texts":
+        """The texts that have a class."""
+        if self.labels is None or bool((self.labels >= 0).all()):
+            return self
+        return self.subset(np.flatnonzero(self.labels >= 0))
+
     def with_classes(self, classes: list[str]) -> "Texts":
-        """The same texts with labels numbered as in `classes`. Raises `UnveilError` for a class that is not in it."""
-        unknown = set(self.classes) - set(classes)
-        if unknown:
-            raise UnveilError(f"{self.name} has the class {min(unknown)!r}, which the training set lacks: it has {classes[:8]}")
-        labels = None if self.labels is None else np.array([classes.index(self.classes[i]) for i in self.labels], dtype=np.int64)
-        return replace(self, labels=labels, classes=classes)
+        """The same texts with labels numbered as in `classes`. Classes that are not in `classes` follow after its last one."""
+        known = set(classes)
+        extended = [*classes, *(name for name in self.classes if name not in known)]
+        number = {name: index for index, name in enumerate(extended)}
+        table = np.array([*(number[name] for name in self.classes), -1], dtype=np.int64)  # -1 stays -1
+        return replace(self, labels=None if self.labels is None else table[self.labels], classes=extended)
 
 
 Row = tuple[str, str | None]  # a text and the name of its class
@@ -121,10 +130,13 @@ def split_of(name: str) -> str | None:
 
 
 def class_folders(names: Sequence[str]) -> dict[str, str]:
-    """The class of each file: its folder. Empty unless there are at least two folders, none of them named like a split."""
+    """The class of each file: its folder. Empty unless there are at least two such folders.
+
+    Files beside the class folders, and in a folder such as unsup/ or unlabeled/, have no class.
+    """
     folders = {name: PurePosixPath(name).parent.name for name in names}
-    classes = set(folders.values())
-    return folders if len(classes) > 1 and not classes & {"", TRAIN, *TESTS} else {}
+    folders = {name: folder for name, folder in folders.items() if folder and split_folder(folder) is None}
+    return folders if len(set(folders.values())) > 1 else {}
 
 
 @contextlib.contextmanager
@@ -158,21 +170,21 @@ def table_rows(text: str, delimiter: str) -> list[Row]:
     if label is None:
         label = next((i for i, column in enumerate(columns) if i not in wordy and 1 < len(set(column)) <= len(column) / 2), None)
     wordy = [i for i in wordy if i != label] or [i for i in range(width) if i != label][:1]
-    return [(" ".join(row[i].strip() for i in wordy), None if label is None else row[label].strip()) for row in rows]
+    return [(" ".join(row[i].strip() for i in wordy), None if label is None else row[label].strip() or None) for row in rows]
 
 
 def to_texts(name: str, rows: Sequence[Row]) -> Texts:
-    """Converts rows to texts. They have labels if every row has a class."""
+    """Converts rows to texts."""
     digest = hashlib.sha256()
     for text, label in rows:
         digest.update(f"{label}\0{text}\0".encode("utf-8", "replace"))
-    names = {label for _, label in rows if label is not None}
-    texts, complete = [text for text, _ in rows], bool(names) and all(label is not None for _, label in rows)
-    if not complete:
-        return Texts(name, texts, None, [], digest.hexdigest())
-    classes = sorted(names, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+    texts, fingerprint = [text for text, _ in rows], digest.hexdigest()
+    classes = class_order(label for _, label in rows if label is not None)
+    if not classes:
+        return Texts(name, texts, None, [], fingerprint)
     number = {label: i for i, label in enumerate(classes)}
-    return Texts(name, texts, np.array([number[label] for _, label in rows if label is not None]), classes, digest.hexdigest())
+    labels = np.array([-1 if label is None else number[label] for _, label in rows], dtype=np.int64)
+    return Texts(name, texts, labels, classes, fingerprint)
 
 
 def documents(texts: Sequence[str]) -> Iterator[str]:
