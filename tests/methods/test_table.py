@@ -31,7 +31,7 @@ OPTIM = OptimConfig(base_lr=3e-2, warmup_ratio=0.0, eps=1e-6)
 """No step for a gradient that is pure rounding: that of a key's bias, which softmax does not see."""
 CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
 SMALL: dict[str, dict[str, Any]] = {
-    "beit": {"drop_path": 0.0, "codebook_size": 16},
+    "beit": {"codebook_size": 16},
     "dvae": {"codebook_size": 16},
     "dino": {"prototypes": 64, "local_crops": 2, "frozen": 0.5},
     "mocov3": {"hidden": 32},

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unveil.blocks.distributed import SyncBatchNorm, all_gather_with_grad, global_row_ids
+from unveil.blocks.distributed import RunningBatchNorm, SyncBatchNorm, all_gather_with_grad, global_row_ids
 from unveil.blocks.ema import cosine_to_one, ema_copy, ema_update
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
@@ -173,7 +173,14 @@ def everywhere(rank: int, world: int) -> dict[str, Tensor]:
     loss = (y * weigh.chunk(world)[rank]).sum() / len(y) + (rows.square() * weigh).mean() * (1 + rank)
     loss.backward()
     assert x.grad is not None
-    return {"y": all_gather_with_grad(y.detach()), "rows": rows.detach(), "gradient": all_gather_with_grad(x.grad) / world}
+    kept = RunningBatchNorm(5, eps=1e-6)  # of a probe's head, from one row in each process
+    scores = kept(raw(8, 5)[4 * rank : 4 * rank + 1])
+    running = {"kept": all_gather_with_grad(scores), "mean": kept.running_mean, "variance": kept.running_var}
+    return running | {
+        "y": all_gather_with_grad(y.detach()),
+        "rows": rows.detach(),
+        "gradient": all_gather_with_grad(x.grad) / world,
+    }
 
 
 def on_one_of_two(rank: int, store: str, found: Any) -> None:
@@ -221,6 +228,10 @@ def test_batch_norm_and_gather_over_two_processes(on_two: Any) -> None:
     torch.testing.assert_close(theirs["y"], y.detach())
     torch.testing.assert_close(theirs["rows"], y.detach())
     torch.testing.assert_close(theirs["gradient"], x.grad)
+    kept = torch.nn.BatchNorm1d(5, affine=False, eps=1e-6)
+    torch.testing.assert_close(theirs["kept"], kept(raw(8, 5)[[0, 4]]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(theirs["mean"], kept.running_mean)
+    torch.testing.assert_close(theirs["variance"], kept.running_var)
     assert on_two[3].tolist() == [3, 4, 5]
 
 

@@ -71,7 +71,7 @@ def test_the_decayed_parameters_are_those_of_the_old_rule(every: dict[str, Learn
         decayed = {id(p) for group in groups if group["decays"] for p in group["params"]}
         assert {key for key, p in trained.items() if id(p) in decayed} == old, name
         exempt |= {key for key, p in trained.items() if p.ndim > 1} - old
-    assert exempt == {"encoder.positions", "decoder_positions"}
+    assert exempt == {"encoder.positions", "student.positions", "decoder_positions"}
 
 
 def test_exempt_names_are_parameters(every: dict[str, Learner]) -> None:

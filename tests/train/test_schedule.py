@@ -11,10 +11,8 @@ from unveil.train.schedule import half_cosine, inverse_sqrt, linear
 @pytest.mark.parametrize(("total", "warmup"), [(100, 10), (7, 0), (10, 10), (1, 0), (1, 1), (50, 49)])
 def test_equals_the_formula(total, warmup):
     for step in range(total):
-        if step < warmup:
-            expected = (step + 1) / warmup
-        else:
-            expected = (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+        cosine = (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
+        expected = (step + 1) / warmup if step < warmup else cosine
         assert half_cosine(step, total, warmup) == pytest.approx(expected)
 
 

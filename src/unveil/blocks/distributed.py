@@ -4,6 +4,9 @@ The loss must be a mean over samples: each process computes the mean over its ow
 processes. With one process, these functions are plain PyTorch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,10 +17,22 @@ from torch.autograd.function import once_differentiable
 
 from unveil.errors import UnveilError
 
+_alone = ContextVar("_alone", default=False)
+
 
 def world_size() -> int:
-    """The number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """The number of processes; 1 within `alone`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone.get() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A context in which modules do not communicate with other processes, for work that only one process does."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def all_gather_with_grad(x: Float[Tensor, "B ..."]) -> Float[Tensor, "A ..."]:
@@ -57,6 +72,15 @@ def at_least_two(rows: int) -> None:
         raise UnveilError("batch norm needs at least 2 samples in a batch, but the batch has 1: use a larger --batch-size")
 
 
+def moments_of_all_rows(x: Float[Tensor, "B D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+    """Mean and biased variance over the rows of all processes, with gradients. Every process must have the same number of rows."""
+    variances, means = torch.var_mean(x, dim=0, correction=0)
+    variances, means = all_gather_with_grad(torch.stack([variances, means])[None]).unbind(1)  # (processes, D)
+    mean = means.mean(dim=0)
+    # The variance of all rows: the mean of the variances, plus the variance of the means.
+    return mean, (variances + (means - mean).square()).mean(dim=0)
+
+
 class SyncBatchNorm(nn.Module):
     """Batch norm (Ioffe and Szegedy, 2015) over the rows of all processes, in float32, without running statistics.
 
@@ -72,9 +96,33 @@ class SyncBatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         at_least_two(len(x))
         x = x.float()
-        variances, means = torch.var_mean(x, dim=0, correction=0)
-        variances, means = all_gather_with_grad(torch.stack([variances, means])[None]).unbind(1)  # (processes, D)
-        mean = means.mean(dim=0)
-        # The variance of all rows: the mean of the variances, plus the variance of the means.
-        x = (x - mean) * (variances + (means - mean).square()).mean(dim=0).add(self.eps).rsqrt()
+        mean, variance = moments_of_all_rows(x)
+        x = (x - mean) * variance.add(self.eps).rsqrt()
         return x if self.weight is None or self.bias is None else torch.addcmul(self.bias, x, self.weight)
+
+
+class RunningBatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` without parameters, over the rows of all processes, with running statistics for evaluation.
+
+    For heads that are kept. Every process must have the same number of rows.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, affine=False, eps=eps)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        if not self.training:
+            return super().forward(x)
+        at_least_two(len(x))
+        if world_size() == 1:
+            return super().forward(x)
+        (mean, variance), rows = moments_of_all_rows(x), len(x) * world_size()
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return (x - mean) * variance.add(self.eps).rsqrt()

@@ -5,6 +5,7 @@ Letters: B images, C channels, H W pixels, h w rows and columns of patches, N = 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -65,6 +66,7 @@ class ViT(nn.Module):
         hidden: Bool[Tensor, "B N"] | None = None,
         mask_token: Float[Tensor, " D"] | None = None,
         any_size: bool = False,
+        antialias: bool = False,
     ) -> Float[Tensor, "B T D"]:
         """The class token and the embedded patches, with their positions.
 
@@ -74,6 +76,7 @@ class ViT(nn.Module):
             hidden: True where `mask_token` replaces the patch (BEiT, SimMIM, and MAE's table 1c).
             mask_token: The token that replaces masked patches.
             any_size: Whether images may have another size, with interpolated positions (DINO's local crops).
+            antialias: How to interpolate them; see `resize_positions`.
         """
         grid = self.grid_of(images, any_size)
         patches = self.embed(images, keep)  # (B, V, D)
@@ -81,7 +84,7 @@ class ViT(nn.Module):
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
         first: Tensor = self.class_token
         if self.positions is not None:
-            positions = resize_positions(self.positions, self.config.grid, grid)
+            positions = resize_positions(self.positions, self.config.grid, grid, antialias)
             of_patches = positions[1:] if keep is None else positions[1:][keep]
             patches = patches + of_patches.to(patches.dtype)  # keeps half precision under autocast
             first = first + positions[0]
@@ -119,14 +122,14 @@ class ViT(nn.Module):
         """Feature maps after some blocks, for dense tasks. These are the patch tokens without the final norm.
 
         This is timm's `forward_intermediates(images, layers, intermediates_only=True)`. Images may have any size that patches tile;
-        positions and relative biases are interpolated.
+        positions (antialiased, as in timm) and relative biases are interpolated.
 
         Args:
             images: Normalised images.
             layers: Indices of blocks, for example (3, 5, 7, 11); a negative index counts from the last block.
         """
         grid = self.grid_of(images, any_size=True)
-        outputs = self.transformer.intermediates(self.tokens(images, any_size=True), self.biases(grid))
+        outputs = self.transformer.intermediates(self.tokens(images, any_size=True, antialias=True), self.biases(grid))
         return [outputs[layer][:, 1:].transpose(1, 2).unflatten(2, grid) for layer in layers]
 
     @torch.no_grad()
@@ -138,11 +141,12 @@ class ViT(nn.Module):
         assert isinstance(last, Block)
         return last.attention.weights(last.norm1(before), biases[-1] if biases else None)[:, :, 0, 1:]
 
-    def resized(self, image_size: Size | int) -> "ViT":
+    def resized(self, image_size: Size | int, antialias: bool = False) -> "ViT":
         """A copy for images of another size, with interpolated positions.
 
         Args:
             image_size: Height and width, or the side of square images, in pixels.
+            antialias: How to interpolate positions; see `resize_positions`.
 
         Raises:
             UnveilError: If it is no such size, or the patches do not tile it.
@@ -152,6 +156,7 @@ class ViT(nn.Module):
             raise UnveilError(f"image_size is {image_size!r}: give one side, or height and width, in whole pixels")
         other = ViT(replace(self.config, image_size=sides))
         state, old, new = self.state_dict(), self.config.grid, other.config.grid
-        resizes = {"positions": resize_positions, **{f"relative.{i}.table": resize_biases for i in range(len(self.relative))}}
+        resizes = {f"relative.{i}.table": resize_biases for i in range(len(self.relative))}
+        resizes["positions"] = partial(resize_positions, antialias=antialias)
         other.load_state_dict(state | {name: change(state[name], old, new) for name, change in resizes.items() if name in state})
         return other

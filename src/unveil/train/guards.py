@@ -17,12 +17,18 @@ def seed_all(seed: int, step: int, world: World) -> None:
     Dropout and drop path use the global generators. Data order, crops and masks do not: they are functions of the keys of the
     samples (see `unveil.blocks.stateless_random`).
     """
-    key = int(sample_keys(seed, step, 1)[0] ^ (world.rank * 0x9E3779B9)) & (2**63 - 1)
-    torch.default_generator.manual_seed(key)
-    if world.device.type != "cpu":
-        torch.get_device_module(world.device).manual_seed(key)
+    key = seed_torch(seed, step, world.device, world.rank)
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
+
+
+def seed_torch(seed: int, step: int, device: torch.device, rank: int = 0) -> int:
+    """Seeds torch's generators, on the CPU and on a device, as a function of seed, step and rank. Returns their seed."""
+    key = int(sample_keys(seed, step, 1)[0] ^ (rank * 0x9E3779B9)) & (2**63 - 1)
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)
+    return key
 
 
 def get_generators(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:

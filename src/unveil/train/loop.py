@@ -49,7 +49,7 @@ def train(
         learner.to(world.device).train()
         trial = fit_batch_in_memory(learner, examples, config.batch_size, config.accum_steps, hardware, world)
         model, optimizer, first = start_or_resume(learner, examples, optim, hardware, world, checkpoints)
-        parts = Microbatches(learner, trial.accum_steps, hardware, world)
+        parts = Microbatches(learner, trial.accum_steps, recipe)
         meter = Meter(world, trial.flops / matrix_peak(world.device, hardware.precision))
 
         with note_signals() if checkpoints else nullcontext(StopFlag()) as stop, compile_limits(learner, hardware, world):
@@ -96,7 +96,7 @@ def train(
                 recorder.skipped.keep_buffers()
                 results = []
                 for i, batch in enumerate(parts.augmented(samples)):
-                    with no_sync_until_last(model, i == parts.count - 1), parts.alike(i, samples):
+                    with no_sync_until_last(model, i == parts.count - 1), parts.alike(i, step):
                         with autocast(hardware, world):
                             result = model(batch)
                         (result.loss / parts.count).backward()
