@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unveil.blocks.distributed import alone
 from unveil.data.augment import eval_geometry, eval_images
 from unveil.data.batch import Batch
 from unveil.data.loader import FeatureLoader
@@ -154,7 +155,8 @@ def fit_linear(
         optim = replace(optim, base_lr=optim.base_lr * 64 / features.shape[1])
     loader = FeatureLoader(features, labels, batch_size=training.batch_size, seed=training.seed)
     hardware = HardwareConfig(device="cpu", precision="float32")
-    train(task, loader, Recipe(training, optim, hardware, World(torch.device("cpu"))))
+    with alone():  # under torchrun, only the main process evaluates
+        train(task, loader, Recipe(training, optim, hardware, World(torch.device("cpu"))))
     return task.eval()
 
 
