@@ -35,6 +35,8 @@ def main() -> int:
     finally:
         suite.close()
     print(table(verdicts))
+    worst = max(verdicts, key=lambda verdict: verdict.peak)
+    print(f"most memory: {worst.kind} {worst.name}")
     print(
         f"{time.monotonic() - start:.0f} s; folders of failures: {suite.home}/kept"
         if options.keep

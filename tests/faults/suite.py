@@ -59,7 +59,11 @@ class Suite:
     home: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="unveil-faults-")))
 
     def __post_init__(self) -> None:
-        self.server = Server()
+        try:
+            self.server = Server()
+        except RuntimeError:
+            self.home.rmdir()
+            raise
         self.server.measure_idle(self.home)
         self.samples = Samples(self.server, self.home / "samples")
 
