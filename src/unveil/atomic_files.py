@@ -172,6 +172,16 @@ def move_into_place(fresh: Path, path: Path) -> None:
     sync(path.parent)
 
 
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file, so that a new one can be written and nothing is lost. Returns the new path."""
+    for number in range(1, 10_000):
+        free = path.with_name(f"{path.stem}.damaged{f'-{number}' * (number > 1)}{path.suffix}")
+        if not os.path.lexists(free):
+            os.replace(path, free)
+            return free
+    raise UnveilError(f"{path} is damaged, and 9,999 others are beside it: remove them")
+
+
 def sync(path: Path) -> None:
     """Forces the content of a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -134,14 +134,14 @@ def test_grey_and_many_channels(run: Run, channels: int):
 
 def test_images_that_do_not_fit_the_model_give_a_reason(run: Run):
     write_samples(run.path, 1)
-    assert "Not shown: images are (channels, height, width)" in read(run, make_mae()).text
+    assert "samples.npz holds images of 1 x 16 x 16, but the model takes 3 x (16, 16)" in read(run, make_mae()).text
 
 
 def test_samples_that_are_damaged_or_nameless(run: Run):
     np.savez(run.path / "samples.npz", images=np.zeros((2, 3, 16, 16), np.float32))
     assert "image 2" in read(run, make_mae()).text
     (run.path / "samples.npz").write_bytes(b"PK damaged")
-    assert "The trained model was not available" not in read(run).text
+    assert "samples.npz is damaged (" in read(run).text
 
 
 def test_a_classifier_has_attention_and_no_reconstructions(run: Run):

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from unveil.train.log import JsonLines, Meter, Screen, read_lines
+from unveil.train.log import JsonLines, Meter, Screen, read_log
 from unveil.train.parallel import World
 
 RECORD = {"step": 10, "loss": 0.5, "samples_per_second": 1234.0, "peak_share": 0.25, "waiting": 0.0, "seconds": 1.0}
@@ -93,13 +93,49 @@ def test_a_resumed_log_drops_the_lines_that_are_repeated(tmp_path):
     log.close()
     with path.open("a") as file:
         file.write('{"step": 40, "lo')  # cut short by a kill
-    assert [line["step"] for line in read_lines(path)] == [10, 20, 30]
+    assert [line["step"] for line in read_log(path)[0]] == [10, 20, 30]
     log = JsonLines(path)
     log.start(20)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20]
     log.write({"step": 30, "loss": 5.0})
-    assert read_lines(path)[-1] == {"step": 30, "loss": 5.0}  # flushed at once
+    assert read_log(path)[0][-1] == {"step": 30, "loss": 5.0}  # flushed at once
     log.close()
     assert path.read_text().endswith("}\n")
-    assert read_lines(tmp_path / "none.jsonl") == []
+    assert read_log(tmp_path / "none.jsonl") == ([], 0)
     assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+DAMAGED_LINES = {
+    "bytes that are not UTF-8": b"\xff\xfe{}",
+    "another type": b"[1, 2]",
+    "a number": b"7",
+    "200,000 brackets": b"[" * 200_000,
+    "cut in the middle": b'{"step": 4, "lo',
+    "no step": b'{"loss": 1.0}',
+    "a step that is a text": b'{"step": "4"}',
+    "a step of 5,000 digits": b'{"step": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=DAMAGED_LINES)
+def test_a_damaged_log_is_set_aside_and_the_run_goes_on(line, tmp_path):
+    path, said = tmp_path / "log.jsonl", []
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + line + b'\n{"step": 3, "loss": NaN, "knn": 0.5}\n{"st')
+    assert read_log(path) == ([{"step": 1, "loss": 2.0}, {"step": 3, "knn": 0.5}], 1)
+    whole = path.read_bytes()
+    log = JsonLines(path, said.append)
+    log.start(3)
+    log.write({"step": 4, "loss": 1.0})
+    log.close()
+    assert [record["step"] for record in read_log(path)[0]] == [1, 3, 4]
+    assert said == [f"{path} has 1 damaged line: the file is set aside as log.damaged.jsonl, and the run goes on"]
+    assert (tmp_path / "log.damaged.jsonl").read_bytes() == whole
+
+
+def test_a_folder_in_place_of_the_log_is_set_aside(tmp_path):
+    path, said = tmp_path / "log.jsonl", []
+    (path / "inner").mkdir(parents=True)
+    (tmp_path / "log.damaged.jsonl").touch()
+    JsonLines(path, said.append).start(3)
+    assert "log.jsonl cannot be read: Is a directory: the file is set aside as log.damaged-2.jsonl" in said[0]
+    assert read_log(path) == ([], 0)

@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from unveil.atomic_files import write_text
-from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
 from unveil.json_files import read_json
 from unveil.learner import Method
@@ -40,9 +39,6 @@ class ComparisonConfig:
     """Labelled data for fine-tuning; by default DATA itself."""
     with_finetune: bool = True
     """Also fine-tune each encoder, for 10 epochs unless --finetune.epochs says otherwise."""
-    evaluate_on: Literal["held-out", "test"] = "held-out"
-    """The images to evaluate on. To choose among methods or values, use held-out images: the validation split or, without one, a
-    part of the train set. Then evaluate your choice once on the test set, with `unveil probe`."""
 
 
 class Entry(NamedTuple):
@@ -81,11 +77,7 @@ class Comparison:
     def options(self, entry: Entry, seed: int) -> dict[str, Any]:
         """The options of a run. A value that is the name of another entry becomes the run folder of that entry with this seed."""
         paths = {key: str(self.path(value, seed)) for key, value in entry.options.items() if value in self.names}
-        return self.test_split(entry) | self.shared_options | entry.options | paths | {"seed": seed}
-
-    def test_split(self, entry: Entry) -> dict[str, str]:
-        """The option that keeps the test set of images for later. Texts have no test set in pre-training."""
-        return {"test_split": HELD_OUT} if self.config.evaluate_on == "held-out" and entry.kind.modality == "images" else {}
+        return self.shared_options | entry.options | paths | {"seed": seed}
 
     @property
     def names(self) -> list[str]:
@@ -129,9 +121,7 @@ class Comparison:
 
     def finetune(self, run: Run, seed: int, out: Path, scratch: bool = False) -> Run:
         """Fine-tunes the encoder of a run, or an untrained encoder of the same shape."""
-        options = {key: value for key, value in run.config.items() if key == "test_split" and value == HELD_OUT}
-        options |= self.finetune_options
-        return finetune(run.path, self.config.labelled_data, out=out, scratch=scratch, seed=seed, **options)
+        return finetune(run.path, self.config.labelled_data, out=out, scratch=scratch, seed=seed, **self.finetune_options)
 
     def epochs(self, entry: Entry, seed: int) -> float:
         """The epochs of a run: as given, or as many as fit into the seconds.

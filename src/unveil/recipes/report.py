@@ -7,6 +7,7 @@ from unveil.interop.load import load
 from unveil.plugins import trust as allow
 from unveil.reports.page import write_page
 from unveil.train.run_folder import Run
+from unveil.train.run_schema import reading_results
 from unveil.train.terminal import printer
 
 
@@ -23,6 +24,8 @@ def report(run: str | Path, *, trust: str | Path | None = None) -> Path:
     allow(trust)
     folder = Run(run)
     has_figures = (folder.path / "model.safetensors").exists() and model_files.config_of(folder.path) is not None
-    page = write_page(folder, load(run, say=printer(False)) if has_figures else None)  # a translator has no figures of images
+    learner = load(run, say=printer(False)) if has_figures else None  # a translator has no figures of images
+    with reading_results(folder.path):
+        page = write_page(folder, learner)
     printer(True)(f"The report: {page}")
     return page

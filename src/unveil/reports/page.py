@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from unveil.atomic_files import write_text
+from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.methods import METHODS
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
-from unveil.reports.run_info import data_section, environment_section, settings_section, skipped_section
+from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
 from unveil.reports.sections import (
     attention_section,
     curve_section,
@@ -119,5 +120,8 @@ def sample_noun(kind: object) -> str:
 
 def has_maps(run: Run) -> bool:
     """Whether the samples of a run have class maps."""
-    samples = read_samples(run.path / "samples.npz")
+    try:
+        samples = read_samples(run.path / "samples.npz")
+    except UnveilError:  # told where the reconstructions would be
+        return False
     return samples is not None and samples.maps is not None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unveil.errors import UnveilError
 from unveil.learner import Learner
+from unveil.models.vit_config import ViTConfig
 from unveil.protocols import Reconstructs
 from unveil.reports.attention import attention_figure, attention_notes
 from unveil.reports.class_maps import class_colours, class_map_figure, legend
@@ -22,6 +23,8 @@ from unveil.train.run_folder import Run
 
 MAX_SAMPLES, MAX_ATTENTION = 8, 4
 """Maximum numbers of images on a page, and of images with attention maps."""
+LARGEST_SAMPLES = 2**30
+"""Maximum number of bytes that `samples.npz` unpacks to."""
 
 
 class ReportSamples(NamedTuple):
@@ -98,34 +101,65 @@ def prediction_section(samples: ReportSamples, learner: Learner, classes: Sequen
 
 def draw_samples(run: Run, learner: Learner | None, draw: Callable[[ReportSamples, Learner], Markup | None]) -> Markup | None:
     """The result of `draw` for the samples of a run, or a sentence with the reason why it cannot be drawn."""
-    samples = read_samples(run.path / "samples.npz")
-    if samples is None:
-        return None
-    if learner is None:
-        return element("p", "The trained model was not available when this page was written.")
     try:
+        samples = read_samples(run.path / "samples.npz")
+        if samples is None:
+            return None
+        if learner is None:
+            return element("p", "The trained model was not available when this page was written.")
+        refuse_other_size(samples, learner, run.path / "samples.npz")
         return draw(samples, learner)
     except UnveilError as error:
         return element("p", f"Not shown: {error}.")
 
 
 def read_samples(path: Path) -> ReportSamples | None:
-    """Reads the samples of a file; None if it does not exist or cannot be read."""
-    if not path.is_file():
+    """Reads the samples of a file; None if it does not exist.
+
+    Raises:
+        UnveilError: If the file is damaged, or holds something else.
+    """
+    if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            images = torch.from_numpy(arrays["images"]).float()[:MAX_SAMPLES]
+            refuse_bomb(arrays, path)
+            images = np.asarray(arrays["images"])
             names = [str(name) for name in arrays["names"]] if "names" in arrays else []
             maps, predicted = (arrays[key][:MAX_SAMPLES] if key in arrays else None for key in ("maps", "predicted"))
-    except (ValueError, KeyError, OSError, TypeError):
-        return None
-    if images.ndim != 4 or not len(images):
-        return None
-    if any(array is not None and (array.ndim != 3 or len(array) != len(images)) for array in (maps, predicted)):
+    except UnveilError:
+        raise
+    except Exception as error:  # a damaged archive can raise any exception of zipfile, zlib, NumPy and its parser
+        raise UnveilError(f"{path} is damaged ({type(error).__name__})") from None
+    if images.ndim != 4 or not len(images) or images.dtype.kind not in "fiu":
+        raise UnveilError(f"{path} is damaged: its images have the shape {images.shape} and the type {images.dtype}")
+    images = images[:MAX_SAMPLES].astype(np.float32)
+    if any(
+        array is not None and not (array.dtype.kind in "iu" and array.shape == maps_shape(images)) for array in (maps, predicted)
+    ):
         maps = predicted = None
     names = (names + [f"image {i + 1}" for i in range(len(names), len(images))])[: len(images)]
-    return ReportSamples(images, names, maps, predicted)
+    return ReportSamples(torch.from_numpy(images), names, maps, predicted)
+
+
+def maps_shape(images: np.ndarray) -> tuple[int, ...]:
+    """The shape of one class per pixel."""
+    return len(images), *images.shape[2:]
+
+
+def refuse_bomb(arrays: Any, path: Path) -> None:
+    """Raises `UnveilError` for an archive that unpacks to more than any run writes."""
+    size = sum(entry.file_size for entry in arrays.zip.infolist())
+    if size > LARGEST_SAMPLES:
+        raise UnveilError(f"{path} is damaged: it unpacks to {size:,} bytes, expected at most {LARGEST_SAMPLES:,}")
+
+
+def refuse_other_size(samples: ReportSamples, learner: Learner, path: Path) -> None:
+    """Raises `UnveilError` if images are not of the size that an encoder for images takes."""
+    config = getattr(learner.encoder, "config", None)
+    if isinstance(config, ViTConfig) and samples.images.shape[1:] != (config.channels, *config.image_size):
+        shape = " x ".join(map(str, samples.images.shape[1:]))
+        raise UnveilError(f"{path} holds images of {shape}, but the model takes {config.channels} x {config.image_size}")
 
 
 def name_list(names: list[str]) -> Markup:

@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeVar
 from rich.console import RenderableType
 from torch import nn
 
+from unveil.atomic_files import set_aside
 from unveil.data.loader import ImageLoader, Loader
-from unveil.errors import Interrupted
+from unveil.errors import Interrupted, UnveilError
 from unveil.folder_lock import locked
 from unveil.learner import Learner
 from unveil.paths import refuse_foreign_folder
@@ -84,9 +85,19 @@ class Session:
         self.spec, self.recipe, self.run, self._began = spec, recipe, run, began
         self.say = printer(recipe.world.is_main)
         # Earlier versions wrote no report for a translator.
-        self.finished = bool(run.results) and (spec.kind == "translate" or (run.path / "report.html").exists())
+        self.finished = bool(self.earlier_results()) and (spec.kind == "translate" or (run.path / "report.html").exists())
         self._first = self._total = 0
         self._trained = False
+
+    def earlier_results(self) -> Record:
+        """The results of an earlier call. A damaged file is set aside, since the model can be evaluated again."""
+        try:
+            return self.run.results
+        except UnveilError as error:
+            if self.is_main:
+                name = set_aside(self.run.path / "results.json").name
+                self.say(f"{error}: the file is set aside as {name}, and the model is evaluated again")
+            return {}
 
     @classmethod
     @contextmanager
@@ -166,7 +177,7 @@ class Session:
         sinks: list[Sink] = []
         screen = None
         if self.is_main:
-            log = JsonLines(run.path / "log.jsonl")
+            log = JsonLines(run.path / "log.jsonl", self.say)
             sinks = [log, *trackers(self.spec.tracker, run.path, run.config)]
             reads = isinstance(loader, ImageLoader) and not loader.dataset.in_memory
             screen = Screen(self.spec.title, self._total, reads=reads)

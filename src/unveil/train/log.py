@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeVar
@@ -12,12 +12,16 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from unveil.atomic_files import telling, write_text
+from unveil.atomic_files import set_aside, telling, write_text
 from unveil.errors import UnveilError
-from unveil.plain_text import printable
+from unveil.json_files import read_regular
+from unveil.plain_text import count_of, printable
 from unveil.train.parallel import World, mean_over_processes
+from unveil.train.run_schema import fits
 from unveil.train.terminal import console, new_bar
 
+LARGEST_LOG = 2**31
+"""Maximum number of bytes of a log file."""
 Record = dict[str, Any]
 T = TypeVar("T")
 
@@ -36,12 +40,19 @@ class Sink(Protocol):
 class JsonLines:
     """A file with one JSON object per line. A resumed run removes the lines of steps that it repeats, then appends to the file."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, say: Callable[[str], None] = lambda text: None) -> None:
+        self._path, self._say = path, say
         self._file: TextIO | None = None
 
     def start(self, first: int) -> None:
-        kept = [line for line in read_lines(self._path) if line.get("step", 0) <= first]
+        try:
+            lines, damaged = read_log(self._path)
+            fault = f"{self._path} has {count_of(damaged, 'damaged line')}" if damaged else ""
+        except UnveilError as error:
+            lines, fault = [], str(error)
+        if fault:
+            self._say(f"{fault}: the file is set aside as {set_aside(self._path).name}, and the run goes on")
+        kept = [line for line in lines if line["step"] <= first]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, record: Record) -> None:
@@ -57,15 +68,34 @@ class JsonLines:
                 self._file.close()
 
 
-def read_lines(path: Path) -> list[Record]:
-    """The records of a log file. An incomplete line of a run that was killed is ignored."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+def read_log(path: Path) -> tuple[list[Record], int]:
+    """The records of a log file, and the number of its damaged lines.
+
+    A last line without an end, of a run that was killed, is left out and is no damage. So are values that are not finite.
+
+    Raises:
+        UnveilError: If the file cannot be read.
+    """
+    if not path.exists():
+        return [], 0
+    try:
+        lines = read_regular(path, LARGEST_LOG).split(b"\n")
+    except OSError as error:
+        raise UnveilError(f"{path} cannot be read: {error.strerror or error}") from None
+    records = [parse_line(line) for line in lines if line.strip()]
+    whole = records[:-1] if records and lines[-1].strip() and records[-1] is None else records
+    return [record for record in whole if record is not None], sum(record is None for record in whole)
+
+
+def parse_line(line: bytes) -> Record | None:
+    """A line of the log; None if it is damaged."""
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not fits(found.get("step"), int):
+        return None
+    return {key: value for key, value in found.items() if isinstance(value, str) or fits(value, float)}
 
 
 class TensorBoard:

@@ -22,8 +22,9 @@ from unveil.folder_lock import LOCK
 from unveil.json_files import read_json
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.data_changes import data_changes
-from unveil.train.log import Record, read_lines
+from unveil.train.log import Record, read_log
 from unveil.train.migration import RUN_FORMAT, migrate_config, migrate_record, migrate_results
+from unveil.train.run_schema import check_results, check_run
 
 T = TypeVar("T")
 
@@ -46,6 +47,8 @@ HARMLESS = frozenset(
 PATH_OPTIONS = ("from", "resume_from", "visual_tokenizer")
 """Options whose value is the path of a run, or of a model."""
 
+LARGEST_RESULTS = 2**31
+"""Maximum number of bytes of `results.json`. The confusion matrix of thousands of classes is large."""
 PLAN = "plan.json"
 """The file that `unveil plan` writes into the folder of a run that has not started."""
 
@@ -75,19 +78,19 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """Every option, by name."""
-        config: dict[str, Any] = self.facts["config"]
+        config: dict[str, Any] = self.facts.get("config") or {}
         return config
 
     @property
     def log(self) -> list[Record]:
         """The records of `log.jsonl`. The file is parsed again only if it has changed."""
-        records = self._parse("log.jsonl", lambda path: [migrate_record(record) for record in read_lines(path)])
+        records = self._parse("log.jsonl", lambda path: [migrate_record(record) for record in read_log(path)[0]])
         return list(records or ())
 
     @property
     def results(self) -> dict[str, Any]:
         """The content of `results.json`; empty before the run has ended. The file is parsed again only if it has changed."""
-        return copy.deepcopy(self._parse("results.json", lambda path: migrate_results(read_json(path))) or {})
+        return copy.deepcopy(self._parse("results.json", read_results) or {})
 
     def _parse(self, name: str, parse: Callable[[Path], T]) -> T | None:
         path = self.path / name
@@ -95,6 +98,8 @@ class Run:
             stat = path.stat()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UnveilError(f"{path} cannot be read: {error.strerror}") from None
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if name not in self._parsed or self._parsed[name][0] != stamp:
             self._parsed[name] = stamp, parse(path)
@@ -109,6 +114,13 @@ class Run:
         return Checkpoints(self.path / "checkpoints", keep, warn)
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a `results.json`, converted to the names of this version."""
+    results = migrate_results(read_json(path, LARGEST_RESULTS))
+    check_results(results, path)
+    return results
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """The content of a `run.json`, converted to the names of this version."""
     facts = read_json(path)
@@ -118,7 +130,8 @@ def read_facts(path: Path) -> dict[str, Any]:
             f"{path} has format {found}, but this version of unveil reads formats up to {RUN_FORMAT}: a newer version wrote it, so "
             f"upgrade unveil"
         )
-    if isinstance(facts.get("config"), dict):
+    check_run(facts, path)
+    if "config" in facts:
         facts["config"] = migrate_config(facts["config"], found)
     return facts
 
@@ -181,10 +194,10 @@ def harmless_options(config: Mapping[str, Any]) -> frozenset[str]:
 
 def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Compares the settings of a run with new ones. Prints harmless differences, and raises `UnveilError` for others."""
-    if run.facts["kind"] != facts["kind"]:
-        raise UnveilError(f"{run.path} is a {run.facts['kind']} run, not a {facts['kind']} run: choose another --out")
+    if run.facts.get("kind") != facts["kind"]:
+        raise UnveilError(f"{run.path} is a {run.facts.get('kind')} run, not a {facts['kind']} run: choose another --out")
     changes, harmless = config_changes(run.config, facts["config"]), harmless_options(run.config)
-    data = data_changes(run.facts["data"], facts["data"])
+    data = data_changes(run.facts.get("data") or {}, facts["data"])
     # A harmless option that an earlier version did not have is not worth a line.
     lines = data + [line for key, line in changes.items() if key not in harmless or key in run.config]
     if data or changes.keys() - harmless:
