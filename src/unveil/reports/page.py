@@ -11,7 +11,7 @@ from unveil.learner import Learner
 from unveil.methods import METHODS
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
-from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
+from unveil.reports.run_info import data_section, environment_section, settings_section, skipped_section
 from unveil.reports.sections import (
     attention_section,
     curve_section,
