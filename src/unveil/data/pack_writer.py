@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from unveil.atomic_files import sync
+from unveil.atomic_files import remove, sync, telling
 from unveil.data.dataset import Progress
 from unveil.data.images import image_format, read_image
 from unveil.data.pack_reader import FACTS, INDEX, SHARD_HEAD, SKIPPED, UNFINISHED, Facts, Table, seal, shard_name, unseal
@@ -332,12 +332,16 @@ def cores() -> int:
 
 def write(path: Path, data: bytes) -> None:
     """Writes a file atomically. Its temporary name is fixed, so that killed runs do not leave more and more files."""
-    with temporary(path).open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary(path), path)
-    sync(path.parent)
+    with telling(path, len(data)):
+        try:
+            with temporary(path).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary(path), path)
+            sync(path.parent)
+        finally:
+            remove(temporary(path))
 
 
 def temporary(path: Path) -> Path:

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from unveil.atomic_files import write_text
+from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
 from unveil.json_files import read_json
 from unveil.learner import Method
@@ -21,6 +22,7 @@ from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
 from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import Run, receipt
+from unveil.train.run_schema import check, reading_results
 from unveil.train.terminal import printer
 
 FIRST_STAGE_SHARE = 0.25
@@ -39,6 +41,9 @@ class ComparisonConfig:
     """Labelled data for fine-tuning; by default DATA itself."""
     with_finetune: bool = True
     """Also fine-tune each encoder, for 10 epochs unless --finetune.epochs says otherwise."""
+    evaluate_on: Literal["held-out", "test"] = "held-out"
+    """The images to evaluate on. To choose among methods or values, use held-out images: the validation split or, without one, a
+    part of the train set. Then evaluate your choice once on the test set, with `unveil probe`."""
 
 
 class Entry(NamedTuple):
@@ -77,7 +82,11 @@ class Comparison:
     def options(self, entry: Entry, seed: int) -> dict[str, Any]:
         """The options of a run. A value that is the name of another entry becomes the run folder of that entry with this seed."""
         paths = {key: str(self.path(value, seed)) for key, value in entry.options.items() if value in self.names}
-        return self.shared_options | entry.options | paths | {"seed": seed}
+        return self.test_split(entry) | self.shared_options | entry.options | paths | {"seed": seed}
+
+    def test_split(self, entry: Entry) -> dict[str, str]:
+        """The option that keeps the test set of images for later. Texts have no test set in pre-training."""
+        return {"test_split": HELD_OUT} if self.config.evaluate_on == "held-out" and entry.kind.modality == "images" else {}
 
     @property
     def names(self) -> list[str]:
@@ -121,7 +130,9 @@ class Comparison:
 
     def finetune(self, run: Run, seed: int, out: Path, scratch: bool = False) -> Run:
         """Fine-tunes the encoder of a run, or an untrained encoder of the same shape."""
-        return finetune(run.path, self.config.labelled_data, out=out, scratch=scratch, seed=seed, **self.finetune_options)
+        options = {key: value for key, value in run.config.items() if key == "test_split" and value == HELD_OUT}
+        options |= self.finetune_options
+        return finetune(run.path, self.config.labelled_data, out=out, scratch=scratch, seed=seed, **options)
 
     def epochs(self, entry: Entry, seed: int) -> float:
         """The epochs of a run: as given, or as many as fit into the seconds.
@@ -153,11 +164,18 @@ class Comparison:
     def measured_epochs(self) -> dict[str, Any]:
         """The epochs of each entry from earlier trials."""
         path = self.folder / "epochs.json"
-        return read_json(path) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
+        check(found, dict.fromkeys(found, dict[str, float]), path)
+        return found
 
     def finished(self, path: Path) -> Run | None:
         """The run in a folder if it has finished, else None."""
-        return Run(path) if (path / "results.json").is_file() and (path / "report.html").is_file() else None
+        if not ((path / "results.json").is_file() and (path / "report.html").is_file()):
+            return None
+        try:
+            return Run(path) if Run(path).results else None
+        except UnveilError:  # damaged results are computed again when the turn of the run comes
+            return None
 
     def rows(self) -> list[ComparisonRow]:
         """The results of the runs that have finished: a row for each entry, then for each baseline."""
@@ -169,7 +187,8 @@ class Comparison:
                 run = self.finished(self.path(entry.name, seed))
                 finetuned = self.finished(self.path(entry.name, seed, "-finetune")) if self.config.with_finetune else None
                 if run:
-                    seeds.append(figures_of(run, self.stages_of(entry, seed), finetuned))
+                    with reading_results(run.path):
+                        seeds.append(figures_of(run, self.stages_of(entry, seed), finetuned))
                 if run and entry.name == first:
                     scratch = self.finished(self.path("untrained", seed, "-finetune")) if self.config.with_finetune else None
                     features = run.results.get("features") or {}

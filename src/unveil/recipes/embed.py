@@ -1,6 +1,6 @@
 """`unveil embed`: one row of features per image, with its path, for search, clustering or any classifier."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
+from unveil.atomic_files import replacing
 from unveil.data.sources import Data
 from unveil.data.splits import Subset
-from unveil.evaluate.features import features_of
+from unveil.errors import UnveilError
+from unveil.evaluate.features import Features, features_of
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import configure
@@ -18,9 +20,10 @@ from unveil.paths import refuse_unless_new_table
 from unveil.plain_text import printable
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, Range
-from unveil.runs.open_data import open_each, say_notes, stored_side
+from unveil.runs.labelled_data import write_arrays
+from unveil.runs.open_data import open_each, say_notes
 from unveil.runs.skipped_files import skipped_lines
-from unveil.train.parallel import HardwareConfig, join_processes, resolve_precision
+from unveil.train.parallel import HardwareConfig, join_processes
 from unveil.train.terminal import printer
 
 
@@ -50,30 +53,32 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
         out: A new file: .npz with "path", "embedding", "label" if there are classes, and "split" ("train", "val", "test", ...) if
             DATA has splits; or .parquet with the same columns.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
-        **options: Fields of `EmbedConfig` and `HardwareConfig`.
+        **options: Fields of `EmbedConfig` and `HardwareConfig`. By default, features are computed in float32.
 
     Raises:
-        UnveilError: If the file exists, or has another suffix.
+        UnveilError: If the file exists, or has another suffix; or if features are not finite.
     """
     allow(trust)
     config, hardware = configure(options, EmbedConfig, HardwareConfig)
     path = Path(out) if out else Path("embeddings.npz")
     refuse_unless_new_table(path)
     world, say = join_processes(hardware), printer(True)
-    hardware = resolve_precision(hardware, world)
+    if hardware.precision == "auto":
+        hardware = replace(hardware, precision="float32")  # features are a result: rounding is for those who ask for it
     learner = load(run, say=say).to(world.device).eval()
     encoder = vit_of(learner)
     vit = encoder.config
-    side, limit = stored_side(vit.image_size), config.max_pixels
-    parts = open_each(data, config.split, side=side, channels=vit.channels, max_pixels=limit, show=True)
+    parts = open_each(data, config.split, vit, max_pixels=config.max_pixels, show=True)
     say_notes(say, "", *(part.dataset.source for part in parts.values()))
 
     def patch_tokens(images: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = encoder(images)
         return tokens[:, 1:]
 
-    function = patch_tokens if config.pool == "patches" else partial(encoder.features, pool=config.pool or learner.pool)
+    function = patch_tokens if config.pool == "patches" else partial(learner.features, pool=config.pool)
     found = [features_of(function, part, vit, hardware, world, config.batch_size) for part in parts.values()]
+    for features in found:
+        refuse_non_finite(features, run)
     tables = [features.rows.numpy() for features in found]
     rows = tables[0] if len(tables) == 1 else np.concatenate(tables)  # which needs twice the memory
     names = np.array([name for features in found for name in features.subset.names])
@@ -81,16 +86,25 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
     columns = {"path": names, "embedding": rows} | ({"label": labels} if any(labels) else {})
     if len(parts) > 1:
         columns["split"] = np.repeat(np.array(list(parts)), [len(features.subset) for features in found])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.part{path.suffix}")
-    write_table(fresh, columns)
-    fresh.rename(path)
+    write_table(path, columns)
     for line in skipped_lines(*parts.values()):
         say(f"skipped {line}")
     counts = ", ".join(f"{len(features.subset):,} of {name}" for name, features in zip(parts, found, strict=True))
     splits = f" ({counts})" if len(parts) > 1 else ""
     say(f"{len(rows):,} images{splits}, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
     return path
+
+
+def refuse_non_finite(features: Features, run: str | Path) -> None:
+    """Raises `UnveilError` if a feature is NaN or infinite."""
+    bad = (~features.rows.isfinite()).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+    if bad:
+        first = printable(features.subset.names[bad[0]])
+        counts = f"{len(bad):,} of {len(features.rows):,} images"
+        raise UnveilError(
+            f"the features of {counts} are not finite, the first of {first}: the numbers in {run} are too large: use another run, "
+            f"or --precision float32"
+        )
 
 
 def class_names(subset: Subset) -> list[str]:
@@ -101,7 +115,7 @@ def class_names(subset: Subset) -> list[str]:
 def write_table(path: Path, columns: dict[str, np.ndarray]) -> None:
     """Writes one row per image, as NPZ or Parquet depending on the suffix."""
     if path.suffix == ".npz":
-        np.savez(path, **columns)  # type: ignore[arg-type]  # the stubs confuse the columns with `allow_pickle`
+        write_arrays(path, columns)
         return
     import pyarrow as pa
     from pyarrow import parquet
@@ -112,4 +126,5 @@ def write_table(path: Path, columns: dict[str, np.ndarray]) -> None:
         lists = pa.FixedSizeListArray.from_arrays(lists, rows.shape[1])
     texts = {name: pa.array(map(printable, column)) for name, column in columns.items() if name != "embedding"}
     arrays = {name: texts.get(name, lists) for name in columns}
-    parquet.write_table(pa.table(arrays), path)
+    with replacing(path, rows.nbytes) as fresh:
+        parquet.write_table(pa.table(arrays), fresh)

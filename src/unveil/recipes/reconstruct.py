@@ -13,6 +13,7 @@ from unveil.paths import refuse_unless_new_figure
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, Range, Seed, Share
 from unveil.reports.reconstruct import reconstruction_figure, require_reconstruct
+from unveil.reports.style import save_figure
 from unveil.runs.labelled_data import data_of, free_file
 from unveil.runs.open_data import open_whole, stored_side
 from unveil.train.terminal import printer
@@ -69,7 +70,6 @@ def reconstruct(
     drawn = reconstruction_figure(
         learner, views, ratios=config.ratios, names=readable.names, seed=config.seed, mean=vit.mean, std=vit.std
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path)
+    save_figure(drawn, path)
     say(f"The figure: {path}")
     return path

@@ -16,6 +16,7 @@ from unveil.interop import translator_files
 from unveil.models.seq2seq import MODELS, Seq2Seq, Seq2SeqConfig
 from unveil.options import configure, known_to
 from unveil.ranges import Range, ShareBelowOne
+from unveil.reports.style import save_figure
 from unveil.reports.translation_attention import translation_figure
 from unveil.runs.modality import slug
 from unveil.runs.session import RunSpec, Session, join, options_by_name
@@ -184,8 +185,7 @@ def translate(
     found = translate_tokens(translator, rows, beams=search.beams, length_penalty=search.length_penalty)
     if attention is not None:
         labels = [*tokenizer.pieces(rows[0]), "(end)"], [*tokenizer.pieces(found[0]), "(end)"]
-        attention.parent.mkdir(parents=True, exist_ok=True)
-        translation_figure(*labels, cross_attention(translator, rows[0], found[0])).savefig(attention, dpi=150)
+        save_figure(translation_figure(*labels, cross_attention(translator, rows[0], found[0])), attention, dpi=150)
         printer(True)(f"The figure: {attention}")
     return tokenizer.decode(found)
 
