@@ -22,12 +22,14 @@ from unveil.data.batch import Batch
 from unveil.errors import Interrupted, UnveilError
 from unveil.learner import Learner, Step
 from unveil.stop_signals import Stopped, raise_on_signals
+from unveil.train import recorder
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Record
 from unveil.train.loop import train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World
 from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.recorder import Recorder
 from unveil.train.signals import Agreement
 
 WORLD = World(torch.device("cpu"))
@@ -302,6 +304,69 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, accum_steps):
     assert [record.get("skipped_steps") for record in lines.records] == [None] * 7 + [1] * 12
     assert all(math.isfinite(record["loss"]) for record in lines.records)
     assert all(x.isfinite().all() for x in learner.state_dict().values())
+
+
+class Bare(Small):
+    """Does nothing after a step, so that a GPU can drop one by itself. Its buffer changes in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, batch: Batch) -> Step:
+        return super().forward(batch._replace(images=self.norm(batch.images)))
+
+
+@pytest.mark.parametrize("broken", [(), (7,), (6, 7), (9, 12, 13), (18, 19), range(3, 9)])
+@pytest.mark.parametrize("careful", [0, 3, 100])
+def test_a_host_that_does_not_wait_learns_the_same(tmp_path, monkeypatch, broken, careful):
+    """As on a fast GPU: the optimiser drops a step by itself, and the host is told in the next one."""
+    seen = []
+    for lags in (False, True):
+        monkeypatch.setattr(recorder, "CAREFUL_STEPS", careful)
+        monkeypatch.setattr(Agreement, "slow", property(lambda _, lags=lags: not lags, lambda *_: None), raising=False)
+        monkeypatch.setattr(Recorder, "_can_lag", property(lambda _: True, lambda *_: None), raising=False)
+        checkpoints, learner, lines = Checkpoints(tmp_path / f"{lags}", keep=99), Bare(), Lines()
+        train(learner, Numbers(broken=broken), recipe(), checkpoints=checkpoints, sinks=[lines])
+        seen.append((learner.state_dict(), timeless(lines.records), checkpoints.load(20, "optimizer"), checkpoints.manifest(20)))
+    for part in (0, 2):
+        assert seen[0][part].keys() == seen[1][part].keys()
+        assert all(torch.equal(value, seen[1][part][key]) for key, value in seen[0][part].items())
+    assert seen[0][1] == seen[1][1]
+    assert seen[0][3]["skipped"] == seen[1][3]["skipped"]
+    assert seen[0][3]["skipped"]["count"] == len(broken)
+
+
+@pytest.mark.parametrize("last", [6, 7, 8, 9])
+def test_a_host_that_does_not_wait_saves_what_it_was_told(tmp_path, monkeypatch, last):
+    """A signal, or a failure to read, while the last step is not decided yet."""
+    monkeypatch.setattr(Agreement, "slow", property(lambda _: False, lambda *_: None), raising=False)
+    monkeypatch.setattr(Recorder, "_can_lag", property(lambda _: True, lambda *_: None), raising=False)
+    numbers = Numbers(broken=(7,))
+    train(whole := Bare(), numbers, recipe(), sinks=[lines := Lines()])
+    checkpoints, first, rest = Checkpoints(tmp_path), Lines(), Lines()
+
+    class Until(Numbers):
+        def share(self, step: int, share: int, shares: int) -> Batch:
+            if step == last:
+                raise MemoryError
+            return super().share(step, share, shares)
+
+    with pytest.raises(UnveilError, match=f"Step {last} is saved"):
+        train(Bare(), Until(broken=(7,)), recipe(), checkpoints=checkpoints, sinks=[first])
+    train(resumed := Bare(), numbers, recipe(), checkpoints=checkpoints, sinks=[rest])
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert timeless(first.records + rest.records) == timeless(lines.records)
+
+
+def test_a_host_that_does_not_wait_stops_after_too_many_skipped_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(Agreement, "slow", property(lambda _: False, lambda *_: None), raising=False)
+    monkeypatch.setattr(Recorder, "_can_lag", property(lambda _: True, lambda *_: None), raising=False)
+    checkpoints = Counting(tmp_path)
+    with pytest.raises(UnveilError, match=r"3 of 6 steps were skipped.*the loss is nan; the batch holds step 5 number 0"):
+        train(Bare(), Numbers(broken=range(3, 9)), recipe(max_skipped_steps=3), checkpoints=checkpoints)
+    assert checkpoints.saved == [6]
+    assert all(x.isfinite().all() for x in checkpoints.load(6, "model").values())
 
 
 @pytest.mark.usefixtures("save_always")

@@ -32,7 +32,7 @@ def test_saving_takes_a_fiftieth_of_the_time_at_most(monkeypatch):
     due = []
     for second in range(1, 1001):
         now += 1
-        if agreement.decide(torch.tensor(True)).save:
+        if agreement.decide(agreement.ask(torch.tensor(True))).save:
             due.append(second)
             with agreement.saving():
                 now += 0.125 if len(due) < 3 else 2.0
@@ -47,14 +47,14 @@ class Reduction:
     def __init__(self, size: int) -> None:
         self.barrier, self.values = threading.Barrier(size), list[list[int]]()
 
-    def __call__(self, values: torch.Tensor, world: World) -> list[int]:
+    def __call__(self, values: torch.Tensor, world: World) -> torch.Tensor:
         self.values.append(values.tolist())
         self.barrier.wait(timeout=20)
         result = [max(column) for column in zip(*self.values, strict=True)]
         if self.barrier.wait(timeout=20) == 0:
             self.values.clear()
         self.barrier.wait(timeout=20)
-        return result
+        return torch.tensor(result)
 
 
 def test_many_processes_agree_in_every_step(monkeypatch):
@@ -69,7 +69,8 @@ def test_many_processes_agree_in_every_step(monkeypatch):
             time.sleep(0.002 * (1 + rank))
             if rank == 2 and step == 50:
                 stop.set(signal.SIGHUP)
-            decision = agreement.decide(torch.tensor((rank, step) != (1, 30)), failed=(rank, step) == (0, 40))
+            answer = agreement.ask(torch.tensor((rank, step) != (1, 30)), failed=(rank, step) == (0, 40))
+            decision = agreement.decide(answer)
             if decision != (True, 0, False, False):
                 decisions.append((step, decision))
             if decision.save:

@@ -1,9 +1,8 @@
 """The log of a run: JSON lines, a progress bar or plain lines, and optionally TensorBoard and W&B."""
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeVar
@@ -18,7 +17,7 @@ from unveil.json_files import read_regular
 from unveil.plain_text import count_of, printable
 from unveil.train.parallel import World, mean_over_processes
 from unveil.train.run_schema import fits
-from unveil.train.terminal import console, new_bar
+from unveil.train.terminal import console, new_bar, print_to_stderr, say
 
 LARGEST_LOG = 2**31
 """Maximum number of bytes of a log file."""
@@ -157,6 +156,7 @@ class Meter:
 
     def __init__(self, world: World, effort: float = 0.0) -> None:
         self.world, self.effort = world, effort
+        self._per_step: Iterable[str] = ()
         self.restart()
 
     def restart(self) -> None:
@@ -193,12 +193,19 @@ class Meter:
 
     def step(self, values: dict[str, Tensor], samples: int) -> None:
         """Adds the values of a whole step, and counts its samples."""
+        self._per_step = values.keys()
         self.add(values)
         self._samples += samples
 
-    def drop(self, samples: int) -> None:
-        """Takes back the count of a step whose values were added as zeros, because it was not applied after all."""
-        self._sums = {key: (total, count - 1) for key, (total, count) in self._sums.items() if count > 1}
+    def drop(self, microbatches: int, samples: int) -> None:
+        """Takes back a step whose values were added as zeros, because it was not applied after all.
+
+        Args:
+            microbatches: How often `add` was called.
+            samples: What `step` was called with; its values were added once.
+        """
+        counts = {key: count - (1 if key in self._per_step else microbatches) for key, (_, count) in self._sums.items()}
+        self._sums = {key: (total, counts[key]) for key, (total, _) in self._sums.items() if counts[key]}
         self._samples -= samples
 
     def read(self) -> Record:
@@ -282,11 +289,11 @@ class Screen:
             self._last = time.monotonic()
             left = (self._last - self._start) / max(done - self.first, 1) * (self.total - done)
             news += f"  {record['peak_share']:.0%} of peak  {left:,.0f} s left"
-            print(f"{self.title}  {done}/{self.total}  {news}", file=sys.stderr, flush=True)
+            print_to_stderr(f"{self.title}  {done}/{self.total}  {news}")
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(printable(text, lines=True), soft_wrap=True)
+        say(self.console, text)
 
     def close(self) -> None:
         """Stops the bar. Recommends `unveil pack` if the loop waited for images."""

@@ -14,12 +14,12 @@ from unveil.train.guards import restored_generators, seed_all
 from unveil.train.log import Meter, Screen, Sink
 from unveil.train.memory_trial import fit_batch_in_memory, matrix_peak
 from unveil.train.microbatches import Microbatches
-from unveil.train.optim import clip_gradients, set_lr
+from unveil.train.optim import clip_gradients, drop_if, set_lr
 from unveil.train.parallel import autocast, compile_limits, no_sync_until_last
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.recorder import Monitor, Recorder, reading_failed
 from unveil.train.signals import interruption
-from unveil.train.skipped_steps import BadStep
+from unveil.train.skipped_steps import BadStep, zeros_if
 from unveil.train.state import start_or_resume
 
 
@@ -76,7 +76,7 @@ def train(
 
             batches, samples = stream(loader, range(first, total), world.rank, world.size, parts.loaded), None
             for step in range(first, total):
-                failure = None
+                failure, lags = None, recorder.lags(step)
                 try:
                     with meter.waiting(), stop.raising(enabled=world.size == 1):
                         samples = next(batches)[1]
@@ -85,8 +85,9 @@ def train(
                     raise interruption(step, total, stop.number) from None
                 except Exception as error:
                     failure = error
-                    if world.size == 1 or samples is None:
+                    if world.size == 1:
                         recorder.save(step)
+                    if world.size == 1 or samples is None or lags:
                         raise reading_failed(error, recorder.saved, checkpoints) from error
                 assert samples is not None  # a process whose samples cannot be read takes part with those of the step before
 
@@ -103,25 +104,39 @@ def train(
                     results.append({key: value.detach() for key, value in {"loss": result.loss, **result.metrics}.items()})
                 norm = clip_gradients(learner, optim.clip_grad, optim.clip_mode)
                 losses = [each["loss"] for each in results]
-                decision = recorder.agreement.decide(torch.stack([*losses, norm]).isfinite().all(), failure is not None)
+                answer = recorder.agreement.ask(torch.stack([*losses, norm]).isfinite().all(), failure is not None)
+                this, done = BadStep(step, samples, losses, norm), step + 1
 
-                done = step + 1
-                if decision.finite and not decision.failed:
+                if lags:  # a fast GPU drops a step that is not finite by itself, and the host is told in the next step
                     learner.before_step(step / total)
+                    drop_if(optimizer, answer.dropped)
                     optimizer.step()
                     optimizer.zero_grad()
+                    recorder.skipped.restore_buffers(answer.dropped)
                     for each in results:
-                        meter.add(each)
-                    meter.step({"gradient_norm": norm}, config.batch_size)
-                    learner.after_step(done / total)
-                    recorder.skipped.applied()
+                        meter.add(zeros_if(answer.dropped, each))
+                    meter.step(zeros_if(answer.dropped, {"gradient_norm": norm}), config.batch_size)
+                    decision = recorder.follow(answer, this)
                 else:
-                    optimizer.zero_grad()
-                    recorder.skipped.restore_buffers()
-                    if decision.failed:
-                        recorder.save(step)
-                        raise reading_failed(failure, recorder.saved, checkpoints) from failure
-                    recorder.skip(BadStep(step, samples, losses, norm))
+                    recorder.settle()
+                    drop_if(optimizer, None)
+                    decision = recorder.agreement.decide(answer)
+                    if decision.finite and not decision.failed:
+                        learner.before_step(step / total)
+                        optimizer.step()
+                        optimizer.zero_grad()
+                        for each in results:
+                            meter.add(each)
+                        meter.step({"gradient_norm": norm}, config.batch_size)
+                        learner.after_step(done / total)
+                        recorder.skipped.applied()
+                    else:
+                        optimizer.zero_grad()
+                        recorder.skipped.restore_buffers()
+                        if decision.failed:
+                            recorder.save(step)
+                            raise reading_failed(failure, recorder.saved, checkpoints) from failure
+                        recorder.skip([this], done)
                 if done == total:
                     learner.after_training()
                 if screen:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unveil.errors import UnveilError
@@ -80,6 +81,8 @@ class AdamW(torch.optim.AdamW):
     Their first call imports torch._dynamo, which would double the time to the first step. The loop never compiles the optimiser.
     """
 
+    found_inf: Tensor | None = None
+    """Read by the fused kernels of torch; see `drop_if`."""
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
@@ -133,6 +136,12 @@ def clip_gradients(learner: nn.Module, max_norm: float = 0.0, mode: Literal["glo
             assert p.grad is not None
             nn.utils.clip_grads_with_norm_([p], max_norm, nn.utils.get_total_norm([p.grad]))
     return full_tensor(norm)
+
+
+def drop_if(optimizer: torch.optim.Optimizer, dropped: Float[Tensor, ""] | None) -> None:
+    """Lets the next step of a fused optimiser change nothing if `dropped` is 1, as a tensor on its device; None is 0."""
+    if isinstance(optimizer, AdamW):
+        optimizer.found_inf = dropped
 
 
 def set_lr(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:

@@ -309,11 +309,11 @@ def mean_over_processes(values: Tensor, size: int) -> Tensor:
     return values
 
 
-def max_over_processes(values: Int[Tensor, " n"], world: World) -> list[int]:
-    """The maximum of each value over all processes. Every process must call it."""
+def max_over_processes(values: Int[Tensor, " n"], world: World) -> Int[Tensor, " n"]:
+    """The maximum of each value over all processes, in place. Every process must call it."""
     if world.size > 1:
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [int(value) for value in values.tolist()]
+    return values
 
 
 def first_over_processes(text: str | None, world: World) -> str | None:

@@ -4,9 +4,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unveil.errors import Interrupted
@@ -17,25 +18,52 @@ SAVE_SHARE = 0.02
 """Maximum share of the time for saving checkpoints."""
 
 
+SLOW_SECONDS = 1.0
+"""A step that takes longer is waited for: then a signal is noticed in the same step."""
+
+
 class Decision(NamedTuple):
     """What all processes do in a step."""
 
-    finite: bool
-    """Whether the loss and the gradient are finite on every process, so that the step can be applied."""
-    stop: int
+    finite: bool = True
+    """Whether the loss and the gradient are finite on every process, so that the step is applied."""
+    stop: int = 0
     """The signal after which to stop when this step is done; 0 if there was none."""
-    save: bool
+    save: bool = False
     """Whether to save a checkpoint when this step is done."""
-    failed: bool
-    """Whether a process could not read its samples, so that the step has to be dropped."""
+    failed: bool = False
+    """Whether a process could not read its samples, so that the step is dropped."""
+
+
+class Answer:
+    """The five numbers that all processes share in a step: not finite, stop, save, failed, slow. A GPU may still compute them."""
+
+    def __init__(self, numbers: Int[Tensor, " 5"]) -> None:
+        self.numbers = self._host = numbers
+        self._event: Any = None
+        if numbers.is_cuda:
+            self._host = torch.empty(len(numbers), dtype=numbers.dtype, pin_memory=True)
+            self._host.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    @property
+    def dropped(self) -> Float[Tensor, ""]:
+        """1 if the step has to be dropped, else 0, on the device."""
+        return (self.numbers[0] | self.numbers[3]).float()
+
+    def read(self) -> list[int]:
+        """The numbers. Waits for the GPU."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [int(value) for value in self._host.tolist()]
 
 
 class Agreement:
     """Decides once per step, with the same answer on every process.
 
     A process cannot act on its own signal, clock or loss, since a step and a checkpoint are collective operations. So in each step,
-    before it is applied, the processes take the maximum of four numbers. This costs one small all-reduce, and one wait for the GPU:
-    see LAB.md. A signal is noticed within one step.
+    before it is applied, the processes take the maximum of five numbers in one small all-reduce.
 
     Args:
         stop: Set when this process should stop.
@@ -46,20 +74,29 @@ class Agreement:
     def __init__(self, stop: StopFlag, save_seconds: float, world: World) -> None:
         self._stop, self._save_seconds, self._world = stop, save_seconds, world
         self._saved, self._save_cost = time.monotonic(), 0.0
+        self._asked = time.monotonic()
+        self.slow = True
+        """Whether steps take longer than `SLOW_SECONDS`, as all processes have agreed."""
 
-    def decide(self, finite: Tensor, failed: bool = False) -> Decision:
-        """Every process must call it once per step.
+    def ask(self, finite: Bool[Tensor, ""], failed: bool = False) -> Answer:
+        """Starts the reduction, without waiting for a GPU. Every process must call it once per step.
 
         Args:
-            finite: Whether the loss and the gradient of this process are finite, as a tensor on its device.
+            finite: Whether the loss and the gradient of this process are finite, on its device.
             failed: Whether this process could not read its samples.
         """
-        stop, save = self._stop.number or 0, self._world.is_main and self._save_due()
-        if self._world.size == 1:
-            return Decision(bool(finite), stop, save, failed)
-        box = torch.tensor([0, stop, save, failed], device=self._world.device)
-        box[0] = ~finite
-        broken, stop, save, failed = max_over_processes(box, self._world)
+        main, before, self._asked = self._world.is_main, self._asked, time.monotonic()
+        slow = main and self._asked - before > SLOW_SECONDS
+        own = [0, self._stop.number or 0, int(main and self._save_due()), int(failed), int(slow)]
+        gpu = self._world.device.type == "cuda"
+        numbers = torch.tensor(own, pin_memory=gpu).to(self._world.device, non_blocking=True)
+        numbers[0] = ~finite
+        return Answer(max_over_processes(numbers, self._world))
+
+    def decide(self, answer: Answer) -> Decision:
+        """Reads an answer. Waits for the GPU."""
+        broken, stop, save, failed, slow = answer.read()
+        self.slow = bool(slow)
         return Decision(not broken, stop, bool(save), bool(failed))
 
     @contextmanager

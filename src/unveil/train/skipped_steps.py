@@ -1,9 +1,11 @@
 """Steps whose loss or gradient is not finite. They change nothing, and are counted and explained. Many of them stop the run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from unveil.data.batch import Samples
@@ -50,16 +52,31 @@ class SkippedSteps:
         self._owners = [(module, name) for module in learner.modules() for name, x in module._buffers.items() if x is not None]
         self._kept: list[Tensor] = []
 
-    @torch.no_grad()
     def keep_buffers(self) -> None:
         """Copies all buffers, such as the statistics of a batch norm or the centre of DINO, before a step changes them."""
-        self._kept = [module._buffers[name].clone() for module, name in self._owners]  # type: ignore[union-attr]
+        self._kept = self._copies()
+
+    def restore_buffers(self, where: Float[Tensor, ""] | None = None) -> None:
+        """Restores the buffers to what they were before the step; with `where`, if this is not 0, without waiting for a GPU."""
+        self._restore(self._kept, where)
+
+    @contextmanager
+    def same_buffers(self) -> Iterator[None]:
+        """A context whose end restores the buffers to what they were at its beginning."""
+        kept = self._copies()
+        yield
+        self._restore(kept)
 
     @torch.no_grad()
-    def restore_buffers(self) -> None:
-        """Restores the buffers to what they were before the step."""
-        for (module, name), value in zip(self._owners, self._kept, strict=True):
-            module._buffers[name].copy_(value)  # type: ignore[union-attr]
+    def _copies(self) -> list[Tensor]:
+        return [x.clone() for module, name in self._owners if (x := module._buffers[name]) is not None]
+
+    @torch.no_grad()
+    def _restore(self, kept: Sequence[Tensor], where: Float[Tensor, ""] | None = None) -> None:
+        for (module, name), value in zip(self._owners, kept, strict=True):
+            now = module._buffers[name]
+            assert now is not None
+            now.copy_(value if where is None else torch.where(where > 0, value, now))
 
     def applied(self) -> None:
         """Notes that a step was applied."""
@@ -165,6 +182,11 @@ def named(names: Sequence[str]) -> str:
     """The images of a batch, for a message."""
     more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
     return f"the batch holds {', '.join(names[:MAX_NAMES])}{more}" if names else "the samples have no names"
+
+
+def zeros_if(dropped: Float[Tensor, ""], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values, or zeros if `dropped` is 1."""
+    return {key: torch.where(dropped > 0, 0.0, value) for key, value in values.items()}
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
