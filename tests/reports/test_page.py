@@ -167,7 +167,7 @@ def test_a_run_that_has_only_begun(run: Run):
         (run.path / part).unlink()
     (run.path / "run.json").write_text('{"kind": "pretrain"}')
     page = read(Run(run.path))
-    assert "a model, pretrained on unnamed data" in page.text
+    assert "A model, pretrained on unnamed data" in page.text
     assert "There are no results yet" in page.text
     assert page.tags["section"] == 2  # the log that has no lines, and the environment
 

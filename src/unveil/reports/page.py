@@ -9,9 +9,10 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.methods import METHODS
+from unveil.reports.chance import within_chance
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
-from unveil.reports.run_info import data_section, environment_section, settings_section, skipped_section
+from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
 from unveil.reports.sections import (
     attention_section,
     curve_section,
@@ -22,7 +23,8 @@ from unveil.reports.sections import (
 )
 from unveil.reports.style import style_sheet
 from unveil.reports.table import html_table
-from unveil.reports.verdict import verdict
+from unveil.reports.verdict import position_of, verdict
+from unveil.reports.vocabulary import format_number, primary_of
 from unveil.train.run_folder import Run
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -30,6 +32,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 KINDS = {
     "pretrain": "pretrained on",
     "finetune": "fine-tuned on",
+    "scratch": "trained from scratch on",
     "probe": "evaluated on",
     "translate": "a translation model trained on",
 }
@@ -53,7 +56,7 @@ def write_page(run: Run, learner: Learner | None) -> Path:
         ("Classes", lambda: class_section(run.results)),
         ("Data", lambda: data_section(data, sample_noun(run.facts.get("kind"))) if (data := run.facts.get("data")) else None),
         ("Skipped", lambda: skipped_section(run.path / "skipped.txt")),
-        ("Settings", lambda: settings_section(config) if (config := run.facts.get("config")) else None),
+        ("Settings", lambda: settings_section(config, resolved_options(run)) if (config := run.facts.get("config")) else None),
         ("Environment", lambda: environment_section(run.facts, run.results)),
     ]
     sections = [(name, body) for name, build in builders if (body := build())]
@@ -96,15 +99,39 @@ def headline(run: Run) -> tuple[Markup, str]:
     """The heading of the page, with model, data and verdict; and the title of the page."""
     config, data = run.facts.get("config") or {}, run.facts.get("data") or {}
     kind = str(run.facts.get("kind", "run"))
-    model = " with ".join(str(each) for each in (method_name(config), config.get("model")) if each) or "a model"
-    name = str(data.get("name", "unnamed data"))
-    title = f"{model}, {KINDS.get(kind, f'({kind}) on')} {Path(name).name or name}"
+    model = " with ".join(str(each) for each in (method_name(config), config.get("model")) if each)
+    if not model and config.get("from") and not config.get("scratch"):
+        model = f"The encoder of {Path(str(config['from'])).name}"
+    name, wording = str(data.get("name", "unnamed data")), "scratch" if config.get("scratch") else kind
+    title = f"{model or 'A model'}, {KINDS.get(wording, f'({kind}) on')} {Path(name).name or name}"
     counts = ((data.get("count"), sample_noun(kind)), (data.get("texts"), "texts"))
     count = next((f"{number:,} {noun}" for number, noun in counts if isinstance(number, int)), "")
     epochs = config.get("epochs")
     facts = [count, f"{epochs:g} epoch{'s' * (epochs != 1)}" if isinstance(epochs, int | float) else ""]
     line = element("p", " · ".join(["run " + run.path.name, *filter(None, facts)]), class_="muted")
-    return join_markup([element("h1", title), element("p", verdict(run.results), class_="verdict"), line]), title
+    sentences = " ".join(filter(None, [verdict(run.results), scratch_sentence(run)]))
+    return join_markup([element("h1", title), element("p", sentences, class_="verdict"), line]), title
+
+
+def scratch_sentence(run: Run) -> str:
+    """A sentence that compares a fine-tuning run with the run from scratch beside it; "" if their other options or data differ."""
+    config, primary = run.facts.get("config") or {}, primary_of(run.results)
+    if run.facts.get("kind") != "finetune" or config.get("scratch") or primary is None or not config.get("from"):
+        return ""
+    try:
+        other = Run(run.path.with_name(f"{Path(str(config['from'])).name}-scratch"))
+        data, other_data = run.facts["data"], other.facts["data"]
+        same = {**other.facts["config"], "from": config["from"], "scratch": False} == config
+        same = same and all(other_data.get(key) == data.get(key) for key in ("fingerprint", "test_fingerprint"))
+        score = other.results.get("score") or {}
+    except (UnveilError, KeyError):
+        return ""
+    if not same or primary not in score:
+        return ""
+    own, count = run.results["score"], score.get("count")
+    by_chance = primary == "top1" and bool(count) and within_chance([own[primary]], [score[primary]], count)
+    place = position_of(100 * (own[primary] - score[primary]), by_chance)
+    return f"It is {place} the same model from scratch ({format_number(primary, score[primary])})."
 
 
 def method_name(config: Mapping[str, Any]) -> str | None:

@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unveil.errors import UnveilError
+from unveil.json_files import read_json
 from unveil.reports.html import Markup, element, join_markup, table_element
 from unveil.reports.vocabulary import humanize
 from unveil.train.run_cost import spell_bytes, spell_time
+from unveil.train.run_folder import Run
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 MAX_NAMES, MAX_REASONS = 50, 10
 """Maximum numbers of skipped files and of reasons on a page."""
+OPEN_AT_0 = ("channels",)
+"""Options whose value 0 means that it is chosen for the data."""
 MAX_ITEMS = 24
 """Maximum number of items of a list on a page."""
 DATA_LABELS = {
@@ -56,9 +61,29 @@ def skipped_section(path: Path) -> Markup | None:
     return join_markup(parts) if lines else None
 
 
-def settings_section(config: Mapping[str, Any]) -> Markup:
-    """A table of all options."""
-    return key_value_table(list(config.items()), "Every option of the run", "settings")
+def settings_section(config: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> Markup:
+    """A table of all options; `resolved` holds the values that were chosen for options that the user left open."""
+    rows = [
+        (key, f"{format_value(key, resolved[key])} (automatic)" if resolved and key in resolved else config[key]) for key in config
+    ]
+    rate = [("learning rate, largest", f"{resolved['learning_rate']:.4g}")] if resolved and "learning_rate" in resolved else []
+    return key_value_table(rows + rate, "Every option of the run", "settings")
+
+
+def resolved_options(run: Run) -> dict[str, Any]:
+    """The values that a run chose for options that were left open (0, None or empty), and its largest learning rate in the log."""
+    try:
+        model = read_json(run.path / "config.json")
+    except (UnveilError, OSError):
+        model = {}
+    parts = [part for key in ("options", "encoder") if isinstance(part := model.get(key), Mapping)]
+    known = {key: value for part in parts[::-1] for key, value in part.items()}
+    left_open = [
+        key for key, value in run.config.items() if value is None or value in ([], (), "") or (value == 0 and key in OPEN_AT_0)
+    ]
+    found = {key: known[key] for key in left_open if known.get(key) not in (None, [], "", 0)}
+    rates = [record["learning_rate"] for record in run.log if isinstance(record.get("learning_rate"), int | float)]
+    return found | ({"learning_rate": max(rates)} if rates else {})
 
 
 def environment_section(facts: Mapping[str, Any], results: Mapping[str, Any]) -> Markup:
