@@ -4,7 +4,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from unveil.ranges import NonNegative, Range, Share, ShareBelowOne
 class RegularisationConfig:
     """Regularisation for training with labels."""
 
-    HIDDEN = ("erasing",)
+    HIDDEN: ClassVar[tuple[str, ...]] = ("erasing",)
     drop_path: ShareBelowOne = 0.1
     """Probability that a sample skips a block, in the last block; it grows linearly with depth. Use 0.2 to 0.3 for ViT-H."""
     mixup: NonNegative = 0.8

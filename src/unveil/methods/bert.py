@@ -55,7 +55,7 @@ class BERT(TextMethod):
         "base_lr": 1e-3,  # for small models; use 1e-4 for bert-base
         "schedule": "linear",
         "weight_decay": 0.01,
-        "beta2": 0.98,
+        "beta2": 0.98,  # as RoBERTa, which is stable at this rate; BERT has 0.999, and 1 % of warm-up
         "eps": 1e-6,
         "clip_grad": 1.0,
         "epochs": 20.0,

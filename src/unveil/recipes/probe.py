@@ -15,7 +15,7 @@ from unveil.data.loader import ImageLoader
 from unveil.data.sources import Data
 from unveil.data.splits import Subset, few_labels
 from unveil.errors import UnveilError
-from unveil.evaluate.features import Features, features_of, fit_linear, predictions_of, raw_pixels
+from unveil.evaluate.features import Features, NothingReadableError, features_of, fit_linear, predictions_of, raw_pixels
 from unveil.evaluate.knn import knn_scores
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
@@ -23,7 +23,8 @@ from unveil.interop.load import load
 from unveil.learner import Task
 from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
-from unveil.options import configure, known_to
+from unveil.options import configure
+from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, CountOrZero, NonNegative, Share, ShareAboveZero
 from unveil.reports.table import unseen_sentence
@@ -147,7 +148,8 @@ class Probe:
             for batch, scores, _ in predictions_of(task, self.test_set, self.recipe.hardware, self.recipe.world)
         ]
         if not found:
-            raise UnveilError(f"none of {len(self.test_set):,} test images of {self.test_set.dataset.source.name} can be read")
+            name, count = self.test_set.dataset.source.name, len(self.test_set)
+            raise NothingReadableError(f"none of {count:,} test images of {name} can be read")
         scores, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return Features(scores, Subset(self.test_set.dataset, indices))
 
@@ -190,13 +192,12 @@ def probe_into(
     folder: Path | None, run: str | Path, data: Data | None, test: Data | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`probe`, with its results in this folder or, for None, in a new one."""
-    configs = (ProbeConfig, TrainConfig, OptimConfig, HardwareConfig)
     defaults = PartialFinetune.DEFAULTS if options.get("kind") == "partial" else Linear.DEFAULTS
     if options.get("protocol") == "paper":
         if options.get("kind", "linear") != "linear":
             raise UnveilError(f"protocol paper is for the linear probe, not for kind {options['kind']}: leave one of them out")
         defaults = defaults | Linear.PAPER
-    config, *rest = configure({**known_to(defaults, *configs), **options}, *configs)
+    config, *rest = configure({**defaults, **options}, ProbeConfig, TrainConfig, OptimConfig, HardwareConfig)
     recipe, say = join(*rest), printer(True)
     if recipe.world.size > 1:
         raise UnveilError("a probe runs in one process: start it without torchrun")
@@ -210,11 +211,14 @@ def probe_into(
         train_set = few_labels(train_set, config.labels, recipe.training.seed)
     setup = Probe(config=config, recipe=recipe, pool=config.pool or learner.pool, train_set=train_set, test_set=test_set)
     classes, source = train_set.dataset.classes, " held-out" if held_out else ""
-    say(f"{config.kind} probe on {len(train_set):,} labelled images of {len(classes)} classes, tested on {len(test_set):,}{source}")
+    if config.kind == "knn" and options.get("neighbours", 0) > len(train_set):
+        raise UnveilError(f"neighbours is {config.neighbours:,}, but there are {count_of(len(train_set), 'labelled image')} to find")
+    count = count_of(len(train_set), "labelled image")
+    say(f"{config.kind} probe on {count} of {len(classes)} classes, tested on {len(test_set):,}{source}")
     unseen = unseen_classes(train_set, test_set)
     if unseen:
         say(unseen_sentence(unseen, len(test_set)))
-    skipped = SkippedFiles([train_set, test_set], recipe.world, say)
+    skipped = SkippedFiles(train_set, test_set, None, recipe.world, say)
     encoders: dict[str, ViT | None] = {"encoder": encoder}
     scores, metrics = {}, {}
     with seeded(recipe.training.seed):

@@ -40,7 +40,6 @@ class Linear(Task):
         "warmup_ratio": 0.1,
         "epochs": 90.0,
         "batch_size": 0,
-        "crop": "clipped",
         "crop_scale": 0.08,
     }
     """The paper's linear probe (appendix A.1), but with SGD instead of LARS, which suits small batches of small datasets.
