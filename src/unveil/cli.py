@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, takewhile
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -43,11 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     So the exit code is 130 after Ctrl-C, 143 after SIGTERM, and 129 after SIGHUP.
     """
+    code: Any = 0
     try:
         with raise_on_signals():
             code = execute(list(sys.argv[1:] if arguments is None else arguments))
+        flush()
     except KeyboardInterrupt as error:  # before a command began, or again while it was ending
         code = stopped(getattr(error, "number", signal.SIGINT), "stopped")
+    except BrokenPipeError:  # nobody reads the output any more: `unveil --help | head`
+        code = 128 + signal.SIGPIPE
+        discard_output()
+    except OSError as error:  # standard output is on a full disk
+        code = complain(str(plain(error)))
+        discard_output()
     sys.exit(code)
 
 
@@ -70,6 +79,18 @@ def execute(argv: list[str]) -> int:
         complain(str(error))
         return 2
     return run(verb, options)
+
+
+def flush() -> None:
+    """Writes what is buffered for standard output. Python would do it too late, when it cannot say that nobody reads it."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def discard_output() -> None:
+    """Sends what is still buffered for standard output nowhere. Else Python would report at its end that it cannot be written."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def overview() -> str:
@@ -135,6 +156,7 @@ def parse_options(name: str, verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     wanted = next((word for word in argv if word in HELP), None)
     if wanted:
         show_help(name, verb, groups, notes, everything=wanted == "--help-all")
+        flush()
         sys.exit(0)
     argv = apply_trust(argv) if verb.has_trust else argv
     refuse_options(name, verb, argv, every)
@@ -347,10 +369,12 @@ def run(verb: Verb, options: Mapping[str, Any]) -> int:
     except KeyboardInterrupt as error:
         again = "to resume" if verb.resumes else "to start again"
         return stopped(getattr(error, "number", signal.SIGINT), f"stopped: run the same command {again}")
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if os.environ.get("UNVEIL_TRACEBACK"):
             raise
-        sentence = plain(error)
+        sentence = about_out(error, options.get("out")) or plain(error)
         if sentence is None:
             raise
         return complain(sentence)
@@ -373,12 +397,20 @@ def modality_of_data(options: Mapping[str, Any]) -> str:
     return methods.modality_of_method(options["method"]) if "method" in options else "images"
 
 
+def about_out(error: Exception, out: str | None) -> str | None:
+    """The error message if it is the folder of `--out`, or one above it, that cannot be created."""
+    above = getattr(error, "filename", None)
+    if not (out and isinstance(error, OSError) and isinstance(above, str) and Path(out).is_relative_to(above)):
+        return None
+    return f"--out {out} cannot be written ({above}: {error.strerror}): choose another --out"
+
+
 def plain(error: Exception) -> str | None:
     """The error message for the user; None for a bug in unveil, which is shown with its traceback."""
     if isinstance(error, UnveilError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror}"
+        return f"{error.filename or 'standard output, or a file'}: {error.strerror}"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return "out of memory: use a smaller --batch-size or --accum-steps 2 (or 4, 8), or end other programs"
     if "can't start new thread" in str(error):
@@ -401,5 +433,6 @@ def stopped(number: int, sentence: str) -> int:
 
 def complain(sentence: str) -> int:
     """Prints an error message. Returns the exit code."""
-    print(printable(f"unveil: {sentence}", lines=True), file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit code tells it, too
+        print(printable(f"unveil: {sentence}", lines=True), file=sys.stderr, flush=True)
     return 1

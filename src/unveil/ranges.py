@@ -1,6 +1,6 @@
 """The range of a number, declared in the type of an option. Needs no torch.
 
-A range stands beside the default and the help of its option, and is read from there by the command line, by Python and by the tests:
+A range stands beside the default and the help of its option. The command line, Python and the tests read it from there:
 
     epochs: Positive = 100.0
     quality: Annotated[int, Range(1, 100)] = 90

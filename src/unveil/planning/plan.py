@@ -15,6 +15,7 @@ from unveil.data.parts import Roles
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.methods import METHODS
+from unveil.plain_text import count_of
 from unveil.planning.dry_run import DryRun
 from unveil.planning.rules import Choice, Choices, DataSummary, Hardware, choose, choose_epochs
 from unveil.runs.images import IMAGES, ImagePlan, PretrainConfig
@@ -156,7 +157,7 @@ def notes_of(run: ImagePlan, trial: DryRun, hardware: Hardware, budget: float, b
     if sum(trial.parts(total, run.recipe.training).values()) > 1.05 * budget:
         notes.append(f"this is longer than the budget of {spell_time(budget)}: consider fewer --epochs or a smaller --model")
     if total < FEW_STEPS:
-        notes.append(f"only {total} steps: consider more --hours or a smaller --batch-size")
+        notes.append(f"only {count_of(total, 'step')}: consider more --hours or a smaller --batch-size")
     if trial.waiting > 0.05:
         notes.append(f"{trial.waiting:.0%} of the time is spent waiting for images")
     if busy > 0.25 * hardware.cores:

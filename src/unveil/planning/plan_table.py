@@ -4,7 +4,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from unveil.plain_text import printable
+from unveil.plain_text import count_of, printable
 from unveil.planning.dry_run import DryRun
 from unveil.planning.plan import Plan, flag, steps_of
 from unveil.planning.rules import Hardware
@@ -26,7 +26,8 @@ def show_plan(plan: Plan, run: ImagePlan, trial: DryRun, hardware: Hardware) -> 
     """Prints the choices, the prediction, the notes, and the command on a line of its own."""
     device = f"{hardware.name} with {hardware.cores} cores" if hardware.device == "cpu" else hardware.name
     processes = f"{hardware.processes} processes, each on " if hardware.processes > 1 else ""
-    title = f"{run.source.name}: {trial.train:,} images to train on; {processes}{device}, {spell_bytes(hardware.memory)} of memory"
+    count = count_of(trial.train, "image")
+    title = f"{run.source.name}: {count} to train on; {processes}{device}, {spell_bytes(hardware.memory)} of memory"
     choices = new_table()
     for name, choice in plan.choices.items():
         choices.add_row(name.replace("_", " "), " ".join(flag(name, choice.value)[1:]), choice.why)

@@ -13,6 +13,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Method
 from unveil.models.flops import mae_cost
 from unveil.models.vit_config import MODELS, ViTConfig
+from unveil.plain_text import count_of
 from unveil.runs.open_data import sizes_for
 
 DEFAULT_HOURS = {"cpu": 1.0, "gpu": 8.0}
@@ -148,7 +149,7 @@ def image_and_patch_size(data: DataSummary, hardware: Hardware, given: Mapping[s
 def choose_model(data: DataSummary, hardware: Hardware, seconds: float, given: Mapping[str, Choice]) -> Choice:
     """The largest encoder that suits the images, fits into memory, and trains for enough epochs within the budget."""
     names, largest = list(MODELS), next((name for count, name in LARGEST_MODELS if data.count < count), "vit-large")
-    reason = f"the largest for {data.count:,} images"
+    reason = f"the largest for {count_of(data.count, 'image')}"
     if data.side < SMALL_SIDE and names.index(largest) > names.index(SMALL_IMAGES_MODEL):
         largest, reason = SMALL_IMAGES_MODEL, f"the largest for images of {data.side} px"
     for name in reversed(names[1 : names.index(largest) + 1]):
@@ -156,7 +157,7 @@ def choose_model(data: DataSummary, hardware: Hardware, seconds: float, given: M
         if epochs >= MIN_EPOCHS and 16 * encoder_parameters(name) < 0.4 * hardware.memory:
             return Choice(name, reason)
         reason = f"the largest that may see each image {MIN_EPOCHS:g} times in {hours_text(seconds)}"
-    return Choice(names[0], f"the smallest: {hours_text(seconds)} is short for {data.count:,} images on this hardware")
+    return Choice(names[0], f"the smallest: {hours_text(seconds)} is short for {count_of(data.count, 'image')} on this hardware")
 
 
 def images_per_second(model: str, data: DataSummary, hardware: Hardware, given: Mapping[str, Choice]) -> float:
@@ -198,7 +199,7 @@ def choose_batch_size(data: DataSummary, hardware: Hardware) -> Choice:
         size *= 2
     size = max(min(size, data.count), 1)
     size = max(1, round(size / hardware.processes)) * hardware.processes
-    return Choice(size, "the paper's" if size == 4096 else f"{max(1, round(data.count / size)):,} steps per epoch")
+    return Choice(size, "the paper's" if size == 4096 else f"{count_of(max(1, round(data.count / size)), 'step')} per epoch")
 
 
 def choose_base_lr(width: int, batch_size: int) -> Choice:

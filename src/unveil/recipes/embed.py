@@ -17,7 +17,7 @@ from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import configure
 from unveil.paths import refuse_unless_new_table
-from unveil.plain_text import printable
+from unveil.plain_text import count_of, printable
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, Range
 from unveil.runs.labelled_data import write_arrays
@@ -91,7 +91,7 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
         say(f"skipped {line}")
     counts = ", ".join(f"{len(features.subset):,} of {name}" for name, features in zip(parts, found, strict=True))
     splits = f" ({counts})" if len(parts) > 1 else ""
-    say(f"{len(rows):,} images{splits}, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
+    say(f"{count_of(len(rows), 'image')}{splits}, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
     return path
 
 

@@ -13,6 +13,7 @@ from unveil.interop.encoder_only import encoder_of
 from unveil.interop.load import load
 from unveil.learner import Task
 from unveil.options import configure, known_to
+from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
 from unveil.reports.table import terminal_table, unseen_sentence
 from unveil.runs.labelled_data import beside, recorded_classes
@@ -113,8 +114,9 @@ def finetune(
             model_files.write_config(model, session.run.path)
         doing = "training from scratch" if own.scratch else "fine-tuning"
         source = " held-out" if labelled.held_out else ""
+        trained = count_of(train, f"labelled {labelled.noun.removesuffix('s')}")
         session.announce(
-            f"{doing} on {train:,} labelled {labelled.noun} of {len(labelled.classes)} classes, tested on {test_count:,}{source}",
+            f"{doing} on {trained} of {len(labelled.classes)} classes, tested on {test_count:,}{source}",
             total_steps(recipe.training, loader),
         )
         unseen = labelled.unseen

@@ -198,10 +198,10 @@ def summarise(finished: Pack, say: Say) -> None:
     counts = ", ".join(f"{facts['pictures']:,} {name}" for name, facts in splits.items())
     size = sum(shard["bytes"] for shard in finished.facts["shards"])
     shards = len(finished.facts["shards"])
-    say(f"{counts} images, {size / 1e6:,.1f} MB in {shards:,} shard{'s' * (shards > 1)}: {finished.folder}")
+    say(f"{counts} images, {size / 1e6:,.1f} MB in {count_of(shards, 'shard')}: {finished.folder}")
     skipped = {name for facts in splits.values() for name in facts["skipped"]}
     if skipped:
-        say(f"{len(skipped):,} file{'s' * (len(skipped) > 1)} could not be used: see {finished.folder / SKIPPED}")
+        say(f"{count_of(len(skipped), 'file')} could not be used: see {finished.folder / SKIPPED}")
 
 
 def verify_pack(folder: Path, say: Say) -> Path:
@@ -219,7 +219,7 @@ def verify_pack(folder: Path, say: Say) -> Path:
         images = [name for split in finished.facts["splits"] for name in damaged_images(finished.split(split))]
         names = f" ({', '.join(images[:3])}{', ...' * (len(images) > 3)})" if images else ""
         raise UnveilError(
-            f"the pack {folder} is damaged: {', '.join(damaged)}, with {len(images):,} image{'s' * (len(images) != 1)}{names}: "
+            f"the pack {folder} is damaged: {', '.join(damaged)}, with {count_of(len(images), 'image')}{names}: "
             f"copy it again, or pack again into another folder"
         )
     say(f"{folder} is undamaged: the checksums of all {len(files):,} files match")

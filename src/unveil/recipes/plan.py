@@ -10,6 +10,7 @@ from unveil.learner import Method
 from unveil.methods import METHODS, method_class
 from unveil.option_types import check_value
 from unveil.options import check_options
+from unveil.plain_text import count_of
 from unveil.planning.dry_run import dry_run
 from unveil.planning.plan import (
     Plan,
@@ -73,7 +74,7 @@ def plan(
     start = time.monotonic()
     choices, run = choose_run(summary, opened, data, method, given, hardware, limit)
     refuse_used_folder(run.path(out))
-    printer(world.is_main)(f"trying {run.model} on {summary.count:,} images for about {seconds:g} seconds ...")
+    printer(world.is_main)(f"trying {run.model} on {count_of(summary.count, 'image')} for about {seconds:g} seconds ...")
     trial = dry_run(run, run.path(out), listing + time.monotonic() - start, seconds)
     measured = choose_measured(run, trial, data, given, limit)
     choices, run = choices | measured, with_choices(run, measured)

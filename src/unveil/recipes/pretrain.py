@@ -9,6 +9,7 @@ from unveil.interop import model_files
 from unveil.learner import Method
 from unveil.methods import method_class
 from unveil.options import known_to
+from unveil.plain_text import count_of
 from unveil.reports.table import terminal_table
 from unveil.runs.modality import AnyData, modality
 from unveil.runs.session import RunSpec, Session
@@ -71,7 +72,7 @@ def pretrain(
             model_files.write_config(learner, run.path)
         session.announce(pretraining.summary(learner), total := total_steps(plan.recipe.training, loader))
         if total < 500:
-            session.say(f"only {total} steps: consider more --epochs or a smaller --batch-size")
+            session.say(f"only {count_of(total, 'step')}: consider more --epochs or a smaller --batch-size")
         try:
             session.fit(learner, loader, pretraining.monitors())
         finally:

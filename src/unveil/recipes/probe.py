@@ -211,9 +211,9 @@ def probe_into(
         train_set = few_labels(train_set, config.labels, recipe.training.seed)
     setup = Probe(config=config, recipe=recipe, pool=config.pool or learner.pool, train_set=train_set, test_set=test_set)
     classes, source = train_set.dataset.classes, " held-out" if held_out else ""
-    if config.kind == "knn" and options.get("neighbours", 0) > len(train_set):
-        raise UnveilError(f"neighbours is {config.neighbours:,}, but there are {count_of(len(train_set), 'labelled image')} to find")
     count = count_of(len(train_set), "labelled image")
+    if config.kind == "knn" and options.get("neighbours", 0) > len(train_set):
+        raise UnveilError(f"neighbours is {config.neighbours:,}, but the train set has {count}: use a smaller number")
     say(f"{config.kind} probe on {count} of {len(classes)} classes, tested on {len(test_set):,}{source}")
     unseen = unseen_classes(train_set, test_set)
     if unseen:

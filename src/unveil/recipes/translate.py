@@ -15,6 +15,7 @@ from unveil.errors import UnveilError
 from unveil.interop import translator_files
 from unveil.models.seq2seq import MODELS, Seq2Seq, Seq2SeqConfig
 from unveil.options import configure, known_to
+from unveil.plain_text import count_of
 from unveil.ranges import Range, ShareBelowOne
 from unveil.reports.style import save_figure
 from unveil.reports.translation_attention import translation_figure
@@ -131,10 +132,10 @@ def train_translator(
             translator_files.write_config(learner.translator, tokenizer, run.path)
         loader = PairLoader(*pairs, batch_size=recipe.training.batch_size, seed=recipe.training.seed)
         parameters = sum(p.numel() for p in learner.translator.parameters())
+        short = f" ({count_of(left_out, 'empty or too long pair')} left out)" if left_out else ""
         session.announce(
-            f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(tokenizer):,} subwords) on {loader.samples:,} "
-            f"pairs of {slug(str(data))}{f' ({left_out:,} empty or too long pairs left out)' if left_out else ''}, "
-            f"{config.source} to {config.target}",
+            f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(tokenizer):,} subwords) on "
+            f"{count_of(loader.samples, 'pair')} of {slug(str(data))}{short}, {config.source} to {config.target}",
             total_steps(recipe.training, loader),
         )
         session.fit(learner, loader, [monitor] if corpus.held_out[0] else [])

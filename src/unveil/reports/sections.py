@@ -12,6 +12,7 @@ from torch import Tensor
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.models.vit_config import ViTConfig
+from unveil.plain_text import count_of
 from unveil.protocols import Reconstructs
 from unveil.reports.attention import attention_figure, attention_notes
 from unveil.reports.class_maps import class_colours, class_map_figure, legend
@@ -62,7 +63,7 @@ def reconstruction_section(samples: ReportSamples, learner: Learner) -> Markup |
     for ratio in suitable_ratios(learner):
         figure = reconstruction_figure(learner, samples.images, ratios=(ratio,), names=numbers, with_notes=False)
         masked = f" with {ratio:.0%} of their patches masked" if ratio else ""
-        alt = f"{len(numbers)} images{masked}, and their reconstructions."
+        alt = f"{count_of(len(numbers), 'image')}{masked}, and their reconstructions."
         figures.append(element("figure", inline_svg(figure, f"hidden{round(1000 * ratio)}", alt)))
     if not figures:
         raise UnveilError("the images have too few patches to mask some of them")
@@ -93,7 +94,7 @@ def prediction_section(samples: ReportSamples, learner: Learner, classes: Sequen
     figure = class_map_figure(
         samples.images, samples.maps, samples.predicted, colours=colours, mean=config.mean, std=config.std, names=numbers
     )
-    alt = f"{len(numbers)} images, the true class of each pixel, and the predicted class."
+    alt = f"{count_of(len(numbers), 'image')}, the true class of each pixel, and the predicted class."
     figures = element("div", element("figure", inline_svg(figure, "predictions", alt)), class_="figures")
     note = element("p", "The model was not trained on these images. Pixels without a class are white.")
     return join_markup([figures, legend(classes, colours), note, name_list(samples.names)])

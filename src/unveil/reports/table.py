@@ -23,6 +23,7 @@ from unveil.reports.vocabulary import (
     label_of,
     numbers_of,
     percent,
+    tests_of,
 )
 
 SPREAD_NOTE = (
@@ -124,7 +125,7 @@ def metric_table(results: Results) -> ResultTable | None:
     if "top1" in numbers and measured:
         numbers["mean_class_accuracy"] = sum(measured) / len(measured)
     count, samples = metric.get("count"), results.get("samples", "images")
-    title = f"Results on {count:,} test {samples}" if count is not None else "Results on the test set"
+    title = f"Results on {tests_of(count, samples)}" if count is not None else "Results on the test set"
     rows = [[label_of(key), format_number(key, value)] for key, value in numbers.items()]
     unseen = results.get("unseen_classes")
     sentences = [unseen_sentence(unseen, count or 0, samples)] if unseen else []

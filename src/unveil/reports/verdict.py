@@ -14,6 +14,7 @@ from unveil.reports.vocabulary import (
     numbers_of,
     percent,
     primary_of,
+    tests_of,
 )
 
 MIN_DEVIATION, MIN_RANK = 0.02, 1.5
@@ -75,7 +76,7 @@ def metric_sentence(results: Results) -> str:
     if primary is None:
         return "The task has no primary metric."
     count = metric.get("count")
-    test_set = f"{count:,} test {results.get('samples', 'images')}" if count is not None else "the test set"
+    test_set = tests_of(count, results.get("samples", "images")) if count is not None else "the test set"
     sentence = f"Its {label_of(primary)} is {format_number(primary, metric[primary])} on {test_set}"
     if primary == "top1" and count:
         low, high = accuracy_interval(metric[primary], count)

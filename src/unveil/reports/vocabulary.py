@@ -26,6 +26,8 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from unveil.plain_text import count_of
+
 Results = Mapping[str, Any]
 """The content of `results.json`."""
 
@@ -116,3 +118,8 @@ def percent(share: float | None) -> str:
 def humanize(key: str) -> str:
     """Converts a key to words."""
     return key.replace("_", " ")
+
+
+def tests_of(count: int, samples: str) -> str:
+    """The number of test samples: "1 test image", "2,000 test images"; `samples` is their plural noun."""
+    return count_of(count, f"test {samples.removesuffix('s')}", f"test {samples}")

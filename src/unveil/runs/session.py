@@ -21,6 +21,7 @@ from unveil.errors import Interrupted, UnveilError
 from unveil.folder_lock import locked
 from unveil.learner import Learner
 from unveil.paths import refuse_foreign_folder
+from unveil.plain_text import count_of
 from unveil.reports.page import write_page
 from unveil.train.disk_space import check_disk_space
 from unveil.train.guards import seeded
@@ -151,7 +152,7 @@ class Session:
         """Prints a line with the model, the data, the number of steps and the hardware."""
         recipe, world = self.recipe, self.world
         processes = f"{world.size} {world.device.type} process{'es' * (world.size > 1)}"
-        self.say(f"{what}; {total:,} steps of {recipe.training.batch_size} in {recipe.hardware.precision} on {processes}")
+        self.say(f"{what}; {count_of(total, 'step')} of {recipe.training.batch_size} in {recipe.hardware.precision} on {processes}")
 
     def built(self, build: Callable[[], ModuleT]) -> ModuleT:
         """Builds an untrained module, with the same weights in every process and at every start. Keeps global generators."""

@@ -138,8 +138,9 @@ class TextPretraining(Pretraining):
 
     def summary(self, learner: Method) -> str:
         parameters = sum(p.numel() for p in learner.parameters())
+        count = count_of(len(self.corpus), "text")
         return (
-            f"{type(learner).__name__} with {self.plan.model} ({parameters / 1e6:.1f} M parameters) on {len(self.corpus):,} texts "
+            f"{type(learner).__name__} with {self.plan.model} ({parameters / 1e6:.1f} M parameters) on {count} "
             f"of {self.plan.texts.name}: {len(self.ids):,} word pieces, a vocabulary of {len(self.vocabulary):,}, sequences of "
             f"{self.plan.run_config.max_length}"
         )

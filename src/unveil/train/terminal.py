@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
@@ -9,9 +10,22 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from unveil.plain_text import printable
 
 
-def console(*, stderr: bool) -> Console:
+class TextConsole(Console):
     """A console that takes square brackets and colons for text. By default rich would take them for styles and emoji."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def __init__(self, *, stderr: bool) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Ends the command if nobody reads its results, but not because nobody reads its messages: training goes on."""
+        if not self.stderr:
+            raise BrokenPipeError
+        self.quiet = True
+
+
+def console(*, stderr: bool) -> Console:
+    """The console for standard output or standard error."""
+    return TextConsole(stderr=stderr)
 
 
 def show(table: RenderableType) -> None:
@@ -22,12 +36,19 @@ def show(table: RenderableType) -> None:
 def printer(is_main: bool) -> Callable[[str], None]:
     """Returns a function that prints messages to standard error on the main process, and does nothing on others."""
     target = console(stderr=True)
-    return (lambda text: target.print(printable(text, lines=True), soft_wrap=True)) if is_main else (lambda text: None)
+    return (lambda text: say(target, text)) if is_main else (lambda text: None)
+
+
+def say(target: Console, text: str) -> None:
+    """Prints a message. One that cannot be written, such as to a full disk or a closed terminal, is no reason to stop."""
+    with suppress(OSError):
+        target.print(printable(text, lines=True), soft_wrap=True)
 
 
 def print_to_stderr(text: str) -> None:
     """Prints a message without rich."""
-    print(printable(text, lines=True), file=sys.stderr)
+    with suppress(OSError):
+        print(printable(text, lines=True), file=sys.stderr, flush=True)
 
 
 def new_bar(target: Console, *columns: ProgressColumn, width: int, transient: bool = False) -> Progress:
