@@ -1,8 +1,14 @@
 """A run that is killed, or moved to another number of processes, ends with the same result."""
 
+import fcntl
 import os
+import pty
 import random
+import select
 import signal
+import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -10,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.conftest import finish, records, start
+from tests.train.conftest import OPTIONS, finish, records, start
 
 KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "3"))
 
@@ -76,3 +82,28 @@ def test_a_run_moves_between_one_process_and_two(images: Path, tmp_path: Path) -
             tensor, other = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (tensor, other))  # rounding, which Adam blows up
         torch.testing.assert_close(other, tensor, rtol=1e-3, atol=1e-4, msg=name)
     assert [line["step"] for line in records(tmp_path / "moved")] == [line["step"] for line in records(tmp_path / "whole")]
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves_the_run(images: Path, tmp_path: Path) -> None:
+    """As when the connection of ssh is lost: SIGHUP, and nothing can be written to the terminal any more."""
+    out = tmp_path / "run"
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-m", "unveil", "pretrain", str(images), *OPTIONS, "--save-seconds", "1000", "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--epochs", "4000"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    while process.poll() is None and (not (lines := records(out)) or lines[-1]["step"] < 5):
+        if select.select([main], [], [], 0.1)[0]:
+            os.read(main, 10_000)
+    assert not (out / "checkpoints").exists()
+    os.close(main)
+    assert process.wait(timeout=120) == 129
+    assert len(list((out / "checkpoints").glob("step-*"))) == 1

@@ -1,14 +1,13 @@
 """Runs on images: pre-training, labelled data, and the evaluation of an image encoder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
@@ -17,18 +16,9 @@ from unveil.data.loader import ImageLoader
 from unveil.data.parts import Roles
 from unveil.data.sources import Data, Source, open_both, open_roles
 from unveil.data.splits import Subset, few_labels
-from unveil.data.targets import ClassTargets, PixelTargets
-from unveil.errors import UnveilError
+from unveil.data.targets import ClassTargets
 from unveil.evaluate.collapse import collapse
-from unveil.evaluate.features import (
-    evaluate_features,
-    features_of,
-    features_of_each,
-    independent_count,
-    predictions_of,
-    raw_pixels,
-    views_of,
-)
+from unveil.evaluate.features import NothingReadableError, features_of
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
 from unveil.learner import Method, Task
@@ -37,22 +27,14 @@ from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
 from unveil.models.vit_config import MODELS, ViTConfig
 from unveil.options import check_options, configure, known_to
+from unveil.plain_text import count_of
 from unveil.ranges import Count, CountOrZero, Range, Share, Side
-from unveil.runs.labelled_data import (
-    LabelledOptions,
-    LabelledSubsets,
-    data_facts,
-    data_of,
-    labelled_subsets,
-    recorded_classes,
-    unseen_classes,
-    write_arrays,
-    write_class_scores,
-)
-from unveil.runs.modality import FinetuneRunConfig, LabelledData, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
+from unveil.runs.image_evaluation import compare_features, evaluation_subsets, save_samples
+from unveil.runs.labelled_data import LabelledOptions, data_facts, data_of, labelled_subsets, recorded_classes
+from unveil.runs.labelled_images import LabelledImages
+from unveil.runs.modality import FinetuneRunConfig, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
 from unveil.runs.open_data import (
     ImageSubsets,
-    adapt_to_images,
     image_facts,
     natural_side,
     open_subsets,
@@ -62,12 +44,12 @@ from unveil.runs.open_data import (
     stored_side,
 )
 from unveil.runs.session import Session, join, options_by_name
-from unveil.runs.skipped_files import SkippedFiles
+from unveil.runs.skipped_files import SkippedFiles, refuse_earlier_numbering
 from unveil.train.log import Record
-from unveil.train.loop import Monitor
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig, World
-from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.parallel import HardwareConfig
+from unveil.train.recipe import TrainConfig
+from unveil.train.recorder import Monitor
 from unveil.train.terminal import printer
 
 
@@ -223,7 +205,8 @@ class ImagePretraining(Pretraining):
         self.plan, self.session = plan, session
         say_notes(session.say, plan.roles.sentence, plan.source)
         self.train_set, self.test_set, self.held_out, self.validation_set = plan.open_subsets()
-        self.skipped = SkippedFiles([self.train_set, self.test_set], session.world, session.say)
+        self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, session.world, session.say)
+        refuse_earlier_numbering(session.run, self.train_set, self.test_set)
         self.write_skipped()
         self.vit = plan.vit(self.train_set.dataset)
 
@@ -236,9 +219,10 @@ class ImagePretraining(Pretraining):
     def summary(self, learner: Method) -> str:
         parameters = sum(p.numel() for p in learner.encoder.parameters())
         (height, width), (rows, columns) = self.plan.sizes
+        count = count_of(len(self.train_set), "image")
         return (
-            f"{type(learner).__name__} with {self.plan.model} ({parameters / 1e6:.1f} M parameters) on {len(self.train_set):,} "
-            f"images of {self.plan.source.name}, {height} x {width} px in patches of {rows} x {columns}"
+            f"{type(learner).__name__} with {self.plan.model} ({parameters / 1e6:.1f} M parameters) on {count} "
+            f"of {self.plan.source.name}, {height} x {width} px in patches of {rows} x {columns}"
         )
 
     def monitors(self) -> list[Monitor]:
@@ -255,9 +239,10 @@ class ImagePretraining(Pretraining):
             train = features_of(function, bank, self.vit, hardware, world)
             found: Record = collapse(train.rows)
             if queries is not None:
-                test = features_of(function, queries, self.vit, hardware, world)
-                scores = knn_scores(test.rows, train.rows, train.subset.labels, len(bank.dataset.classes))
-                found["knn"] = classification_metrics(scores, test.subset.labels)["top1"]
+                with suppress(NothingReadableError):  # of a small test set
+                    test = features_of(function, queries, self.vit, hardware, world)
+                    scores = knn_scores(test.rows, train.rows, train.subset.labels, len(bank.dataset.classes))
+                    found["knn"] = classification_metrics(scores, test.subset.labels)["top1"]
             return found
 
         return [held_out, features]
@@ -282,50 +267,6 @@ class ImagePretraining(Pretraining):
         self.skipped.write(self.session.run.path)
 
 
-def evaluation_subsets(train_set: Subset, test_set: Subset, train: int, test: int) -> tuple[Subset, Subset | None]:
-    """Labelled images to fit classifiers on, and others to test them on. Without labels: any images, and None."""
-    bank, queries = train_set.labelled(train), test_set.labelled(test)
-    return (bank, queries) if len(bank) and len(queries) else (train_set.spread_out(min(test, 2000)), None)
-
-
-def compare_features(
-    learner: Method, untrained: ViT, train_set: Subset, test_set: Subset, recipe: Recipe, most: int = 20_000
-) -> Record:
-    """Measures of the features of the encoder: their variation and, with labels, their k-NN and linear accuracy.
-
-    The untrained encoder and, with labels, raw pixels are evaluated as baselines.
-    """
-    bank, queries = evaluation_subsets(train_set, test_set, most, most // 2)
-    vit, classes = learner.encoder.config, bank.dataset.classes
-    encoders = {"encoder": learner.encoder, "untrained": untrained.to(recipe.world.device).eval()}
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        name: partial(encoder.features, pool=learner.pool) for name, encoder in encoders.items()
-    }
-    functions |= {"raw pixels": raw_pixels} if queries else {}
-    train, bank = features_of_each(list(functions.values()), bank, vit, recipe.hardware, recipe.world)
-    spread = {name: collapse(rows) for name, rows in zip(functions, train, strict=True) if name in encoders}
-    found: Record = {"spread": spread, "width": vit.width}
-    if not queries:
-        return found
-    test, queries = features_of_each(list(functions.values()), queries, vit, recipe.hardware, recipe.world)
-    correct = {
-        name: evaluate_features(rows, bank.labels, test_rows, queries.labels, classes)
-        for name, rows, test_rows in zip(functions, train, test, strict=True)
-    }
-    accuracy = {name: {probe: int(each.sum()) / len(each) for probe, each in found.items()} for name, found in correct.items()}
-    judged_on: Record = {"train": len(bank), "test": len(queries), "classes": len(classes)}
-    if queries.groups is not None:
-        judged_on["independent"] = min(independent_count(each, queries.groups) for each in correct["encoder"].values())
-    unseen = unseen_classes(bank, queries)
-    return found | {"features": accuracy, "judged_on": judged_on | ({"unseen_classes": unseen} if unseen else {})}
-
-
-def save_samples(path: Path, subset: Subset, vit: ViTConfig, count: int = 8) -> None:
-    """Saves a few normalised images for the report."""
-    views = views_of(subset.spread_out(count), vit)
-    write_arrays(path, {"images": views.rows.numpy(), "names": np.array(views.subset.names)})
-
-
 def moments(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel for normalisation: ImageNet's for 8-bit grey and colour, else the data's own."""
     if dataset.dtype == torch.uint8 and dataset.channels == 3:
@@ -333,81 +274,6 @@ def moments(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]
     if dataset.dtype == torch.uint8 and dataset.channels == 1:
         return (0.449,), (0.226,)
     return channel_moments(dataset)
-
-
-class LabelledImages(LabelledData):
-    """Images with labels: a train set and a test set."""
-
-    noun = "images"
-
-    def __init__(self, opened: LabelledSubsets, world: World, max_unreadable: float) -> None:
-        self.train_set, self.test_set, self.held_out, self.validation_set, self.splits = opened
-        self.max_unreadable = max_unreadable
-        self.classes = self.train_set.dataset.classes
-        self.skipped = SkippedFiles([self.train_set, self.test_set], world, printer(world.is_main))
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        return len(self.train_set), len(self.test_set)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        train, test = self.train_set.dataset.source, self.test_set.dataset.source
-        return data_facts(train, test, self.splits) | {"test": test.name}
-
-    @property
-    def unseen(self) -> dict[str, int]:
-        return unseen_classes(self.train_set, self.test_set)
-
-    @property
-    def test_classes(self) -> Sequence[str]:
-        return self.test_set.dataset.classes
-
-    def adapt(self, encoder: ViT) -> None:
-        adapt_to_images(encoder, self.train_set)
-
-    def loader(self, recipe: Recipe) -> ImageLoader:
-        size, seed = recipe.training.batch_size, recipe.training.seed
-        train, limit = self.train_set, self.max_unreadable
-        return ImageLoader(train.dataset, indices=train.indices, batch_size=size, seed=seed, max_unreadable=limit)
-
-    def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
-        subset = self.test_set
-        if most is not None:
-            subset = self.validation_set or subset
-            subset = subset.labelled(most) if task.TargetType is ClassTargets else subset.spread_out(most)
-        return predictions_of(task, subset, recipe.hardware, recipe.world)
-
-    def evaluate(self, task: Task, recipe: Recipe, folder: Path) -> dict[str, Any]:
-        """Class scores are written as a table with one row per image; of class maps, a few are kept for the report."""
-        metric, scores, maps, read = task.metric(), list[Tensor](), list[list[Tensor]](), list[Tensor]()
-        shown = self.test_set.spread_out(8).indices
-        for batch, predictions, targets in self.predictions(task, recipe):
-            metric.update(predictions, targets)
-            read.append(batch.keys.cpu())
-            if isinstance(targets, ClassTargets):
-                scores.append(predictions.float().cpu())
-            elif isinstance(targets, PixelTargets):
-                rows = torch.isin(batch.keys, shown.to(batch.keys.device)).nonzero()[:, 0]
-                parts = (batch.keys, batch.images.float(), targets.maps, predictions.argmax(dim=1))
-                maps.append([part[rows].cpu() for part in parts])
-        if not read:
-            raise UnveilError(f"none of {len(self.test_set):,} test images of {self.test_set.dataset.source.name} can be read")
-        judged = Subset(self.test_set.dataset, torch.cat(read))
-        if scores:
-            write_class_scores(folder / "predictions.csv", judged, torch.cat(scores))
-        if maps:
-            indices, images, true, predicted = (torch.cat(parts) for parts in zip(*maps, strict=True))
-            names = np.array(Subset(judged.dataset, indices).names)
-            arrays = {"images": images.numpy(), "maps": true.numpy(), "predicted": predicted.numpy()}
-            write_arrays(folder / "samples.npz", {"names": names, **arrays})
-        return metric.compute()
-
-    def write_skipped(self, session: Session) -> None:
-        self.skipped.write(session.run.path)
-
-    def unreadable(self) -> dict[str, int]:
-        return self.skipped.unreadable()
 
 
 class ImageModality(Modality):

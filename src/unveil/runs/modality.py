@@ -18,8 +18,8 @@ from unveil.methods import method_defaults
 from unveil.ranges import CountOrZero
 from unveil.runs.session import Session
 from unveil.train.log import Record
-from unveil.train.loop import Monitor
 from unveil.train.recipe import Recipe
+from unveil.train.recorder import Monitor
 
 AnyData = Any
 """DATA in any form that the modality opens: see `unveil.data.sources.FORMS` and `unveil.text.files.open_texts`."""

@@ -26,10 +26,11 @@ from unveil.reports.page import write_page
 from unveil.train.disk_space import check_disk_space
 from unveil.train.guards import seeded
 from unveil.train.log import JsonLines, Record, Screen, Sink, trackers
-from unveil.train.loop import Monitor, total_steps, train
+from unveil.train.loop import total_steps, train
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, join_processes, resolve_precision, shutdown
 from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.recorder import Monitor
 from unveil.train.resume_from import copy_newest, refuse_unlike
 from unveil.train.run_cost import cost_line, run_cost
 from unveil.train.run_folder import Run, open_run

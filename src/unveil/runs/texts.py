@@ -41,10 +41,10 @@ from unveil.runs.session import Session, join, options_by_name
 from unveil.text.files import Texts, documents, open_texts
 from unveil.text.wordpiece import SPECIAL, CorpusLoader, LabelledTextLoader, TextBatch, WordPieceTokenizer, train_vocabulary
 from unveil.train.log import Record
-from unveil.train.loop import Monitor
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, autocast
 from unveil.train.recipe import Recipe, TrainConfig
+from unveil.train.recorder import Monitor
 from unveil.train.terminal import printer
 
 

@@ -214,9 +214,9 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
     """A line for each option that differs, by its name. Two spellings of one path are no difference."""
 
     def same(key: str) -> bool:
-        values = old.get(key), new.get(key)
-        paths = key in PATH_OPTIONS and all(isinstance(value, str) and os.path.exists(value) for value in values)
-        return values[0] == values[1] or (paths and os.path.samefile(*values))
+        a, b = old.get(key), new.get(key)
+        paths = key in PATH_OPTIONS and isinstance(a, str) and isinstance(b, str) and os.path.exists(a) and os.path.exists(b)
+        return a == b or (paths and os.path.samefile(a, b))
 
     return {
         key: f"  config {key}: was {old.get(key)!r}, is {new.get(key)!r}"

@@ -1,5 +1,6 @@
 """Prints messages and results in a terminal. Names of files and classes are shown as they are, never as markup of rich."""
 
+import errno
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,16 @@ class TextConsole(Console):
         if not self.stderr:
             raise BrokenPipeError
         self.quiet = True
+
+    def _write_buffer(self) -> None:
+        """Takes a terminal that was closed for a broken pipe. A progress bar writes to it from a thread, and when it is stopped."""
+        try:
+            super()._write_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._buffer.clear()
+            self.on_broken_pipe()
 
 
 def console(*, stderr: bool) -> Console:
