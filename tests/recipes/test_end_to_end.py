@@ -130,7 +130,7 @@ def test_a_run_that_was_killed_while_it_was_judged_is_judged_again(run: Run, raw
 def test_other_settings_and_other_data_are_refused(run: Run, raw: Path, tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match=r"mask_ratio: was 0\.75, is 0\.5"):
         unveil.pretrain(str(raw), out=run.path, held_out=4, mask_ratio=0.5, **TINY)
-    with pytest.raises(UnveilError, match="data count: was 25, is 4"):
+    with pytest.raises(UnveilError, match="data: was 25 images, is 4 images"):
         unveil.pretrain(str(write_images(tmp_path, 2)), out=run.path, held_out=4, **TINY)
 
 
