@@ -275,3 +275,53 @@ def test_reconstruct_leaves_unreadable_images_out(tmp_path: Path, capsys: pytest
     images = write_images(tmp_path / "images", 6, 5)
     unveil.reconstruct(run, str(images), out=tmp_path / "figure.png")
     assert "1 of 6 images cannot be read, and are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [MEMORY, 0])
+def test_a_test_set_that_cannot_be_read_at_all(
+    limit: int, tmp_path: Path, memory: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pre-training is not lost for it, and a probe says so."""
+    images = write_images(tmp_path / "images", 20, 0)
+    reference = unveil.pretrain(str(images), out=tmp_path / "reference", **TINY).path
+    held_out = {row[0] for row in rows(unveil_probe(reference, images, tmp_path / "first") / "predictions.csv")[1:]}
+    for name in held_out:
+        (images / name).write_bytes(b"\xff\xd8\xff junk")
+    memory(limit)
+    run = unveil.pretrain(str(images), out=tmp_path / "run", **TINY)
+    assert run.results["unreadable"] == {"train": 0, "test": 2}
+    assert run.results["held_out"] == {}
+    assert "features" not in run.results
+    assert run.results["spread"]["encoder"]["rank_me"] > 1
+    assert "2 of 2 test images could not be read" in capsys.readouterr().err
+    with pytest.raises(UnveilError, match=r"none of the 2 labelled test images of|none of 2 images of .* can be read; the first"):
+        unveil_probe(run.path, images, tmp_path / "second")
+
+
+def unveil_probe(run: Path, images: Path, out: Path) -> Path:
+    unveil.probe(run, str(images), kind="knn", device="cpu", precision="float32", out=out)
+    return out
+
+
+def test_a_run_of_an_earlier_version_does_not_go_on_with_another_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: Callable[[int], None]
+) -> None:
+    """Its held-out images were chosen among the readable ones only."""
+    images = write_images(tmp_path / "images")
+
+    def stop(*_: Any) -> None:
+        raise UnveilError("stopped by the test")
+
+    with monkeypatch.context() as patch:
+        lose_from(5, stop, patch)
+        memory(0)
+        with pytest.raises(UnveilError, match="stopped by the test"):
+            unveil.pretrain(str(images), out=tmp_path / "run", **TINY)
+    assert Run(tmp_path / "run").checkpoints().steps()
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts | {"format": 2}))
+    memory(MEMORY)
+    with pytest.raises(UnveilError, match="was begun by an earlier version of unveil, which left 6 unreadable images out"):
+        unveil.pretrain(str(images), out=tmp_path / "run", **TINY)
+    memory(0)  # on demand, it numbered all images
+    unveil.pretrain(str(images), out=tmp_path / "run", **TINY)

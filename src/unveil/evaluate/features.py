@@ -59,6 +59,10 @@ def evaluation_batches(
         yield batch._replace(images=images, targets=targets)
 
 
+class NothingReadableError(UnveilError):
+    """None of the images to evaluate can be read."""
+
+
 class Features(NamedTuple):
     """One row for each image that could be read."""
 
@@ -79,7 +83,7 @@ def features_of(
     """Applies a function of normalised images to each image of a subset that can be read.
 
     Raises:
-        UnveilError: If none can be read.
+        NothingReadableError: If none can be read.
     """
     (rows,), readable = features_of_each([function], subset, vit, hardware, world, batch_size)
     return Features(rows, readable)
@@ -108,7 +112,7 @@ def features_of_each(
     if not done:
         name, count = subset.dataset.source.name, len(subset)
         reason = next(iter(subset.dataset.skipped.items()), ("", "there are none"))
-        raise UnveilError(f"none of {count:,} images of {name} can be read; the first: {': '.join(reason)}")
+        raise NothingReadableError(f"none of {count:,} images of {name} can be read; the first: {': '.join(reason)}")
     return [table[:done] for table in tables], Subset(subset.dataset, torch.cat(kept))
 
 

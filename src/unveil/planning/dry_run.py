@@ -29,7 +29,8 @@ from unveil.evaluate.knn import knn_scores
 from unveil.interop import model_files
 from unveil.learner import Method
 from unveil.reports.page import write_page
-from unveil.runs.images import ImagePlan, save_samples
+from unveil.runs.image_evaluation import save_samples
+from unveil.runs.images import ImagePlan
 from unveil.runs.open_data import stored_side
 from unveil.runs.session import move_to_device
 from unveil.stop_signals import Stopped
@@ -48,7 +49,7 @@ from unveil.train.state import load_model_state
 STEP_SHARE, EVALUATION_SHARE = 0.35, 0.1
 """Shares of the duration of a dry run for training steps, and for each kind of evaluation."""
 MAX_TRAIN, MAX_TEST = 20_000, 10_000
-"""Maximum numbers of labelled images in the final evaluation: see `unveil.runs.images.compare_features`."""
+"""Maximum numbers of labelled images in the final evaluation: see `unveil.runs.image_evaluation.compare_features`."""
 
 
 @dataclass(frozen=True, kw_only=True)

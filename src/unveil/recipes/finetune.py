@@ -104,10 +104,10 @@ def finetune(
             return kind.build(copy.deepcopy(encoder), task_config, augment, labelled.classes)
 
         def accuracy(learner: Any) -> Record:
-            metric = learner.metric()
-            for _, predictions, targets in labelled.predictions(learner, recipe, 1000):
+            metric, count = learner.metric(), 0
+            for count, (_, predictions, targets) in enumerate(labelled.predictions(learner, recipe, 1000), 1):
                 metric.update(predictions, targets)
-            return {metric.primary: metric.compute()[metric.primary]}
+            return {metric.primary: metric.compute()[metric.primary]} if count else {}
 
         model, loader, (train, test_count) = session.built(build), labelled.loader(recipe), labelled.counts
         if session.is_main:

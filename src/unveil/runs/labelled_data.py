@@ -100,6 +100,11 @@ def labelled_subsets(run: str | Path, data: Data, test: Data | None, vit: ViTCon
     if not len(test_set):
         whose = f"none of the {count_of(len(opened.test), 'image')} held out from {name}" if opened.held_out else "no test image of"
         raise UnveilError(f"{whose}{'' if opened.held_out else f' {test_name}'} has a label: give a test set with --test")
+    for each, role in ((train_set, "train"), (test_set, "test")):
+        if len(each) and each.unreadable == len(each):
+            first, reason = next(iter(each.dataset.skipped.items()))
+            count = count_of(len(each), f"labelled {role} image")
+            raise UnveilError(f"none of the {count} of {each.dataset.source.name} can be read; the first: {first}: {reason}")
     distinct = train_set.labels.unique().tolist()
     if len(distinct) < 2:
         only = f"only one class, {train_set.dataset.classes[distinct[0]]}" if distinct else "no label"

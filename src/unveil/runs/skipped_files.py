@@ -1,15 +1,17 @@
 """The files of a run that could not be used: a list in its folder, and messages while it runs."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from unveil.atomic_files import write_text
 from unveil.data.dataset import Fault, ImageDataset
 from unveil.data.splits import Subset
+from unveil.errors import UnveilError
 from unveil.plain_text import count_of, printable
 from unveil.train.parallel import World
+from unveil.train.run_folder import Run
 
 SKIPPED = "skipped.txt"
 """The file in a run folder with the files that could not be used, one "name<TAB>reason" per line."""
@@ -29,16 +31,21 @@ class SkippedFiles:
     Every process of a run creates it. The main process learns from the others through the store which images they could not read.
 
     Args:
-        subsets: The train set and the test set.
+        train_set: The images to train on.
+        test_set: The images to test on.
+        validation_set: The images to evaluate during training, if they are others.
         world: Only the main process prints and writes.
         say: Prints a message for the user.
     """
 
-    def __init__(self, subsets: Sequence[Subset], world: World, say: Callable[[str], None]) -> None:
-        self.subsets, self.world, self._say = subsets, world, say
+    def __init__(
+        self, train_set: Subset, test_set: Subset, validation_set: Subset | None, world: World, say: Callable[[str], None]
+    ) -> None:
+        self.subsets = {"train": train_set, "test": test_set} | ({"validation": validation_set} if validation_set else {})
+        self.world, self._say = world, say
         self.count = 0
         """The number of files in the list."""
-        self.datasets: list[ImageDataset] = list({id(each.dataset): each.dataset for each in subsets}.values())
+        self.datasets: list[ImageDataset] = list({id(each.dataset): each.dataset for each in self.subsets.values()}.values())
         self._known = sum(len(dataset.unreadable) for dataset in self.datasets)
         for dataset in self.datasets:
             dataset.on_fault = self._noticed
@@ -54,7 +61,7 @@ class SkippedFiles:
         self._receive()
         path = folder / SKIPPED
         earlier = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        found = {line.partition("\t")[0]: line for line in (*earlier, *skipped_lines(*self.subsets)) if line}
+        found = {line.partition("\t")[0]: line for line in (*earlier, *skipped_lines(*self.subsets.values())) if line}
         if len(found) > self.count:
             self.count = len(found)
             write_text(path, "".join(f"{line}\n" for _, line in sorted(found.items())))
@@ -62,11 +69,9 @@ class SkippedFiles:
 
     def unreadable(self) -> dict[str, int]:
         """The numbers of unreadable images in the train set and in the test set. Says that evaluations left them out."""
-        counts = {"train": self.subsets[0].unreadable, "test": self.subsets[1].unreadable}
-        parts = [
-            f"{counts[name]:,} of {count_of(len(each), f'{name} image')}" for name, each in zip(counts, self.subsets, strict=True)
-        ]
-        if any(counts.values()):
+        counts = {name: subset.unreadable for name, subset in self.subsets.items()}
+        parts = [f"{count:,} of {count_of(len(self.subsets[name]), f'{name} image')}" for name, count in counts.items() if count]
+        if parts:
             self._say(f"{' and '.join(parts)} could not be read: training replaced them by others, evaluations left them out")
         return counts
 
@@ -99,3 +104,19 @@ class SkippedFiles:
                     facts = json.loads(self.world.store.get(f"unreadable-{rank}"))
                     for dataset, rows in zip(self.datasets, facts, strict=True):
                         dataset.add_faults((index, Fault(*fault)) for index, *fault in rows)
+
+
+def refuse_earlier_numbering(run: Run, *subsets: Subset) -> None:
+    """Raises `UnveilError` if a run that an earlier version began would go on with other held-out images.
+
+    Before format 3, images in memory were numbered without the unreadable ones, from which the split and the order of training
+    followed.
+    """
+    datasets = {id(subset.dataset): subset.dataset for subset in subsets}.values()
+    unreadable = sum(len(dataset.unreadable) for dataset in datasets if dataset.in_memory)
+    if run.facts.get("format", 1) < 3 and unreadable and run.checkpoints().steps():
+        raise UnveilError(
+            f"{run.path} was begun by an earlier version of unveil, which left {count_of(unreadable, 'unreadable image')} out "
+            f"before it chose the images to hold out. To resume would train on some of those: finish it with that version, or "
+            f"choose another --out"
+        )
