@@ -14,8 +14,10 @@ def test_each_format_is_written_and_checked(make_mae, tmp_path, logged, to):
     out = export(tmp_path / "run", to=to, say=logged)
     assert out == tmp_path / "run" / "export" / DEFAULT_NAMES[to]
     assert "agrees on the " in logged[-1]
-    assert "of random images, largest difference" in logged[-1]
-    assert [path.name for path in out.parent.iterdir()] == [out.name]  # nothing temporary is left
+    files = "random images" if to == "mae" else "image files"
+    assert f"of {files}, largest difference" in logged[-1]
+    beside = ["config.json"] if to == "onnx" else []
+    assert sorted(path.name for path in out.parent.iterdir()) == [*beside, out.name]  # nothing temporary is left
     with pytest.raises(UnveilError, match="exists, and is not overwritten"):
         export(tmp_path / "run", to=to, say=logged)
 
@@ -53,7 +55,7 @@ def test_disagreement_keeps_nothing(make_mae, tmp_path, logged, monkeypatch):
     model_files.save(make_mae(), tmp_path / "run")
     written = timm_vit.config_json
     monkeypatch.setattr(timm_vit, "config_json", lambda vit, model: written(replace(vit, heads=2), model))
-    with pytest.raises(UnveilError, match=r"timm disagrees by .* on the tokens of random images: nothing was kept"):
+    with pytest.raises(UnveilError, match=r"timm disagrees by .* on the features and tokens of image files: nothing was kept"):
         export(tmp_path / "run", to="timm", out=tmp_path / "out" / "timm", say=logged)
     assert list((tmp_path / "out").iterdir()) == []
 

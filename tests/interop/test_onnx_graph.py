@@ -27,7 +27,7 @@ def test_encoder_answers_any_batch(make_mae, tmp_path, capfd):
         tokens, name = outputs(path, images)
         assert name == "tokens"
         assert (tokens - learner.encoder(images)).abs().max() < 1e-4
-    assert [file.name for file in path.parent.iterdir()] == ["encoder.onnx"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["config.json", "encoder.onnx"]
 
 
 @needs_onnx
@@ -39,7 +39,7 @@ def test_fine_tuned_model_answers_with_scores_and_large_weights_stand_beside(mak
     scores, name = outputs(path, images[:1])
     assert name == "scores"
     assert (scores - learner.logits(images[:1])).abs().max() < 1e-4
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["classifier.onnx", "classifier.onnx.data"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["classifier.onnx", "classifier.onnx.data", "config.json"]
 
 
 def test_absent_extra_is_named(make_mae, tmp_path, monkeypatch):

@@ -305,10 +305,10 @@ def test_subclasses_with_tensors_of_their_own_go_out_as_their_encoder(
 def test_subclasses_that_fit_are_exported_whole(plugin: Path, tmp_path: Path, logged: list[str]) -> None:
     model_files.save(method(plugin, "SameMAE"), tmp_path / "mae")
     assert type(load(export(tmp_path / "mae", to="transformers", say=logged.append))).__name__ == "MAE"
-    assert "transformers agrees on the reconstructions" in logged[-1]
+    assert "transformers agrees on the tokens and reconstructions" in logged[-1]
     model_files.save(task(plugin, "SameFinetune"), tmp_path / "finetune")
     assert type(load(export(tmp_path / "finetune", to="timm", say=logged.append))).__name__ == "Finetune"
-    assert "timm agrees on the class scores" in logged[-1]
+    assert "timm agrees on the features and class scores" in logged[-1]
 
 
 def test_a_subclass_of_the_encoder_is_not_saved_as_a_plain_one(plugin: Path, tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def resize(pixels: Pixels, size: Size, box: tuple[float, float, float, float] | 
     return result
 
 
+def usual_crop_pct(image_size: Size) -> float:
+    """The share of the short side to keep, for files that do not record it: 7/8 for models of 224 px or more, else all of it.
+
+    Models of 224 px are usually trained on larger photographs, and smaller models on images of their own size.
+    """
+    return CROP_PCT if min(image_size) >= 224 else 1.0
+
+
 def crop_pct_for(sizes: Sequence[Size], image_size: Size) -> float:
     """The share of the short side to keep: 7/8 if most images are large enough for that, else all of it.
 

@@ -1,6 +1,6 @@
 """A learner with only an encoder, for files without a decoder or a head."""
 
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from torch import Tensor
 
@@ -46,9 +46,17 @@ class TextEncoderOnly(EncoderOnly):
     modality = "text"
 
 
-def encoder_only(encoder: Encoder, source: str = "this model") -> EncoderOnly:
-    """Wraps an encoder as a learner of its modality; `source` is the name of the file for error messages."""
-    return EncoderOnly(encoder, source) if isinstance(encoder, ViT) else TextEncoderOnly(encoder, source)
+def encoder_only(encoder: Encoder, source: str = "this model", pool: Literal["mean", "class"] = "mean") -> EncoderOnly:
+    """Wraps an encoder as a learner of its modality.
+
+    Args:
+        encoder: The encoder.
+        source: The name of the file, for error messages.
+        pool: The features to evaluate: see `Learner.pool`.
+    """
+    learner = EncoderOnly(encoder, source) if isinstance(encoder, ViT) else TextEncoderOnly(encoder, source)
+    learner.pool = pool
+    return learner
 
 
 def has_encoder(learner: Learner) -> bool:

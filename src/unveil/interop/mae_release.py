@@ -16,6 +16,7 @@ from unveil.blocks.attention import decoder_heads, heads_of
 from unveil.blocks.masks import split
 from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from unveil.data.eval_transform import usual_crop_pct
 from unveil.errors import UnveilError
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
@@ -129,6 +130,7 @@ def vit_config_from(
         mlp_ratio=mlp_ratio(hidden, width),
         mean=mean,
         std=std,
+        crop_pct=usual_crop_pct(size),
     )
     rows, columns = checked(config).grid
     if rows * columns != patches:
@@ -264,14 +266,21 @@ def verification_of(again: Learner, learner: Learner) -> Verification:
     """Compares the encoder of a learner with a reloaded encoder."""
     images = random_images(vit_of(learner).config)
     found, wanted = again.encoder(images), learner.encoder(images)
-    return Verification(relative_difference(found, wanted), "the reloaded file", "tokens of random images")
+    return reloaded("tokens", relative_difference(found, wanted), learner)
 
 
 @verification_of.register
 def _(again: MAE, learner: MAE) -> Verification:
     images, hidden = random_images(learner.encoder.config), every_other_patch(learner.encoder.config)
     found, wanted = (each.predict_patches(images, *split(hidden)) for each in (again, learner))
-    return Verification(relative_difference(found, wanted), "the reloaded file", "reconstructions of random images")
+    return reloaded("reconstructions", relative_difference(found, wanted), learner)
+
+
+def reloaded(compared: str, difference: float, learner: Learner) -> Verification:
+    """The result of a comparison on normalised images, and how images are prepared, which the file does not record."""
+    vit = vit_of(learner).config
+    note = f"the file does not record how images are prepared: crop_pct {vit.crop_pct:g}, mean {vit.mean}, std {vit.std}"
+    return Verification(difference, "the reloaded file", f"{compared} of random images", note)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.blocks.attention import default_heads
+from unveil.data.eval_transform import usual_crop_pct
 from unveil.errors import UnveilError
 from unveil.train.migration import NEW_METHOD_OPTIONS, NEW_TASK_OPTIONS
 
@@ -71,10 +72,9 @@ def from_version_2(config: dict[str, Any], source: str | Path) -> dict[str, Any]
     options, encoder = config.get("options"), config.get("encoder")
     new = config | {"format_version": 3}
     if isinstance(encoder, Mapping) and config.get("modality") == "images" and "crop_pct" not in encoder:
-        # By default, models of 224 px were trained on larger images, and those of other sizes on images of that size.
         size = encoder.get("image_size")
-        large = isinstance(size, list | tuple) and all(isinstance(side, int) and side >= 224 for side in size)
-        new["encoder"] = encoder = {**encoder, "crop_pct": 0.875 if large else 1.0}
+        sides = [side for side in size if isinstance(side, int)] if isinstance(size, list | tuple) else []
+        new["encoder"] = encoder = {**encoder, "crop_pct": usual_crop_pct((min(sides), min(sides))) if sides else 1.0}
     if not (isinstance(options, Mapping) and isinstance(encoder, Mapping)):
         return new
     added: dict[str, Any] = {}

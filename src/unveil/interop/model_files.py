@@ -64,6 +64,8 @@ def describe(learner: Learner) -> dict[str, Any]:
         raise UnveilError(
             f"{type(learner).__name__} cannot be saved: it has weights outside of its encoder, and is not a Method or Task"
         )
+    elif learner.pool != "mean":
+        facts["pool"] = learner.pool
     plain: dict[str, Any] = json.loads(json.dumps(facts, default=as_json))
     return plain
 
@@ -115,7 +117,8 @@ def rebuild(config: Mapping[str, Any], source: str | Path = "config.json") -> Le
     config_class, encoder_class = ENCODERS[config["modality"]]
     shape = config_from_json(config_class, config.get("encoder"), f"the encoder options of {source}")
     if "task" not in config:
-        return encoder_only(encoder_class(shape), str(source)).eval()
+        encoder = encoder_only(encoder_class(shape), str(source), "class" if config.get("pool") == "class" else "mean")
+        return encoder.eval()
     task = class_of(TASKS, Task, config, source)
     options = config_from_json(task.Config, config.get("options"), f"the options of {source}")
     built: Task = task.build(encoder_class(shape), options, augment, classes)
@@ -161,7 +164,7 @@ def save(learner: Learner, folder: str | Path) -> None:
     folder = Path(folder)
     write_config(learner, folder)
     if type(learner.encoder) is ViT:  # a subclass would be loaded as a plain ViT, which may compute something else
-        export(encoder_only(learner.encoder), folder / "encoder.safetensors")
+        export(encoder_only(learner.encoder, pool=learner.pool), folder / "encoder.safetensors")
     export(learner, folder / "model.safetensors")
 
 

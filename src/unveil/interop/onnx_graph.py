@@ -1,35 +1,50 @@
 """Exports an encoder or a classifier as an ONNX graph, for programs without torch. Graphs cannot be loaded."""
 
 import importlib.util
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unveil.atomic_files import fresh_name, move_into_place
+from unveil.atomic_files import fresh_name, move_into_place, write_text
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import has_vit, vit_of
+from unveil.interop.image_files import WHITE, transform_of
 from unveil.interop.silence import silenced
-from unveil.interop.verify_export import Verification, outputs_for_images, random_images, relative_difference
+from unveil.interop.verify_export import Verification, image_pair, largest, outputs_for_images, prepare_like, relative_difference
 from unveil.learner import Learner
-from unveil.models.vit_config import ViTConfig
 from unveil.protocols import Classifies
 
 OPSET = 18
+CONFIG = "config.json"
 MAX_BYTES = 1_900_000_000
 """Maximum bytes of weights inside the ONNX file, whose limit is 2 GiB. More weights go to a file `<name>.data` next to it."""
 
 
-class ClassScores(nn.Module):
-    """A classifier as a module whose forward pass returns class scores."""
+class Outputs(nn.Module):
+    """A learner as a module that returns class scores or tokens, and features."""
 
-    def __init__(self, classifier: Classifies) -> None:
+    def __init__(self, learner: Learner, example: Tensor) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.learner = learner
+        self.head: nn.Module | None = None  # if scores are computed from the features, so that the encoder runs only once
+        if isinstance(learner, Classifies) and isinstance(head := getattr(learner, "head", None), nn.Module):
+            features = learner.features(example)
+            if head(features).equal(learner.logits(example)):
+                self.head = head
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.logits(images)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self.head is not None:
+            features = self.learner.features(images)
+            return self.head(features), features
+        if isinstance(self.learner, Classifies):
+            return self.learner.logits(images), self.learner.features(images)
+        tokens: Tensor = self.learner.encoder(images)
+        return tokens, tokens[:, 0] if self.learner.pool == "class" else tokens[:, 1:].mean(dim=1)
 
 
 def writes(learner: Learner) -> bool:
@@ -37,10 +52,33 @@ def writes(learner: Learner) -> bool:
     return has_vit(learner)
 
 
-def export(learner: Learner, out: str | Path) -> Path:
-    """Writes a graph whose input is `images` (B, C, H, W), normalised float32 images, with any batch size.
+def config_json(learner: Learner) -> dict[str, Any]:
+    """What a program needs besides the graph: how images are prepared, and the names of the classes. Sizes are height and width."""
+    vit = vit_of(learner).config
+    classifier = isinstance(learner, Classifies)
+    return {
+        "format": "unveil onnx",
+        "outputs": ["scores" if classifier else "tokens", "features"],
+        "image_size": list(vit.image_size),
+        "resize_to": list(transform_of(vit).fitted),
+        "crop_pct": vit.crop_pct,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+        "channels": vit.channels,
+        "rescale_factor": 1 / WHITE[vit.bit_depth],
+        "mean": list(vit.mean),
+        "std": list(vit.std),
+        "pool": learner.pool,
+        **({"classes": list(learner.classes)} if isinstance(learner, Classifies) else {}),
+    }
 
-    The output of a classifier is `scores` (B, K). The output of other learners is `tokens` (B, 1 + N, D), after the final norm.
+
+def export(learner: Learner, out: str | Path) -> Path:
+    """Writes a graph whose input is `images` (B, C, H, W), normalised float32 images, with any batch size; and `config.json`.
+
+    The first output of a classifier is `scores` (B, K), and that of other learners is `tokens` (B, 1 + N, D), after the final norm.
+    The second output is `features` (B, D), as `unveil embed` writes them. How images are prepared and the names of the classes are
+    in the metadata of the graph, as JSON by key, and in `config.json` beside it.
 
     Args:
         learner: A learner with a ViT.
@@ -51,29 +89,29 @@ def export(learner: Learner, out: str | Path) -> Path:
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise UnveilError("ONNX export needs the packages onnx and onnxscript: run pip install 'unveil[onnx]'")
-    out, encoder = Path(out), vit_of(learner)
-    vit: ViTConfig = encoder.config
-    classifier = isinstance(learner, Classifies)
-    graph = (ClassScores(learner) if isinstance(learner, Classifies) else encoder).eval()
-    device = encoder.class_token.device
-    images = torch.zeros(2, vit.channels, *vit.image_size, device=device)  # a batch size of 1 would become a constant
+    out, facts, vit = Path(out), config_json(learner), vit_of(learner).config
+    images = torch.zeros(2, vit.channels, *vit.image_size, device=vit_of(learner).class_token.device)  # 1 would become a constant
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = fresh_name(out)
     folder.mkdir()
     try:
         with silenced(), torch.no_grad():
-            torch.onnx.export(
+            graph = Outputs(learner.eval(), images)
+            program = torch.onnx.export(
                 graph,
                 (images,),
-                folder / out.name,
                 dynamo=True,
                 opset_version=OPSET,
                 verbose=False,
                 input_names=["images"],
-                output_names=["scores" if classifier else "tokens"],
+                output_names=facts["outputs"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                external_data=sum(x.numel() * x.element_size() for x in graph.state_dict().values()) > MAX_BYTES,
             )
+            assert program is not None
+            program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+            external = sum(x.numel() * x.element_size() for x in graph.state_dict().values()) > MAX_BYTES
+            program.save(folder / out.name, external_data=external)
+        write_text(folder / CONFIG, json.dumps(facts, indent=2) + "\n")
         for path in sorted(folder.iterdir(), reverse=True):  # move the weights before the graph that refers to them
             move_into_place(path, out.parent / path.name)
     finally:
@@ -81,18 +119,26 @@ def export(learner: Learner, out: str | Path) -> Path:
     return out
 
 
+@torch.no_grad()
 def verify(learner: Learner, out: Path) -> Verification:
-    """Compares the outputs of onnxruntime with those of the learner."""
+    """Compares the outputs of onnxruntime with those of the learner. Images are prepared by the metadata of the graph."""
     if importlib.util.find_spec("onnxruntime") is None:
         return Verification(None, "onnxruntime is not installed")
-    images = random_images(vit_of(learner).config)
-    wanted, compared = outputs_for_images(learner, images)
-    return Verification(relative_difference(run_graph(out, images), wanted), "onnxruntime", compared)
-
-
-def run_graph(path: Path, images: Tensor) -> Tensor:
-    """The output of a graph, by onnxruntime."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    vit = vit_of(learner).config
+    recorded = replace(
+        vit,
+        image_size=tuple(facts["image_size"]),
+        crop_pct=facts["crop_pct"],
+        channels=facts["channels"],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )
+    pair = image_pair(vit, prepare_like(recorded))
+    wanted, compared = outputs_for_images(learner, pair.ours)
+    found, features = (torch.from_numpy(x) for x in session.run(None, {"images": pair.theirs.numpy()}))
+    difference = largest(relative_difference(found, wanted), relative_difference(features, learner.features(pair.ours)))
+    return Verification(difference, "onnxruntime", f"features and {compared} of {pair.source}")

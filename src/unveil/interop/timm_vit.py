@@ -1,17 +1,19 @@
 """Encoders and classifiers as timm's `VisionTransformer`: a folder for `timm.create_model("local-dir:...", pretrained=True)`."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
+from unveil.data.eval_transform import CROP_PCT
 from unveil.errors import UnveilError
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
@@ -28,24 +30,25 @@ from unveil.interop.state_dict_map import (
     to_state_dict,
     weight_and_bias,
 )
-from unveil.interop.verify_export import Verification, outputs_for_images, random_images, relative_difference
+from unveil.interop.verify_export import Verification, image_pair, largest, outputs_for_images, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.methods.supervised import Supervised, SupervisedConfig
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
+from unveil.tasks.partial import PartialConfig, PartialFinetune
 from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
 
-ARCHITECTURES = {
-    192: "vit_tiny_patch16_224",
-    384: "vit_small_patch16_224",
-    768: "vit_base_patch16_224",
-    1024: "vit_large_patch16_224",
-    1280: "vit_huge_patch14_224",
+ARCHITECTURES: dict[int, tuple[str, tuple[int, ...]]] = {
+    192: ("vit_tiny", (16,)),
+    384: ("vit_small", (8, 16, 32)),
+    768: ("vit_base", (8, 16, 32)),
+    1024: ("vit_large", (14, 16, 32)),
+    1280: ("vit_huge", (14,)),
 }
-"""timm's model name by width. Differences from that model are written into `model_args`."""
+"""The names of timm's models by width, and the patch sizes that they exist for."""
 
 
 class TimmModel(NamedTuple):
@@ -56,7 +59,9 @@ class TimmModel(NamedTuple):
     classes: Sequence[str] = ()
     """Names of the classes; empty if there is no head."""
     norm_after_pooling: bool = False
-    """Whether the norm follows the mean over the tokens (timm's `fc_norm`)."""
+    """Whether the norm follows the pooling of the tokens (timm's `fc_norm`)."""
+    pool: str = "mean"
+    """The features: the mean of the patch tokens, or the class token."""
 
 
 def matches(contents: Contents) -> bool:
@@ -87,7 +92,8 @@ def writes(learner: Learner) -> bool:
 def encoder_model(learner: Learner) -> TimmModel:
     """Only the encoder of a learner."""
     encoder = vit_of(learner)
-    return TimmModel(to_state_dict(EncoderOnly(encoder), map_of(encoder.config), encoder.config.patch_size))
+    state = to_state_dict(EncoderOnly(encoder), map_of(encoder.config), encoder.config.patch_size)
+    return TimmModel(state, pool=learner.pool)
 
 
 @singledispatch
@@ -96,24 +102,33 @@ def timm_model(learner: Learner) -> TimmModel:
     return encoder_model(learner)
 
 
-@timm_model.register
-def _(learner: Finetune) -> TimmModel:
+@timm_model.register(Finetune)
+@timm_model.register(PartialFinetune)
+def _(learner: Finetune | PartialFinetune) -> TimmModel:
     vit: ViTConfig = learner.encoder.config
     names = map_of_finetune(vit)
     if not fits(learner, names):  # a subclass with more tensors
         return encoder_model(learner)
-    return TimmModel(to_state_dict(learner, names, vit.patch_size), learner.classes, norm_after_pooling=True)
+    return TimmModel(to_state_dict(learner, names, vit.patch_size), learner.classes, True, learner.pool)
 
 
 @timm_model.register
 def _(learner: Supervised) -> TimmModel:
     model = encoder_model(learner)
     head = {f"head.{name}": value.detach().cpu().clone() for name, value in learner.head.state_dict().items()}
-    return TimmModel(model.state | head, learner.classes)
+    return model._replace(state=model.state | head, classes=learner.classes)
+
+
+def architecture_of(vit: ViTConfig) -> str:
+    """The name of timm's model that is most like an encoder. Differences from that model are written into `model_args`."""
+    width = min(ARCHITECTURES, key=lambda each: abs(math.log(each / vit.width)))
+    name, patches = ARCHITECTURES[width]
+    return f"{name}_patch{min(patches, key=lambda each: abs(each - vit.patch_size[0]))}_224"
 
 
 def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
     """The `config.json` of timm's hub format. It does not record the eps of the norms: timm's default of 1e-6 is also ours."""
+    pool = "token" if model.pool == "class" else "avg"
     arguments: dict[str, Any] = {
         "img_size": list(vit.image_size),
         "patch_size": list(vit.patch_size),
@@ -124,7 +139,7 @@ def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
         "mlp_ratio": vit.mlp_ratio,
         "qkv_bias": True,
         "class_token": True,
-        "global_pool": "avg",
+        "global_pool": pool,
         "fc_norm": model.norm_after_pooling,
     }
     if not model.norm_after_pooling:
@@ -132,10 +147,10 @@ def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
     if vit.layer_scale is not None:
         arguments["init_values"] = vit.layer_scale
     facts: dict[str, Any] = {
-        "architecture": ARCHITECTURES.get(vit.width, "vit_base_patch16_224"),
+        "architecture": architecture_of(vit),
         "num_classes": len(model.classes),
         "num_features": vit.width,
-        "global_pool": "avg",
+        "global_pool": pool,
         "model_args": arguments,
         "pretrained_cfg": {
             "tag": "unveil",
@@ -145,7 +160,7 @@ def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
             "input_size": [vit.channels, *vit.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": 0.875,
+            "crop_pct": vit.crop_pct,
             "crop_mode": "center",
             "mean": list(vit.mean),
             "std": list(vit.std),
@@ -166,17 +181,26 @@ def export(learner: Learner, folder: str | Path) -> Path:
 
 @torch.no_grad()
 def verify(learner: Learner, folder: Path) -> Verification:
-    """Compares the class scores, or the tokens, of timm's model with those of the learner."""
+    """Compares what timm makes of image files with what the learner does: features, and class scores or tokens."""
     import timm
+    from timm.data import create_transform, resolve_data_config
 
-    images = random_images(vit_of(learner).config)
+    config = vit_of(learner).config
     with silenced():
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        prepare = create_transform(**resolve_data_config(pretrained_cfg=model.pretrained_cfg, model=model))
+    pair, note = image_pair(config, prepare if config.bit_depth == 8 else None), ""
+    if config.bit_depth == 16:
+        note = "timm's transform is for 8-bit images: divide 16-bit ones by 65535 and normalise them yourself"
     if model.num_classes:
-        wanted, compared = outputs_for_images(learner, images)
-        return Verification(relative_difference(model(images), wanted), "timm", compared)
-    found, wanted = model.forward_features(images), vit_of(learner)(images)
-    return Verification(relative_difference(found, wanted), "timm", "tokens of random images")
+        wanted, compared = outputs_for_images(learner, pair.ours)
+        found = model(pair.theirs)
+        model.reset_classifier(0)  # as `create_model(..., num_classes=0)`
+    else:
+        wanted, compared, found = vit_of(learner)(pair.ours), "tokens", model.forward_features(pair.theirs)
+    features = relative_difference(model(pair.theirs), learner.features(pair.ours))
+    difference = largest(features, relative_difference(found, wanted))
+    return Verification(difference, "timm", f"features and {compared} of {pair.source}", note)
 
 
 def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
@@ -198,6 +222,8 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     normalisation: dict[str, Any] = {
         key: tuple(pretrained[key]) for key in ("mean", "std") if len(pretrained.get(key, ())) == vit.channels
     }
+    normalisation["crop_pct"] = pretrained.get("crop_pct") or CROP_PCT  # timm's default too
+    pool: Literal["mean", "class"] = "class" if arguments.get("global_pool", config.get("global_pool")) == "token" else "mean"
     scale = arguments.get("init_values") if "blocks.0.ls1.gamma" in state else None
     vit = checked(replace(vit, **normalisation, positions="learned", layer_scale=scale, final_norm="norm.weight" in state))
     for name, found in (("depth", vit.depth), ("embed_dim", vit.width), ("in_chans", vit.channels)):
@@ -208,10 +234,12 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     has_norm_after_pooling = "fc_norm.weight" in state
 
     def build() -> Learner:
+        if has_norm_after_pooling and pool == "class":
+            return PartialFinetune.build(ViT(vit), PartialConfig(blocks=vit.depth, pool=pool), AugmentConfig(), classes)
         if has_norm_after_pooling:
             return Finetune.build(ViT(vit), FinetuneConfig(), AugmentConfig(), classes)
         if not count:
-            return encoder_only(ViT(vit), str(folder))
+            return encoder_only(ViT(vit), str(folder), pool)
         supervised = Supervised.build(vit, SupervisedConfig(average=0.0), AugmentConfig())
         supervised.set_classes(classes)
         return supervised
@@ -220,5 +248,9 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     if count and not has_norm_after_pooling:
         names |= weight_and_bias("head", "head")
     learner, matched = build_and_load(build, lambda _: names, state, folder)
+    usual = {"crop_mode": "center", "interpolation": "bicubic"}
+    unusual = [f"{key} {pretrained[key]}" for key, value in usual.items() if pretrained.get(key, value) != value]
+    if unusual:
+        say(f"{folder} was made for {' and '.join(unusual)}; unveil resizes by a bicubic filter and crops the centre")
     say(f"{folder}: {matched} of {matched} tensors matched (timm, {'a model with its head' if count else 'an encoder'})")
     return learner

@@ -8,6 +8,7 @@ query, which the softmax cancels.
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from unveil.interop.formats import Contents
 from unveil.interop.mae_release import check_channels, mlp_ratio
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, block_map, build_and_load, fits, to_state_dict, weight_and_bias
-from unveil.interop.transformers_vit_mae import BLOCK, as_size, preprocessing, version4_names, weights_file
+from unveil.interop.transformers_images import images_of_transformers, preprocessing, write_preprocessor
+from unveil.interop.transformers_vit_mae import BLOCK, NOTE, as_size, version4_names, weights_file
 from unveil.interop.verify_export import Verification, random_images, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
@@ -80,7 +82,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     """
     folder = Path(folder)
     weights = weights_file(folder, "BEiT")
-    vit, config = configs_from(read_json(folder / "config.json"), folder)
+    vit, config = configs_from(read_json(folder / "config.json"), folder, say)
     state = version4_names(read_tensors(weights))
     build = partial(BEiT.build, vit, config, AugmentConfig())
     learner, matched = build_and_load(build, lambda built: map_of(built.encoder.config), state, folder)
@@ -88,7 +90,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     return learner
 
 
-def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEiTConfig]:
+def configs_from(facts: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> tuple[ViTConfig, BEiTConfig]:
     """Converts the config of transformers, whose defaults are those of BEiT-B/16, to ours.
 
     Raises:
@@ -106,7 +108,7 @@ def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEi
         raise UnveilError(f"{folder} has {found}: expected a BeitForMaskedImageModeling with gelu, a mask token and one final norm")
     width, channels = facts.get("hidden_size", 768), facts.get("num_channels", 3)
     check_channels(channels)
-    mean, std = preprocessing(folder) or ((0.5,) * channels, (0.5,) * channels)
+    half = (0.5,) * channels
     vit = ViTConfig(
         width=width,
         depth=facts.get("num_hidden_layers", 12),
@@ -116,8 +118,8 @@ def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEi
         channels=channels,
         mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
         eps=facts.get("layer_norm_eps", 1e-12),
-        mean=mean,
-        std=std,
+        mean=half,
+        std=half,
     )
     config = BEiTConfig(
         visual_tokenizer="absent",
@@ -127,7 +129,8 @@ def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, BEi
         layer_scale=facts.get("layer_scale_init_value", 0.1) or None,
         drop_path=facts.get("drop_path_rate", 0.1),
     )
-    return checked(vit), checked(config)
+    vit = checked(vit)
+    return checked(replace(vit, **preprocessing(folder, vit.image_size, say))), checked(config)
 
 
 @singledispatch
@@ -182,20 +185,7 @@ def export(learner: BEiT, folder: str | Path) -> Path:
     """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with the normalisation of images."""
     folder, vit = Path(folder), learner.encoder.config
     write_tensors(folder / "model.safetensors", state_of(learner))
-    preprocessor = {
-        "image_processor_type": "BeitImageProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_center_crop": False,
-        "do_reduce_labels": False,
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"height": vit.image_size[0], "width": vit.image_size[1]},
-        "image_mean": list(vit.mean),
-        "image_std": list(vit.std),
-    }
-    write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    write_preprocessor(folder, vit)
     write_text(folder / "config.json", json.dumps(config_json(learner), indent=2) + "\n")
     return folder
 
@@ -204,14 +194,17 @@ def export(learner: BEiT, folder: str | Path) -> Path:
 def verify(learner: BEiT, folder: Path) -> Verification:
     """Compares the logits of the visual tokens with those of transformers, or of our reloaded model without transformers."""
     vit = learner.encoder.config
-    images = random_images(vit)
-    _, hide = learner.mask(torch.arange(2))
-    wanted, compared = learner.predict_visual_tokens(images, hide), "token logits of random images"
     if importlib.util.find_spec("transformers") is None:
-        found = load(folder, say=lambda text: None).predict_visual_tokens(images, hide)
-        return Verification(relative_difference(found, wanted), "the reloaded file", compared)
-    found = gather(logits_of_transformers(folder, images, as_bool(hide, vit.grid[0] * vit.grid[1])), hide)
-    return Verification(relative_difference(found, wanted), "transformers", compared)
+        images = random_images(vit)
+        _, hide = learner.mask(torch.arange(len(images)))
+        again = load(folder, say=lambda text: None)
+        difference = relative_difference(*(each.predict_visual_tokens(images, hide) for each in (again, learner)))
+        return Verification(difference, "the reloaded file", "token logits of random images")
+    pair = images_of_transformers(folder, vit)
+    _, hide = learner.mask(torch.arange(len(pair.ours)))
+    wanted = learner.predict_visual_tokens(pair.ours, hide)
+    found = gather(logits_of_transformers(folder, pair.theirs, as_bool(hide, vit.grid[0] * vit.grid[1])), hide)
+    return Verification(relative_difference(found, wanted), "transformers", f"token logits of {pair.source}", NOTE)
 
 
 def logits_of_transformers(folder: Path, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"]) -> Float[Tensor, "B N K"]:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,8 @@ from unveil.interop.state_dict_map import (
     to_state_dict,
     weight_and_bias,
 )
-from unveil.interop.verify_export import Verification, random_images, relative_difference
+from unveil.interop.transformers_images import images_of_transformers, preprocessing, write_preprocessor
+from unveil.interop.verify_export import ImagePair, Verification, largest, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
@@ -67,6 +69,10 @@ RENAMED_IN_VERSION_5 = (
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
 """Patterns of names in version 5, and their replacements in version 4."""
+
+
+NOTE = 'AutoImageProcessor.from_pretrained(..., backend="pil") has the same pixels'
+"""For the user: by default, transformers 5 resizes by torch."""
 
 
 class TransformersModel(NamedTuple):
@@ -129,12 +135,14 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     folder = Path(folder)
     facts = read_json(folder / "config.json")
     state = version4_names(read_tensors(weights_file(folder, "ViTMAE")))
-    vit, config = configs_from(facts, folder)
+    vit, config = configs_from(facts, folder, say)
     prefix = "vit." if any(name.startswith("vit.") for name in state) else ""
     has_decoder = any(name.startswith("decoder.") for name in state)
 
     def build() -> Learner:
-        return MAE.build(vit, config, AugmentConfig()) if has_decoder else encoder_only(ViT(vit), str(folder))
+        if has_decoder:
+            return MAE.build(vit, config, AugmentConfig())
+        return encoder_only(ViT(vit), str(folder), "class" if facts.get("pool") == "class" else "mean")
 
     def names(learner: Learner) -> StateDictMap:
         return map_of(vit.depth, config.decoder_depth if has_decoder else None, prefix)
@@ -145,7 +153,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     return learner
 
 
-def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAEConfig]:
+def configs_from(facts: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> tuple[ViTConfig, MAEConfig]:
     """Converts the config of transformers, whose defaults are those of its ViT-B/16, to ours.
 
     Raises:
@@ -160,7 +168,7 @@ def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAE
             f"{'biases' if biases else 'no biases'} in its attention: expected gelu, {4 * decoder_width}, and biases"
         )
     channels = facts.get("num_channels", 3)
-    mean, std = preprocessing(folder) or mae_release.default_mean_and_std(channels)
+    mean, std = mae_release.default_mean_and_std(channels)
     vit = ViTConfig(
         width=width,
         depth=facts.get("num_hidden_layers", 12),
@@ -180,21 +188,13 @@ def configs_from(facts: Mapping[str, Any], folder: Path) -> tuple[ViTConfig, MAE
         decoder_depth=facts.get("decoder_num_hidden_layers", 8),
         decoder_heads=facts.get("decoder_num_attention_heads", 16),
     )
-    return checked(vit), checked(config)
+    vit = checked(vit)
+    return checked(replace(vit, **preprocessing(folder, vit.image_size, say))), checked(config)
 
 
 def as_size(side: int | list[int]) -> Size:
     """Converts a side, or [height, width], to (height, width)."""
     return (side, side) if isinstance(side, int) else (side[0], side[1])
-
-
-def preprocessing(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The mean and standard deviation of each channel in `preprocessor_config.json`; None if it does not record them."""
-    path = folder / "preprocessor_config.json"
-    facts = read_json(path) if path.is_file() else {}
-    if not (facts.get("image_mean") and facts.get("image_std")):
-        return None
-    return tuple(facts["image_mean"]), tuple(facts["image_std"])
 
 
 def writes(learner: Learner) -> bool:
@@ -208,7 +208,7 @@ def encoder_model(learner: Learner) -> TransformersModel:
     mae_release.refuse_without_final_norm(learner)
     encoder = vit_of(learner)
     state = to_state_dict(EncoderOnly(encoder), map_of(encoder.config.depth, None, ""), encoder.config.patch_size)
-    return TransformersModel("ViTMAEModel", state, {})
+    return TransformersModel("ViTMAEModel", state, {"mask_ratio": 0.0, "pool": learner.pool})
 
 
 @singledispatch
@@ -272,18 +272,7 @@ def export(learner: Learner, folder: str | Path) -> Path:
     """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with the normalisation of images."""
     folder, model, vit = Path(folder), transformers_model(learner), vit_of(learner).config
     write_tensors(folder / "model.safetensors", model.state)
-    preprocessor = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "size": {"height": vit.image_size[0], "width": vit.image_size[1]},
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "image_mean": list(vit.mean),
-        "image_std": list(vit.std),
-    }
-    write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    write_preprocessor(folder, vit)
     write_text(folder / "config.json", json.dumps(config_json(vit, model), indent=2) + "\n")
     return folder
 
@@ -294,25 +283,25 @@ def verify(learner: Learner, folder: Path) -> Verification:
     again = load(folder, say=lambda text: None)
     if importlib.util.find_spec("transformers") is None:
         return mae_release.verification_of(again, learner)
-    return verification_of(again, learner, folder)
+    return verification_of(again, learner, images_of_transformers(folder, vit_of(learner).config), folder)
 
 
 @singledispatch
-def verification_of(again: Learner, learner: Learner, folder: Path) -> Verification:
+def verification_of(again: Learner, learner: Learner, pair: ImagePair, folder: Path) -> Verification:
     """Compares the tokens of an encoder. Dispatches on the reloaded model, which has a decoder only if one was exported."""
-    images = random_images(vit_of(learner).config)
-    found, wanted = tokens_of_transformers(folder, images), vit_of(learner)(images)
-    return Verification(relative_difference(found, wanted), "transformers", "tokens of random images")
+    difference = relative_difference(tokens_of_transformers(folder, pair.theirs), vit_of(learner)(pair.ours))
+    return Verification(difference, "transformers", f"tokens of {pair.source}", NOTE)
 
 
 @verification_of.register
-def _(again: MAE, learner: MAE, folder: Path) -> Verification:
+def _(again: MAE, learner: MAE, pair: ImagePair, folder: Path) -> Verification:
     vit = learner.encoder.config
-    noise = torch.rand(2, vit.grid[0] * vit.grid[1], generator=torch.Generator().manual_seed(0))
-    images = random_images(vit)
-    found, hidden = predictions_of_transformers(folder, images, noise)
-    wanted = learner.predict_patches(images, *split(hidden))
-    return Verification(relative_difference(found, wanted), "transformers", "reconstructions of random images")
+    noise = torch.rand(len(pair.ours), vit.grid[0] * vit.grid[1], generator=torch.Generator().manual_seed(0))
+    found, hidden = predictions_of_transformers(folder, pair.theirs, noise)
+    wanted = learner.predict_patches(pair.ours, *split(hidden))
+    tokens = relative_difference(tokens_of_transformers(folder, pair.theirs), learner.encoder(pair.ours))
+    difference = largest(tokens, relative_difference(found, wanted))
+    return Verification(difference, "transformers", f"tokens and reconstructions of {pair.source}", NOTE)
 
 
 def predictions_of_transformers(

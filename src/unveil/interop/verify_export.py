@@ -1,12 +1,15 @@
-"""Compares the outputs of an exported and reloaded model with those of the original, on random inputs."""
+"""Compares an exported and reloaded model with the original, from image files on. Texts are random token ids."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 
 from unveil.data.augment import normalise
+from unveil.interop.image_files import image_files, read_prepared, sizes_to_try
 from unveil.learner import Learner
 from unveil.models.bert import TextConfig
 from unveil.models.vit_config import ViTConfig
@@ -14,6 +17,8 @@ from unveil.protocols import Classifies, Reconstructs
 
 TOLERANCE = 1e-4
 """Maximum difference of outputs, as a share of the largest value."""
+Prepare = Callable[[Image.Image], Float[Tensor, "C H W"]]
+"""The preprocessing of another library, from an opened file to a normalised image."""
 
 
 class Verification(NamedTuple):
@@ -24,7 +29,20 @@ class Verification(NamedTuple):
     library: str
     """The library that loaded the export, such as "timm"; or the reason why nothing was compared."""
     compared: str = "tensors"
-    """The outputs that were compared, such as "class scores of random images"."""
+    """The outputs that were compared, such as "class scores of image files"."""
+    note: str = ""
+    """What the export does not include, for the user; a sentence."""
+
+
+class ImagePair(NamedTuple):
+    """The same images for both models."""
+
+    ours: Float[Tensor, "B C H W"]
+    """As `unveil embed` prepares them."""
+    theirs: Float[Tensor, "B C H W"]
+    """As the other library prepares them."""
+    source: str
+    """What they were made of: "image files", or "random images" if no file or no other library holds such images."""
 
 
 def relative_difference(found: Tensor, wanted: Tensor) -> float:
@@ -34,15 +52,49 @@ def relative_difference(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
+def largest(*differences: float) -> float:
+    """The largest difference; NaN if one is NaN."""
+    return float(torch.tensor(differences).max())
+
+
+def image_pair(config: ViTConfig, prepare: Prepare | None, sizes: list[tuple[int, int]] | None = None) -> ImagePair:
+    """Image files as two libraries prepare them.
+
+    Args:
+        config: The size and the kind of the images.
+        prepare: The preprocessing of the other library; None if it has none for such images.
+        sizes: Sizes of the files (height, width); by default `sizes_to_try`.
+    """
+    with image_files(config, sizes or sizes_to_try(config)) as paths:
+        if not paths or prepare is None:
+            images = random_images(config)
+            return ImagePair(images, images, "random images")
+        opened = []
+        for path in paths:
+            with Image.open(path) as image:
+                image.load()
+                opened.append(prepare(image))
+        return ImagePair(read_prepared(paths, config), torch.stack(opened), "image files")
+
+
+def prepare_like(config: ViTConfig) -> Prepare:
+    """Our own preprocessing of a model that was reloaded."""
+
+    def prepare(image: Image.Image) -> Tensor:
+        return read_prepared([image], config)[0]
+
+    return prepare
+
+
 def random_images(config: ViTConfig) -> Float[Tensor, "2 C H W"]:
     """Two normalised images, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     return normalise(torch.rand(2, config.channels, *config.image_size, generator=generator), config.mean, config.std)
 
 
-def every_other_patch(config: ViTConfig) -> Bool[Tensor, "2 N"]:
-    """A mask of every other patch, for two images."""
-    return (torch.arange(config.grid[0] * config.grid[1]) % 2 == 0).expand(2, -1)
+def every_other_patch(config: ViTConfig, count: int = 2) -> Bool[Tensor, "B N"]:
+    """A mask of every other patch, for `count` images."""
+    return (torch.arange(config.grid[0] * config.grid[1]) % 2 == 0).expand(count, -1)
 
 
 def random_texts(config: TextConfig) -> tuple[Int[Tensor, "2 T"], Bool[Tensor, "2 T"]]:
@@ -58,8 +110,8 @@ def random_texts(config: TextConfig) -> tuple[Int[Tensor, "2 T"], Bool[Tensor, "
 def outputs_for_images(learner: Learner, images: Float[Tensor, "B C H W"]) -> tuple[Tensor, str]:
     """The class scores of a classifier, or else the tokens of the encoder; and a name for this output."""
     if isinstance(learner, Classifies):
-        return learner.logits(images), "class scores of random images"
-    return learner.encoder(images), "tokens of random images"
+        return learner.logits(images), "class scores"
+    return learner.encoder(images), "tokens"
 
 
 @torch.no_grad()
@@ -77,13 +129,16 @@ def compare_outputs(learner: Learner, again: Learner) -> Verification:
     if isinstance(config, TextConfig):
         texts = random_texts(config)
         (found, _), (wanted, compared) = outputs_for_texts(again, *texts), outputs_for_texts(learner, *texts)
-    elif not isinstance(config, ViTConfig):
+        return Verification(relative_difference(found, wanted), library, compared)
+    if not isinstance(config, ViTConfig):
         return Verification(0.0, library)  # the encoder of a plug-in has unknown inputs, but its tensors are equal
-    elif isinstance(learner, Reconstructs) and isinstance(again, Reconstructs):
-        images, hidden = random_images(config), every_other_patch(config) if learner.reconstructs_hidden else None
-        found, wanted = (each.reconstruct(images, hidden).pixels for each in (again, learner))
-        compared = "reconstructions of random images"
+    pair = image_pair(config, prepare_like(again.encoder.config))
+    features = relative_difference(again.features(pair.theirs), learner.features(pair.ours))
+    if isinstance(learner, Reconstructs) and isinstance(again, Reconstructs):
+        hidden = every_other_patch(config, len(pair.ours)) if learner.reconstructs_hidden else None
+        found, wanted = again.reconstruct(pair.theirs, hidden).pixels, learner.reconstruct(pair.ours, hidden).pixels
+        compared = "reconstructions"
     else:
-        images = random_images(config)
-        (found, _), (wanted, compared) = outputs_for_images(again, images), outputs_for_images(learner, images)
-    return Verification(relative_difference(found, wanted), library, compared)
+        (found, _), (wanted, compared) = outputs_for_images(again, pair.theirs), outputs_for_images(learner, pair.ours)
+    difference = largest(features, relative_difference(found, wanted))
+    return Verification(difference, library, f"features and {compared} of {pair.source}")

@@ -59,7 +59,7 @@ def limited_to(most: int, source: str | Path) -> Iterator[None]:
         if count > most:
             raise UnveilError(f"{source} is damaged: its config describes a larger model than the tensors of the file")
 
-    hooks = [register_module_parameter_registration_hook(register), register_module_buffer_registration_hook(register)]  # type: ignore[no-untyped-call]
+    hooks = [register_module_parameter_registration_hook(register), register_module_buffer_registration_hook(register)]
     try:
         yield
     finally:

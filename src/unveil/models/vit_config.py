@@ -44,7 +44,7 @@ class ViTConfig:
     """Mean of each channel, on a scale of 0 to 1, to normalise images."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, on the same scale."""
-    crop_pct: Annotated[float, Range(0.1, 1)] = 0.875
+    crop_pct: Annotated[float, Range(0.1, 1)] = 1.0
     """The share of an image's short side that the centre crop of evaluations keeps: see `unveil.data.eval_transform`."""
     bit_depth: Literal[8, 16] = 8
     """Bits of a pixel value in the images that the model was trained on. White is 255 or 65535."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from unveil import plugins
-from unveil.atomic_files import fresh_name
+from unveil.atomic_files import ABANDONED_SECONDS, fresh_name, sweep, telling
 from unveil.errors import UnveilError
 from unveil.interop.formats import FORMATS, Format
 from unveil.interop.load import load
@@ -41,7 +41,8 @@ def export(
             visual tokenizer, for `BeitForMaskedImageModeling`; a BERT for `BertForMaskedLM`, or its encoder for `BertModel`.
             "mae": a checkpoint in the layout of the public MAE release.
             "safetensors": one file with everything that unveil needs.
-            "onnx": a graph from normalised images to tokens, or to the class scores of a classifier.
+            "onnx": a graph from normalised images to features, and to tokens or the class scores of a classifier. How images are
+            prepared and the names of the classes are in its metadata, and in `config.json` beside it.
         out: The path to write; `<run>/export/<name>` by default. An existing path is not overwritten.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
         say: Receives log lines.
@@ -62,17 +63,24 @@ def export(
     learner = load(source, say=say)
     module = format_for(learner, to).open()
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent, target.name, ABANDONED_SECONDS)
     fresh = fresh_name(target)
-    fresh.mkdir()
     try:
-        written = module.export(learner, fresh / target.name)
-        difference, library, compared = module.verify(learner, written)
+        with telling(target):
+            fresh.mkdir()
+            written = module.export(learner, fresh / target.name)
+        difference, library, compared, note = module.verify(learner, written)
         if difference is not None and not difference <= TOLERANCE:  # this form also rejects NaN
             raise UnveilError(f"{library} disagrees by {difference:.1e} on the {compared}: nothing was kept")
-        for path in sorted(fresh.iterdir(), key=lambda path: path == written):
-            os.replace(path, target.parent / path.name)
+        for path in fresh.iterdir():
+            refuse_existing(target.parent / path.name)  # such as the config.json beside a graph
+        with telling(target):
+            for path in sorted(fresh.iterdir(), key=lambda path: path == written):
+                os.replace(path, target.parent / path.name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    if note:
+        say(f"{target}: {note}")
     if difference is None:
         say(f"{target}: not verified, as {library}")
     else:
