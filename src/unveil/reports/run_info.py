@@ -104,6 +104,7 @@ def environment_section(facts: Mapping[str, Any], results: Mapping[str, Any]) ->
         ("cores", hardware.get("cores")),
         ("GPUs", ", ".join(f"{n} {TIMES} {name}" for name, n in Counter(gpus).items()) or "none"),
         ("processes", facts.get("world_size")),
+        ("steps skipped, not finite", results.get("skipped_steps")),
         ("images seen", results.get("images_seen")),
         ("sequences seen", results.get("sequences_seen")),
     ]
