@@ -55,7 +55,7 @@ class EvalTransform:
         top, left = self.corner(height, width)
         rows, columns = self.image_size
         if height * width <= LARGEST:
-            return resize(pixels, (height, width))[top : top + rows, left : left + columns]
+            return resize(pixels, (height, width))[top : top + rows, left : left + columns].copy()  # frees the whole
         down, across = pixels.shape[0] / height, pixels.shape[1] / width
         box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
         return resize(pixels, self.image_size, box)
