@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data.dataset import MEMORY, Fault, ImageDataset, ImagesLostError, channel_moments, common_channels, sample_images
+from unveil.data.channel_moments import channel_moments
+from unveil.data.dataset import MEMORY, ImageDataset, ImagesLostError
+from unveil.data.image_samples import Fault, common_channels, sample_images
 from unveil.data.loader import ImageLoader
 from unveil.data.pixels import Unreadable
 from unveil.data.retries import OUTAGE, PAUSES
@@ -185,6 +187,8 @@ def test_io_errors_are_tried_again_and_damaged_files_are_not(monkeypatch):
         assert dataset.readable(torch.tensor([5])) is None  # tried again, but without a pause
     assert dataset.readable(torch.tensor([5])).keys.tolist() == [5]  # until it is back
     assert len(pauses) == 5
+    assert set(dataset.unreadable) == {2, 4}
+    assert dataset.skipped["05.png"] == "cannot be read: Input/output error"  # at some time
 
 
 def test_waiting_ends_when_nothing_can_be_read_for_long(monkeypatch):

@@ -14,7 +14,10 @@ from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.data.images import read_image
 from unveil.data.pixels import LONGEST, fit_size, shrink_class_map
 from unveil.data.sources import open_source
+from unveil.data.splits import Subset
 from unveil.runs.open_data import stored_side
+from unveil.runs.skipped_files import SkippedFiles
+from unveil.train.parallel import World
 
 ZERO, ONE = (0.0,) * 3, (1.0,) * 3
 
@@ -101,6 +104,19 @@ def test_models_of_wide_or_tall_images_get_the_pixels_they_need(image_size: tupl
     # The largest crop of the model's shape must have its resolution, as far as the original has it.
     scale = min(found.shape[0] / image_size[0], found.shape[1] / image_size[1])
     assert scale >= min(1.0, height / image_size[0], width / image_size[1]) - 0.01
+
+
+@pytest.mark.parametrize("memory", [MEMORY, 0])
+def test_the_user_is_told_what_is_cut(memory: int, tmp_path: Path) -> None:
+    for i, width in enumerate((60, 90, 250, 230)):
+        Image.fromarray(texture(60, width)).save(tmp_path / f"{i}.png")
+    for side, expected in ((60, 1), (20, 1), (100, 0)):
+        dataset = ImageDataset(open_source(str(tmp_path)), side=side, memory=memory)
+        said: list[str] = []
+        subset = Subset(dataset, torch.arange(4))
+        SkippedFiles(subset, subset, None, World(torch.device("cpu")), said.append)
+        where = "" if memory else " in a sample"
+        assert said == [f"1 image{where} is at least 4 times as long as wide: only the middle of such images is used"] * expected
 
 
 def test_a_batch_with_panoramas_is_bounded() -> None:

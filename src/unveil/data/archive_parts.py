@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from unveil.data.archives import Archive, Shards
 from unveil.data.images import IMAGE_SUFFIXES, image_format, read_class_map
@@ -11,6 +12,7 @@ from unveil.data.label_table import TABLE, examples
 from unveil.data.labels import classes_sentence, number_labels, sample_names, written_labels
 from unveil.data.parts import DataParts
 from unveil.data.pixels import IGNORE, Unreadable
+from unveil.data.retries import Retries
 from unveil.data.source import Source, archive_fingerprints
 from unveil.data.split_folders import OTHER, Layout, folder_classes, layout_of
 from unveil.errors import UnveilError
@@ -113,13 +115,13 @@ def map_parts(text: str, archive: Archive) -> DataParts:
 
 def candidate_images(archive: Archive) -> list[int]:
     """Indices of files with the suffix of an image, and of files without a suffix that begin like an image."""
-    indices = []
+    indices, retries = [], Retries()
     for index, name in enumerate(archive.names):
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
             indices.append(index)
             continue
         try:
-            if image_format(archive.read(index, 32)) is not None:
+            if image_format(retries(partial(archive.read, index, 32))) is not None:
                 indices.append(index)
         except (OSError, Unreadable):
             continue

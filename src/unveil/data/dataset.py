@@ -6,7 +6,6 @@ depend on which files are damaged, nor on when that is noticed: a run gives the 
 
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from unveil.data.batch import Batch
 from unveil.data.eval_transform import EvalTransform
+from unveil.data.image_samples import Fault, common_channels, sample_images
 from unveil.data.images import read_class_map, read_image
-from unveil.data.pixels import IGNORE, ClassMap, Pixels, ShrinkTo, Unreadable, shrink_class_map
+from unveil.data.pixels import IGNORE, LONGEST, ClassMap, Pixels, ShrinkTo, Unreadable, shrink_class_map
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
 from unveil.data.targets import ClassTargets, PixelTargets, Targets
@@ -47,16 +47,6 @@ class Sample(NamedTuple):
     classes: ClassMap | None
 
 
-class Fault(NamedTuple):
-    """Why an image cannot be read."""
-
-    reason: str
-    lost: bool = False
-    """Whether it became unreadable after the dataset was opened: it was read earlier, or its disk fails."""
-    may_pass: bool = False
-    """Whether it is worth trying again. A damaged file is not."""
-
-
 class ImageDataset:
     """The images of a source, shrunk to the size that training needs.
 
@@ -73,7 +63,8 @@ class ImageDataset:
 
     Attributes:
         sample_sizes: The sizes (height, width) of up to 64 images after shrinking to `side`.
-        unreadable: The images that cannot be read, by index, with the reason. If images are read on demand, it grows over time.
+        unreadable: The images that cannot be read, by index, with the reason. If images are read on demand, it grows over time, and
+            an image is removed when it can be read again.
         on_fault: Called by any thread with the name of a further image that cannot be read, and the reason.
 
     Raises:
@@ -96,6 +87,7 @@ class ImageDataset:
         self.source, self.side, self.max_pixels, self.transform = source, side, max_pixels, transform
         self.classes = source.classes
         self.unreadable: dict[int, Fault] = {}
+        self._skipped: dict[int, str] = {}
         self.on_fault: Callable[[str, str], None] = lambda name, reason: None
         self._lock = threading.Lock()
         self._was_read = np.zeros(len(source), dtype=bool)
@@ -104,7 +96,9 @@ class ImageDataset:
         self._rows = np.arange(len(source))  # in `_images`; -1 for images that cannot be read
         self._size = torch.zeros(2, dtype=torch.int64)  # height and width, if all have one size
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
-        sample = sample_images(source, 64, shrink_to=side, max_pixels=max_pixels, faults=self.unreadable)
+        faults: dict[int, Fault] = {}
+        sample = sample_images(source, 64, shrink_to=side, max_pixels=max_pixels, faults=faults)
+        self.add_faults(faults.items())
         refuse_unclear_scale(source, sample)
         self.sample_sizes = [(x.shape[0], x.shape[1]) for x in sample]
         self.channels = channels or common_channels(sample)
@@ -130,9 +124,25 @@ class ImageDataset:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """The names of the images that cannot be read, with the reason."""
+        """The names of all images that could not be read at some time, with the reason."""
         with self._lock:
-            return {self.source.names[i]: fault.reason for i, fault in self.unreadable.items()}
+            return {self.source.names[i]: reason for i, reason in self._skipped.items()}
+
+    @property
+    def skipped_count(self) -> int:
+        """The number of images in `skipped`."""
+        return len(self._skipped)
+
+    @property
+    def cut(self) -> int:
+        """The number of images so long that their ends are cut, see `without_ends`; of those in memory, else of a sample."""
+        sizes = self.sample_sizes
+        if isinstance(self._images, list):
+            sizes = [(x.shape[0], x.shape[1]) for x in self._images]
+        elif self._images is not None:
+            sizes = [(self._images.shape[2], self._images.shape[3])] * len(self._images)
+        limit = LONGEST * (self.side if isinstance(self.side, int) else max(self.side))
+        return sum(max(size) >= limit - 1 for size in sizes)
 
     @property
     def in_memory(self) -> bool:
@@ -231,6 +241,7 @@ class ImageDataset:
         with self._lock:
             for index, fault in faults:
                 self.unreadable.setdefault(index, fault)
+                self._skipped.setdefault(index, fault.reason)
 
     def lost_among(self, members: NDArray[np.bool_]) -> int:
         """The number of images that became unreadable, among those that are True in `members`."""
@@ -246,12 +257,14 @@ class ImageDataset:
             sample = self.read_sample(index, retry=known is None)
         except Unreadable as error:
             lost = error.lost or bool(self._was_read[index])
-            with self._lock:
-                self.unreadable.setdefault(index, Fault(error.reason, lost, may_pass=lost))
+            self.add_faults([(index, Fault(error.reason, lost, may_pass=lost))])
             if known is None:
                 self.on_fault(self.source.names[index], error.reason)
             return None
         self._was_read[index] = True
+        if known:
+            with self._lock:
+                self.unreadable.pop(index, None)
         return sample
 
     def _first(self, candidates: Iterator[int]) -> tuple[int, Sample | int]:
@@ -308,13 +321,14 @@ class ImageDataset:
         """Reads every image once. Images of the same size become one tensor (N, C, H, W)."""
         images: list[Pixels] = []
         self.unreadable.clear()
+        self._skipped.clear()
         total = len(self.source)
         size = max(1, min(64, total // (8 * (os.cpu_count() or 1))))  # a task of the pool costs more than reading a tiny image
         blocks = [range(first, min(first + size, total)) for first in range(0, total, size)]
         samples = chain.from_iterable(self._pool.map(lambda block: [self._read_or_reason(i) for i in block], blocks))
         for i, x in enumerate(samples):
             if isinstance(x, str):
-                self.unreadable[i] = Fault(x)
+                self.add_faults([(i, Fault(x))])
                 self._rows[i] = -1
             else:
                 self._rows[i] = len(images)
@@ -350,57 +364,6 @@ def pixel_targets(maps: Sequence[ClassMap]) -> PixelTargets:
     return PixelTargets(torch.from_numpy(canvas))
 
 
-def sample_images(
-    source: Source, count: int, *, shrink_to: ShrinkTo, max_pixels: int, faults: dict[int, Fault] | None = None
-) -> list[Pixels]:
-    """Up to `count` readable images, evenly spaced in a source. Images that cannot be read are added to `faults`.
-
-    Raises:
-        UnveilError: If none can be read.
-    """
-    images: list[Pixels] = []
-    total, faults = len(source), {} if faults is None else faults
-    for i in dict.fromkeys([*np.linspace(0, total - 1, min(count, total)).astype(int).tolist(), *range(total)]):
-        try:
-            images.append(read_image(source.read(i), shrink_to=shrink_to, max_pixels=max_pixels))
-        except Unreadable as error:
-            faults[i] = Fault(error.reason, may_pass=error.lost)
-        if len(images) == min(count, total):
-            break
-    if not images:
-        first, fault = next(iter(faults.items()))
-        raise UnveilError(
-            f"none of the {total} files of {source.name} can be read as an image; the first: {source.names[first]}: {fault.reason}"
-        )
-    return images
-
-
-def common_channels(images: Iterable[Pixels]) -> int:
-    """The number of channels of most images; 3 if grey and colour are mixed."""
-    counts = Counter(x.shape[2] for x in images)
-    return 3 if 3 in counts and set(counts) <= {1, 3, 4} else counts.most_common(1)[0][0]
-
-
 def numpy_type(dtype: torch.dtype) -> type[np.uint8] | type[np.uint16]:
     """The numpy type of uint8 or uint16."""
     return np.uint16 if dtype == torch.uint16 else np.uint8
-
-
-def channel_moments(dataset: ImageDataset, count: int = 512) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, on a scale of 0 to 1, over up to `count` images, evenly spaced.
-
-    Images that cannot be read are left out.
-    """
-    total = square = torch.zeros(dataset.channels, dtype=torch.float64)
-    pixels = 0
-    for index in torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long():
-        batch = dataset.readable(index[None])
-        if batch is None:
-            continue
-        x = batch.images[0].double().flatten(1) / (65535 if dataset.dtype == torch.uint16 else 255)
-        total, square, pixels = total + x.sum(1), square + x.square().sum(1), pixels + x.shape[1]
-    if not pixels:
-        raise UnveilError(f"none of {count} images of {dataset.source.name} can be read: check whether the data was moved")
-    mean = total / pixels
-    deviation = (square / pixels - mean**2).clamp(min=1e-8).sqrt()
-    return tuple(round(v, 4) for v in mean.tolist()), tuple(max(round(v, 4), 1e-4) for v in deviation.tolist())

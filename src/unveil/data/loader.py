@@ -83,6 +83,7 @@ class ImageLoader:
         Raises:
             ImagesLostError: If more than `max_unreadable` of the images have become unreadable.
         """
+        self._check_lost()
         size = share_size(self.batch_size, shares)
         first = step * self.batch_size + share * size
         positions = torch.arange(first, first + size) // self.repeats

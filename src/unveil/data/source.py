@@ -172,8 +172,9 @@ def archive_fingerprints(archive: Archive, members: Sequence[int], labels: Seque
     for index in members:
         digest.update(f"{archive.names[index]}\0{archive.sizes[index]}\n".encode("utf-8", "surrogateescape"))
     listing = digest.hexdigest()
+    retries = Retries()
     with ThreadPoolExecutor(16, thread_name_prefix="fingerprint") as pool:
-        contents = pool.map(lambda index: _content(archive, index), evenly_spaced(members, SAMPLED_FILES))
+        contents = pool.map(lambda index: _content(archive, index, retries), evenly_spaced(members, SAMPLED_FILES))
         return version_2(listing, *contents, *map(str, labels)), listing
 
 
@@ -191,8 +192,8 @@ def version_2(*parts: str) -> str:
     return f"2:{digest.hexdigest()}"
 
 
-def _content(archive: Archive, index: int) -> str:
+def _content(archive: Archive, index: int, retries: Retries) -> str:
     try:
-        return hashlib.sha256(archive.read(index, SAMPLED_BYTES)).hexdigest()
+        return hashlib.sha256(retries(partial(archive.read, index, SAMPLED_BYTES))).hexdigest()
     except (OSError, Unreadable):
         return "cannot be read"

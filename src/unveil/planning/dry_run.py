@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from unveil.atomic_files import WriteError, free_bytes, spell_size
-from unveil.data.dataset import MEMORY, sample_images
+from unveil.data.dataset import MEMORY
+from unveil.data.image_samples import sample_images
 from unveil.data.loader import ImageLoader, first_batch
 from unveil.data.sources import Source
 from unveil.data.splits import Subset

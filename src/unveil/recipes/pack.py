@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from unveil.atomic_files import checksum, free_bytes, spell_size
-from unveil.data.dataset import Progress, common_channels, sample_images
+from unveil.data.dataset import Progress
+from unveil.data.image_samples import common_channels, sample_images
 from unveil.data.pack_reader import FACTS, FORMAT, SKIPPED, UNFINISHED, Facts, Pack, Split, is_pack, seal, unseal
 from unveil.data.pack_writer import LEFTOVERS, PackConfig, cores, finish_pack, pack_shards, sweep, write
 from unveil.data.pixels import Unreadable

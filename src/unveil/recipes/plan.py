@@ -30,6 +30,7 @@ from unveil.planning.plan_table import show_plan
 from unveil.planning.rules import applies_to, budget
 from unveil.ranges import Positive, Range
 from unveil.runs.images import IMAGES
+from unveil.runs.open_data import say_notes
 from unveil.train.parallel import HardwareConfig, join_processes, shutdown
 from unveil.train.terminal import printer
 
@@ -70,6 +71,7 @@ def plan(
     hardware = detect_hardware(world, options.get("precision", "auto"))
     limit, start = budget(hardware, hours), time.monotonic()
     opened = IMAGES.open(data, given)
+    say_notes(printer(world.is_main), opened.sentence, opened.train)
     listing, summary = time.monotonic() - start, summarize(opened, given)
     start = time.monotonic()
     choices, run = choose_run(summary, opened, data, method, given, hardware, limit)

@@ -11,7 +11,8 @@ import torch
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from unveil.data.dataset import ImageDataset, channel_moments
+from unveil.data.channel_moments import channel_moments
+from unveil.data.dataset import ImageDataset
 from unveil.data.loader import ImageLoader
 from unveil.data.parts import Roles
 from unveil.data.sources import Data, Source, open_both, open_roles

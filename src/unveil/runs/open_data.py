@@ -10,8 +10,9 @@ import torch
 from rich.progress import MofNCompleteColumn
 
 from unveil.blocks.patches import Size
-from unveil.data.dataset import ImageDataset, sample_images
+from unveil.data.dataset import ImageDataset
 from unveil.data.eval_transform import EvalTransform, crop_pct_for
+from unveil.data.image_samples import sample_images
 from unveil.data.parts import Roles
 from unveil.data.pixels import ShrinkTo
 from unveil.data.sources import Data, Source, open_parts, open_roles

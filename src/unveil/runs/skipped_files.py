@@ -6,7 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from unveil.atomic_files import write_text
-from unveil.data.dataset import Fault, ImageDataset
+from unveil.data.dataset import ImageDataset
+from unveil.data.image_samples import Fault
+from unveil.data.pixels import LONGEST
 from unveil.data.splits import Subset
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of, printable
@@ -46,9 +48,13 @@ class SkippedFiles:
         self.count = 0
         """The number of files in the list."""
         self.datasets: list[ImageDataset] = list({id(each.dataset): each.dataset for each in self.subsets.values()}.values())
-        self._known = sum(len(dataset.unreadable) for dataset in self.datasets)
+        self._known = sum(dataset.skipped_count for dataset in self.datasets)
         for dataset in self.datasets:
             dataset.on_fault = self._noticed
+        if cut := train_set.dataset.cut:
+            which = count_of(cut, "image") + ("" if train_set.dataset.in_memory else " in a sample")
+            verb = "is" if cut == 1 else "are"
+            say(f"{which} {verb} at least {LONGEST} times as long as wide: only the middle of such images is used")
 
     def write(self, folder: Path) -> None:
         """Writes `skipped.txt` if the list has grown since the last call, and says so.
@@ -77,7 +83,7 @@ class SkippedFiles:
 
     def _noticed(self, name: str, reason: str) -> None:
         """Called by any thread that cannot read an image. Reports the 1st, the 10th, the 100th ..."""
-        count = sum(len(dataset.unreadable) for dataset in self.datasets) - self._known
+        count = sum(dataset.skipped_count for dataset in self.datasets) - self._known
         total = sum(len(dataset) for dataset in self.datasets)
         if not self.world.is_main:
             if count <= 100 or count % 100 == 0:
