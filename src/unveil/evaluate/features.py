@@ -18,6 +18,7 @@ from unveil.errors import UnveilError
 from unveil.evaluate.knn import knn_scores
 from unveil.learner import Task
 from unveil.models.vit_config import ViTConfig
+from unveil.plain_text import printable
 from unveil.tasks.linear import Linear
 from unveil.train.guards import seeded
 from unveil.train.loop import train
@@ -114,6 +115,17 @@ def features_of_each(
         reason = next(iter(subset.dataset.skipped.items()), ("", "there are none"))
         raise NothingReadableError(f"none of {count:,} images of {name} can be read; the first: {': '.join(reason)}")
     return [table[:done] for table in tables], Subset(subset.dataset, torch.cat(kept))
+
+
+def refuse_non_finite(features: Features, owner: str) -> None:
+    """Raises `UnveilError` if a feature is NaN or infinite; `owner` is the name of the model."""
+    bad = (~features.rows.isfinite()).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+    if bad:
+        counts, first = f"{len(bad):,} of {len(features.rows):,} images", printable(features.subset.names[bad[0]])
+        raise UnveilError(
+            f"the features of {counts} are not finite, the first of {first}: the numbers in {owner} are too large. Use another "
+            f"run, or --precision float32"
+        )
 
 
 @torch.no_grad()

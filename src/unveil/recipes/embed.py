@@ -11,8 +11,7 @@ import torch
 from unveil.atomic_files import replacing
 from unveil.data.sources import Data
 from unveil.data.splits import Subset
-from unveil.errors import UnveilError
-from unveil.evaluate.features import Features, features_of
+from unveil.evaluate.features import features_of, refuse_non_finite
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import configure
@@ -78,7 +77,7 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
     function = patch_tokens if config.pool == "patches" else partial(learner.features, pool=config.pool)
     found = [features_of(function, part, vit, hardware, world, config.batch_size) for part in parts.values()]
     for features in found:
-        refuse_non_finite(features, run)
+        refuse_non_finite(features, str(run))
     tables = [features.rows.numpy() for features in found]
     rows = tables[0] if len(tables) == 1 else np.concatenate(tables)  # which needs twice the memory
     names = np.array([name for features in found for name in features.subset.names])
@@ -93,18 +92,6 @@ def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: 
     splits = f" ({counts})" if len(parts) > 1 else ""
     say(f"{count_of(len(rows), 'image')}{splits}, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
     return path
-
-
-def refuse_non_finite(features: Features, run: str | Path) -> None:
-    """Raises `UnveilError` if a feature is NaN or infinite."""
-    bad = (~features.rows.isfinite()).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
-    if bad:
-        first = printable(features.subset.names[bad[0]])
-        counts = f"{len(bad):,} of {len(features.rows):,} images"
-        raise UnveilError(
-            f"the features of {counts} are not finite, the first of {first}: the numbers in {run} are too large: use another run, "
-            f"or --precision float32"
-        )
 
 
 def class_names(subset: Subset) -> list[str]:

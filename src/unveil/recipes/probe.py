@@ -15,12 +15,20 @@ from unveil.data.loader import ImageLoader
 from unveil.data.sources import Data
 from unveil.data.splits import Subset, few_labels
 from unveil.errors import UnveilError
-from unveil.evaluate.features import Features, NothingReadableError, features_of, fit_linear, predictions_of, raw_pixels
+from unveil.evaluate.features import (
+    Features,
+    NothingReadableError,
+    features_of,
+    fit_linear,
+    predictions_of,
+    raw_pixels,
+    refuse_non_finite,
+)
 from unveil.evaluate.knn import knn_scores
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
-from unveil.learner import Task
+from unveil.learner import Learner, Task
 from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
 from unveil.options import configure
@@ -94,6 +102,8 @@ class Probe:
 
     config: ProbeConfig
     recipe: Recipe
+    learner: Learner
+    """The model whose encoder is probed."""
     pool: Literal["mean", "class"]
     train_set: Subset
     test_set: Subset
@@ -108,7 +118,10 @@ class Probe:
         """
         if encoder is not None and (self.config.kind == "partial" or self.config.views):
             return self.trained_scores(name, self.task(copy.deepcopy(encoder)))
-        return self.frozen_scores(raw_pixels if encoder is None else partial(encoder.features, pool=self.pool), shape)
+        if encoder is None:
+            return self.frozen_scores(raw_pixels, shape)
+        owner = self.learner if encoder is self.learner.encoder else encoder  # as `unveil embed`: after the norm of a head
+        return self.frozen_scores(partial(owner.features, pool=self.pool), shape)
 
     def frozen_scores(self, function: Callable[[Tensor], Tensor], shape: ViT) -> Features:
         """Scores from features that are computed once."""
@@ -116,6 +129,8 @@ class Probe:
         train, test = (
             features_of(function, subset, shape.config, recipe.hardware, recipe.world) for subset in (self.train_set, self.test_set)
         )
+        for features in (train, test):
+            refuse_non_finite(features, "the encoder")
         if self.config.kind == "knn":
             neighbours = self.config.neighbours
             return test._replace(rows=knn_scores(test.rows, train.rows, train.subset.labels, len(classes), neighbours=neighbours))
@@ -209,7 +224,8 @@ def probe_into(
     adapt_to_images(encoder, train_set)
     if config.labels:
         train_set = few_labels(train_set, config.labels, recipe.training.seed)
-    setup = Probe(config=config, recipe=recipe, pool=config.pool or learner.pool, train_set=train_set, test_set=test_set)
+    pool = config.pool or learner.pool
+    setup = Probe(config=config, recipe=recipe, learner=learner, pool=pool, train_set=train_set, test_set=test_set)
     classes, source = train_set.dataset.classes, " held-out" if held_out else ""
     count = count_of(len(train_set), "labelled image")
     if config.kind == "knn" and options.get("neighbours", 0) > len(train_set):
