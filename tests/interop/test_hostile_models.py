@@ -13,6 +13,7 @@ import signal
 import struct
 import traceback
 import zipfile
+from dataclasses import asdict, fields
 from functools import partial
 
 import pytest
@@ -21,13 +22,22 @@ from safetensors.torch import save_file
 
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
-from unveil.interop import mae_release, model_files, timm_vit, transformers_beit, transformers_bert, transformers_vit_mae
+from unveil.interop import (
+    mae_release,
+    model_files,
+    timm_vit,
+    transformers_beit,
+    transformers_bert,
+    transformers_vit_mae,
+    translator_files,
+)
 from unveil.interop.load import load
 from unveil.methods.beit import BEiT, BEiTConfig
 from unveil.methods.bert import BERT, BERTConfig
 from unveil.methods.dino import DINO, DINOConfig
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.bert import TextConfig
+from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.models.weights import CHECKSUM, read_weights
@@ -90,7 +100,7 @@ def without_checksum(path):
     save_file(tensors, path, metadata={key: value for key, value in metadata.items() if key != CHECKSUM})
 
 
-def outcomes(path, prepare=(lambda: None,)):
+def outcomes(path, prepare=(lambda: None,), load=load):
     """Loads a path after each preparation, all in one process of its own.
 
     Returns for each: "loaded", a sentence, or a traceback; and the memory above that at the start, in MB.
@@ -179,6 +189,24 @@ def test_odd_values_in_config_json(folders, tmp_path, name):
 
 def deep(count, opening="["):
     return opening.encode() * count
+
+
+def test_odd_values_in_a_translator(tmp_path):
+    config = Seq2SeqConfig(words=20, width=32, depth=2, heads=2, longest=16)
+    tensors = Seq2Seq(config).state_dict()
+    (tmp_path / "subwords.json").write_text("{}")
+
+    def change(name, value):
+        note = json.dumps({**asdict(config), name: value})
+        save_file(tensors, tmp_path / "model.safetensors", metadata={translator_files.FORMAT_NAME: note})
+
+    cases = [(field.name, value) for field in fields(config) for value in ODD_VALUES]
+    for case, answer in zip(
+        cases, outcomes(tmp_path, [partial(change, *case) for case in cases], load=translator_files.load), strict=True
+    ):
+        found = check(tmp_path, answer)
+        if case[0] not in ("dropout", "longest", "heads", "mlp_ratio") or case[1] == 10**9:
+            assert "subwords.json" not in found, case  # the model is refused before its vocabulary
 
 
 CONFIGS = {

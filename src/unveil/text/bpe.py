@@ -6,6 +6,7 @@ from typing import Any
 
 from unveil.blocks.special_tokens import SPECIAL_TOKENS
 from unveil.errors import UnveilError
+from unveil.json_files import LARGEST, read_regular
 from unveil.text.library import tokenizers_library
 
 
@@ -42,7 +43,7 @@ class BPETokenizer:
         """Reads a vocabulary file. Raises `UnveilError` if it cannot be read."""
         library = tokenizers_library()
         try:
-            return cls(library.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            return cls(library.Tokenizer.from_str(read_regular(path, LARGEST).decode("utf-8")))
         except Exception as error:  # the library raises no narrower exception
             raise UnveilError(f"{path} is not a vocabulary of `tokenizers`: {error}") from None
 
