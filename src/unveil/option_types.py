@@ -4,12 +4,13 @@ Values from the command line and from Python pass the same check before anything
 """
 
 import difflib
+import math
 import os
 import pathlib
-import sys
 import types
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -118,8 +119,10 @@ def converted(value: Any, kind: Any) -> Any:
         if isinstance(value, Integral) and not isinstance(value, bool):
             return int(value)
     elif kind is float:
-        if isinstance(value, Real) and not isinstance(value, bool) and -sys.float_info.max <= value <= sys.float_info.max:
-            return float(value)
+        if isinstance(value, Real) and not isinstance(value, bool):
+            with suppress(OverflowError):  # of an integer of hundreds of digits
+                if math.isfinite(number := float(value)):
+                    return number
     elif kind is bool:
         if type(value).__name__ in ("bool", "bool_") or (isinstance(value, Integral) and value in (0, 1)):  # NumPy has its own
             return bool(value)

@@ -144,7 +144,7 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
 def check_entry(entry: Entry, shared: Mapping[str, Any], finetune: Mapping[str, Any]) -> None:
     """Raises `UnveilError` for an option of pre-training or of fine-tuning that does not exist, or whose value cannot be used."""
     samples = modality(entry.kind.modality)
-    given = {key: value for key, value in (shared | entry.options).items() if key != "model"}
+    given = {key: value for key, value in {**shared, **entry.options}.items() if key != "model"}
     check_options(given, *samples.configs(entry.method))
     configs = (*samples.finetune_configs(task_class(samples.default_task)), TrainConfig, OptimConfig, HardwareConfig)
     check_options(known_to(finetune, *configs), *configs)

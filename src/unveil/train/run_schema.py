@@ -12,7 +12,8 @@ from unveil.errors import UnveilError
 from unveil.plain_text import shorten
 
 Numbers = dict[str, float | None]
-RUN = {
+Shape = dict[str, Any]
+RUN: Shape = {
     "format": int,
     "kind": str,
     "config": dict,
@@ -24,8 +25,16 @@ RUN = {
     "hardware": dict,
     "world_size": int,
 }
-CONFIG = {"model": str | None, "method": str, "class": str | None, "epochs": float, "seed": int, "batch_size": int, "held_out": int}
-DATA = {
+CONFIG: Shape = {
+    "model": str | None,
+    "method": str,
+    "class": str | None,
+    "epochs": float,
+    "seed": int,
+    "batch_size": int,
+    "held_out": int,
+}
+DATA: Shape = {
     "name": str,
     "path": str | None,
     "fingerprint": str | None,
@@ -34,8 +43,8 @@ DATA = {
     "size": list[int] | None,
     "classes": list[str] | None,
 }
-HARDWARE = {"host": str, "platform": str, "cores": int | None, "gpus": list[str]}
-RESULTS = {
+HARDWARE: Shape = {"host": str, "platform": str, "cores": int | None, "gpus": list[str]}
+RESULTS: Shape = {
     "features": dict[str, dict[str, float]] | None,
     "judged_on": dict | None,
     "spread": dict[str, dict[str, float]] | None,
@@ -59,15 +68,15 @@ RESULTS = {
     "unreadable": dict[str, int] | None,
     "kept_aside": bool,
 }
-JUDGED = {"train": int, "test": int, "classes": int, "independent": int | None, "unseen_classes": dict[str, int] | None}
-SCORE = {
+JUDGED: Shape = {"train": int, "test": int, "classes": int, "independent": int | None, "unseen_classes": dict[str, int] | None}
+SCORE: Shape = {
     "top1": float,
     "top5": float,
     "per_class": list[float | None] | None,
     "confusion": list[list[int]] | None,
     "count": int | None,
 }
-COST = {"seconds": float | None, "memory": float | None, "planned": dict[str, float | None]}
+COST: Shape = {"seconds": float | None, "memory": float | None, "planned": dict[str, float | None]}
 """The kinds of values by key. Other keys may hold anything."""
 
 
