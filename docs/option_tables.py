@@ -7,6 +7,7 @@ from typing import Any
 
 from unveil import methods, tasks
 from unveil.commands import METHOD, REQUIRED, TASK, TRUST, VERBS, Argument, Verb
+from unveil.option_types import described
 from unveil.options import Option, literal, options_of
 
 
@@ -127,6 +128,8 @@ def default_of(value: Any) -> str:
 def values_of(kind: Any) -> str:
     """The values that an option takes."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return described(kind).removeprefix("an ").removeprefix("a ")
     if origin is typing.Literal:
         return ", ".join(f"`{part}`" for part in parts)
     if origin in (typing.Union, types.UnionType):
