@@ -30,6 +30,8 @@ def main() -> int:
             count = options.count or (len(list(cases_of(kind))) if options.all or options.only else 3)
             for verdict in suite.run(kind, count, options.only, options.seed):
                 verdicts.append(verdict)
+                if len(verdicts) % 20 == 0:
+                    print(f"{kind}: {len(verdicts)} cases, {time.monotonic() - start:.0f} s", file=sys.stderr)
                 for problem in verdict.problems:
                     print(f"{problem.sort}: {kind} {verdict.name}: {problem.text}", flush=True)
     finally:

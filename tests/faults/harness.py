@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ class Process:
     def signal(self, number: int) -> None:
         """Sends a signal, if the process is still there."""
         if "status" not in self._server.facts[self._number]:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def cpu(self) -> float:
         """Seconds of CPU time so far."""
@@ -123,7 +124,7 @@ class Process:
         facts = self._server.answer(self._number, "status", timeout)
         hung = "status" not in facts
         if hung:
-            os.kill(self.pid, signal.SIGKILL)
+            self.signal(signal.SIGKILL)
             facts = self._server.answer(self._number, "status", 60)
         stdout, stderr = (path.read_text(errors="replace") for path in self._files)
         code = facts["status"] if facts["status"] >= 0 else 128 - facts["status"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.harness import Problem
 
-TIMES = ("samples_per_second", "peak_share", "waiting", "seconds", "took", "cost")
+TIMES = ("samples_per_second", "peak_share", "waiting", "seconds", "took", "cost", "started")
 """Keys of the log and of the results that differ from run to run."""
 
 
