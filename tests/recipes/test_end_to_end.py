@@ -58,10 +58,10 @@ def test_repeats_reach_the_loader(raw: Path, tmp_path: Path, monkeypatch: pytest
 
     def fit(session: object, learner: object, loader: object, *others: object) -> None:
         seen.append(loader)
-        raise KeyboardInterrupt
+        raise UnveilError("far enough")
 
     monkeypatch.setattr("unveil.recipes.pretrain.Session.fit", fit)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(UnveilError, match="far enough"):
         unveil.pretrain(str(raw), out=tmp_path / "run", held_out=4, repeats=4, **TINY)
     assert (seen[0].repeats, seen[0].samples) == (4, 23)
     with pytest.raises(UnveilError, match=r"batch size 8 is not a multiple of 3 \(repeats\): use 6"):
