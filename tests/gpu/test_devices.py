@@ -11,12 +11,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.train.test_loop import Bare, Numbers
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.data.loader import ImageLoader, stream
 from unveil.data.sources import open_source
+from unveil.errors import Interrupted
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
 from unveil.models.vit_config import ViTConfig
@@ -27,7 +29,8 @@ from unveil.train.memory_trial import cost_of
 from unveil.train.optim import OptimConfig, build_optimizer, clip_gradients
 from unveil.train.parallel import HardwareConfig, World, autocast
 from unveil.train.recipe import Recipe, TrainConfig
-from unveil.train.signals import Interrupted
+from unveil.train.recorder import Recorder
+from unveil.train.signals import Agreement
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 EXACT = HardwareConfig(precision="float32")
@@ -239,3 +242,24 @@ def test_nothing_in_a_whole_step_waits_for_the_gpu() -> None:
             update(learner, optimizer, meter)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_a_gpu_drops_a_bad_step_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as when the host waits in each step to see whether it is finite."""
+    states, lagged = [], []
+    follow = Recorder.follow
+    monkeypatch.setattr(Recorder, "follow", lambda self, *step: (lagged.append(1), follow(self, *step))[1])
+    for slow in (True, False):
+        with monkeypatch.context() as patch:
+            if slow:
+                patch.setattr(Agreement, "slow", property(lambda _: True, lambda *_: None), raising=False)
+            training = TrainConfig(epochs=100, batch_size=8, accum_steps=1, log_every=50, num_evals=0)
+            recipe = Recipe(training, OptimConfig(base_lr=0.3), EXACT, World(torch.device("cuda")))
+            learner, checkpoints = Bare(), Checkpoints(tmp_path / str(slow))
+            train(learner, Numbers(broken=(7, 150, 151, 301)), recipe, checkpoints=checkpoints)
+            assert checkpoints.manifest(500)["skipped"]["count"] == 4
+        assert (len(lagged) > 100) == (not slow)
+        states.append(learner.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

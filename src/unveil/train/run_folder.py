@@ -215,8 +215,9 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
 
     def same(key: str) -> bool:
         a, b = old.get(key), new.get(key)
-        paths = key in PATH_OPTIONS and isinstance(a, str) and isinstance(b, str) and os.path.exists(a) and os.path.exists(b)
-        return a == b or (paths and os.path.samefile(a, b))
+        if key in PATH_OPTIONS and isinstance(a, str) and isinstance(b, str) and os.path.exists(a) and os.path.exists(b):
+            return os.path.samefile(a, b)
+        return bool(a == b)
 
     return {
         key: f"  config {key}: was {old.get(key)!r}, is {new.get(key)!r}"
