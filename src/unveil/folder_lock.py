@@ -1,8 +1,8 @@
 """One writer per folder: a lock that the operating system releases when its process ends, however it ends. Needs no torch.
 
-The lock is a `flock` on a small file inside the folder. On NFS, Linux turns it into a lock that all machines see, which needs a file
-that is open for writing; a lock on the folder itself would fail there. A mount with `nolock` or `local_lock` locks for one machine
-only. The file names its owner for messages. It does not decide anything: a file that a killed process has left locks nobody out.
+The lock is a `flock` on a small file inside the folder. On NFS, Linux turns it into a lock that all machines see, which needs a
+file that is open for writing; a lock on the folder itself would fail there. A mount with `nolock` or `local_lock` locks for one
+machine only. The file names its owner for messages. It does not decide anything: a file that a killed process has left locks nobody out.
 """
 
 import errno

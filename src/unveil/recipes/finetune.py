@@ -104,10 +104,11 @@ def finetune(
             return kind.build(copy.deepcopy(encoder), task_config, augment, labelled.classes)
 
         def accuracy(learner: Any) -> Record:
-            metric, count = learner.metric(), 0
-            for count, (_, predictions, targets) in enumerate(labelled.predictions(learner, recipe, 1000), 1):
+            metric, seen = learner.metric(), False
+            for _, predictions, targets in labelled.predictions(learner, recipe, 1000):
                 metric.update(predictions, targets)
-            return {metric.primary: metric.compute()[metric.primary]} if count else {}
+                seen = True
+            return {metric.primary: metric.compute()[metric.primary]} if seen else {}
 
         model, loader, (train, test_count) = session.built(build), labelled.loader(recipe), labelled.counts
         if session.is_main:
