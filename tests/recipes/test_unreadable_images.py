@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,10 +94,12 @@ def test_pretraining_gives_the_same_in_memory_and_on_demand(
     assert results["judged_on"]["test"] == 6 - results["unreadable"]["test"]
     assert (kept / "skipped.txt").read_text() == (fresh / "skipped.txt").read_text()
     assert {line.split("\t")[0] for line in (kept / "skipped.txt").read_text().splitlines()} == broken_names(images)
+    page = (kept / "report.html").read_text(encoding="utf-8")
+    roles = " and ".join(f"{count} in the {name} set" for name, count in results["unreadable"].items() if count)
+    assert f"6 files were skipped. Of the images, {roles}: training replaced them by others, evaluations left them out." in page
     for text in said.values():
         assert "6 files could not be used" in text
         assert "could not be read: training replaced them by others, evaluations left them out" in text
-    assert "images left out" not in said[0]
 
 
 def test_probes_and_fine_tuning_give_the_same_in_memory_and_on_demand(tmp_path: Path, memory: Callable[[int], None]) -> None:
@@ -325,3 +330,52 @@ def test_a_run_of_an_earlier_version_does_not_go_on_with_another_split(
         unveil.pretrain(str(images), out=tmp_path / "run", **TINY)
     memory(0)  # on demand, it numbered all images
     unveil.pretrain(str(images), out=tmp_path / "run", **TINY)
+
+
+DRIVER = """
+import os, sys
+from dataclasses import replace
+import unveil.data.loader as loaders, unveil.data.retries as retries
+from unveil.cli import main
+from unveil.data.dataset import ImageDataset
+
+ImageDataset.__init__.__kwdefaults__["memory"] = 0
+retries.PAUSES = (0.0,)
+real = loaders.ImageLoader.share
+
+def gone(index):
+    raise OSError(116, "Stale file handle")
+
+def share(loader, step, *others):
+    if os.environ["LOSE"] == os.environ["RANK"] and step >= 6:
+        loader.dataset.source = replace(loader.dataset.source, reader=gone)
+    return real(loader, step, *others)
+
+loaders.ImageLoader.share = share
+main(sys.argv[1:])
+"""
+
+
+def test_two_processes_stop_together_when_one_loses_its_images(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 40, 0)
+    (tmp_path / "driver.py").write_text(DRIVER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "driver.py")]
+    options = [word for key, value in TINY.items() for word in (f"--{key.replace('_', '-')}", str(value).strip("(),"))]
+
+    def start(out: str, lose: str) -> "subprocess.CompletedProcess[str]":
+        command = [*torchrun, "pretrain", str(images), *options, "--out", str(tmp_path / out)]
+        return subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1", "LOSE": lose}, capture_output=True, text=True, timeout=300
+        )
+
+    stopped = start("run", "1")
+    assert stopped.returncode == 1, stopped.stderr
+    assert "another process cannot read its samples. Step 6 is saved: the same command resumes from there." in stopped.stderr
+    assert "training images" in stopped.stderr
+    assert "have become unreadable since the start" in stopped.stderr
+    assert "Traceback" not in stopped.stderr.split("torch/distributed/elastic")[0]
+    assert Run(tmp_path / "run").checkpoints().steps()[-1] == 6
+    assert "cannot be read: Stale file handle" in (tmp_path / "run" / "skipped.txt").read_text()  # the main process was told
+    resumed, whole = start("run", "none"), start("whole", "none")
+    assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
+    assert same_weights(tmp_path / "run", tmp_path / "whole")

@@ -55,7 +55,7 @@ def write_page(run: Run, learner: Learner | None) -> Path:
         ("Attention", lambda: draw_samples(run, learner, attention_section)),
         ("Classes", lambda: class_section(run.results)),
         ("Data", lambda: data_section(data, sample_noun(run.facts.get("kind"))) if (data := run.facts.get("data")) else None),
-        ("Skipped", lambda: skipped_section(run.path / "skipped.txt")),
+        ("Skipped", lambda: skipped_section(run.path / "skipped.txt", run.results.get("unreadable") or {})),
         ("Settings", lambda: settings_section(config, resolved_options(run)) if (config := run.facts.get("config")) else None),
         ("Environment", lambda: environment_section(run.facts, run.results)),
     ]

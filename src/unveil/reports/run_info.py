@@ -39,8 +39,13 @@ def data_section(data: Mapping[str, Any], noun: str = "images") -> Markup:
     return key_value_table([*labelled, *rest], "The data")
 
 
-def skipped_section(path: Path) -> Markup | None:
-    """The files that could not be read, grouped by reason; None if `skipped.txt` does not exist."""
+def skipped_section(path: Path, unreadable: Mapping[str, int]) -> Markup | None:
+    """The files that could not be read, grouped by reason; None if `skipped.txt` does not exist.
+
+    Args:
+        path: `skipped.txt`.
+        unreadable: The numbers of images among them by their role: "train", "test", "validation".
+    """
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -49,7 +54,11 @@ def skipped_section(path: Path) -> Markup | None:
     for name, _, reason in lines:
         files.setdefault(reason or "no reason was recorded", []).append(name)
     most_frequent = sorted(files.items(), key=lambda item: -len(item[1]))[:MAX_REASONS]
-    parts: list[object] = [element("p", f"{len(lines):,} {'file was' if len(lines) == 1 else 'files were'} skipped.")]
+    text = f"{len(lines):,} {'file was' if len(lines) == 1 else 'files were'} skipped."
+    roles = [f"{count:,} in the {name} set" for name, count in unreadable.items() if count]
+    if roles:
+        text += f" Of the images, {' and '.join(roles)}: training replaced them by others, evaluations left them out."
+    parts: list[object] = [element("p", text)]
     for reason, names in most_frequent:
         listed = names[: MAX_NAMES // len(most_frequent)]
         items = [element("li", element("code", name)) for name in listed]

@@ -20,6 +20,7 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
                      "count"       number of test samples
                      "unit"        the unit of "confusion", such as "pixels"; by default samples
     "classes"    names of the classes; "samples": "images" or "texts"
+    "unreadable"   numbers of images that could not be read: {"train" | "test" | "validation": count}
     "seconds", "images_seen" or "sequences_seen", "kept_aside", "cost"   the cost of the run
 """
 
