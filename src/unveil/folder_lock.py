@@ -2,7 +2,8 @@
 
 The lock is a `flock` on a small file inside the folder. On NFS, Linux turns it into a lock that all machines see, which needs a
 file that is open for writing; a lock on the folder itself would fail there. A mount with `nolock` or `local_lock` locks for one
-machine only. The file names its owner for messages. It does not decide anything: a file that a killed process has left locks nobody out.
+machine only. The file names its owner for messages. It does not decide anything: a file that a killed process has left locks nobody
+out.
 """
 
 import errno

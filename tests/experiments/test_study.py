@@ -49,13 +49,13 @@ def swept(*scores: list[float]) -> Sweep:
 
 
 def test_curve_and_table() -> None:
-    sweep = swept([0.5, 0.6], [0.7, 0.8], [0.4, 0.5])
-    assert best_value(sweep, "linear") == "linear: best at mask ratio 0.5, with 75.0 %; the worst value is 30.0 points lower."
+    sweep = swept([0.5, 0.51], [0.7, 0.71], [0.4, 0.41])
+    assert best_value(sweep, "linear") == "linear: best at mask ratio 0.5, with 70.5 %; the worst value is 30.0 points lower."
     assert [row[0] for row in sweep_table(sweep).rows] == ["0.25", "0.5", "0.75", "untrained"]
     axes = sweep_figure([sweep], "linear").axes[0]
     assert axes.lines[0].get_xdata().tolist() == [0.25, 0.5, 0.75]
-    assert axes.lines[0].get_ydata() == pytest.approx([mean(x) for x in ([0.5, 0.6], [0.7, 0.8], [0.4, 0.5])])
-    assert axes.lines[1].get_ydata() == pytest.approx([0.5, 0.6])
+    assert axes.lines[0].get_ydata() == pytest.approx([mean(x) for x in ([0.5, 0.51], [0.7, 0.71], [0.4, 0.41])])
+    assert axes.lines[1].get_ydata() == pytest.approx([0.5, 0.51])
     assert list(axes.lines[-1].get_ydata()) == [0.2, 0.2]  # the untrained encoder
     both = sweep_figure([sweep, swept([0.1], [0.3])], "linear", below_best=True).axes[0]
     assert max(both.lines[0].get_ydata()) == max(both.lines[4].get_ydata()) == 0.0
