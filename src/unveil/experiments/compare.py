@@ -122,12 +122,16 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
     names = [entry.name for entry in complete]
     if separate:
         raise UnveilError(f"there are options for {', '.join(separate)}, expected one of {', '.join([*names, 'finetune'])}")
-    if "seed" in shared:
-        raise UnveilError("a comparison has several seeds: use --seeds in place of --seed")
+    if any("seed" in given for given in (shared, finetune, *(entry.options for entry in complete))):
+        raise UnveilError("all entries of a comparison or a study have the same seeds: use --seeds in place of seed")
+    if "scratch" in finetune:
+        raise UnveilError("a comparison trains a model from scratch beside the fine-tuned ones: leave finetune.scratch out")
     if len(set(names)) < len(names):
         raise UnveilError(f"a method occurs twice in {', '.join(names)}: give it two names, such as mae and mae-pixel")
     if not config.seeds:
         raise UnveilError("--seeds is empty: give at least one seed")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise UnveilError(f"a seed occurs twice in --seeds {' '.join(map(str, config.seeds))}: its runs would count as two")
     for i, entry in enumerate(complete):
         if config.seconds and not applies_to(entry.kind):
             raise UnveilError(f"the time of a step is measured for images only: give --epochs for {entry.name}")
