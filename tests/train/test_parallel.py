@@ -163,6 +163,25 @@ def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         join_processes(HardwareConfig())
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("", "WORLD_SIZE is '' in the environment, expected a number of processes"),
+        ("two", "WORLD_SIZE is 'two' in the environment, expected a number of processes"),
+        ("0", "WORLD_SIZE is '0' in the environment, expected a number of processes"),
+        ("2", "WORLD_SIZE is 2 in the environment, but RANK and MASTER_PORT are not set: start with torchrun"),
+    ],
+)
+def test_half_of_the_variables_of_torchrun_are_refused(size: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers and images of clusters set some of them for every job."""
+    for name in ("RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(UnveilError, match=message):
+        join_processes(HardwareConfig(device="cpu"))
+
+
 @pytest.mark.usefixtures("group")
 def test_the_first_step_sums_gradients_in_the_order_of_all_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a resumed run would drift from one that was never stopped, where three or more processes sum."""

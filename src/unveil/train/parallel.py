@@ -60,31 +60,51 @@ def join_processes(config: HardwareConfig) -> World:
     """Chooses the device, and joins the process group if torchrun started this process.
 
     Raises:
-        UnveilError: If the device does not exist.
+        UnveilError: If the device does not exist, or the variables of torchrun are incomplete.
     """
     kind = config.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise UnveilError("--device cuda was given, but torch finds no GPU: use --device cpu, or install torch with CUDA support")
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world_size()
     if size == 1:
         return World(torch.device(kind))
     if kind == "mps":
         raise UnveilError("torchrun cannot be used with an Apple GPU: use --device cpu, or a single process")
     device = torch.device(kind)
     if kind == "cuda":
+        refuse_incomplete("LOCAL_RANK")
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= count:
             raise UnveilError(f"process {local} of this machine has no GPU: torch finds {count}, so use --nproc-per-node {count}")
         torch.cuda.set_device(device := torch.device(kind, local))
     if dist.is_initialized():  # by the caller, who also has to destroy the group
         return World(device, dist.get_rank(), dist.get_world_size())
+    refuse_incomplete("RANK", "MASTER_ADDR", "MASTER_PORT")
     shared, rank, size = next(rendezvous("env://"))
     store = fresh_store(shared, rank, size)
     backend, bound = ("nccl", device) if kind == "cuda" else ("gloo", None)
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, device_id=bound)
     return World(device, rank, size, store)
+
+
+def world_size() -> int:
+    """The number of processes that torchrun started; 1 without it. Raises `UnveilError` if `WORLD_SIZE` is not a number."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not (text.isdecimal() and int(text)):
+        raise UnveilError(f"WORLD_SIZE is {text!r} in the environment, expected a number of processes: unset it, or use torchrun")
+    return int(text)
+
+
+def refuse_incomplete(*names: str) -> None:
+    """Raises `UnveilError` if variables of torchrun are missing, as in a job whose scheduler sets only WORLD_SIZE."""
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise UnveilError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set: start with torchrun, or unset WORLD_SIZE for one process"
+        )
 
 
 def fresh_store(shared: Store, rank: int, size: int) -> Store:
