@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import unveil
 from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.errors import UnveilError
+from unveil.interop import model_files
 from unveil.train.run_folder import Run
 
 TINY = {
@@ -169,6 +170,28 @@ def test_finetune_goes_on_and_is_loaded_again(run: Run, tmp_path: Path) -> None:
     assert unveil.finetune(run.path, **options).results == tuned.results
     scratch = unveil.finetune(run.path, scratch=True, **options | {"out": tmp_path / "scratch"})
     assert scratch.config["from"] == "scratch"
+
+
+def test_another_encoder_under_the_same_path_is_noticed(run: Run, tmp_path: Path) -> None:
+    """A finished run would otherwise show the old numbers as those of the new encoder."""
+    options = {"epochs": 1.0, "batch_size": 8, "labels": 16, "device": "cpu", "precision": "float32", "out": tmp_path / "tuned"}
+    shutil.copytree(run.path, tmp_path / "run")
+    data = str(run.facts["data"]["path"])
+    tuned = unveil.finetune(tmp_path / "run", data, **options)
+    model = unveil.load(run.path)
+    with torch.no_grad():
+        model.encoder.class_token += 1
+    shutil.rmtree(tmp_path / "run")
+    shutil.copytree(run.path, tmp_path / "run")
+    model_files.save(model, tmp_path / "run")
+    with pytest.raises(UnveilError, match="the encoder: its weights changed since the run began"):
+        unveil.finetune(tmp_path / "run", data, **options)
+    longer = options | {"out": tmp_path / "longer", "epochs": 2.0}
+    with pytest.raises(UnveilError, match="the encoder: its weights changed since the run began"):
+        unveil.finetune(tmp_path / "run", data, resume_from=tuned.path, **longer)
+    shutil.rmtree(tmp_path / "run")
+    shutil.copytree(run.path, tmp_path / "run")
+    assert unveil.finetune(tmp_path / "run", data, **options).results == tuned.results
 
 
 @pytest.mark.parametrize(

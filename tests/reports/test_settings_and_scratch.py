@@ -10,7 +10,9 @@ from unveil.reports.run_info import resolved_options, settings_section
 from unveil.train.run_folder import Run
 
 
-def write_run(path: Path, *, top1: float, scratch: bool = False, epochs: float = 10.0, fingerprint: str = "2:a") -> Run:
+def write_run(
+    path: Path, *, top1: float, scratch: bool = False, epochs: float = 10.0, fingerprint: str = "2:a", shape: str = "nano"
+) -> Run:
     path.mkdir()
     config = {
         "from": "scratch" if scratch else "runs/cells",
@@ -20,7 +22,7 @@ def write_run(path: Path, *, top1: float, scratch: bool = False, epochs: float =
         "decoder_width": None,
     }
     data = {"name": "cells", "count": 80, "fingerprint": fingerprint, "test_fingerprint": "2:b"}
-    (path / "run.json").write_text(json.dumps({"kind": "finetune", "config": config, "data": data}))
+    (path / "run.json").write_text(json.dumps({"kind": "finetune", "config": config, "data": data, "encoder": {"shape": shape}}))
     score = {"top1": top1, "count": 400, "per_class": [top1, top1]}
     (path / "results.json").write_text(json.dumps({"score": score, "primary": "top1"}))
     (path / "log.jsonl").write_text('{"step": 1, "learning_rate": 1e-4}\n{"step": 2, "learning_rate": 5e-05}\n')
@@ -56,8 +58,8 @@ def test_the_run_from_scratch_is_compared(tmp_path: Path, scratch: float, phrase
     assert "from scratch" in heading
 
 
-@pytest.mark.parametrize("change", [{"epochs": 20.0}, {"fingerprint": "2:c"}])
-def test_another_budget_or_other_data_are_not_compared(tmp_path: Path, change: dict[str, object]) -> None:
+@pytest.mark.parametrize("change", [{"epochs": 20.0}, {"fingerprint": "2:c"}, {"shape": "tiny"}])
+def test_another_budget_model_or_other_data_are_not_compared(tmp_path: Path, change: dict[str, object]) -> None:
     run = write_run(tmp_path / "cells-finetune", top1=0.8)
     write_run(tmp_path / "cells-scratch", top1=0.5, scratch=True, **change)
     assert scratch_sentence(run) == ""

@@ -9,6 +9,7 @@ from unveil.learner import Learner, Step
 from unveil.models.bert import TextConfig, TextEncoder
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.models.weights import digest
 
 Encoder = ViT | TextEncoder
 ENCODERS: dict[str, tuple[type, type[ViT] | type[TextEncoder]]] = {"images": (ViTConfig, ViT), "text": (TextConfig, TextEncoder)}
@@ -70,6 +71,13 @@ def encoder_of(learner: Learner) -> Encoder:
     if not isinstance(encoder, ViT | TextEncoder):
         raise UnveilError(f"{type(learner).__name__} has no Transformer encoder: use the run of another method")
     return encoder
+
+
+def checksums(encoder: Encoder, weights: bool = True) -> dict[str, str]:
+    """Checksums of the shapes of an encoder's tensors and, unless they are not used, of their values."""
+    state = encoder.state_dict()
+    found = {"shape": digest({}, {name: str(tuple(value.shape)) for name, value in state.items()})}
+    return found | ({"weights": digest(state, {})} if weights else {})
 
 
 def has_vit(learner: Learner) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from unveil.errors import UnveilError
 from unveil.interop import model_files
-from unveil.interop.encoder_only import encoder_of
+from unveil.interop.encoder_only import checksums, encoder_of
 from unveil.interop.load import load
 from unveil.learner import Task
 from unveil.options import configure, known_to
@@ -77,6 +77,7 @@ def finetune(
     own, task_config, *rest = configure({**kind.DEFAULTS, **known_to(kept, *configs), **options}, *configs)
     augment = rest[0] if len(rest) > 3 else None
     recipe = join(*rest[-3:])
+    recorded = checksums(encoder_of(learner), weights=not own.scratch)  # so that a resume notices another encoder in its place
     encoder = samples.resized(encoder_of(learner), own)
     request = LabelledRequest(task=kind, encoder=encoder.config, config=own, recipe=recipe, classes=recorded_classes(path))
     labelled = samples.labelled(run, data, test, request)
@@ -91,6 +92,7 @@ def finetune(
         title="scratch" if own.scratch else "finetune",
         tracker=own.tracker,
         resume_from=resume_from,
+        encoder=recorded,
     )
     with Session.open(spec, recipe, began) as session:
         if session.finished:

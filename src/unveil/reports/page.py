@@ -123,6 +123,7 @@ def scratch_sentence(run: Run) -> str:
         data, other_data = run.facts["data"], other.facts["data"]
         same = {**other.facts["config"], "from": config["from"], "scratch": False} == config
         same = same and all(other_data.get(key) == data.get(key) for key in ("fingerprint", "test_fingerprint"))
+        same = same and (other.facts.get("encoder") or {}).get("shape") == (run.facts.get("encoder") or {}).get("shape")
         score = other.results.get("score") or {}
     except (UnveilError, KeyError):
         return ""

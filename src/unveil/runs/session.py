@@ -63,6 +63,8 @@ class RunSpec:
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     resume_from: str | Path | None = None
     """Another run, whose newest checkpoint this run starts from."""
+    encoder: Mapping[str, str] | None = None
+    """Checksums of the encoder of another run that this run starts from; see `unveil.interop.encoder_only.checksums`."""
 
     def __post_init__(self) -> None:
         if self.resume_from is not None:
@@ -118,9 +120,10 @@ class Session:
         world = recipe.world
         refuse_foreign_folder(spec.path)
         if spec.resume_from is not None:
-            refuse_unlike(Run(spec.resume_from), spec.path, spec.kind, spec.config, spec.data)
+            refuse_unlike(Run(spec.resume_from), spec.path, spec.kind, spec.config, spec.data, spec.encoder)
         with locked(spec.path, "training in") if world.is_main else nullcontext():
-            run = open_run(spec.path, spec.kind, spec.config, spec.data, write=world.is_main, say=printer(world.is_main))
+            facts, say = (spec.kind, spec.config, spec.data), printer(world.is_main)
+            run = open_run(spec.path, *facts, encoder=spec.encoder, write=world.is_main, say=say)
             session = cls(spec, recipe, run, time.monotonic() if began is None else began)
             if session.finished:
                 session.say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")

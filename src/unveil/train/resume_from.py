@@ -14,7 +14,7 @@ from unveil.atomic_files import replacing, sync, write_text
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.train.data_changes import data_changes
-from unveil.train.run_folder import HARMLESS, Run, config_changes
+from unveil.train.run_folder import HARMLESS, Run, config_changes, encoder_changes
 
 MAY_CHANGE = HARMLESS | {
     "base_lr",
@@ -45,7 +45,9 @@ def options_to_keep(path: str | Path | None) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in Run(path).config.items()}
 
 
-def refuse_unlike(source: Run, path: Path, kind: str, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+def refuse_unlike(
+    source: Run, path: Path, kind: str, config: Mapping[str, Any], data: Mapping[str, Any], encoder: Mapping[str, str] | None = None
+) -> None:
     """Raises `UnveilError`, with the differences, if a new run cannot go on from the checkpoints of another one.
 
     Args:
@@ -54,13 +56,15 @@ def refuse_unlike(source: Run, path: Path, kind: str, config: Mapping[str, Any],
         kind: Its kind: "pretrain", "finetune", ...
         config: Its options.
         data: Facts about its data.
+        encoder: Checksums of the encoder that it starts from.
     """
     if source.path.resolve() == path.resolve():
         raise UnveilError(f"--resume-from {source.path} is --out itself: leave it out to resume that run, or choose another --out")
     if source.facts["kind"] != kind:
         raise UnveilError(f"{source.path} is a {source.facts['kind']} run: a {kind} run cannot go on from it")
     changes = config_changes(source.config, json.loads(json.dumps(config)))
-    lines = data_changes(source.facts["data"], data) + [line for key, line in changes.items() if key not in MAY_CHANGE]
+    lines = data_changes(source.facts["data"], data) + encoder_changes(source, encoder)
+    lines += [line for key, line in changes.items() if key not in MAY_CHANGE]
     if lines:
         text = "\n".join(lines)
         raise UnveilError(

@@ -137,7 +137,14 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def open_run(
-    path: Path, kind: str, config: Mapping[str, Any], data: Mapping[str, Any], *, write: bool, say: Callable[[str], None]
+    path: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    data: Mapping[str, Any],
+    *,
+    encoder: Mapping[str, str] | None = None,
+    write: bool,
+    say: Callable[[str], None],
 ) -> Run:
     """Creates a run folder, or opens the existing folder of the same run to resume it.
 
@@ -146,6 +153,7 @@ def open_run(
         kind: "pretrain", "finetune", ...
         config: Every option.
         data: Facts about the data: name, fingerprint, count.
+        encoder: Checksums of the encoder that the run starts from, if it is that of another run.
         write: Whether this process writes the folder.
         say: Prints a message for the user.
 
@@ -154,6 +162,8 @@ def open_run(
             differences.
     """
     facts = {"format": RUN_FORMAT, "kind": kind, "config": json.loads(json.dumps(config)), "data": json.loads(json.dumps(data))}
+    if encoder:
+        facts["encoder"] = dict(encoder)
     if write and path.is_dir():
         sweep(path)  # the folder is locked, so what is left there belongs to nobody
     started = any((path / name).exists() for name in ("checkpoints", "results.json"))
@@ -197,7 +207,7 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
     if run.facts.get("kind") != facts["kind"]:
         raise UnveilError(f"{run.path} is a {run.facts.get('kind')} run, not a {facts['kind']} run: choose another --out")
     changes, harmless = config_changes(run.config, facts["config"]), harmless_options(run.config)
-    data = data_changes(run.facts.get("data") or {}, facts["data"])
+    data = data_changes(run.facts.get("data") or {}, facts["data"]) + encoder_changes(run, facts.get("encoder"))
     # A harmless option that an earlier version did not have is not worth a line.
     lines = data + [line for key, line in changes.items() if key not in harmless or key in run.config]
     if data or changes.keys() - harmless:
@@ -208,6 +218,13 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
         )
     if lines:
         say("\n".join(["resuming with different settings, which do not change the result:", *lines]))
+
+
+def encoder_changes(run: Run, encoder: Mapping[str, str] | None) -> list[str]:
+    """A line if the encoder that a run starts from is another one now, under the same path. Earlier versions did not record it."""
+    old, new = run.facts.get("encoder") or {}, encoder or {}
+    changed = [key for key in old.keys() & new.keys() if old[key] != new[key]]
+    return [f"  the encoder: its {' and '.join(sorted(changed))} changed since the run began"] if changed else []
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ RUN: Shape = {
     "kind": str,
     "config": dict,
     "data": dict,
+    "encoder": dict[str, str],
     "command": str,
     "commit": str | None,
     "started": str,
