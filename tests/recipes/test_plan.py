@@ -153,6 +153,7 @@ def test_the_command_is_understood_and_means_the_plan(made, images):
     assert words[:3] == ["unveil", "pretrain", str(images)]
     options = parse_options("pretrain", VERBS["pretrain"], words[2:])
     assert Path(options.pop("out")) == made.path
+    assert options.pop("resume_from") is None
     plan = IMAGES.plan(options.pop("data"), options.pop("method"), options.pop("model"), options)
     assert plan.config == made.config
 
