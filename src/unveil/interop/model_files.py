@@ -223,19 +223,18 @@ def with_weights(
         config: The content of `config.json`.
         owner: The folder or the file of the config, for messages.
         source: The file of the tensors, for messages.
-        shapes: The shapes of its tensors, which are compared with the config before memory is allocated.
+        shapes: The shapes of its tensors, which limit the memory for the learner.
         read: Reads the tensors.
         say: Receives log lines.
 
     Raises:
         UnveilError: If a tensor is missing, unexpected, not finite, or has another shape.
     """
-    if not has_plugin(config):  # the code of a plug-in may need the values of tensors while it builds
-        module = module_to_save(check_build(lambda: rebuild(config, owner), shapes, source))
-        compare(module, shapes, source)
-    learner, state = rebuild(config, owner), read()
+    # A plug-in may allocate what it likes: its code is trusted.
+    learner = rebuild(config, owner) if has_plugin(config) else check_build(lambda: rebuild(config, owner), shapes, source)
     module = module_to_save(learner)
-    compare(module, shapes_of(state), source)
+    compare(module, shapes, source)
+    state = read()
     refuse_non_finite(state, source)
     module.load_state_dict(state)
     say(f"{source}: {len(state)} of {len(state)} tensors matched ({type(learner).__name__})")

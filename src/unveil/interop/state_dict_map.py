@@ -90,16 +90,13 @@ def build_and_load(
         source: The file, for error messages.
 
     Raises:
-        UnveilError: If a tensor is missing, unexpected, not finite, or has another shape than the config says. This is found out
-            before memory is allocated for the learner.
+        UnveilError: If a tensor is missing, unexpected, not finite, or has another shape than the config says. A config that does
+            not fit takes little memory: see `check_build`.
     """
-    shapes = shapes_of(state)
-    without_memory = check_build(build, shapes, source)
-    placeholders = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    load_state(without_memory, names(without_memory), placeholders, source)
+    learner = check_build(build, shapes_of(state), source)
+    matched = load_state(learner, names(learner), state, source)
     refuse_non_finite(state, source)
-    learner = build()
-    return learner.eval(), load_state(learner, names(learner), state, source)
+    return learner.eval(), matched
 
 
 def load_state(module: nn.Module, names: StateDictMap, state: Mapping[str, Tensor], source: str | Path) -> int:

@@ -58,9 +58,9 @@ def load(run: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> tu
         state = {name.removeprefix("average."): value for name, value in state.items() if name.startswith("average.")}
     try:
         shape = config_from_json(Seq2SeqConfig, config, f"the options of {path}")
-        own = check_build(lambda: Seq2Seq(shape), shapes_of(state), path).state_dict()
+        translator = check_build(lambda: Seq2Seq(shape), shapes_of(state), path)
+        own = translator.state_dict()
         check_names(own.keys() - state.keys(), state.keys() - own.keys(), len(own), path)
-        translator = Seq2Seq(shape)
         check_shapes(translator, shapes_of(state), path)
         refuse_non_finite(state, path)
         translator.load_state_dict(state)

@@ -66,9 +66,8 @@ def load_dvae(folder: Path) -> DiscreteVAE:
         size = facts["options"].get("codebook_size", facts["options"].get("codebook"))  # the latter in older files
         record = {"encoder": facts["encoder"], "codebook": size}
         own = {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
-        check_build(lambda: dvae_from_record(record), shapes_of(own), path)
         refuse_non_finite(own, path)
-        dvae = dvae_from_record(record)
+        dvae = check_build(lambda: dvae_from_record(record), shapes_of(own), path)
         dvae.load_state_dict(own)
     except UnveilError:
         raise
