@@ -207,6 +207,10 @@ def test_classes_that_training_lacks_count_as_wrong(
     assert json.loads((tuned.path / "config.json").read_text())["classes"] == ["cat", "dog"]
     probed = unveil.probe(run, str(data), kind="knn", compare=False, out=tmp_path / "probe", device="cpu")
     assert (probed["score"]["count"], probed["unseen_classes"]) == (13, {"elk": 5})
+    with (tmp_path / "probe" / "predictions.csv").open() as file:
+        for row in csv.DictReader(file):
+            votes = [float(row["score cat"]), float(row["score dog"])]
+            assert float(row["probability"]) == pytest.approx(max(votes) / sum(votes), abs=1e-4)
     apart = write(tmp_path / "apart", {"elk": 3, "cat": 2, "dog": 1})  # a test set of its own, with another alphabet
     probed = unveil.probe(run, str(data), test=str(apart), kind="knn", compare=False, out=tmp_path / "two", device="cpu")
     assert np.array(probed["score"]["confusion"]).sum(axis=1).tolist() == [2, 1, 3]
@@ -290,3 +294,32 @@ def test_unlabeled_images_do_not_change_what_is_held_out(made: tuple[Path, Path]
     opened = labelled_subsets(made[1], str(data), None, unveil.load(made[1]).encoder.config, options)
     assert len(held_out) == 4
     assert sorted(opened.test.names) == sorted(held_out)
+
+
+def test_test_images_of_pre_training_are_noticed(
+    made: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "all" / "pics", {"cat": 20, "dog": 20})
+    run = unveil.pretrain(str(data), out=tmp_path / "run", held_out=2, **TINY).path
+    encoder = unveil.load(run).encoder.config
+    held_out = plan_of(str(data)).open_subsets().test.names
+
+    def opened(path: Path, test: Path | None = None) -> tuple[list[str], str]:
+        said: list[str] = []
+        options = LabelledOptions(max_pixels=10**6, say=said.append, show=False)
+        found = labelled_subsets(path, str(data), test and str(test), encoder, options)
+        return sorted(found.test.names), "\n".join(said)
+
+    names, said = opened(run)
+    assert len(names) == 2
+    assert set(names) < set(held_out)  # of four
+    assert "too high" not in said
+    shutil.copytree(run, tmp_path / "moved")
+    (run / "export").mkdir()
+    shutil.copy(run / "encoder.safetensors", run / "export")
+    for path in (run / "encoder.safetensors", run / "export" / "encoder.safetensors", tmp_path / "moved"):
+        assert opened(path)[0] == names
+    for test in (data, tmp_path / "all"):
+        assert "\n40 of 40 test images are trained on as well: the accuracy is too high" in opened(run, test)[1]
+    write(data, {"cat": 21}, seed=2)
+    assert "so it may have been trained on images that are held out now: its accuracy may be too high" in opened(run)[1]

@@ -263,7 +263,8 @@ def probe_into(
         "data": data_facts(train_set.dataset.source, test_set.dataset.source, opened.splits),
         **receipt(),
     }
-    write_class_scores(folder / "predictions.csv", scores["encoder"].subset, scores["encoder"].rows)
+    found = scores["encoder"]
+    write_class_scores(folder / "predictions.csv", found.subset, found.rows, votes=config.kind == "knn")
     write_json(folder / "results.json", results)
     say(f"Per-class accuracy, confusion matrix and predictions: {folder}")
     return results

@@ -81,6 +81,13 @@ def labelled_subsets(run: str | Path, data: Data, test: Data | None, vit: ViTCon
     say_notes(request.say, roles.sentence, roles.train, *([roles.test] if test is not None and roles.test else []))
     if trained := trained_on_test(run, roles):
         request.say(f"{run} was trained on {trained}, which is the test set now: its accuracy is too high")
+    if other_images_held_out(run, roles):
+        request.say(
+            f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
+            f"trained on images that are held out now: its accuracy may be too high"
+        )
+    if test is not None and roles.test and (shared := shared_images(roles.train, roles.test)):
+        request.say(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the accuracy is too high")
     refuse_one_class(roles.train, request)
     opened = open_subsets(
         roles,
@@ -133,14 +140,47 @@ def refuse_one_class(source: Source, request: LabelledOptions) -> None:
         )
 
 
+def recorded_run(run: str | Path) -> Path | None:
+    """The run folder that `run` is, or in which it lies as a file or as an export; None if there is none."""
+    path = Path(os.path.abspath(run))
+    return next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
+
+
+def recorded_data(run: str | Path, data: str) -> dict[str, Any]:
+    """What a run records of its data; nothing if it was trained on other data than this, or there is no run folder."""
+    folder = recorded_run(run)
+    facts: dict[str, Any] = Run(folder).facts["data"] if folder else {}
+    same = facts.get("path") == absolute_data(data) if facts.get("path") else facts.get("name") == data
+    return facts if same else {}
+
+
 def trained_on_test(run: str | Path, roles: Roles) -> str:
     """The folders of the test set that a run on the same data was trained on, because of --split; "" if there are none."""
-    if not (Path(run) / "run.json").is_file():
-        return ""
-    facts = Run(run).facts["data"]
-    trained, tested = (facts.get("splits") or {}).get("train", []), roles.splits.get("test", [])
-    same = facts.get("path") == absolute_data(roles.train.name) if facts.get("path") else facts.get("name") == roles.train.name
-    return " and ".join(f"{name}/" for name in tested if same and name in trained)
+    trained = (recorded_data(run, roles.train.name).get("splits") or {}).get("train", [])
+    return " and ".join(f"{name}/" for name in roles.splits.get("test", []) if name in trained)
+
+
+def other_images_held_out(run: str | Path, roles: Roles) -> bool:
+    """Whether a run on the same data held out other images, or none: it had a test set, or files have come, gone or changed."""
+    facts = recorded_data(run, roles.train.name)
+    if roles.test is not None or (facts.get("splits") or {}).get("train", []) != roles.splits.get("train", []):
+        return False
+    had_test_set = facts.get("test_fingerprint") not in (None, facts.get("fingerprint"))
+    listing = facts.get("listing_fingerprint")
+    return had_test_set or bool(listing and listing != roles.train.listing_fingerprint)
+
+
+def shared_images(train: Source, test: Source) -> int:
+    """The number of test images that are training images as well, by their paths."""
+    if test.fingerprint == train.fingerprint:
+        return len(test)
+    roots = [absolute_data(source.name) for source in (train, test)]
+    if None in roots:
+        return 0
+    first, second = (
+        {os.path.normpath(f"{root}/{name}") for name in source.names} for root, source in zip(roots, (train, test), strict=True)
+    )
+    return len(first & second)
 
 
 def unseen_classes(train_set: Subset, test_set: Subset) -> dict[str, int]:
@@ -152,9 +192,8 @@ def unseen_classes(train_set: Subset, test_set: Subset) -> dict[str, int]:
 
 def held_out_count(run: str | Path) -> int:
     """The maximum number of images to hold out: that of the run, so that no test image was used in pre-training."""
-    if (Path(run) / "run.json").is_file():
-        return int(Run(run).config.get("held_out", 1000))
-    return 1000
+    folder = recorded_run(run)
+    return int(Run(folder).config.get("held_out", 1000)) if folder else 1000
 
 
 def data_of(run: str | Path) -> str:
@@ -207,11 +246,19 @@ def beside(run: str | Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}-{suffix}") if path.is_dir() else Path("runs") / f"{path.stem}-{suffix}"
 
 
-def write_class_scores(path: Path, subset: Subset, scores: Float[Tensor, "n K"]) -> None:
-    """Writes a table with one row per image: its name, its class, the predicted class, its probability, and every class score."""
+def write_class_scores(path: Path, subset: Subset, scores: Float[Tensor, "n K"], *, votes: bool = False) -> None:
+    """Writes a table with one row per image: its name, its class, the predicted class, its probability, and every class score.
+
+    Args:
+        path: The file.
+        subset: The images.
+        scores: Their class scores, whose softmax is the probability.
+        votes: Whether the scores are weights of votes (k-NN), whose share is the probability.
+    """
     classes, labels = subset.dataset.classes, subset.labels
     cells = [csv_cell(name) for name in classes]
-    probability, best = scores.softmax(dim=1).max(dim=1)
+    shares = scores / scores.sum(dim=1, keepdim=True) if votes else scores.softmax(dim=1)
+    probability, best = shares.max(dim=1)
     with replacing(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         known = classes[: scores.shape[1]]  # test images may have further classes, which training lacks
