@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unveil.data import archives, regular_files, tar
@@ -236,11 +237,11 @@ def test_shards_named_after_splits(tmp_path: Path) -> None:
 
 def test_json_labels(tmp_path: Path) -> None:
     files = {f"{key}.jpg": image(1) for key in "abcd"}
-    labels = {"a": "x", "b": "y", "c": None}
-    files |= {f"{key}.json": json.dumps({"label": label}).encode() for key, label in labels.items()}
-    source = open_source(write_tar(tmp_path / "a.tar", files))
-    assert source.labels is not None
-    assert source.labels.tolist() == [0, 1, -1, -1]
+    for labels, numbers in (({"a": "x", "b": "y", "c": None}, [0, 1, -1, -1]), ({"a": None, "b": "y", "c": "x"}, [-1, 1, 0, -1])):
+        texts = {f"{key}.json": json.dumps({"label": label}).encode() for key, label in labels.items()}
+        source = open_source(write_tar(tmp_path / "a.tar", files | texts))
+        assert source.labels is not None
+        assert source.labels.tolist() == numbers
     outlines = {"a.jpg": image(1), "a.json": b'{"shapes": []}', "b.jpg": image(1), "b.json": b"{"}
     assert open_source(write_folder(tmp_path / "outlines", outlines)).labels is None
 
@@ -367,6 +368,13 @@ def test_arrays() -> None:
     assert source.fingerprint != open_source(images + 1).fingerprint
     labelled = array_source(images, np.array([0, 2]))
     assert labelled.classes == ["0", "2"]
+    assert array_source(images, np.array([b"cat", b""])).classes == ["cat"]
+    assert open_source((images, ["b", "a"])).classes == ["a", "b"]
+    for other in (list(images), torch.zeros(2, 3, 4, 5), [Path("1.png")], None, (list(images), [0, 1]), (images, [0], [1])):
+        with pytest.raises(UnveilError, match=r"^DATA is a .*: expected a path or a name, an array"):
+            open_source(other)
+    with pytest.raises(UnveilError, match="an array of object values"):
+        open_source(images.astype(object))
     for wrong in (images[0, 0], images[:0]):
         with pytest.raises(UnveilError, match="holds no images"):
             open_source(wrong)

@@ -17,6 +17,8 @@ Labels = NDArray[np.int64]
 _INTEGER, _DECIMAL = re.compile(r"[+-]?[0-9]{1,400}"), re.compile(r"[+-]?[0-9]{0,40}\.?[0-9]{1,40}")
 SHOWN_CLASSES = 6
 """Maximum number of class names in a message."""
+SAMPLED_JSON = 100
+"""How many JSON files beside images are read to see whether any of them has a label."""
 
 
 class WrittenLabels(NamedTuple):
@@ -59,7 +61,9 @@ def number_labels(values: Mapping[str, Sequence[str | None]]) -> dict[str, tuple
 
 
 def number_array(labels: NDArray[Any]) -> tuple[Labels, list[str]]:
-    """The class numbers and class names of an array of labels (N,): numbers or strings. NaN and empty strings become -1."""
+    """The class numbers and class names of an array of labels (N,): numbers, strings or bytes. NaN and empty strings become -1."""
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "surrogateescape")
     if labels.dtype.kind not in "biuf":
         values = [None if value is None or value != value else str(value) or None for value in labels.tolist()]
         named, classes = number_labels({"train": values})["train"]
@@ -129,8 +133,9 @@ def _sample_labels(archive: Archive, candidates: Sequence[int], where: str) -> W
             to_first_dot, to_last_dot = sample_names(archive.names[candidate])
             label_files.append(files.get(to_first_dot, files.get(to_last_dot)))
         present = [index for index in label_files if index is not None]
-        # JSON files often hold outlines or captions. Only the first one is checked for a label, so a million need not be read.
-        if present and (suffix == ".cls" or read_one(present[0]) is not None):
+        # JSON files often hold outlines or captions. Only a sample is checked for a label, so a million need not be read.
+        sample = present[:: len(present) // SAMPLED_JSON + 1]
+        if present and (suffix == ".cls" or any(read_one(index) is not None for index in sample)):
             values = [None if index is None else read_one(index) for index in label_files]
             missing = [archive.names[image] for image, value in zip(candidates, values, strict=True) if value is None]
             count = f"{count_of(len(missing), 'image')} {'have' if len(missing) > 1 else 'has'}"

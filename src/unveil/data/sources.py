@@ -1,6 +1,7 @@
 """Opens DATA as a list of candidate images: a folder, an archive, shards, a pack, a named dataset, or arrays."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -46,8 +47,8 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
         UnveilError: If DATA does not exist, is damaged, holds no images, or has no such targets.
     """
     with_maps = _wants_maps(targets)
-    if isinstance(data, np.ndarray | tuple):
-        array, labels = data if isinstance(data, tuple) else (data, None)
+    if not isinstance(data, str | os.PathLike):
+        array, labels = _arrays(data)
         if with_maps and (labels is None or labels.ndim == 1):
             raise UnveilError(
                 "PixelTargets need a class for each pixel: give a pair of arrays, (N, H, W, C) images and (N, H, W) labels"
@@ -162,6 +163,8 @@ def _checked_images(array: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any
     expected = "expected (N, H, W) or (N, H, W, C)"
     if array.ndim not in (3, 4) or not array.size:
         raise UnveilError(f"an array of shape {array.shape} holds no images: {expected}")
+    if array.dtype.kind not in "biuf":
+        raise UnveilError(f"an array of {array.dtype} values holds no images: expected numbers, and images of one size")
     _, *sides = array.shape
     square = array.ndim == 4 and sides[0] < sides[1] == sides[2] >= 28  # the smallest usual images
     if array.ndim == 4 and (sides[0] <= 4 < min(sides[1:]) or square):
@@ -184,6 +187,17 @@ def _checked_maps(maps: NDArray[Any], array: NDArray[Any]) -> NDArray[np.uint8]:
         return as_class_map(maps.reshape(len(maps), -1)).reshape(maps.shape)
     except Unreadable as error:
         raise UnveilError(f"the labels cannot be used: {error.reason}") from None
+
+
+def _arrays(data: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """An array of images and, if they were given, its labels. Raises `UnveilError` for anything else."""
+    pair = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
+    if not isinstance(pair[0], np.ndarray):
+        raise UnveilError(
+            f"DATA is a {type(data).__name__}{f' with a {type(pair[0]).__name__}' if pair is data else ''}: expected a path or a "
+            "name, an array (N, H, W) or (N, H, W, C), or a pair of such an array and its labels"
+        )
+    return pair[0], None if pair[1] is None else np.asarray(pair[1])
 
 
 def _wants_maps(targets: "type[Targets] | None") -> bool:
