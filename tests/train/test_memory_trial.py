@@ -100,6 +100,25 @@ def test_grad_checkpointing_saves_memory_and_the_trial_leaves_no_trace():
     assert torch.equal(chance, torch.get_rng_state())
 
 
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda loss: None, "Chain.forward returned NoneType, expected unveil.learner.Step"),
+        (lambda loss: (loss, {}), "Chain.forward returned tuple, expected unveil.learner.Step"),
+        (lambda loss: Step(1.5, {}), "a loss that is a float, expected a tensor with one number"),
+        (lambda loss: Step(loss.repeat(3), {}), "a loss of the shape .3,., expected a tensor with one number"),
+        (lambda loss: Step(loss.detach(), {}), "a loss without a gradient"),
+        (lambda loss: Step(loss, {"accuracy": 0.5}), "the metric 'accuracy', which is no tensor with one number"),
+        (lambda loss: Step(loss, {"loss": loss}), "the metric 'loss', which is the name of the loss itself"),
+    ],
+)
+def test_a_forward_pass_that_is_no_step_is_refused(monkeypatch, result, message):
+    """Such as of a plug-in. A metric named loss would replace the loss in the log, and in the check that it is finite."""
+    monkeypatch.setattr(Chain, "forward", lambda self, batch: result((batch.images * self.weight).sum()))
+    with pytest.raises(UnveilError, match=message):
+        cost_of(Chain(), batch(2), EXACT, CPU)
+
+
 def test_a_machine_has_some_memory(monkeypatch):
     whole = memory_of(torch.device("cpu"))
     assert whole > 2**28

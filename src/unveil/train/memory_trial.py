@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from unveil.data.batch import Samples
 from unveil.data.loader import share_size
 from unveil.errors import UnveilError
-from unveil.learner import Learner
+from unveil.learner import Learner, Step
 from unveil.train.parallel import HardwareConfig, World, autocast, broadcast_from_main
 
 
@@ -77,6 +77,24 @@ class MemoryTrial(NamedTuple):
     """FLOPs per sample of a forward and a backward pass; 0 if they were not measured."""
 
 
+def checked_step(learner: Learner, result: object) -> Step:
+    """What `forward` returned, before anything is trained by it. Raises `UnveilError` if it is no step, as of a plug-in."""
+    name = f"{type(learner).__name__}.forward"
+    if not isinstance(result, Step):
+        raise UnveilError(f"{name} returned {type(result).__name__}, expected unveil.learner.Step(loss, metrics)")
+    loss = result.loss
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"of the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"that is a {type(loss).__name__}"
+        raise UnveilError(f"{name} returned a loss {found}, expected a tensor with one number, such as a mean")
+    if not loss.requires_grad:
+        raise UnveilError(f"{name} returned a loss without a gradient: compute it from parameters that require one, without detach")
+    for key, value in result.metrics.items():
+        if key == "loss" or not isinstance(value, Tensor) or value.numel() != 1:
+            wrong = "the name of the loss itself" if key == "loss" else "no tensor with one number"
+            raise UnveilError(f"{name} returned the metric {key!r}, which is {wrong}")
+    return result
+
+
 def cost_of(learner: Learner, batch: Samples, hardware: HardwareConfig, world: World) -> StepCost:
     """The cost of a forward and a backward pass of a batch, measured on a copy of the learner."""
     trial = copy.deepcopy(learner).to(world.device).train()
@@ -84,7 +102,7 @@ def cost_of(learner: Learner, batch: Samples, hardware: HardwareConfig, world: W
         with torch.no_grad():
             batch = trial.augment(batch.to(world.device))
         with autocast(hardware, world):
-            loss = trial(batch).loss
+            loss = checked_step(trial, trial(batch)).loss
         kept = live.now
         loss.backward()
     return StepCost(live.peak, kept, live.flops)
