@@ -150,6 +150,12 @@ def test_the_loaded_model_honours_the_contract(run: Run, raw: Path) -> None:
     assert torch.equal(rebuilt.hidden, hidden)
 
 
+def test_features_that_are_not_finite_end_a_run_with_a_sentence(raw: Path, tmp_path: Path) -> None:
+    """Finite weights can be so large that the features are not finite."""
+    with pytest.raises(UnveilError, match=r"the features of \d+ of \d+ images are not finite, the first of"):
+        unveil.pretrain(str(raw), out=tmp_path / "run", **TINY | {"base_lr": 1e30, "warmup_ratio": 0.0})
+
+
 @pytest.mark.parametrize("kind", ["linear", "knn", "partial"])
 def test_probe(run: Run, kind: str, tmp_path: Path) -> None:
     results = unveil.probe(run.path, kind=kind, epochs=2.0, batch_size=8, out=tmp_path / "probe", device="cpu")

@@ -11,11 +11,13 @@ from torch import Tensor
 from unveil.data.splits import Subset
 from unveil.evaluate.collapse import collapse
 from unveil.evaluate.features import (
+    Features,
     NothingReadableError,
     evaluate_features,
     features_of_each,
     independent_count,
     raw_pixels,
+    refuse_non_finite,
     views_of,
 )
 from unveil.learner import Method
@@ -47,6 +49,8 @@ def compare_features(
     }
     functions |= {"raw pixels": raw_pixels} if queries else {}
     train, bank = features_of_each(list(functions.values()), bank, vit, recipe.hardware, recipe.world)
+    for rows in train:
+        refuse_non_finite(Features(rows, bank), "the encoder")
     spread = {name: collapse(rows) for name, rows in zip(functions, train, strict=True) if name in encoders}
     found: Record = {"spread": spread, "width": vit.width}
     if not queries:

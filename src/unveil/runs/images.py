@@ -19,7 +19,7 @@ from unveil.data.sources import Data, Source, open_both, open_roles
 from unveil.data.splits import Subset, few_labels
 from unveil.data.targets import ClassTargets
 from unveil.evaluate.collapse import collapse
-from unveil.evaluate.features import NothingReadableError, features_of
+from unveil.evaluate.features import NothingReadableError, features_of, refuse_non_finite
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
 from unveil.learner import Method, Task
@@ -238,6 +238,7 @@ class ImagePretraining(Pretraining):
         def features(learner: Any) -> Record:
             function = partial(learner.encoder.features, pool=learner.pool)
             train = features_of(function, bank, self.vit, hardware, world)
+            refuse_non_finite(train, "the encoder")
             found: Record = collapse(train.rows)
             if queries is not None:
                 with suppress(NothingReadableError):  # of a small test set
