@@ -252,6 +252,19 @@ def test_what_is_no_file_is_left_out_and_listed(tmp_path: Path) -> None:
     }
 
 
+def test_a_run_folder_inside_the_data_is_left_out(tmp_path: Path) -> None:
+    """With --out inside of DATA, a figure of the run would become an image, and its folder a class."""
+    for name in ("a/1.png", "run/reconstruction.png", "run/export/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    for name in ("run.json", "config.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    source = open_source(tmp_path)
+    assert source.names == ["a/1.png"]
+    assert source.skipped == {"run": "a run folder of unveil"}
+    assert open_source(tmp_path / "run").names == ["export/2.png", "reconstruction.png"]  # as the user asked for it
+
+
 def test_a_pipe_or_a_device_as_data_is_one_sentence(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for data in (tmp_path / "pipe", "/dev/zero"):

@@ -11,13 +11,16 @@ from unveil.errors import UnveilError
 SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
 """Their files are made by the kernel: some never end, and some wait for a device."""
 RAM_DISK = "/dev/shm"
+RUN_FILES = ("run.json", "config.json")
+"""The files by which a run folder is known."""
 
 
 class Folder(Archive):
     """A folder of any depth, or one file. Hidden files are ignored.
 
     Links to folders are followed, each folder once, so cycles end. A link to a folder in which this folder lies is not followed,
-    because it would add files that have nothing to do with it.
+    because it would add files that have nothing to do with it. Nor is a run folder inside the data listed, since figures of
+    `unveil reconstruct` are no data.
     """
 
     def __init__(self, path: Path):
@@ -93,4 +96,6 @@ def _reason_to_stay_out(path: str, holds_root: bool) -> str:
     real = os.path.realpath(path) + "/"
     if real.startswith(tuple(f"{folder}/" for folder in SYSTEM_FOLDERS)) and not real.startswith(f"{RAM_DISK}/"):
         return "a folder of the system, not of images"
+    if all(os.path.isfile(os.path.join(path, name)) for name in RUN_FILES):
+        return "a run folder of unveil"
     return ""
