@@ -65,6 +65,10 @@ LAYOUTS: dict[str, tuple[list[str], Expected]] = {
         files("{train,val}/{n01,n02}/*.jpg") + files("test/*.jpg"),
         Expected(4, 4, ["n01", "n02"], said=("test/ (2 images) not used",)),
     ),
+    "VOC 2007, whose trainval is train and val again": (
+        files("{train,val,trainval,test}/{cat,dog}/*.jpg"),
+        Expected(4, 4, ["cat", "dog"], 4, said=("trainval/ (4 images) not used",)),
+    ),
     "CIFAR-10 as files": (files("cifar10/{train,test}/{cat,dog}/*.png"), Expected(4, 4, ["cat", "dog"])),
     "CIFAR-100 in one folder, whose class train is no split": (
         files("{apple,bus,train}/*.png"),

@@ -20,7 +20,7 @@ from unveil.data.pack_reader import Pack, is_pack
 from unveil.data.parts import DataParts, Roles
 from unveil.data.pixels import IGNORE, Unreadable, as_class_map, common_scale
 from unveil.data.source import Source, joined, version_2
-from unveil.data.split_folders import OTHER, split_of
+from unveil.data.split_folders import OTHER, split_of, without_union
 from unveil.errors import UnveilError
 from unveil.paths import DIGITS, expand_braces, images_not_found
 from unveil.paths import IMAGE_FORMS as FORMS
@@ -242,7 +242,8 @@ def _digits(name: str, split: Literal["train", "test"]) -> Source:
 
 def _listed_parts(name: str, listings: Mapping[str, Callable[[], Listing]]) -> DataParts:
     """The parts of a named dataset, from the names of its splits."""
-    part_of = {split: split_of(split) or OTHER for split in listings}
+    found = without_union({split: part for split in listings if (part := split_of(split))})
+    part_of = {split: found.get(split, OTHER) for split in listings}
     if "train" not in part_of.values():  # such as "full", the only split of some datasets
         part_of |= dict.fromkeys([split for split in part_of if part_of[split] == OTHER][:1], "train")
     if len(listings) == 1:

@@ -8,7 +8,7 @@ photos/masks/train/1.png        left out: a mask lies beside the images
 """
 
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,6 +99,12 @@ def split_of(name: str) -> str | None:
     return _SPLIT_OF[found[1]] if found else None
 
 
+def without_union(splits: Mapping[str, str]) -> dict[str, str]:
+    """Splits by name, without trainval beside train and val: it has the images of both again, so val would be trained on."""
+    rest = {name: split for name, split in splits.items() if "trainval" not in _plain(name)}
+    return rest if {"train", "val"} <= set(rest.values()) else dict(splits)
+
+
 def layout_of(names: Sequence[str], *, keep_masks: bool = False) -> Layout:
     """Finds the splits of images from their paths.
 
@@ -115,7 +121,7 @@ def layout_of(names: Sequence[str], *, keep_masks: bool = False) -> Layout:
     steps: list[Steps] = [tuple(name.split("/")[:-1]) for name in names]
     node = root
     while True:
-        found = _splits_among(node)
+        found = without_union(_splits_among(node))
         if found:
             break
         below = _splits_below(node)
