@@ -2,7 +2,8 @@
 
 This is torchvision's `Resize` and `CenterCrop` of Pillow images, which timm uses too, so an exported model gets the same pixels.
 Evaluations during a run start from images that were shrunk for training, and crop and resize them in batches: see
-`unveil.data.augment.eval_geometry`. The two differ by a grey level here and there.
+`unveil.data.augment.eval_geometry`. The two round sizes and corners differently, so an image may be cropped or scaled by a pixel
+more or less: photographs of about 500 x 375 then differ by 2 grey levels on average at 224 px, by 8 at 96 px and by 11 at 32 px.
 """
 
 import math
