@@ -88,8 +88,8 @@ class Session:
     def __init__(self, spec: RunSpec, recipe: Recipe, run: Run, began: float) -> None:
         self.spec, self.recipe, self.run, self._began = spec, recipe, run, began
         self.say = printer(recipe.world.is_main)
-        # Earlier versions wrote no report for a translator.
-        self.finished = bool(self.earlier_results()) and (spec.kind == "translate" or (run.path / "report.html").exists())
+        without_report = spec.kind == "translate" and run.facts.get("format", 1) < 3  # as earlier versions left it
+        self.finished = bool(self.earlier_results()) and (without_report or (run.path / "report.html").exists())
         self._first = self._total = 0
         self._trained = False
 
