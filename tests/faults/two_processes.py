@@ -40,12 +40,13 @@ def killed(verb: str, victim: int, when: str, share: float, lab: Lab, samples: S
         saves = [i for i, what in enumerate(samples.writes(verb)) if "checkpoints" in what]
         moment = Trigger("write", "", 1 + saves[int(share * len(saves))], "SIGKILL" if victim == 0 else "SIGSTOP")
     else:
-        moment = Trigger("step", "", 1 + int(share * 9))
+        moment = Trigger("step", "", 1 + int(share * (6 if verb == "translate" else 9)))
     pair = start_pair(lab, command, {victim if when != "while saving" else 0: [moment]}, prepare=prepare_for(verb))
     if victim == 1 and when == "while saving" and pair[0].paused():
         pair[1].signal(signal.SIGKILL)
         pair[0].resume()
-    end_as_torchrun(lab, pair, victim)
+    if end_as_torchrun(lab, pair, victim).code != 137:
+        yield Problem("other", "the process was not killed")
     for process in start_pair(lab, command, prepare=prepare_for(verb)):
         yield from succeeded(lab.end(process))
     yield from differences(outcome(lab.folder / folder), expected)
@@ -83,15 +84,16 @@ def start_pair(lab: Lab, command: Sequence[str], triggers: dict[int, list[Trigge
     ]
 
 
-def end_as_torchrun(lab: Lab, pair: list[Process], victim: int) -> list[Result]:
-    """Waits for the victim, then ends the other process."""
+def end_as_torchrun(lab: Lab, pair: list[Process], victim: int) -> Result:
+    """Waits for the victim, then ends the other process. Returns what the victim did."""
     first = lab.end(pair[victim])
     other = pair[1 - victim]
     if first.code == 137:
         other.signal(signal.SIGTERM)
         if not other.wait_until(lambda: False, timeout=30):
             other.signal(signal.SIGKILL)
-    return [first, lab.end(other)]
+    lab.end(other)
+    return first
 
 
 def torchrun(victim: int, step: int, lab: Lab, samples: Samples) -> Iterator[Problem]:
