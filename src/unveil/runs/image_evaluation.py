@@ -66,7 +66,7 @@ def compare_features(
     accuracy = {name: {probe: int(each.sum()) / len(each) for probe, each in found.items()} for name, found in correct.items()}
     judged_on: Record = {"train": len(bank), "test": len(queries), "classes": len(classes)}
     if queries.groups is not None:
-        judged_on["independent"] = min(independent_count(each, queries.groups) for each in correct["encoder"].values())
+        judged_on["independent"] = round(min(independent_count(each, queries.groups) for each in correct["encoder"].values()))
     unseen = unseen_classes(bank, queries)
     return found | {"features": accuracy, "judged_on": judged_on | ({"unseen_classes": unseen} if unseen else {})}
 
