@@ -1,6 +1,12 @@
 """Tests that run beside each other share the cores."""
 
 import os
+import signal
+
+# A shell in the background ignores these for its programs, and unveil respects that. The tests of signals need the defaults.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:

@@ -51,6 +51,13 @@ class ClassSource:
         """The "module:Class" or "file.py:Class"."""
         return f"{self.module}:{self.name}"
 
+    @property
+    def own_names(self) -> set[str]:
+        """The variables and classes at the top of the module, which may be called like a name of `TYPE_NAMES`."""
+        assigned = [node for node in self.tree.body if isinstance(node, ast.Assign)]
+        targets = {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+        return targets | {node.name for node in self.tree.body if isinstance(node, ast.ClassDef)}
+
     @classmethod
     def find(cls, path: str) -> "ClassSource":
         """The source of "module:Class" or "file.py:Class". Raises `UnveilError` if there is none."""
@@ -249,7 +256,8 @@ def type_and_default(source: ClassSource, path: str, node: ast.AnnAssign) -> tup
     assert isinstance(node.target, ast.Name)
     assert node.value is not None
     try:
-        kind, default = eval(ast.unparse(node.annotation), dict(TYPE_NAMES)), ast.literal_eval(node.value)
+        names = {name: value for name, value in TYPE_NAMES.items() if name not in source.own_names}
+        kind, default = eval(ast.unparse(node.annotation), names), ast.literal_eval(node.value)
         if not isinstance(kind, str):  # a quoted type
             return kind, default
     except Exception:

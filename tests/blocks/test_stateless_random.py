@@ -108,6 +108,7 @@ def test_the_integers_of_streams_never_change():
         "SPAN": 16,
         "VIEW_EVENTS": 21,
         "VIEW_AMOUNTS": 22,
+        "SUBSTITUTE": 31,
         "VIEW": 1000,
     }
     keys = sample_keys(0, 0, 5)

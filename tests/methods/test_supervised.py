@@ -56,10 +56,12 @@ def test_the_average_looks_back_a_share_of_the_run_and_is_kept():
         by_hand += (now - by_hand) * max(1 / 10, 9 / (10 + step))  # 10 of 40 steps
         learner.after_step(step / steps)
         torch.testing.assert_close(learner.averages[1].weight.double(), by_hand, rtol=1e-4, atol=1e-5)
-        assert torch.equal(weight.double(), now) == (step < steps)
+        assert torch.equal(weight.double(), now)
+    learner.after_training()
     assert torch.equal(weight, learner.averages[1].weight)
     last = supervised(average=0.0)
     last.after_step(1.0)
+    last.after_training()
     assert not hasattr(last, "averages")
 
 
