@@ -9,14 +9,16 @@ from unveil.stop_signals import NUMBERS, Stopped, raise_on_signals
 
 def main() -> None:
     """Runs the command line. No signal ends in a traceback, also while the command line is being imported, or when it has ended."""
-    open_standard_streams()
     try:
+        open_standard_streams()
         with raise_on_signals():
             from unveil.cli import main as command_line
 
             command_line()
     except Stopped as stop:
         sys.exit(128 + stop.number)
+    except KeyboardInterrupt:  # before the handlers were set
+        sys.exit(128 + signal.SIGINT)
     finally:
         for number in NUMBERS:
             if signal.getsignal(number) != signal.SIG_IGN:
