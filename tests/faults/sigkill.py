@@ -6,13 +6,14 @@ happen at a share of its CPU time, anywhere, also inside of a computation. Some 
 
 import json
 import random
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.faults.harness import Lab, Problem, Process, Trigger, succeeded
+from tests.faults.harness import Lab, Problem, Result, Trigger, remove, succeeded
 from tests.faults.outcome import differences, leftovers, outcome, without_times
 from tests.faults.samples import COMPARE, PACK, VERBS, Samples, prepare_for
 from tests.faults.suite import Case
@@ -41,15 +42,14 @@ def killed(verb: str, by_file: bool, shares: list[float], lab: Lab, samples: Sam
     samples.start(lab, verb)
     command, folder = {**VERBS, **OTHERS}[verb]
     whole, cpu = samples.finished(verb) / folder, samples.result(verb).cpu
-    for share in shares:
+    for number, share in enumerate(shares):
         if by_file:
             operations = len(samples.writes(verb, command))
             process = lab.start(*command, prepare=prepare_for(verb), triggers=[Trigger("write", "", 1 + int(share * operations))])
+            result = lab.end(process)
         else:
-            process = lab.start(*command, prepare=prepare_for(verb))
-            kill_at(process, 0.9 * share * cpu)
-        result = lab.end(process)
-        if result.code != 137 and len(shares) == 1:  # what is left after a kill may be done before the next one
+            result = killed_in_time(verb, command, share * cpu, lab)
+        if result.code != 137 and number == 0:  # what is left after a kill may be done before the next one
             yield Problem("other", f"it ended before it was killed: {result}")
     yield from succeeded(lab.run(*command, prepare=prepare_for(verb)))
     read = outcome if verb in VERBS else files_of
@@ -68,7 +68,18 @@ def files_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def kill_at(process: Process, cpu: float) -> None:
-    """Kills a process when it has computed for some seconds."""
-    process.wait_until(lambda: process.cpu() >= cpu)
-    process.signal(signal.SIGKILL)
+def killed_in_time(verb: str, command: Sequence[str], cpu: float, lab: Lab) -> Result:
+    """Kills a command when it has computed for some seconds; sooner, and from the start, if it was faster than that."""
+    before = lab.home / "before"
+    shutil.copytree(lab.folder, before)
+    for factor in (1.0, 0.8, 0.6):
+        process = lab.start(*command, prepare=prepare_for(verb))
+        process.wait_until(lambda process=process, factor=factor: process.cpu() >= factor * cpu)  # type: ignore[misc]
+        process.signal(signal.SIGKILL)
+        result = lab.end(process)
+        if result.code == 137:
+            break
+        remove(lab.folder)
+        shutil.copytree(before, lab.folder)
+    remove(before)
+    return result

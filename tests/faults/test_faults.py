@@ -10,13 +10,13 @@ from tests.faults.suite import KINDS, Suite, Verdict, cases_of, table
 SHORT = {
     "sigkill": (2, "translate"),  # the fastest of the commands that train
     "two_processes": (1, "translate"),
-    "signals": (1, "training"),
+    "signals": (1, "translate"),
     "full_disk": (2, "embed"),
     "byte_flips": (8, "embed"),
     "odd_json": (4, ""),
     "hostile_files": (10, ""),
     "two_writers": (1, "translate"),
-    "lost_images": (1, ""),
+    "lost_images": (1, "pack: "),
     "not_finite": (1, "one process"),
     "changed_runs": (2, "other"),
     "malicious_models": (10, " in "),
