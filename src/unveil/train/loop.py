@@ -3,24 +3,21 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-import torch
-
 from unveil.data.loader import Loader, first_batch, stream
 from unveil.errors import UnveilError
 from unveil.learner import Learner
-from unveil.stop_signals import StopFlag, Stopped, note_signals
+from unveil.stop_signals import StopFlag, note_signals
 from unveil.train.checkpoint import Checkpoints
-from unveil.train.guards import restored_generators, seed_all
+from unveil.train.guards import restored_generators
 from unveil.train.log import Meter, Screen, Sink
 from unveil.train.memory_trial import fit_batch_in_memory, matrix_peak
 from unveil.train.microbatches import Microbatches
-from unveil.train.optim import clip_gradients, drop_if, set_lr
-from unveil.train.parallel import autocast, compile_limits, no_sync_until_last
+from unveil.train.parallel import compile_limits
 from unveil.train.recipe import Recipe, TrainConfig
-from unveil.train.recorder import Monitor, Recorder, reading_failed
+from unveil.train.recorder import Monitor, Recorder
 from unveil.train.signals import interruption
-from unveil.train.skipped_steps import BadStep, zeros_if
 from unveil.train.state import start_or_resume
+from unveil.train.steps import SampleReader, Stepper
 
 
 def train(
@@ -74,74 +71,16 @@ def train(
             if first and meter.has_values and recorder.log_due(first) and not recorder.log(first):
                 raise interruption(first, total, stop.number)
 
-            batches, samples = stream(loader, range(first, total), world.rank, world.size, parts.loaded), None
-            for step in range(first, total):
-                failure, lags = None, recorder.lags(step)
-                try:
-                    with meter.waiting(), stop.raising(enabled=world.size == 1):
-                        samples = next(batches)[1]
-                except Stopped:
-                    recorder.save(step)
-                    raise interruption(step, total, stop.number) from None
-                except Exception as error:
-                    failure = error
-                    if world.size == 1:
-                        recorder.save(step)
-                    if world.size == 1 or samples is None or lags:
-                        raise reading_failed(error, recorder.saved, checkpoints) from error
-                assert samples is not None  # a process whose samples cannot be read takes part with those of the step before
-
-                seed_all(config.seed, step, world)  # for dropout and drop path
-                lr, weight_decay = optim.at(step, total, config.batch_size)
-                set_lr(optimizer, lr, weight_decay)
-                recorder.skipped.keep_buffers()
-                results = []
-                for i, batch in enumerate(parts.augmented(samples)):
-                    with no_sync_until_last(model, i == parts.count - 1), parts.alike(i, step):
-                        with autocast(hardware, world):
-                            result = model(batch)
-                        (result.loss / parts.count).backward()
-                    results.append({key: value.detach() for key, value in {"loss": result.loss, **result.metrics}.items()})
-                norm = clip_gradients(learner, optim.clip_grad, optim.clip_mode)
-                losses = [each["loss"] for each in results]
-                answer = recorder.agreement.ask(torch.stack([*losses, norm]).isfinite().all(), failure is not None)
-                this, done = BadStep(step, samples, losses, norm), step + 1
-
-                if lags:  # a fast GPU drops a step that is not finite by itself, and the host is told in the next step
-                    learner.before_step(step / total)
-                    drop_if(optimizer, answer.dropped)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    recorder.skipped.restore_buffers(answer.dropped)
-                    for each in results:
-                        meter.add(zeros_if(answer.dropped, each))
-                    meter.step(zeros_if(answer.dropped, {"gradient_norm": norm}), config.batch_size)
-                    decision = recorder.follow(answer, this)
-                else:
-                    recorder.settle()
-                    drop_if(optimizer, None)
-                    decision = recorder.agreement.decide(answer)
-                    if decision.finite and not decision.failed:
-                        learner.before_step(step / total)
-                        optimizer.step()
-                        optimizer.zero_grad()
-                        for each in results:
-                            meter.add(each)
-                        meter.step({"gradient_norm": norm}, config.batch_size)
-                        learner.after_step(done / total)
-                        recorder.skipped.applied()
-                    else:
-                        optimizer.zero_grad()
-                        recorder.skipped.restore_buffers()
-                        if decision.failed:
-                            recorder.save(step)
-                            raise reading_failed(failure, recorder.saved, checkpoints) from failure
-                        recorder.skip([this], done)
+            reader = SampleReader(stream(loader, range(first, total), world.rank, world.size, parts.loaded), recorder)
+            stepper = Stepper(model, learner, optimizer, parts, recorder, recipe)
+            for number in range(first, total):
+                step = stepper.compute(number, reader.read(number))
+                decision = stepper.apply(step, reader.failure)
+                done = number + 1
                 if done == total:
                     learner.after_training()
                 if screen:
                     screen.advance(done)
-
                 evaluated = not recorder.log_due(done) or recorder.log(done)
                 stopping = decision.stop or not evaluated or (world.size == 1 and stop.is_set())
                 if stopping or decision.save or done == total:

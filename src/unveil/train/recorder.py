@@ -15,7 +15,7 @@ from unveil.train.optim import AdamW
 from unveil.train.parallel import broadcast_from_main, is_replicated
 from unveil.train.recipe import Recipe
 from unveil.train.signals import Agreement, Answer, Decision
-from unveil.train.skipped_steps import BadStep, SkippedSteps, explain, not_finite, refuse_broken_weights, what_is_safe
+from unveil.train.skipped_steps import ComputedStep, SkippedSteps, explain, not_finite, refuse_broken_weights, what_is_safe
 from unveil.train.state import model_state, optimizer_state
 
 CAREFUL_STEPS = 100
@@ -54,7 +54,7 @@ class Recorder:
         self.eval_steps = {round(self.total * (i + 1) / training.num_evals) for i in range(training.num_evals)}
         self.saved = self.first
         """The step of the newest checkpoint."""
-        self.pending: tuple[Answer, BadStep] | None = None
+        self.pending: tuple[Answer, ComputedStep] | None = None
         """A step that was computed, but whose answer was not read yet: see `lags`."""
         kind, gpu = type(self.learner), self.recipe.world.device.type == "cuda"
         bare = kind.before_step is Learner.before_step and kind.after_step is Learner.after_step
@@ -145,7 +145,7 @@ class Recorder:
         """
         return self._can_lag and not self.agreement.slow and step >= self._careful and not self.log_due(step + 1)
 
-    def follow(self, answer: Answer, step: BadStep) -> Decision:
+    def follow(self, answer: Answer, step: ComputedStep) -> Decision:
         """Reads what was decided in the step before, while the GPU computes this one."""
         last, self.pending = self.pending, (answer, step)
         if last is None:
@@ -156,7 +156,7 @@ class Recorder:
             return decision
         self.pending, now = None, self.agreement.decide(answer)
         bad = [last[1], *([] if now.finite else [step])]
-        self.dropped(bad, step.step + 1)
+        self.dropped(bad, step.number + 1)
         if now.finite:
             self.skipped.applied()
         return Decision(True, decision.stop or now.stop, decision.save or now.save)
@@ -169,16 +169,16 @@ class Recorder:
         if self.agreement.decide(answer).finite:
             self.skipped.applied()
         else:
-            self.dropped([step], step.step + 1)
+            self.dropped([step], step.number + 1)
 
-    def dropped(self, steps: Sequence[BadStep], done: int) -> None:
+    def dropped(self, steps: Sequence[ComputedStep], done: int) -> None:
         """Notes steps that the GPU has dropped by itself. For a while, the host waits for it again."""
         for step in steps:
             self.meter.drop(len(step.losses), self.recipe.training.batch_size)
         self._careful = done + CAREFUL_STEPS
         self.skip(steps, done)
 
-    def skip(self, steps: Sequence[BadStep], done: int) -> None:
+    def skip(self, steps: Sequence[ComputedStep], done: int) -> None:
         """Notes steps that were not applied.
 
         Args:
@@ -191,15 +191,15 @@ class Recorder:
         """
         bad, world, hardware = steps[-1], self.recipe.world, self.recipe.hardware
         weights = dict(self.learner.named_parameters())
-        refuse_broken_weights(not_finite(weights), steps[0].step, self.rate(steps[0].step), self.checkpoints, world)
-        stops = sum(self.skipped.skip(step.step) for step in steps) > 0
+        refuse_broken_weights(not_finite(weights), steps[0].number, self.rate(steps[0].number), self.checkpoints, world)
+        stops = sum(self.skipped.skip(step.number) for step in steps) > 0
         count = self.skipped.count
         if not stops and count & (count - 1):  # 1, 2, 4, 8, ... are explained
             return
         with self.skipped.same_buffers():
             cause = explain(self.learner, bad, self.loader, hardware, world, self.parts)
         if not stops:
-            self.say(f"step {bad.step + 1} was skipped, the {ordinal(count)} one: {cause}")
+            self.say(f"step {bad.number + 1} was skipped, the {ordinal(count)} one: {cause}")
             return
         self.save(done, stopped=True)
         again = ", as when it was stopped the last time" if self.skipped.repeats else ""

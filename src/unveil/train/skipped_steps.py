@@ -22,17 +22,22 @@ MAX_NAMES, MAX_FORWARD = 5, 64
 OTHER_SETTINGS = "a smaller --base-lr, --clip-grad 1 or --precision float32"
 
 
-class BadStep(NamedTuple):
-    """What is known about a step whose loss or gradient is not finite."""
+class ComputedStep(NamedTuple):
+    """A step whose gradients are computed, and not applied yet."""
 
-    step: int
+    number: int
     """Number of the step, from 0."""
     samples: Sequence[Samples]
-    """What this process computed the step from."""
-    losses: Sequence[Tensor]
-    """The loss of each microbatch."""
+    """What this process computed it from."""
+    results: Sequence[dict[str, Tensor]]
+    """The loss and the metrics of each microbatch."""
     norm: Tensor
     """The norm of the gradient."""
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The loss of each microbatch."""
+        return [each["loss"] for each in self.results]
 
 
 class SkippedSteps:
@@ -103,7 +108,7 @@ class SkippedSteps:
             self._before = tuple(state["before"])
 
 
-def explain(learner: Learner, bad: BadStep, loader: Loader, hardware: HardwareConfig, world: World, part: int) -> str:
+def explain(learner: Learner, bad: ComputedStep, loader: Loader, hardware: HardwareConfig, world: World, part: int) -> str:
     """Why a step is not finite, on any process. Every process must call it.
 
     Args:
@@ -119,15 +124,15 @@ def explain(learner: Learner, bad: BadStep, loader: Loader, hardware: HardwareCo
     found = first_over_processes(own, world)
     if found is not None:
         return found
-    names = named([name for names in names_of(loader, bad.step, world, part) for name in names])
+    names = named([name for names in names_of(loader, bad.number, world, part) for name in names])
     return f"the loss is finite, {losses.mean():.4g}, but the norm of the gradient is {float(bad.norm)}; {names}"
 
 
 def explain_loss(
-    learner: Learner, bad: BadStep, losses: Tensor, loader: Loader, hardware: HardwareConfig, world: World, part: int
+    learner: Learner, bad: ComputedStep, losses: Tensor, loader: Loader, hardware: HardwareConfig, world: World, part: int
 ) -> str:
     """Which samples of this process have a loss that is not finite."""
-    value, names = float(losses.sum()), names_of(loader, bad.step, world, part)
+    value, names = float(losses.sum()), names_of(loader, bad.number, world, part)
     found, total = list[str](), sum(len(samples.keys) for samples in bad.samples)
     for samples, own in zip(bad.samples, names or [[] for _ in bad.samples], strict=True):
         rows = rows_that_fail(learner, samples, hardware, world)

@@ -1,0 +1,150 @@
+"""A step of training: reads its samples, computes its gradients, and applies them, or drops them if they are not finite."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unveil.data.batch import Samples
+from unveil.learner import Learner
+from unveil.stop_signals import Stopped
+from unveil.train.guards import seed_all
+from unveil.train.microbatches import Microbatches
+from unveil.train.optim import clip_gradients, drop_if, set_lr
+from unveil.train.parallel import autocast, no_sync_until_last
+from unveil.train.recipe import Recipe
+from unveil.train.recorder import Recorder, reading_failed
+from unveil.train.signals import Answer, Decision, interruption
+from unveil.train.skipped_steps import ComputedStep, zeros_if
+
+
+class SampleReader:
+    """Reads the samples of one step after the other."""
+
+    def __init__(self, batches: Iterator[tuple[int, list[Samples]]], recorder: Recorder) -> None:
+        self.failure: Exception | None = None
+        """Why the samples of this step could not be read by this process, one of several."""
+        self._batches, self._recorder = batches, recorder
+        self._alone = recorder.recipe.world.size == 1
+        self._samples: list[Samples] | None = None
+
+    def read(self, step: int) -> list[Samples]:
+        """The samples of a step, in the parts in which they are loaded.
+
+        One of several processes that cannot read its samples takes part with those of the step before, so that all of them notice.
+
+        Raises:
+            Interrupted: On a signal, after saving.
+            UnveilError: If the samples cannot be read.
+        """
+        recorder = self._recorder
+        try:
+            with recorder.meter.waiting(), recorder.stop.raising(enabled=self._alone):
+                self._samples = next(self._batches)[1]
+        except Stopped:
+            recorder.save(step)
+            raise interruption(step, recorder.total, recorder.stop.number) from None
+        except Exception as error:
+            if self._alone:
+                recorder.save(step)
+            if self._alone or self._samples is None or recorder.lags(step):
+                raise reading_failed(error, recorder.saved, recorder.checkpoints) from error
+            self.failure = error
+        assert self._samples is not None
+        return self._samples
+
+
+class Stepper:
+    """Computes and applies steps.
+
+    Args:
+        model: The learner, or what stands for it on several processes.
+        learner: The learner.
+        optimizer: Its optimiser.
+        parts: The microbatches of a step.
+        recorder: Counts what was applied and what was skipped.
+        recipe: The recipe.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        learner: Learner,
+        optimizer: torch.optim.Optimizer,
+        parts: Microbatches,
+        recorder: Recorder,
+        recipe: Recipe,
+    ) -> None:
+        self.model, self.learner, self.optimizer, self.parts, self.recorder = model, learner, optimizer, parts, recorder
+        self.training, self.hardware, self.world = recipe.training, recipe.hardware, recipe.world
+        self.optim, self.total = recorder.optim, recorder.total
+
+    def compute(self, step: int, samples: Sequence[Samples]) -> ComputedStep:
+        """Computes the gradients of a step."""
+        seed_all(self.training.seed, step, self.world)  # for dropout and drop path
+        set_lr(self.optimizer, *self.optim.at(step, self.total, self.training.batch_size))
+        self.recorder.skipped.keep_buffers()
+        results = []
+        for i, batch in enumerate(self.parts.augmented(samples)):
+            with no_sync_until_last(self.model, i == self.parts.count - 1), self.parts.alike(i, step):
+                with autocast(self.hardware, self.world):
+                    result = self.model(batch)
+                (result.loss / self.parts.count).backward()
+            results.append({key: value.detach() for key, value in {"loss": result.loss, **result.metrics}.items()})
+        return ComputedStep(step, samples, results, clip_gradients(self.learner, self.optim.clip_grad, self.optim.clip_mode))
+
+    def apply(self, step: ComputedStep, failure: Exception | None) -> Decision:
+        """Applies a step if its loss and gradient are finite on every process.
+
+        Args:
+            step: The step.
+            failure: Why this process could not read its samples.
+
+        Raises:
+            UnveilError: If a process could not read its samples, or if too many steps were skipped.
+        """
+        finite = torch.stack([*step.losses, step.norm]).isfinite().all()
+        answer = self.recorder.agreement.ask(finite, failure is not None)
+        if self.recorder.lags(step.number):
+            return self._apply_at_once(step, answer)
+        self.recorder.settle()
+        decision = self.recorder.agreement.decide(answer)
+        if decision.failed:
+            self._drop()
+            self.recorder.save(step.number)
+            raise reading_failed(failure, self.recorder.saved, self.recorder.checkpoints) from failure
+        if decision.finite:
+            self._apply(step)
+        else:
+            self._drop()
+            self.recorder.skip([step], step.number + 1)
+        return decision
+
+    def _apply(self, step: ComputedStep) -> None:
+        drop_if(self.optimizer, None)
+        self.learner.before_step(step.number / self.total)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._count(step.results, step.norm)
+        self.learner.after_step((step.number + 1) / self.total)
+        self.recorder.skipped.applied()
+
+    def _drop(self) -> None:
+        self.optimizer.zero_grad()
+        self.recorder.skipped.restore_buffers()
+
+    def _apply_at_once(self, step: ComputedStep, answer: Answer) -> Decision:
+        """Applies a step without waiting for the answer. The GPU drops it if it must, and the host is told in the next step."""
+        self.learner.before_step(step.number / self.total)
+        drop_if(self.optimizer, answer.dropped)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.recorder.skipped.restore_buffers(answer.dropped)
+        kept = zeros_if(answer.dropped, {"gradient_norm": step.norm})["gradient_norm"]
+        self._count([zeros_if(answer.dropped, each) for each in step.results], kept)
+        return self.recorder.follow(answer, step)
+
+    def _count(self, results: Sequence[dict[str, Tensor]], norm: Tensor) -> None:
+        for each in results:
+            self.recorder.meter.add(each)
+        self.recorder.meter.step({"gradient_norm": norm}, self.training.batch_size)
