@@ -1,6 +1,5 @@
 """What every method promises, as one test over the table: exact resume, many processes, bf16, one graph, any channels."""
 
-import multiprocessing
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.processes import FORKS
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
@@ -164,9 +164,9 @@ def on_one_of_two(rank: int, store: str, found: Any) -> None:
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     """The same runs on two processes under DDP."""
-    spawn, store = multiprocessing.get_context("spawn"), str(tmp_path_factory.mktemp("two") / "store")
-    found = spawn.Queue()
-    processes = [spawn.Process(target=on_one_of_two, args=(rank, store, found), daemon=True) for rank in range(2)]
+    store = str(tmp_path_factory.mktemp("two") / "store")
+    found = FORKS.Queue()
+    processes = [FORKS.Process(target=on_one_of_two, args=(rank, store, found), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     seen = [found.get(timeout=240) for _ in METHODS.names]

@@ -1,7 +1,6 @@
 """DINO and MoCo v3 against slow loops written from the papers' pseudo-code, on one and on two processes."""
 
 import math
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.processes import FORKS
 from unveil.blocks.distributed import RunningBatchNorm, SyncBatchNorm, all_gather_with_grad, global_row_ids
 from unveil.blocks.ema import cosine_to_one, ema_copy, ema_update
 from unveil.data.augment import AugmentConfig
@@ -196,9 +196,9 @@ def on_one_of_two(rank: int, store: str, found: Any) -> None:
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the second of two processes sees."""
-    spawn, store = multiprocessing.get_context("spawn"), str(tmp_path_factory.mktemp("two") / "store")
-    found = spawn.Queue()
-    processes = [spawn.Process(target=on_one_of_two, args=(rank, store, found), daemon=True) for rank in range(2)]
+    store = str(tmp_path_factory.mktemp("two") / "store")
+    found = FORKS.Queue()
+    processes = [FORKS.Process(target=on_one_of_two, args=(rank, store, found), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     seen = found.get(timeout=240)

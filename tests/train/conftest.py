@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.processes import Command
+
 OPTIONS = (
     "--model vit-nano --image-size 16 --patch-size 4 --batch-size 16 --base-lr 2e-3 --log-every 1 --precision float32 "
     "--num-evals 1 --held-out 4 --device cpu --save-seconds 0"
@@ -25,13 +27,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(images: Path, out: Path, *more: str, processes: int = 1, restarts: int = 0) -> "subprocess.Popen[str]":
-    """Starts `unveil pretrain`; with several processes, torchrun restarts them all up to `restarts` times when one dies."""
+def start(images: Path, out: Path, *more: str, processes: int = 1) -> Command:
+    """Starts `unveil pretrain`."""
+    return Command(["pretrain", str(images), *OPTIONS, "--out", str(out), *more], processes)
+
+
+def start_torchrun(images: Path, out: Path, *more: str, processes: int, restarts: int) -> "subprocess.Popen[str]":
+    """Starts `unveil pretrain` by torchrun, which restarts all processes up to `restarts` times when one dies."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     torchrun += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unveil", "pretrain", str(images), *OPTIONS]
     return subprocess.Popen(
-        [*command, "--out", str(out), *more],
+        [sys.executable, *torchrun, "-m", "unveil", "pretrain", str(images), *OPTIONS, "--out", str(out), *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -39,7 +45,7 @@ def start(images: Path, out: Path, *more: str, processes: int = 1, restarts: int
     )
 
 
-def finish(process: "subprocess.Popen[str]") -> str:
+def finish(process: "Command | subprocess.Popen[str]") -> str:
     """Waits for the end of a run, which must succeed; returns its output."""
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said[-3000:]

@@ -1,6 +1,5 @@
 """What happens on one of two processes happens on both: a loss that is not finite, a signal, a failure to read."""
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.processes import FORKS
 from tests.train.test_loop import Fragile, Numbers, recipe
 from unveil.data.batch import Batch
 from unveil.errors import Interrupted, UnveilError
@@ -57,9 +57,8 @@ def work(rank: int, folder: Path, way: str, event: str, answers: Any) -> None:
 
 def run(folder: Path, way: str, event: str) -> list[Any]:
     """The answers of both processes, in the order of their ranks."""
-    spawn = multiprocessing.get_context("spawn")
-    answers = spawn.Queue()
-    processes = [spawn.Process(target=work, args=(rank, folder, way, event, answers)) for rank in range(2)]
+    answers = FORKS.Queue()
+    processes = [FORKS.Process(target=work, args=(rank, folder, way, event, answers)) for rank in range(2)]
     for process in processes:
         process.start()
     found = sorted((answers.get(timeout=120) for _ in processes), key=lambda answer: answer[0])

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from tests.train.conftest import finish, records, start
+from tests.train.conftest import finish, records, start, start_torchrun
 from tests.train.test_resume import wait_for_step
 from unveil.blocks.transformer import Block, TransformerConfig
 from unveil.data.batch import Batch
@@ -77,7 +77,7 @@ def test_one_process_ddp_and_fsdp_log_the_same_loss(runs: Path) -> None:
 def test_a_killed_process_changes_nothing(runs: Path, images: Path, tmp_path: Path, way: str) -> None:
     """SIGKILL to one of many at random moments: torchrun starts all again, and the end is the same, bit for bit."""
     out, chance = tmp_path / "killed", random.Random(way)
-    agent = start(images, out, *options(way), processes=PROCESSES, restarts=KILLS)
+    agent = start_torchrun(images, out, *options(way), processes=PROCESSES, restarts=KILLS)
     for kill in range(KILLS):
         lines = records(out)
         wait_for_step(agent, out, (lines[-1]["step"] if lines else 0) + chance.randint(3, 8))
