@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from unveil.errors import UnveilError
-from unveil.json_files import parse_json, read_json
+from unveil.json_files import json_text, parse_json, read_json
 
 ODD = {
     "another type": (b"[1, 2]", "holds a JSON list, expected an object"),
@@ -86,3 +86,42 @@ def test_an_ordinary_object_is_read_as_by_the_json_module(tmp_path):
     assert parse_json(json.dumps(content), "a header") == content
     with pytest.raises(UnveilError, match=r"^a header is damaged"):
         parse_json("[", "a header")
+
+
+CONTENT = {"lr": 1.5e-4, "classes": ["cat", "d\u00f6g"], "size": (16, 16), "none": None, "nested": {"b": 1, "a": -0.0}}
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json_text(CONTENT))
+    assert read_json(path) == CONTENT | {"size": [16, 16]}
+    assert list(read_json(path)) == list(CONTENT)
+    path.write_text(json.dumps(CONTENT))  # as earlier versions wrote it
+    assert read_json(path) == CONTENT | {"size": [16, 16]}
+    path.write_text(json.dumps(json.loads(json_text(CONTENT)), sort_keys=True))  # other white space and order
+    assert read_json(path) == CONTENT | {"size": [16, 16]}
+
+
+def test_no_flipped_bit_changes_what_is_read_without_a_sentence(tmp_path):
+    path = tmp_path / "a.json"
+    raw = json_text(CONTENT).encode()
+    path.write_bytes(raw)
+    whole, refused = read_json(path), 0
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_json(path)
+        except UnveilError:
+            refused += 1
+        else:
+            assert {key: found[key] for key in whole} == whole  # white space, or the name of the checksum
+    assert refused > 0.9 * 8 * len(raw)
+
+
+def test_a_changed_file_names_its_checksum(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json_text({"top1": 0.71}).replace("0.71", "0.91"))
+    with pytest.raises(UnveilError, match=r"results\.json is damaged: its checksum does not match \(if you edited it"):
+        read_json(path)

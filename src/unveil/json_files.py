@@ -8,6 +8,8 @@ import json
 import math
 import os
 import stat
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +19,25 @@ LARGEST = 2**26
 """Maximum number of bytes of a file."""
 DEEPEST = 64
 """Maximum depth of lists and objects inside each other. Copying or writing deeper values would exceed the stack of Python."""
+CHECKSUM = "checksum"
+"""The key of the checksum that `json_text` adds. Disks and copies do flip bits, and a changed digit is still valid JSON."""
+
+
+def json_text(content: Mapping[str, Any], indent: int | None = 1) -> str:
+    """An object as JSON text that ends with a line break. Its last key is a checksum, which `read_json` verifies and removes."""
+    return json.dumps({**content, CHECKSUM: checksum_of(content)}, indent=indent) + "\n"
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """The CRC-32 of an object's values, which does not depend on white space or on the order of keys."""
+    plain = json.loads(json.dumps(content))  # tuples are lists, and keys are strings, as in the file
+    return f"crc32:{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
+
+
+def is_unchanged(found: dict[str, Any]) -> bool:
+    """Removes the checksum of an object, and tells whether it matches. True without one: earlier versions wrote none."""
+    expected = found.pop(CHECKSUM, None)
+    return expected is None or checksum_of(found) == expected
 
 
 def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
@@ -24,13 +45,16 @@ def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
 
     Raises:
         UnveilError: If there is no such file, it cannot be read, is larger than `largest` bytes, or holds anything else than one
-            object in UTF-8 with distinct keys and finite numbers.
+            object in UTF-8 with distinct keys and finite numbers, or if it does not match its checksum.
     """
     try:
         raw = read_regular(path, largest)
     except OSError as error:
         raise UnveilError(f"{path} cannot be read: {error.strerror or error}") from None
-    return parse_json(raw, str(path))
+    found = parse_json(raw, str(path))
+    if not is_unchanged(found):
+        raise UnveilError(f"{path} is damaged: its checksum does not match (if you edited it, delete its line {CHECKSUM!r})")
+    return found
 
 
 def read_regular(path: Path, largest: int) -> bytes:

@@ -159,6 +159,7 @@ def named_class(values: dict[str, Any], lab: Lab, samples: Samples) -> Iterator[
 def rewrite(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Changes the config in a run folder, in config.json and in the notes of the files."""
     config = json.loads((run / "config.json").read_text())
+    config.pop("checksum")
     change(config)
     (run / "config.json").write_text(json.dumps(config))
     for path in (run / "model.safetensors", run / "encoder.safetensors"):
@@ -249,6 +250,7 @@ def manifest_leads_away(lab: Lab) -> None:
     """The manifest of the newest checkpoint names a file outside, which must be neither read nor removed."""
     path = lab.folder / "run/checkpoints/step-00000005/manifest.json"
     facts = json.loads(path.read_text())
+    facts.pop("checksum")
     shutil.copy(path.with_name("model.safetensors"), lab.home / "outside.safetensors")
     facts["files"] = {"../../../../outside.safetensors": facts["files"]["model.safetensors"]}
     path.write_text(json.dumps(facts))

@@ -34,7 +34,7 @@ def outcome(run: Path) -> dict[str, Any]:
 def without_times(value: Any) -> Any:
     """The same JSON value without times."""
     if isinstance(value, Mapping):
-        return {key: without_times(each) for key, each in value.items() if key not in TIMES}
+        return {key: without_times(each) for key, each in value.items() if key not in (*TIMES, "checksum")}
     return [without_times(each) for each in value] if isinstance(value, list) else value
 
 

@@ -30,7 +30,7 @@ PHASES = (
     Phase("reading images", "read", r"\.png$", 20),
     Phase("the first step", "step", "", 1, True),
     Phase("training", "step", "", 5, True),
-    Phase("saving", "write", r"checkpoints/\.0+4-", 2, True),
+    Phase("saving", "write", r"checkpoints/\.step-0+4-", 2, True),
     Phase("evaluating", "write", "os.rename .*model.safetensors", 1, True),
     Phase("writing the report", "write", "open .*report.html", 1, True),
 )
@@ -69,7 +69,7 @@ def told(result: Result, code: int, saved: bool, quiet: bool = False) -> Iterato
         yield Problem("other", f"expected exit code {code}, but {result}")
     if "unveil: " not in result.stderr and not quiet:
         yield Problem("other", f"stopped without a sentence: {result}")
-    elif saved and not any(word in result.said for word in ("saved", "safe", "resume")):
+    elif saved and not quiet and not any(word in result.said for word in ("saved", "safe", "resume")):
         yield Problem("other", f"the sentence does not say that the work is safe: {result}")
 
 

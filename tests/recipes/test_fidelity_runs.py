@@ -108,6 +108,7 @@ def age(path: Path, options: dict[str, object]) -> None:
     """Makes a run folder that of format 2: without the options that are new, and with the defaults that were."""
     facts = json.loads((path / "run.json").read_text())
     facts["format"] = 2
+    facts.pop("checksum", None)
     for new in ("min_lr", "clip_mode", "max_skipped_steps", "relative_bias", "positions", "layer_scale", "drop_path"):
         facts["config"].pop(new, None)
     facts["config"] |= options

@@ -99,6 +99,25 @@ def test_damaged_files_are_named(name, content, run):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_json_without_a_kind_is_refused(run):
+    (run.path / "run.json").write_text("{}")
+    with pytest.raises(UnveilError, match=r"run\.json is damaged: it does not say what kind of run it is"):
+        unveil.report(run.path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"true", bytes(100), b"7\n", b'{"step": 9}x\n'], ids=["another type", "zeros", "a number", "more"]
+)
+def test_the_page_says_that_lines_of_the_log_are_damaged(content, run):
+    assert "damaged" not in unveil.report(run.path).read_text()
+    with (run.path / "log.jsonl").open("ab") as file:
+        file.write(b"\n" + content)
+    assert "Not shown: 1 line of " in (page := unveil.report(run.path).read_text())
+    assert "log.jsonl is damaged." in page
+    (run.path / "log.jsonl").write_bytes(content)
+    assert "log.jsonl is damaged." in unveil.report(run.path).read_text()
+
+
 def test_a_folder_in_place_of_a_file(run):
     for name in ("results.json", "log.jsonl"):
         shutil.copy(run.path / name, run.path / "kept")

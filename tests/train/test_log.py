@@ -139,3 +139,44 @@ def test_a_folder_in_place_of_the_log_is_set_aside(tmp_path):
     JsonLines(path, said.append).start(3)
     assert "log.jsonl cannot be read: Is a directory: the file is set aside as log.damaged-2.jsonl" in said[0]
     assert read_log(path) == ([], 0)
+
+
+def test_no_flipped_bit_in_a_log_goes_without_a_word(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = JsonLines(path)
+    log.start(0)
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": 0.5 / step})
+    log.close()
+    raw, whole = path.read_bytes(), read_log(path)
+    assert whole[1] == 0
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        records, lines = read_log(path)
+        assert lines or records == whole[0]
+
+
+def test_a_log_of_an_earlier_version_gets_checksums_when_its_run_resumes(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    log = JsonLines(path)
+    log.start(2)
+    log.write({"step": 3, "loss": 0.5})
+    log.close()
+    assert [list(json.loads(line)) for line in path.read_text().splitlines()] == [["step", "loss", "checksum"]] * 3
+    assert read_log(path) == ([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5}], 0)
+
+
+def test_each_process_goes_on_with_its_own_sums():
+    state = {"samples": 8, "seconds": 1.0, "waited": 0.0, "sums": {"loss": ([0.25, 0.75], 2)}}
+    for rank, total in enumerate((0.25, 0.75)):
+        meter = Meter(World(torch.device("cpu"), rank, 2))
+        meter.load_state(state)
+        assert meter._sums["loss"] == (torch.tensor(total), 2)
+    meter = Meter(World(torch.device("cpu")))  # resumed on another number of processes
+    meter.load_state(state)
+    assert meter._sums["loss"] == (torch.tensor(0.5), 2)
+    meter.load_state(state | {"sums": {"loss": (0.5, 2)}})  # as earlier versions saved it
+    assert meter._sums["loss"] == (torch.tensor(0.5), 2)

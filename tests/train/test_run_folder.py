@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unveil.errors import UnveilError
+from unveil.train import run_folder
 from unveil.train.run_folder import HARMLESS, Run, commit, open_run
 
 CONFIG = {"epochs": 3, "image_size": (8, 8), "log_every": 10, "accum_steps": 1}
@@ -47,7 +48,7 @@ def test_a_new_run_writes_its_receipt_and_opens_again(tmp_path):
     assert {"command", "commit", "started", "versions", "hardware", "world_size"} <= facts.keys()
     assert facts["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     again, said_again = opened(tmp_path / "a" / "run")
-    assert again.facts == facts
+    assert again.facts | {"checksum": facts["checksum"]} == facts
     assert not said
     assert not said_again
     assert run.results == {}
@@ -150,15 +151,16 @@ def test_other_processes_write_nothing(tmp_path):
 def test_results_and_log_are_parsed_once_until_they_change(tmp_path, monkeypatch):
     run, _ = opened(tmp_path / "run")
     parsed: list[str] = []
-    loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text, **hooks: (parsed.append(text), loads(text, **hooks))[1])
+    for name in ("read_results", "read_log"):
+        real = getattr(run_folder, name)
+        monkeypatch.setattr(run_folder, name, lambda path, real=real: (parsed.append(path.name), real(path))[1])
     run.write_results({"knn": {"top1": 0.5}})
     log = run.path / "log.jsonl"
     log.write_text('{"step": 1}\n')
     for _ in range(3):
         assert run.results == {"knn": {"top1": 0.5}}
         assert run.log == [{"step": 1}]
-    assert len(parsed) == 2
+    assert parsed == ["results.json", "log.jsonl"]
     run.results["knn"]["top1"] = 9  # a copy: changing it does not change the run
     run.log.append({})
     assert run.results == {"knn": {"top1": 0.5}}

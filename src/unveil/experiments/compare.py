@@ -1,6 +1,5 @@
 """`unveil compare`: trains several methods with equal budgets, evaluates them in the same way, and writes one table."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
 from unveil.folder_lock import locked
+from unveil.json_files import json_text
 from unveil.learner import Method
 from unveil.methods import METHODS, base_of
 from unveil.options import check_options, configure, known_to
@@ -195,6 +195,6 @@ def write_results(comparison: Comparison) -> tuple[list[ComparisonRow], ResultTa
     count = evaluated_images(comparison)
     table = comparison_table(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", count)
     content = facts | {"rows": [row.to_json() for row in rows]}
-    write_text(comparison.folder / "compare.json", json.dumps(content, indent=1) + "\n")
+    write_text(comparison.folder / "compare.json", json_text(content))
     write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, count)
     return rows, table

@@ -1,6 +1,5 @@
 """Comparisons: all entries are trained with equal budgets, for several seeds, and evaluated in the same way."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from unveil.atomic_files import write_text
 from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
-from unveil.json_files import read_json
+from unveil.json_files import json_text, read_json
 from unveil.learner import Method
 from unveil.methods import method_class
 from unveil.planning.dry_run import dry_run
@@ -158,7 +157,7 @@ class Comparison:
             epochs = steps * plan.recipe.training.batch_size / trial.train
             measured = self.measured_epochs() | {entry.name: {"seconds": self.config.seconds, "epochs": epochs}}
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / "epochs.json", json.dumps(measured, indent=1) + "\n")
+            write_text(self.folder / "epochs.json", json_text(measured))
         return float(self.measured_epochs()[entry.name]["epochs"])
 
     def measured_epochs(self) -> dict[str, Any]:

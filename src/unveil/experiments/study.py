@@ -1,7 +1,6 @@
 """`unveil study`: trains a method with several values of one option, all else equal, and draws a curve with its spread."""
 
 import ast
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from unveil.errors import UnveilError
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
 from unveil.experiments.runner import Comparison
 from unveil.folder_lock import locked
+from unveil.json_files import json_text
 from unveil.learner import Method
 from unveil.reports.study_page import Sweep, sweep_table, write_study
 from unveil.reports.table import to_terminal
@@ -117,7 +117,7 @@ def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title
         sweeps = {heading: begun for heading, every in sweeps.items() if (begun := [sweep for sweep in every if sweep.rows])}
         facts = next(comparison.facts for pairs in comparisons.values() for _, comparison in pairs)
         content = facts | {"sweeps": {heading: [sweep.to_json() for sweep in every] for heading, every in sweeps.items()}}
-        write_text(folder / "study.json", json.dumps(content, indent=1) + "\n")
+        write_text(folder / "study.json", json_text(content))
         write_study(folder, title, sweeps, facts)
         return sweeps
 

@@ -24,7 +24,7 @@ from unveil.interop.formats import Contents
 from unveil.interop.migrations import VERSION, migrated
 from unveil.interop.state_dict_map import check_names
 from unveil.interop.verify_export import Verification, compare_outputs
-from unveil.json_files import read_json
+from unveil.json_files import json_text, read_json
 from unveil.learner import Learner, Method, Task
 from unveil.methods import METHODS
 from unveil.models.build_check import check_build, check_shapes, shapes_of
@@ -156,7 +156,7 @@ def write_config(learner: Learner, folder: str | Path) -> None:
     """Writes `config.json`, with which an unfinished run can be loaded from its newest checkpoint."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.json", json.dumps(describe(learner), indent=1) + "\n")
+    write_text(folder / "config.json", json_text(describe(learner)))
 
 
 def save(learner: Learner, folder: str | Path) -> None:

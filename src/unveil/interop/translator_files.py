@@ -10,7 +10,7 @@ from unveil.errors import UnveilError
 from unveil.interop.configs import config_from_json
 from unveil.interop.files import read_header, read_tensors, write_tensors
 from unveil.interop.state_dict_map import check_names
-from unveil.json_files import read_json
+from unveil.json_files import json_text, read_json
 from unveil.models.build_check import check_build, check_shapes, shapes_of
 from unveil.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from unveil.models.weights import one_line, refuse_non_finite
@@ -25,9 +25,7 @@ FORMAT_NAME = "unveil translator"
 def write_config(translator: Seq2Seq, tokenizer: BPETokenizer, folder: Path) -> None:
     """Writes the config and the subwords, with which an unfinished run can translate from its newest checkpoint."""
     write_text(folder / "subwords.json", tokenizer.text)
-    write_text(
-        folder / "config.json", json.dumps({"format": FORMAT_NAME, "translator": asdict(translator.config)}, indent=1) + "\n"
-    )
+    write_text(folder / "config.json", json_text({"format": FORMAT_NAME, "translator": asdict(translator.config)}))
 
 
 def save(translator: Seq2Seq, folder: Path) -> None:

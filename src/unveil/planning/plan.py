@@ -1,6 +1,5 @@
 """The plan of a pre-training run: options, command, and predicted time and memory."""
 
-import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from unveil.atomic_files import write_text
 from unveil.data.parts import Roles
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
+from unveil.json_files import json_text
 from unveil.methods import METHODS
 from unveil.plain_text import count_of
 from unveil.planning.dry_run import DryRun
@@ -213,4 +213,4 @@ def write_plan(plan: Plan, run: ImagePlan, trial: DryRun, hardware: Hardware) ->
         "hardware": asdict(hardware),
         "trial": asdict(trial),
     }
-    write_text(plan.path / PLAN, json.dumps(facts, indent=1) + "\n")
+    write_text(plan.path / PLAN, json_text(facts))

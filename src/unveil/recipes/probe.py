@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
 from unveil.data.loader import ImageLoader
 from unveil.data.sources import Data
@@ -28,6 +29,7 @@ from unveil.evaluate.knn import knn_scores
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
+from unveil.json_files import json_text
 from unveil.learner import Learner, Task
 from unveil.metrics import classification_metrics
 from unveil.models.vit import ViT
@@ -44,7 +46,6 @@ from unveil.runs.labelled_data import (
     labelled_subsets,
     unseen_classes,
     write_class_scores,
-    write_json,
 )
 from unveil.runs.open_data import adapt_to_images
 from unveil.runs.session import join
@@ -265,6 +266,6 @@ def probe_into(
     }
     found = scores["encoder"]
     write_class_scores(folder / "predictions.csv", found.subset, found.rows, votes=config.kind == "knn")
-    write_json(folder / "results.json", results)
+    write_text(folder / "results.json", json_text(results))
     say(f"Per-class accuracy, confusion matrix and predictions: {folder}")
     return results

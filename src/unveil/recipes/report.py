@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from unveil.errors import UnveilError
 from unveil.interop import model_files
 from unveil.interop.load import load
 from unveil.plugins import trust as allow
@@ -23,6 +24,8 @@ def report(run: str | Path, *, trust: str | Path | None = None) -> Path:
     """
     allow(trust)
     folder = Run(run)
+    if not folder.facts.get("kind"):
+        raise UnveilError(f"{folder.path / 'run.json'} is damaged: it does not say what kind of run it is")
     has_figures = (folder.path / "model.safetensors").exists() and model_files.config_of(folder.path) is not None
     learner = load(run, say=printer(False)) if has_figures else None  # a translator has no figures of images
     with reading_results(folder.path):

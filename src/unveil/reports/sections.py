@@ -51,7 +51,10 @@ def curve_section(run: Run) -> Markup:
         )
         for i, curve in enumerate(draw_curves(run.log))
     ]
-    return element("div", *figures, class_="figures") if figures else element("p", "The log has no lines yet.")
+    drawn = element("div", *figures, class_="figures") if figures else element("p", "The log has no lines yet.")
+    damaged = run.damaged_lines
+    note = f"Not shown: {count_of(damaged, 'line')} of {run.path / 'log.jsonl'} {'is' if damaged == 1 else 'are'} damaged."
+    return join_markup([drawn, element("p", note)]) if damaged else drawn
 
 
 def reconstruction_section(samples: ReportSamples, learner: Learner) -> Markup | None:

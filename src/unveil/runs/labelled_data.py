@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from unveil.atomic_files import replacing, write_text
+from unveil.atomic_files import replacing
 from unveil.data.parts import Roles
 from unveil.data.sources import Data, Source, open_parts
 from unveil.data.splits import Subset
@@ -293,8 +293,3 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays as an .npz file, atomically."""
     with replacing(path, sum(array.nbytes for array in arrays.values())) as fresh, fresh.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # the stubs confuse the arrays with `allow_pickle`
-
-
-def write_json(path: Path, facts: dict[str, Any]) -> None:
-    """Writes facts as JSON, atomically."""
-    write_text(path, json.dumps(facts, indent=1) + "\n")

@@ -5,7 +5,6 @@ temporary name, synced to the disk, and then renamed, so under its final name it
 loading. A damaged checkpoint is skipped, and the one before it is used.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from unveil.atomic_files import WriteError, checksum, replacing, share_with_folder, space, sweep, sync
 from unveil.errors import UnveilError
-from unveil.json_files import read_json
+from unveil.json_files import json_text, read_json
 
 MANIFEST = "manifest.json"
 Tensors = dict[str, Tensor]
@@ -128,5 +127,5 @@ def write_checkpoint(folder: Path, step: int, files: Mapping[str, Tensors], fact
         sync(path)
         sums[path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"step": step, "files": sums, **facts}, indent=1))
+    manifest.write_text(json_text({"step": step, "files": sums, **facts}))
     sync(manifest)

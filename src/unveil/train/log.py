@@ -13,9 +13,9 @@ from torch import Tensor
 
 from unveil.atomic_files import set_aside, telling, write_text
 from unveil.errors import UnveilError
-from unveil.json_files import read_regular
+from unveil.json_files import CHECKSUM, is_unchanged, json_text, read_regular
 from unveil.plain_text import count_of, printable
-from unveil.train.parallel import World, mean_over_processes
+from unveil.train.parallel import World, gather, mean_over_processes
 from unveil.train.run_schema import fits
 from unveil.train.terminal import console, new_bar, print_to_stderr, say
 
@@ -52,13 +52,13 @@ class JsonLines:
         if fault:
             self._say(f"{fault}: the file is set aside as {set_aside(self._path).name}, and the run goes on")
         kept = [line for line in lines if line["step"] <= first]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self._path, "".join(json_text(line, indent=None) for line in kept))
 
     def write(self, record: Record) -> None:
         with telling(self._path):
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8")
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json_text(record, indent=None))
             self._file.flush()
 
     def close(self) -> None:
@@ -81,9 +81,15 @@ def read_log(path: Path) -> tuple[list[Record], int]:
         lines = read_regular(path, LARGEST_LOG).split(b"\n")
     except OSError as error:
         raise UnveilError(f"{path} cannot be read: {error.strerror or error}") from None
-    records = [parse_line(line) for line in lines if line.strip()]
-    whole = records[:-1] if records and lines[-1].strip() and records[-1] is None else records
-    return [record for record in whole if record is not None], sum(record is None for record in whole)
+    found = [parse_line(line) for line in lines if line.strip()]
+    if any(record and CHECKSUM in record for record in found):  # not in a log of an earlier version
+        found = [record if record and CHECKSUM in record and is_unchanged(record) else None for record in found]
+    is_cut = lines[-1].startswith(b"{") and b"}" not in lines[-1]  # by a kill
+    whole = found[:-1] if is_cut else found
+    records = [
+        {key: value for key, value in record.items() if isinstance(value, str) or fits(value, float)} for record in whole if record
+    ]
+    return records, len(whole) - len(records)
 
 
 def parse_line(line: bytes) -> Record | None:
@@ -92,9 +98,7 @@ def parse_line(line: bytes) -> Record | None:
         found = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or not fits(found.get("step"), int):
-        return None
-    return {key: value for key, value in found.items() if isinstance(value, str) or fits(value, float)}
+    return found if isinstance(found, dict) and fits(found.get("step"), int) else None
 
 
 class TensorBoard:
@@ -222,10 +226,10 @@ class Meter:
         }
 
     def state(self) -> dict[str, Any]:
-        """All sums, averaged over processes, and the clock, as JSON values for a checkpoint. Every process must call it."""
+        """The sums of each process, and the clock, as JSON values for a checkpoint. Every process must call it."""
         state = {"samples": self._samples, "seconds": time.monotonic() - self._start, "waited": self._waited, "sums": {}}
         if self._sums:
-            totals = mean_over_processes(torch.stack([total for total, _ in self._sums.values()]), self.world.size).tolist()
+            totals = gather(torch.stack([total for total, _ in self._sums.values()]), self.world.size).T.tolist()
             state["sums"] = {key: (total, count) for total, (key, (_, count)) in zip(totals, self._sums.items(), strict=True)}
         return state
 
@@ -234,7 +238,10 @@ class Meter:
         if state is None:  # a checkpoint of an earlier version
             return
         self._samples, self._waited, self._start = state["samples"], state["waited"], time.monotonic() - state["seconds"]
-        self._sums = {key: (torch.tensor(total, device=self.world.device), count) for key, (total, count) in state["sums"].items()}
+        for key, (totals, count) in state["sums"].items():
+            of_each = totals if isinstance(totals, list) else [totals]  # earlier versions saved the mean
+            total = of_each[self.world.rank] if len(of_each) == self.world.size else sum(of_each) / len(of_each)
+            self._sums[key] = torch.tensor(total, device=self.world.device), count
 
 
 class Screen:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not list them in __all__
 from torch.distributed.rendezvous import rendezvous
@@ -327,6 +327,15 @@ def mean_over_processes(values: Tensor, size: int) -> Tensor:
         dist.all_reduce(values)
         values /= size
     return values
+
+
+def gather(values: Float[Tensor, " n"], size: int) -> Float[Tensor, "size n"]:
+    """The values of all processes, in the order of their ranks. Every process must call it."""
+    found = [torch.empty_like(values) for _ in range(size)]
+    if size == 1:
+        return values[None]
+    dist.all_gather(found, values)
+    return torch.stack(found)
 
 
 def max_over_processes(values: Int[Tensor, " n"], world: World) -> Int[Tensor, " n"]:

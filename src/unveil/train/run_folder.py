@@ -19,7 +19,7 @@ import torch
 from unveil.atomic_files import sweep, write_text
 from unveil.errors import UnveilError
 from unveil.folder_lock import LOCK
-from unveil.json_files import read_json
+from unveil.json_files import json_text, read_json
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.data_changes import data_changes
 from unveil.train.log import Record, read_log
@@ -84,8 +84,15 @@ class Run:
     @property
     def log(self) -> list[Record]:
         """The records of `log.jsonl`. The file is parsed again only if it has changed."""
-        records = self._parse("log.jsonl", lambda path: [migrate_record(record) for record in read_log(path)[0]])
-        return list(records or ())
+        return [migrate_record(record) for record in self._read_log()[0]]
+
+    @property
+    def damaged_lines(self) -> int:
+        """The number of lines of `log.jsonl` that are damaged, and not in `log`."""
+        return self._read_log()[1]
+
+    def _read_log(self) -> tuple[list[Record], int]:
+        return self._parse("log.jsonl", lambda path: read_log(path)) or ([], 0)
 
     @property
     def results(self) -> dict[str, Any]:
@@ -107,7 +114,7 @@ class Run:
         return content
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        write_text(self.path / "results.json", json.dumps(results, indent=1) + "\n")
+        write_text(self.path / "results.json", json_text(results))
         self._parsed.pop("results.json", None)
 
     def checkpoints(self, keep: int = 3, warn: Callable[[str], None] = print) -> Checkpoints:
@@ -179,7 +186,7 @@ def open_run(
     if path.exists() and not ours and (inside or not path.is_dir()):
         raise UnveilError(f"{path} exists and is not a run folder: choose another --out")
     path.mkdir(parents=True, exist_ok=True)
-    write_text(path / "run.json", json.dumps(facts | receipt(), indent=1) + "\n")
+    write_text(path / "run.json", json_text(facts | receipt()))
     return Run(path)
 
 
