@@ -144,3 +144,27 @@ def test_other_arrays_are_read_as_they_are(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     source = array_source(array)
     assert np.array_equal(np.stack([source.read(i) for i in range(len(source))]), array)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_integers_0_and_1_are_refused(dtype: type, tmp_path: Path) -> None:
+    """As a mask or a drawing; as images they would be nearly black."""
+    drawing = (ramp(63)[..., 0] > 30).astype(dtype)
+    with pytest.raises(UnveilError, match="hold 0 and 1 only, of"):
+        ImageDataset(array_source(np.stack([drawing] * 4)), side=8)
+    (tmp_path / "0.npy").write_bytes(npy(drawing))
+    with pytest.raises(UnveilError, match=r"hold 0 and 1 only, of \d+ for white, so they are nearly black: save them as booleans"):
+        ImageDataset(open_source(tmp_path), side=8)
+    dataset = ImageDataset(array_source(np.stack([drawing] * 4).astype(bool)), side=8)
+    assert set(pixels_of(dataset).ravel().tolist()) == {0, 255}
+    Image.fromarray(drawing.astype(np.uint8) * 255).convert("1").save(tmp_path / "0.png")
+    (tmp_path / "0.npy").unlink()
+    assert set(pixels_of(ImageDataset(open_source(tmp_path), side=8)).ravel().tolist()) == {0, 255}
+
+
+def test_masked_values_are_refused() -> None:
+    images = np.ma.masked_greater(np.zeros((4, 8, 8), dtype=np.uint8), 9)
+    assert pixels_of(ImageDataset(open_source(images), side=8)).shape == (4, 8, 8, 1)  # none is masked
+    images[0, 0, 0] = np.ma.masked
+    with pytest.raises(UnveilError, match=r"an array with masked values: choose what they should be, such as array\.filled"):
+        open_source(images)

@@ -210,6 +210,7 @@ def test_mean_and_spread() -> None:
         ("mae", {"mae": {"seed": 3}}, "use --seeds in place of seed"),
         ("mae", {"finetune": {"seed": 3}}, "use --seeds in place of seed"),
         ("mae", {"finetune": {"scratch": True}}, "leave finetune.scratch out"),
+        ("mae", {"finetune": {"epoch": 3}}, "there is no option 'epoch'; did you mean epochs?"),
         ("mae", {"seeds": ()}, "give at least one seed"),
         ("mae", {"seeds": (0, 1, 0)}, "a seed occurs twice in --seeds 0 1 0"),
         ("mae", {"beit": {"epochs": 3}}, "there are options for beit, expected one of mae, finetune"),

@@ -51,6 +51,7 @@ def test_a_new_run_writes_its_receipt_and_opens_again(tmp_path):
     assert again.facts | {"checksum": facts["checksum"]} == facts
     assert not said
     assert not said_again
+    assert os.fspath(run) == str(run) == str(run.path)  # a run is taken where a path is expected
     assert run.results == {}
     run.write_results({"knn": 0.5})
     assert Run(run.path).results == {"knn": 0.5}

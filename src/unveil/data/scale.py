@@ -1,4 +1,4 @@
-"""Refuses images whose scale their type does not tell."""
+"""Refuses images whose scale their type does not tell, or that are nearly black."""
 
 import io
 from collections.abc import Sequence
@@ -16,15 +16,22 @@ BYTE = 300
 
 
 def refuse_unclear_scale(source: Source, sample: Sequence[Pixels]) -> None:
-    """Raises `UnveilError` if the images hold long integers, but no values that 8 bits do not hold.
+    """Raises `UnveilError` if the images hold long integers, but no values that 8 bits do not hold, or 0 and 1 only.
 
     Images of 8 bits are easily saved as int64 by accident. By their type they would be nearly black, and by their maximum the scale
-    would differ between sets. uint16 is always read as it is.
+    would differ between sets. Other images in uint16 are read as they are. Masks and drawings are often integers 0 and 1, which
+    would be nearly black too.
 
     Args:
         source: The images.
         sample: Some of them, as they were read.
     """
+    if sample and max(image.max() for image in sample) == 1:
+        white = np.iinfo(sample[0].dtype).max
+        raise UnveilError(
+            f"the images of {source.name} hold 0 and 1 only, of {white} for white, so they are nearly black: save them as "
+            "booleans, or with larger values"
+        )
     if not all(image.dtype == np.uint16 and image.max() <= BYTE for image in sample):
         return
     for index in range(min(len(source), 64)):

@@ -150,8 +150,15 @@ def check_entry(entry: Entry, shared: Mapping[str, Any], finetune: Mapping[str, 
     samples = modality(entry.kind.modality)
     given = {key: value for key, value in {**shared, **entry.options}.items() if key != "model"}
     check_options(given, *samples.configs(entry.method))
-    configs = (*samples.finetune_configs(task_class(samples.default_task)), TrainConfig, OptimConfig, HardwareConfig)
-    check_options(known_to(finetune, *configs), *configs)
+    task = finetune.get("task") or samples.default_task
+    configs = (
+        *samples.finetune_configs(task if isinstance(task, type) else task_class(task)),
+        TrainConfig,
+        OptimConfig,
+        HardwareConfig,
+    )
+    own = [name for name in ("task", "test") if name in finetune]  # arguments of `finetune`
+    check_options({name: value for name, value in finetune.items() if name not in own}, *configs)
 
 
 def with_base_lr(entry: Entry, data: str, shared: Mapping[str, Any]) -> Entry:

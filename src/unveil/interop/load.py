@@ -1,5 +1,6 @@
 """Loads models. The format is recognised from the content of the file or folder."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
@@ -23,7 +24,7 @@ EXPECTED = f"expected {MODEL_FORMS}"
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     trust: str | Path | None = None,
     say: Callable[[str], None] = print_to_stderr,

@@ -5,6 +5,7 @@ the same JSON in their header, so each of them can be used on its own.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -142,7 +143,7 @@ def class_of(registry: Registry, base: type, config: Mapping[str, Any], source: 
     return found
 
 
-def config_of(path: str | Path) -> dict[str, Any] | None:
+def config_of(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The JSON of a run folder or an exported file, in the current format version; None if it is of another format."""
     path = Path(path)
     if path.is_dir():
@@ -168,7 +169,7 @@ def save(learner: Learner, folder: str | Path) -> None:
     export(learner, folder / "model.safetensors")
 
 
-def load(path: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
+def load(path: str | os.PathLike[str], *, say: Callable[[str], None] = print_to_stderr) -> Learner:
     """Loads the learner of a run folder or of an exported file, in eval mode.
 
     An unfinished run has no `model.safetensors` yet, so its newest undamaged checkpoint is used.

@@ -1,6 +1,7 @@
 """The model files of a translator: `model.safetensors` with the config in its header, and `subwords.json`."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ def save(translator: Seq2Seq, folder: Path) -> None:
     write_tensors(folder / "model.safetensors", translator.state_dict(), {FORMAT_NAME: json.dumps(asdict(translator.config))})
 
 
-def load(run: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> tuple[Seq2Seq, BPETokenizer]:
+def load(run: str | os.PathLike[str], *, say: Callable[[str], None] = print_to_stderr) -> tuple[Seq2Seq, BPETokenizer]:
     """Loads the translator of a run folder, in eval mode, and its subwords. An unfinished run uses its newest checkpoint.
 
     Raises:

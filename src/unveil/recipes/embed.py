@@ -1,5 +1,6 @@
 """`unveil embed`: one row of features per image, with its path, for search, clustering or any classifier."""
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,9 @@ class EmbedConfig:
     """Files with more pixels than this are not decoded."""
 
 
-def embed(run: str | Path, data: Data, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any) -> Path:
+def embed(
+    run: str | os.PathLike[str], data: Data, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any
+) -> Path:
     """Writes the features of every image of DATA that can be read, of all its splits, and says what was left out.
 
     Args:

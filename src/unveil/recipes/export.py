@@ -23,7 +23,7 @@ DEFAULT_NAMES: dict[str, str] = {each.to: each.out for each in FORMATS}
 
 
 def export(
-    run: str | Path | Run,
+    run: str | os.PathLike[str],
     *,
     to: FormatName,
     out: str | Path | None = None,

@@ -1,5 +1,6 @@
 """`unveil fill-mask`: predicts the masked words of a sentence."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -20,7 +21,9 @@ Prediction = tuple[str, float]
 """A word and its probability."""
 
 
-def fill_mask(run: str | Path, sentence: str, *, count: int = 5, trust: str | Path | None = None) -> list[list[Prediction]]:
+def fill_mask(
+    run: str | os.PathLike[str], sentence: str, *, count: int = 5, trust: str | Path | None = None
+) -> list[list[Prediction]]:
     """Predicts the most likely words for each [MASK] of a sentence, and prints them with their probabilities.
 
     Args:

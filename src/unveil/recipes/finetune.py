@@ -1,6 +1,7 @@
 """`unveil finetune`: trains an encoder and a head with labels, or the same model from scratch for comparison."""
 
 import copy
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ from unveil.train.terminal import printer
 
 
 def finetune(
-    run: str | Path,
+    run: str | os.PathLike[str],
     data: AnyData | None = None,
     *,
     task: str | type[Task] | None = None,

@@ -1,6 +1,7 @@
 """`unveil probe`: evaluates a frozen, or mostly frozen, encoder with labels."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -171,7 +172,7 @@ class Probe:
 
 
 def probe(
-    run: str | Path,
+    run: str | os.PathLike[str],
     data: Data | None = None,
     *,
     test: Data | None = None,
@@ -205,7 +206,7 @@ def probe(
 
 
 def probe_into(
-    folder: Path | None, run: str | Path, data: Data | None, test: Data | None, options: Mapping[str, Any]
+    folder: Path | None, run: str | os.PathLike[str], data: Data | None, test: Data | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`probe`, with its results in this folder or, for None, in a new one."""
     defaults = PartialFinetune.DEFAULTS if options.get("kind") == "partial" else Linear.DEFAULTS

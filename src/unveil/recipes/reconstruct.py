@@ -1,5 +1,6 @@
 """`unveil reconstruct`: draws a figure of masked and reconstructed images."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +39,12 @@ class ReconstructConfig:
 
 
 def reconstruct(
-    run: str | Path, data: Data | None = None, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any
+    run: str | os.PathLike[str],
+    data: Data | None = None,
+    *,
+    out: str | Path | None = None,
+    trust: str | Path | None = None,
+    **options: Any,
 ) -> Path:
     """Draws images as they are, masked, reconstructed, and reconstructed with the visible patches pasted in.
 

@@ -1,5 +1,6 @@
 """`unveil report`: rebuilds the report of a run."""
 
+import os
 from pathlib import Path
 
 from unveil.errors import UnveilError
@@ -12,7 +13,7 @@ from unveil.train.run_schema import reading_results
 from unveil.train.terminal import printer
 
 
-def report(run: str | Path, *, trust: str | Path | None = None) -> Path:
+def report(run: str | os.PathLike[str], *, trust: str | Path | None = None) -> Path:
     """Rebuilds the report of a run, `<run>/report.html`.
 
     Args:

@@ -1,5 +1,6 @@
 """`unveil translate`: trains a Transformer on sentence pairs, evaluates it by BLEU, and translates with it."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -156,7 +157,12 @@ def train_translator(
 
 
 def translate(
-    run: str | Path, sentences: Sequence[str], *, attention: str | Path | None = None, device: Device = "auto", **options: Any
+    run: str | os.PathLike[str],
+    sentences: Sequence[str],
+    *,
+    attention: str | Path | None = None,
+    device: Device = "auto",
+    **options: Any,
 ) -> list[str]:
     """Translates sentences.
 
@@ -192,7 +198,12 @@ def translate(
 
 
 def translate_and_print(
-    run: str | Path, sentences: Sequence[str] = (), *, attention: str | Path | None = None, device: Device = "auto", **options: Any
+    run: str | os.PathLike[str],
+    sentences: Sequence[str] = (),
+    *,
+    attention: str | Path | None = None,
+    device: Device = "auto",
+    **options: Any,
 ) -> None:
     """`translate` for the terminal: reads sentences, a file or standard input, and prints one line per sentence."""
     if len(sentences) == 1 and Path(sentences[0]).is_file():

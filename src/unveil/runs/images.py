@@ -1,5 +1,6 @@
 """Runs on images: pre-training, labelled data, and the evaluation of an image encoder."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -334,7 +335,9 @@ class ImageModality(Modality):
     def untrained(self, encoder: ViT) -> ViT:
         return ViT(encoder.config)
 
-    def labelled(self, run: str | Path, data: Data | None, test: Data | None, request: LabelledRequest) -> LabelledImages:
+    def labelled(
+        self, run: str | os.PathLike[str], data: Data | None, test: Data | None, request: LabelledRequest
+    ) -> LabelledImages:
         config, world = request.config, request.recipe.world
         options = LabelledOptions(
             targets=request.task.TargetType,

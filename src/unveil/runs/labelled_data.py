@@ -59,7 +59,9 @@ class LabelledSubsets(NamedTuple):
     """See `Roles.splits`."""
 
 
-def labelled_subsets(run: str | Path, data: Data, test: Data | None, vit: ViTConfig, request: LabelledOptions) -> LabelledSubsets:
+def labelled_subsets(
+    run: str | os.PathLike[str], data: Data, test: Data | None, vit: ViTConfig, request: LabelledOptions
+) -> LabelledSubsets:
     """Opens labelled images.
 
     Args:
@@ -140,13 +142,13 @@ def refuse_one_class(source: Source, request: LabelledOptions) -> None:
         )
 
 
-def recorded_run(run: str | Path) -> Path | None:
+def recorded_run(run: str | os.PathLike[str]) -> Path | None:
     """The run folder that `run` is, or in which it lies as a file or as an export; None if there is none."""
     path = Path(os.path.abspath(run))
     return next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
 
 
-def recorded_data(run: str | Path, data: str) -> dict[str, Any]:
+def recorded_data(run: str | os.PathLike[str], data: str) -> dict[str, Any]:
     """What a run records of its data; nothing if it was trained on other data than this, or there is no run folder."""
     folder = recorded_run(run)
     facts: dict[str, Any] = Run(folder).facts["data"] if folder else {}
@@ -154,13 +156,13 @@ def recorded_data(run: str | Path, data: str) -> dict[str, Any]:
     return facts if same else {}
 
 
-def trained_on_test(run: str | Path, roles: Roles) -> str:
+def trained_on_test(run: str | os.PathLike[str], roles: Roles) -> str:
     """The folders of the test set that a run on the same data was trained on, because of --split; "" if there are none."""
     trained = (recorded_data(run, roles.train.name).get("splits") or {}).get("train", [])
     return " and ".join(f"{name}/" for name in roles.splits.get("test", []) if name in trained)
 
 
-def other_images_held_out(run: str | Path, roles: Roles) -> bool:
+def other_images_held_out(run: str | os.PathLike[str], roles: Roles) -> bool:
     """Whether a run on the same data held out other images, or none: it had a test set, or files have come, gone or changed."""
     facts = recorded_data(run, roles.train.name)
     if roles.test is not None or (facts.get("splits") or {}).get("train", []) != roles.splits.get("train", []):
@@ -190,13 +192,13 @@ def unseen_classes(train_set: Subset, test_set: Subset) -> dict[str, int]:
     return {test_set.dataset.classes[label]: count for label, count in sorted(counts.items())}
 
 
-def held_out_count(run: str | Path) -> int:
+def held_out_count(run: str | os.PathLike[str]) -> int:
     """The maximum number of images to hold out: that of the run, so that no test image was used in pre-training."""
     folder = recorded_run(run)
     return int(Run(folder).config.get("held_out", 1000)) if folder else 1000
 
 
-def data_of(run: str | Path) -> str:
+def data_of(run: str | os.PathLike[str]) -> str:
     """The data that a run was trained on: as the user typed it or, from another working directory, its absolute path.
 
     Raises:
@@ -240,7 +242,7 @@ def recorded_classes(folder: Path) -> list[str]:
     return [str(name) for name in classes] if isinstance(classes, list) else []
 
 
-def beside(run: str | Path, suffix: str) -> Path:
+def beside(run: str | os.PathLike[str], suffix: str) -> Path:
     """A path next to a run folder; or in the folder `runs`, if `run` is a file."""
     path = Path(run)
     return path.with_name(f"{path.name}-{suffix}") if path.is_dir() else Path("runs") / f"{path.stem}-{suffix}"

@@ -5,6 +5,7 @@ from text.
 """
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,7 +196,9 @@ class Modality(ABC):
         """An untrained encoder of the same shape."""
 
     @abstractmethod
-    def labelled(self, run: str | Path, data: AnyData | None, test: AnyData | None, request: "LabelledRequest") -> LabelledData:
+    def labelled(
+        self, run: str | os.PathLike[str], data: AnyData | None, test: AnyData | None, request: "LabelledRequest"
+    ) -> LabelledData:
         """Opens labelled data for fine-tuning.
 
         Args:

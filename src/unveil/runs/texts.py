@@ -1,6 +1,7 @@
 """Runs on text: pre-training, labelled data, and the evaluation of a text encoder."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -349,7 +350,9 @@ class TextModality(Modality):
     def untrained(self, encoder: TextEncoder) -> TextEncoder:
         return TextEncoder(encoder.config)
 
-    def labelled(self, run: str | Path, data: AnyData | None, test: AnyData | None, request: LabelledRequest) -> LabelledTexts:
+    def labelled(
+        self, run: str | os.PathLike[str], data: AnyData | None, test: AnyData | None, request: LabelledRequest
+    ) -> LabelledTexts:
         train_set, test_set, held_out = labelled_texts(
             data if data is not None else data_of(run), test, printer(request.recipe.world.is_main)
         )

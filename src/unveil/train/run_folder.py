@@ -53,8 +53,10 @@ PLAN = "plan.json"
 """The file that `unveil plan` writes into the folder of a run that has not started."""
 
 
-class Run:
+class Run(os.PathLike[str]):
     """A run folder. Folders of earlier versions are converted to the names of this version when they are read.
+
+    It can be given wherever the path of a run is expected.
 
     Args:
         path: The folder.
@@ -64,7 +66,7 @@ class Run:
         UnveilError: If the folder has no `run.json`, or if `run.json` is damaged or was written by a newer version.
     """
 
-    def __init__(self, path: Path | str, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         if facts is None and not (self.path / "run.json").is_file():
             raise UnveilError(f"{path} is not a run folder: it has no run.json")
@@ -74,6 +76,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def config(self) -> dict[str, Any]:
