@@ -63,8 +63,8 @@ def read_regular(path: Path, largest: int) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is not a regular file")
-        raw = file.read(largest + 1) if status.st_size <= largest else b""
-    if max(len(raw), status.st_size) > largest:
+        raw = file.read(status.st_size) if status.st_size <= largest else b""  # a larger number would be allocated at once
+    if status.st_size > largest:
         raise UnveilError(f"{path} has {status.st_size:,} bytes, expected at most {largest:,}")
     return raw
 

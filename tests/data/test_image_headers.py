@@ -25,13 +25,15 @@ def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-JPEG, PNG = encoded("JPEG"), encoded("PNG")
+JPEG, PNG, PROGRESSIVE = encoded("JPEG"), encoded("PNG"), encoded("JPEG", progressive=True)
+LAST_SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
 SLOW = {
     "JPEG of zeros": JPEG[:2] + b"\xff" + LONG,
     "JPEG of fill bytes": JPEG[:2] + b"\xff" * len(LONG),
     "JPEG with junk": JPEG[:20] + LONG + JPEG[20:],
     "JPEG of EXIF": JPEG[:2] + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) * 400 + JPEG[2:],
     "JPEG of comments": JPEG[:2] + b"\xff\xfe\0\2" * 2_000_000 + JPEG[2:],
+    "JPEG of scans": PROGRESSIVE[:-2] + LAST_SCAN * 2000 + PROGRESSIVE[-2:],
     "GIF of zeros": b"GIF89a" + LONG,
     "GIF of extensions": b"GIF89a\x01\0\x01\0\0\0\0" + b"!\xff\x01\0\0" * (4 << 20),
     "GIF of blocks": b"GIF89a\x01\0\x01\0\0\0\0!\xff" + b"\1a" * (10 << 20),
@@ -55,6 +57,8 @@ def test_ordinary_headers_pass() -> None:
     profile = np.random.default_rng(0).bytes(300_000)  # split over several segments
     for raw in (encoded("JPEG", icc_profile=profile), encoded("JPEG", comment=b"x" * 60_000), encoded("PNG", icc_profile=profile)):
         assert read_image(raw).shape == (40, 50, 3)
+    assert PROGRESSIVE.count(b"\xff\xda") == 10
+    assert read_image(PROGRESSIVE).shape == (40, 50, 3)
     stray = JPEG[:2] + b"\xff\xff\xff" + bytes(100) + JPEG[2:]
     assert read_image(stray).shape == (40, 50, 3)
     frames = encoded("GIF", comment=b"x" * 3000)

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 
 import pytest
 import torch
@@ -156,6 +157,17 @@ def test_no_flipped_bit_in_a_log_goes_without_a_word(tmp_path):
         path.write_bytes(damaged)
         records, lines = read_log(path)
         assert lines or records == whole[0]
+
+
+def test_a_small_log_needs_little_memory(tmp_path):
+    """The size limit of 2 GiB was allocated first, which failed where less is left."""
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n')
+    tracemalloc.start()
+    read_log(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
 
 
 def test_a_log_of_an_earlier_version_gets_checksums_when_its_run_resumes(tmp_path):

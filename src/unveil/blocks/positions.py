@@ -23,9 +23,8 @@ def sincos_2d(grid: Size, width: int) -> Float[Tensor, "N {width}"]:
     if width % 4:
         raise UnveilError(f"2-D sine-cosine positions need a width that is a multiple of 4, found {width}")
     rows, columns = grid
-    y = torch.arange(rows).repeat_interleave(columns)
-    x = torch.arange(columns).repeat(rows)
-    return torch.cat([sincos_1d(x, width // 2), sincos_1d(y, width // 2)], dim=1)
+    across, down = (sincos_1d(torch.arange(side), width // 2) for side in (columns, rows))
+    return torch.cat([across.repeat(rows, 1), down.repeat_interleave(columns, dim=0)], dim=1)
 
 
 def resize_positions(positions: Float[Tensor, "T D"], old: Size, new: Size, antialias: bool = False) -> Float[Tensor, "U D"]:

@@ -22,7 +22,7 @@ from unveil.data.batch import Batch
 from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_samples import Fault, common_channels, sample_images
 from unveil.data.images import read_class_map, read_image
-from unveil.data.pixels import IGNORE, LONGEST, ClassMap, Pixels, ShrinkTo, Unreadable, shrink_class_map
+from unveil.data.pixels import IGNORE, LONGEST, ClassMap, Pixels, ShrinkTo, Unreadable, match_channels, shrink_class_map
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
 from unveil.data.targets import ClassTargets, PixelTargets, Targets
@@ -157,13 +157,17 @@ class ImageDataset:
         """Reads an image, and its class map if the source has maps. Raises `Unreadable`."""
         image, name = self.source.read(index, retry=retry), self.source.names[index]
         side = None if self.transform else self.side
-        pixels = read_image(image, channels=self.channels, shrink_to=side, max_pixels=self.max_pixels, name=name)
+        channels = None if self.transform and self.channels == 3 else self.channels  # grey is repeated when it is small
+        pixels = read_image(image, channels=channels, shrink_to=side, max_pixels=self.max_pixels, name=name)
         if self.dtype == torch.uint16 and pixels.dtype == np.uint8:
             pixels = pixels.astype(np.uint16) * 257
         if self.dtype == torch.uint8 and pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
         if self.transform:
-            pixels = self.transform(pixels)
+            try:
+                pixels = match_channels(self.transform(pixels), self.channels)
+            except Unreadable as error:
+                raise Unreadable(error.reason, name) from None
         if self.source.map_reader is None:
             return Sample(pixels, None)
         classes = read_class_map(self.source.read_map(index, retry=retry), max_pixels=self.max_pixels, name=name)

@@ -15,7 +15,8 @@ PARTS = 10_000
 """Maximum number of parts before the image itself. A colour profile takes at most 255."""
 QOI_PIXELS = 16_000_000
 """Maximum number of pixels of a QOI file, whose decoder is written in Python: half a minute."""
-
+SCANS = 100
+"""Maximum number of scans of a JPEG; each visits the whole image. Progressive JPEGs have about 10."""
 JPEG_HEADER = 2**24
 """Maximum number of bytes before the first scan of a JPEG. Depth maps of phones take a few million."""
 
@@ -36,7 +37,10 @@ def check_header(kind: str, raw: bytes, max_pixels: int) -> None:
 
 
 def _check_jpeg(raw: bytes) -> None:
-    """Walks over the segments up to the first scan."""
+    """Walks over the segments up to the first scan, and counts the scans."""
+    scans = raw.count(b"\xff\xda")  # in image data, a zero follows 255
+    if scans > SCANS:
+        raise Unreadable(f"JPEG of {scans:,} scans, each of which takes the time of a whole image: expected at most {SCANS}")
     position = 2
     for _ in range(PARTS):
         start = raw.find(b"\xff", position, position + GAP)
