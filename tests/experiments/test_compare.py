@@ -67,7 +67,7 @@ def test_the_table_agrees_with_the_run_folders(rows: list[ComparisonRow], folder
         for seed in (0, 1):
             run, finetuned = Run(folder / f"{row.name}-seed{seed}"), Run(folder / f"{row.name}-seed{seed}-finetune")
             assert run.config["seed"] == finetuned.config["seed"] == seed
-            assert {key: row.figures[key][seed] for key in ("knn", "linear")} == run.results["features"]["encoder"]
+            assert {key: row.figures[key][seed] for key in ("knn", "whitened", "linear")} == run.results["features"]["encoder"]
             assert row.figures["finetune"][seed] == finetuned.results["score"]["top1"]
             assert row.figures["seconds"][seed] == run.results["seconds"]
             assert row.figures["samples"][seed] == 24  # 22 images, and batches of 8

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_methods_that_compare_views_run_whole(raw: Path, tmp_path: Path) -> None
     run = unveil.pretrain(str(raw), out=tmp_path / "dino", **options)
     assert run.results["spread"].keys() == {"encoder", "untrained"}
     assert run.log[-1]["rank_me"] > 1
-    assert run.results["features"]["encoder"].keys() == {"knn", "linear"}
+    assert run.results["features"]["encoder"].keys() == {"knn", "whitened", "linear"}
     assert unveil.probe(run.path, kind="knn", out=tmp_path / "probe", device="cpu")["config"]["pool"] == "class"
     plain = unveil.pretrain(str(raw / "warm"), out=tmp_path / "plain", **options)
     assert plain.results["spread"]["encoder"]["feature_deviation"] > 0
@@ -156,9 +157,22 @@ def test_features_that_are_not_finite_end_a_run_with_a_sentence(raw: Path, tmp_p
         unveil.pretrain(str(raw), out=tmp_path / "run", **TINY | {"base_lr": 1e30, "warmup_ratio": 0.0})
 
 
-@pytest.mark.parametrize("kind", ["linear", "knn", "partial"])
-def test_probe(run: Run, kind: str, tmp_path: Path) -> None:
-    results = unveil.probe(run.path, kind=kind, epochs=2.0, batch_size=8, out=tmp_path / "probe", device="cpu")
+STEPS: dict[str, Any] = {"epochs": 2.0, "batch_size": 8}
+PROBES: dict[str, dict[str, Any]] = {
+    "quick": {"pool": "both"},
+    "sgd": {"protocol": "sgd", **STEPS},
+    "views": {"views": True, **STEPS},
+    "knn": {"kind": "knn"},
+    "whitened": {"kind": "knn", "whiten": True, "pool": "both"},
+    "partial": {"kind": "partial", **STEPS},
+}
+
+
+@pytest.mark.parametrize("options", PROBES.values(), ids=PROBES)
+def test_probe(run: Run, options: dict[str, Any], tmp_path: Path) -> None:
+    results = unveil.probe(run.path, **options, out=tmp_path / "probe", device="cpu")
+    assert results["config"]["pool"] == options.get("pool", "mean")
+    assert ("penalty" in results) == (options == PROBES["quick"])
     assert results["score"]["count"] == 2
     assert np.sum(results["score"]["confusion"]) == 2
     assert json.loads((tmp_path / "probe" / "results.json").read_text())["top1"] == results["top1"]

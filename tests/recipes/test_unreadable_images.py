@@ -36,6 +36,15 @@ BROKEN = 10  # every tenth file
 TIMES = ("seconds", "cost", "run", "command", "started", "config", "checksum")
 """What differs between two runs that give the same."""
 
+STEPS: dict[str, Any] = {"epochs": 2.0, "batch_size": 8}
+PROBES: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "sgd": {"protocol": "sgd", **STEPS},
+    "knn": {"kind": "knn"},
+    "partial": {"kind": "partial", **STEPS},
+    "views": {"views": True, **STEPS},
+}
+
 
 def write_images(folder: Path, count: int = 60, broken: int = BROKEN) -> Path:
     """Two classes of images; one in `broken` is damaged, if that is not 0."""
@@ -107,17 +116,17 @@ def test_pretraining_gives_the_same_in_memory_and_on_demand(
 def test_probes_and_fine_tuning_give_the_same_in_memory_and_on_demand(tmp_path: Path, memory: Callable[[int], None]) -> None:
     images = write_images(tmp_path / "images")
     run = unveil.pretrain(str(write_images(tmp_path / "good", 20, 0)), out=tmp_path / "run", **TINY).path
-    options = {"epochs": 2.0, "batch_size": 8, "device": "cpu", "precision": "float32"}
+    hardware = {"device": "cpu", "precision": "float32"}
     unreadable = broken_names(images)
     for limit in (MEMORY, 0):
         memory(limit)
-        for name, more in (("linear", {}), ("knn", {}), ("partial", {}), ("views", {"kind": "linear", "views": True})):
-            unveil.probe(run, str(images), out=tmp_path / f"{name}{limit}", **({"kind": name} | options | more))
-        unveil.finetune(run, str(images), out=tmp_path / f"tuned{limit}", labels=30, **options)
-    for name in ("linear", "knn", "partial", "views", "tuned"):
+        for name, more in PROBES.items():
+            unveil.probe(run, str(images), out=tmp_path / f"{name}{limit}", **(hardware | more))
+        unveil.finetune(run, str(images), out=tmp_path / f"tuned{limit}", labels=30, **STEPS, **hardware)
+    for name in (*PROBES, "tuned"):
         kept, fresh = tmp_path / f"{name}{MEMORY}", tmp_path / f"{name}0"
         a, b = outcome(kept), outcome(fresh)
-        if name in ("linear", "knn"):  # these read every image of the train set
+        if name in ("quick", "sgd", "knn"):  # these read every image of the train set
             assert sum(a["unreadable"].values()) == 6
         assert a == b, name
         written = rows(kept / "predictions.csv")

@@ -1,10 +1,12 @@
 """Features of images without augmentation, and their k-NN and linear accuracy."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -15,7 +17,8 @@ from unveil.data.loader import FeatureLoader
 from unveil.data.splits import Subset
 from unveil.data.targets import Targets
 from unveil.errors import UnveilError
-from unveil.evaluate.knn import knn_scores
+from unveil.evaluate.knn import knn_scores, whiten
+from unveil.evaluate.logistic import fit_logistic
 from unveil.learner import Task
 from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import printable
@@ -26,9 +29,10 @@ from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World, autocast
 from unveil.train.recipe import Recipe, TrainConfig
 
-LINEAR_EPOCHS = 30.0
-LINEAR = OptimConfig(optimizer="sgd", base_lr=0.5, weight_decay=0.0, warmup_ratio=0.1)
-"""The quick linear probe after pre-training; `unveil probe` has the recipe of the paper."""
+MAX_RAW = 3072
+"""Maximum number of values of an image for the baseline of raw pixels: 32 x 32 in colour."""
+MAX_WHITENED = 1024
+"""Maximum number of features for the whitened k-NN, whose time grows with its square."""
 
 
 @torch.no_grad()
@@ -152,6 +156,12 @@ def views_of(subset: Subset, vit: ViTConfig) -> Features:
 
 
 def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
+    """All values of each image. Images with more than `MAX_RAW` are shrunk first, since their table would not fit into memory."""
+    *_, channels, height, width = images.shape
+    factor = math.sqrt(MAX_RAW / (channels * height * width))
+    if factor < 1:
+        sides = max(1, int(factor * height)), max(1, int(factor * width))
+        images = F.interpolate(images.float(), sides, mode="bilinear", antialias=True)
     return images.flatten(1)
 
 
@@ -198,11 +208,22 @@ def evaluate_features(
     test_features: Float[Tensor, "m D"],
     test_labels: Int[Tensor, " m"],
     classes: Sequence[str],
-    seed: int = 0,
+    groups: Int[Tensor, " n"] | None = None,
 ) -> dict[str, Bool[Tensor, " m"]]:
-    """Whether k-NN and a linear classifier, fitted to labelled features, predict the class of each other sample."""
-    knn = knn_scores(test_features, features, labels, len(classes))
-    with torch.enable_grad():
-        task = fit_linear(features, labels, classes, TrainConfig(epochs=LINEAR_EPOCHS, batch_size=0, seed=seed), LINEAR)
-    scores = {"knn": knn, "linear": task.logits(test_features)}
+    """Whether k-NN, whitened k-NN and a linear classifier, fitted to labelled features, predict the class of each other sample.
+
+    Args:
+        features: Features to fit to.
+        labels: Their classes.
+        test_features: Features to classify.
+        test_labels: Their classes.
+        classes: The names of the classes.
+        groups: The originals of the samples to fit to: see `fit_logistic`.
+    """
+    scores = {"knn": knn_scores(test_features, features, labels, len(classes))}
+    if features.shape[1] <= MAX_WHITENED:
+        bank, queries = whiten(features, test_features)
+        scores["whitened"] = knn_scores(queries, bank, labels, len(classes))
+    task, _ = fit_logistic(features, labels, classes, groups=groups)
+    scores["linear"] = task.logits(test_features)
     return {probe: each.argmax(dim=1) == test_labels for probe, each in scores.items()}

@@ -6,6 +6,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+def whiten(bank: Float[Tensor, "S D"], queries: Float[Tensor, "Q D"]) -> tuple[Float[Tensor, "S D"], Float[Tensor, "Q D"]]:
+    """Features whose directions all have the same variance in the bank.
+
+    A few directions with a large variance, such as place and brightness, may hide all others from k-NN, but not from a linear
+    classifier. The covariance is shrunk towards a multiple of the identity by Ledoit and Wolf (2004), since a small bank does not
+    determine it. Features are standardised first, so that none sets the scale of the others.
+    """
+    from sklearn.covariance import ledoit_wolf  # imported here, since it takes a while
+
+    variance, mean = torch.var_mean(bank.double(), dim=0, correction=0)
+    first, second = ((part.double() - mean) / (variance + 1e-6).sqrt() for part in (bank, queries))
+    covariance, _ = ledoit_wolf(first.cpu().numpy(), assume_centered=True)
+    factor = torch.linalg.cholesky(torch.from_numpy(covariance)).to(bank.device)
+    first, second = (torch.linalg.solve_triangular(factor, part.T, upper=False).T.float() for part in (first, second))
+    return first, second
+
+
 def knn_scores(
     queries: Float[Tensor, "Q D"],
     bank: Float[Tensor, "S D"],

@@ -24,9 +24,10 @@ from unveil.data.loader import ImageLoader, first_batch
 from unveil.data.sources import Source
 from unveil.data.splits import Subset
 from unveil.errors import Interrupted, UnveilError
-from unveil.evaluate.features import LINEAR, LINEAR_EPOCHS, evaluation_batch_size, features_of, fit_linear, raw_pixels
+from unveil.evaluate.features import MAX_RAW, MAX_WHITENED, evaluation_batch_size, features_of, raw_pixels
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
+from unveil.evaluate.logistic import MAX_SWEEP, minimise
 from unveil.interop import model_files
 from unveil.learner import Method
 from unveil.reports.page import write_page
@@ -49,6 +50,8 @@ from unveil.train.state import load_model_state
 
 STEP_SHARE, EVALUATION_SHARE = 0.35, 0.1
 """Shares of the duration of a dry run for training steps, and for each kind of evaluation."""
+TYPICAL_STEPS, TYPICAL_SWEEP = 60, 150
+"""Passes of L-BFGS over all features, and over those on which the penalty is chosen."""
 MAX_TRAIN, MAX_TEST = 20_000, 10_000
 """Maximum numbers of labelled images in the final evaluation: see `unveil.runs.image_evaluation.compare_features`."""
 
@@ -381,7 +384,7 @@ def time_evaluation(learner: Method, evaluator: TimedEvaluator, counts: ImageCou
         return evaluator.held_out + 2 * min(counts.train, 2000) * evaluator.per_image
     images = counts.labelled_train + counts.labelled_test
     features = images * (2 * evaluator.per_image + evaluator.feature_seconds(learner, raw_pixels))
-    pixels = vit.channels * vit.image_size[0] * vit.image_size[1]
+    pixels = min(MAX_RAW, vit.channels * vit.image_size[0] * vit.image_size[1])
     return evaluator.held_out + features + 2 * time_classifiers(vit.width, counts) + time_classifiers(pixels, counts)
 
 
@@ -391,25 +394,23 @@ def time_classifiers(width: int, counts: ImageCounts) -> float:
     The table has the full number of features, up to a quarter of a GiB, since a table that fits into the caches would be read
     faster.
     """
-    size = max(32, min(1024, counts.labelled_train // 20))
-    rows = max(2 * size, min(counts.labelled_train, 2**26 // width))
+    rows = max(64, min(counts.labelled_train, 2**26 // width))
     features, labels = torch.rand(rows, width), torch.arange(rows) % counts.classes
     queries = features[: min(counts.labelled_test, 1024)]  # the chunk size of `knn_scores`
     start = time.monotonic()
     knn_scores(queries, features, labels, counts.classes)
     per_query = (time.monotonic() - start) / len(queries)
-    classes = [str(i) for i in range(counts.classes)]
 
     def fit(steps: int) -> float:
         start = time.monotonic()
-        config = TrainConfig(epochs=steps * size / rows, batch_size=size)
-        fit_linear(features, labels, classes, config, LINEAR)
+        minimise(features, labels, counts.classes, 0.0, max_steps=steps)
         return time.monotonic() - start
 
-    fit(2)
-    few, more = fit(4), fit(44)
-    linear = few + max(0.0, more - few) / 40 * (LINEAR_EPOCHS * counts.labelled_train / size - 4)
-    return per_query * counts.labelled_test * (counts.labelled_train / rows) + linear
+    fit(1)  # a warm-up
+    few, more = fit(1), fit(6)
+    per_row = max(0.0, more - few) / 5 / rows
+    linear = per_row * (TYPICAL_STEPS * counts.labelled_train + TYPICAL_SWEEP * min(counts.labelled_train, MAX_SWEEP))
+    return per_query * counts.labelled_test * (counts.labelled_train / rows) * (2 if width <= MAX_WHITENED else 1) + linear
 
 
 def time_writing(plan: ImagePlan, learner: Method, samples: Subset, folder: Path, records: list[Record]) -> float:
@@ -437,6 +438,6 @@ def predict_memory(plan: ImagePlan, channels: int, counts: ImageCounts, stored: 
     if peak is None or now is None or device.type != "cpu":
         return peak
     height, width = plan.sizes[0]
-    pixels = channels * height * width * (counts.labelled_train + counts.labelled_test)
+    pixels = min(MAX_RAW, channels * height * width) * (counts.labelled_train + counts.labelled_test)
     similarities = 1024 * counts.labelled_train  # of k-NN
     return int(max(peak, now + 4 * (pixels + similarities)) + stored * (1 / share - 1))

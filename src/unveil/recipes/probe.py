@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,8 @@ from unveil.evaluate.features import (
     raw_pixels,
     refuse_non_finite,
 )
-from unveil.evaluate.knn import knn_scores
+from unveil.evaluate.knn import knn_scores, whiten
+from unveil.evaluate.logistic import fit_logistic
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
@@ -70,15 +71,18 @@ class ProbeConfig:
     HIDDEN = ("test_split", "crop_scale", "max_pixels", "max_unreadable")
     kind: Literal["linear", "knn", "partial"] = "linear"
     """A linear classifier on the frozen encoder, k nearest neighbours, or fine-tuning of the last blocks."""
-    protocol: Literal["quick", "paper"] = "quick"
-    """Defaults of the linear probe: SGD on features that are computed once, or all of the MAE paper's (LARS, batches of 16,384, the
-    class token, random crops)."""
+    protocol: Literal["quick", "sgd", "paper"] = "quick"
+    """How to train the linear probe: by L-BFGS on features that are computed once, with a penalty chosen on a part kept aside; by
+    SGD on the same features; or as in the MAE paper (LARS, batches of 16,384, the class token, random crops)."""
     blocks: NonNegative = 1.0
     """Blocks that a partial probe fine-tunes, counted from the last: 0, 0.5 (the last MLP), 1, ... up to all."""
     neighbours: Count = 20
     """Number of neighbours in k-NN."""
-    pool: Literal["mean", "class"] | None = None
-    """Features to classify: the mean of the patch tokens, or the class token; by default the one that suits the method."""
+    whiten: bool = False
+    """Whiten the features before k-NN, so that all directions count alike."""
+    pool: Literal["mean", "class", "both"] | None = None
+    """Features to classify: the mean of the patch tokens, the class token, or both side by side; by default the one that suits the
+    method."""
     views: bool = False
     """Train the linear probe on random resized crops and flips, as in the paper: the encoder sees every image in every epoch."""
     crop_scale: ShareAboveZero = 0.08
@@ -106,9 +110,11 @@ class Probe:
     recipe: Recipe
     learner: Learner
     """The model whose encoder is probed."""
-    pool: Literal["mean", "class"]
+    pool: Literal["mean", "class", "both"]
     train_set: Subset
     test_set: Subset
+    penalties: list[float] = field(default_factory=list)
+    """The penalties that L-BFGS has chosen."""
 
     def scores(self, name: str, encoder: ViT | None, shape: ViT) -> Features:
         """Class scores of the test images that can be read, from an encoder or, for None, from raw pixels.
@@ -123,7 +129,7 @@ class Probe:
         if encoder is None:
             return self.frozen_scores(raw_pixels, shape)
         owner = self.learner if encoder is self.learner.encoder else encoder  # as `unveil embed`: after the norm of a head
-        return self.frozen_scores(partial(owner.features, pool=self.pool), shape)
+        return self.frozen_scores(partial(features_by, owner, self.pool), shape)
 
     def frozen_scores(self, function: Callable[[Tensor], Tensor], shape: ViT) -> Features:
         """Scores from features that are computed once."""
@@ -135,14 +141,21 @@ class Probe:
             refuse_non_finite(features, "the encoder")
         if self.config.kind == "knn":
             neighbours = self.config.neighbours
-            return test._replace(rows=knn_scores(test.rows, train.rows, train.subset.labels, len(classes), neighbours=neighbours))
-        task = fit_linear(train.rows, train.subset.labels, classes, recipe.training, recipe.optim)
+            bank, queries = whiten(train.rows, test.rows) if self.config.whiten else (train.rows, test.rows)
+            return test._replace(rows=knn_scores(queries, bank, train.subset.labels, len(classes), neighbours=neighbours))
+        labels, training = train.subset.labels, recipe.training
+        if self.config.protocol == "quick" and not self.config.views:
+            task, penalty = fit_logistic(train.rows, labels, classes, groups=train.subset.groups, seed=training.seed)
+            self.penalties.append(penalty)
+        else:
+            task = fit_linear(train.rows, labels, classes, training, recipe.optim)
         with torch.no_grad():
             return test._replace(rows=task.logits(test.rows))
 
     def task(self, encoder: ViT) -> Task:
         """A probe that is trained on augmented images."""
         classes, scale = self.train_set.dataset.classes, self.config.crop_scale
+        assert self.pool != "both"
         if self.config.kind == "partial":
             config = PartialConfig(blocks=self.config.blocks, pool=self.pool)
             return PartialFinetune.build(encoder, config, AugmentConfig(crop_scale=scale), classes)
@@ -205,6 +218,29 @@ def probe(
         return probe_into(Path(out), run, data, test, options)
 
 
+def features_by(owner: Learner | ViT, pool: Literal["mean", "class", "both"], images: Tensor) -> Tensor:
+    """The features of images (B, D), or with both poolings (B, 2 D)."""
+    if pool != "both":
+        return owner.features(images, pool=pool)
+    return torch.cat([owner.features(images, pool=each) for each in ("mean", "class")], dim=1)
+
+
+def refuse_unused(config: ProbeConfig, options: Mapping[str, Any]) -> None:
+    """Raises `UnveilError` for options that the kind or the protocol of a probe does not use."""
+    trained = config.kind == "partial" or config.views
+    if config.pool == "both" and trained:
+        raise UnveilError(
+            "pool both needs features that are computed once: leave --views and --kind partial out, or use class or mean"
+        )
+    if config.whiten and config.kind != "knn":
+        raise UnveilError(f"whiten is for k-NN, but the kind is {config.kind}: add --kind knn")
+    if config.kind == "linear" and config.protocol == "quick" and not trained:
+        names = {each.name for each in (*fields(TrainConfig), *fields(OptimConfig))} - {"seed"}
+        unused = next((name for name in options if name in names), None)
+        if unused:
+            raise UnveilError(f"{unused} has no effect on the quick linear probe, which L-BFGS fits: add --protocol sgd or paper")
+
+
 def probe_into(
     folder: Path | None, run: str | os.PathLike[str], data: Data | None, test: Data | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -215,6 +251,7 @@ def probe_into(
             raise UnveilError(f"protocol paper is for the linear probe, not for kind {options['kind']}: leave one of them out")
         defaults = defaults | Linear.PAPER
     config, *rest = configure({**defaults, **options}, ProbeConfig, TrainConfig, OptimConfig, HardwareConfig)
+    refuse_unused(config, options)
     recipe, say = join(*rest), printer(True)
     if recipe.world.size > 1:
         raise UnveilError("a probe runs in one process: start it without torchrun")
@@ -261,6 +298,7 @@ def probe_into(
         "top1": {name: metric["top1"] for name, metric in metrics.items()},
         "score": metrics["encoder"],
         "config": asdict(config) | {"pool": setup.pool} | asdict(recipe.training) | asdict(recipe.optim) | asdict(recipe.hardware),
+        **({"penalty": dict(zip(encoders, setup.penalties, strict=True))} if setup.penalties else {}),
         "run": str(run),
         "data": data_facts(train_set.dataset.source, test_set.dataset.source, opened.splits),
         **receipt(),

@@ -59,7 +59,7 @@ def summary(results: Results) -> str:
             compared = ", ".join(differences(results, classifier))
             name = CLASSIFIER_LABELS.get(classifier, classifier)
             parts.append(f"{percent(value)} accuracy with {with_article(name)}{f' ({compared})' if compared else ''}")
-        return f"Its features reach {' and '.join(parts)} on the test images."
+        return f"Its features reach {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1]} on the test images."
     if errors.get("held_out_error") is not None:
         return error_sentences(errors)[0]
     if results.get("bleu"):

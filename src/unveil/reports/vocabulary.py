@@ -7,7 +7,7 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
 `results.json` holds these entries, if they were measured:
 
     "held_out"   means of `validation_metrics` over held-out samples: any keys; those of `HELD_OUT_ERRORS` share a table
-    "features"   accuracy of frozen features: {"encoder" | "untrained" | "raw pixels": {"knn" | "linear": share}}
+    "features"   accuracy of frozen features: {"encoder" | "untrained" | "raw pixels": {"knn" | "whitened" | "linear": share}}
     "judged_on"  the images of "features": {"train": count, "test": count, "classes": count}, "unseen_classes", and
                      "independent" if several images share an original: how many independent images are worth as much
     "unseen_classes"   test samples of classes that no training sample has, which count as wrong: {class: count}; if there are any
@@ -71,7 +71,7 @@ WORD_PREDICTORS = {"word": "this model", "frequency": "the most frequent word"}
 """Predictors of masked words: the prefix of the keys `..._loss` and `..._accuracy`, and the name of the predictor."""
 ENCODER_LABELS = {"encoder": "this encoder", "untrained": "untrained encoder", "raw pixels": "raw pixels"}
 """Labels of the encoders whose features are compared."""
-CLASSIFIER_LABELS = {"knn": "k-NN", "linear": "linear probe"}
+CLASSIFIER_LABELS = {"knn": "k-NN", "whitened": "whitened k-NN", "linear": "linear probe"}
 """Labels of the classifiers of frozen features."""
 SPREAD = {"feature_deviation": "standard deviation", "rank_me": "RankMe"}
 """Measures of collapse: see `unveil.evaluate.collapse`."""

@@ -60,7 +60,7 @@ def compare_features(
     except NothingReadableError:  # of a small test set; what could be evaluated is not lost
         return found
     correct = {
-        name: evaluate_features(rows, bank.labels, test_rows, queries.labels, classes)
+        name: evaluate_features(rows, bank.labels, test_rows, queries.labels, classes, bank.groups)
         for name, rows, test_rows in zip(functions, train, test, strict=True)
     }
     accuracy = {name: {probe: int(each.sum()) / len(each) for probe, each in found.items()} for name, found in correct.items()}

@@ -1,0 +1,106 @@
+"""Logistic regression by L-BFGS, against scikit-learn; and whitened k-NN."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from unveil.evaluate import logistic
+from unveil.evaluate.knn import knn_scores, whiten
+from unveil.evaluate.logistic import choose_penalty, fit_logistic, minimise, moments
+
+
+def samples(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overlapping classes in correlated features, with means far from 0 and standard deviations from 0.01 to 10."""
+    chance = torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(99)
+    mixing = torch.randn(width, width, generator=fixed) / width**0.5
+    centres = 0.6 * torch.randn(classes, width, generator=fixed)
+    labels = torch.randint(classes, (count,), generator=chance)
+    plain = (torch.randn(count, width, generator=chance) + centres[labels]) @ mixing
+    return plain * torch.logspace(-2, 1, width) + torch.linspace(-5, 5, width), labels
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3, 1e-5])
+def test_it_reaches_the_loss_and_accuracy_of_scikit_learn(penalty: float) -> None:
+    features, labels = samples(3000, 24, 5)
+    test, test_labels = samples(2000, 24, 5, seed=1)
+    task, chosen = fit_logistic(features, labels, [str(i) for i in range(5)], penalties=(penalty,))
+    assert chosen == penalty
+    mean, deviation = features.double().mean(0), features.double().std(0, correction=0)
+    plain = ((features - mean) / deviation).numpy()
+    peer = LogisticRegression(C=1 / (3000 * penalty), tol=1e-8, max_iter=5000).fit(plain, labels.numpy())
+
+    def loss(weight: np.ndarray, bias: np.ndarray) -> float:
+        scores = torch.from_numpy(plain @ weight.T + bias)
+        return float(torch.nn.functional.cross_entropy(scores, labels)) + penalty / 2 * float(np.square(weight).sum())
+
+    ours = loss(task.head.linear.weight.detach().double().numpy(), task.head.linear.bias.detach().double().numpy())
+    assert ours <= loss(peer.coef_, peer.intercept_) * (1 + 1e-4)
+    with torch.no_grad():
+        accuracy = float((task.logits(test).argmax(dim=1) == test_labels).float().mean())
+    assert accuracy == pytest.approx(peer.score(((test - mean) / deviation).numpy(), test_labels.numpy()), abs=1e-3)
+    assert 0.3 < accuracy < 0.95
+
+
+def test_parts_of_the_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = samples(500, 8, 3)
+    whole = minimise(features, labels, 3, 1e-3)
+    monkeypatch.setattr(logistic, "MAX_ROWS", 64)
+    for a, b in zip(whole, minimise(features, labels, 3, 1e-3), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    mean, deviation = moments(features)
+    torch.testing.assert_close(deviation, (features.double().var(0, correction=0) + 1e-6).sqrt().float())
+    torch.testing.assert_close(mean, features.double().mean(0).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_penalty_is_the_best_on_images_kept_aside() -> None:
+    """Few samples in many dimensions need a strong one, many samples in few a weak one."""
+    few, labels = samples(120, 100, 3)
+    many, more = samples(8000, 6, 3)
+    strong = choose_penalty(few, labels, 3, logistic.PENALTIES, None, 0)
+    weak = choose_penalty(many, more, 3, logistic.PENALTIES, None, 0)
+    assert strong > weak
+    assert fit_logistic(few, labels, ["a", "b", "c"])[1] == strong
+
+
+def test_crops_of_one_image_are_kept_aside_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = samples(60, 4, 2)
+    groups = torch.arange(60) // 3
+    seen: list[torch.Tensor] = []
+    real = logistic.minimise
+
+    def spy(rows: torch.Tensor, *others: object, **more: object) -> object:
+        seen.append(rows)
+        return real(rows, *others, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(logistic, "minimise", spy)
+    choose_penalty(features, labels, 2, logistic.PENALTIES, groups, 0)
+    members = [torch.isin(features[groups == group, 0], seen[0][:, 0]) for group in range(20)]
+    assert all(each.all() or not each.any() for each in members)
+    assert len(seen[0]) == 48
+
+
+def test_too_few_samples_to_keep_any_aside() -> None:
+    features, labels = samples(2, 4, 2)
+    task, _ = fit_logistic(features, labels, ["a", "b"])
+    assert task.logits(features).isfinite().all()
+    task, _ = fit_logistic(torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 0]), ["a", "b"])  # features without variance
+    assert task.logits(torch.ones(1, 3)).argmax() == 0
+
+
+def test_whitened_features_have_unit_covariance_and_find_what_a_large_direction_hides() -> None:
+    chance = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (900,), generator=chance)
+    features = torch.randn(900, 5, generator=chance)
+    features[:, 0] *= 300  # says nothing about the class
+    features[:, 1] += 4 * labels
+    bank, queries = whiten(features[:600], features[600:])
+    covariance = torch.cov(bank.T)
+    torch.testing.assert_close(covariance.diagonal(), torch.ones(5), rtol=0.2, atol=0)
+    assert (covariance - covariance.diagonal().diag()).abs().max() < 0.2
+    accuracy = [
+        float((knn_scores(b, a, labels[:600], 3).argmax(1) == labels[600:]).float().mean())
+        for a, b in ((features[:600], features[600:]), (bank, queries))
+    ]
+    assert accuracy[1] > accuracy[0] + 0.1
