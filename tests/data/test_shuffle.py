@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from unveil.data.shuffle import shuffled
+from unveil.data.shuffle import Order, shuffled
 
 
 @given(count=st.integers(1, 700), seed=st.integers(0, 2**40), epoch=st.integers(0, 10**6))
@@ -52,6 +52,34 @@ def test_the_order_is_even(count):
     size = count // 4
     share = torch.tensor([size * (size - (i == j)) / (count * (count - 1)) for i in range(4) for j in range(4)]).double()
     assert stats.chisquare(pairs.numpy(), (share / share.sum() * pairs.sum()).numpy()).pvalue > 1e-3
+
+
+@given(
+    step=st.integers(0, 10**7),
+    size=st.integers(1, 40),
+    shares=st.sampled_from([1, 2, 3, 8]),
+    repeats=st.sampled_from([1, 2, 4]),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_order_of_a_step_is_that_of_its_places(step, size, shares, repeats, data):
+    share = data.draw(st.integers(0, shares - 1))
+    size *= repeats
+    order = Order(5, 1000, size * shares, repeats)
+    first = step * size * shares + share * size
+    places = torch.arange(first, first + size) // repeats
+    assert torch.equal(order.places(step, share, shares), places)
+    for _ in range(2):
+        assert torch.equal(order.indices(step, share, shares), shuffled(5, places, 1000))
+
+
+@pytest.mark.parametrize(
+    "count", [1, 2, 3, 5, 17, 60, 64, 65, 255, 257, 1000, 1797, 4096, 4097, 5000, 10_000, 16_385, 17_000, 20_000, 66_000]
+)
+def test_an_epoch_of_steps_is_a_permutation(count):
+    order = Order(1, count, count)
+    for step in (0, 3):
+        assert torch.equal(order.indices(step, 0, 1).sort().values, torch.arange(count))
 
 
 def test_memory_does_not_grow_with_the_data():

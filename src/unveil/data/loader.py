@@ -13,7 +13,7 @@ from torch import Tensor
 from unveil.blocks.stateless_random import Stream, combine, sample_keys
 from unveil.data.batch import Batch, Samples
 from unveil.data.dataset import ImageDataset, ImagesLostError
-from unveil.data.shuffle import shuffled
+from unveil.data.shuffle import Order, shuffled
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
 
@@ -63,6 +63,7 @@ class ImageLoader:
         share_size(batch_size, repeats, "repeats")
         self.indices = torch.arange(len(dataset)) if indices is None else indices
         self.samples = len(self.indices)
+        self.order = Order(seed, self.samples, batch_size, repeats)
         self._members = np.zeros(len(dataset), dtype=bool)
         self._members[self.indices.numpy()] = True
         self.prefetch = not dataset.in_memory
@@ -85,20 +86,17 @@ class ImageLoader:
         """
         self._check_lost()
         size = share_size(self.batch_size, shares)
-        first = step * self.batch_size + share * size
-        positions = torch.arange(first, first + size) // self.repeats
-        order = shuffled(self.seed, positions, self.samples)
-        keys = sample_keys(self.seed, first, size)
-        batch = self.dataset.samples(self.indices[order], keys, lambda row: self._candidates(int(positions[row])))
+        keys = sample_keys(self.seed, step * self.batch_size + share * size, size)
+        chosen = self.indices[self.order.indices(step, share, shares)]
+        places = self.order.places(step, share, shares)
+        batch = self.dataset.samples(chosen, keys, lambda row: self._candidates(int(places[row])))
         self._check_lost()
         return batch.pinned() if batch.images.is_cuda else batch
 
     def names(self, step: int, share: int, shares: int) -> list[str]:
         """The names of the images of `share`. Where one cannot be read, `share` has another one."""
-        size = share_size(self.batch_size, shares)
-        first = step * self.batch_size + share * size
-        order = shuffled(self.seed, torch.arange(first, first + size) // self.repeats, self.samples)
-        return [self.dataset.names[i] for i in self.indices[order].tolist()]
+        share_size(self.batch_size, shares)
+        return [self.dataset.names[i] for i in self.indices[self.order.indices(step, share, shares)].tolist()]
 
     def _candidates(self, position: int) -> Iterator[int]:
         """All images of the loader, in a random order that depends only on the seed and the position of the sample to replace."""
@@ -125,12 +123,12 @@ class FeatureLoader:
     def __init__(self, features: Tensor, labels: Tensor, *, batch_size: int, seed: int) -> None:
         self.features, self.labels, self.batch_size, self.seed = features, labels, batch_size, seed
         self.samples = len(features)
+        self.order = Order(seed, self.samples, batch_size)
 
     def share(self, step: int, share: int, shares: int) -> Batch:
         size = share_size(self.batch_size, shares)
-        first = step * self.batch_size + share * size
-        order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
-        keys = sample_keys(self.seed, first, size)
+        keys = sample_keys(self.seed, step * self.batch_size + share * size, size)
+        order = self.order.indices(step, share, shares)
         return Batch(self.features[order], torch.ones(size, 2, dtype=torch.int64), keys, ClassTargets(self.labels[order]))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unveil.blocks.stateless_random import Stream, sample_keys, uniform
 from unveil.data.loader import share_size
-from unveil.data.shuffle import shuffled
+from unveil.data.shuffle import Order
 from unveil.data.targets import ClassTargets
 from unveil.data.tensor_batch import TensorBatch
 from unveil.errors import UnveilError
@@ -161,13 +161,14 @@ class CorpusLoader:
             found = f"the corpus has {len(ids):,} word pieces, fewer than a sequence of {length}"
             raise UnveilError(f"{found}: use more text or a smaller --max-length")
         self.samples = len(ids) // self.span
+        self.order = Order(seed, self.samples, batch_size)
 
     def share(self, step: int, share: int, shares: int) -> TextBatch:
         size = share_size(self.batch_size, shares)
         first = step * self.batch_size + share * size
         keys = sample_keys(self.seed, first, size)
         drawn = uniform(keys, 3, stream=Stream.SPAN)
-        starts = shuffled(self.seed, torch.arange(first, first + size), self.samples) * self.span + (drawn[:, 0] * self.span).long()
+        starts = self.order.indices(step, share, shares) * self.span + (drawn[:, 0] * self.span).long()
         if not self.pairs:
             return TextBatch(self.with_special_tokens(size, self.excerpt(starts, self.span)), keys)
         first_length, second_length = (self.span + 1) // 2, self.span // 2
@@ -197,11 +198,12 @@ class LabelledTextLoader:
     def __init__(self, rows: Int[Tensor, "n T"], labels: Int[Tensor, " n"], *, padding: int, batch_size: int, seed: int) -> None:
         self.rows, self.labels, self.batch_size, self.seed = rows, labels, batch_size, seed
         self.samples, self.lengths = len(rows), (rows != padding).sum(dim=1)
+        self.order = Order(seed, self.samples, batch_size)
 
     def share(self, step: int, share: int, shares: int) -> TextBatch:
         size = share_size(self.batch_size, shares)
         first = step * self.batch_size + share * size
-        order = shuffled(self.seed, torch.arange(first, first + size), self.samples)
+        order = self.order.indices(step, share, shares)
         width = -(-int(self.lengths[order].max()) // 8) * 8
         keys = sample_keys(self.seed, first, size)
         return TextBatch(self.rows[order, :width], keys, targets=ClassTargets(self.labels[order]))
