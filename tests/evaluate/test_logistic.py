@@ -1,13 +1,15 @@
 """Logistic regression by L-BFGS, against scikit-learn; and whitened k-NN."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn import linear_model
 
 from unveil.evaluate import logistic
 from unveil.evaluate.knn import knn_scores, whiten
-from unveil.evaluate.logistic import choose_penalty, fit_logistic, minimise, moments
+from unveil.evaluate.logistic import LogisticRegression, choose_penalty, fit_logistic
 
 
 def samples(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +31,7 @@ def test_it_reaches_the_loss_and_accuracy_of_scikit_learn(penalty: float) -> Non
     assert chosen == penalty
     mean, deviation = features.double().mean(0), features.double().std(0, correction=0)
     plain = ((features - mean) / deviation).numpy()
-    peer = LogisticRegression(C=1 / (3000 * penalty), tol=1e-8, max_iter=5000).fit(plain, labels.numpy())
+    peer = linear_model.LogisticRegression(C=1 / (3000 * penalty), tol=1e-8, max_iter=5000).fit(plain, labels.numpy())
 
     def loss(weight: np.ndarray, bias: np.ndarray) -> float:
         scores = torch.from_numpy(plain @ weight.T + bias)
@@ -43,15 +45,21 @@ def test_it_reaches_the_loss_and_accuracy_of_scikit_learn(penalty: float) -> Non
     assert 0.3 < accuracy < 0.95
 
 
-def test_parts_of_the_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_is_that_of_autograd_in_any_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = samples(500, 8, 3)
-    whole = minimise(features, labels, 3, 1e-3)
-    monkeypatch.setattr(logistic, "MAX_ROWS", 64)
-    for a, b in zip(whole, minimise(features, labels, 3, 1e-3), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
-    mean, deviation = moments(features)
-    torch.testing.assert_close(deviation, (features.double().var(0, correction=0) + 1e-6).sqrt().float())
-    torch.testing.assert_close(mean, features.double().mean(0).float(), rtol=1e-5, atol=1e-5)
+    joint = torch.randn(3, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mean, deviation = features.double().mean(0), (features.double().var(0, correction=0) + 1e-6).sqrt()
+    scores = (features - mean) / deviation @ joint[:, :8].double().T + joint[:, 8]
+    expected = torch.nn.functional.cross_entropy(scores, labels) + 0.05 * joint[:, :8].square().sum()
+    expected.backward()
+    for rows, copy in ((64, 0), (4096, 4000)):
+        monkeypatch.setattr(logistic, "MAX_ROWS", rows)
+        monkeypatch.setattr(logistic, "MAX_COPY", copy)
+        regression = LogisticRegression(features, labels, 3)
+        torch.testing.assert_close(regression.deviation, deviation.float())
+        loss, gradient = regression.loss_and_gradient(joint.detach(), 0.1)
+        torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradient, joint.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_the_penalty_is_the_best_on_images_kept_aside() -> None:
@@ -68,13 +76,13 @@ def test_crops_of_one_image_are_kept_aside_together(monkeypatch: pytest.MonkeyPa
     features, labels = samples(60, 4, 2)
     groups = torch.arange(60) // 3
     seen: list[torch.Tensor] = []
-    real = logistic.minimise
+    real = LogisticRegression.__init__
 
-    def spy(rows: torch.Tensor, *others: object, **more: object) -> object:
+    def spy(self: LogisticRegression, rows: torch.Tensor, *others: Any) -> None:
         seen.append(rows)
-        return real(rows, *others, **more)  # type: ignore[arg-type]
+        real(self, rows, *others)
 
-    monkeypatch.setattr(logistic, "minimise", spy)
+    monkeypatch.setattr(LogisticRegression, "__init__", spy)
     choose_penalty(features, labels, 2, logistic.PENALTIES, groups, 0)
     members = [torch.isin(features[groups == group, 0], seen[0][:, 0]) for group in range(20)]
     assert all(each.all() or not each.any() for each in members)

@@ -99,7 +99,7 @@ def test_a_stop_while_evaluating_says_that_the_model_is_safe(pics, tmp_path, mon
     """In the inner linear probe, after training; then the same command evaluates, and does not train again."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("unveil.evaluate.logistic.moments", lambda *_: signal.raise_signal(signal.SIGTERM))
+        patch.setattr("unveil.evaluate.logistic.choose_penalty", lambda *_: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Interrupted) as caught, raise_on_signals():
             unveil.pretrain(pics, out=out, **TINY)
     assert str(caught.value) == f"stopped while evaluating: the trained model is saved in {out}, and the same command evaluates it"
@@ -111,7 +111,7 @@ def test_a_stop_while_evaluating_says_that_the_model_is_safe(pics, tmp_path, mon
 
 
 def test_a_probe_does_not_promise_to_resume(whole, pics, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("unveil.evaluate.logistic.moments", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("unveil.evaluate.logistic.choose_penalty", lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as caught:
         cli.main(["probe", str(whole.path), str(pics), "--out", str(tmp_path / "probe"), "--device", "cpu"])
     assert caught.value.code == 143

@@ -20,10 +20,12 @@ KEPT_ASIDE = 0.2
 """Share of the train set on which the penalty is chosen."""
 MAX_SWEEP = 10_000
 """Maximum number of rows on which candidates are fitted."""
-MAX_STEPS, TOLERANCE = 200, 1e-5
-"""Maximum number of steps, and the largest slope at which L-BFGS stops."""
-MAX_ROWS = 2**12
-"""Maximum number of rows that are standardised and computed at once. A standardised copy of all could need too much memory."""
+MAX_STEPS, TOLERANCE = 200, 1e-4
+"""Maximum number of steps, and the largest slope at which L-BFGS stops; that of scikit-learn."""
+MAX_ROWS, MAX_GRAM = 2**12, 2**14
+"""Maximum numbers of rows that are computed at once, and that the curvature is estimated from."""
+MAX_COPY = 2**27
+"""Maximum number of values of which a standardised copy is kept. Of more, a few rows at a time are standardised in every step."""
 
 
 def fit_logistic(
@@ -50,15 +52,15 @@ def fit_logistic(
     """
     labels = labels.to(features.device)
     penalty = penalties[0] if len(penalties) == 1 else choose_penalty(features, labels, len(classes), penalties, groups, seed)
-    weight, bias = minimise(features, labels, len(classes), penalty)
-    mean, deviation = moments(features)
+    regression = LogisticRegression(features, labels, len(classes))
+    weight, bias = regression.fit(penalty)
     task = Linear(features.shape[1], classes).to(features.device)
     norm, linear = task.head.norm, task.head.linear
     assert norm.running_mean is not None
     assert norm.running_var is not None
     with torch.no_grad():
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(deviation.square() - norm.eps)
+        norm.running_mean.copy_(regression.mean)
+        norm.running_var.copy_(regression.deviation.square() - norm.eps)
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
     return task.eval(), penalty
@@ -81,69 +83,87 @@ def choose_penalty(
     aside, rest = (order[each].to(features.device) for each in (place[order] < border, place[order] >= border))
     if not len(aside) or not len(rest):
         return penalties[0]
-    train = features[rest]
-    start, found = None, []
+    regression = LogisticRegression(features[rest], labels[rest], classes)
+    test, start, found = regression.standardised(features[aside]), None, list[tuple[int, float]]()
     for penalty in sorted(penalties, reverse=True):  # each one starts from the solution before it
-        start = minimise(train, labels[rest], classes, penalty, start=start)
-        mean, deviation = moments(train)
-        scores = F.linear((features[aside] - mean) / deviation, *start)
-        found.append((int((scores.argmax(dim=1) == labels[aside]).sum()), penalty))
+        if len(found) > 1 and found[-1] < found[-2] < max(found):
+            break  # it becomes worse and worse
+        start = regression.fit(penalty, start)
+        found.append((int((F.linear(test, *start).argmax(dim=1) == labels[aside]).sum()), penalty))
     return max(found)[1]
 
 
-def moments(features: Float[Tensor, "n D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
-    """Mean and standard deviation of each feature, as in the batch norm of a probe."""
-    count, mean = len(features), features.mean(dim=0)
-    squares = sum(((part - mean).square().sum(dim=0) for part in features.split(MAX_ROWS)), torch.zeros_like(mean))
-    return mean, (squares / count + 1e-6).sqrt()
+class LogisticRegression:
+    """The loss of a linear classifier of standardised features: the mean cross-entropy, plus a penalty.
 
-
-def minimise(
-    features: Float[Tensor, "n D"],
-    labels: Int[Tensor, " n"],
-    classes: int,
-    penalty: float,
-    *,
-    start: tuple[Tensor, Tensor] | None = None,
-    max_steps: int = MAX_STEPS,
-) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]:
-    """The classifier of standardised features with the least loss: the mean cross-entropy, plus the penalty.
+    L-BFGS works in coordinates in which the curvature is about the same in all directions, which takes half of the steps.
 
     Args:
-        features: The features, which are standardised here.
+        features: The features.
         labels: Their classes.
         classes: The number of classes.
-        penalty: The weight of half the squared norm of the weights.
-        start: Weights and biases to start from; by default zeros.
-        max_steps: The maximum number of steps.
-
-    Returns:
-        Weights and biases, for standardised features.
     """
-    from scipy.optimize import minimize  # imported here, since it takes a while
 
-    count, width = features.shape
-    mean, deviation = moments(features)
-    first = torch.zeros(classes, width + 1) if start is None else torch.cat([start[0], start[1][:, None]], dim=1)
+    def __init__(self, features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], classes: int) -> None:
+        self.features, self.labels, self.classes = features, labels, classes
+        count, self.mean = len(features), features.mean(dim=0)
+        squares = sum(((part - self.mean).square().sum(dim=0) for part in features.split(MAX_ROWS)), torch.zeros_like(self.mean))
+        self.deviation = (squares / count + 1e-6).sqrt()  # as in the batch norm of a probe
+        some = self.standardised(features[:: -(-count // MAX_GRAM)])
+        self._gram = (some.T @ some).double() / len(some)
+        self._copy = self.standardised(features) if features.numel() <= MAX_COPY else None
 
-    def as_pair(flat: np.ndarray) -> tuple[Tensor, Tensor]:
-        joint = torch.from_numpy(flat.reshape(classes, width + 1)).to(features)
-        return joint[:, :width], joint[:, width]
+    def standardised(self, features: Float[Tensor, "m D"]) -> Float[Tensor, "m D"]:
+        """Features with the mean and the standard deviation of the train set taken out."""
+        return (features - self.mean) / self.deviation
 
-    def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weight, bias = as_pair(flat)
-        loss, gradient, sums = penalty / 2 * weight.square().sum(), penalty * weight, torch.zeros_like(bias)
-        for rows, truth in zip(features.split(MAX_ROWS), labels[:, None].split(MAX_ROWS), strict=True):
-            rows = (rows - mean) / deviation
+    def loss_and_gradient(self, joint: Float[Tensor, "K D+1"], penalty: float) -> tuple[Tensor, Float[Tensor, "K D+1"]]:
+        """The loss of weights, whose last column are the biases, and its gradient."""
+        weight, bias, count = joint[:, :-1], joint[:, -1], len(self.features)
+        loss, gradient = penalty / 2 * weight.double().square().sum(), penalty * weight
+        sums = torch.zeros_like(bias)
+        plain = self.features if self._copy is None else self._copy
+        for part, truth in zip(plain.split(MAX_ROWS), self.labels[:, None].split(MAX_ROWS), strict=True):
+            rows = self.standardised(part) if self._copy is None else part
             logarithms = F.log_softmax(torch.addmm(bias, rows, weight.T), dim=1)
-            loss = loss - logarithms.gather(1, truth).sum() / count
+            loss = loss - logarithms.gather(1, truth).double().sum() / count
             error = logarithms.exp_().div_(count)
             error.scatter_add_(1, truth, error.new_full(truth.shape, -1 / count))
             gradient = gradient + error.T @ rows
-            sums = sums + error.sum(dim=0)
-        return float(loss), torch.cat([gradient, sums[:, None]], dim=1).double().flatten().cpu().numpy()
+            sums += error.sum(dim=0)
+        return loss, torch.cat([gradient, sums[:, None]], dim=1)
 
-    options = {"maxiter": max_steps, "gtol": TOLERANCE, "ftol": 0.0}
-    with torch.no_grad():
-        found = minimize(loss_and_gradient, first.double().flatten().cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
-    return as_pair(found.x)
+    def fit(
+        self, penalty: float, start: tuple[Tensor, Tensor] | None = None, max_steps: int = MAX_STEPS
+    ) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]:
+        """The weights and biases, for standardised features, with the least loss.
+
+        Args:
+            penalty: The weight of half the squared norm of the weights.
+            start: Weights and biases to start from; by default zeros.
+            max_steps: The maximum number of steps of L-BFGS.
+        """
+        from scipy.optimize import minimize  # imported here, since it takes a while
+
+        width = len(self.mean)
+        curvature = torch.eye(width + 1, dtype=torch.float64, device=self.mean.device)  # of the biases: 1
+        curvature[:width, :width] = self._gram / self.classes
+        curvature.diagonal()[:width] += penalty + 1e-5
+        root = torch.linalg.cholesky(curvature)
+
+        def back(flat: np.ndarray) -> Float[Tensor, "K D+1"]:
+            scaled = torch.from_numpy(flat.reshape(self.classes, width + 1)).to(root)
+            found: Tensor = torch.linalg.solve_triangular(root, scaled, upper=False, left=False)
+            return found
+
+        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            loss, gradient = self.loss_and_gradient(back(flat).to(self.mean), penalty)
+            scaled = torch.linalg.solve_triangular(root.T, gradient.double(), upper=True, left=False)
+            return float(loss), scaled.flatten().cpu().numpy()
+
+        first = torch.zeros(self.classes, width + 1) if start is None else torch.cat([start[0], start[1][:, None]], dim=1)
+        options = {"maxiter": max_steps, "gtol": TOLERANCE, "ftol": 1e-9, "maxfun": 2 * max_steps}
+        with torch.no_grad():
+            scaled = (first.to(root) @ root).flatten().cpu().numpy()
+            joint = back(minimize(objective, scaled, jac=True, method="L-BFGS-B", options=options).x).to(self.mean)
+        return joint[:, :-1], joint[:, -1]

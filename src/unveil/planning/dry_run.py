@@ -27,7 +27,7 @@ from unveil.errors import Interrupted, UnveilError
 from unveil.evaluate.features import MAX_RAW, MAX_WHITENED, evaluation_batch_size, features_of, raw_pixels
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
-from unveil.evaluate.logistic import MAX_SWEEP, minimise
+from unveil.evaluate.logistic import MAX_SWEEP, LogisticRegression
 from unveil.interop import model_files
 from unveil.learner import Method
 from unveil.reports.page import write_page
@@ -50,7 +50,7 @@ from unveil.train.state import load_model_state
 
 STEP_SHARE, EVALUATION_SHARE = 0.35, 0.1
 """Shares of the duration of a dry run for training steps, and for each kind of evaluation."""
-TYPICAL_STEPS, TYPICAL_SWEEP = 60, 150
+TYPICAL_STEPS, TYPICAL_SWEEP = 30, 120
 """Passes of L-BFGS over all features, and over those on which the penalty is chosen."""
 MAX_TRAIN, MAX_TEST = 20_000, 10_000
 """Maximum numbers of labelled images in the final evaluation: see `unveil.runs.image_evaluation.compare_features`."""
@@ -403,7 +403,7 @@ def time_classifiers(width: int, counts: ImageCounts) -> float:
 
     def fit(steps: int) -> float:
         start = time.monotonic()
-        minimise(features, labels, counts.classes, 0.0, max_steps=steps)
+        LogisticRegression(features, labels, counts.classes).fit(0.0, max_steps=steps)
         return time.monotonic() - start
 
     fit(1)  # a warm-up
