@@ -18,8 +18,15 @@ FORKS.set_forkserver_preload(
         "unveil.commands",
         "unveil.recipes.pretrain",
         "unveil.reports.page",
-        "torch.nn.parallel.distributed",
         "matplotlib.figure",
+        "scipy.optimize",
+        "sklearn.covariance",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.rendezvous",
+        "torch.nn.parallel.distributed",
+        "torch.utils.flop_counter",
+        "tyro.extras",
     ]
 )
 
