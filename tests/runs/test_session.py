@@ -16,7 +16,12 @@ from unveil import cli
 from unveil.errors import Interrupted, UnveilError
 from unveil.folder_lock import locked
 from unveil.runs import images as image_runs
+from unveil.runs import session
 from unveil.stop_signals import raise_on_signals
+from unveil.train import parallel
+from unveil.train.optim import OptimConfig
+from unveil.train.parallel import HardwareConfig
+from unveil.train.recipe import TrainConfig
 from unveil.train.recorder import Recorder
 
 TINY: dict[str, Any] = {
@@ -165,3 +170,13 @@ def test_what_cannot_go_on_is_refused(whole, pics, tmp_path):
     refused("is not a run folder", resume_from=tmp_path)
     with pytest.raises(UnveilError, match="is a pretrain run: a finetune run cannot go on from it"):
         unveil.finetune(whole.path, pics, out=tmp_path / "tuned", resume_from=whole.path, device="cpu")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_on_a_processor_without_it_is_said(fast, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "_cpu_flags", lambda: frozenset(["avx2", *(["avx512_bf16"] if fast else [])]))
+    for precision in ("auto", "float32", "bfloat16"):
+        recipe = session.join(TrainConfig(), OptimConfig(), HardwareConfig(device="cpu", precision=precision))
+        said = capsys.readouterr().err
+        assert ("this processor has no matrix products in bfloat16" in said) == (precision == "bfloat16" and not fast)
+        assert recipe.hardware.precision == ("bfloat16" if precision == "bfloat16" or (precision == "auto" and fast) else "float32")

@@ -1,6 +1,7 @@
 """The cost of a step, and the number of microbatches that fit into memory."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.train import memory_trial
 from unveil.train.memory_trial import LiveTensors, cost_of, fit_batch_in_memory, matrix_peak, memory_of
 from unveil.train.parallel import HardwareConfig, World
 
@@ -138,3 +140,12 @@ def test_a_peak_is_measured_once():
     first = matrix_peak(torch.device("cpu"), "float32")
     assert 1e8 < first < 1e15
     assert matrix_peak(torch.device("cpu"), "float32") == first
+
+
+def test_the_peak_of_a_cpu_is_that_of_cpu_time(monkeypatch):
+    """Otherwise other programs make it small, and a run later reaches more than 100 % of it."""
+    ticks = itertools.count()
+    monkeypatch.setattr(memory_trial.time, "process_time", lambda: float(next(ticks)))
+    monkeypatch.setattr(memory_trial.time, "perf_counter", lambda: pytest.fail("wall-clock time"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert matrix_peak.__wrapped__(torch.device("cpu"), "float32") == 3 * 2 * 1024**3

@@ -18,10 +18,10 @@ PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Candidates for the weight of half the squared norm of the weights, beside the mean cross-entropy."""
 KEPT_ASIDE = 0.2
 """Share of the train set on which the penalty is chosen."""
-MAX_SWEEP = 10_000
-"""Maximum number of rows on which candidates are fitted."""
-MAX_STEPS, TOLERANCE = 200, 1e-4
-"""Maximum number of steps, and the largest slope at which L-BFGS stops; that of scikit-learn."""
+MAX_SWEEP, PER_CLASS = 5_000, 10
+"""Maximum number of rows on which candidates are fitted, and of rows for each class if there are many classes."""
+MAX_STEPS, TOLERANCE, ROUGH = 200, 1e-4, 1e-3
+"""Maximum number of steps, and the largest slope at which L-BFGS stops (as in scikit-learn); and that for candidates."""
 MAX_ROWS, MAX_GRAM = 2**12, 2**14
 """Maximum numbers of rows that are computed at once, and that the curvature is estimated from."""
 MAX_COPY = 2**27
@@ -78,7 +78,7 @@ def choose_penalty(
     chance = torch.Generator().manual_seed(seed)
     numbers = torch.arange(len(features)) if groups is None else groups.unique(return_inverse=True)[1].cpu()
     place = torch.rand(int(numbers.max()) + 1, generator=chance)[numbers]  # the same for a whole group
-    order = place.argsort(stable=True)[: round(MAX_SWEEP / (1 - KEPT_ASIDE))]
+    order = place.argsort(stable=True)[: round(max(MAX_SWEEP, PER_CLASS * classes) / (1 - KEPT_ASIDE))]
     border = place[order[min(len(order) - 1, round(KEPT_ASIDE * len(order)))]]
     aside, rest = (order[each].to(features.device) for each in (place[order] < border, place[order] >= border))
     if not len(aside) or not len(rest):
@@ -88,7 +88,7 @@ def choose_penalty(
     for penalty in sorted(penalties, reverse=True):  # each one starts from the solution before it
         if len(found) > 1 and found[-1] < found[-2] < max(found):
             break  # it becomes worse and worse
-        start = regression.fit(penalty, start)
+        start = regression.fit(penalty, start, tolerance=ROUGH)
         found.append((int((F.linear(test, *start).argmax(dim=1) == labels[aside]).sum()), penalty))
     return max(found)[1]
 
@@ -134,7 +134,12 @@ class LogisticRegression:
         return loss, torch.cat([gradient, sums[:, None]], dim=1)
 
     def fit(
-        self, penalty: float, start: tuple[Tensor, Tensor] | None = None, max_steps: int = MAX_STEPS
+        self,
+        penalty: float,
+        start: tuple[Tensor, Tensor] | None = None,
+        *,
+        max_steps: int = MAX_STEPS,
+        tolerance: float = TOLERANCE,
     ) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]:
         """The weights and biases, for standardised features, with the least loss.
 
@@ -142,6 +147,7 @@ class LogisticRegression:
             penalty: The weight of half the squared norm of the weights.
             start: Weights and biases to start from; by default zeros.
             max_steps: The maximum number of steps of L-BFGS.
+            tolerance: The largest slope at which it stops.
         """
         from scipy.optimize import minimize  # imported here, since it takes a while
 
@@ -162,7 +168,7 @@ class LogisticRegression:
             return float(loss), scaled.flatten().cpu().numpy()
 
         first = torch.zeros(self.classes, width + 1) if start is None else torch.cat([start[0], start[1][:, None]], dim=1)
-        options = {"maxiter": max_steps, "gtol": TOLERANCE, "ftol": 1e-9, "maxfun": 2 * max_steps}
+        options = {"maxiter": max_steps, "gtol": tolerance, "ftol": 1e-9, "maxfun": 2 * max_steps}
         with torch.no_grad():
             scaled = (first.to(root) @ root).flatten().cpu().numpy()
             joint = back(minimize(objective, scaled, jac=True, method="L-BFGS-B", options=options).x).to(self.mean)
