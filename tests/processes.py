@@ -20,7 +20,6 @@ FORKS.set_forkserver_preload(
         "unveil.reports.page",
         "matplotlib.figure",
         "scipy.optimize",
-        "sklearn.covariance",
         "torch._dynamo",
         "torch.distributed.fsdp",
         "torch.distributed.rendezvous",

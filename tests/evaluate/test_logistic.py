@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn import linear_model
+from sklearn.covariance import ledoit_wolf
 
 from unveil.evaluate import logistic
-from unveil.evaluate.knn import knn_scores, whiten
+from unveil.evaluate.knn import knn_scores, shrunk_covariance, whiten
 from unveil.evaluate.logistic import LogisticRegression, choose_penalty, fit_logistic
 
 
@@ -95,6 +96,20 @@ def test_too_few_samples_to_keep_any_aside() -> None:
     assert task.logits(features).isfinite().all()
     task, _ = fit_logistic(torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 0]), ["a", "b"])  # features without variance
     assert task.logits(torch.ones(1, 3)).argmax() == 0
+
+
+@pytest.mark.parametrize(("count", "width"), [(20, 50), (500, 12), (3, 1)])
+def test_the_covariance_is_that_of_scikit_learn(count: int, width: int) -> None:
+    plain = torch.randn(count, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.logspace(0, 1, width)
+    centred = plain - plain.mean(dim=0)
+    expected, _ = ledoit_wolf(centred.numpy(), assume_centered=True)
+    torch.testing.assert_close(shrunk_covariance(centred), torch.from_numpy(expected))
+
+
+def test_constant_features_can_be_whitened() -> None:
+    """As those of a run that has collapsed."""
+    for bank in (torch.ones(30, 4), torch.ones(1, 4), torch.randn(30, 1).expand(30, 4)):
+        assert all(each.isfinite().all() for each in whiten(bank, torch.randn(3, 4)))
 
 
 def test_whitened_features_have_unit_covariance_and_find_what_a_large_direction_hides() -> None:

@@ -13,14 +13,23 @@ def whiten(bank: Float[Tensor, "S D"], queries: Float[Tensor, "Q D"]) -> tuple[F
     classifier. The covariance is shrunk towards a multiple of the identity by Ledoit and Wolf (2004), since a small bank does not
     determine it. Features are standardised first, so that none sets the scale of the others.
     """
-    from sklearn.covariance import ledoit_wolf  # imported here, since it takes a while
-
     variance, mean = torch.var_mean(bank.double(), dim=0, correction=0)
     first, second = ((part.double() - mean) / (variance + 1e-6).sqrt() for part in (bank, queries))
-    covariance, _ = ledoit_wolf(first.cpu().numpy(), assume_centered=True)
-    factor = torch.linalg.cholesky(torch.from_numpy(covariance)).to(bank.device)
+    covariance = shrunk_covariance(first)
+    factor = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance)).to(covariance))  # features may be constant
     first, second = (torch.linalg.solve_triangular(factor, part.T, upper=False).T.float() for part in (first, second))
     return first, second
+
+
+def shrunk_covariance(centred: Float[Tensor, "n D"]) -> Float[Tensor, "D D"]:
+    """The covariance of centred samples, shrunk as in Ledoit and Wolf (2004) and in scikit-learn, whose import takes seconds."""
+    count, width = centred.shape
+    covariance = centred.T @ centred / count
+    mean, squares = covariance.trace() / width, covariance.square().sum()
+    spread = (squares - width * mean**2) / width
+    noise = (centred.square().sum(dim=1).square().sum() / count - squares) / (count * width)
+    share = float((noise.minimum(spread) / spread).nan_to_num(0.0))
+    return (1 - share) * covariance + share * mean * torch.eye(width, dtype=centred.dtype, device=centred.device)
 
 
 def knn_scores(
