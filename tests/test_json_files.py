@@ -96,6 +96,10 @@ def test_what_is_written_is_read_again(tmp_path):
     path.write_text(json_text(CONTENT))
     assert read_json(path) == CONTENT | {"size": [16, 16]}
     assert list(read_json(path)) == list(CONTENT)
+    first, second, *rest = json_text(CONTENT | {"lr": 2.0}).splitlines()
+    assert '"checksum": "crc32:' in second
+    path.write_text("\n".join([first, *rest]))  # the line is deleted, so a change is allowed
+    assert read_json(path)["lr"] == 2.0
     path.write_text(json.dumps(CONTENT))  # as earlier versions wrote it
     assert read_json(path) == CONTENT | {"size": [16, 16]}
     path.write_text(json.dumps(json.loads(json_text(CONTENT)), sort_keys=True))  # other white space and order

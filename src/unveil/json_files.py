@@ -23,9 +23,14 @@ CHECKSUM = "checksum"
 """The key of the checksum that `json_text` adds. Disks and copies do flip bits, and a changed digit is still valid JSON."""
 
 
-def json_text(content: Mapping[str, Any], indent: int | None = 1) -> str:
-    """An object as JSON text that ends with a line break. Its last key is a checksum, which `read_json` verifies and removes."""
-    return json.dumps({**content, CHECKSUM: checksum_of(content)}, indent=indent) + "\n"
+def json_text(content: Mapping[str, Any]) -> str:
+    """An object as JSON text. Its first line is a checksum, which `read_json` verifies and removes."""
+    return json.dumps({CHECKSUM: checksum_of(content), **content}, indent=1) + "\n"
+
+
+def json_line(content: Mapping[str, Any]) -> str:
+    """An object as a line of JSON, with a checksum at its end."""
+    return json.dumps({**content, CHECKSUM: checksum_of(content)}) + "\n"
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:

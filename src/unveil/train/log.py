@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unveil.atomic_files import set_aside, telling, write_text
 from unveil.errors import UnveilError
-from unveil.json_files import CHECKSUM, is_unchanged, json_text, read_regular
+from unveil.json_files import CHECKSUM, is_unchanged, json_line, read_regular
 from unveil.plain_text import count_of, printable
 from unveil.train.parallel import World, gather, mean_over_processes
 from unveil.train.run_schema import fits
@@ -52,13 +52,13 @@ class JsonLines:
         if fault:
             self._say(f"{fault}: the file is set aside as {set_aside(self._path).name}, and the run goes on")
         kept = [line for line in lines if line["step"] <= first]
-        write_text(self._path, "".join(json_text(line, indent=None) for line in kept))
+        write_text(self._path, "".join(json_line(line) for line in kept))
 
     def write(self, record: Record) -> None:
         with telling(self._path):
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8")
-            self._file.write(json_text(record, indent=None))
+            self._file.write(json_line(record))
             self._file.flush()
 
     def close(self) -> None:
