@@ -1,6 +1,7 @@
 """What folders, tar files and zip files have in common: a list of files that any thread can read."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 from unveil.data.images import IMAGE_SUFFIXES, image_format
@@ -20,7 +21,7 @@ class Archive(ABC):
     """Named files with their sizes, sorted by the code points of their names. `refused` maps excluded files to the reason."""
 
     names: list[str]
-    sizes: list[int]
+    sizes: Sequence[int]
     refused: dict[str, str]
 
     def read(self, index: int, limit: int = FILE_LIMIT) -> bytes:
@@ -66,6 +67,8 @@ class Archive(ABC):
 
 def clean_name(name: str) -> str:
     """The name of a member as a relative path without `.` and `..`, or "" if it is hidden."""
+    if name and "/." not in name and "//" not in name and "__MACOSX" not in name and name[0] not in "./" and name[-1] != "/":
+        return name  # the usual case, ten times faster
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return "" if any(part.startswith(".") or part == "__MACOSX" for part in parts) else "/".join(parts)
 

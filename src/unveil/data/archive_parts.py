@@ -36,9 +36,7 @@ def class_parts(text: str, archive: Archive) -> DataParts:
     candidates = candidates_or_error(text, archive)
     extras = extra_images(archive, candidates)
     candidates = [index for index in candidates if index not in extras]
-    rest = (archive.names[index] for index in sorted(set(range(len(archive.names))) - set(candidates) - set(extras)))
-    samples = {sample for index in candidates for sample in sample_names(archive.names[index])}
-    unused = {name: "not an image, by its name or its first bytes" for name in rest if not is_label_file(name, samples)}
+    unused = dict.fromkeys(_other_files(archive, candidates, extras), "not an image, by its name or its first bytes")
     unused |= {archive.names[index]: reason for index, reason in extras.items()}
     names = names_without_shards(archive, candidates)
     layout = layout_of(names)
@@ -117,7 +115,7 @@ def candidate_images(archive: Archive) -> list[int]:
     """Indices of files with the suffix of an image, and of files without a suffix that begin like an image."""
     indices, retries = [], Retries()
     for index, name in enumerate(archive.names):
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        if name.lower().endswith(IMAGE_SUFFIXES):
             indices.append(index)
             continue
         try:
@@ -162,10 +160,14 @@ def extra_images(archive: Archive, candidates: Sequence[int]) -> dict[int, str]:
     }
 
 
-def is_label_file(name: str, samples: set[str]) -> bool:
-    """Whether a file holds labels: a labels.csv, or a .cls or .json with the name of one of the samples."""
-    stem, suffix = os.path.splitext(name)
-    return name.rpartition("/")[2] == TABLE or (suffix in (".cls", ".json") and stem in samples)
+def _other_files(archive: Archive, candidates: Sequence[int], extras: Mapping[int, str]) -> list[str]:
+    """The files that are neither images nor hold labels: a labels.csv, or a .cls or .json with the name of a sample."""
+    images = {*candidates, *extras}
+    rest = [name for index, name in enumerate(archive.names) if index not in images and name.rpartition("/")[2] != TABLE]
+    if not any(name.endswith((".cls", ".json")) for name in rest):
+        return rest
+    samples = {sample for index in candidates for sample in sample_names(archive.names[index])}
+    return [name for name in rest if not (name.endswith((".cls", ".json")) and os.path.splitext(name)[0] in samples)]
 
 
 def names_without_shards(archive: Archive, candidates: Sequence[int]) -> list[str]:

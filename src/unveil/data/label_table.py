@@ -45,8 +45,9 @@ def table_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[st
     Raises:
         UnveilError: If a table has other columns, cannot be parsed, or names no image at all.
     """
-    tables = {name.removesuffix(TABLE): index for index, name in enumerate(archive.names) if name.rpartition("/")[2] == TABLE}
-    common = [root for root in roots if all(archive.names[index].startswith(root) for index in candidates)]
+    tables = {name.removesuffix(TABLE): index for index, name in enumerate(archive.names) if f"/{name}".endswith(f"/{TABLE}")}
+    ends = [archive.names[index] for index in (*candidates[:1], *candidates[-1:])]  # names are sorted: what these share, all share
+    common = [root for root in roots if all(name.startswith(root) for name in ends)]
     chosen = [root for root in common if root in tables][:1] or [root for root in roots if root in tables]
     if not chosen:
         return None

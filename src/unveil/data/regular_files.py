@@ -102,7 +102,8 @@ class ReopenedFile:
 
     def __init__(self, path: Path, handle: int) -> None:
         self._path = path
-        self._facts = _facts(handle)
+        self.status = os.fstat(handle)
+        self._facts = _facts(self.status)
         self.size = self._facts[2]
         _recent.put(self._path, _Handle(handle, self._facts))
 
@@ -123,8 +124,7 @@ class ReopenedFile:
             raise
 
 
-def _facts(handle: int) -> tuple[int, int, int, int]:
-    status = os.fstat(handle)
+def _facts(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -132,7 +132,7 @@ class _Handle:
     """A descriptor that is closed when the last thread that reads from it has finished."""
 
     def __init__(self, number: int, facts: tuple[int, int, int, int] | None = None) -> None:
-        self.number, self.facts = number, facts or _facts(number)
+        self.number, self.facts = number, facts or _facts(os.fstat(number))
         weakref.finalize(self, os.close, number)
 
 

@@ -8,9 +8,10 @@ photos/masks/train/1.png        left out: a mask lies beside the images
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from operator import itemgetter
+from typing import NamedTuple, TypeVar
 
 SPLIT_WORDS = {
     "train": ("train", "training", "trainval", "labeled", "labelled"),
@@ -38,6 +39,7 @@ _MASKS = re.compile(_MASK)
 _SPLIT_MASKS = re.compile(rf".*?(?:{_WORD}).*?(?:masks?|labels?|annots?|annotations?|groundtruths?|gt)")
 _SEPARATORS = re.compile(r"[-_. ]+")
 
+F = TypeVar("F")
 Steps = tuple[str, ...]
 """The folders of an image, from the outermost to the innermost."""
 
@@ -118,7 +120,7 @@ def layout_of(names: Sequence[str], *, keep_masks: bool = False) -> Layout:
     root = _tree(names)
     masks = [] if keep_masks else _cut_masks(root, names)
     kept = root.images
-    steps: list[Steps] = [tuple(name.split("/")[:-1]) for name in names]
+    steps = _each_folder([name.rpartition("/")[0] for name in names], lambda folder: tuple(folder.split("/")) if folder else ())
     node = root
     while True:
         found = without_union(_splits_among(node))
@@ -128,7 +130,7 @@ def layout_of(names: Sequence[str], *, keep_masks: bool = False) -> Layout:
         if below:
             return _layout_below(node, below, kept, steps, masks)
         if len(node.children) != 1:
-            return Layout({"train": sorted(kept)}, {}, [step[node.depth :] for step in steps], masks)
+            return Layout({"train": sorted(kept)}, {}, _each_folder(steps, itemgetter(slice(node.depth, None))), masks)
         (node,) = node.children.values()
     parts: dict[str, list[int]] = {}
     folders: dict[str, list[str]] = {}
@@ -140,7 +142,7 @@ def layout_of(names: Sequence[str], *, keep_masks: bool = False) -> Layout:
     if stray:
         parts.setdefault(OTHER, []).extend(stray)
         folders.setdefault(OTHER, [])
-    steps = [step[node.depth + 1 :] for step in steps]
+    steps = _each_folder(steps, itemgetter(slice(node.depth + 1, None)))
     order = [part for part in PARTS if part in parts]
     return Layout({part: sorted(parts[part]) for part in order}, {part: sorted(folders[part]) for part in order}, steps, masks)
 
@@ -195,6 +197,12 @@ def _tree(names: Sequence[str]) -> _Node:
             nodes[folder] = node
         node.files.append(index)
     return root
+
+
+def _each_folder(folders: Sequence[F], change: Callable[[F], Steps]) -> list[Steps]:
+    """Changes the folder of each image. Images of one folder share the result: a million tuples of strings take 200 MB."""
+    changed = {folder: change(folder) for folder in set(folders)}
+    return [changed[folder] for folder in folders]
 
 
 def _cut_masks(root: _Node, names: Sequence[str]) -> list[Masks]:
@@ -286,5 +294,5 @@ def _layout_below(node: _Node, found: set[str], kept: Sequence[int], steps: Sequ
         part = split_of(name) or OTHER
         parts.setdefault(part, []).append(index)
         folders.setdefault(part, set()).update([f"*/{name}"] if name else [])
-    below = [step[node.depth : level] + step[level + 1 :] for step in steps]
+    below = _each_folder(steps, lambda step: step[node.depth : level] + step[level + 1 :])
     return Layout(parts, {part: sorted(each) for part, each in folders.items()}, below, masks)

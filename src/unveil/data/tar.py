@@ -3,18 +3,23 @@
 import bz2
 import gzip
 import lzma
+import operator
 import os
 import shutil
 import tarfile
 import tempfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from unveil.data.archive import Archive, clean_name, damaged
 from unveil.data.pixels import Unreadable
 from unveil.data.regular_files import FILE_LIMIT, RATIO, SMALL, TOO_LARGE, ReopenedFile, open_regular, read_at
+from unveil.data.saved_listing import Listing, load_listing, save_listing
+from unveil.data.tar_headers import Bytes, Window, plain_files
 from unveil.errors import UnveilError
 
 HEADER_LIMIT = 2**20
@@ -25,14 +30,6 @@ RESERVE = 256 * 2**20
 """Bytes of the disk that unpacking leaves free."""
 XZ_MEMORY = 256 * 2**20
 """Maximum memory for unpacking a .tar.xz; `xz -9` needs 65 MiB."""
-
-
-class _Bytes(Protocol):
-    """Reads from any thread."""
-
-    size: int
-
-    def read(self, size: int, offset: int) -> bytes: ...
 
 
 class Spool:
@@ -98,53 +95,79 @@ class Tar(Archive):
     """
 
     def __init__(self, path: Path, spool: Spool | None = None):
-        self.refused = {}
         try:
             self._bytes, is_checked = _opened(path, spool or Spool())
-            members = self._list(is_checked)
+            known = load_listing(path, self._bytes) if isinstance(self._bytes, ReopenedFile) else None
+            listing = known or self._list(is_checked)
         except UnveilError:
             raise
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, RecursionError) as error:
             raise damaged(path, error) from None
         except Unreadable as error:
             raise UnveilError(f"cannot read {str(path)!r}: {error.reason}") from None
-        self.names = sorted(members)
-        self._offsets = [members[name][0] for name in self.names]
-        self.sizes = [members[name][1] for name in self.names]
+        self.names, self._offsets, self.sizes, self.refused = listing
+        if known is None and isinstance(self._bytes, ReopenedFile):
+            save_listing(path, self._bytes, listing)
 
-    def _list(self, is_checked: bool) -> dict[str, tuple[int, int]]:
-        members: dict[str, tuple[int, int]] = {}
-        headers = _Headers(self._bytes)
+    def _list(self, is_checked: bool) -> Listing:
+        names, offsets, sizes, refused = list[str](), array("q"), array("q"), dict[str, str]()
+        headers, window = _Headers(self._bytes), Window(self._bytes)
+        position = 0
         with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]  # it needs no more than these methods
-            while (member := headers.next_of(tar)) is not None:
-                name = clean_name(member.name)
+            while True:
+                if set(tar.pax_headers) <= {"comment"}:  # else all headers that follow may mean something else
+                    plain = plain_files(window, position, self._bytes.size, FILE_LIMIT)
+                    for name, offset, size in zip(plain.names, plain.offsets, plain.sizes, strict=True):
+                        if name := clean_name(name):
+                            names.append(name)
+                            offsets.append(offset)
+                            sizes.append(size)
+                    if plain.next_header > position:
+                        headers.go_to(tar, plain.next_header)
+                member = headers.next_of(tar)
+                if member is None:
+                    break
+                position = tar.offset
                 tar.members = []  # else a million of them would stay in memory
+                name = clean_name(member.name)
                 if member.isdir() or not name:
                     continue
                 if not member.isreg():
-                    self.refused[name] = "a link in a tar" if member.issym() or member.islnk() else "a device or pipe in a tar"
+                    refused[name] = "a link in a tar" if member.issym() or member.islnk() else "a device or pipe in a tar"
                     continue
                 if member.offset_data + member.size > self._bytes.size:
                     raise tarfile.ReadError(f"the data of {name!r} is cut short")
                 if member.issparse() or member.size > FILE_LIMIT:
-                    self.refused[name] = "sparse file in a tar" if member.issparse() else TOO_LARGE
+                    refused[name] = "sparse file in a tar" if member.issparse() else TOO_LARGE
                 else:
-                    members[name] = (member.offset_data, member.size)
+                    names.append(name)
+                    offsets.append(member.offset_data)
+                    sizes.append(member.size)
             end = headers.block(tar.offset, tarfile.BLOCKSIZE)
         if end.strip(b"\0"):  # tarfile takes a broken header for the end
             raise tarfile.ReadError(f"broken header at byte {tar.offset:,}")
         if not end and not is_checked:  # a truncated download may happen to end between two files
             raise tarfile.ReadError("it has no end mark")
-        return members
+        return _sorted(names, offsets, sizes, refused)
 
     def _read(self, index: int, limit: int) -> bytes:
         return self._bytes.read(min(limit, self.sizes[index]), self._offsets[index])
 
 
+def _sorted(names: list[str], offsets: "array[int]", sizes: "array[int]", refused: dict[str, str]) -> Listing:
+    """Sorts files by their names. If there are several of the same name, the last one counts, as in a tar that was appended to."""
+    if all(map(operator.lt, names, islice(names, 1, None))):
+        return Listing(names, offsets, sizes, refused)
+    last = {name: place for place, name in enumerate(names)}
+    order = sorted(last)
+    places = [last[name] for name in order]
+    return Listing(order, array("q", [offsets[i] for i in places]), array("q", [sizes[i] for i in places]), refused)
+
+
 class _Headers:
     """The headers of a tar as a file, with a limit on the bytes for one member: a name could be gigabytes long."""
 
-    def __init__(self, source: _Bytes) -> None:
+    def __init__(self, source: Bytes) -> None:
         self._source = source
         self._position, self._left = 0, HEADER_LIMIT  # tarfile reads the first header on opening
         self._cached, self._start = b"", 0
@@ -154,6 +177,10 @@ class _Headers:
         self._left = HEADER_LIMIT
         member: tarfile.TarInfo | None = tar.next()
         return member
+
+    def go_to(self, tar: Any, offset: int) -> None:
+        """Lets the tar go on at a header."""
+        tar.firstmember, tar.offset = None, offset  # it reads the first member when it is opened
 
     def block(self, offset: int, size: int) -> bytes:
         """Bytes of the tar, fewer at its end."""
@@ -179,7 +206,7 @@ class _Headers:
         return self._position
 
 
-def _opened(path: Path, spool: Spool) -> tuple[_Bytes, bool]:
+def _opened(path: Path, spool: Spool) -> tuple[Bytes, bool]:
     """Returns the tar, and whether it was compressed. If so, a checksum was verified, so the tar is complete."""
     handle = open_regular(path)
     file = ReopenedFile(path, handle)
