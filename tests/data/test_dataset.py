@@ -2,6 +2,7 @@
 
 import errno
 import io
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -68,6 +69,48 @@ def test_on_demand_equals_in_memory(same):
             assert not image[:, h:].any()
             assert not image[:, :, w:].any()
     assert kept.labels.tolist() == fresh.labels.tolist() == [0, 10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("odd", [(), (5, 130), (0, 1)])
+@pytest.mark.parametrize("with_maps", [False, True])
+def test_other_sizes_than_those_of_the_sample_are_kept_as_they_are(odd, with_maps):
+    """64 of 200 images are the sample, from which it seems that all have one size. Two of the others cannot be read."""
+    arrays = images_of(200)
+    for i in odd:
+        arrays[i] = arrays[i][:4, : 5 + i % 2]
+    files = [None if i in (7, 131) else png(x) for i, x in enumerate(arrays)]
+    images = source(files, labelled=not with_maps)
+    if with_maps:
+        maps = [png(x[..., 0] // 64) for x in arrays]
+        images = replace(images, classes=["a", "b", "c", "d"], map_reader=lambda i: maps[i])
+    kept, fresh = (ImageDataset(images, side=100, memory=memory) for memory in (MEMORY, 0))
+    assert isinstance(kept._images, torch.Tensor) == (not odd)
+    for places in torch.arange(200).split(33):
+        a, b = kept.readable(places), fresh.readable(places)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.sizes, b.sizes)
+        assert torch.equal(a.keys, b.keys)
+        assert a.keys.tolist() == [i for i in places.tolist() if files[i] is not None]
+        assert all(map(torch.equal, a.targets, b.targets))
+    assert dict(kept.faults()).keys() == {7, 131}
+    assert kept.names == fresh.names
+
+
+def test_no_image_is_in_memory_twice():
+    arrays = [np.full((96, 96, 3), i % 256, np.uint8) for i in range(400)]  # files of 300 bytes, so that only pixels count
+    images = source([png(x) for x in arrays])
+    ImageDataset(source([png(x) for x in arrays[9:11]]), side=96)  # imports the decoders
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        kept = ImageDataset(images, side=96)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert isinstance(kept._images, torch.Tensor)
+    size = kept._images.nbytes
+    assert size == 400 * 96 * 96 * 3
+    assert size < peak < 1.3 * size
 
 
 def test_images_are_shrunk_never_enlarged():

@@ -176,11 +176,10 @@ def names_without_shards(archive: Archive, candidates: Sequence[int]) -> list[st
     if not isinstance(archive, Shards):
         return names
     word = {stem: re.sub(r"[-_.]?\d+$", "", stem).lower() for stem in archive.stems}
-    shards, inner = zip(*(name.split("/", 1) for name in names), strict=True)
     words = set(word.values())
     if len(words) > 1 and len(layout_of([f"{each}/1" for each in words]).parts) > 1:
-        return [f"{word[shard]}/{rest}" for shard, rest in zip(shards, inner, strict=True)]
-    return list(inner)
+        return [f"{word[shard]}/{rest}" for shard, _, rest in (name.partition("/") for name in names)]
+    return [name.partition("/")[2] for name in names]
 
 
 def _makers(layout: Layout, make: Callable[[str], Source]) -> dict[str, Callable[[], Source]]:

@@ -8,6 +8,7 @@ import os
 import stat
 import zipfile
 import zlib
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,22 +81,25 @@ class Shards(Archive):
         spool = Spool()  # one for all, because each temporary file stays open
         self._archives = [open_archive(path, spool) for path in paths]
         self.stems = stems = [_stem(path) for path in paths]
-        rows = []
+        names, sizes, shards, places = list[str](), array("q"), array("q"), array("q")
         for number, (stem, archive) in enumerate(zip(stems, self._archives, strict=True)):
-            rows += [(f"{stem}/{name}", archive.sizes[i], number, i) for i, name in enumerate(archive.names)]
-        rows.sort()
+            names += [f"{stem}/{name}" for name in archive.names]
+            sizes.extend(archive.sizes)
+            shards.extend([number] * len(archive.sizes))
+            places.extend(range(len(archive.sizes)))
+            archive.names = []  # these are needed no more: a million names take 100 MB
+        by_name = names.__getitem__ if len(set(stems)) == len(stems) else lambda i: (names[i], sizes[i])
+        order = sorted(range(len(names)), key=by_name)
         self.refused = {
             f"{stem}/{name}": reason
             for stem, archive in zip(stems, self._archives, strict=True)
             for name, reason in archive.refused.items()
         }
-        self.names = [row[0] for row in rows]
-        self.sizes = [row[1] for row in rows]
-        self._locations = [row[2:] for row in rows]
+        self.names = [names[i] for i in order]
+        self.sizes, self._shards, self._places = (array("q", [column[i] for i in order]) for column in (sizes, shards, places))
 
     def _read(self, index: int, limit: int) -> bytes:
-        shard, inner_index = self._locations[index]
-        return self._archives[shard].read(inner_index, limit)
+        return self._archives[self._shards[index]]._read(self._places[index], limit)
 
 
 def open_archive(path: Path, spool: Spool | None = None) -> Archive:

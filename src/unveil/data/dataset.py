@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_samples import Fault, common_channels, sample_images
 from unveil.data.images import read_class_map, read_image
 from unveil.data.pixels import IGNORE, LONGEST, ClassMap, Pixels, ShrinkTo, Unreadable, match_channels, shrink_class_map
+from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
 from unveil.data.targets import ClassTargets, PixelTargets, Targets
@@ -140,7 +141,7 @@ class ImageDataset:
         if isinstance(self._images, list):
             sizes = [(x.shape[0], x.shape[1]) for x in self._images]
         elif self._images is not None:
-            sizes = [(self._images.shape[2], self._images.shape[3])] * len(self._images)
+            sizes = [(self._images.shape[2], self._images.shape[3])] * int((self._rows >= 0).sum())
         limit = LONGEST * (self.side if isinstance(self.side, int) else max(self.side))
         return sum(max(size) >= limit - 1 for size in sizes)
 
@@ -322,35 +323,51 @@ class ImageDataset:
         return torch.from_numpy(canvas).permute(0, 3, 1, 2), sizes
 
     def _read_all(self, progress: Progress) -> None:
-        """Reads every image once. Images of the same size become one tensor (N, C, H, W)."""
-        images: list[Pixels] = []
+        """Reads every image once. Images of the same size become one tensor (N, C, H, W).
+
+        If the sample has one size, threads write each image into its place, so that no image is in memory twice. If other sizes
+        follow, all images stay arrays of their own. There is an empty image in the place of one that cannot be read.
+        """
         self.unreadable.clear()
         self._skipped.clear()
         total = len(self.source)
+        sizes = {self.transform.image_size} if self.transform else set(self.sample_sizes)
+        shape = (*next(iter(sizes)), self.channels)
+        table: Any = np.empty((total if len(sizes) == 1 else 0, shape[2], *shape[:2]), numpy_type(self.dtype))
+        nothing = Sample(table[:0].reshape(0, 0, shape[2]), np.empty((0, 0), np.uint8))
+
+        def read_block(block: range) -> list[Sample | str]:
+            with quiet_decoders():  # once for all of them, because it takes as long as decoding a tiny image
+                return [self._read_into(table, i) for i in block]
+
+        samples: list[Sample] = []
         size = max(1, min(64, total // (8 * (os.cpu_count() or 1))))  # a task of the pool costs more than reading a tiny image
         blocks = [range(first, min(first + size, total)) for first in range(0, total, size)]
-        samples = chain.from_iterable(self._pool.map(lambda block: [self._read_or_reason(i) for i in block], blocks))
-        for i, x in enumerate(samples):
+        for i, x in enumerate(chain.from_iterable(self._pool.map(read_block, blocks))):
             if isinstance(x, str):
                 self.add_faults([(i, Fault(x))])
                 self._rows[i] = -1
-            else:
-                self._rows[i] = len(images)
-                images.append(x.image)
-                if x.classes is not None:
-                    self._maps.append(x.classes)
+            samples.append(nothing if isinstance(x, str) else x)
             if i % 256 == 255 or i + 1 == total:
                 progress(i + 1, total)
-        if not images:
+        if (self._rows < 0).all():
             reason = next(iter(self.skipped.values()))
             raise UnveilError(f"no image of {self.source.name} can be used with {self.channels} channels; the first: {reason}")
-        self._images = images
-        if all(x.shape == images[0].shape for x in images):
-            height, width, channels = images[0].shape
-            table = np.empty((len(images), channels, height, width), images[0].dtype)
-            for i, row in enumerate(table):
-                row[:], images[i] = images[i].transpose(2, 0, 1), images[0][:0]  # frees each image, so that memory does not double
-            self._images, self._size = torch.from_numpy(table), torch.tensor([height, width])
+        self._images = [x.image for x in samples]
+        self._maps = [x.classes for x in samples if x.classes is not None] if self.source.map_reader else []
+        if len(table) and all(x.image.shape == shape for x in samples if x is not nothing):
+            self._images, self._size = torch.from_numpy(table), torch.tensor(shape[:2])
+
+    def _read_into(self, table: NDArray[Any], index: int) -> Sample | str:
+        """Reads a sample into its row of a table (N, C, H, W), if it has the size of that, or says why it cannot be read."""
+        x = self._read_or_reason(index)
+        if isinstance(x, str) or not len(table):
+            return x
+        row: Pixels = table[index].transpose(1, 2, 0)
+        if x.image.shape != row.shape:
+            return x
+        row[:] = x.image
+        return Sample(row, x.classes)
 
     def _read_or_reason(self, index: int) -> Sample | str:
         try:

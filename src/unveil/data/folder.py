@@ -2,6 +2,7 @@
 
 import os
 import stat
+from array import array
 from pathlib import Path
 
 from unveil.data.archive import Archive
@@ -33,7 +34,7 @@ class Folder(Archive):
             self._root = os.fspath(path.parent)
             sizes[path.name] = path.stat().st_size
         self.names = sorted(sizes)
-        self.sizes = [sizes[name] for name in self.names]
+        self.sizes = array("q", [sizes[name] for name in self.names])
 
     def _scan(self, sizes: dict[str, int]) -> None:
         visited: set[tuple[int, int]] = set()
@@ -64,11 +65,12 @@ class Folder(Archive):
                     continue
                 name = prefix + entry.name
                 try:
-                    mode = entry.stat().st_mode
-                    if stat.S_ISDIR(mode):
+                    status = entry.stat()
+                    mode = status.st_mode
+                    if stat.S_ISREG(mode):
+                        sizes[name] = status.st_size
+                    elif stat.S_ISDIR(mode):
                         (links if entry.is_symlink() else folders).append(name + "/")
-                    elif stat.S_ISREG(mode):
-                        sizes[name] = entry.stat().st_size
                     else:
                         self.refused[name] = f"not a file, but {'a link to ' * entry.is_symlink()}{special_kind(mode)}"
                 except FileNotFoundError:

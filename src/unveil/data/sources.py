@@ -303,5 +303,5 @@ def _pack_parts(text: str, path: Path) -> DataParts:
 def _folder_or_shards(path: Path) -> Archive:
     """Opens a folder of images. If it has archives but no images, opens these as shards."""
     folder = Folder(path)
-    shards = [path / name for name in folder.names if is_archive(Path(name)) and "/" not in name]
+    shards = [path / name for name in folder.names if "/" not in name and is_archive(Path(name))]
     return Shards(shards) if shards and not candidate_images(folder) else folder
