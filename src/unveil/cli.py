@@ -6,12 +6,13 @@ Nothing here imports torch before a command runs: options are read from source f
 import contextlib
 import dataclasses
 import difflib
+import gc
 import importlib
 import os
 import signal
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import UnionType
@@ -358,12 +359,30 @@ def method_of(verb: Verb, argv: Sequence[str]) -> str:
     return value_of("--method", argv) or str(verb.arguments["method"].default)
 
 
+def imported(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module, imported without looks for garbage among the million objects of torch, which all stay.
+
+    Each look takes up to half a second, also when it comes later.
+    """
+    is_alone = "torch" not in sys.modules  # else another program uses this process
+    if is_alone:
+        gc.disable()
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        if is_alone:
+            gc.freeze()
+    finally:
+        if is_alone:
+            gc.enable()
+    return function
+
+
 def run(verb: Verb, options: Mapping[str, Any]) -> int:
     """Checks the paths, then imports and calls the function of a command. Returns the exit code."""
     module, _, name = verb.call.partition(":")
     try:
         check_paths(verb, options)
-        getattr(importlib.import_module(module), name)(**options)
+        imported(module, name)(**options)
     except Interrupted as error:
         return stopped(error.number, str(error))
     except KeyboardInterrupt as error:
