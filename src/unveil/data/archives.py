@@ -52,24 +52,26 @@ class Zip(Archive):
             else:
                 members[name] = entry
         self.names = sorted(members)
-        self._entries = [members[name] for name in self.names]
-        self.sizes = [entry.file_size for entry in self._entries]
+        kept = [members[name] for name in self.names]
+        self.sizes = array("q", [entry.file_size for entry in kept])
+        # A million objects of zipfile would take 700 MB.
+        self._packed, self._offsets = array("q", [x.compress_size for x in kept]), array("q", [x.header_offset for x in kept])
+        self._checksums, self._methods = array("q", [x.CRC for x in kept]), array("b", [x.compress_type for x in kept])
 
     def _read(self, index: int, limit: int) -> bytes:
-        entry = self._entries[index]
-        header = self._bytes.read(30, entry.header_offset)
+        size, packed, offset = self.sizes[index], self._packed[index], self._offsets[index]
+        header = self._bytes.read(30, offset)
         if header[:4] != b"PK\3\4":
             raise Unreadable("damaged zip: no file at the offset in its table")
         skip = 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        whole = limit >= entry.file_size
-        packed = entry.compress_size if whole else min(entry.compress_size, limit + 1024)
-        raw = self._bytes.read(packed, entry.header_offset + skip)
-        if entry.compress_type == zipfile.ZIP_DEFLATED:
+        whole = limit >= size
+        raw = self._bytes.read(packed if whole else min(packed, limit + 1024), offset + skip)
+        if self._methods[index] == zipfile.ZIP_DEFLATED:
             try:
-                raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, max(1, min(limit, entry.file_size)))
+                raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, max(1, min(limit, size)))
             except zlib.error as error:
                 raise Unreadable(f"damaged zip: {error}") from None
-        if whole and (len(raw) != entry.file_size or zlib.crc32(raw) != entry.CRC):
+        if whole and (len(raw) != size or zlib.crc32(raw) != self._checksums[index]):
             raise Unreadable("damaged zip: the checksum does not match")
         return raw[:limit]
 
