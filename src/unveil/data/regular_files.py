@@ -7,6 +7,7 @@ which never ends.
 import io
 import os
 import stat
+import time
 import weakref
 from collections import OrderedDict
 from contextlib import suppress
@@ -102,7 +103,7 @@ class ReopenedFile:
 
     def __init__(self, path: Path, handle: int) -> None:
         self._path = path
-        self.status = os.fstat(handle)
+        self.status, self.opened = os.fstat(handle), time.time()
         self._facts = _facts(self.status)
         self.size = self._facts[2]
         _recent.put(self._path, _Handle(handle, self._facts))

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import tarfile
-import time
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,8 +24,8 @@ VERSION = 1
 WORTH_SAVING = 1000
 """A tar with fewer files is listed faster than its listing is found."""
 SETTLED_SECONDS = 3
-"""The listing of a tar that was changed less than this time ago is not saved: file systems count time in steps, so another change
-might not show."""
+"""The listing of a tar that was changed less than this time before it was opened is not saved: file systems count time in steps,
+so another change might not show."""
 SAMPLED_HEADERS = 16
 DIGEST = 32
 """Bytes of SHA-256, with which a saved listing begins."""
@@ -47,6 +46,8 @@ class OpenFile(Protocol):
     """A tar that is read from any thread."""
 
     status: os.stat_result
+    opened: float
+    """The time of `status`."""
 
     def read(self, size: int, offset: int) -> bytes: ...
 
@@ -92,7 +93,7 @@ def save_listing(path: Path, file: OpenFile, listing: Listing) -> None:
     """Saves the listing of a tar, if that is worth it and possible."""
     names, offsets, sizes, refused = listing
     newest = max(file.status.st_mtime, file.status.st_ctime)
-    if len(names) < WORTH_SAVING or newest > time.time() - SETTLED_SECONDS:
+    if len(names) < WORTH_SAVING or newest > file.opened - SETTLED_SECONDS:
         return
     with suppress(WriteError, OSError, RuntimeError, UnicodeError):
         parts = ["\0".join(names).encode("utf-8", "surrogateescape"), offsets.tobytes(), sizes.tobytes()]
