@@ -127,7 +127,9 @@ def test_the_padding_of_a_canvas_is_ignored() -> None:
     maps[1, 20:], maps[1, :, 30:] = IGNORE, IGNORE
     batch = batch_of(maps, torch.tensor([[24, 36], [20, 30]]))
     geometry = (
-        Augment(AugmentConfig(crop="fixed"), (16, 16), *PLAIN).draw(batch.sizes, batch.keys)._replace(boxes=torch.tensor([[-2.0, -2, 26, 38]] * 2))
+        Augment(AugmentConfig(crop="fixed"), (16, 16), *PLAIN)
+        .draw(batch.sizes, batch.keys)
+        ._replace(boxes=torch.tensor([[-2.0, -2, 26, 38]] * 2))
     )
     found = batch.targets.transformed(geometry).maps
     assert bool((found[0] == IGNORE).any())

@@ -95,10 +95,17 @@ def eval_geometry(sizes: Int[Tensor, "B 2"], image_size: Size, crop_pct: float |
     return Geometry(centre_boxes(sizes.float(), image_size, crop_pct), image_size)
 
 
+def eval_draw(image_size: Size, crop_pct: float | None = None) -> Draw | None:
+    """`eval_geometry` for `ImageDataset.readable`; None if the results are too small to be resized as bytes."""
+    return (lambda sizes, keys: eval_geometry(sizes, image_size, crop_pct)) if min(image_size) >= LARGE else None
+
+
 def eval_images(
     batch: Batch, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
 ) -> Float[Tensor, "B C S T"]:
     """Preprocesses images for evaluation: centre crop, resize, normalise. For `crop_pct` see `centre_boxes`."""
+    if isinstance(batch, Cropped):
+        return standardise(batch.images, mean, std)
     geometry = eval_geometry(batch.sizes, image_size, crop_pct)
     return standardise(crop_resize(batch.images, geometry.boxes, batch.sizes, image_size), mean, std)
 

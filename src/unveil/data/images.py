@@ -219,5 +219,7 @@ def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: ShrinkTo) -> None:
     """
     if "progressive" not in image.info:
         height, width = fit_size(image.height, image.width, shrink_to)
+        if height == image.height:
+            return
         spare = 1 if isinstance(shrink_to, CropSide) else 2
         image.draft(None, (spare * width, spare * height))

@@ -48,14 +48,14 @@ def from_jpeg(image: JpegImagePlugin.JpegImageFile, raw: bytes, channels: int | 
         return None
     turn = orientation(image)
     if turn is not None:
-        pixels = np.ascontiguousarray(_UPRIGHT[turn](pixels))
+        pixels = _UPRIGHT[turn](pixels).copy()
     if shrink_to is not None:
-        pixels = without_ends(_shrunk(pixels, *fit_size(*pixels.shape[:2], shrink_to)), shrink_to)
+        pixels = without_ends(_shrunk(pixels, fit_size(pixels.shape[0], pixels.shape[1], shrink_to)), shrink_to)
     return match_channels(pixels, channels)
 
 
-def _shrunk(pixels: Pixels, height: int, width: int) -> Pixels:
-    if pixels.shape[:2] == (height, width):
+def _shrunk(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    if pixels.shape[:2] == size:
         return pixels
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-    return np.array(image.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, -1)
+    return np.array(image.resize(size[::-1], Image.Resampling.BICUBIC)).reshape(*size, -1)
