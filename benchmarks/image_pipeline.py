@@ -11,6 +11,7 @@ resized crop, flip, normalise, stack into one tensor. simplejpeg, albumentations
 
 import argparse
 import io
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +34,7 @@ from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, AugmentCon
 from unveil.data.batch import Cropped
 from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.data.loader import ImageLoader
+from unveil.data.pixels import CropSide
 from unveil.data.sources import Source, open_source
 from unveil.runs.open_data import stored_side
 
@@ -76,6 +78,8 @@ def main() -> None:
     torch.set_num_threads(1)
     source, side = open_source(args.data), args.image_size
     augment = Augment(AugmentConfig(), (side, side), IMAGENET_MEAN, IMAGENET_STD)
+    kept = stored_side((side, side), augment.config)
+    assert isinstance(kept, CropSide)
     print(f"{args.data}: {len(source):,} images to {side} px, batch {args.batch};", receipt(torch.device("cpu")))
     compare(source, augment, min(len(source), args.batch))
 
@@ -85,7 +89,7 @@ def main() -> None:
     variants["unveil, files"] = ours(source, args, 0)
     variants[f"unveil, files, {args.repeats} repeats"] = ours(source, args, 0, repeats=args.repeats)
     for store in ("jpeg", "raw") if args.pack else ():
-        packed = open_source(unveil.pack(args.data, args.pack / store, store=store, side=stored_side((side, side))))
+        packed = open_source(unveil.pack(args.data, args.pack / store, store=store, side=kept.height))
         variants[f"unveil, pack of {store}"] = ours(packed, args, 0)
     variants["torchvision, files"] = theirs(Files(source, torchvision_transform(side)), args)
     variants["timm, files"] = theirs(Files(source, timm_transform(side)), args)
@@ -191,6 +195,17 @@ def limited(source: Source, most: int) -> Source:
     return replace(source, names=source.names[:most], labels=None)
 
 
+def pillows_crop(image: Image.Image, box: list[float], kept: list[int], size: tuple[int, int]) -> np.ndarray:
+    """A crop of an image at full size; its box is in pixels of the size at which the image is kept."""
+    down, across = image.height / kept[0], image.width / kept[1]
+    top, left, height, width = box
+    edges = [left * across, top * down, (left + width) * across, (top + height) * down]
+    x, y = math.floor(edges[0]), math.floor(edges[1])
+    crop = image.crop((x, y, math.ceil(edges[2]), math.ceil(edges[3])))  # the filter must not see more than this
+    within = (edges[0] - x, edges[1] - y, edges[2] - x, edges[3] - y)
+    return np.array(crop.resize(size[::-1], Image.Resampling.BICUBIC, box=within))
+
+
 def compare(source: Source, augment: Augment, count: int) -> None:
     """Prints how close our crops are to those of Pillow from the files at full size, and how many of the crops are enlarged."""
     size, config = augment.image_size, augment.config
@@ -205,11 +220,7 @@ def compare(source: Source, augment: Augment, count: int) -> None:
     )
     differences = []
     for index, (box, kept) in enumerate(zip(geometry.boxes.tolist(), read.sizes.tolist(), strict=True)):
-        image = open_image(source, index)
-        down, across = image.height / kept[0], image.width / kept[1]
-        top, left, height, width = box
-        edges = (left * across, top * down, (left + width) * across, (top + height) * down)
-        true = torch.from_numpy(np.array(image.resize(size[::-1], Image.Resampling.BICUBIC, box=edges))).permute(2, 0, 1)
+        true = torch.from_numpy(pillows_crop(open_image(source, index), box, kept, size)).permute(2, 0, 1)
         true = true.flip(2) if geometry.flip[index] else true
         differences.append((pixels[index].int() - true.int()).abs())
     off = torch.stack(differences)

@@ -1,6 +1,7 @@
 """Random crops of the original: the boxes and pixels of the slow way, in memory and on demand."""
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,11 @@ def slow_crop(raw: bytes, box: list[float], stored: list[int], size: tuple[int, 
     image = Image.open(io.BytesIO(raw)).convert("RGB")
     down, across = image.height / stored[0], image.width / stored[1]
     top, left, height, width = box
-    edges = (left * across, top * down, (left + width) * across, (top + height) * down)
-    found = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, box=edges))
+    edges = [left * across, top * down, (left + width) * across, (top + height) * down]
+    x, y = math.floor(edges[0]), math.floor(edges[1])
+    crop = image.crop((x, y, math.ceil(edges[2]), math.ceil(edges[3])))  # the filter must not see more than this
+    within = (edges[0] - x, edges[1] - y, edges[2] - x, edges[3] - y)
+    found = np.asarray(crop.resize(size[::-1], Image.Resampling.BICUBIC, box=within))
     return found[:, ::-1] if flip else found
 
 
