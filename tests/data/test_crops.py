@@ -1,6 +1,7 @@
 """Random crops of the original: the boxes and pixels of the slow way, in memory and on demand."""
 
 import io
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 import unveil
-from tests.recipes.test_unreadable_images import TINY, same_weights
+from tests.recipes.test_unreadable_images import TINY, lose_from, same_weights
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import Augment, AugmentConfig, eval_draw, eval_images, random_resized_boxes
 from unveil.data.batch import Batch, Cropped
@@ -24,6 +25,7 @@ from unveil.data.pixels import CropSide
 from unveil.data.source import Source
 from unveil.data.supervised_augment import RegularisationConfig, SupervisedAugment
 from unveil.data.targets import ClassTargets
+from unveil.errors import UnveilError
 from unveil.methods import METHODS, method_class
 from unveil.models.vit_config import ViTConfig
 from unveil.runs.open_data import stored_side
@@ -246,3 +248,31 @@ def test_a_run_gives_the_same_in_memory_and_on_demand(tmp_path: Path, monkeypatc
         run = unveil.pretrain(str(images), out=tmp_path / f"run{limit}", **options)
         assert run.config["crop_from"] == "original"
     assert same_weights(tmp_path / f"run{MEMORY}", tmp_path / "run0")
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_crops_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(24):
+        Image.fromarray(photograph(150, 190, i)).save(images / f"{i:02d}.jpg")
+    options = TINY | {"image_size": (64,), "patch_size": (16,)}
+    whole = unveil.pretrain(str(images), out=tmp_path / "whole", crop_from="shrunk", **options)
+    new = unveil.pretrain(str(images), out=tmp_path / "new", **options)
+    assert not same_weights(whole.path, new.path)
+
+    def stop() -> None:
+        raise UnveilError("stopped by the test")
+
+    with monkeypatch.context() as patch:
+        lose_from(5, stop, patch)
+        patch.setitem(ImageDataset.__init__.__kwdefaults__, "memory", 0)  # prefetched, so that step 5 is saved
+        with pytest.raises(UnveilError, match="stopped by the test"):
+            unveil.pretrain(str(images), out=tmp_path / "run", crop_from="shrunk", **options)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    del facts["config"]["crop_from"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts | {"format": 3, "checksum": None}))
+    resumed = unveil.pretrain(str(images), out=tmp_path / "run", **options)
+    assert resumed.config["crop_from"] == "shrunk"
+    assert same_weights(whole.path, resumed.path)
