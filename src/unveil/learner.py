@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_c
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unveil.data.targets import ClassTargets, Targets
+from unveil.data.targets import ClassTargets, Draw, Targets
 from unveil.metrics import Metric
 from unveil.models.bert import TextConfig
 from unveil.models.vit_config import ViTConfig
@@ -57,6 +57,14 @@ class Learner(nn.Module, ABC):
     def augment(self, batch: Any) -> Any:
         """Runs before `forward`, on the device, without gradients."""
         return batch
+
+    @property
+    def draw_early(self) -> Draw | None:
+        """Draws the crops of images, if `augment` begins with one crop of each and also takes `Cropped` batches from the loader.
+
+        None if it needs whole images, as any `augment` of one's own does.
+        """
+        return None
 
     def prepare(self, batch: Any) -> None:
         """Receives one augmented batch before the first step of a run (not on resume), to fit values that are not trained."""
@@ -110,6 +118,11 @@ class Method(Learner, ABC):
         """Applies `augmentation`: for images, crop, resize, flip and normalise."""
         return batch if self.augmentation is None else self.augmentation(batch)
 
+    @property
+    def draw_early(self) -> Draw | None:
+        """That of `augmentation`, unless a subclass has an `augment` of its own."""
+        return getattr(self.augmentation, "draw_early", None) if type(self).augment is Method.augment else None
+
     def set_classes(self, classes: Sequence[str]) -> None:
         """Receives the names of the classes before training or loading; an empty sequence if the data has no labels."""
 
@@ -162,6 +175,11 @@ class Task(Learner, ABC):
     def augment(self, batch: Any) -> Any:
         """Applies `augmentation`, which moves `batch.targets` with the images."""
         return batch if self.augmentation is None else self.augmentation(batch)
+
+    @property
+    def draw_early(self) -> Draw | None:
+        """See `Method.draw_early`."""
+        return getattr(self.augmentation, "draw_early", None) if type(self).augment is Task.augment else None
 
     def layer_of(self, name: str) -> int:
         """The depth of a parameter: 0 for the encoder's embedding, 1 to depth for its blocks, depth + 1 for the head (BEiT)."""

@@ -271,5 +271,5 @@ def test_clipped_crops_equal_the_public_linear_probe() -> None:
     assert (found[0::4, 3] == 20).float().mean() > 0.3  # many boxes are wider than a narrow image, and are cut
     ours = Augment(AugmentConfig(crop="clipped", crop_scale=0.08), (16, 16), (0.5,) * 3, (0.5,) * 3)
     drawn = Batch(torch.zeros(2000, 3, 1, 1, dtype=torch.uint8), sizes.long(), keys)
-    assert torch.equal(ours.draw(drawn).boxes, found)
-    assert ours.draw(drawn).flip is not None
+    assert torch.equal(ours.draw(drawn.sizes, drawn.keys).boxes, found)
+    assert ours.draw(drawn.sizes, drawn.keys).flip is not None

@@ -38,7 +38,7 @@ def test_maps_follow_the_crop_of_their_images(crop: str, size: tuple[int, int]) 
     """But for blur and ringing at the edges between classes, the augmented image is the augmented map."""
     batch = batch_of(asymmetric_maps())
     augment = Augment(AugmentConfig(crop=crop), size, *PLAIN)
-    augmented, geometry = augment(batch), augment.draw(batch)
+    augmented, geometry = augment(batch), augment.draw(batch.sizes, batch.keys)
     assert isinstance(augmented.targets, PixelTargets)
     maps, images = augmented.targets.maps, augmented.images[:, 0] * 255 / 80
     assert maps.shape == (40, *size)
@@ -67,7 +67,7 @@ def test_no_part_of_a_pixel_is_lost_between_maps_and_images(axis: int, size: tup
 def test_the_geometry_is_that_of_the_images_and_depends_on_keys_alone() -> None:
     batch = batch_of(asymmetric_maps())
     augment = Augment(AugmentConfig(), (16, 16), *PLAIN)
-    geometry = augment.draw(batch)
+    geometry = augment.draw(batch.sizes, batch.keys)
     assert geometry.flip is not None
     assert 0.2 < geometry.flip.float().mean() < 0.8
     both = augment(batch)
@@ -127,7 +127,9 @@ def test_the_padding_of_a_canvas_is_ignored() -> None:
     maps[1, 20:], maps[1, :, 30:] = IGNORE, IGNORE
     batch = batch_of(maps, torch.tensor([[24, 36], [20, 30]]))
     geometry = (
-        Augment(AugmentConfig(crop="fixed"), (16, 16), *PLAIN).draw(batch)._replace(boxes=torch.tensor([[-2.0, -2, 26, 38]] * 2))
+        Augment(AugmentConfig(crop="fixed"), (16, 16), *PLAIN)
+        .draw(batch.sizes, batch.keys)
+        ._replace(boxes=torch.tensor([[-2.0, -2, 26, 38]] * 2))
     )
     found = batch.targets.transformed(geometry).maps
     assert bool((found[0] == IGNORE).any())

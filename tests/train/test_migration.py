@@ -69,6 +69,9 @@ def test_options_and_their_values_are_renamed():
     foreign = {"length": 3, "keep": 1, "schedule": "line"}  # a plug-in may use these names today
     assert migrate_config(foreign, 2) == NEW_OPTIONS | foreign
     assert migrate_config(foreign, RUN_FORMAT) == foreign
+    assert migrate_config({"crop": "resized"}, 3) == {"crop": "resized", "crop_from": "shrunk"}  # images
+    assert migrate_config({"crop": "resized", "crop_from": "original"}, RUN_FORMAT)["crop_from"] == "original"
+    assert migrate_config({"crop": "none"})["crop_from"] == "shrunk"
 
 
 def test_an_old_run_is_resumed_by_the_same_command(tmp_path):

@@ -9,7 +9,7 @@ Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from unveil.blocks.patches import Size
 from unveil.blocks.stateless_random import Stream, uniform
-from unveil.data.batch import Batch
-from unveil.data.resize import MAX_VALUE, crop_resize
-from unveil.data.targets import Geometry
+from unveil.data.batch import Batch, Cropped
+from unveil.data.resize import LARGE, MAX_VALUE, crop_resize
+from unveil.data.targets import Draw, Geometry
 from unveil.errors import UnveilError
 from unveil.ranges import Share, ShareAboveZero
 
@@ -35,11 +35,15 @@ TAKES = "normalise takes a tensor or an array (B, C, H, W) or (C, H, W) of uint8
 class AugmentConfig:
     """How images are augmented (MAE, table 1e)."""
 
+    HIDDEN: ClassVar[tuple[str, ...]] = ("crop_from",)
     crop: Literal["resized", "clipped", "fixed", "none"] = "resized"
     """Kind of crop: random resized crops; the same, with boxes that do not fit cut off and not drawn again (MAE's linear probe);
     crops of fixed size at random positions; or the centre crop without flips."""
     crop_scale: ShareAboveZero = 0.2
     """Minimum share of the image's area in a random resized crop."""
+    crop_from: Literal["original", "shrunk"] = "original"
+    """What random resized crops are taken from: the original, so that small crops are sharp; or the image shrunk to 8/7 of the size
+    of the input, which takes a fraction of the memory."""
     flip: bool = True
     """Flip half of the images left to right, except with crop "none"."""
     color_jitter: Share = 0.0
@@ -52,27 +56,37 @@ class Augment:
     def __init__(self, config: AugmentConfig, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.config, self.image_size, self.mean, self.std = config, image_size, mean, std
 
-    def draw(self, batch: Batch) -> Geometry:
-        """Draws a random crop and flip for each image. They depend only on the key of the sample."""
-        config, sizes = self.config, batch.sizes.float()
+    @property
+    def draw_early(self) -> Draw | None:
+        """`draw`, if the loader may crop before it makes a batch: random resized crops never reach over the edge of an image."""
+        early = self.config.crop_from == "original" and self.config.crop in ("resized", "clipped")
+        return self.draw if early and min(self.image_size) >= LARGE else None
+
+    def draw(self, sizes: Int[Tensor, "B 2"], keys: Int[Tensor, " B"]) -> Geometry:
+        """Draws a random crop and flip for each image of these sizes. They depend only on the key of the sample."""
+        config, sizes = self.config, sizes.float()
         if config.crop == "resized":
-            boxes = random_resized_boxes(sizes, batch.keys, config.crop_scale, self.image_size)
+            boxes = random_resized_boxes(sizes, keys, config.crop_scale, self.image_size)
         elif config.crop == "clipped":
-            boxes = clipped_boxes(sizes, batch.keys, config.crop_scale, self.image_size)
+            boxes = clipped_boxes(sizes, keys, config.crop_scale, self.image_size)
         else:
             boxes = centre_boxes(sizes, self.image_size)
             if config.crop == "fixed":
-                boxes = random_shift(boxes, sizes, batch.keys)
+                boxes = random_shift(boxes, sizes, keys)
         flips = config.flip and config.crop != "none"
-        return Geometry(boxes, self.image_size, uniform(batch.keys, 1, stream=Stream.FLIP)[:, 0] < 0.5 if flips else None)
+        return Geometry(boxes, self.image_size, uniform(keys, 1, stream=Stream.FLIP)[:, 0] < 0.5 if flips else None)
 
     def __call__(self, batch: Batch) -> Batch:
         """Returns the batch with float images (B, C, S, T), and with targets after the same crop and flip."""
-        geometry = self.draw(batch)
-        images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip)
+        if isinstance(batch, Cropped):
+            images, targets = batch.images, batch.targets
+        else:
+            geometry = self.draw(batch.sizes, batch.keys)
+            images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip)
+            targets = None if batch.targets is None else batch.targets.transformed(geometry)
         if self.config.color_jitter:
+            images = images if images.is_floating_point() else images.float() / MAX_VALUE[images.dtype]
             images = color_jitter(images, batch.keys, self.config.color_jitter)
-        targets = None if batch.targets is None else batch.targets.transformed(geometry)
         return Batch(standardise(images, self.mean, self.std), batch.sizes, batch.keys, targets)
 
 
@@ -81,10 +95,17 @@ def eval_geometry(sizes: Int[Tensor, "B 2"], image_size: Size, crop_pct: float |
     return Geometry(centre_boxes(sizes.float(), image_size, crop_pct), image_size)
 
 
+def eval_draw(image_size: Size, crop_pct: float | None = None) -> Draw | None:
+    """`eval_geometry` for `ImageDataset.readable`; None if the results are too small to be resized as bytes."""
+    return (lambda sizes, keys: eval_geometry(sizes, image_size, crop_pct)) if min(image_size) >= LARGE else None
+
+
 def eval_images(
     batch: Batch, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float | None = None
 ) -> Float[Tensor, "B C S T"]:
     """Preprocesses images for evaluation: centre crop, resize, normalise. For `crop_pct` see `centre_boxes`."""
+    if isinstance(batch, Cropped):
+        return standardise(batch.images, mean, std)
     geometry = eval_geometry(batch.sizes, image_size, crop_pct)
     return standardise(crop_resize(batch.images, geometry.boxes, batch.sizes, image_size), mean, std)
 
@@ -141,7 +162,8 @@ def standardise(
     centre, spread = (
         torch.tensor([mean, std]).to(images.device, non_blocking=True)[..., None, None].unbind()
     )  # does not wait for a GPU
-    return (images.float() / MAX_VALUE.get(images.dtype, 1.0) - centre) / spread
+    # In one copy, since each new tensor of this size costs more than the arithmetic: the system hands out memory page by page.
+    return images.to(torch.float32, copy=True).div_(MAX_VALUE.get(images.dtype, 1.0)).sub_(centre).div_(spread)
 
 
 def random_resized_boxes(

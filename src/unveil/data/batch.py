@@ -51,3 +51,9 @@ class Batch(_Batch, TensorBatch):
     """
 
     __slots__ = ()
+
+
+class Cropped(Batch):
+    """A batch whose images the loader has cropped, resized and flipped already: uint8 (B, C, S, T). Targets have followed."""
+
+    __slots__ = ()

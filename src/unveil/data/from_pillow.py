@@ -41,18 +41,23 @@ def from_pillow(image: Image.Image, channels: int | None, shrink_to: ShrinkTo | 
     return match_channels(pixels if pixels.ndim == 3 else pixels[:, :, None], channels)
 
 
+def orientation(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright, by its EXIF or XMP; None if it is, or if the orientation is invalid."""
+    if {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}.isdisjoint(image.info):
+        return None
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return None
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF or XMP orientation. An invalid orientation is ignored."""
-    if not {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}.isdisjoint(image.info):
-        try:
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        except Exception:
-            return image
-        if turn is not None:
-            turned = image.transpose(turn)
-            turned.format = image.format
-            return turned
-    return image
+    turn = orientation(image)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.format = image.format
+    return turned
 
 
 def _grey_or_rgb(image: Image.Image, channels: int | None) -> Image.Image:

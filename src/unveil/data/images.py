@@ -15,8 +15,10 @@ from PIL import Image, JpegImagePlugin
 
 from unveil.data.from_pillow import from_pillow
 from unveil.data.image_headers import check_header
+from unveil.data.jpeg import from_jpeg
 from unveil.data.pixels import (
     ClassMap,
+    CropSide,
     Pixels,
     ShrinkTo,
     Unreadable,
@@ -113,7 +115,9 @@ def read_image(
             if kind == "TIFF":
                 check_header(kind, raw, max_pixels)
                 return read_tiff(raw, channels, shrink_to, max_pixels)
-            return from_pillow(_open(kind, raw, shrink_to, max_pixels), channels, shrink_to)
+            image = _open(kind, raw, shrink_to, max_pixels)
+            found = from_jpeg(image, raw, channels, shrink_to) if isinstance(image, JpegImagePlugin.JpegImageFile) else None
+            return from_pillow(image, channels, shrink_to) if found is None else found
     except Unreadable as error:
         raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
@@ -209,9 +213,13 @@ def _mended_png(image: Image.Image, raw: bytes) -> Image.Image:
 def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: ShrinkTo) -> None:
     """Lets the JPEG decoder shrink the image by 2, 4 or 8, but to no less than twice the final size.
 
-    The decoder uses a box filter, so the last step, whose quality is visible, is left to the bicubic filter. A progressive file
-    needs memory for all its coefficients at any scale, so it is decoded, and compared with the limit, at full size.
+    The decoder uses a box filter, so the last step, whose quality is visible, is left to the bicubic filter. If random crops are
+    taken, that step follows anyway, so the final size is enough, in half the time. A progressive file needs memory for all its
+    coefficients at any scale, so it is decoded, and compared with the limit, at full size.
     """
     if "progressive" not in image.info:
         height, width = fit_size(image.height, image.width, shrink_to)
-        image.draft(None, (2 * width, 2 * height))
+        if height == image.height:
+            return
+        spare = 1 if isinstance(shrink_to, CropSide) else 2
+        image.draft(None, (spare * width, spare * height))

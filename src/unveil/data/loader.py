@@ -14,7 +14,7 @@ from unveil.blocks.stateless_random import Stream, combine, sample_keys
 from unveil.data.batch import Batch, Samples
 from unveil.data.dataset import ImageDataset, ImagesLostError
 from unveil.data.shuffle import Order, shuffled
-from unveil.data.targets import ClassTargets
+from unveil.data.targets import ClassTargets, Draw
 from unveil.errors import UnveilError
 
 MAX_UNREADABLE = 0.01
@@ -46,6 +46,7 @@ class ImageLoader:
         repeats: Number of consecutive samples from one image, each with its own key (repeated augmentation). An epoch counts
             samples, so its length does not change.
         max_unreadable: Maximum share of the images that may become unreadable after the dataset was opened.
+        draw: Draws the crops, see `ImageDataset.samples` and `Learner.draw_early`. By default, batches have whole images.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class ImageLoader:
         indices: Int[Tensor, " n"] | None = None,
         repeats: int = 1,
         max_unreadable: float = MAX_UNREADABLE,
+        draw: Draw | None = None,
     ) -> None:
+        self.draw = draw
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.repeats, self.max_unreadable = repeats, max_unreadable
         share_size(batch_size, repeats, "repeats")
@@ -89,7 +92,7 @@ class ImageLoader:
         keys = sample_keys(self.seed, step * self.batch_size + share * size, size)
         chosen = self.indices[self.order.indices(step, share, shares)]
         places = self.order.places(step, share, shares)
-        batch = self.dataset.samples(chosen, keys, lambda row: self._candidates(int(places[row])))
+        batch = self.dataset.samples(chosen, keys, lambda row: self._candidates(int(places[row])), self.draw)
         self._check_lost()
         return batch.pinned() if batch.images.is_cuda else batch
 

@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,15 @@ ArrayT = TypeVar("ArrayT", bound=NDArray[Any])
 ShrinkTo = int | tuple[int, int]
 """How far an image is shrunk: the length of its short side, or a height and a width that the largest crop of their aspect ratio
 must have."""
+
+
+class CropSide(NamedTuple):
+    """A `ShrinkTo` for images from which random crops are taken, and resized again: what the smallest crop needs."""
+
+    height: int
+    width: int
+
+
 LONGEST = 4
 """The long side of an image is at most this many times the length of the short side to which images are shrunk."""
 

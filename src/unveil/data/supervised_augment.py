@@ -14,7 +14,7 @@ from unveil.blocks.patches import Size
 from unveil.data.augment import Augment, AugmentConfig, standardise
 from unveil.data.batch import Batch
 from unveil.data.resize import MAX_VALUE
-from unveil.data.targets import ClassTargets
+from unveil.data.targets import ClassTargets, Draw
 from unveil.errors import UnveilError
 from unveil.ranges import NonNegative, Range, Share, ShareBelowOne
 
@@ -67,6 +67,11 @@ class SupervisedAugment:
         self.erase = RandomErasing(options.erasing, mode="pixel", device="cpu") if options.erasing else None
         mixes = options.mixup > 0 or options.cutmix > 0
         self.mix = Mixup(options.mixup, options.cutmix, label_smoothing=options.smoothing, num_classes=classes) if mixes else None
+
+    @property
+    def draw_early(self) -> Draw | None:
+        """See `Augment.draw_early`."""
+        return self.crop.draw_early
 
     def __call__(self, batch: Batch) -> Batch:
         """Crop and flip, RandAugment, normalise, erase, mix."""

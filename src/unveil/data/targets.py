@@ -3,6 +3,7 @@
 Letters: B images, K classes, H W sides of an image as stored, S T sides of the augmented image, M objects in an image.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
@@ -23,6 +24,10 @@ class Geometry(NamedTuple):
     """Height and width of the result."""
     flip: Bool[Tensor, " B"] | None = None
     """Whether each image is mirrored left to right after the crop; None if no image is."""
+
+
+Draw = Callable[[Int[Tensor, "B 2"], Int[Tensor, " B"]], Geometry]
+"""Draws the crop of each image from the sizes (height, width) of the images and the keys of the samples."""
 
 
 @runtime_checkable

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unveil.blocks.distributed import alone
-from unveil.data.augment import eval_geometry, eval_images
-from unveil.data.batch import Batch
+from unveil.data.augment import eval_draw, eval_geometry, eval_images
+from unveil.data.batch import Batch, Cropped
 from unveil.data.loader import FeatureLoader
 from unveil.data.splits import Subset
 from unveil.data.targets import Targets
@@ -52,12 +52,12 @@ def evaluation_batches(
     """
     crop_pct = 1.0 if subset.dataset.transform else vit.crop_pct  # the transform has cropped already
     for indices in torch.split(subset.indices, batch_size or evaluation_batch_size(world)):
-        batch = subset.dataset.readable(indices)
+        batch = subset.dataset.readable(indices, draw=eval_draw(vit.image_size, crop_pct))
         if batch is None:
             continue
         batch = batch.to(world.device)
         targets = batch.targets
-        if targets is not None:
+        if targets is not None and not isinstance(batch, Cropped):
             targets = targets.transformed(eval_geometry(batch.sizes, vit.image_size, crop_pct))
         with autocast(hardware, world):
             images = eval_images(batch, vit.image_size, vit.mean, vit.std, crop_pct)

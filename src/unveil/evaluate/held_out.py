@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from unveil.blocks.stateless_random import sample_keys
-from unveil.data.augment import eval_images
+from unveil.data.augment import eval_draw, eval_images
 from unveil.data.batch import Batch
 from unveil.data.splits import Subset
 from unveil.evaluate.features import evaluation_batch_size
@@ -41,9 +41,9 @@ def held_out_images(
 
     An image has the same key, and so the same mask, at every call.
     """
-    indices = subset.indices[:most]
+    indices, draw = subset.indices[:most], eval_draw(vit.image_size, vit.crop_pct)
     for rows in torch.split(torch.arange(len(indices)), evaluation_batch_size(world)) if len(indices) else ():
-        batch = subset.dataset.readable(indices[rows], sample_keys(0, int(rows[0]), len(rows)))
+        batch = subset.dataset.readable(indices[rows], sample_keys(0, int(rows[0]), len(rows)), draw)
         if batch is None:
             continue
         batch = batch.to(world.device)

@@ -92,6 +92,7 @@ class DINO(Method):
     DEFAULTS = {
         "crop": "resized",
         "crop_scale": 0.4,
+        "crop_from": "shrunk",  # views are cut on the device, from a canvas for the largest image of a batch
         "color_jitter": 0.4,
         "base_lr": 5e-4,
         "warmup_ratio": 0.1,

@@ -50,6 +50,7 @@ class MoCoV3(Method):
     DEFAULTS = {
         "crop": "resized",
         "crop_scale": 0.08,
+        "crop_from": "shrunk",  # views are cut on the device, from a canvas for the largest image of a batch
         "color_jitter": 0.4,
         "base_lr": 1.5e-4,
         "warmup_ratio": 0.13,  # 40 of 300 epochs

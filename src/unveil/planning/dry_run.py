@@ -139,7 +139,7 @@ def dry_run(plan: ImagePlan, folder: Path, listing: float, seconds: float) -> Dr
     with seeded(training.seed):
         learner = plan.build(vit)
     untrained = copy.deepcopy(learner.encoder)  # `pretrain` keeps one, too
-    loader = plan.loader(train_set.labelled() if learner.classes else train_set)
+    loader = plan.loader(train_set.labelled() if learner.classes else train_set, learner)
     move_to_device(loader, world)
     building = time.monotonic() - start
     trial = fit_batch_in_memory(learner, first_batch(loader), loader.batch_size, training.accum_steps, plan.recipe.hardware, world)
@@ -178,7 +178,7 @@ def dry_run(plan: ImagePlan, folder: Path, listing: float, seconds: float) -> Dr
 def shorten_run(plan: ImagePlan, seconds: float) -> tuple[ImagePlan, float]:
     """The run on a share of the images, if reading all of them into memory would take too long; and this share."""
     source, test, start = plan.source, plan.test_source, time.monotonic()
-    sample = sample_images(source, 64, shrink_to=stored_side(plan.sizes[0]), max_pixels=plan.run_config.max_pixels)
+    sample = sample_images(source, 64, shrink_to=stored_side(plan.sizes[0], plan.augment), max_pixels=plan.run_config.max_pixels)
     per_image, size = (time.monotonic() - start) / len(sample), sum(image.nbytes for image in sample) / len(sample)
     total = len(source) + (len(test) if test else 0)
     fits_in_memory = size * len(source) <= MEMORY  # if not, images are read during training

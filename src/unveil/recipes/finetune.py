@@ -80,7 +80,9 @@ def finetune(
     recipe = join(*rest[-3:])
     recorded = checksums(encoder_of(learner), weights=not own.scratch)  # so that a resume notices another encoder in its place
     encoder = samples.resized(encoder_of(learner), own)
-    request = LabelledRequest(task=kind, encoder=encoder.config, config=own, recipe=recipe, classes=recorded_classes(path))
+    request = LabelledRequest(
+        task=kind, encoder=encoder.config, config=own, recipe=recipe, augment=augment, classes=recorded_classes(path)
+    )
     labelled = samples.labelled(run, data, test, request)
     recipe = replace(recipe, training=recipe.training.with_batch_size(labelled.counts[0]))
     named = {} if TASKS.label(kind) == samples.default_task else TASKS.describe(kind)  # as in older folders
@@ -113,7 +115,8 @@ def finetune(
                 seen = True
             return {metric.primary: metric.compute()[metric.primary]} if seen else {}
 
-        model, loader, (train, test_count) = session.built(build), labelled.loader(recipe), labelled.counts
+        model, (train, test_count) = session.built(build), labelled.counts
+        loader = labelled.loader(recipe, model)
         if session.is_main:
             model_files.write_config(model, session.run.path)
         doing = "training from scratch" if own.scratch else "fine-tuning"

@@ -154,12 +154,12 @@ class Probe:
 
     def task(self, encoder: ViT) -> Task:
         """A probe that is trained on augmented images."""
-        classes, scale = self.train_set.dataset.classes, self.config.crop_scale
+        classes, augment = self.train_set.dataset.classes, augmentation(self.config)
         assert self.pool != "both"
         if self.config.kind == "partial":
             config = PartialConfig(blocks=self.config.blocks, pool=self.pool)
-            return PartialFinetune.build(encoder, config, AugmentConfig(crop_scale=scale), classes)
-        return Linear.build(encoder, LinearConfig(pool=self.pool), AugmentConfig(crop="clipped", crop_scale=scale), classes)
+            return PartialFinetune.build(encoder, config, augment, classes)
+        return Linear.build(encoder, LinearConfig(pool=self.pool), augment, classes)
 
     def trained_scores(self, name: str, task: Task) -> Features:
         """Scores after training on augmented images."""
@@ -167,7 +167,8 @@ class Probe:
         recipe = replace(self.recipe, training=self.recipe.training.with_batch_size(len(subset)))
         training = recipe.training
         size, limit = training.batch_size, self.config.max_unreadable
-        loader = ImageLoader(subset.dataset, indices=subset.indices, batch_size=size, seed=training.seed, max_unreadable=limit)
+        seed, draw = training.seed, task.draw_early
+        loader = ImageLoader(subset.dataset, indices=subset.indices, batch_size=size, seed=seed, max_unreadable=limit, draw=draw)
         screen = Screen(name, total_steps(training, loader))
         try:
             train(task, loader, recipe, screen=screen)
@@ -225,6 +226,11 @@ def features_by(owner: Learner | ViT, pool: Literal["mean", "class", "both"], im
     return torch.cat([owner.features(images, pool=each) for each in ("mean", "class")], dim=1)
 
 
+def augmentation(config: ProbeConfig) -> AugmentConfig:
+    """The random crops of a partial probe, and of a linear one with `views`."""
+    return AugmentConfig(crop="resized" if config.kind == "partial" else "clipped", crop_scale=config.crop_scale)
+
+
 def refuse_unused(config: ProbeConfig, options: Mapping[str, Any]) -> None:
     """Raises `UnveilError` for options that the kind or the protocol of a probe does not use."""
     trained = config.kind == "partial" or config.views
@@ -257,7 +263,14 @@ def probe_into(
         raise UnveilError("a probe runs in one process: start it without torchrun")
     learner = load(run, say=say).to(recipe.world.device).eval()
     encoder = vit_of(learner)
-    asked = LabelledOptions(split=config.split, test_split=config.test_split, max_pixels=config.max_pixels, say=say, show=True)
+    asked = LabelledOptions(
+        split=config.split,
+        test_split=config.test_split,
+        augment=augmentation(config) if config.views or config.kind == "partial" else None,
+        max_pixels=config.max_pixels,
+        say=say,
+        show=True,
+    )
     opened = labelled_subsets(run, data if data is not None else data_of(run), test, encoder.config, asked)
     train_set, test_set, held_out = opened.train, opened.test, opened.held_out
     adapt_to_images(encoder, train_set)

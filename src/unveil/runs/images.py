@@ -162,7 +162,7 @@ class ImagePlan(PretrainPlan):
         """See `unveil.runs.open_data.open_subsets`."""
         return open_subsets(
             self.roles,
-            side=stored_side(self.sizes[0]),
+            side=stored_side(self.sizes[0], self.augment),
             channels=self.run_config.channels or None,
             max_pixels=self.run_config.max_pixels,
             most=self.run_config.held_out,
@@ -191,12 +191,17 @@ class ImagePlan(PretrainPlan):
         learner.set_classes(self.source.classes if self.source.labels is not None else ())
         return learner
 
-    def loader(self, subset: Subset) -> ImageLoader:
-        """The images of a subset in the order of the run."""
+    def loader(self, subset: Subset, learner: Method) -> ImageLoader:
+        """The images of a subset in the order of the run, for a learner."""
         size, seed, repeats = self.recipe.training.batch_size, self.recipe.training.seed, self.run_config.repeats
-        limit = self.run_config.max_unreadable
         return ImageLoader(
-            subset.dataset, indices=subset.indices, batch_size=size, seed=seed, repeats=repeats, max_unreadable=limit
+            subset.dataset,
+            indices=subset.indices,
+            batch_size=size,
+            seed=seed,
+            repeats=repeats,
+            max_unreadable=self.run_config.max_unreadable,
+            draw=learner.draw_early,
         )
 
 
@@ -216,7 +221,7 @@ class ImagePretraining(Pretraining):
         return self.plan.build(self.vit)
 
     def loader(self, learner: Method) -> ImageLoader:
-        return self.plan.loader(self.train_set.labelled() if learner.classes else self.train_set)
+        return self.plan.loader(self.train_set.labelled() if learner.classes else self.train_set, learner)
 
     def summary(self, learner: Method) -> str:
         parameters = sum(p.numel() for p in learner.encoder.parameters())
@@ -344,6 +349,7 @@ class ImageModality(Modality):
             split=config.split,
             test_split=config.test_split,
             classes=request.classes,
+            augment=request.augment,
             max_pixels=config.max_pixels,
             say=printer(world.is_main),
             show=world.is_main,

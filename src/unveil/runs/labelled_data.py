@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unveil.atomic_files import replacing
+from unveil.data.augment import AugmentConfig
 from unveil.data.parts import Roles
 from unveil.data.sources import Data, Source, open_parts
 from unveil.data.splits import Subset
@@ -38,6 +39,8 @@ class LabelledOptions:
     """The part to test on; by default the test split, or the validation split if that is missing or has no labels."""
     classes: Sequence[str] = ()
     """The classes of the run that is resumed: labels keep their numbers, even if a new version would number them differently."""
+    augment: AugmentConfig | None = None
+    """The crops to train on, for which images are kept large enough; None if they are only evaluated."""
     max_pixels: int
     """Files with more pixels than this are not decoded."""
     say: Say
@@ -93,7 +96,7 @@ def labelled_subsets(
     refuse_one_class(roles.train, request)
     opened = open_subsets(
         roles,
-        side=stored_side(vit.image_size),
+        side=stored_side(vit.image_size, request.augment),
         channels=vit.channels,
         max_pixels=request.max_pixels,
         most=held_out_count(run),

@@ -55,10 +55,10 @@ class LabelledImages(LabelledData):
     def adapt(self, encoder: ViT) -> None:
         adapt_to_images(encoder, self.train_set)
 
-    def loader(self, recipe: Recipe) -> ImageLoader:
+    def loader(self, recipe: Recipe, learner: Task) -> ImageLoader:
         size, seed = recipe.training.batch_size, recipe.training.seed
-        train, limit = self.train_set, self.max_unreadable
-        return ImageLoader(train.dataset, indices=train.indices, batch_size=size, seed=seed, max_unreadable=limit)
+        train, limit, draw = self.train_set, self.max_unreadable, learner.draw_early
+        return ImageLoader(train.dataset, indices=train.indices, batch_size=size, seed=seed, max_unreadable=limit, draw=draw)
 
     def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
         subset = self.test_set

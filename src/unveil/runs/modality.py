@@ -130,8 +130,8 @@ class LabelledData(ABC):
         """Records in the config of an encoder what depends on these samples: for images, their centre crop in evaluations."""
 
     @abstractmethod
-    def loader(self, recipe: Recipe) -> Loader:
-        """The train set, in the order of a run."""
+    def loader(self, recipe: Recipe, learner: Task) -> Loader:
+        """The train set, in the order of a run, for a learner."""
 
     @abstractmethod
     def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterable[tuple[Any, Any, Any]]:
@@ -223,6 +223,8 @@ class LabelledRequest:
     config: Any
     """The run's options: `labels`, and for images `max_pixels`."""
     recipe: Recipe
+    augment: Any = None
+    """The `AugmentConfig` of images."""
     classes: Sequence[str] = ()
     """The classes of the run that is resumed, so that labels keep their numbers."""
 

@@ -1,5 +1,6 @@
 """Opens images for a run: chooses their size, holds out a test set, and lists files that could not be used."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,11 +11,12 @@ import torch
 from rich.progress import MofNCompleteColumn
 
 from unveil.blocks.patches import Size
+from unveil.data.augment import AugmentConfig
 from unveil.data.dataset import ImageDataset
 from unveil.data.eval_transform import EvalTransform, crop_pct_for
 from unveil.data.image_samples import sample_images
 from unveil.data.parts import Roles
-from unveil.data.pixels import ShrinkTo
+from unveil.data.pixels import CropSide, ShrinkTo
 from unveil.data.sources import Data, Source, open_parts, open_roles
 from unveil.data.splits import Subset, held_out_split
 from unveil.errors import UnveilError
@@ -58,10 +60,17 @@ def size_option(value: tuple[int, ...] | int, name: str) -> Size | None:
     return value[0], value[-1]
 
 
-def stored_side(image_size: Size) -> ShrinkTo:
-    """How far images are shrunk when they are read: for an image size of 224, to a short side of 256 px."""
+def stored_side(image_size: Size, augment: AugmentConfig | None = None) -> ShrinkTo:
+    """How far images are shrunk when they are read: for an image size of 224, to a short side of 256 px.
+
+    For random crops of the original, it is what the smallest crop of a square image needs: 579 px at 224 px, if crops have at least
+    0.2 of the area and sides of up to 4:3.
+    """
     height, width = (-(-side * 8 // 7) for side in image_size)
-    return height if height == width else (height, width)
+    if augment is None or augment.crop_from == "shrunk" or augment.crop not in ("resized", "clipped"):
+        return height if height == width else (height, width)
+    smallest = math.sqrt(augment.crop_scale * 3 / 4)  # its shorter side, as a share of that of the image
+    return CropSide(max(height, math.ceil(image_size[0] / smallest)), max(width, math.ceil(image_size[1] / smallest)))
 
 
 class ImageSubsets(NamedTuple):

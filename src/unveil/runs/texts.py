@@ -223,7 +223,7 @@ class LabelledTexts(LabelledData):
     def test_classes(self) -> Sequence[str]:
         return self.test_set.classes
 
-    def loader(self, recipe: Recipe) -> LabelledTextLoader:
+    def loader(self, recipe: Recipe, learner: Task) -> LabelledTextLoader:
         rows, training = self.tokenizer.padded(self.train_set.texts, self.length), recipe.training
         return LabelledTextLoader(
             rows, label_tensor(self.train_set), padding=self.tokenizer.pad, batch_size=training.batch_size, seed=training.seed

@@ -9,8 +9,9 @@ from typing import Any
 
 from unveil.blocks.attention import decoder_heads, default_heads
 
-RUN_FORMAT = 3
-"""The format that this version writes. Version 2 renamed options and results, version 3 changed defaults."""
+RUN_FORMAT = 4
+"""The format that this version writes. Version 2 renamed options and results, version 3 changed defaults, and version 4 takes
+random crops from the original image."""
 
 CONFIG_KEYS = {
     "recompute": "grad_checkpointing",
@@ -69,9 +70,12 @@ def renamed(
 
 def migrate_config(config: Mapping[str, Any], version: int = 1) -> dict[str, Any]:
     """Migrates the options of a run or a plan that was written in format `version`."""
-    if version >= 3:
-        return dict(config)
-    return from_version_2(NEW_OPTIONS | (dict(config) if version >= 2 else renamed(config, CONFIG_KEYS, CONFIG_VALUES)))
+    new = dict(config)
+    if version < 3:
+        new = from_version_2(NEW_OPTIONS | (new if version == 2 else renamed(new, CONFIG_KEYS, CONFIG_VALUES)))
+    if version < 4 and "crop" in new:  # images
+        new = {"crop_from": "shrunk"} | new
+    return new
 
 
 def from_version_2(config: Mapping[str, Any]) -> dict[str, Any]:
