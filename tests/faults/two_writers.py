@@ -48,8 +48,8 @@ def other(name: str, command: list[str], out: str, lab: Lab, samples: Samples) -
         samples.copy(lab, "pretrain")
     else:
         samples.data(lab, "images")
-    event, match, count = ("step", "", 3) if name != "pack" else ("write", r"pack/shard|shard-0", 1)
-    with paused_at(lab, event, match, count, *command) as first:
+    moments = {"probe": ("call", "unveil.evaluate.logistic:choose_penalty", 1), "pack": ("write", r"pack/shard|shard-0", 1)}
+    with paused_at(lab, *moments.get(name, ("step", "", 3)), *command) as first:
         result = lab.run(*command)
         yield from refused(result, out)
         if result.code == 1 and not re.search(rf"\b{first.pid}\b", result.stderr):
