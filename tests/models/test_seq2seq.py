@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.blocks.fast import choose
+from unveil.blocks.kv_cache import ROOM
 from unveil.blocks.special_tokens import BEGIN, END, PAD
 from unveil.errors import UnveilError
-from unveil.models.beam_search import beam_search, length_penalty
+from unveil.models.beam_search import beam_search, greedy_search, length_penalty
 from unveil.models.seq2seq import CachedDecoder, Seq2Seq, Seq2SeqConfig
+from unveil.tasks.translate import translate_tokens
 
-SMALL = Seq2SeqConfig(words=13, width=16, depth=2, heads=4, mlp_ratio=2.0, longest=40, dropout=0.0)
+SMALL = Seq2SeqConfig(words=13, width=16, depth=2, heads=4, mlp_ratio=2.0, longest=70, dropout=0.0)
 
 
 @pytest.fixture
@@ -116,33 +119,85 @@ def test_what_comes_later_and_padding_change_nothing(translator: Seq2Seq) -> Non
     plain = translator(source, target)
     longer = torch.cat([source, torch.full((1, 3), PAD)], dim=1), torch.cat([target, torch.tensor([[5, PAD]])], dim=1)
     torch.testing.assert_close(translator(*longer)[:, :6], plain)
-    with pytest.raises(UnveilError, match="a sentence has 41 tokens or more, but the model takes up to 40"):
-        translator(source, sentences(41))
+    with pytest.raises(UnveilError, match="a sentence has 71 tokens or more, but the model takes up to 70"):
+        translator(source, sentences(71))
 
 
 class Uncached:
-    """The obvious way: everything is computed again for each word."""
+    """The obvious way: everything is computed again for each word, and sentences are told apart by the parents alone."""
 
     def __init__(self, translator: Seq2Seq, source: Tensor, beams: int) -> None:
         self.translator, self.source = translator, source.repeat_interleave(beams, dim=0)
-        self.rows = torch.empty(len(self.source), 0, dtype=torch.int64)
+        self.rows, self.counts = torch.empty(len(self.source), 0, dtype=torch.int64), []
 
-    def __call__(self, words: Tensor, parents: Tensor) -> Tensor:
-        self.rows = torch.cat([self.rows[parents], words[:, None]], dim=1)
-        return self.translator(self.source, self.rows)[:, -1].log_softmax(dim=-1)
+    def __call__(self, words: Tensor, parents: Tensor | None) -> Tensor:
+        if parents is not None:
+            self.source, self.rows = self.source[parents], self.rows[parents]
+        self.rows = torch.cat([self.rows, words[:, None]], dim=1)
+        self.counts.append(len(words))
+        return self.translator(self.source, self.rows)[:, -1]
 
 
+class Both:
+    """Compares each step of the cached decoder with the uncached one."""
+
+    def __init__(self, translator: Seq2Seq, source: Tensor, beams: int) -> None:
+        self.cached, self.uncached = CachedDecoder(translator, source, beams), Uncached(translator, source, beams)
+
+    def __call__(self, words: Tensor, parents: Tensor | None) -> Tensor:
+        found, expected = self.cached(words, parents), self.uncached(words, parents)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        return found
+
+
+LENGTHS, LONGEST = (9, 4, 6, 2, 17, 1, 11, 5), (12, 40, 7, 16, 33, 1, 17, 20)
+"""Sources of several lengths, and translations that fill the room of a cache, or nearly, or need more of it."""
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_with_and_without_a_memory_the_words_are_the_same(translator: Seq2Seq, beams: int) -> None:
+def test_with_and_without_a_cache_each_step_is_the_same(translator: Seq2Seq, beams: int, times: int, plain: bool) -> None:
     torch.manual_seed(1)
-    source, longest = sentences(9, 4, 6, 2), torch.tensor([12, 20, 7, 16])
-    found, scores = beam_search(CachedDecoder(translator, source, beams), longest, beams=beams, alpha=0.6)
+    source, longest = sentences(*LENGTHS * times), torch.tensor(LONGEST * times)
+    both = Both(translator, source, beams)
+    with torch.no_grad(), choose.turned_off(*(choose.NAMES if plain else ())):
+        found, scores = beam_search(both, longest, beams=beams, alpha=0.6)
     expected, other = beam_search(Uncached(translator, source, beams), longest, beams=beams, alpha=0.6)
     assert torch.equal(found, expected)
     torch.testing.assert_close(scores, other, rtol=1e-5, atol=1e-5)
-    assert len({tuple(row) for row in found.tolist()}) > 1
-    alone, _ = beam_search(CachedDecoder(translator, source[1:2, :4], beams), longest[1:2], beams=beams, alpha=0.6)
-    assert alone[0].tolist() == found[1].tolist()  # the others of a batch change nothing
+    lengths = [row.index(END) if END in row else len(row) for row in found.tolist()]
+    assert len(set(lengths)) > 3
+    assert max(lengths) > ROOM  # the cache grew
+    assert any(length == limit for length, limit in zip(lengths, longest.tolist(), strict=True))  # some were cut
+    assert len(set(both.uncached.counts)) > 2  # sentences left at several times
+    assert both.uncached.counts == sorted(both.uncached.counts, reverse=True)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_translation_does_not_depend_on_its_batch(translator: Seq2Seq, beams: int) -> None:
+    torch.manual_seed(2)
+    rows = [torch.randint(3, SMALL.words, (length,)).tolist() for length in LENGTHS * 3]
+
+    def translated(rows: list[list[int]], batch_size: int) -> list[list[int]]:
+        return translate_tokens(translator, rows, beams=beams, length_penalty=0.6, batch_size=batch_size)
+
+    together = translated(rows, 64)
+    assert len({tuple(row) for row in together}) > 6
+    assert translated(rows, 5) == together
+    assert [translated([row], 1)[0] for row in rows] == together
+    assert translated(rows[::-1], 7) == together[::-1]
+
+
+def test_greedy_search_takes_the_likeliest_word_of_the_whole_model(translator: Seq2Seq) -> None:
+    torch.manual_seed(3)
+    source, longest = sentences(*LENGTHS), torch.tensor(LONGEST)
+    found = greedy_search(Both(translator, source, 1), longest)
+    for i, row in enumerate(found.tolist()):
+        own, written = source[i : i + 1, : LENGTHS[i]], [BEGIN]
+        while len(written) <= LONGEST[i] and written[-1] != END:
+            written.append(int(translator(own, torch.tensor([written]))[0, -1].argmax()))
+        assert row == (written[1:] + [END] * max(LONGEST))[: max(LONGEST)]
 
 
 class Table:
@@ -151,12 +206,14 @@ class Table:
     def __init__(self, count: int, beams: int, words: int, seed: int) -> None:
         chance = torch.Generator().manual_seed(seed)
         self.logs = (2 * torch.randn(count, words, words, words, generator=chance)).log_softmax(dim=-1)
-        self.beams, self.before = beams, torch.full((count * beams,), PAD)
-        self.last = self.before
+        self.last = torch.full((count * beams,), PAD)
+        self.sentence = torch.arange(count).repeat_interleave(beams)
 
-    def __call__(self, words: Tensor, parents: Tensor) -> Tensor:
-        self.before, self.last = self.last[parents], words
-        return self.logs[torch.arange(len(words)) // self.beams, self.before, self.last]
+    def __call__(self, words: Tensor, parents: Tensor | None) -> Tensor:
+        if parents is not None:
+            self.sentence, self.last = self.sentence[parents], self.last[parents]
+        before, self.last = self.last, words
+        return self.logs[self.sentence, before, words]
 
     def chance_of(self, which: int, row: tuple[int, ...]) -> float:
         """The log-probability of a whole sentence."""
@@ -213,12 +270,15 @@ def test_narrow_beams_do_what_a_slow_search_does(beams: int) -> None:
     assert 0 < cut < count
 
 
-def test_one_beam_is_greedy() -> None:
-    table = Table(20, 1, 6, seed=2)
-    found, _ = beam_search(table, torch.full((20,), 12), beams=1, alpha=0.6)
+@pytest.mark.parametrize("words", [6, 300])
+def test_one_beam_is_greedy(words: int) -> None:
+    longest = torch.arange(20) % 12 + 1
+    found, _ = beam_search(Table(20, 1, words, seed=2), longest, beams=1, alpha=0.6)
+    table = Table(20, 1, words, seed=2)
+    assert torch.equal(greedy_search(table, longest), found)
     for i, row in enumerate(found.tolist()):
         seen = [PAD, BEGIN]
-        while len(seen) < 14 and seen[-1] != END:
+        while len(seen) < longest[i] + 2 and seen[-1] != END:
             seen.append(int(table.logs[i, seen[-2], seen[-1]].argmax()))
         assert row == (seen[2:] + [END] * 12)[:12]
 

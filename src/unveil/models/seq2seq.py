@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.dropout import Dropout
-from unveil.blocks.kv_cache import KVCache, decode_step, empty_cache
+from unveil.blocks.kv_cache import CachedBlocks
 from unveil.blocks.positions import sincos_1d
 from unveil.blocks.special_tokens import PAD
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
@@ -119,13 +119,11 @@ class CachedDecoder:
     """Predicts the next word of a batch of sentences with cached keys and values: a `NextWord` of `unveil.models.beam_search`."""
 
     def __init__(self, translator: Seq2Seq, source: Int[Tensor, "B S"], beams: int) -> None:
-        self.translator, self.length = translator, 0
-        context, self.allowed = translator.encode(source)
-        self.caches: list[KVCache] = [empty_cache(block, context, len(source) * beams) for block in translator.decoder_blocks]
+        self.translator = translator
+        self.blocks = CachedBlocks(translator.decoder_blocks, *translator.encode(source), beams)
 
-    def __call__(self, words: Int[Tensor, " R"], parents: Int[Tensor, " R"]) -> Float[Tensor, "R K"]:
-        x = self.translator.embed(words[:, None], self.length)
-        for i, block in enumerate(self.translator.decoder_blocks):
-            x, self.caches[i] = decode_step(block, x, self.caches[i].select(parents), self.allowed)
-        self.length += 1
-        return self.translator.scores(x[:, 0]).float().log_softmax(dim=-1)
+    def __call__(self, words: Int[Tensor, " R"], parents: Int[Tensor, " R"] | None) -> Float[Tensor, "R K"]:
+        if parents is not None:
+            self.blocks.select(parents)
+        x = self.translator.embed(words[:, None], self.blocks.cache.length)[:, 0]
+        return self.translator.scores(self.blocks(x)).float()

@@ -14,7 +14,7 @@ from unveil.blocks.special_tokens import BEGIN, END, PAD
 from unveil.errors import UnveilError
 from unveil.learner import Step, Task
 from unveil.metrics import Metric
-from unveil.models.beam_search import beam_search
+from unveil.models.beam_search import beam_search, greedy_search
 from unveil.models.seq2seq import CachedDecoder, Seq2Seq
 from unveil.ranges import ShareBelowOne
 from unveil.text.parallel_corpus import PairBatch, Rows
@@ -132,7 +132,9 @@ class BLEU(Metric):
 
 
 @torch.no_grad()
-def translate_tokens(translator: Seq2Seq, rows: Sequence[Sequence[int]], *, beams: int, length_penalty: float) -> list[list[int]]:
+def translate_tokens(
+    translator: Seq2Seq, rows: Sequence[Sequence[int]], *, beams: int, length_penalty: float, batch_size: int = BATCH_SIZE
+) -> list[list[int]]:
     """Translates sentences, given and returned as token ids without special tokens. With one beam the search is greedy.
 
     Args:
@@ -140,14 +142,18 @@ def translate_tokens(translator: Seq2Seq, rows: Sequence[Sequence[int]], *, beam
         rows: Sentences in any order; those of similar length are translated together.
         beams: See `unveil.models.beam_search.beam_search`.
         length_penalty: See there.
+        batch_size: Number of sentences that are translated together.
     """
     device, most = translator.embedding.device, translator.config.longest
     source, results = Rows([[*row, END] for row in rows]), [list[int]()] * len(rows)
-    for indices in source.lengths.argsort(descending=True).split(BATCH_SIZE):
+    for indices in source.lengths.argsort(descending=True).split(batch_size):
         lengths = source.lengths[indices]
         longest = (lengths + EXTRA_LENGTH).clamp(max=most).to(device)
         decoder = CachedDecoder(translator, source.padded(indices, int(lengths.max())).to(device), beams)
-        found, _ = beam_search(decoder, longest, beams=beams, alpha=length_penalty)
+        if beams == 1:
+            found = greedy_search(decoder, longest)
+        else:
+            found, _ = beam_search(decoder, longest, beams=beams, alpha=length_penalty)
         for index, row in zip(indices.tolist(), found.tolist(), strict=True):
             results[index] = row[: row.index(END)] if END in row else row
     return results

@@ -9,6 +9,8 @@ measured gains.
 | half_attention   | half_attention.py  | the fused attention kernel of the CPU, slow in half precision  |
 | byte_dropout     | byte_dropout.py    | eight random bytes for each value, on the CPU                  |
 | loss_by_rows     | loss_by_rows.py    | ten passes over the class scores of a large vocabulary         |
+| products_of_few  | half_attention.py  | the fused attention kernel of the CPU, slow for one query      |
+| top_by_blocks    | top_words.py       | a slow `topk` of a large vocabulary on the CPU                 |
 | recompute        | recompute.py       | keeping the results of norms and activations for the backward  |
 | mask_tokens_once | shared_tokens.py   | projecting the same mask tokens for each image of a batch      |
 | last_tokens_only | block.py           | computing all tokens in the last block when few are needed     |
@@ -24,7 +26,17 @@ from torch import Tensor
 from unveil.errors import UnveilError
 
 NAMES = frozenset(
-    {"half_norm", "half_attention", "byte_dropout", "loss_by_rows", "recompute", "mask_tokens_once", "last_tokens_only"}
+    {
+        "half_norm",
+        "half_attention",
+        "byte_dropout",
+        "loss_by_rows",
+        "products_of_few",
+        "top_by_blocks",
+        "recompute",
+        "mask_tokens_once",
+        "last_tokens_only",
+    }
 )
 HALF = (torch.bfloat16, torch.float16)
 RECOMPUTE_FROM = 2**19
@@ -83,6 +95,16 @@ def byte_dropout(x: Tensor) -> bool:
 def loss_by_rows(scores: Tensor) -> bool:
     """For the cross-entropy of a large vocabulary on a CPU."""
     return enabled("loss_by_rows") and by_hand(scores)
+
+
+def products_of_few(query: Tensor) -> bool:
+    """For attention of one or few queries in many heads on a CPU."""
+    return enabled("products_of_few") and query.device.type == "cpu" and query.shape[0] * query.shape[1] >= 64
+
+
+def top_by_blocks(scores: Tensor) -> bool:
+    """For the largest scores of a large vocabulary on a CPU."""
+    return enabled("top_by_blocks") and scores.device.type == "cpu"
 
 
 def fast_block() -> bool:
