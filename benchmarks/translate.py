@@ -4,7 +4,7 @@
     python benchmarks/translate.py --run runs/en-de --data multi30k/      # trained weights, real sentences of many lengths
 
 Both sides have the same weights. With random weights, no sentence ends by itself, so both write the same number of words. With
-those of a run, both translate the first test set in its order. unveil sorts the sentences by length; Marian gets them as the
+those of a run, both translate the first test set in its order. unveil sorts the sentences by length; Marian gets them as a
 user of `generate` would pass them, and once more sorted by length. The two take turns in one process. Times are those that the
 process spends on the processor (on a GPU: on the wall). "Equal" is the share of sentences whose words are the same on both sides;
 beam search ends by other rules in transformers, so a few differ.

@@ -108,12 +108,15 @@ class CachedBlocks:
             projected = block.attention.query_key_value(x).view(rows, 3, heads, -1)  # (R, 3, h, d)
             key, value = self.cache.write(i, projected[:, 1:])
             mixed = attend_one(projected[:, 0, :, None], key, value, self.cache.hidden[None])  # (R, h, 1, d)
-            return block.branch1(block.attention.out(mixed.flatten(1)))
+            out: Tensor = block.branch1(block.attention.out(mixed.flatten(1)))
+            return out
 
         def cross_attention(x: Tensor) -> Tensor:
             query = block.cross.query(x.view(-1, self.rows_each, x.shape[-1]))  # (B, h, R / B, d)
-            mixed = attend_one(query, *self.contexts[i], self.hidden)
-            return block.branch_cross(block.cross.out(mixed.transpose(1, 2).reshape(x.shape)))
+            key, value = self.contexts[i]
+            mixed = attend_one(query, key, value, self.hidden)
+            out: Tensor = block.branch_cross(block.cross.out(mixed.transpose(1, 2).reshape(x.shape)))
+            return out
 
         x = residual(block, block.norm1, x, self_attention)
         x = residual(block, block.norm_cross, x, cross_attention)

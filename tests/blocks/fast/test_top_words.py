@@ -25,7 +25,7 @@ def test_the_largest_scores_are_those_of_topk(words: int, count: int) -> None:
 def test_equal_and_infinite_scores() -> None:
     scores = torch.full((3, 2000), float("-inf"))
     scores[1] = 1.0
-    scores[2, [70, 1999]] = 0.5, 0.25
+    scores[2, 70], scores[2, 1999] = 0.5, 0.25
     values, indices = top_words(scores, 4)
     assert torch.equal(values, scores.topk(4).values)
     assert all(len(set(row)) == 4 for row in indices.tolist())
