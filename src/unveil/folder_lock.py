@@ -20,7 +20,7 @@ from unveil.errors import UnveilError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module for mypy, which takes the platform to be Linux
 
 LOCK = ".lock"
 """The name of the lock file. It exists while a process writes into the folder, or after one was killed."""

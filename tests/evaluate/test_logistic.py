@@ -73,6 +73,14 @@ def test_the_penalty_is_the_best_on_images_kept_aside() -> None:
     assert fit_logistic(few, labels, ["a", "b", "c"])[1] == strong
 
 
+def test_a_plateau_does_not_end_the_choice_of_the_penalty() -> None:
+    """With one frequent class, strong penalties all predict it, with the same accuracy."""
+    features, labels = samples(6000, 6, 3)
+    kept = (labels == 0) | (torch.arange(6000) % 8 == 0)
+    tried = (1e3, 1e2, 1e1, 1e-3)
+    assert choose_penalty(features[kept], labels[kept], 3, tried, None, 0) == 1e-3
+
+
 def test_crops_of_one_image_are_kept_aside_together(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = samples(60, 4, 2)
     groups = torch.arange(60) // 3

@@ -5,6 +5,7 @@ import gzip
 import lzma
 import os
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.faults.hostile_bytes import GIB, MIB, png, special, tar_gz_of_zeros, 
 
 GOOD = {f"good/{name}.png": png(seed=number) for number, name in enumerate("abc")}
 """Images that nothing is wrong with."""
+CANARY = Path(tempfile.gettempdir()) / "canary-of-faults"
+"""Where a member with an absolute path would be written."""
 
 
 def as_file(name: str, data: Callable[[], bytes]) -> Callable[[Path], str]:
@@ -68,7 +71,7 @@ def archives() -> dict[str, Callable[[Path], str]]:
         "lies_large.zip": lambda: zip_of_zeros(["a.png", "b.png"], MIB, said=GIB - 1),
         "overlap.zip": lambda: zip_of_zeros([f"{i}.png" for i in range(2000)], 100 * MIB, overlap=True),
         "nested.zip": nested,
-        "up.zip": lambda: zip_of([*good, ("../../canary", b"x"), ("/tmp/canary-of-faults", b"x"), ("../up.png", png())]),
+        "up.zip": lambda: zip_of([*good, ("../../canary", b"x"), (str(CANARY), b"x"), ("../up.png", png())]),
         "encrypted.zip": encrypted,
         "lzma.zip": lambda: zip_of(good, method=zipfile.ZIP_LZMA),
         "cut.zip": lambda: zip_of(good)[:-30],
@@ -86,7 +89,7 @@ def archives() -> dict[str, Callable[[Path], str]]:
         "zeros.tar.bz2": lambda: bz2.compress(tar_of([*good, ("z.png", bytes(100 * MIB))]), 9),
         "cut.tar.gz": lambda: gzip.compress(tar_of(good))[:-100],
         "garbage_after.tar.gz": lambda: gzip.compress(tar_of(good)) + b"garbage" * 100,
-        "up.tar": lambda: tar_of([*good, ("../../canary", b"x"), ("/tmp/canary-of-faults", b"x"), ("../up.png", png())]),
+        "up.tar": lambda: tar_of([*good, ("../../canary", b"x"), (str(CANARY), b"x"), ("../up.png", png())]),
         "links.tar": lambda: tar_of(
             [*good, *((special(f"{kind!r}.png", kind, "/etc/passwd"), b"") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE))]
         ),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.faults.harness import MEMORY_LIMIT, ROOT, TIME_LIMIT, Lab, Problem, Result
-from tests.faults.hostile_archives import GOOD, archives
+from tests.faults.hostile_archives import CANARY, GOOD, archives
 from tests.faults.hostile_bytes import GIB, MIB, png
 from tests.faults.hostile_images import images
 from tests.faults.samples import Samples
@@ -156,8 +156,8 @@ def hostile(name: str, build: Callable[[Path], str], lab: Lab, samples: Samples)
         where = re.sub(r"\\(x..|u....|[nrt])|[^a-z0-9]", "", " ".join([*paths, told]).lower())
         if shown and shown[:40] not in where and name not in ("labels.csv", "folder.png", "loop"):
             yield Problem("silent", f"{name!r} is neither in the table nor in a sentence: {result}")
-    if Path("/tmp/canary-of-faults").exists():
-        yield Problem("code", "a member of an archive was written to /tmp")
+    if CANARY.exists():
+        yield Problem("code", f"a member of an archive was written to {CANARY}")
 
 
 def bounded(result: Result) -> Iterator[Problem]:

@@ -157,6 +157,20 @@ def test_features_that_are_not_finite_end_a_run_with_a_sentence(raw: Path, tmp_p
         unveil.pretrain(str(raw), out=tmp_path / "run", **TINY | {"base_lr": 1e30, "warmup_ratio": 0.0})
 
 
+UNUSED = {
+    "epochs has no effect on the quick linear probe": {"epochs": 2.0},
+    "base_lr has no effect on the quick linear probe": {"base_lr": 0.1},
+    "whiten is for k-NN, but the kind is linear": {"whiten": True},
+    "pool both needs features that are computed once": {"pool": "both", "views": True},
+}
+
+
+@pytest.mark.parametrize(("says", "options"), UNUSED.items(), ids=UNUSED)
+def test_options_that_a_probe_does_not_use_are_refused(run: Run, says: str, options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match=says):
+        unveil.probe(run, out=tmp_path / "probe", device="cpu", **options)
+
+
 STEPS: dict[str, Any] = {"epochs": 2.0, "batch_size": 8}
 PROBES: dict[str, dict[str, Any]] = {
     "quick": {"pool": "both"},
@@ -173,6 +187,7 @@ def test_probe(run: Run, options: dict[str, Any], tmp_path: Path) -> None:
     results = unveil.probe(run.path, **options, out=tmp_path / "probe", device="cpu")
     assert results["config"]["pool"] == options.get("pool", "mean")
     assert ("penalty" in results) == (options == PROBES["quick"])
+    assert ("epochs" in results["config"]) == ("epochs" in options)  # what was not used is not recorded
     assert results["score"]["count"] == 2
     assert np.sum(results["score"]["confusion"]) == 2
     assert json.loads((tmp_path / "probe" / "results.json").read_text())["top1"] == results["top1"]

@@ -43,16 +43,22 @@ class Stream(IntEnum):
     """The first of many views of an image. The next view has stream 1001, and so on."""
 
 
+MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
+"""Of `mix`."""
+INCREMENT = 0x9E3779B9
+"""What `combine` adds to a key."""
+
+
 def mix(x: Tensor) -> Tensor:
     """Scrambles int64 values in [0, 2**32), one to one (a 32-bit multiply-xorshift finaliser)."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW32
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW32
+    x = ((x ^ (x >> 16)) * MULTIPLIERS[0]) & _LOW32
+    x = ((x ^ (x >> 15)) * MULTIPLIERS[1]) & _LOW32
     return x ^ (x >> 16)
 
 
 def combine(key: Tensor, value: Tensor | int) -> Tensor:
     """A new 32-bit key from a key and a value; the order of values matters."""
-    return mix((mix(key & _LOW32) + 0x9E3779B9 + (value & _LOW32)) & _LOW32)
+    return mix((mix(key & _LOW32) + INCREMENT + (value & _LOW32)) & _LOW32)
 
 
 def sample_keys(seed: int, first: int, count: int) -> Int[Tensor, " B"]:

@@ -8,9 +8,10 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unveil.blocks.stateless_random import combine, mix
+from unveil.blocks.stateless_random import INCREMENT, MULTIPLIERS, combine, mix
 
 ROUNDS = 4
+"""Rounds of the Feistel network."""
 AT_ONCE = 2**14
 """Number of positions to compute at once. Fewer are little work for a call of NumPy, more do not fit into the cache."""
 
@@ -37,23 +38,23 @@ def shuffled(seed: int, positions: Int[Tensor, " B"], count: int) -> Int[Tensor,
 
 
 def round_keys(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """A key for each round of each epoch (rounds, epochs)."""
+    """What `combine` makes of the key of each round of each epoch before it takes a value (rounds, epochs)."""
     numbers = torch.from_numpy(epochs)
     key = combine(torch.full_like(numbers, seed), numbers)
-    keys = torch.stack([mix(combine(key, number)) + 0x9E3779B9 for number in range(ROUNDS)])
+    keys = torch.stack([mix(combine(key, number)) + INCREMENT for number in range(ROUNDS)])
     return (keys & 0xFFFFFFFF).numpy().astype(np.uint32)
 
 
 def permute(values: NDArray[np.int64], keys: NDArray[np.uint32], half: int) -> NDArray[np.int64]:
-    """A Feistel network over numbers of 2 * `half` bits. Its function is `combine`, in 32-bit arithmetic."""
+    """A Feistel network over numbers of 2 * `half` bits. Its function is `combine`, written for unsigned integers of 32 bits."""
     low = np.uint32((1 << half) - 1)
     left, right = (values >> half).astype(np.uint32), values.astype(np.uint32) & low
     for key in keys:
         x = right + key
         x ^= x >> np.uint32(16)
-        x *= np.uint32(0x7FEB352D)
+        x *= np.uint32(MULTIPLIERS[0])
         x ^= x >> np.uint32(15)
-        x *= np.uint32(0x846CA68B)
+        x *= np.uint32(MULTIPLIERS[1])
         x ^= x >> np.uint32(16)
         x &= low
         x ^= left
@@ -62,7 +63,7 @@ def permute(values: NDArray[np.int64], keys: NDArray[np.uint32], half: int) -> N
 
 
 class Order:
-    """The indices of each step of a run. Those of several steps are computed at once, since one step is too little work for torch.
+    """The indices of each step of a run. Those of several steps are computed at once, since one step is too little work for NumPy.
 
     Args:
         seed: Seed of the order.

@@ -86,7 +86,8 @@ def choose_penalty(
     regression = LogisticRegression(features[rest], labels[rest], classes)
     test, start, found = regression.standardised(features[aside]), None, list[tuple[int, float]]()
     for penalty in sorted(penalties, reverse=True):  # each one starts from the solution before it
-        if len(found) > 1 and found[-1] < found[-2] < max(found):
+        right = [each for each, _ in found]
+        if len(found) > 2 and right[-1] < right[-2] < max(right):
             break  # it becomes worse and worse
         start = regression.fit(penalty, start, tolerance=ROUGH)
         found.append((int((F.linear(test, *start).argmax(dim=1) == labels[aside]).sum()), penalty))

@@ -3,10 +3,10 @@
 import copy
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,7 +73,8 @@ class ProbeConfig:
     """A linear classifier on the frozen encoder, k nearest neighbours, or fine-tuning of the last blocks."""
     protocol: Literal["quick", "sgd", "paper"] = "quick"
     """How to train the linear probe: by L-BFGS on features that are computed once, with a penalty chosen on a part kept aside; by
-    SGD on the same features; or as in the MAE paper (LARS, batches of 16,384, the class token, random crops)."""
+    SGD on the same features; or as in the MAE paper (LARS, batches of 16,384, the class token, random crops). Only sgd, paper,
+    --views and --kind partial have epochs, a batch size and an optimiser."""
     blocks: NonNegative = 1.0
     """Blocks that a partial probe fine-tunes, counted from the last: 0, 0.5 (the last MLP), 1, ... up to all."""
     neighbours: Count = 20
@@ -101,6 +102,25 @@ class ProbeConfig:
     max_unreadable: Share = 0.01
     """Stop if a larger share of the images becomes unreadable while a probe is trained on them."""
 
+    @property
+    def sees_images(self) -> bool:
+        """Whether the probe is trained on augmented images, and not on features that are computed once."""
+        return self.kind == "partial" or self.views
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the training loop trains the probe."""
+        return self.sees_images or (self.kind == "linear" and self.protocol != "quick")
+
+
+class ProbeScores(NamedTuple):
+    """What a probe gives for the test images that can be read."""
+
+    features: Features
+    """The class scores."""
+    penalty: float | None = None
+    """The penalty of logistic regression."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
@@ -113,25 +133,23 @@ class Probe:
     pool: Literal["mean", "class", "both"]
     train_set: Subset
     test_set: Subset
-    penalties: list[float] = field(default_factory=list)
-    """The penalties that L-BFGS has chosen."""
 
-    def scores(self, name: str, encoder: ViT | None, shape: ViT) -> Features:
-        """Class scores of the test images that can be read, from an encoder or, for None, from raw pixels.
+    def scores(self, name: str, encoder: ViT | None, shape: ViT) -> ProbeScores:
+        """Class scores from an encoder or, for None, from raw pixels.
 
         Args:
             name: The title of the progress bar.
             encoder: The encoder to probe; a partial probe changes a copy of it.
             shape: An encoder with the image size and normalisation to use.
         """
-        if encoder is not None and (self.config.kind == "partial" or self.config.views):
-            return self.trained_scores(name, self.task(copy.deepcopy(encoder)))
+        if encoder is not None and self.config.sees_images:
+            return ProbeScores(self.trained_scores(name, self.task(copy.deepcopy(encoder))))
         if encoder is None:
             return self.frozen_scores(raw_pixels, shape)
         owner = self.learner if encoder is self.learner.encoder else encoder  # as `unveil embed`: after the norm of a head
         return self.frozen_scores(partial(features_by, owner, self.pool), shape)
 
-    def frozen_scores(self, function: Callable[[Tensor], Tensor], shape: ViT) -> Features:
+    def frozen_scores(self, function: Callable[[Tensor], Tensor], shape: ViT) -> ProbeScores:
         """Scores from features that are computed once."""
         recipe, classes = self.recipe, self.train_set.dataset.classes
         train, test = (
@@ -139,18 +157,18 @@ class Probe:
         )
         for features in (train, test):
             refuse_non_finite(features, "the encoder")
+        labels, penalty = train.subset.labels, None
         if self.config.kind == "knn":
-            neighbours = self.config.neighbours
             bank, queries = whiten(train.rows, test.rows) if self.config.whiten else (train.rows, test.rows)
-            return test._replace(rows=knn_scores(queries, bank, train.subset.labels, len(classes), neighbours=neighbours))
-        labels, training = train.subset.labels, recipe.training
-        if self.config.protocol == "quick" and not self.config.views:
-            task, penalty = fit_logistic(train.rows, labels, classes, groups=train.subset.groups, seed=training.seed)
-            self.penalties.append(penalty)
+            scores = knn_scores(queries, bank, labels, len(classes), neighbours=self.config.neighbours)
+            return ProbeScores(test._replace(rows=scores))
+        if self.config.takes_steps:
+            task = fit_linear(train.rows, labels, classes, recipe.training, recipe.optim)
         else:
-            task = fit_linear(train.rows, labels, classes, training, recipe.optim)
+            groups, seed = train.subset.groups, recipe.training.seed
+            task, penalty = fit_logistic(train.rows, labels, classes, groups=groups, seed=seed)
         with torch.no_grad():
-            return test._replace(rows=task.logits(test.rows))
+            return ProbeScores(test._replace(rows=task.logits(test.rows)), penalty)
 
     def task(self, encoder: ViT) -> Task:
         """A probe that is trained on augmented images."""
@@ -233,18 +251,22 @@ def augmentation(config: ProbeConfig) -> AugmentConfig:
 
 def refuse_unused(config: ProbeConfig, options: Mapping[str, Any]) -> None:
     """Raises `UnveilError` for options that the kind or the protocol of a probe does not use."""
-    trained = config.kind == "partial" or config.views
-    if config.pool == "both" and trained:
+    if config.pool == "both" and config.sees_images:
         raise UnveilError(
             "pool both needs features that are computed once: leave --views and --kind partial out, or use class or mean"
         )
     if config.whiten and config.kind != "knn":
         raise UnveilError(f"whiten is for k-NN, but the kind is {config.kind}: add --kind knn")
-    if config.kind == "linear" and config.protocol == "quick" and not trained:
+    if config.kind == "linear" and not config.takes_steps:
         names = {each.name for each in (*fields(TrainConfig), *fields(OptimConfig))} - {"seed"}
         unused = next((name for name in options if name in names), None)
         if unused:
             raise UnveilError(f"{unused} has no effect on the quick linear probe, which L-BFGS fits: add --protocol sgd or paper")
+
+
+def used_options(config: ProbeConfig, recipe: Recipe) -> dict[str, Any]:
+    """The options of training that a probe has used."""
+    return asdict(recipe.training) | asdict(recipe.optim) if config.takes_steps else {"seed": recipe.training.seed}
 
 
 def probe_into(
@@ -296,7 +318,7 @@ def probe_into(
                 encoders["raw pixels"] = None
         for name, each in encoders.items():
             scores[name] = setup.scores(name, each, encoder)
-            metrics[name] = classification_metrics(scores[name].rows, scores[name].subset.labels)
+            metrics[name] = classification_metrics(scores[name].features.rows, scores[name].features.subset.labels)
             top5 = f"   top-5 {100 * metrics[name]['top5']:5.2f} %" if len(classes) > 5 else ""
             say(f"{name:>10}   top-1 {100 * metrics[name]['top1']:5.2f} %{top5}")
     folder = folder or fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{config.kind}")
@@ -310,13 +332,13 @@ def probe_into(
         "kept_aside": held_out,
         "top1": {name: metric["top1"] for name, metric in metrics.items()},
         "score": metrics["encoder"],
-        "config": asdict(config) | {"pool": setup.pool} | asdict(recipe.training) | asdict(recipe.optim) | asdict(recipe.hardware),
-        **({"penalty": dict(zip(encoders, setup.penalties, strict=True))} if setup.penalties else {}),
+        "config": asdict(config) | {"pool": setup.pool} | used_options(config, recipe) | asdict(recipe.hardware),
+        **({"penalty": penalties} if (penalties := {name: each.penalty for name, each in scores.items() if each.penalty}) else {}),
         "run": str(run),
         "data": data_facts(train_set.dataset.source, test_set.dataset.source, opened.splits),
         **receipt(),
     }
-    found = scores["encoder"]
+    found = scores["encoder"].features
     write_class_scores(folder / "predictions.csv", found.subset, found.rows, votes=config.kind == "knn")
     write_text(folder / "results.json", json_text(results))
     say(f"Per-class accuracy, confusion matrix and predictions: {folder}")

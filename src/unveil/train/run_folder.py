@@ -92,7 +92,7 @@ class Run(os.PathLike[str]):
     @property
     def log(self) -> list[Record]:
         """The records of `log.jsonl`. The file is parsed again only if it has changed."""
-        return [migrate_record(record) for record in self._read_log()[0]]
+        return list(self._read_log()[0])
 
     @property
     def damaged_lines(self) -> int:
@@ -100,7 +100,11 @@ class Run(os.PathLike[str]):
         return self._read_log()[1]
 
     def _read_log(self) -> tuple[list[Record], int]:
-        return self._parse("log.jsonl", lambda path: read_log(path)) or ([], 0)
+        def parse(path: Path) -> tuple[list[Record], int]:
+            records, damaged = read_log(path)
+            return [migrate_record(record) for record in records], damaged
+
+        return self._parse("log.jsonl", parse) or ([], 0)
 
     @property
     def results(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class Stepper:
         self.learner.before_step(step.number / self.total)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._count(step.results, step.norm)
+        self._count(step.results, {"gradient_norm": step.norm})
         self.learner.after_step((step.number + 1) / self.total)
         self.recorder.skipped.applied()
 
@@ -140,11 +140,12 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.recorder.skipped.restore_buffers(answer.dropped)
-        kept = zeros_if(answer.dropped, {"gradient_norm": step.norm})["gradient_norm"]
-        self._count([zeros_if(answer.dropped, each) for each in step.results], kept)
+        results = [zeros_if(answer.dropped, each) for each in step.results]
+        self._count(results, zeros_if(answer.dropped, {"gradient_norm": step.norm}))
         return self.recorder.follow(answer, step)
 
-    def _count(self, results: Sequence[dict[str, Tensor]], norm: Tensor) -> None:
+    def _count(self, results: Sequence[dict[str, Tensor]], of_step: dict[str, Tensor]) -> None:
+        """Adds the values of each microbatch, and those of the whole step, to the means of the next line of the log."""
         for each in results:
             self.recorder.meter.add(each)
-        self.recorder.meter.step({"gradient_norm": norm}, self.training.batch_size)
+        self.recorder.meter.step(of_step, self.training.batch_size)
