@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unveil import methods, tasks
-from unveil.commands import METHOD, REQUIRED, TASK, TRUST, VERBS, Argument, Verb
+from unveil.commands import VERBS
 from unveil.option_types import described
 from unveil.options import Option, literal, options_of
+from unveil.verbs import METHOD, REQUIRED, TASK, TRUST, Argument, Verb
 
 
 def forms() -> Iterator[tuple[str, Verb]]:

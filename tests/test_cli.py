@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import unveil
-from unveil import cli, plugins
-from unveil.commands import METHOD, VERBS
+from unveil import cli, command_line, plugins
+from unveil.commands import VERBS
 from unveil.paths import TORCHVISION_NAMES, expand_braces, refuse_foreign_folder
+from unveil.verbs import METHOD
 
 FORMS = [(*name.split(),) for name in VERBS] + [
     ("pretrain", "--method", "bert"),
@@ -41,7 +42,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *argv: str, everything: bool = F
 
 def parse(name: str, *argv: str) -> dict[str, object]:
     """What the function of a command is called with."""
-    return cli.parse_options(name, cli.form_of(name, VERBS[name], argv), argv)
+    return command_line.parse_options(name, command_line.form_of(name, VERBS[name], argv), argv)
 
 
 # Speed
@@ -135,8 +136,8 @@ def test_the_command_itself():
 
 @pytest.mark.parametrize("argv", FORMS, ids=" ".join)
 def test_every_command_has_help(argv, capsys):
-    name = cli.verb_name(argv)
-    verb = cli.form_of(name, VERBS[name], argv)
+    name = command_line.verb_name(argv)
+    verb = command_line.form_of(name, VERBS[name], argv)
     shown = help_of(capsys, *argv)
     assert f"unveil {name}" in shown
     assert " ".join(verb.summary.split()) in shown
@@ -157,9 +158,9 @@ def test_help_fits_into_80_columns(argv, wanted, capsys, monkeypatch):
 
 @pytest.mark.parametrize("argv", FORMS, ids=" ".join)
 def test_help_shows_at_most_30_options(argv, capsys):
-    name = cli.verb_name(argv)
-    verb = cli.form_of(name, VERBS[name], argv)
-    groups, _ = cli.groups_of(verb, argv)
+    name = command_line.verb_name(argv)
+    verb = command_line.form_of(name, VERBS[name], argv)
+    groups, _ = command_line.groups_of(verb, argv)
     options = [option for group in groups.values() for option in group]
     every = len(options) + len(verb.arguments) + verb.has_trust
     visible = every - sum(option.hidden for option in options)
@@ -385,12 +386,12 @@ def test_options_of_one_method():
 
 
 def test_the_form_of_a_command_follows_the_run(tmp_path):
-    assert cli.form_of("finetune", VERBS["finetune"], [str(tmp_path)]) is VERBS["finetune"]
+    assert command_line.form_of("finetune", VERBS["finetune"], [str(tmp_path)]) is VERBS["finetune"]
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert cli.form_of("finetune", VERBS["finetune"], [str(tmp_path), "x"]) is VERBS["finetune"].forms["text"]
+    assert command_line.form_of("finetune", VERBS["finetune"], [str(tmp_path), "x"]) is VERBS["finetune"].forms["text"]
     for verb in VERBS.values():
         if METHOD in verb.configs.values() and verb.forms:
-            assert cli.form_of("pretrain", verb, ["x", "--method", "wordmae"]) is verb.forms["text"]
+            assert command_line.form_of("pretrain", verb, ["x", "--method", "wordmae"]) is verb.forms["text"]
 
 
 def test_the_options_reach_the_function(monkeypatch, photos):

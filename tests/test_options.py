@@ -8,12 +8,13 @@ import typing
 import numpy as np
 import pytest
 
-from unveil import commands, methods, tasks
-from unveil.cli import form_of, groups_of
-from unveil.commands import METHOD, REQUIRED, TASK, VERBS, Verb
+from unveil import methods, tasks, verbs
+from unveil.command_line import form_of, groups_of
+from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.option_synonyms import EXPLAINED, NOTES, SYNONYMS, hint
 from unveil.options import configure, literal, options_of, refuse_unknown
+from unveil.verbs import METHOD, REQUIRED, TASK, Verb
 
 FORMS: dict[str, tuple[str, Verb]] = {
     f"{name} ({modality})": (name, form)
@@ -122,10 +123,10 @@ def test_a_command_and_its_function_have_the_same_arguments(form):
 @pytest.mark.parametrize(
     ("names", "table"),
     [
-        (commands.VIT_NAMES, "unveil.models.vit_config:MODELS"),
-        (commands.BERT_NAMES, "unveil.models.bert:MODELS"),
+        (verbs.VIT_NAMES, "unveil.models.vit_config:MODELS"),
+        (verbs.BERT_NAMES, "unveil.models.bert:MODELS"),
         (VERBS["translate train"].arguments["model"].type, "unveil.models.seq2seq:MODELS"),
-        (commands.EXPORT_FORMATS, "unveil.recipes.export:DEFAULT_NAMES"),
+        (verbs.EXPORT_FORMATS, "unveil.recipes.export:DEFAULT_NAMES"),
     ],
 )
 def test_the_names_to_choose_from_are_those_of_the_table(names, table):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unveil import methods, plugins
-from unveil.cli import form_of, groups_of
+from unveil.command_line import form_of, groups_of
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.options import ClassSource, options_of

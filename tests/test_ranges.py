@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import unveil
-from unveil import cli
-from unveil.commands import METHOD, TASK, VERBS, Verb
+from unveil import cli, command_line
+from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.methods import METHODS, method_source
 from unveil.option_types import check_value, described, from_words, plain_type
@@ -20,6 +20,7 @@ from unveil.options import options_of
 from unveil.plugins import import_class
 from unveil.ranges import Count, NonNegative, Positive, Range, Share, ShareBelowOne
 from unveil.tasks import TASKS, task_source
+from unveil.verbs import METHOD, TASK, Verb
 
 SOURCE = Path(unveil.__file__).parent
 SHAPES = {"TransformerConfig", "ViTConfig", "TextConfig", "Seq2SeqConfig"}
@@ -97,7 +98,7 @@ def test_numbers_outside_of_the_range_are_refused(path, option):
 FLAGS = {
     (name, option.name): option
     for name, verb in VERBS.items()
-    for option in [each for group in cli.groups_of(verb, [])[0].values() for each in group]
+    for option in [each for group in command_line.groups_of(verb, [])[0].values() for each in group]
     if numbers(option.type)
 }
 INPUTS = {"study": ["mask_ratio=0.5"], "study images-vs-words": ["a", "b"], "fill-mask": ["a", "b"]}

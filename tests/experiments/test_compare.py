@@ -12,7 +12,7 @@ import pytest
 
 import unveil
 from tests.recipes.test_end_to_end import write_images
-from unveil.cli import parse_options, split_per_method
+from unveil.command_line import parse_options, split_per_method
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.experiments import runner

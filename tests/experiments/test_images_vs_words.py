@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.recipes.test_end_to_end import write_images
-from unveil.cli import parse_options
+from unveil.command_line import parse_options
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.experiments import images_vs_words as module

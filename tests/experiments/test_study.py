@@ -9,7 +9,7 @@ import pytest
 import unveil
 from tests.experiments.test_compare import TINY, no_pages
 from tests.recipes.test_end_to_end import write_images
-from unveil.cli import parse_options
+from unveil.command_line import parse_options
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.experiments.study import SweepSpec, parse_values, run_study

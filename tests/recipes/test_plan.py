@@ -13,12 +13,13 @@ from PIL import Image
 
 import unveil
 from unveil import cli
-from unveil.cli import parse_options
+from unveil.command_line import parse_options
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
-from unveil.planning.dry_run import DryRun, part_of, seconds_per_item
+from unveil.planning.dry_run import DryRun, part_of
 from unveil.planning.plan import command_of, flag
 from unveil.planning.rules import DataSummary, Hardware, budget, choose, choose_epochs
+from unveil.planning.trial_evaluation import seconds_per_item
 from unveil.runs.images import IMAGES
 from unveil.train.parallel import World
 from unveil.train.recipe import TrainConfig

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import unveil
-from unveil.cli import main, parse_options
+from unveil.cli import main
+from unveil.command_line import parse_options
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.interop import translator_files as translation
