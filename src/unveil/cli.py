@@ -3,6 +3,7 @@
 Nothing here imports torch before a command runs: options are read from source files, and paths are checked first.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -110,6 +111,7 @@ def imported(module: str, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         if is_alone:
             gc.freeze()
+            atexit.register(gc.unfreeze)  # else extensions would report at the end that their objects have leaked
     finally:
         if is_alone:
             gc.enable()

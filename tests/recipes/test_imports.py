@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from unveil.cli import imported
 
 HEAVY = (
@@ -50,9 +52,16 @@ def test_torch_is_imported_without_looks_for_garbage(tmp_path: Path) -> None:
     assert python(code, tmp_path) == "pretrain False True True"
 
 
+def test_nothing_is_said_to_have_leaked_at_the_end(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    code = "from unveil.cli import imported; imported('unveil.recipes.pretrain', 'pretrain'); import triton._C.libtriton"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_a_program_that_has_torch_already_keeps_its_garbage_collector() -> None:
     imported("torch", "Tensor")
     before = gc.get_freeze_count()
     assert imported("unveil.recipes.pretrain", "pretrain").__name__ == "pretrain"
-    assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() <= before  # frozen objects may have gone
     assert gc.isenabled()
