@@ -372,6 +372,15 @@ def test_lines_tell_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == ["packed 220 of 1,000 images, 10 images/s, 78 s left", "packed 460 of 1,000 images, 15 images/s, 36 s left"]
 
 
+def test_a_run_says_that_a_pack_is_too_small_for_its_crops(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"model": "vit-nano", "image_size": 24, "patch_size": 6, "batch_size": 4, "epochs": 1.0, "device": "cpu"}
+    for side, says in ((24, True), (62, False)):  # a crop of 24 px with a fifth of the area needs 24 / (0.2 * 3 / 4) ** 0.5
+        packed = unveil.pack(data, tmp_path / f"pack-{side}", side=side)
+        unveil.pretrain(packed, out=tmp_path / f"run-{side}", **options)
+        sentence = f"{packed} has images of 24 px on the short side, so many random crops are enlarged"
+        assert (sentence in " ".join("".join(capsys.readouterr()).split())) == says
+
+
 def test_training_from_a_raw_pack_is_training_from_the_folder(data: Path, tmp_path: Path) -> None:
     """Where nothing had to be shrunk, the losses are the same to the last bit, and what was skipped is told again."""
     options = {

@@ -55,6 +55,8 @@ class Split:
     skipped: dict[str, str]
     fingerprint: str
     read: Callable[[int], bytes | Pixels]
+    shrunk_to: int | None
+    """The maximum short side of the images, in pixels, if some have reached it; None if none was shrunk."""
 
 
 class Pack:
@@ -126,6 +128,9 @@ class Pack:
         for index, (missing, label) in unreadable.items():
             names[index], labels[index] = missing, label
 
+        side = int(self.facts["settings"]["side"])
+        shrunk = bool((np.minimum(self.table["height"], self.table["width"])[first:last] == side).any())
+
         def read(index: int) -> bytes | Pixels:
             if index in unreadable:
                 raise Unreadable(facts["skipped"][names[index]])
@@ -138,6 +143,7 @@ class Pack:
             dict(facts["skipped"]),
             hashlib.sha256(f"{self.facts['sha256']} {name}".encode()).hexdigest(),
             read,
+            side if shrunk else None,
         )
 
     def read(self, row: int) -> bytes | Pixels:

@@ -50,6 +50,8 @@ class Source:
     groups: NDArray[np.int64] | None = None
     """The number of the original of each image, if several images may come from one: those are held out together, and do not count
     as independent test images. None if all originals differ, as far as is known."""
+    shrunk_to: int | None = None
+    """The maximum short side of the images of a pack, in pixels, if some have reached it; None for other data."""
     retries: Retries = field(default_factory=Retries, repr=False)
     """Tries a read again after an I/O error."""
 

@@ -294,6 +294,7 @@ def _pack_parts(text: str, path: Path) -> DataParts:
             split.read,
             split.skipped,
             listing_fingerprint=split.fingerprint,
+            shrunk_to=split.shrunk_to,
         )
 
     counts = {name: facts["pictures"] for name, facts in pack.facts["splits"].items()}

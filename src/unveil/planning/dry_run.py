@@ -29,7 +29,6 @@ from unveil.planning.trial_evaluation import ImageCounts, TimedEvaluator, time_e
 from unveil.reports.page import write_page
 from unveil.runs.image_evaluation import save_samples
 from unveil.runs.images import ImagePlan
-from unveil.runs.open_data import stored_side
 from unveil.runs.session import move_to_device
 from unveil.stop_signals import Stopped
 from unveil.train.checkpoint import Checkpoints
@@ -170,7 +169,7 @@ def dry_run(plan: ImagePlan, folder: Path, listing: float, seconds: float) -> Dr
 def shorten_run(plan: ImagePlan, seconds: float) -> tuple[ImagePlan, float]:
     """The run on a share of the images, if reading all of them into memory would take too long; and this share."""
     source, test, start = plan.source, plan.test_source, time.monotonic()
-    sample = sample_images(source, 64, shrink_to=stored_side(plan.sizes[0], plan.augment), max_pixels=plan.run_config.max_pixels)
+    sample = sample_images(source, 64, shrink_to=plan.side, max_pixels=plan.run_config.max_pixels)
     per_image, size = (time.monotonic() - start) / len(sample), sum(image.nbytes for image in sample) / len(sample)
     total = len(source) + (len(test) if test else 0)
     fits_in_memory = size * len(source) <= MEMORY  # if not, images are read during training

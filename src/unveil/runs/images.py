@@ -16,6 +16,7 @@ from unveil.data.channel_moments import channel_moments
 from unveil.data.dataset import ImageDataset
 from unveil.data.loader import ImageLoader
 from unveil.data.parts import Roles
+from unveil.data.pixels import ShrinkTo
 from unveil.data.sources import Data, Source, open_both, open_roles
 from unveil.data.splits import Subset, few_labels
 from unveil.data.targets import ClassTargets
@@ -40,6 +41,7 @@ from unveil.runs.open_data import (
     image_facts,
     natural_side,
     open_subsets,
+    pack_sentence,
     say_notes,
     size_option,
     sizes_for,
@@ -151,6 +153,11 @@ class ImagePlan(PretrainPlan):
         (height, width), (rows, columns) = self.run_config.image_size, self.run_config.patch_size
         return (height, width), (rows, columns)
 
+    @property
+    def side(self) -> ShrinkTo:
+        """How far images are shrunk when they are read."""
+        return stored_side(self.sizes[0], self.augment)
+
     def path(self, out: str | Path | None) -> Path:
         return Path(out) if out else Path("runs") / f"{slug(self.source.name)}-{METHODS.label(self.method)}-{self.model}"
 
@@ -162,7 +169,7 @@ class ImagePlan(PretrainPlan):
         """See `unveil.runs.open_data.open_subsets`."""
         return open_subsets(
             self.roles,
-            side=stored_side(self.sizes[0], self.augment),
+            side=self.side,
             channels=self.run_config.channels or None,
             max_pixels=self.run_config.max_pixels,
             most=self.run_config.held_out,
@@ -211,6 +218,7 @@ class ImagePretraining(Pretraining):
     def __init__(self, plan: ImagePlan, session: Session) -> None:
         self.plan, self.session = plan, session
         say_notes(session.say, plan.roles.sentence, plan.source)
+        say_notes(session.say, pack_sentence(plan.source, plan.side))
         self.train_set, self.test_set, self.held_out, self.validation_set = plan.open_subsets()
         self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, session.world, session.say)
         refuse_earlier_numbering(session.run, self.train_set, self.test_set)

@@ -23,7 +23,7 @@ from unveil.errors import UnveilError
 from unveil.models.vit_config import ViTConfig
 from unveil.paths import absolute_data
 from unveil.plain_text import count_of, csv_cell
-from unveil.runs.open_data import Say, open_subsets, say_notes, stored_side
+from unveil.runs.open_data import Say, open_subsets, pack_sentence, say_notes, stored_side
 from unveil.train.run_folder import Run
 
 
@@ -93,14 +93,11 @@ def labelled_subsets(
         )
     if test is not None and roles.test and (shared := shared_images(roles.train, roles.test)):
         request.say(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the accuracy is too high")
+    side = stored_side(vit.image_size, request.augment)
+    say_notes(request.say, pack_sentence(roles.train, side))
     refuse_one_class(roles.train, request)
     opened = open_subsets(
-        roles,
-        side=stored_side(vit.image_size, request.augment),
-        channels=vit.channels,
-        max_pixels=request.max_pixels,
-        most=held_out_count(run),
-        show=request.show,
+        roles, side=side, channels=vit.channels, max_pixels=request.max_pixels, most=held_out_count(run), show=request.show
     )
     name, test_name = roles.train.name, opened.test.dataset.source.name
     if not len(opened.test):

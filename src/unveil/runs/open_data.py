@@ -73,6 +73,17 @@ def stored_side(image_size: Size, augment: AugmentConfig | None = None) -> Shrin
     return CropSide(max(height, math.ceil(image_size[0] / smallest)), max(width, math.ceil(image_size[1] / smallest)))
 
 
+def pack_sentence(source: Source, side: ShrinkTo) -> str:
+    """What the user should know if random crops need more pixels than a pack has; "" otherwise. For `side` see `stored_side`."""
+    needed = side if isinstance(side, int) else max(side)
+    if source.shrunk_to is None or source.shrunk_to >= needed:
+        return ""
+    return (
+        f"{source.name} has images of {source.shrunk_to} px on the short side, so many random crops are enlarged: "
+        f"if the original images are larger, pack them with --side {needed}"
+    )
+
+
 class ImageSubsets(NamedTuple):
     """The images of a run, opened."""
 
