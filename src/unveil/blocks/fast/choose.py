@@ -9,6 +9,8 @@ measured gains.
 | half_attention   | half_attention.py  | the fused attention kernel of the CPU, slow in half precision  |
 | byte_dropout     | byte_dropout.py    | eight random bytes for each value, on the CPU                  |
 | loss_by_rows     | loss_by_rows.py    | ten passes over the class scores of a large vocabulary         |
+| learned_bias     | learned_bias.py    | plain operations for a bias with a gradient, on the CPU        |
+| selected_biases  | learned_bias.py    | indexing, whose backward pass is slow on the CPU               |
 | products_of_few  | half_attention.py  | the fused attention kernel of the CPU, slow for one query      |
 | top_by_blocks    | top_words.py       | a slow `topk` of a large vocabulary on the CPU                 |
 | recompute        | recompute.py       | keeping the results of norms and activations for the backward  |
@@ -31,6 +33,8 @@ NAMES = frozenset(
         "half_attention",
         "byte_dropout",
         "loss_by_rows",
+        "learned_bias",
+        "selected_biases",
         "products_of_few",
         "top_by_blocks",
         "recompute",
@@ -85,6 +89,16 @@ def half_norm(x: Tensor, weight: Tensor) -> bool:
 def half_attention(query: Tensor) -> bool:
     """For half-precision attention on a CPU."""
     return enabled("half_attention") and query.device.type == "cpu" and query.dtype in HALF
+
+
+def learned_bias(bias: Tensor) -> bool:
+    """For a bias of attention that needs a gradient, on a CPU, in full precision."""
+    return enabled("learned_bias") and by_hand(bias) and bias.requires_grad and bias.dtype not in HALF
+
+
+def selected_biases(table: Tensor) -> bool:
+    """For tables of relative position biases on a CPU. On a GPU, the gradient of such a lookup is summed in no fixed order."""
+    return enabled("selected_biases") and table.device.type == "cpu"
 
 
 def byte_dropout(x: Tensor) -> bool:
