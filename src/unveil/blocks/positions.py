@@ -90,7 +90,8 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, grid: Size | None = None) -> Float[Tensor, "heads T T"]:
         """The bias of each pair of tokens. For another `grid`, the table is interpolated."""
-        table, index = self.table, self.index
+        table: Tensor = self.table
+        index = self.index
         if grid is not None and grid != self.grid:
             table = resize_biases(table, self.grid, grid)
             index = relative_index(grid, self.class_token).to(table.device)
