@@ -125,13 +125,14 @@ def main() -> None:
     print(f"the loop reaches {share:.1%} of the speed on one resident batch")
     visible = learner.mask(torch.zeros(1, dtype=torch.int64))[0].shape[1]
     cost = mae_cost(
-        vit, visible, width=args.decoder_width, depth=args.decoder_depth, predicted=learner.target.size, plain=True
+        vit, visible, width=args.decoder_width, depth=args.decoder_depth, predicted=learner.target.size, batch=args.batch
     ).step
     rate = cost * args.batch / min(seconds["the loop"])
     peak = matrix_peak(world.device, hardware.precision)
+    where = f"{torch.get_num_threads()} threads" if world.device.type == "cpu" else "the GPU"
     print(
-        f"the best round of the loop: {rate / 1e12:.2f} TFLOP/s, counted for the plain method; this is {rate / peak:.1%} of the",
-        f"measured matrix peak of {peak / 1e12:.1f} TFLOP/s",
+        f"the best round of the loop: {rate / 1e12:.2f} TFLOP/s of matrix products, {rate / peak:.1%} of the {peak / 1e12:.2f} of",
+        f"one large product in {hardware.precision} on {where}",
     )
 
 

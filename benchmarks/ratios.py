@@ -5,16 +5,17 @@
 
 With a mask ratio of 0 there are no masked patches, so the loss is computed on all patches. Table 1c of the paper: with an encoder
 that sees mask tokens, ViT-L needs 3.3 times the FLOPs. All take turns in one process, and a ratio of times is the median of the
-ratios within a round.
+ratios within a round. On a CPU, times are processor times, which other programs change less.
 """
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from step import our_side, peak_bytes
+from sides import our_side, peak_bytes
 from turns import keep_heap, receipt, take_turns
 
 from unveil.data.augment import AugmentConfig
@@ -81,7 +82,8 @@ def main() -> None:
         steps[name] = our_side(mae, args.precision, device)(args.batch, None)
         steps[name]()  # allocates the moments of the optimiser
         peaks[name] = peak_bytes(steps[name], device)
-    seconds = take_turns(steps, device, rounds=args.rounds)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    seconds = take_turns(steps, device, rounds=args.rounds, clock=clock)
     slower = {name: sorted(a / b for a, b in zip(seconds[name], seconds[BASE], strict=True)) for name in configs}
     print(f"Ratios are relative to a mask ratio of {BASE}.\n\n| {' | '.join(HEADS)} |\n| {' | '.join(['---'] * len(HEADS))} |")
     for name in configs:

@@ -7,10 +7,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 KEPT_HEAP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 
@@ -92,32 +95,60 @@ def take_turns(
     variants: Mapping[str, Callable[[], object]],
     device: torch.device,
     *,
+    clock: Callable[[], float] = time.perf_counter,
+    **options: Any,
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round, by one clock. The other options are those of `take_timed_turns`.
+
+    With `time.process_time` as the clock, other programs on a shared machine count less.
+    """
+    turns = take_timed_turns(variants, device, clocks=(clock,), **options)
+    return {name: [seconds for (seconds,) in rounds] for name, rounds in turns.items()}
+
+
+def take_timed_turns(
+    variants: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    clocks: Sequence[Callable[[], float]] = (time.perf_counter, time.process_time),
     rounds: int = 10,
     repeat: int = 1,
     warmup: int = 2,
     before: Mapping[str, Callable[[], object]] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds of each variant in each round. The order rotates from round to round. What runs `before` a turn is not timed.
+) -> dict[str, list[tuple[float, ...]]]:
+    """Seconds of each variant in each round, by each of the clocks: wall time and processor time by default.
 
-    With `time.process_time` as the clock, other programs on a shared machine count less.
+    The order rotates from round to round. What runs `before` a turn is not timed.
     """
     for run in variants.values():
         for _ in range(warmup):
             run()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in variants}
     names = list(variants)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if before and name in before:
                 before[name]()
             wait(device)
-            start = clock()
+            starts = [clock() for clock in clocks]
             for _ in range(repeat):
                 variants[name]()
             wait(device)
-            seconds[name].append((clock() - start) / repeat)
+            seconds[name].append(tuple((clock() - start) / repeat for clock, start in zip(clocks, starts, strict=True)))
     return seconds
+
+
+def matrix_products(device: torch.device, precision: str) -> dict[str, tuple[float, Callable[[], Tensor]]]:
+    """Large matrix products by name, with their FLOPs: what the speed of a step is compared with.
+
+    Which size is fastest differs from processor to processor, so a CPU gets three of them.
+    """
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    products = {}
+    for side in (512, 1024, 2048) if device.type == "cpu" else (8192,):
+        a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+        products[f"{precision}, {side} x {side}"] = (2.0 * side**3, partial(torch.mm, a, b))
+    return products
 
 
 def table(seconds: Mapping[str, list[float]], samples: int, unit: str = "images/s") -> str:

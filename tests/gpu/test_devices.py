@@ -12,6 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train.test_loop import Bare, Numbers
+from unveil.blocks import transformer
+from unveil.blocks.fast import choose
+from unveil.blocks.fast.cast_together import call_in_half
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
@@ -263,3 +266,23 @@ def test_a_gpu_drops_a_bad_step_by_itself(tmp_path: Path, monkeypatch: pytest.Mo
         assert (len(lagged) > 100) == (not slow)
         states.append(learner.state_dict())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_weights_cast_together_give_the_bits_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on a CPU, for all kinds of blocks: tests/blocks/fast/test_cast_together.py."""
+    world, calls = World(torch.device("cuda")), []
+    monkeypatch.setattr(
+        transformer,
+        "call_in_half",
+        lambda block, *args, **options: calls.append(call_in_half(block, *args, **options)) or calls[-1],
+    )
+    with choose.turned_off("cast_together"):
+        loss, gradients = learn(mae(), batch(), world, "bfloat16")
+    assert not calls
+    with choose.turned_off():
+        again, same = learn(mae(), batch(), world, "bfloat16")
+    assert len(calls) == 3  # two blocks of the encoder, and the second one of the decoder
+    assert again == loss
+    torch.testing.assert_close(same, gradients, rtol=1e-5, atol=1e-6)  # sums of positions have no fixed order

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unveil.blocks.fast import choose
 from unveil.blocks.fast.half_attention import attention_by_products
+from unveil.blocks.fast.learned_bias import attention_with_learned_bias
 from unveil.errors import UnveilError
 
 HEADS = {96: 3, 192: 3, 384: 6, 512: 16, 768: 12, 1024: 16, 1280: 16}
@@ -76,6 +77,8 @@ def attend(
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
     scores = bias.to(query.dtype)
+    if allowed is None and not dropout and choose.learned_bias(scores):
+        return attention_with_learned_bias(query, key, value, scores)
     if allowed is not None:
         scores = torch.where(allowed, scores, float("-inf"))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=scores, dropout_p=dropout)

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unveil.blocks.fast import choose
+from unveil.blocks.fast.learned_bias import selected_biases
 from unveil.blocks.patches import Size
 from unveil.errors import UnveilError
 
@@ -88,7 +90,11 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, grid: Size | None = None) -> Float[Tensor, "heads T T"]:
         """The bias of each pair of tokens. For another `grid`, the table is interpolated."""
-        if grid is None or grid == self.grid:
-            return self.table[self.index].permute(2, 0, 1).contiguous()
-        index = relative_index(grid, self.class_token).to(self.table.device)
-        return resize_biases(self.table, self.grid, grid)[index].permute(2, 0, 1).contiguous()
+        table: Tensor = self.table
+        index = self.index
+        if grid is not None and grid != self.grid:
+            table = resize_biases(table, self.grid, grid)
+            index = relative_index(grid, self.class_token).to(table.device)
+        if choose.selected_biases(table):
+            return selected_biases(table, index)
+        return table[index].permute(2, 0, 1).contiguous()

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from unveil.blocks.attention import Attention
 from unveil.blocks.fast import choose
 from unveil.blocks.fast.block import block_forward
+from unveil.blocks.fast.cast_together import call_in_half
 from unveil.blocks.init import xavier
 from unveil.blocks.layer_norm import LayerNorm
 from unveil.blocks.mask_tokens import MaskTokens, append
@@ -123,7 +124,7 @@ class Transformer(nn.Module):
         """Computes all blocks and the final norm; arguments as in `Block.forward`. `biases` has one per block, or one for all."""
         x = append(x, mask_tokens) if mask_tokens is not None and not self.blocks else x
         for i, block in enumerate(self.blocks):
-            x = self.checkpointed(block)(
+            x = self.caller(block, x, mask_tokens if i == 0 else None)(
                 x,
                 context,
                 allowed=allowed,
@@ -140,11 +141,15 @@ class Transformer(nn.Module):
         """The tokens after each block, without the final norm."""
         found: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            x = self.checkpointed(block)(x, bias=biases[i % len(biases)] if biases else None)
+            x = self.caller(block, x)(x, bias=biases[i % len(biases)] if biases else None)
             found.append(x)
         return found
 
-    def checkpointed(self, block: nn.Module) -> Callable[..., Tensor]:
+    def caller(self, block: nn.Module, x: Tensor, mask_tokens: MaskTokens | None = None) -> Callable[..., Tensor]:
         """The block, with gradient checkpointing if it is configured and gradients are computed."""
+        assert isinstance(block, Block)
+        call: Callable[..., Tensor] = block
+        if mask_tokens is None and choose.cast_together(x, block.norm1.weight):  # norms of mask tokens are in float32
+            call = partial(call_in_half, block)
         active = self.config.grad_checkpointing and self.training and torch.is_grad_enabled()
-        return partial(checkpoint, block, use_reentrant=False) if active else block
+        return partial(checkpoint, call, use_reentrant=False) if active else call

@@ -15,20 +15,45 @@ from unveil.errors import UnveilError
 SOURCE = Path(choose.__file__).parent.parent
 
 
-def test_names_from_the_environment() -> None:
-    assert choose.names_in("") == choose.names_in("0") == frozenset()
-    assert choose.names_in("1") == choose.NAMES
-    assert choose.names_in("recompute,half_norm") == {"recompute", "half_norm"}
-    with pytest.raises(UnveilError, match="UNVEIL_PLAIN is 'yes': use 1, or names from byte_dropout, half_attention"):
-        choose.names_in("yes")
+def test_names_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: dict[str, set[str] | frozenset[str]] = {
+        "": set(),
+        "0": set(),
+        "1": choose.NAMES,
+        "recompute,half_norm": {"recompute", "half_norm"},
+    }
+    for value, names in named.items():
+        monkeypatch.setenv("UNVEIL_PLAIN", value)
+        assert choose.names_in("UNVEIL_PLAIN") == names
+    monkeypatch.setenv("UNVEIL_TRY", "yes")
+    with pytest.raises(UnveilError, match="UNVEIL_TRY is 'yes': use 1, or names from byte_dropout, cast_together, half_attention"):
+        choose.names_in("UNVEIL_TRY")
 
 
-@pytest.mark.parametrize(("value", "off"), [("1", choose.NAMES), ("recompute", {"recompute"})])
-def test_the_environment_turns_fast_paths_off(value: str, off: set[str]) -> None:
+def test_the_environment_is_read_at_import() -> None:
     code = "from unveil.blocks.fast import choose; print(*sorted(n for n in choose.NAMES if not choose.enabled(n)))"
-    environment = os.environ | {"UNVEIL_PLAIN": value}
+    environment = os.environ | {"UNVEIL_PLAIN": "recompute", "UNVEIL_TRY": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == sorted(off)
+    assert done.stdout.split() == sorted({"recompute"} | choose.UNTRIED)
+
+
+@pytest.mark.parametrize(
+    ("variables", "off"),
+    [
+        ({}, choose.UNTRIED),
+        ({"UNVEIL_PLAIN": "1", "UNVEIL_TRY": "cast_together"}, choose.NAMES),
+        ({"UNVEIL_PLAIN": "recompute"}, {"recompute"} | choose.UNTRIED),
+        ({"UNVEIL_PLAIN": "recompute", "UNVEIL_TRY": "cast_together"}, {"recompute"}),
+    ],
+)
+def test_the_environment_turns_fast_paths_off_and_on(
+    variables: dict[str, str], off: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UNVEIL_PLAIN", "UNVEIL_TRY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert choose.off_by_environment() == off
 
 
 def test_each_path_has_a_condition_and_a_row_in_the_table() -> None:

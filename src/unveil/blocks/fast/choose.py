@@ -1,7 +1,7 @@
 """Decides which fast paths are used. No other file decides this, so each fast path can be removed on its own.
 
 `UNVEIL_PLAIN=1` in the environment turns all of them off; `UNVEIL_PLAIN=recompute,half_norm` turns off some. LAB.md has their
-measured gains.
+measured gains. A path that has not been measured yet on the device it is for is off: `UNVEIL_TRY=cast_together` turns it on.
 
 | name             | file               | instead of                                                     |
 | ---------------- | ------------------ | -------------------------------------------------------------- |
@@ -9,11 +9,14 @@ measured gains.
 | half_attention   | half_attention.py  | the fused attention kernel of the CPU, slow in half precision  |
 | byte_dropout     | byte_dropout.py    | eight random bytes for each value, on the CPU                  |
 | loss_by_rows     | loss_by_rows.py    | ten passes over the class scores of a large vocabulary         |
+| learned_bias     | learned_bias.py    | plain operations for a bias with a gradient, on the CPU        |
+| selected_biases  | learned_bias.py    | indexing, whose backward pass is slow on the CPU               |
 | products_of_few  | half_attention.py  | the fused attention kernel of the CPU, slow for one query      |
 | top_by_blocks    | top_words.py       | a slow `topk` of a large vocabulary on the CPU                 |
 | recompute        | recompute.py       | keeping the results of norms and activations for the backward  |
 | mask_tokens_once | shared_tokens.py   | projecting the same mask tokens for each image of a batch      |
 | last_tokens_only | block.py           | computing all tokens in the last block when few are needed     |
+| cast_together    | cast_together.py   | casting each weight of a block by itself, on a GPU             |
 """
 
 import os
@@ -21,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.errors import UnveilError
 
@@ -31,29 +34,39 @@ NAMES = frozenset(
         "half_attention",
         "byte_dropout",
         "loss_by_rows",
+        "learned_bias",
+        "selected_biases",
         "products_of_few",
         "top_by_blocks",
         "recompute",
         "mask_tokens_once",
         "last_tokens_only",
+        "cast_together",
     }
 )
+UNTRIED = frozenset({"cast_together"})
 HALF = (torch.bfloat16, torch.float16)
 RECOMPUTE_FROM = 2**19
 """Minimum number of values in an input to recompute. Smaller inputs (below 1 MiB in half precision) save too little memory."""
 
 
-def names_in(value: str) -> frozenset[str]:
-    """The fast paths that a value of `UNVEIL_PLAIN` turns off. Raises `UnveilError` for an unknown name."""
+def names_in(variable: str) -> frozenset[str]:
+    """The fast paths that an environment variable names. Raises `UnveilError` for an unknown name."""
+    value = os.environ.get(variable, "")
     if value in ("", "0", "1"):
         return NAMES if value == "1" else frozenset()
     names = frozenset(value.split(","))
     if not names <= NAMES:
-        raise UnveilError(f"UNVEIL_PLAIN is {value!r}: use 1, or names from {', '.join(sorted(NAMES))}, separated by commas")
+        raise UnveilError(f"{variable} is {value!r}: use 1, or names from {', '.join(sorted(NAMES))}, separated by commas")
     return names
 
 
-_off = names_in(os.environ.get("UNVEIL_PLAIN", ""))
+def off_by_environment() -> frozenset[str]:
+    """The fast paths that the environment turns off, or does not turn on."""
+    return names_in("UNVEIL_PLAIN") | (UNTRIED - names_in("UNVEIL_TRY"))
+
+
+_off = off_by_environment()
 
 
 @contextmanager
@@ -85,6 +98,16 @@ def half_norm(x: Tensor, weight: Tensor) -> bool:
 def half_attention(query: Tensor) -> bool:
     """For half-precision attention on a CPU."""
     return enabled("half_attention") and query.device.type == "cpu" and query.dtype in HALF
+
+
+def learned_bias(bias: Tensor) -> bool:
+    """For a bias of attention that needs a gradient, on a CPU, in full precision."""
+    return enabled("learned_bias") and by_hand(bias) and bias.requires_grad and bias.dtype not in HALF
+
+
+def selected_biases(table: Tensor) -> bool:
+    """For tables of relative position biases on a CPU. On a GPU, the gradient of such a lookup is summed in no fixed order."""
+    return enabled("selected_biases") and table.device.type == "cpu"
 
 
 def byte_dropout(x: Tensor) -> bool:
@@ -121,3 +144,14 @@ def may_recompute(x: Tensor) -> bool:
 def recompute(x: Tensor) -> bool:
     """For large inputs of norms and activations, if `may_recompute`."""
     return may_recompute(x) and x.numel() >= RECOMPUTE_FROM  # in this order: ONNX export has no fixed batch size to compare
+
+
+def cast_together(x: Tensor, weight: Tensor) -> bool:
+    """For a block with half-precision inputs and float32 weights under autocast on a GPU, unless its weights are sharded."""
+    on_gpu = enabled("cast_together") and x.device.type == "cuda" and not torch.compiler.is_compiling()
+    return on_gpu and torch.is_autocast_enabled("cuda") and x.dtype in HALF and castable(weight)
+
+
+def castable(weight: Tensor) -> bool:
+    """Whether a weight is a plain float32 parameter. FSDP2 casts its own, while it gathers them."""
+    return type(weight) is nn.Parameter and weight.dtype == torch.float32

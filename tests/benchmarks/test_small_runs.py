@@ -1,0 +1,72 @@
+"""Other benchmarks run from beginning to end on a few images or features, and print a line for each variant."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a benchmark as the command line does, and returns what it printed."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def printed(name, *options):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+        try:
+            importlib.import_module(name).main()
+        finally:
+            for module in (name, "turns"):
+                sys.modules.pop(module, None)
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_probe(run, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)  # of the whole test run
+    rng, sets = np.random.default_rng(0), {}
+    for name, count in (("train", 120), ("test", 60)):
+        labels = np.arange(count) % 3
+        sets[name] = tmp_path / f"{name}.npz"
+        np.savez(sets[name], features=3.0 * np.eye(8)[labels] + rng.normal(size=(count, 8)), labels=labels)
+    out = run("probe", "--features", sets["train"], "--test", sets["test"], "--rounds", 2)
+    assert "120 x 8 features, 3 classes" in out
+    shares = {line.partition(":")[0]: float(line.split()[-2]) for line in out.splitlines() if line.endswith("%")}
+    assert shares.keys() == {"unveil", "one penalty", "scikit-learn"}
+    assert min(shares.values()) > 85
+    assert max(shares.values()) - min(shares.values()) < 5
+
+
+def test_end_to_end(run, tmp_path):
+    pytest.importorskip("torchvision")
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(256, size=(20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    small = (
+        "--model",
+        "vit-nano",
+        "--image-size",
+        16,
+        "--patch-size",
+        4,
+        "--decoder-width",
+        16,
+        "--decoder-depth",
+        1,
+        "--batch",
+        4,
+    )
+    out = run("end_to_end", tmp_path, *small, "--device", "cpu", "--rounds", 2, "--steps", 2)
+    assert "vit-nano/4 at 16 px, batch 4, 12 images" in out
+    assert {"the loop", "one resident batch"} <= {line[:18].strip() for line in out.splitlines()}
+    assert (
+        0 < float(re.search(r"([\d.]+)% of the [\d.]+ of one large product in (?:bfloat16|float32) on \d+ threads", out)[1]) < 100
+    )
