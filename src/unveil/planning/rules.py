@@ -230,7 +230,7 @@ def encoder_parameters(model: str) -> int:
 
 
 def precision_reason(hardware: Hardware) -> str:
-    return "fast on this hardware" if hardware.precision == "bfloat16" else "this hardware has no fast bfloat16"
+    return "this hardware is not faster in half precision" if hardware.precision == "float32" else "fast on this hardware"
 
 
 def choose_epochs(count: int, seconds: float, fixed_cost: float, per_image: float, wanted: float | None = None) -> Choice:

@@ -28,7 +28,7 @@ from unveil.train.guards import seeded
 from unveil.train.log import JsonLines, Record, Screen, Sink, trackers
 from unveil.train.loop import total_steps, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig, World, has_fast_bfloat16, join_processes, resolve_precision, shutdown
+from unveil.train.parallel import HALVES, HardwareConfig, World, is_fast, join_processes, resolve_precision, shutdown
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.recorder import Monitor
 from unveil.train.resume_from import copy_newest, refuse_unlike
@@ -44,10 +44,12 @@ LearnerT = TypeVar("LearnerT", bound=Learner)
 def join(training: TrainConfig, optim: OptimConfig, hardware: HardwareConfig) -> Recipe:
     """Joins the processes that torchrun started, finds the device, and resolves the precision. Says if that is a slow one."""
     world = join_processes(hardware)
-    if hardware.precision == "bfloat16" and world.device.type in ("cpu", "cuda") and not has_fast_bfloat16(world.device):
+    precision = hardware.precision
+    if precision in HALVES and world.device.type in ("cpu", "cuda") and not is_fast(precision, world.device):
+        device = "GPU" if world.device.type == "cuda" else "processor"
         printer(world.is_main)(
-            f"this {'GPU' if world.device.type == 'cuda' else 'processor'} has no matrix products in bfloat16, which may take ten "
-            "times as long as in float32: leave --precision out to use the faster one"
+            f"this {device} has no matrix products in {precision}, which may take ten times as long as in float32: leave "
+            "--precision out to use the faster one"
         )
     return Recipe(training, optim, resolve_precision(hardware, world), world)
 

@@ -12,7 +12,7 @@ from unveil.train.guards import restored_generators
 from unveil.train.log import Meter, Screen, Sink
 from unveil.train.memory_trial import fit_batch_in_memory, matrix_peak
 from unveil.train.microbatches import Microbatches
-from unveil.train.parallel import compile_limits
+from unveil.train.parallel import compile_limits, float32_products, resolve_precision
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.recorder import Monitor, Recorder
 from unveil.train.signals import interruption
@@ -39,9 +39,10 @@ def train(
         UnveilError: If the weights or too many steps are not finite, with the likely cause, or if samples cannot be read. The last
             good checkpoint is kept.
     """
-    config, hardware, world = recipe.training, recipe.hardware, recipe.world
+    config, world = recipe.training, recipe.world
+    hardware = resolve_precision(recipe.hardware, world)
     total, optim = total_steps(config, loader), recipe.optim.resolve_warmup(config.epochs)
-    with restored_generators(world.device):
+    with restored_generators(world.device), float32_products(hardware.precision, world.device):
         examples = first_batch(loader)
         learner.to(world.device).train()
         trial = fit_batch_in_memory(learner, examples, config.batch_size, config.accum_steps, hardware, world)

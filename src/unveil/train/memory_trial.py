@@ -19,7 +19,7 @@ from unveil.data.batch import Samples
 from unveil.data.loader import share_size
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
-from unveil.train.parallel import HardwareConfig, World, autocast, broadcast_from_main
+from unveil.train.parallel import HALVES, HardwareConfig, World, autocast, broadcast_from_main, float32_products, is_fast
 
 
 class LiveTensors(TorchDispatchMode):
@@ -161,8 +161,9 @@ def matrix_peak(device: torch.device, precision: str) -> float:
 
     On a CPU, it is that of all threads when no other program runs, since it is measured in CPU time.
     """
-    side = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    in_software = precision in HALVES and not is_fast(precision, device)  # takes seconds
+    side = 8192 if device.type == "cuda" else 256 if in_software else 1024
+    dtype = HALVES.get(precision, torch.float32)
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     best = float("inf")
@@ -170,7 +171,8 @@ def matrix_peak(device: torch.device, precision: str) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = clock()
-        a @ b
+        with float32_products(precision, device):
+            a @ b
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, clock() - start)

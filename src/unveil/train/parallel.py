@@ -32,8 +32,9 @@ class HardwareConfig:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on; auto uses a GPU if there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of matrix products; auto uses bfloat16 autocast if the hardware supports it, else float32."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
+    """Precision of matrix products; auto uses the fastest of bfloat16, float16 and float32 on this hardware. tf32: float32 whose
+    factors are rounded to 10 bits on NVIDIA GPUs since Ampere."""
     compile: bool = False
     """Compile the training step with torch.compile. The start is slower, the steps are faster."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -67,6 +68,8 @@ def join_processes(config: HardwareConfig) -> World:
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise UnveilError("--device cuda was given, but torch finds no GPU: use --device cpu, or install torch with CUDA support")
+    if config.precision == "tf32" and (kind != "cuda" or torch.cuda.get_device_capability()[0] < 8):
+        raise UnveilError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or later: use --precision float32")
     size = world_size()
     if size == 1:
         return World(torch.device(kind))
@@ -144,13 +147,17 @@ def shutdown(world: World) -> None:
     dist.destroy_process_group()
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device has fast bfloat16 matrix products."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    if device.type == "cpu":
-        return not _cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16", "bf16"))
-    return False
+HALVES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precisions that are computed under autocast."""
+FLAGS = {"bfloat16": {"avx512_bf16", "amx_bf16", "bf16"}, "float16": {"avx512_fp16", "amx_fp16", "fphp"}}
+"""The flags of processors with fast matrix products in a precision."""
+
+
+def is_fast(precision: str, device: torch.device) -> bool:
+    """Whether the matrix products of a device are faster in "bfloat16" or "float16" than in float32."""
+    if device.type == "cuda":  # tensor cores: float16 since Volta and Turing (V100, T4), bfloat16 since Ampere
+        return torch.cuda.get_device_capability(device)[0] >= (8 if precision == "bfloat16" else 7)
+    return device.type == "cpu" and not _cpu_flags().isdisjoint(FLAGS[precision])
 
 
 @cache
@@ -167,14 +174,43 @@ def resolve_precision(config: HardwareConfig, world: World) -> HardwareConfig:
     """Replaces "auto" by a precision. run.json records it, so that resuming on other hardware does not change it silently."""
     precision = config.precision
     if precision == "auto":
-        precision = "bfloat16" if has_fast_bfloat16(world.device) else "float32"
+        if is_fast("bfloat16", world.device):
+            precision = "bfloat16"
+        else:  # float16 needs a loss scale, so it is chosen only where it is several times as fast
+            precision = "float16" if world.device.type == "cuda" and is_fast("float16", world.device) else "float32"
     return replace(config, precision=precision)
 
 
 def autocast(config: HardwareConfig, world: World) -> AbstractContextManager[object]:
     """The context of a forward pass in the chosen precision."""
-    half = resolve_precision(config, world).precision == "bfloat16"
-    return torch.autocast(world.device.type, torch.bfloat16) if half else nullcontext()
+    precision = resolve_precision(config, world).precision
+    if precision in HALVES:
+        return torch.autocast(world.device.type, HALVES[precision])
+    return float32_products(precision, world.device)
+
+
+@contextmanager
+def float32_products(precision: str, device: torch.device) -> Iterator[None]:
+    """A context in which float32 products of a GPU are exact for "float32", and fast for "tf32".
+
+    By default, torch multiplies matrices exactly and convolves in TF32. `torch.set_float32_matmul_precision` sets its older and its
+    newer flags alike; the newer flags alone would raise an error in torch.compile, which reads the older ones. A host program that
+    has used the newer ones keeps its choice.
+    """
+    try:
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # older and newer flags differ
+        before = None
+    if device.type != "cuda" or precision in HALVES or before is None:
+        yield
+        return
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def parallelize(learner: Learner, config: HardwareConfig, world: World, examples: Samples) -> nn.Module:
@@ -243,16 +279,16 @@ def replicate(learner: Learner, config: HardwareConfig, world: World, examples: 
 def shard(learner: Learner, blocks: list[Block], precision: str) -> Learner:
     """Shards a learner in place with FSDP2. The weights of a block are gathered while it computes, all others for the whole step.
 
-    Under autocast, the matrices of blocks are gathered in bfloat16. Autocast would cast them anyway, so this halves the
+    Under autocast, the matrices of blocks are gathered in half precision. Autocast would cast them anyway, so this halves the
     communication and avoids the copies that autocast keeps until the backward pass. Gradients are summed in float32. Before
     version 2.15, torch cannot exclude norms and biases from the cast, so all weights are gathered in float32.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy()
-    if precision == "bfloat16" and "param_dtype_override_fn" in {field.name for field in fields(policy)}:
+    if precision in HALVES and "param_dtype_override_fn" in {field.name for field in fields(policy)}:
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16,
+            param_dtype=HALVES[precision],
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
             param_dtype_override_fn=lambda parameter: None if parameter.ndim > 1 else parameter.dtype,

@@ -11,8 +11,9 @@ from unveil.learner import Learner
 from unveil.stop_signals import StopFlag, Stopped
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
+from unveil.train.loss_scale import LossScale
 from unveil.train.optim import AdamW
-from unveil.train.parallel import broadcast_from_main, is_replicated
+from unveil.train.parallel import broadcast_from_main, is_replicated, resolve_precision
 from unveil.train.recipe import Recipe
 from unveil.train.signals import Agreement, Answer, Decision
 from unveil.train.skipped_steps import ComputedStep, SkippedSteps, explain, not_finite, refuse_broken_weights, what_is_safe
@@ -50,6 +51,8 @@ class Recorder:
         self.agreement = Agreement(self.stop, training.save_seconds, world)
         self.skipped = SkippedSteps(self.learner, training.max_skipped_steps)
         self.optim = self.recipe.optim.resolve_warmup(training.epochs)
+        half = resolve_precision(self.recipe.hardware, world).precision == "float16"
+        self.loss_scale = LossScale(world.device) if half else None
         self.outputs = [*self.sinks, self.screen] if self.screen else self.sinks
         self.eval_steps = {round(self.total * (i + 1) / training.num_evals) for i in range(training.num_evals)}
         self.saved = self.first
@@ -65,6 +68,8 @@ class Recorder:
             manifest = self.checkpoints.manifest(self.first)
             self.meter.load_state(manifest.get("meter"))
             self.skipped.load_state(manifest.get("skipped"))
+            if self.loss_scale:
+                self.loss_scale.load_state(manifest.get("loss_scale"))
         for output in self.outputs:
             output.start(self.first)
 
@@ -131,6 +136,8 @@ class Recorder:
         with self.meter.paused(), self.agreement.saving():
             files = {"model": model_state(self.learner), "optimizer": optimizer_state(self.learner, self.optimizer)}
             facts = {"total": self.total, "meter": self.meter.state(), "skipped": self.skipped.state(stopped), "finite": True}
+            if self.loss_scale:
+                facts["loss_scale"] = self.loss_scale.state()
             broken = [name for tensors in files.values() for name in not_finite(tensors)] if world.is_main else []
             refuse_broken_weights(broken, done, self.rate(done), self.checkpoints, world)
             if world.is_main:  # only after all processes have gathered the states
@@ -151,24 +158,29 @@ class Recorder:
         if last is None:
             return Decision()
         decision = self.agreement.decide(last[0])
-        if decision.finite:
-            self.skipped.applied()
+        if self.harmless(decision, last[1]):
             return decision
         self.pending, now = None, self.agreement.decide(answer)
-        bad = [last[1], *([] if now.finite else [step])]
-        self.dropped(bad, step.number + 1)
+        fine = self.harmless(now, step)
+        self.dropped([last[1], *([] if fine else [step])], step.number + 1)
         if now.finite:
             self.skipped.applied()
         return Decision(True, decision.stop or now.stop, decision.save or now.save)
+
+    def harmless(self, decision: Decision, step: ComputedStep) -> bool:
+        """Notes a step that was applied, or that was dropped only because the loss scale was too large; False for another one."""
+        if decision.finite:
+            self.skipped.applied()
+        elif decision.overflow:
+            self.meter.drop(len(step.losses), self.recipe.training.batch_size)
+        return decision.finite or decision.overflow
 
     def settle(self) -> None:
         """Reads what was decided in the step before, if that was not read yet."""
         if self.pending is None:
             return
         (answer, step), self.pending = self.pending, None
-        if self.agreement.decide(answer).finite:
-            self.skipped.applied()
-        else:
+        if not self.harmless(self.agreement.decide(answer), step):
             self.dropped([step], step.number + 1)
 
     def dropped(self, steps: Sequence[ComputedStep], done: int) -> None:
@@ -177,6 +189,11 @@ class Recorder:
             self.meter.drop(len(step.losses), self.recipe.training.batch_size)
         self._careful = done + CAREFUL_STEPS
         self.skip(steps, done)
+
+    def scale_fell(self) -> str:
+        """A sentence about a loss scale that cannot become smaller, for an error."""
+        fell = self.loss_scale and float(self.loss_scale.scale) <= 1
+        return "The loss scale of float16 has fallen to 1, so the gradients themselves are too large. " if fell else ""
 
     def skip(self, steps: Sequence[ComputedStep], done: int) -> None:
         """Notes steps that were not applied.
@@ -205,7 +222,7 @@ class Recorder:
         again = ", as when it was stopped the last time" if self.skipped.repeats else ""
         raise UnveilError(
             f"the run stops{again}, since {self.skipped.count:,} of {done:,} steps were skipped: their loss or gradient was not "
-            f"finite. In the last one, {cause}. {what_is_safe(self.checkpoints, again='tries the next steps')}"
+            f"finite. In the last one, {cause}. {self.scale_fell()}{what_is_safe(self.checkpoints, again='tries the next steps')}"
         )
 
 

@@ -22,6 +22,9 @@ SLOW_SECONDS = 1.0
 """A step that takes longer is waited for: then a signal is noticed in the same step."""
 
 
+OVERFLOW, NOT_FINITE = 1, 2  # the larger one counts where processes differ
+
+
 class Decision(NamedTuple):
     """What all processes do in a step."""
 
@@ -33,10 +36,15 @@ class Decision(NamedTuple):
     """Whether to save a checkpoint when this step is done."""
     failed: bool = False
     """Whether a process could not read its samples, so that the step is dropped."""
+    overflow: bool = False
+    """Whether the step is dropped because its gradients were too large for float16; see `LossScale`."""
 
 
 class Answer:
-    """The five numbers that all processes share in a step: not finite, stop, save, failed, slow. A GPU may still compute them."""
+    """The five numbers that all processes share in a step: fault, stop, save, failed, slow. A GPU may still compute them.
+
+    The fault is 0 if the loss and the gradient are finite, `OVERFLOW`, or `NOT_FINITE`.
+    """
 
     def __init__(self, numbers: Int[Tensor, " 5"]) -> None:
         self.numbers = self._host = numbers
@@ -50,7 +58,7 @@ class Answer:
     @property
     def dropped(self) -> Float[Tensor, ""]:
         """1 if the step has to be dropped, else 0, on the device."""
-        return (self.numbers[0] | self.numbers[3]).float()
+        return ((self.numbers[0] | self.numbers[3]) > 0).float()
 
     def read(self) -> list[int]:
         """The numbers. Waits for the GPU."""
@@ -78,26 +86,27 @@ class Agreement:
         self.slow = True
         """Whether steps take longer than `SLOW_SECONDS`, as all processes have agreed."""
 
-    def ask(self, finite: Bool[Tensor, ""], failed: bool = False) -> Answer:
+    def ask(self, finite: Bool[Tensor, ""], failed: bool = False, overflow: Bool[Tensor, ""] | None = None) -> Answer:
         """Starts the reduction, without waiting for a GPU. Every process must call it once per step.
 
         Args:
             finite: Whether the loss and the gradient of this process are finite, on its device.
             failed: Whether this process could not read its samples.
+            overflow: Whether only the loss scale was too large.
         """
         main, before, self._asked = self._world.is_main, self._asked, time.monotonic()
         slow = main and self._asked - before > SLOW_SECONDS
         own = [0, self._stop.number or 0, int(main and self._save_due()), int(failed), int(slow)]
         gpu = self._world.device.type == "cuda"
         numbers = torch.tensor(own, pin_memory=gpu).to(self._world.device, non_blocking=True)
-        numbers[0] = ~finite
+        numbers[0] = NOT_FINITE * ~finite if overflow is None else torch.where(overflow, OVERFLOW, NOT_FINITE * ~finite)
         return Answer(max_over_processes(numbers, self._world))
 
     def decide(self, answer: Answer) -> Decision:
         """Reads an answer. Waits for the GPU."""
-        broken, stop, save, failed, slow = answer.read()
+        fault, stop, save, failed, slow = answer.read()
         self.slow = bool(slow)
-        return Decision(not broken, stop, bool(save), bool(failed))
+        return Decision(not fault, stop, bool(save), bool(failed), fault == OVERFLOW)
 
     @contextmanager
     def saving(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from unveil.train.optim import clip_gradients, drop_if, set_lr
 from unveil.train.parallel import autocast, no_sync_until_last
 from unveil.train.recipe import Recipe
 from unveil.train.recorder import Recorder, reading_failed
-from unveil.train.signals import Answer, Decision, interruption
+from unveil.train.signals import OVERFLOW, Answer, Decision, interruption
 from unveil.train.skipped_steps import ComputedStep, zeros_if
 
 
@@ -77,7 +77,7 @@ class Stepper:
     ) -> None:
         self.model, self.learner, self.optimizer, self.parts, self.recorder = model, learner, optimizer, parts, recorder
         self.training, self.hardware, self.world = recipe.training, recipe.hardware, recipe.world
-        self.optim, self.total = recorder.optim, recorder.total
+        self.optim, self.total, self.scale = recorder.optim, recorder.total, recorder.loss_scale
 
     def compute(self, step: int, samples: Sequence[Samples]) -> ComputedStep:
         """Computes the gradients of a step."""
@@ -89,8 +89,11 @@ class Stepper:
             with no_sync_until_last(self.model, i == self.parts.count - 1), self.parts.alike(i, step):
                 with autocast(self.hardware, self.world):
                     result = self.model(batch)
-                (result.loss / self.parts.count).backward()
+                loss = result.loss / self.parts.count
+                (loss if self.scale is None else loss * self.scale.scale).backward()
             results.append({key: value.detach() for key, value in {"loss": result.loss, **result.metrics}.items()})
+        if self.scale:
+            self.scale.unscale(self.learner)
         return ComputedStep(step, samples, results, clip_gradients(self.learner, self.optim.clip_grad, self.optim.clip_mode))
 
     def apply(self, step: ComputedStep, failure: Exception | None) -> Decision:
@@ -103,8 +106,9 @@ class Stepper:
         Raises:
             UnveilError: If a process could not read its samples, or if too many steps were skipped.
         """
-        finite = torch.stack([*step.losses, step.norm]).isfinite().all()
-        answer = self.recorder.agreement.ask(finite, failure is not None)
+        losses, norm = torch.stack(step.losses).isfinite().all(), step.norm.isfinite()
+        overflow = self.scale.overflows(losses, norm) if self.scale else None
+        answer = self.recorder.agreement.ask(losses & norm, failure is not None, overflow)
         if self.recorder.lags(step.number):
             return self._apply_at_once(step, answer)
         self.recorder.settle()
@@ -113,19 +117,22 @@ class Stepper:
             self._drop()
             self.recorder.save(step.number)
             raise reading_failed(failure, self.recorder.saved, self.recorder.checkpoints) from failure
+        of_step = self._of_step(step)  # with the scale of this step
+        self._update_scale(answer)
         if decision.finite:
-            self._apply(step)
+            self._apply(step, of_step)
         else:
             self._drop()
-            self.recorder.skip([step], step.number + 1)
+            if not decision.overflow:
+                self.recorder.skip([step], step.number + 1)
         return decision
 
-    def _apply(self, step: ComputedStep) -> None:
+    def _apply(self, step: ComputedStep, of_step: dict[str, Tensor]) -> None:
         drop_if(self.optimizer, None)
         self.learner.before_step(step.number / self.total)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._count(step.results, {"gradient_norm": step.norm})
+        self._count(step.results, of_step)
         self.learner.after_step((step.number + 1) / self.total)
         self.recorder.skipped.applied()
 
@@ -141,8 +148,17 @@ class Stepper:
         self.optimizer.zero_grad()
         self.recorder.skipped.restore_buffers(answer.dropped)
         results = [zeros_if(answer.dropped, each) for each in step.results]
-        self._count(results, zeros_if(answer.dropped, {"gradient_norm": step.norm}))
+        self._count(results, zeros_if(answer.dropped, self._of_step(step)))
+        self._update_scale(answer)
         return self.recorder.follow(answer, step)
+
+    def _of_step(self, step: ComputedStep) -> dict[str, Tensor]:
+        """What is logged of a whole step."""
+        return {"gradient_norm": step.norm} | ({"loss_scale": self.scale.scale} if self.scale else {})
+
+    def _update_scale(self, answer: Answer) -> None:
+        if self.scale:
+            self.scale.update(answer.numbers[0] == OVERFLOW, answer.dropped > 0)
 
     def _count(self, results: Sequence[dict[str, Tensor]], of_step: dict[str, Tensor]) -> None:
         """Adds the values of each microbatch, and those of the whole step, to the means of the next line of the log."""
