@@ -63,6 +63,31 @@ def test_a_meter_continues_from_its_state():
     assert Meter(World(torch.device("cpu"))).state()["sums"] == {}
 
 
+def test_a_meter_is_split_where_a_line_ends():
+    """The values of the line can be read later, and a step can be taken back from them."""
+    meter, world = Meter(World(torch.device("cpu"))), World(torch.device("cpu"))
+    for value in (1.0, 2.0, 6.0):
+        meter.add({"loss": torch.tensor(value)})
+        meter.step({"norm": torch.tensor(value)}, 8)
+    line = meter.split()
+    assert not meter.has_values
+    time.sleep(0.05)
+    meter.add({"loss": torch.tensor(7.0)})
+    record = line.read()
+    assert (record["loss"], record["norm"]) == (3.0, 3.0)
+    assert record["seconds"] < 0.05
+    meter.add({"loss": torch.tensor(0.0)})  # a step that was dropped
+    meter.step({"norm": torch.tensor(0.0)}, 8)
+    line = meter.split()
+    line.drop(1, 8)
+    assert line.read()["loss"] == 7.0
+    only = Meter(world)
+    only.step({"norm": torch.tensor(0.0)}, 8)
+    line = only.split()
+    line.drop(1, 8)
+    assert not line.has_values
+
+
 def test_the_clock_continues_too():
     first, second = (Meter(World(torch.device("cpu"))) for _ in range(2))
     first.step({"loss": torch.tensor(1.0)}, 8)

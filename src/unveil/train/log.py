@@ -15,6 +15,7 @@ from unveil.atomic_files import set_aside, telling, write_text
 from unveil.errors import UnveilError
 from unveil.json_files import CHECKSUM, is_unchanged, json_line, read_regular
 from unveil.plain_text import count_of, printable
+from unveil.train.host_copy import HostCopy
 from unveil.train.parallel import World, gather, mean_over_processes
 from unveil.train.run_schema import fits
 from unveil.train.terminal import console, new_bar, print_to_stderr, say
@@ -167,6 +168,8 @@ class Meter:
         """Resets the sums and the clock."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._samples, self._start, self._waited = 0, time.monotonic(), 0.0
+        self._seconds: float | None = None
+        self._means: HostCopy | None = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -211,12 +214,25 @@ class Meter:
         counts = {key: count - (1 if key in self._per_step else microbatches) for key, (_, count) in self._sums.items()}
         self._sums = {key: (total, counts[key]) for key, (total, _) in self._sums.items() if counts[key]}
         self._samples -= samples
+        self._means = None
+
+    def split(self) -> "Meter":
+        """Restarts, and returns a meter with the values so far. Its clock stands, and a GPU sends its means to the host."""
+        other = Meter(self.world, self.effort)
+        other._per_step, other._sums = self._per_step, self._sums
+        other._samples, other._waited, other._seconds = self._samples, self._waited, time.monotonic() - self._start
+        other._means = other._copied_means()
+        self.restart()
+        return other
+
+    def _copied_means(self) -> HostCopy:
+        means = torch.stack([total / count for total, count in self._sums.values()])
+        return HostCopy(mean_over_processes(means, self.world.size))
 
     def read(self) -> Record:
         """The means over steps and processes, and the speed. Every process must call it."""
-        means = torch.stack([total / count for total, count in self._sums.values()])
-        values = mean_over_processes(means, self.world.size).tolist()
-        seconds = time.monotonic() - self._start
+        values = (self._means or self._copied_means()).read()
+        seconds = time.monotonic() - self._start if self._seconds is None else self._seconds
         speed = self._samples / seconds
         return dict(zip(self._sums, values, strict=True)) | {
             "samples_per_second": speed,

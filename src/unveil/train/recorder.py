@@ -59,6 +59,8 @@ class Recorder:
         """The step of the newest checkpoint."""
         self.pending: tuple[Answer, ComputedStep] | None = None
         """A step that was computed, but whose answer was not read yet: see `lags`."""
+        self.line: tuple[Record, Meter] | None = None
+        """The line of the log that ends with the step in `pending`."""
         kind, gpu = type(self.learner), self.recipe.world.device.type == "cuda"
         bare = kind.before_step is Learner.before_step and kind.after_step is Learner.after_step
         replicated = is_replicated(self.recipe.hardware, self.recipe.world)
@@ -80,14 +82,18 @@ class Recorder:
 
     def log_due(self, done: int) -> bool:
         """Whether a line of the log belongs after this step."""
-        return done == self.total or done % self.recipe.training.log_every == 0 or done in self.eval_steps
+        return self.evaluation_due(done) or done % self.recipe.training.log_every == 0
+
+    def evaluation_due(self, done: int) -> bool:
+        """Whether the host has to wait for this step, because an evaluation or the end follows."""
+        return done == self.total or done in self.eval_steps
 
     def rate(self, done: int) -> float:
         """The learning rate of the last of `done` steps."""
         return self.optim.at(max(done, 1) - 1, self.total, self.recipe.training.batch_size)[0]
 
     def log(self, done: int) -> bool:
-        """Evaluates if that is due, and writes a line of the log.
+        """Evaluates if that is due, and writes a line of the log. While the host lags, the line is written after the next step.
 
         Returns:
             False if a signal stopped the evaluation. Then the line is not written, and the run that resumes here begins with it.
@@ -96,7 +102,11 @@ class Recorder:
         if not self.meter.has_values:  # all steps since the last line were skipped
             return True
         epoch = done * training.batch_size / self.loader.samples
-        record = {"step": done, "epoch": epoch, "learning_rate": self.rate(done)} | self.meter.read()
+        record = {"step": done, "epoch": epoch, "learning_rate": self.rate(done)}
+        if self.pending is not None:
+            self.line = record, self.meter.split()
+            return True
+        record |= self.meter.read()
         if self.skipped.count:
             record["skipped_steps"] = self.skipped.count
         if done in self.eval_steps:
@@ -104,10 +114,14 @@ class Recorder:
             if broadcast_from_main(int(found is None), world):
                 return False
             record |= found or {}
-        for output in self.outputs:
-            output.write(record)
+        self.write(record)
         self.meter.restart()
         return True
+
+    def write(self, record: Record) -> None:
+        """Writes a line of the log."""
+        for output in self.outputs:
+            output.write(record)
 
     def evaluate(self) -> Record | None:
         """The results of all monitors, in eval mode; None if a signal stopped them."""
@@ -150,43 +164,49 @@ class Recorder:
         Waiting would cost 9 % of the time of a ViT-B on an H200, which would idle until the host has launched the next kernels. It
         takes an optimiser that can drop a step on the GPU, and a learner that does nothing else after a step.
         """
-        return self._can_lag and not self.agreement.slow and step >= self._careful and not self.log_due(step + 1)
+        return self._can_lag and not self.agreement.slow and step >= self._careful and not self.evaluation_due(step + 1)
 
     def follow(self, answer: Answer, step: ComputedStep) -> Decision:
         """Reads what was decided in the step before, while the GPU computes this one."""
         last, self.pending = self.pending, (answer, step)
         if last is None:
             return Decision()
-        decision = self.agreement.decide(last[0])
-        if self.harmless(decision, last[1]):
+        decision = self.learn(*last)
+        if decision.finite:
+            self.skipped.applied()
+        if not decision.skipped:
             return decision
-        self.pending, now = None, self.agreement.decide(answer)
-        fine = self.harmless(now, step)
-        self.dropped([last[1], *([] if fine else [step])], step.number + 1)
+        self.pending, now = None, self.learn(answer, step)
+        self.dropped([last[1], step] if now.skipped else [last[1]], step.number + 1)
         if now.finite:
             self.skipped.applied()
         return Decision(True, decision.stop or now.stop, decision.save or now.save)
 
-    def harmless(self, decision: Decision, step: ComputedStep) -> bool:
-        """Notes a step that was applied, or that was dropped only because the loss scale was too large; False for another one."""
-        if decision.finite:
-            self.skipped.applied()
-        elif decision.overflow:
-            self.meter.drop(len(step.losses), self.recipe.training.batch_size)
-        return decision.finite or decision.overflow
+    def learn(self, answer: Answer, step: ComputedStep) -> Decision:
+        """Reads what was decided in a step, takes its values back if it was dropped, and writes the line that ends with it."""
+        decision = self.agreement.decide(answer)
+        line, self.line = self.line, None
+        meter = line[1] if line else self.meter
+        if not decision.finite:
+            meter.drop(len(step.losses), self.recipe.training.batch_size)
+        if line and meter.has_values:
+            count = self.skipped.count + decision.skipped
+            self.write(line[0] | meter.read() | ({"skipped_steps": count} if count else {}))
+        return decision
 
     def settle(self) -> None:
         """Reads what was decided in the step before, if that was not read yet."""
         if self.pending is None:
             return
         (answer, step), self.pending = self.pending, None
-        if not self.harmless(self.agreement.decide(answer), step):
+        decision = self.learn(answer, step)
+        if decision.finite:
+            self.skipped.applied()
+        elif decision.skipped:
             self.dropped([step], step.number + 1)
 
     def dropped(self, steps: Sequence[ComputedStep], done: int) -> None:
         """Notes steps that the GPU has dropped by itself. For a while, the host waits for it again."""
-        for step in steps:
-            self.meter.drop(len(step.losses), self.recipe.training.batch_size)
         self._careful = done + CAREFUL_STEPS
         self.skip(steps, done)
 

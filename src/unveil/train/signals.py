@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unveil.errors import Interrupted
 from unveil.stop_signals import StopFlag
+from unveil.train.host_copy import HostCopy
 from unveil.train.parallel import World, max_over_processes
 
 SAVE_SHARE = 0.02
@@ -39,6 +40,11 @@ class Decision(NamedTuple):
     overflow: bool = False
     """Whether the step is dropped because its gradients were too large for float16; see `LossScale`."""
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the step counts as one that was skipped."""
+        return not (self.finite or self.overflow)
+
 
 class Answer:
     """The five numbers that all processes share in a step: fault, stop, save, failed, slow. A GPU may still compute them.
@@ -47,13 +53,7 @@ class Answer:
     """
 
     def __init__(self, numbers: Int[Tensor, " 5"]) -> None:
-        self.numbers = self._host = numbers
-        self._event: Any = None
-        if numbers.is_cuda:
-            self._host = torch.empty(len(numbers), dtype=numbers.dtype, pin_memory=True)
-            self._host.copy_(numbers, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self.numbers, self._copy = numbers, HostCopy(numbers)
 
     @property
     def dropped(self) -> Float[Tensor, ""]:
@@ -62,9 +62,7 @@ class Answer:
 
     def read(self) -> list[int]:
         """The numbers. Waits for the GPU."""
-        if self._event is not None:
-            self._event.synchronize()
-        return [int(value) for value in self._host.tolist()]
+        return self._copy.read()
 
 
 class Agreement:

@@ -123,7 +123,7 @@ class Stepper:
             self._apply(step, of_step)
         else:
             self._drop()
-            if not decision.overflow:
+            if decision.skipped:
                 self.recorder.skip([step], step.number + 1)
         return decision
 
