@@ -16,6 +16,7 @@ from unveil.train.parallel import compile_limits, float32_products, resolve_prec
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.recorder import Monitor, Recorder
 from unveil.train.signals import interruption
+from unveil.train.snapshot import Writer
 from unveil.train.state import start_or_resume
 from unveil.train.steps import SampleReader, Stepper
 
@@ -50,7 +51,8 @@ def train(
         parts = Microbatches(learner, trial.accum_steps, recipe)
         meter = Meter(world, trial.flops / matrix_peak(world.device, hardware.precision))
 
-        with note_signals() if checkpoints else nullcontext(StopFlag()) as stop, compile_limits(learner, hardware, world):
+        signals = note_signals() if checkpoints else nullcontext(StopFlag())
+        with signals as stop, compile_limits(learner, hardware, world), Writer() as writer:
             recorder = Recorder(
                 learner=learner,
                 optimizer=optimizer,
@@ -65,6 +67,7 @@ def train(
                 monitors=monitors,
                 meter=meter,
                 stop=stop,
+                writer=writer,
             )
             if not config.accum_steps and trial.accum_steps > 1:
                 recorder.say(f"each step is computed in {trial.accum_steps} microbatches to fit into memory")
@@ -85,7 +88,7 @@ def train(
                 evaluated = not recorder.log_due(done) or recorder.log(done)
                 stopping = decision.stop or not evaluated or (world.size == 1 and stop.is_set())
                 if stopping or decision.save or done == total:
-                    recorder.save(done)
+                    recorder.save(done, goes_on=not stopping and done < total)
                 if stopping:
                     raise interruption(done, total, decision.stop or stop.number)
             if stop.is_set():  # since the decision of the last step

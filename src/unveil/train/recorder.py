@@ -9,6 +9,7 @@ from unveil.data.loader import Loader
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.stop_signals import StopFlag, Stopped
+from unveil.train import overlap
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
 from unveil.train.loss_scale import LossScale
@@ -17,6 +18,7 @@ from unveil.train.parallel import broadcast_from_main, is_replicated, resolve_pr
 from unveil.train.recipe import Recipe
 from unveil.train.signals import Agreement, Answer, Decision
 from unveil.train.skipped_steps import ComputedStep, SkippedSteps, explain, not_finite, refuse_broken_weights, what_is_safe
+from unveil.train.snapshot import Snapshot, Writer
 from unveil.train.state import model_state, optimizer_state
 
 CAREFUL_STEPS = 100
@@ -45,6 +47,7 @@ class Recorder:
     monitors: Sequence[Monitor]
     meter: Meter
     stop: StopFlag
+    writer: Writer
 
     def __post_init__(self) -> None:
         training, world = self.recipe.training, self.recipe.world
@@ -64,7 +67,8 @@ class Recorder:
         kind, gpu = type(self.learner), self.recipe.world.device.type == "cuda"
         bare = kind.before_step is Learner.before_step and kind.after_step is Learner.after_step
         replicated = is_replicated(self.recipe.hardware, self.recipe.world)
-        self._can_lag = gpu and bare and replicated and isinstance(self.optimizer, AdamW)
+        self._can_lag = gpu and bare and replicated and isinstance(self.optimizer, AdamW) and overlap.enabled("lag")
+        self._in_thread = gpu and overlap.enabled("save")
         self._careful = self.first
         if self.checkpoints and self.first:
             manifest = self.checkpoints.manifest(self.first)
@@ -99,6 +103,7 @@ class Recorder:
             False if a signal stopped the evaluation. Then the line is not written, and the run that resumes here begins with it.
         """
         training, world = self.recipe.training, self.recipe.world
+        self.notice_written()
         if not self.meter.has_values:  # all steps since the last line were skipped
             return True
         epoch = done * training.batch_size / self.loader.samples
@@ -133,17 +138,20 @@ class Recorder:
                 raise
             return None
 
-    def save(self, done: int, *, stopped: bool = False) -> None:
+    def save(self, done: int, *, stopped: bool = False, goes_on: bool = False) -> None:
         """Saves a checkpoint, unless that of this step exists or there are none.
 
         Args:
             done: The number of steps done.
             stopped: Whether the run stops because steps were not finite.
+            goes_on: Whether training goes on, so that a thread may write the checkpoint.
 
         Raises:
-            UnveilError: If the model or the state of the optimiser is not finite. Then nothing is saved.
+            UnveilError: If the model or the state of the optimiser is not finite. Then nothing is saved. Also if a thread could not
+                write the checkpoint before.
         """
         self.settle()
+        self.agreement.wrote(self.writer.wait())
         if self.checkpoints is None or done == self.saved:
             return
         world = self.recipe.world
@@ -155,8 +163,20 @@ class Recorder:
             broken = [name for tensors in files.values() for name in not_finite(tensors)] if world.is_main else []
             refuse_broken_weights(broken, done, self.rate(done), self.checkpoints, world)
             if world.is_main:  # only after all processes have gathered the states
-                self.checkpoints.save(done, files, facts)
+                if goes_on and self._in_thread:
+                    self._write_in_thread(self.checkpoints, done, Snapshot(files, world.device), facts)
+                else:
+                    self.checkpoints.save(done, files, facts)
         self.saved = done
+
+    def _write_in_thread(self, checkpoints: Checkpoints, done: int, snapshot: Snapshot, facts: Record) -> None:
+        self.writer.start(lambda: checkpoints.save(done, snapshot.read(), facts))
+        self.agreement.writing = True
+
+    def notice_written(self) -> None:
+        """Notes that the thread has written a checkpoint. Raises what it has raised."""
+        if not self.writer.busy:
+            self.agreement.wrote(self.writer.wait())
 
     def lags(self, step: int) -> bool:
         """Whether the host does not wait for the GPU in this step, but reads in the next one whether it was applied.

@@ -19,6 +19,9 @@ SAVE_SHARE = 0.02
 """Maximum share of the time for saving checkpoints."""
 
 
+WRITE_SHARE = 0.1
+"""Maximum share of the time for writing checkpoints in a thread."""
+
 SLOW_SECONDS = 1.0
 """A step that takes longer is waited for: then a signal is noticed in the same step."""
 
@@ -79,7 +82,9 @@ class Agreement:
 
     def __init__(self, stop: StopFlag, save_seconds: float, world: World) -> None:
         self._stop, self._save_seconds, self._world = stop, save_seconds, world
-        self._saved, self._save_cost = time.monotonic(), 0.0
+        self._saved, self._save_cost, self._write_cost = time.monotonic(), 0.0, 0.0
+        self.writing = False
+        """Whether a thread writes a checkpoint; then none is due."""
         self._asked = time.monotonic()
         self.slow = True
         """Whether steps take longer than `SLOW_SECONDS`, as all processes have agreed."""
@@ -114,8 +119,13 @@ class Agreement:
         self._saved = time.monotonic()
         self._save_cost = self._saved - start
 
+    def wrote(self, seconds: float) -> None:
+        """Notes that nothing is being written, and how long a thread took if it did."""
+        self.writing, self._write_cost = False, seconds or self._write_cost
+
     def _save_due(self) -> bool:
-        return time.monotonic() - self._saved > max(self._save_seconds, self._save_cost / SAVE_SHARE)
+        pause = max(self._save_seconds, self._save_cost / SAVE_SHARE, self._write_cost / WRITE_SHARE)
+        return not self.writing and time.monotonic() - self._saved > pause
 
 
 def interruption(done: int, total: int, number: int | None) -> Interrupted:

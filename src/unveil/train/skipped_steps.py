@@ -197,7 +197,12 @@ def zeros_if(dropped: Float[Tensor, ""], values: Mapping[str, Tensor]) -> dict[s
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of the tensors with values that are not finite; of a sharded tensor, its part on this process is looked at."""
     local = {name: local_tensor(value.detach()) for name, value in tensors.items()}
-    return [name for name, value in local.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    flags = {name: value.isfinite().all() for name, value in local.items() if value.is_floating_point()}
+    fine = dict[str, bool]()
+    for device in {flag.device for flag in flags.values()}:  # one read from a GPU for all of them
+        names = [name for name, flag in flags.items() if flag.device == device]
+        fine |= zip(names, torch.stack([flags[name] for name in names]).tolist(), strict=True)
+    return [name for name in flags if not fine[name]]
 
 
 def refuse_broken_weights(broken: Sequence[str], done: int, rate: float, checkpoints: Checkpoints | None, world: World) -> None:

@@ -1,0 +1,49 @@
+"""What a run does at the same time as its steps. No other file decides this, so each of them can be turned off and measured.
+
+`UNVEIL_WAIT=1` in the environment turns all of them off, `UNVEIL_WAIT=save,copy` turns off some. `benchmarks/gpu.py` measures what
+each of them saves.
+
+| name   | while a GPU computes a step                                                      | file           |
+| ------ | -------------------------------------------------------------------------------- | -------------- |
+| lag    | the host starts the next one, and learns afterwards whether this one was applied | recorder.py    |
+| save   | a thread writes a checkpoint, from a copy in page-locked memory                  | snapshot.py    |
+| copy   | a thread sends the next batches to the GPU, in a stream of their own             | data/loader.py |
+| gather | FSDP2 gathers the weights of the next block                                      | parallel.py    |
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from unveil.errors import UnveilError
+
+NAMES = ("lag", "save", "copy", "gather")
+
+
+def names_in(value: str) -> frozenset[str]:
+    """What a value of `UNVEIL_WAIT` turns off. Raises `UnveilError` for an unknown name."""
+    if value in ("", "0", "1"):
+        return frozenset(NAMES) if value == "1" else frozenset()
+    names = frozenset(value.split(","))
+    if not names <= set(NAMES):
+        raise UnveilError(f"UNVEIL_WAIT is {value!r}: use 1, or names from {', '.join(NAMES)}, separated by commas")
+    return names
+
+
+_off = names_in(os.environ.get("UNVEIL_WAIT", ""))
+
+
+@contextmanager
+def turned_off(*names: str) -> Iterator[None]:
+    """A context in which exactly these are turned off, for tests and benchmarks."""
+    global _off
+    before, _off = _off, frozenset(names)
+    try:
+        yield
+    finally:
+        _off = before
+
+
+def enabled(name: str) -> bool:
+    """Whether this may be done at the same time."""
+    return name not in _off
