@@ -134,6 +134,23 @@ def test_flops_are_counted_alike(world: World) -> None:
     assert (high - low) / 4 == pytest.approx(formula, rel=1e-6 if world.device.type == "cpu" else 0.1)
 
 
+@pytest.mark.gpu
+@NO_GPU
+def test_a_stream_of_copies_is_waited_for_and_its_memory_is_not_given_away() -> None:
+    """While the GPU is busy for a while, so that both would be noticed."""
+    ahead, true = loader(), loader()
+    ahead.prefetch = True
+    device, side = torch.device("cuda"), torch.randn(4096, 4096, device="cuda")
+    kept = []
+    for step, (part,) in stream(ahead, range(30), 0, 1, 1, gpu=device):
+        assert part.images.is_cuda
+        for _ in range(4):
+            side = (side @ side).tanh()
+        kept.append((part.images.float().mean() + 0 * side[0, 0], true.share(step, 0, 1).images.float().mean()))
+    for there, here in kept:
+        assert there.item() == pytest.approx(here.item(), rel=1e-5)
+
+
 class Lines:
     """Keeps the records, and sends a signal after a step."""
 

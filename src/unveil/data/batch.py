@@ -29,6 +29,9 @@ class Samples(Protocol):
     def pinned(self) -> Self:
         """See `TensorBatch`."""
 
+    def record_stream(self, stream: torch.cuda.Stream) -> Self:
+        """See `TensorBatch`."""
+
 
 class _Batch(NamedTuple):
     images: Tensor

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unveil.blocks.stateless_random import Stream, combine, sample_keys
 from unveil.data.batch import Batch, Samples
+from unveil.data.copy_stream import CopyStream, Sent
 from unveil.data.dataset import ImageDataset, ImagesLostError
 from unveil.data.shuffle import Order, shuffled
 from unveil.data.targets import ClassTargets, Draw
@@ -162,22 +163,42 @@ def pinned_microbatches(loader: Loader, step: int, rank: int, world_size: int, c
 
 
 def stream(
-    loader: Loader, steps: range, rank: int, world_size: int, count: int, ahead: int = 2
+    loader: Loader, steps: range, rank: int, world_size: int, count: int, ahead: int = 2, gpu: torch.device | None = None
 ) -> Iterator[tuple[int, list[Samples]]]:
-    """Yields the microbatches of each step, and prefetches up to `ahead` steps."""
+    """Yields the microbatches of each step, and prefetches up to `ahead` steps.
+
+    Args:
+        loader: The loader.
+        steps: The steps.
+        rank: The number of this process.
+        world_size: The number of processes.
+        count: Microbatches of a process in a step.
+        ahead: Steps to prefetch in a thread, if the loader wants that.
+        gpu: Where the thread sends what it prefetches; None leaves it in page-locked memory.
+    """
     if not loader.prefetch:
         for step in steps:
             yield step, microbatches(loader, step, rank, world_size, count)
         return
     pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
-    waiting: deque[tuple[int, Future[list[Samples]]]] = deque()
+    waiting: deque[tuple[int, Future[Sent]]] = deque()
+    copies = None if gpu is None else CopyStream(gpu)
+
+    def prefetched(step: int) -> Sent:
+        if copies is not None:
+            return copies.send(microbatches(loader, step, rank, world_size, count))
+        return pinned_microbatches(loader, step, rank, world_size, count), None
+
+    def received(sent: Sent) -> list[Samples]:
+        return sent[0] if copies is None else copies.receive(sent)
+
     try:
         for step in steps:
-            waiting.append((step, pool.submit(pinned_microbatches, loader, step, rank, world_size, count)))
+            waiting.append((step, pool.submit(prefetched, step)))
             if len(waiting) > ahead:
                 first, future = waiting.popleft()
-                yield first, future.result()
+                yield first, received(future.result())
         for first, future in waiting:
-            yield first, future.result()
+            yield first, received(future.result())
     finally:  # without waiting for a read that may hang
         pool.shutdown(wait=False, cancel_futures=True)

@@ -37,6 +37,15 @@ class TensorBatch:
         # An expanded tensor has several elements in one place, and cannot be pinned as it is.
         return self._map(lambda x: x if x.is_cuda else x.contiguous().pin_memory(), lambda x: x.pinned())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> Self:
+        """Tells the allocator of a GPU that a stream other than that of their copy uses the tensors."""
+
+        def used(x: Tensor) -> Tensor:
+            x.record_stream(stream)
+            return x
+
+        return self._map(used, lambda x: x.record_stream(stream))
+
     def _map(self, change: Callable[[Tensor], Tensor], recurse: Callable[[Any], Any]) -> Self:
         fields = cast(tuple[Any, ...], self)
         return type(self)(*(x if x is None else change(x) if isinstance(x, Tensor) else recurse(x) for x in fields))

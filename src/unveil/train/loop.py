@@ -7,6 +7,7 @@ from unveil.data.loader import Loader, first_batch, stream
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.stop_signals import StopFlag, note_signals
+from unveil.train import overlap
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.guards import restored_generators
 from unveil.train.log import Meter, Screen, Sink
@@ -75,7 +76,9 @@ def train(
             if first and meter.has_values and recorder.log_due(first) and not recorder.log(first):
                 raise interruption(first, total, stop.number)
 
-            reader = SampleReader(stream(loader, range(first, total), world.rank, world.size, parts.loaded), recorder)
+            gpu = world.device if world.device.type == "cuda" and overlap.enabled("copy") else None
+            batches = stream(loader, range(first, total), world.rank, world.size, parts.loaded, gpu=gpu)
+            reader = SampleReader(batches, recorder)
             stepper = Stepper(model, learner, optimizer, parts, recorder, recipe)
             for number in range(first, total):
                 step = stepper.compute(number, reader.read(number))
