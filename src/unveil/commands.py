@@ -211,7 +211,7 @@ VERBS = {
             "out": Argument(str | None, "A new .npz or .parquet file; by default embeddings.npz.", None, path="new table"),
         },
         {"features": "unveil.recipes.embed:EmbedConfig", "hardware": SHARED["hardware"]},
-        ignores={"compile": NO_TRAINING, "parallel": ONE_PROCESS},
+        ignores={"compile": NO_TRAINING, "compile_mode": NO_TRAINING, "parallel": ONE_PROCESS},
     ),
     "reconstruct": Verb(
         "unveil.recipes.reconstruct:reconstruct",

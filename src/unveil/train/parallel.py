@@ -30,6 +30,7 @@ from unveil.learner import Learner
 class HardwareConfig:
     """The hardware and how to use it. These options do not change the result, apart from rounding."""
 
+    HIDDEN = ("compile_mode",)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on; auto uses a GPU if there is one."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
@@ -37,6 +38,9 @@ class HardwareConfig:
     factors are rounded to 10 bits on NVIDIA GPUs since Ampere."""
     compile: bool = False
     """Compile the training step with torch.compile. The start is slower, the steps are faster."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    """How --compile compiles. reduce-overhead and max-autotune record CUDA graphs, for steps so short that the GPU waits for the
+    host; max-autotune also measures several kernels for each product, which takes minutes."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: DDP keeps a copy of the model on each process; FSDP2 shards a model that is too large for one device."""
 
@@ -232,9 +236,23 @@ def parallelize(learner: Learner, config: HardwareConfig, world: World, examples
     elif world.size > 1:
         shard(learner, blocks, resolve_precision(config, world).precision)
     if config.compile:
+        if world.size > 1 and config.compile_mode in GRAPHS:
+            raise UnveilError(
+                f"--compile-mode {config.compile_mode} records the CUDA graphs of a whole model, but with several processes each "
+                "block is compiled by itself: use default or max-autotune-no-cudagraphs"
+            )
         for module in blocks if world.size > 1 else [learner]:
-            module.compile()
+            module.compile(mode=None if config.compile_mode == "default" else config.compile_mode)
     return model
+
+
+GRAPHS = ("reduce-overhead", "max-autotune")
+"""The modes of torch.compile that record CUDA graphs."""
+
+
+def records_graphs(config: HardwareConfig, world: World) -> bool:
+    """Whether a step replays CUDA graphs, whose results and gradients lie in memory that the next replay overwrites."""
+    return config.compile and config.compile_mode in GRAPHS and world.device.type == "cuda"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What the training loop writes: lines of the log with evaluations, and checkpoints."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
 from unveil.train.loss_scale import LossScale
 from unveil.train.optim import AdamW
-from unveil.train.parallel import broadcast_from_main, is_replicated, resolve_precision
+from unveil.train.parallel import broadcast_from_main, is_replicated, records_graphs, resolve_precision
 from unveil.train.recipe import Recipe
 from unveil.train.signals import Agreement, Answer, Decision
 from unveil.train.skipped_steps import ComputedStep, SkippedSteps, explain, not_finite, refuse_broken_weights, what_is_safe
@@ -132,7 +133,9 @@ class Recorder:
         """The results of all monitors, in eval mode; None if a signal stopped them."""
         try:
             with self.stop.raising():
-                return run_monitors(self.learner, self.monitors)
+                graphs = records_graphs(self.recipe.hardware, self.recipe.world)
+                with torch.compiler.set_stance("force_eager") if graphs else nullcontext():  # what monitors keep, no replay changes
+                    return run_monitors(self.learner, self.monitors)
         except Stopped:
             if not self.stop.is_set():  # there are no checkpoints, so the signal is the caller's
                 raise

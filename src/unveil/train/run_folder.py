@@ -32,6 +32,7 @@ HARMLESS = frozenset(
     {
         "log_every",
         "keep_checkpoints",
+        "compile_mode",
         "device",
         "parallel",
         "num_evals",

@@ -11,7 +11,7 @@ from unveil.stop_signals import Stopped
 from unveil.train.guards import seed_all
 from unveil.train.microbatches import Microbatches
 from unveil.train.optim import clip_gradients, drop_if, set_lr
-from unveil.train.parallel import autocast, no_sync_until_last
+from unveil.train.parallel import autocast, no_sync_until_last, records_graphs
 from unveil.train.recipe import Recipe
 from unveil.train.recorder import Recorder, reading_failed
 from unveil.train.signals import OVERFLOW, Answer, Decision, interruption
@@ -78,6 +78,7 @@ class Stepper:
         self.model, self.learner, self.optimizer, self.parts, self.recorder = model, learner, optimizer, parts, recorder
         self.training, self.hardware, self.world = recipe.training, recipe.hardware, recipe.world
         self.optim, self.total, self.scale = recorder.optim, recorder.total, recorder.loss_scale
+        self._graphs = records_graphs(self.hardware, self.world)
 
     def compute(self, step: int, samples: Sequence[Samples]) -> ComputedStep:
         """Computes the gradients of a step."""
@@ -86,12 +87,17 @@ class Stepper:
         self.recorder.skipped.keep_buffers()
         results = []
         for i, batch in enumerate(self.parts.augmented(samples)):
+            if self._graphs:
+                torch.compiler.cudagraph_mark_step_begin()
             with no_sync_until_last(self.model, i == self.parts.count - 1), self.parts.alike(i, step):
                 with autocast(self.hardware, self.world):
                     result = self.model(batch)
                 loss = result.loss / self.parts.count
                 (loss if self.scale is None else loss * self.scale.scale).backward()
-            results.append({key: value.detach() for key, value in {"loss": result.loss, **result.metrics}.items()})
+            found = {"loss": result.loss, **result.metrics}
+            results.append({key: value.detach().clone() if self._graphs else value.detach() for key, value in found.items()})
+            if self._graphs and i == 0 and self.parts.count > 1:
+                own_gradients(self.learner)  # the next microbatches add to them
         if self.scale:
             self.scale.unscale(self.learner)
         return ComputedStep(step, samples, results, clip_gradients(self.learner, self.optim.clip_grad, self.optim.clip_mode))
@@ -165,3 +171,10 @@ class Stepper:
         for each in results:
             self.recorder.meter.add(each)
         self.recorder.meter.step(of_step, self.training.batch_size)
+
+
+def own_gradients(learner: Learner) -> None:
+    """Copies the gradients out of the memory of a CUDA graph, which its next replay overwrites."""
+    for parameter in learner.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
