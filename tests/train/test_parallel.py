@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from tests.train.conftest import finish, records, start, start_torchrun
 from tests.train.test_resume import wait_for_step
@@ -20,7 +21,7 @@ from unveil.blocks.transformer import Block, TransformerConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
-from unveil.train import parallel
+from unveil.train import overlap, parallel
 from unveil.train.parallel import (
     HardwareConfig,
     World,
@@ -152,6 +153,38 @@ def test_matrices_are_gathered_in_bfloat16_and_the_gradients_are_those_of_autoca
         assert two.grad.full_tensor().dtype == torch.float32
         assert torch.equal(one.grad, two.grad.full_tensor()), name
         assert torch.equal(one.detach(), full_tensor_on_main(two)), name
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_block_gathers_the_weights_of_the_next_one(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    """Of its own stack, since an encoder may not be followed by what stands after it in the file."""
+
+    class Two(Learner):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Stack(), Stack()
+
+        def forward(self, batch: torch.Tensor) -> Step:
+            return Step(self.first(batch).loss + 2 * self.second(batch).loss, {})
+
+    asked, module, plain, two = [], FSDPModule, Two(), Two()
+    original = module.set_modules_to_forward_prefetch
+
+    def ask(self: torch.nn.Module, modules: list[torch.nn.Module]) -> None:
+        asked.append((self, modules))
+        original(self, modules)
+
+    monkeypatch.setattr(module, "set_modules_to_forward_prefetch", ask)
+    stacks = (two.first, two.second)
+    with overlap.turned_off(*([] if ahead else ["gather"])):
+        shard(two, [block for stack in stacks for block in stack.blocks], "float32")
+    assert asked == ([(stack.blocks[0], [stack.blocks[1]]) for stack in stacks] if ahead else [])
+    batch = torch.randn(4, 5, 16)
+    for learner in (plain, two):
+        learner(batch).loss.backward()
+    for (name, one), (_, other) in zip(plain.named_parameters(), two.named_parameters(), strict=True):
+        assert torch.equal(one.grad, full_tensor(other.grad)), name
 
 
 def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

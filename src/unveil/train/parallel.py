@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from unveil.blocks.transformer import Block
 from unveil.data.batch import Samples
 from unveil.errors import UnveilError
 from unveil.learner import Learner
+from unveil.train import overlap
 
 # torch.distributed.fsdp and torch.distributed.tensor are imported inside functions. They take seconds to import, and a run on one
 # process does not use them.
@@ -314,6 +316,11 @@ def shard(learner: Learner, blocks: list[Block], precision: str) -> Learner:
     for block in blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(learner)
+    if overlap.enabled("gather"):  # by default only the backward pass gathers the weights of the next block ahead
+        for stack in learner.modules():
+            for block, following in pairwise(module for module in stack.children() if isinstance(module, Block)):
+                ahead: Any = block
+                ahead.set_modules_to_forward_prefetch([following])
     return learner
 
 
