@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.train.test_loop import Bare, Numbers
+from tests.train.test_loop import Bare, Numbers, timeless
 from unveil.blocks import transformer
 from unveil.blocks.fast import choose
 from unveil.blocks.fast.cast_together import call_in_half
@@ -25,6 +25,7 @@ from unveil.errors import Interrupted
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.flops import mae_cost
 from unveil.models.vit_config import ViTConfig
+from unveil.train import overlap
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record
 from unveil.train.loop import train
@@ -68,7 +69,7 @@ def learn(learner: MAE, images: Batch, world: World, precision: str = "float32")
     return loss.item(), torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None]).double().cpu()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2), ("float16", 5e-3)])
 def test_loss_and_gradients_are_those_of_float64_on_the_cpu(world: World, precision: str, tolerance: float) -> None:
     true, slope = learn(mae().double(), batch(dtype=torch.float64), World(torch.device("cpu")))
     loss, gradients = learn(mae(), batch(), world, precision)
@@ -191,6 +192,26 @@ def test_a_stopped_run_ends_like_one_that_was_not_and_logs_its_share_of_the_peak
         assert line["loss"] == pytest.approx(other["loss"], rel=0 if exact else 1e-4)
     if exact:
         assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), stopped.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_what_is_done_at_the_same_time_changes_nothing(world: World, tmp_path: Path, precision: str) -> None:
+    """Steps that the GPU drops by itself, lines that are read later, checkpoints of a thread, and copies in their own stream."""
+    found = []
+    for off in ((), overlap.NAMES):
+        numbers, lines = Numbers(broken=(7, 150, 151, 301)), Lines()
+        numbers.prefetch, checkpoints = True, Checkpoints(tmp_path / str(len(off)))
+        training = TrainConfig(epochs=100, batch_size=8, accum_steps=1, log_every=10, num_evals=2, save_seconds=0.0)
+        recipe = Recipe(training, OptimConfig(base_lr=0.03), HardwareConfig(precision=precision), world)
+        with overlap.turned_off(*off):
+            train(learner := Bare(), numbers, recipe, checkpoints=checkpoints, sinks=[lines])
+        manifest = checkpoints.manifest(500)
+        found.append((timeless(lines.lines), manifest["skipped"], manifest.get("loss_scale"), learner.state_dict()))
+    (*one, state), (*other, same) = found
+    assert one == other
+    assert one[1]["count"] == 4
+    assert len(one[0]) == 50
+    assert all(torch.equal(value, same[key]) for key, value in state.items())
 
 
 def forward(learner: MAE, raw: Batch, meter: Meter, world: World) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.train.test_loop import Bare, Fragile, Lines, Numbers, Stopping, recipe, timeless
+from tests.train.test_loss_scale import SteepBare, half
 from unveil.atomic_files import WriteError
 from unveil.errors import Interrupted, UnveilError
 from unveil.learner import Learner
@@ -85,6 +86,25 @@ def test_a_signal_while_the_thread_writes_leaves_whole_checkpoints(tmp_path: Pat
         train(Stopping(7), Numbers(), recipe(), checkpoints=(checkpoints := Slow(tmp_path)))
     assert checkpoints.written[-2:] == [(6, False), (7, True)]
     assert [checkpoints.fault(step) for step in range(1, 8)] == [None] * 7
+
+
+@pytest.mark.parametrize("last", [2, 6, 10, 13])
+def test_a_killed_run_in_which_everything_overlaps_resumes_bit_identical(tmp_path, monkeypatch, last):
+    """float16, a host that does not wait, and a thread that writes: the same as a plain run that was never stopped."""
+    options, broken = half(log_every=5), (8, 12)
+    train(whole := SteepBare(), Numbers(broken=broken), options, sinks=[lines := Lines()])
+    monkeypatch.setattr(Agreement, "_save_due", lambda self: True)
+    monkeypatch.setattr(Agreement, "slow", property(lambda _: False, lambda *_: None), raising=False)
+    for name in ("_can_lag", "_in_thread"):
+        monkeypatch.setattr(Recorder, name, property(lambda _: True, lambda *_: None), raising=False)
+    first, rest = Lines(), Lines()
+    with pytest.raises(KeyboardInterrupt):
+        train(SteepBare(), Numbers(last, broken=broken), options, checkpoints=Checkpoints(tmp_path), sinks=[first])
+    begun = train(resumed := SteepBare(), Numbers(broken=broken), options, checkpoints=Checkpoints(tmp_path), sinks=[rest])
+    assert 0 < begun <= last
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+    kept = [line for line in first.records if line["step"] <= begun]
+    assert timeless(kept + rest.records) == timeless(lines.records)
 
 
 @pytest.mark.usefixtures("in_thread")
