@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from turns import free, keep_heap, receipt, table
 
+from unveil.blocks.fast import choose
 from unveil.data.augment import AugmentConfig
 from unveil.data.dataset import ImageDataset
 from unveil.data.loader import ImageLoader
@@ -44,7 +45,7 @@ from unveil.train.parallel import HardwareConfig, World, is_fast, join_processes
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.signals import Agreement
 
-CHOICES = (*overlap.NAMES, "compile", "precision")
+CHOICES = (*overlap.NAMES, "cast_together", "compile", "precision")
 MODES: tuple[Any, ...] = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 SURE = 1.01
 Turn = Callable[[], float]  # seconds per step
@@ -97,6 +98,8 @@ def ways_of(choice: str, args: argparse.Namespace, world: World) -> tuple[dict[s
     if choice in overlap.NAMES:
         ways = {"with it": turn(args, world, hardware, choice, ()), "without it": turn(args, world, hardware, choice, (choice,))}
         return ways, ""
+    if choice == "cast_together":
+        return {"without it": turn(args, world, hardware), "with it": turn(args, world, hardware, choice)}, ""
     if choice == "compile":
         modes = [replace(hardware, compile=True, compile_mode=mode) for mode in (MODES if world.size == 1 else MODES[:1])]
         if not gpu and "compile" not in args.only[:1]:
@@ -125,7 +128,8 @@ def turn(args: argparse.Namespace, world: World, hardware: HardwareConfig, choic
             checkpoints = Checkpoints(Path(folder), keep=1) if choice == "save" else None
             if checkpoints:
                 saves = patch.object(Agreement, "_save_due", at(3 * args.steps // 5))
-            with overlap.turned_off(*off), saves:
+            casts = choose.turned_off() if choice == "cast_together" else nullcontext()
+            with overlap.turned_off(*off), saves, casts:
                 trained = learner if hardware.parallel == "ddp" else fresh(learner)
                 train(trained, loader(args), recipe, checkpoints=checkpoints, sinks=[clock])
         return clock.seconds
