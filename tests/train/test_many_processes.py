@@ -13,6 +13,7 @@ from tests.processes import FORKS
 from tests.train.test_loop import Fragile, Numbers, recipe
 from unveil.data.batch import Batch
 from unveil.errors import Interrupted, UnveilError
+from unveil.learner import Step
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.loop import train
 from unveil.train.parallel import HardwareConfig, World
@@ -43,8 +44,9 @@ def work(rank: int, folder: Path, way: str, event: str, answers: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     options = recipe(accum_steps=1, log_every=1, num_evals=2, max_skipped_steps=3)
-    two = Recipe(options.training, options.optim, HardwareConfig(precision="float32", parallel=way), World(CPU, rank, 2))
-    learner, said = Fragile(), ""
+    precision = "float16" if event == "overflow" else "float32"
+    two = Recipe(options.training, options.optim, HardwareConfig(precision=precision, parallel=way), World(CPU, rank, 2))
+    learner, said = (Steep if event == "overflow" else Fragile)(), ""
     try:
         train(learner, Share(rank, event), two, checkpoints=Checkpoints(folder / "checkpoints"))
     except (Interrupted, UnveilError) as error:
@@ -78,6 +80,27 @@ def test_a_step_that_is_not_finite_on_one_process_is_applied_on_none(tmp_path: P
     saved = Checkpoints(tmp_path / "checkpoints")
     assert saved.manifest(20)["skipped"]["count"] == 2
     assert all(value.isfinite().all() for name in ("model", "optimizer") for value in saved.load(20, name).values())
+
+
+class Steep(Fragile):
+    """Gradients overflow in float16 at the first scales."""
+
+    def forward(self, batch: Batch) -> Step:
+        return Step(super().forward(batch).loss * 500, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_an_overflow_halves_the_scale_of_both(tmp_path: Path, way: str) -> None:
+    """And counts as no skipped step, of which three would have ended the run."""
+    (_, main, steps, _, layers), (_, other, others, _, same) = run(tmp_path, way, "overflow")
+    assert main == other == ""
+    assert steps == others
+    assert 8 <= len(steps) < 18
+    assert layers == same
+    manifest = Checkpoints(tmp_path / "checkpoints").manifest(20)
+    assert manifest["skipped"]["count"] == 0
+    assert manifest["loss_scale"]["scale"] == 2.0 ** (16 - (20 - len(steps)))
 
 
 @pytest.mark.slow
