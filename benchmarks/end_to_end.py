@@ -36,7 +36,8 @@ from unveil.models.vit_config import MODELS, ViTConfig
 from unveil.runs.open_data import stored_side
 from unveil.train.memory_trial import matrix_peak
 from unveil.train.optim import OptimConfig, build_optimizer
-from unveil.train.parallel import HardwareConfig, World, autocast, parallelize, resolve_precision
+from unveil.train.parallel import HardwareConfig, World, autocast, resolve_precision
+from unveil.train.wrapping import parallelize
 
 
 class Files(Dataset[tuple[Tensor, int]]):

@@ -29,7 +29,8 @@ from unveil.models.vit_config import MODELS, ViTConfig
 from unveil.planning.cluster import Cluster, Work, activations, bytes_sent, forecast, parameters
 from unveil.train.memory_trial import cost_of
 from unveil.train.optim import OptimConfig, build_optimizer
-from unveil.train.parallel import HardwareConfig, autocast, join_processes, parallelize, shutdown
+from unveil.train.parallel import HardwareConfig, autocast, join_processes, shutdown
+from unveil.train.wrapping import parallelize
 
 PATCH = {"vit-huge": 14}
 HEADS = (

@@ -18,9 +18,10 @@ from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Record
 from unveil.train.loop import train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig, World, parallelize, records_graphs
+from unveil.train.parallel import HardwareConfig, World
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.steps import own_gradients
+from unveil.train.wrapping import parallelize, records_graphs
 
 CPU = World(torch.device("cpu"))
 
@@ -106,7 +107,7 @@ def test_the_mode_reaches_the_compiler(monkeypatch: pytest.MonkeyPatch, mode: st
 
 def fake_two(monkeypatch: pytest.MonkeyPatch) -> World:
     """Two processes, of which only the number is looked at."""
-    monkeypatch.setattr("unveil.train.parallel.shard", lambda learner, *_: learner)
+    monkeypatch.setattr("unveil.train.wrapping.shard", lambda learner, *_: learner)
     return World(CPU.device, 0, 2)
 
 

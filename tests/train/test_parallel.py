@@ -22,17 +22,8 @@ from unveil.data.batch import Batch
 from unveil.errors import UnveilError
 from unveil.learner import Learner, Step
 from unveil.train import overlap, parallel
-from unveil.train.parallel import (
-    HardwareConfig,
-    World,
-    compile_limits,
-    fresh_store,
-    full_tensor,
-    full_tensor_on_main,
-    join_processes,
-    parallelize,
-    shard,
-)
+from unveil.train.parallel import HardwareConfig, World, fresh_store, full_tensor, full_tensor_on_main, join_processes
+from unveil.train.wrapping import compile_limits, parallelize, shard
 
 PROCESSES = int(os.environ.get("UNVEIL_TEST_PROCESSES", "2"))
 KILLS = int(os.environ.get("UNVEIL_TEST_KILLS", "1"))

@@ -13,13 +13,14 @@ from unveil.train.guards import restored_generators
 from unveil.train.log import Meter, Screen, Sink
 from unveil.train.memory_trial import fit_batch_in_memory, matrix_peak
 from unveil.train.microbatches import Microbatches
-from unveil.train.parallel import compile_limits, float32_products, resolve_precision
+from unveil.train.parallel import float32_products, resolve_precision
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.recorder import Monitor, Recorder
 from unveil.train.signals import interruption
 from unveil.train.snapshot import Writer
 from unveil.train.state import start_or_resume
 from unveil.train.steps import SampleReader, Stepper
+from unveil.train.wrapping import compile_limits
 
 
 def train(

@@ -8,7 +8,7 @@ each of them saves.
 | lag    | the host starts the next one, and learns afterwards whether this one was applied | recorder.py    |
 | save   | a thread writes a checkpoint, from a copy in page-locked memory                  | snapshot.py    |
 | copy   | a thread sends the next batches to the GPU, in a stream of their own             | data/loader.py |
-| gather | FSDP2 gathers the weights of the next block                                      | parallel.py    |
+| gather | FSDP2 gathers the weights of the next block                                      | wrapping.py    |
 """
 
 import os

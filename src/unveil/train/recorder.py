@@ -15,12 +15,13 @@ from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
 from unveil.train.loss_scale import LossScale
 from unveil.train.optim import AdamW
-from unveil.train.parallel import broadcast_from_main, is_replicated, records_graphs, resolve_precision
+from unveil.train.parallel import broadcast_from_main, is_replicated, resolve_precision
 from unveil.train.recipe import Recipe
 from unveil.train.signals import Agreement, Answer, Decision
 from unveil.train.skipped_steps import ComputedStep, SkippedSteps, explain, not_finite, refuse_broken_weights, what_is_safe
 from unveil.train.snapshot import Snapshot, Writer
 from unveil.train.state import model_state, optimizer_state
+from unveil.train.wrapping import records_graphs
 
 CAREFUL_STEPS = 100
 """Steps for which the host waits for the GPU after a step that was dropped."""

@@ -8,7 +8,8 @@ from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.optim import OptimConfig, build_optimizer
-from unveil.train.parallel import HardwareConfig, World, broadcast_from_main, full_tensor_on_main, parallelize, shard_like
+from unveil.train.parallel import HardwareConfig, World, broadcast_from_main, full_tensor_on_main, shard_like
+from unveil.train.wrapping import parallelize
 
 
 def start_or_resume(

@@ -11,11 +11,12 @@ from unveil.stop_signals import Stopped
 from unveil.train.guards import seed_all
 from unveil.train.microbatches import Microbatches
 from unveil.train.optim import clip_gradients, drop_if, set_lr
-from unveil.train.parallel import autocast, no_sync_until_last, records_graphs
+from unveil.train.parallel import autocast
 from unveil.train.recipe import Recipe
 from unveil.train.recorder import Recorder, reading_failed
 from unveil.train.signals import OVERFLOW, Answer, Decision, interruption
 from unveil.train.skipped_steps import ComputedStep, zeros_if
+from unveil.train.wrapping import no_sync_until_last, records_graphs
 
 
 class SampleReader:
