@@ -31,3 +31,31 @@ def test_batches_do_not_change_errors_and_features(monkeypatch, method):
     assert len(few) >= 2
     assert min(few.values()) > 0 or method == "beit"  # all of its tokens may be predicted wrong
     assert torch.allclose(rows, whole, atol=1e-5)
+
+
+def test_a_processor_in_float32_evaluates_16_images_at_a_time_with_the_same_features():
+    half = HardwareConfig(device="cpu", precision="bfloat16")
+    gpu = World(torch.device("cuda"))
+    sizes = [features.evaluation_batch_size(world, hardware) for world, hardware in ((CPU, EXACT), (CPU, half), (gpu, EXACT))]
+    assert sizes == [16, 64, 256]
+
+    images = np.random.default_rng(0).integers(0, 255, (150, 16, 16, 3), dtype=np.uint8)
+    plan = IMAGES.plan(images, "mae", "vit-nano", {"device": "cpu"})
+    subset = plan.open_subsets()[0]
+    vit = plan.vit(subset.dataset)
+    torch.manual_seed(0)
+    encoder, seen = plan.build(vit).eval().encoder, []
+
+    def function(batch):
+        seen.append(len(batch))
+        return encoder.features(batch)
+
+    rows = features.features_of(function, subset, vit, EXACT, CPU).rows
+    whole = features.features_of(encoder.features, subset, vit, EXACT, CPU, batch_size=64).rows
+    assert set(seen[:-1]) == {16}
+    assert torch.allclose(rows, whole, rtol=0, atol=1e-6)
+    assert torch.equal(neighbours(rows), neighbours(whole))
+
+
+def neighbours(rows: torch.Tensor) -> torch.Tensor:
+    return (rows @ rows.T).fill_diagonal_(-torch.inf).argmax(dim=1)
