@@ -12,9 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import unveil
+from tests.reports.conftest import make_mae
 from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.errors import UnveilError
 from unveil.interop import model_files
+from unveil.recipes.probe import features_by
 from unveil.train.run_folder import Run
 
 TINY = {
@@ -180,6 +182,15 @@ PROBES: dict[str, dict[str, Any]] = {
     "whitened": {"kind": "knn", "whiten": True, "pool": "both"},
     "partial": {"kind": "partial", **STEPS},
 }
+
+
+def test_both_poolings_take_one_pass() -> None:
+    mae, images, passes = make_mae(), torch.randn(2, 3, 16, 16), list[int]()
+    parts = [features_by(mae, "mean", images), features_by(mae, "class", images)]
+    mae.encoder.register_forward_hook(lambda *_: passes.append(1))
+    for owner in (mae, mae.encoder):
+        assert torch.equal(features_by(owner, "both", images), torch.cat(parts, dim=1))
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("options", PROBES.values(), ids=PROBES)
