@@ -157,7 +157,7 @@ def chance_note(results: Results) -> str | None:
     count, independent = judged["test"], judged.get("independent")
     images = f"{count:,} test image{'s' * (count != 1)}"
     if independent and independent < count:
-        images += f", which are worth {independent:,.0f} independent ones"
+        images += f", which are worth {independent:,.0f} independent ones, as several are made from one original"
     return f"With {images}, differences of up to about {margin:.1f} points can be due to chance."
 
 
