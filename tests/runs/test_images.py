@@ -1,13 +1,17 @@
 """Evaluating in small batches gives what evaluating at once gives."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from unveil.evaluate import features
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
+from unveil.options import known_to
 from unveil.runs.images import IMAGES
 from unveil.train.parallel import HardwareConfig, World
+from unveil.train.run_folder import recorded_options
 
 CPU, EXACT = World(torch.device("cpu")), HardwareConfig(device="cpu", precision="float32")
 
@@ -55,6 +59,18 @@ def test_a_processor_in_float32_evaluates_16_images_at_a_time_with_the_same_feat
     assert set(seen[:-1]) == {16}
     assert torch.allclose(rows, whole, rtol=0, atol=1e-6)
     assert torch.equal(neighbours(rows), neighbours(whole))
+
+
+def test_a_run_on_the_digits_resumes_with_the_settings_that_it_began_with(tmp_path):
+    new = IMAGES.plan("digits", "mae", None, {"device": "cpu"})
+    assert (new.recipe.training.batch_size, new.recipe.optim.base_lr) == (16, 2.4e-2)
+
+    earlier = {"batch_size": 64, "epochs": 7.5, "base_lr": 8e-3}  # the defaults up to format 4
+    facts = {"format": 4, "kind": "pretrain", "config": new.config | earlier, "data": new.facts, "world_size": 1}
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    kept = known_to(recorded_options(tmp_path), *IMAGES.configs("mae"))
+    assert earlier.items() <= IMAGES.plan("digits", "mae", None, kept).config.items()
 
 
 def neighbours(rows: torch.Tensor) -> torch.Tensor:
