@@ -135,7 +135,7 @@ def test_the_names_to_choose_from_are_those_of_the_table(names, table):
 
 
 def test_literal():
-    assert literal("unveil.runs.images", "DIGITS_DEFAULTS")["batch_size"] == 64
+    assert literal("unveil.runs.images", "DIGITS_DEFAULTS")["target"] == "pixel"
     with pytest.raises(KeyError):
         literal("unveil.methods", "NOTHING")
 

@@ -185,6 +185,13 @@ def test_feature_maps_equal_those_of_timm(size, final_norm):
         vit.forward_features(torch.zeros(1, 3, 8, 12), layers=(0,))
 
 
+def test_both_poolings_side_by_side():
+    vit = ViT(ViTConfig(width=48, depth=2, heads=3, image_size=(8, 8), patch_size=(4, 4))).eval()
+    images = torch.randn(3, 3, 8, 8)
+    parts = [vit.features(images, pool) for pool in ("mean", "class")]
+    assert torch.equal(vit.features(images, "both"), torch.cat(parts, dim=1))
+
+
 def test_feature_maps_and_tokens_are_the_same():
     vit, x = tiny(), torch.randn(2, 2, 8, 12)
     (last,) = vit.forward_features(x, layers=(-1,))

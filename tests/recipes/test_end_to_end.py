@@ -12,9 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import unveil
+from tests.reports.conftest import make_mae
 from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.errors import UnveilError
 from unveil.interop import model_files
+from unveil.recipes.probe import features_by
 from unveil.train.run_folder import Run
 
 TINY = {
@@ -93,7 +95,7 @@ def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
     assert run.results["judged_on"] == {"train": 22, "test": 2, "classes": 2}
     assert {"held_out_error", "patch_mean_error", "image_mean_error"} == run.results["held_out"].keys()
     assert [line["step"] for line in run.log] == [1, 2, 3, 4, 5, 6]
-    assert "knn" in run.log[-1]
+    assert {"knn", "whitened"} <= run.log[-1].keys()
 
 
 def test_methods_that_compare_views_run_whole(raw: Path, tmp_path: Path) -> None:
@@ -180,6 +182,15 @@ PROBES: dict[str, dict[str, Any]] = {
     "whitened": {"kind": "knn", "whiten": True, "pool": "both"},
     "partial": {"kind": "partial", **STEPS},
 }
+
+
+def test_both_poolings_take_one_pass() -> None:
+    mae, images, passes = make_mae(), torch.randn(2, 3, 16, 16), list[int]()
+    parts = [features_by(mae, "mean", images), features_by(mae, "class", images)]
+    mae.encoder.register_forward_hook(lambda *_: passes.append(1))
+    for owner in (mae, mae.encoder):
+        assert torch.equal(features_by(owner, "both", images), torch.cat(parts, dim=1))
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("options", PROBES.values(), ids=PROBES)

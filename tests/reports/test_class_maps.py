@@ -27,7 +27,7 @@ def test_image_truth_and_prediction_stand_side_by_side():
     colours, true, predicted = class_colours(2), np.zeros((3, 8, 16), int), np.ones((3, 8, 16), int)
     images = torch.zeros(3, 3, 8, 16)
     figure = class_map_figure(images, true, predicted, colours=colours, mean=(0.5,) * 3, std=(1.0,) * 3, names=["a", "b", "c"])
-    cells = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    cells = [np.asarray(image.get_array()) for image in figure.axes[0].images]
     assert len(cells) == 9
     for image, first, second in (cells[:3], cells[3:6], cells[6:]):
         assert (image == 0.5).all()

@@ -18,7 +18,7 @@ def texts(drawn: Figure) -> str:
 
 
 def raw(drawn: Figure) -> list[np.ndarray]:
-    return [np.asarray(axes.images[0].get_array()) for axes in drawn.axes if axes.images]
+    return [np.asarray(image.get_array()) for image in drawn.axes[0].images]
 
 
 def test_the_figure_has_a_row_for_each_image_and_three_columns_for_each_ratio():
@@ -28,7 +28,7 @@ def test_the_figure_has_a_row_for_each_image_and_three_columns_for_each_ratio():
     for heading in ("50 % masked", "75 % masked, as in training", "94 % masked", "first.png", "second.png"):
         assert heading in text
     assert [each.get_text() for each in drawn.texts].count("masked") == 3
-    sizes = {tuple(np.round(axes.get_position().size, 6)) for axes in drawn.axes if axes.images}
+    sizes = {tuple(np.round(np.diff(np.reshape(image.get_extent(), (2, 2)))[:, 0], 6)) for image in drawn.axes[0].images}
     assert len(sizes) == 1
 
 
@@ -80,8 +80,10 @@ def test_colours_are_unnormalised_and_clipped():
 
 def test_a_rectangle_keeps_its_shape():
     drawn = reconstruction_figure(make_mae(size=(8, 16)), torch.randn(1, 3, 8, 16), ratios=(0.5,))
-    width, height = drawn.axes[0].get_position().size * drawn.get_size_inches()
-    assert width / height == pytest.approx(2)
+    left, right, bottom, top = drawn.axes[0].images[0].get_extent()
+    assert (right - left) / (top - bottom) == pytest.approx(2)
+    box = drawn.axes[0].get_window_extent().size / drawn.dpi  # one unit of the axes is an inch
+    assert box == pytest.approx([drawn.axes[0].get_xlim()[1], drawn.axes[0].get_ylim()[1]])
 
 
 def test_ratios_hold_the_trained_one_and_fit_the_image():

@@ -112,11 +112,13 @@ class ViT(nn.Module):
         out: Tensor = self.transformer(tokens, biases=self.biases(self.grid_of(images, any_size), keep))
         return out
 
-    def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] = "mean") -> Float[Tensor, "B D"]:
-        """One vector for each image: the mean of the patch tokens, or the class token."""
+    def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class", "both"] = "mean") -> Float[Tensor, "B F"]:
+        """One vector for each image: the mean of the patch tokens, the class token, or both side by side, F = D or 2 D."""
         tokens: Tensor = self(images)
-        exact = torch.promote_types(tokens.dtype, torch.float32)
-        return tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(dim=1, dtype=exact)
+        if pool == "class":
+            return tokens[:, 0]
+        mean = tokens[:, 1:].mean(dim=1, dtype=torch.promote_types(tokens.dtype, torch.float32))
+        return mean if pool == "mean" else torch.cat([mean, tokens[:, 0].to(mean.dtype)], dim=1)
 
     def forward_features(self, images: Float[Tensor, "B C H W"], layers: Sequence[int]) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps after some blocks, for dense tasks. These are the patch tokens without the final norm.

@@ -238,7 +238,10 @@ def probe(
 
 
 def features_by(owner: Learner | ViT, pool: Literal["mean", "class", "both"], images: Tensor) -> Tensor:
-    """The features of images (B, D), or with both poolings (B, 2 D)."""
+    """The features of images (B, D), or with both poolings (B, 2 D). Both take one pass, unless a task has features of its own."""
+    encoder = owner.encoder if isinstance(owner, Learner) and type(owner).features is Learner.features else owner
+    if isinstance(encoder, ViT):
+        return encoder.features(images, pool)
     if pool != "both":
         return owner.features(images, pool=pool)
     return torch.cat([owner.features(images, pool=each) for each in ("mean", "class")], dim=1)

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -11,9 +11,6 @@ from torch import Tensor
 from unveil.blocks.patches import Size
 from unveil.plain_text import printable
 from unveil.reports.style import LIGHT, new_figure, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 GAP, GROUP_GAP, MARGIN = 0.05, 0.24, 0.06
 """Inches between cells, between groups of cells, and around the figure."""
@@ -91,40 +88,40 @@ class ImageGrid:
         self.height = head + float(labels[-1]) + rows * (self.cell_height + GAP) - GAP + foot
         self.top = [self.height - head - float(labels[row]) - row * (self.cell_height + GAP) for row in range(rows)]
         self.figure = new_figure(self.width, self.height)
+        self.figure.suppressComposite = True  # each image stays a picture of its own in SVG and PDF
+        with styled():  # one pair of axes, in inches, for all cells: each costs as much as ten images
+            self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, self.width), ylim=(0, self.height))
+        self.axes.set_axis_off()
         for row, name in enumerate(names or ()):
             middle = self.top[row] - self.cell_height / 2
             self.add_text(gutter - 0.08, middle, shorten_name(name), ha="right", va="center", color="muted")
         for i, line in enumerate(lines):
             self.add_text(gutter, foot - 0.12 - LINE_HEIGHT * i, line, va="top", color="muted")
 
-    def add_image(self, row: int, column: int, image: np.ndarray, label: str = "") -> "Axes":
+    def add_image(self, row: int, column: int, image: np.ndarray, label: str = "") -> None:
         """Draws an image in a cell, with a label above it."""
-        box = (self.left[column], self.top[row] - self.cell_height, self.cell_width, self.cell_height)
-        with styled():
-            axes = self.figure.add_axes(self.fraction(box))
+        left, top = self.left[column], self.top[row]
+        right, bottom = left + self.cell_width, top - self.cell_height
         if self.zoom > 1:  # not done by matplotlib, since PDF viewers would smooth the pixels
             image = image.repeat(self.zoom, axis=0).repeat(self.zoom, axis=1)
-        axes.imshow(image, interpolation="none" if self.zoom > 1 else "auto", aspect="auto")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(visible=True, linewidth=0.5, color=LIGHT["border"])  # also for white images
+        smoothing = "none" if self.zoom > 1 else "auto"
+        self.axes.imshow(image, interpolation=smoothing, aspect="auto", extent=(left, right, bottom, top))
+        self.add_rectangle(left, bottom, right - left, top - bottom, fill=False, linewidth=0.5)  # also for white images
         if label:
-            self.add_text(box[0] + self.cell_width / 2, self.top[row] + 0.07, label, ha="center", va="baseline", color="muted")
-        return axes
+            self.add_text((left + right) / 2, top + 0.07, label, ha="center", va="baseline", color="muted")
 
     def add_heading(self, first: int, last: int, text: str) -> None:
         """Writes a heading over the columns `first` to `last`, with a line under it."""
         left, right = self.left[first], self.left[last] + self.cell_width
         y = self.height - MARGIN - HEADING_HEIGHT + 0.08
         self.add_text((left + right) / 2, y + 0.08, text, ha="center", va="baseline", color="text", weight="bold", size=10)
-        with styled():
-            line = self.figure.add_axes(self.fraction((left, y, right - left, 0.012)))
-        line.set_axis_off()
-        line.axhspan(0, 1, color=LIGHT["border"], linewidth=0)
-        line.set_label("rule")
+        self.add_rectangle(left, y, right - left, 0.012, facecolor=LIGHT["border"], linewidth=0)
 
-    def fraction(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """A box in inches as fractions of the figure."""
-        return box[0] / self.width, box[1] / self.height, box[2] / self.width, box[3] / self.height
+    def add_rectangle(self, x: float, y: float, width: float, height: float, **options: Any) -> None:
+        """Draws a rectangle in the colour of borders, at a position in inches."""
+        from matplotlib.patches import Rectangle
+
+        self.axes.add_artist(Rectangle((x, y), width, height, edgecolor=LIGHT["border"], **options))
 
     def add_text(
         self,

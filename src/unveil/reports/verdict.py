@@ -20,8 +20,12 @@ from unveil.reports.vocabulary import (
 MIN_DEVIATION, MIN_RANK = 0.02, 1.5
 """Features with a smaller standard deviation, or a smaller RankMe, count as collapsed."""
 BASELINE_NOTE = (
-    "The mean of each patch is computed from the true pixels. A model with a normalised target also gets this mean, and the "
-    "standard deviation."
+    "The mean of each patch is that of its own pixels, which the model does not see. Only with a normalised target, the model is "
+    "given this mean, and the standard deviation."
+)
+WHITENED_NOTE = (
+    "Whitened k-NN first gives all directions of the features the same variance, so that a few strong ones, such as position and "
+    "colour, do not decide alone which images are neighbours."
 )
 
 
@@ -98,6 +102,8 @@ def comparisons(results: Results) -> list[str]:
         if parts:
             name = with_article(CLASSIFIER_LABELS.get(classifier, classifier))
             sentences.append(f"With {name}, this encoder is {' and '.join(parts)}.")
+    if "whitened" in encoder:
+        sentences.append(WHITENED_NOTE)
     if sentences and (note := chance_note(results)):
         sentences.append(note)
     return sentences
@@ -151,7 +157,7 @@ def chance_note(results: Results) -> str | None:
     count, independent = judged["test"], judged.get("independent")
     images = f"{count:,} test image{'s' * (count != 1)}"
     if independent and independent < count:
-        images += f", which are worth {independent:,.0f} independent ones"
+        images += f", which are worth {independent:,.0f} independent ones, as several are made from one original"
     return f"With {images}, differences of up to about {margin:.1f} points can be due to chance."
 
 

@@ -59,6 +59,7 @@ QUANTITIES = {
     "perplexity": Quantity("perplexity of the tokens"),
     "word_accuracy": Quantity("masked words predicted correctly", True),
     "knn": Quantity("k-NN accuracy", True),
+    "whitened": Quantity("whitened k-NN accuracy", True),
 }
 """Labels of numbers."""
 HELD_OUT_ERRORS = {
@@ -77,6 +78,7 @@ SPREAD = {"feature_deviation": "standard deviation", "rank_me": "RankMe"}
 """Measures of collapse: see `unveil.evaluate.collapse`."""
 CURVES = {
     "knn": "k-NN accuracy on the test set",
+    "whitened": "Whitened k-NN accuracy on the test set",
     "accuracy": "Accuracy on the test set",
     "top1": "Top-1 accuracy on the test set",
     "codebook_usage": "Share of the codebook in use on held-out images",

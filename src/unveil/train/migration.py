@@ -9,9 +9,9 @@ from typing import Any
 
 from unveil.blocks.attention import decoder_heads, default_heads
 
-RUN_FORMAT = 4
-"""The format that this version writes. Version 2 renamed options and results, version 3 changed defaults, and version 4 takes
-random crops from the original image."""
+RUN_FORMAT = 5
+"""The format that this version writes. Version 2 renamed options and results, version 3 changed defaults, version 4 takes random
+crops from the original image, and version 5 changed the settings of the digits."""
 
 CONFIG_KEYS = {
     "recompute": "grad_checkpointing",
