@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from unveil.data.from_pillow import from_pillow
+from unveil.data.from_pillow import Reduced, from_pillow, orientation, upright_size
 from unveil.data.image_headers import check_header
 from unveil.data.jpeg import from_jpeg
 from unveil.data.pixels import (
@@ -115,9 +115,11 @@ def read_image(
             if kind == "TIFF":
                 check_header(kind, raw, max_pixels)
                 return read_tiff(raw, channels, shrink_to, max_pixels)
-            image = _open(kind, raw, shrink_to, max_pixels)
-            found = from_jpeg(image, raw, channels, shrink_to) if isinstance(image, JpegImagePlugin.JpegImageFile) else None
-            return from_pillow(image, channels, shrink_to) if found is None else found
+            image, reduced = _open(kind, raw, shrink_to, max_pixels)
+            found = None
+            if isinstance(image, JpegImagePlugin.JpegImageFile):
+                found = from_jpeg(image, raw, channels, shrink_to, reduced)
+            return from_pillow(image, channels, shrink_to, reduced) if found is None else found
     except Unreadable as error:
         raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
@@ -142,7 +144,7 @@ def read_class_map(raw: bytes | NDArray[Any], *, max_pixels: int = 64_000_000, n
             kind = _format_or_error(raw)
             if kind != "PNG":
                 raise Unreadable(f"mask in {kind} format, expected PNG")
-            image = _open(kind, raw, None, max_pixels)
+            image, _ = _open(kind, raw, None, max_pixels)
             if image.mode not in ("1", "L", "P", "I", "I;16"):
                 raise Unreadable(f"mask in colour ({image.mode}), expected one class number per pixel: a grey or palette PNG")
             image.load()
@@ -178,18 +180,19 @@ def _read_file(path: Path) -> bytes:
         raise Unreadable(f"cannot be opened: {error.strerror}", lost=True) from None
 
 
-def _open(kind: str, raw: bytes, shrink_to: ShrinkTo | None, max_pixels: int) -> Image.Image:
-    """Opens an image without decoding it. Raises `Unreadable` if it is too large."""
+def _open(kind: str, raw: bytes, shrink_to: ShrinkTo | None, max_pixels: int) -> tuple[Image.Image, Reduced | None]:
+    """Opens an image without decoding it, and lets the decoder shrink it. Raises `Unreadable` if it is too large."""
     check_header(kind, raw, max_pixels)
     Image.init()  # registers Pillow's formats, once per process
     opener = (
         JpegImagePlugin.JpegImageFile if kind == "JPEG" else Image.OPEN[kind][0]
     )  # the registered opener of JPEG looks for more images in the file
     image = opener(io.BytesIO(raw), "")
+    reduced = None
     if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-        _draft(image, shrink_to)
+        reduced = _draft(image, shrink_to)
     check_size(image.height, image.width, max_pixels)
-    return _mended_png(image, raw) if kind == "PNG" else image
+    return (_mended_png(image, raw) if kind == "PNG" else image), reduced
 
 
 def _grey_step(raw: bytes) -> int:
@@ -210,16 +213,20 @@ def _mended_png(image: Image.Image, raw: bytes) -> Image.Image:
     return image
 
 
-def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: ShrinkTo) -> None:
+def _draft(image: JpegImagePlugin.JpegImageFile, shrink_to: ShrinkTo) -> Reduced | None:
     """Lets the JPEG decoder shrink the image by 2, 4 or 8, but to no less than twice the final size.
 
     The decoder uses a box filter, so the last step, whose quality is visible, is left to the bicubic filter. If random crops are
     taken, that step follows anyway, so the final size is enough, in half the time. A progressive file needs memory for all its
     coefficients at any scale, so it is decoded, and compared with the limit, at full size.
     """
-    if "progressive" not in image.info:
-        height, width = fit_size(image.height, image.width, shrink_to)
-        if height == image.height:
-            return
-        spare = 1 if isinstance(shrink_to, CropSide) else 2
-        image.draft(None, (spare * width, spare * height))
+    if "progressive" in image.info:
+        return None
+    width, height = image.size
+    turn = orientation(image)
+    final = upright_size(*fit_size(*upright_size(height, width, turn), shrink_to), turn)  # turned back
+    spare = 1 if isinstance(shrink_to, CropSide) else 2
+    drafted = image.draft(None, (spare * final[1], spare * final[0])) if final != (height, width) else None
+    if drafted is None or image.size == (width, height):
+        return None
+    return Reduced(height, width, round(width / drafted[1][2]))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from unveil.data.from_pillow import orientation
-from unveil.data.pixels import Pixels, ShrinkTo, fit_size, match_channels, without_ends
+from unveil.data.from_pillow import Reduced, orientation, shrunk
+from unveil.data.pixels import Pixels, ShrinkTo, match_channels, without_ends
 
 try:
     import simplejpeg
@@ -28,7 +28,13 @@ _UPRIGHT: dict[Image.Transpose, Callable[[Pixels], Pixels]] = {
 }
 
 
-def from_jpeg(image: JpegImagePlugin.JpegImageFile, raw: bytes, channels: int | None, shrink_to: ShrinkTo | None) -> Pixels | None:
+def from_jpeg(
+    image: JpegImagePlugin.JpegImageFile,
+    raw: bytes,
+    channels: int | None,
+    shrink_to: ShrinkTo | None,
+    reduced: Reduced | None = None,
+) -> Pixels | None:
     """The image as `from_pillow` returns it; None if simplejpeg cannot decode it, or reports anything unusual about the file.
 
     Args:
@@ -36,6 +42,7 @@ def from_jpeg(image: JpegImagePlugin.JpegImageFile, raw: bytes, channels: int | 
         raw: The bytes of the file.
         channels: See `unveil.data.images.read_image`.
         shrink_to: See `unveil.data.images.read_image`.
+        reduced: The file, if it is decoded at a scale.
     """
     colours = _COLOURS.get(image.mode)
     if simplejpeg is None or colours is None or (channels == 1 and colours == "RGB"):
@@ -50,12 +57,9 @@ def from_jpeg(image: JpegImagePlugin.JpegImageFile, raw: bytes, channels: int | 
     if turn is not None:
         pixels = _UPRIGHT[turn](pixels).copy()
     if shrink_to is not None:
-        pixels = without_ends(_shrunk(pixels, fit_size(pixels.shape[0], pixels.shape[1], shrink_to)), shrink_to)
+        upright = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+        final = shrunk(upright, turn, shrink_to, reduced)
+        if final is not upright:
+            pixels = np.array(final).reshape(final.height, final.width, -1)
+        pixels = without_ends(pixels, shrink_to)
     return match_channels(pixels, channels)
-
-
-def _shrunk(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    if pixels.shape[:2] == size:
-        return pixels
-    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-    return np.array(image.resize(size[::-1], Image.Resampling.BICUBIC)).reshape(*size, -1)
