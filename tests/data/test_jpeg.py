@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.data.test_crops import jpeg, photograph
 from unveil.data import jpeg as module
 from unveil.data.images import read_image
-from unveil.data.pixels import CropSide, Unreadable
+from unveil.data.pixels import CropSide, Unreadable, fit_size, shrink_class_map
 
 pytest.importorskip("simplejpeg")
 
@@ -86,3 +86,40 @@ def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.simplejpeg, "decode_jpeg", lambda *given, **options: calls.append(1) or real(*given, **options))
     read_image(jpeg(photograph(60, 90, 0)), channels=3, shrink_to=30)
     assert calls == [1]
+
+
+SCALED: list[Any] = [CropSide(83, 83), CropSide(124, 60), 37, (30, 70)]
+"""How far images are shrunk, so that the decoder helps."""
+
+
+@pytest.mark.parametrize("shrink_to", SCALED, ids=str)
+def test_a_mask_has_the_size_of_its_image_at_any_scale(shrink_to: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = np.random.default_rng(0)
+    for height, width in chance.integers(90, 900, (60, 2)).tolist():
+        mask = shrink_class_map(np.zeros((height, width), np.uint8), shrink_to)
+        for image in by_both(jpeg(np.full((height, width, 3), 90, np.uint8)), monkeypatch, shrink_to=shrink_to):
+            assert not isinstance(image, str)
+            assert image.shape[:2] == mask.shape
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink_to", SCALED, ids=str)
+def test_an_image_decoded_at_a_scale_is_neither_stretched_nor_shifted(
+    shrink_to: Any, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sizes leave one pixel over at each scale, which the decoder gives a row or column of its own."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    for height, width in ((665, 801), (1001, 505)):
+        scene = np.asarray(Image.fromarray(photograph(30, 40, 5)).resize((width, height), Image.Resampling.BICUBIC))
+        raw = jpeg(scene, exif=exif, quality=95)
+        whole = ImageOps.exif_transpose(Image.open(io.BytesIO(raw)))
+        size = fit_size(whole.height, whole.width, shrink_to)
+        expected = np.asarray(whole.resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
+        for found in by_both(raw, monkeypatch, shrink_to=shrink_to):
+            assert not isinstance(found, str)
+            difference = np.abs(found.astype(int) - expected)
+            edges = [difference[:3].mean(), difference[-3:].mean(), difference[:, :3].mean(), difference[:, -3:].mean()]
+            assert difference.mean() < 0.6
+            assert max(edges) < 1.2
+            assert (difference <= 2).mean() > 0.97
