@@ -148,6 +148,7 @@ def joined(sources: Sequence[Source]) -> Source:
         hashlib.sha256("\n".join(source.listing_fingerprint for source in sources).encode()).hexdigest(),
         tuple(dict.fromkeys(note for source in sources for note in source.notes)),
         joined_groups(sources),
+        min((source.shrunk_to for source in sources if source.shrunk_to is not None), default=None),
     )
 
 

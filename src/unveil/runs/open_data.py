@@ -79,7 +79,7 @@ def pack_sentence(source: Source, side: ShrinkTo) -> str:
     if source.shrunk_to is None or source.shrunk_to >= needed:
         return ""
     return (
-        f"{source.name} has images of {source.shrunk_to} px on the short side, so many random crops are enlarged: "
+        f"{source.name} has images of {source.shrunk_to} px on the short side, so random crops may be enlarged: "
         f"if the original images are larger, pack them with --side {needed}"
     )
 

@@ -1,7 +1,7 @@
 """What a run does at the same time as its steps. No other file decides this, so each of them can be turned off and measured.
 
-`UNVEIL_WAIT=1` in the environment turns all of them off, `UNVEIL_WAIT=save,copy` turns off some. `benchmarks/gpu.py` measures what
-each of them saves.
+Those that no GPU has measured yet are off. `UNVEIL_WAIT` in the environment names those to turn off instead, as in
+`UNVEIL_WAIT=save,copy`; 1 means all of them, 0 none. `benchmarks/gpu.py` measures what each of them saves.
 
 | name   | while a GPU computes a step                                                      | file           |
 | ------ | -------------------------------------------------------------------------------- | -------------- |
@@ -18,15 +18,17 @@ from contextlib import contextmanager
 from unveil.errors import UnveilError
 
 NAMES = ("lag", "save", "copy", "gather")
+UNMEASURED = frozenset({"save", "copy", "gather"})
 
 
 def names_in(value: str) -> frozenset[str]:
     """What a value of `UNVEIL_WAIT` turns off. Raises `UnveilError` for an unknown name."""
-    if value in ("", "0", "1"):
-        return frozenset(NAMES) if value == "1" else frozenset()
+    named = {"": UNMEASURED, "0": frozenset[str](), "1": frozenset(NAMES)}
+    if value in named:
+        return named[value]
     names = frozenset(value.split(","))
     if not names <= set(NAMES):
-        raise UnveilError(f"UNVEIL_WAIT is {value!r}: use 1, or names from {', '.join(NAMES)}, separated by commas")
+        raise UnveilError(f"UNVEIL_WAIT is {value!r}: use 0, 1, or names from {', '.join(NAMES)}, separated by commas")
     return names
 
 
