@@ -119,6 +119,9 @@ def test_it_learns_to_translate_and_to_look_at_the_right_words(tmp_path: Path) -
     for beams in (1, 4):
         found = translate_tokens(made.average, rows, beams=beams, length_penalty=0.6)
         assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 3, found
+        with_blanks = translate_tokens(made.average, [[], *rows[:2], [], *rows[2:]], beams=beams, length_penalty=0.6)
+        assert with_blanks == [[], *found[:2], [], *found[2:]]
+        assert translate_tokens(made.average, [[], []], beams=beams, length_penalty=0.6) == [[], []]
     looks = cross_attention(made.average, rows[0], expected[0])
     assert looks.shape == (1, 4, 4)
     assert looks[0].sum(dim=1).tolist() == pytest.approx([1.0] * 4)

@@ -139,13 +139,17 @@ def translate_tokens(
 
     Args:
         translator: A translator in eval mode, on any device.
-        rows: Sentences in any order; those of similar length are translated together.
+        rows: Sentences in any order; those of similar length are translated together. Empty ones stay empty: no pair with an
+            empty side is trained on.
         beams: See `unveil.models.beam_search.beam_search`.
         length_penalty: See there.
         batch_size: Number of sentences that are translated together.
     """
     device, most = translator.embedding.device, translator.config.longest
-    source, results = Rows([[*row, END] for row in rows]), [list[int]()] * len(rows)
+    results, full = [list[int]()] * len(rows), [index for index, row in enumerate(rows) if row]
+    if not full:
+        return results
+    source = Rows([[*rows[index], END] for index in full])
     for indices in source.lengths.argsort(descending=True).split(batch_size):
         lengths = source.lengths[indices]
         longest = (lengths + EXTRA_LENGTH).clamp(max=most).to(device)
@@ -155,7 +159,7 @@ def translate_tokens(
         else:
             found, _ = beam_search(decoder, longest, beams=beams, alpha=length_penalty)
         for index, row in zip(indices.tolist(), found.tolist(), strict=True):
-            results[index] = row[: row.index(END)] if END in row else row
+            results[full[index]] = row[: row.index(END)] if END in row else row
     return results
 
 
