@@ -117,7 +117,7 @@ def test_its_reconstructions_are_drawn():
     one_hot = torch.nn.functional.one_hot(tokens, K).float()
     torch.testing.assert_close(learner.encoder.decode(one_hot, (8, 12)), made.pixels)
     drawn = reconstruction_figure(learner, images)
-    assert len(drawn.axes) == 4  # two images, each as it is and rebuilt
+    assert len(drawn.axes[0].images) == 4  # two images, each as it is and rebuilt
 
 
 @pytest.mark.parametrize("method", [BEiT, MAE])
