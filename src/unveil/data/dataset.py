@@ -14,20 +14,20 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.data.batch import Batch, Cropped
+from unveil.data.collate import cut_crops, numpy_type, pixel_targets, stacked
 from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_samples import Fault, common_channels, sample_images
 from unveil.data.images import read_class_map, read_image
 from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, match_channels, shrink_class_map
 from unveil.data.quiet_decoders import quiet_decoders
-from unveil.data.resize import crop_bytes
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
-from unveil.data.targets import ClassTargets, Draw, Geometry, PixelTargets, Targets
+from unveil.data.targets import ClassTargets, Draw, Targets
 from unveil.errors import UnveilError
 
 Progress = Callable[[int, int], None]
@@ -321,21 +321,10 @@ class ImageDataset:
             arrays = [sample.image for sample in samples] or self._arrays_at(rows)
             geometry = draw(torch.tensor([x.shape[:2] for x in arrays]), keys)
             targets = None if targets is None else targets.transformed(geometry)
-            return Cropped(self._crops(arrays, geometry), torch.tensor(geometry.size).expand(len(keys), 2), keys, targets)
-        images, sizes = self._stack([sample.image for sample in samples]) if samples else self._images_at(rows)
+            sizes = torch.tensor(geometry.size).expand(len(keys), 2)
+            return Cropped(cut_crops(arrays, geometry, self._by_all_threads), sizes, keys, targets)
+        images, sizes = stacked([sample.image for sample in samples]) if samples else self._images_at(rows)
         return Batch(images, sizes, keys, targets)
-
-    def _crops(self, arrays: Sequence[Pixels], geometry: Geometry) -> UInt8[Tensor, "B C S T"]:
-        """The crops of images, cut and resized by all threads. No canvas is made, on which the largest image would set the size."""
-        result = torch.empty(len(arrays), self.channels, *geometry.size, dtype=torch.uint8)
-        boxes = geometry.boxes.int().tolist()
-        flips = [False] * len(arrays) if geometry.flip is None else geometry.flip.tolist()
-
-        def cut(i: int) -> None:
-            result[i] = crop_bytes(arrays[i], boxes[i], geometry.size, flips[i])
-
-        self._by_all_threads(cut, range(len(arrays)))
-        return result
 
     def _arrays_at(self, rows: Int[Tensor, " B"]) -> list[Pixels]:
         """Images (H, W, C) in memory."""
@@ -349,20 +338,11 @@ class ImageDataset:
         """Images in memory, and their sizes."""
         table = self._images
         if isinstance(table, list):
-            return self._stack([table[i] for i in rows.tolist()])
+            return stacked([table[i] for i in rows.tolist()])
         assert table is not None
         rows = rows.pin_memory().to(table.device, non_blocking=True) if table.is_cuda else rows
         images = table[rows] if self.dtype == torch.uint8 else table.view(torch.int16)[rows].view(torch.uint16)
         return images, self._size.expand(len(rows), 2)
-
-    def _stack(self, images: Sequence[Pixels]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
-        sizes = torch.tensor([x.shape[:2] for x in images])
-        height, width = sizes.amax(dim=0).tolist()
-        new = np.zeros if len(sizes.unique(dim=0)) > 1 else np.empty
-        canvas = new((len(images), height, width, self.channels), numpy_type(self.dtype))
-        for row, x in zip(canvas, images, strict=True):
-            row[: x.shape[0], : x.shape[1]] = x  # channels last, as in files: transposing here would take longer
-        return torch.from_numpy(canvas).permute(0, 3, 1, 2), sizes
 
     def _read_all(self, progress: Progress) -> None:
         """Reads every image once. Images of the same size become one tensor (N, C, H, W).
@@ -416,17 +396,3 @@ class ImageDataset:
             return self.read_sample(index)
         except Unreadable as error:
             return error.reason
-
-
-def pixel_targets(maps: Sequence[ClassMap]) -> PixelTargets:
-    """Stacks class maps, each in the upper left corner. The rest is `IGNORE`."""
-    height, width = (max(x.shape[axis] for x in maps) for axis in range(2))
-    canvas = np.full((len(maps), height, width), IGNORE, np.int64)
-    for row, x in zip(canvas, maps, strict=True):
-        row[: x.shape[0], : x.shape[1]] = x
-    return PixelTargets(torch.from_numpy(canvas))
-
-
-def numpy_type(dtype: torch.dtype) -> type[np.uint8] | type[np.uint16]:
-    """The numpy type of uint8 or uint16."""
-    return np.uint16 if dtype == torch.uint16 else np.uint8

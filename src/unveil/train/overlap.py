@@ -11,41 +11,10 @@ Those that no GPU has measured yet are off. `UNVEIL_WAIT` in the environment nam
 | gather | FSDP2 gathers the weights of the next block                                      | wrapping.py    |
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from unveil.errors import UnveilError
+from unveil.switches import Switches, names_in
 
 NAMES = ("lag", "save", "copy", "gather")
-UNMEASURED = frozenset({"save", "copy", "gather"})
+UNMEASURED = ("save", "copy", "gather")
 
-
-def names_in(value: str) -> frozenset[str]:
-    """What a value of `UNVEIL_WAIT` turns off. Raises `UnveilError` for an unknown name."""
-    named = {"": UNMEASURED, "0": frozenset[str](), "1": frozenset(NAMES)}
-    if value in named:
-        return named[value]
-    names = frozenset(value.split(","))
-    if not names <= set(NAMES):
-        raise UnveilError(f"UNVEIL_WAIT is {value!r}: use 0, 1, or names from {', '.join(NAMES)}, separated by commas")
-    return names
-
-
-_off = names_in(os.environ.get("UNVEIL_WAIT", ""))
-
-
-@contextmanager
-def turned_off(*names: str) -> Iterator[None]:
-    """A context in which exactly these are turned off, for tests and benchmarks."""
-    global _off
-    before, _off = _off, frozenset(names)
-    try:
-        yield
-    finally:
-        _off = before
-
-
-def enabled(name: str) -> bool:
-    """Whether this may be done at the same time."""
-    return name not in _off
+_switches = Switches(names_in("UNVEIL_WAIT", NAMES, unset=UNMEASURED))
+enabled, turned_off = _switches.enabled, _switches.turned_off

@@ -10,24 +10,8 @@ import pytest
 import torch
 
 from unveil.blocks.fast import choose
-from unveil.errors import UnveilError
 
 SOURCE = Path(choose.__file__).parent.parent
-
-
-def test_names_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    named: dict[str, set[str] | frozenset[str]] = {
-        "": set(),
-        "0": set(),
-        "1": choose.NAMES,
-        "recompute,half_norm": {"recompute", "half_norm"},
-    }
-    for value, names in named.items():
-        monkeypatch.setenv("UNVEIL_PLAIN", value)
-        assert choose.names_in("UNVEIL_PLAIN") == names
-    monkeypatch.setenv("UNVEIL_TRY", "yes")
-    with pytest.raises(UnveilError, match="UNVEIL_TRY is 'yes': use 1, or names from byte_dropout, cast_together, half_attention"):
-        choose.names_in("UNVEIL_TRY")
 
 
 def test_the_environment_is_read_at_import() -> None:

@@ -19,14 +19,10 @@ measured gains. A path that has not been measured yet on the device it is for is
 | cast_together    | cast_together.py   | casting each weight of a block by itself, on a GPU             |
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-from unveil.errors import UnveilError
+from unveil.switches import Switches, names_in
 
 NAMES = frozenset(
     {
@@ -50,39 +46,13 @@ RECOMPUTE_FROM = 2**19
 """Minimum number of values in an input to recompute. Smaller inputs (below 1 MiB in half precision) save too little memory."""
 
 
-def names_in(variable: str) -> frozenset[str]:
-    """The fast paths that an environment variable names. Raises `UnveilError` for an unknown name."""
-    value = os.environ.get(variable, "")
-    if value in ("", "0", "1"):
-        return NAMES if value == "1" else frozenset()
-    names = frozenset(value.split(","))
-    if not names <= NAMES:
-        raise UnveilError(f"{variable} is {value!r}: use 1, or names from {', '.join(sorted(NAMES))}, separated by commas")
-    return names
-
-
 def off_by_environment() -> frozenset[str]:
     """The fast paths that the environment turns off, or does not turn on."""
-    return names_in("UNVEIL_PLAIN") | (UNTRIED - names_in("UNVEIL_TRY"))
+    return names_in("UNVEIL_PLAIN", NAMES) | (UNTRIED - names_in("UNVEIL_TRY", NAMES))
 
 
-_off = off_by_environment()
-
-
-@contextmanager
-def turned_off(*names: str) -> Iterator[None]:
-    """A context in which exactly these fast paths are turned off, for tests and benchmarks."""
-    global _off
-    before, _off = _off, frozenset(names)
-    try:
-        yield
-    finally:
-        _off = before
-
-
-def enabled(name: str) -> bool:
-    """Whether a fast path may be used."""
-    return name not in _off
+_switches = Switches(off_by_environment())
+enabled, turned_off = _switches.enabled, _switches.turned_off
 
 
 def by_hand(x: Tensor) -> bool:

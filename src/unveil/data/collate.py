@@ -1,0 +1,58 @@
+"""Makes one tensor of the images, the crops or the class maps of a batch."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from unveil.data.pixels import IGNORE, ClassMap, Pixels
+from unveil.data.resize import crop_bytes
+from unveil.data.targets import Geometry, PixelTargets
+
+
+def stacked(images: Sequence[Pixels]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
+    """Images (H, W, C) as one tensor (B, C, H, W), each in the upper left corner, and their sizes. The rest is black."""
+    sizes = torch.tensor([x.shape[:2] for x in images])
+    height, width = sizes.amax(dim=0).tolist()
+    new = np.zeros if len(sizes.unique(dim=0)) > 1 else np.empty
+    canvas = new((len(images), height, width, images[0].shape[2]), images[0].dtype)
+    for row, x in zip(canvas, images, strict=True):
+        row[: x.shape[0], : x.shape[1]] = x  # channels last, as in files: transposing here would take longer
+    return torch.from_numpy(canvas).permute(0, 3, 1, 2), sizes
+
+
+def cut_crops(
+    images: Sequence[Pixels], geometry: Geometry, by_all_threads: Callable[[Callable[[int], None], Sequence[int]], object]
+) -> UInt8[Tensor, "B C S T"]:
+    """The crops of images (H, W, C). No canvas is made, on which the largest image would set the size.
+
+    Args:
+        images: The images.
+        geometry: The box, the flip and the size of each crop.
+        by_all_threads: Calls a function for each of several numbers, in threads.
+    """
+    result = torch.empty(len(images), images[0].shape[2], *geometry.size, dtype=torch.uint8)
+    boxes = geometry.boxes.int().tolist()
+    flips = [False] * len(images) if geometry.flip is None else geometry.flip.tolist()
+
+    def cut(i: int) -> None:
+        result[i] = crop_bytes(images[i], boxes[i], geometry.size, flips[i])
+
+    by_all_threads(cut, range(len(images)))
+    return result
+
+
+def pixel_targets(maps: Sequence[ClassMap]) -> PixelTargets:
+    """Stacks class maps, each in the upper left corner. The rest is `IGNORE`."""
+    height, width = (max(x.shape[axis] for x in maps) for axis in range(2))
+    canvas = np.full((len(maps), height, width), IGNORE, np.int64)
+    for row, x in zip(canvas, maps, strict=True):
+        row[: x.shape[0], : x.shape[1]] = x
+    return PixelTargets(torch.from_numpy(canvas))
+
+
+def numpy_type(dtype: torch.dtype) -> type[np.uint8] | type[np.uint16]:
+    """The numpy type of uint8 or uint16."""
+    return np.uint16 if dtype == torch.uint16 else np.uint8
