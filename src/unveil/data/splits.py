@@ -77,6 +77,33 @@ def held_out_split(
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
+def stratified_split(
+    labels: Int[Tensor, " n"], share: float, seed: int, groups: Int[Tensor, " n"] | None = None
+) -> tuple[Int[Tensor, " r"], Int[Tensor, " a"]]:
+    """Indices that remain, and a share of them to keep aside, both in ascending order.
+
+    The same share of every class is kept aside, to within one sample; of a class with fewer samples than 1 / (2 share), none. With
+    groups, such as the crops of one photo, whole groups are kept aside, of all classes together.
+
+    Args:
+        labels: The class of each sample.
+        share: The share of the samples to keep aside.
+        seed: Draws them.
+        groups: The number of the original of each sample.
+    """
+    if groups is not None:
+        members, sizes = groups.unique(return_counts=True)
+        order = shuffled(seed, torch.arange(len(members)), len(members))
+        aside = torch.isin(groups, members[order[sizes[order].cumsum(0) <= share * len(labels)]])
+        return (~aside).nonzero()[:, 0], aside.nonzero()[:, 0]
+    order = shuffled(seed, torch.arange(len(labels)), len(labels))
+    place = torch.empty(len(labels))
+    for label in labels.unique():
+        of_class = order[labels[order] == label]
+        place[of_class] = (torch.arange(len(of_class)) + 0.5) / len(of_class)
+    return (place >= share).nonzero()[:, 0], (place < share).nonzero()[:, 0]
+
+
 def balanced_indices(labels: Int[Tensor, " n"], count: int, seed: int) -> Int[Tensor, " c"]:
     """Indices of `count` samples in ascending order, balanced over the classes as far as there are enough samples.
 

@@ -18,7 +18,7 @@ from unveil.data.loader import ImageLoader
 from unveil.data.parts import Roles
 from unveil.data.pixels import ShrinkTo
 from unveil.data.sources import Data, Source, open_both, open_roles
-from unveil.data.splits import Subset, few_labels
+from unveil.data.splits import Subset, few_labels, stratified_split
 from unveil.data.targets import ClassTargets
 from unveil.evaluate.collapse import collapse
 from unveil.evaluate.features import MAX_WHITENED, NothingReadableError, features_of, refuse_non_finite
@@ -33,9 +33,9 @@ from unveil.options import check_options, configure, known_to
 from unveil.plain_text import count_of
 from unveil.ranges import Count, CountOrZero, Range, Share, Side
 from unveil.runs.image_evaluation import compare_features, evaluation_subsets, save_samples
-from unveil.runs.labelled_data import LabelledOptions, data_facts, data_of, labelled_subsets, recorded_classes
+from unveil.runs.labelled_data import LabelledOptions, LabelledSubsets, data_facts, data_of, labelled_subsets, recorded_classes
 from unveil.runs.labelled_images import LabelledImages
-from unveil.runs.modality import FinetuneRunConfig, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
+from unveil.runs.modality import MAX_VALIDATION, FinetuneRunConfig, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
 from unveil.runs.open_data import (
     ImageSubsets,
     image_facts,
@@ -287,6 +287,22 @@ class ImagePretraining(Pretraining):
         self.skipped.write(self.session.run.path)
 
 
+def with_validation(opened: LabelledSubsets, config: ImageFinetuneConfig, request: LabelledRequest) -> LabelledSubsets:
+    """The images with a validation set: up to `MAX_VALIDATION` of the validation split of DATA or, without one, a share of the
+    training images."""
+    train, validation = opened.train, opened.validation
+    with_classes = request.task.TargetType is ClassTargets
+    if config.validation == 0:
+        return opened._replace(validation=None)
+    if validation is not None:
+        validation = validation.labelled(MAX_VALIDATION) if with_classes else validation.spread_out(MAX_VALIDATION)
+    elif share := config.kept_aside(len(train)):
+        labels = train.labels if with_classes else torch.zeros(len(train), dtype=torch.int64)
+        rest, aside = stratified_split(labels, share, request.recipe.training.seed, train.groups)
+        train, validation = Subset(train.dataset, train.indices[rest]), Subset(train.dataset, train.indices[aside])
+    return opened._replace(train=train, validation=validation if validation is not None and len(validation) else None)
+
+
 def moments(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel for normalisation: ImageNet's for 8-bit grey and colour, else the data's own."""
     if dataset.dtype == torch.uint8 and dataset.channels == 3:
@@ -371,7 +387,7 @@ class ImageModality(Modality):
             opened = opened._replace(train=few_labels(opened.train, config.labels, request.recipe.training.seed))
         elif config.labels:
             opened = opened._replace(train=opened.train.at_random(config.labels, request.recipe.training.seed))
-        return LabelledImages(opened, world, config.max_unreadable)
+        return LabelledImages(with_validation(opened, config, request), world, config.max_unreadable)
 
     def has_labels(self, data: Data) -> bool:
         return open_both(data)[0].is_labelled

@@ -40,6 +40,10 @@ class LabelledImages(LabelledData):
         return len(self.train_set), len(self.test_set)
 
     @property
+    def validation_count(self) -> int:
+        return 0 if self.validation_set is None else len(self.validation_set)
+
+    @property
     def facts(self) -> dict[str, Any]:
         train, test = self.train_set.dataset.source, self.test_set.dataset.source
         return data_facts(train, test, self.splits) | {"test": test.name}
@@ -60,11 +64,11 @@ class LabelledImages(LabelledData):
         train, limit, draw = self.train_set, self.max_unreadable, learner.draw_early
         return ImageLoader(train.dataset, indices=train.indices, batch_size=size, seed=seed, max_unreadable=limit, draw=draw)
 
-    def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
+    def predictions(self, task: Task, recipe: Recipe, *, validation: bool = False) -> Iterator[tuple[Any, Any, Any]]:
         subset = self.test_set
-        if most is not None:
-            subset = self.validation_set or subset
-            subset = subset.labelled(most) if task.TargetType is ClassTargets else subset.spread_out(most)
+        if validation:
+            assert self.validation_set is not None
+            subset = self.validation_set
         return predictions_of(task, subset, recipe.hardware, recipe.world)
 
     def evaluate(self, task: Task, recipe: Recipe, folder: Path) -> dict[str, Any]:

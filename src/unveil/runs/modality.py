@@ -16,12 +16,15 @@ from unveil.data.loader import Loader
 from unveil.errors import UnveilError
 from unveil.learner import Method, Task
 from unveil.methods import method_defaults
-from unveil.ranges import CountOrZero
+from unveil.ranges import CountOrZero, ShareBelowOne
 from unveil.runs.session import Session
 from unveil.train.log import Record
 from unveil.train.recipe import Recipe
 from unveil.train.recorder import Monitor
 
+MIN_SAMPLES, MAX_VALIDATION = 1000, 2000
+"""Minimum number of training samples of which some are kept aside by default, since on few the best checkpoint would be chance; and
+maximum number of samples that are evaluated during training."""
 AnyData = Any
 """DATA in any form that the modality opens: see `unveil.data.sources.FORMS` and `unveil.text.files.open_texts`."""
 
@@ -35,8 +38,19 @@ class FinetuneRunConfig:
     """Train the same model from scratch with the same recipe and budget, for comparison."""
     labels: CountOrZero = 0
     """Number of labelled samples to train on, balanced over the classes; 0 means all."""
+    validation: ShareBelowOne | None = None
+    """Share of the training samples to keep aside, never the test set, to choose the best checkpoint; by default a tenth if there
+    are 1,000 or more. A validation split of DATA is used in its place. 0 trains on everything and keeps the last checkpoint."""
+    patience: CountOrZero = 0
+    """Stop early after this many evaluations in a row (see --num-evals) that were no better than the best one; 0 never does."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to TensorBoard or Weights & Biases."""
+
+    def kept_aside(self, samples: int) -> float:
+        """The share of this many training samples to keep aside for validation, if DATA has no validation split."""
+        if self.validation is None:
+            return min(0.1, MAX_VALIDATION / samples) if samples >= MIN_SAMPLES else 0.0
+        return self.validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +112,7 @@ class Pretraining(ABC):
 
 
 class LabelledData(ABC):
-    """Labelled samples: a train set and a test set."""
+    """Labelled samples: a train set, a test set, and perhaps others to choose the best checkpoint."""
 
     noun: ClassVar[str]
     """Plural noun for the samples, for messages: "images" or "texts"."""
@@ -133,9 +147,14 @@ class LabelledData(ABC):
     def loader(self, recipe: Recipe, learner: Task) -> Loader:
         """The train set, in the order of a run, for a learner."""
 
+    @property
     @abstractmethod
-    def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterable[tuple[Any, Any, Any]]:
-        """Yields (batch, predictions, targets) for each batch of the test set, or of its first `most` samples."""
+    def validation_count(self) -> int:
+        """Samples that are evaluated during training; 0 if there are none. They are never those of the test set."""
+
+    @abstractmethod
+    def predictions(self, task: Task, recipe: Recipe, *, validation: bool = False) -> Iterable[tuple[Any, Any, Any]]:
+        """Yields (batch, predictions, targets) for each batch of the test set, or of the samples to validate on."""
 
     @abstractmethod
     def evaluate(self, task: Task, recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unveil.atomic_files import replacing
 from unveil.data.shuffle import shuffled
-from unveil.data.splits import balanced_indices
+from unveil.data.splits import balanced_indices, stratified_split
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
 from unveil.evaluate.held_out import held_out_metrics
@@ -191,14 +191,20 @@ class LabelledTexts(LabelledData):
 
     noun = "texts"
 
-    def __init__(self, train_set: Texts, test_set: Texts, held_out: bool, shape: TextConfig) -> None:
-        self.train_set, self.test_set, self.held_out = train_set, test_set, held_out
+    def __init__(
+        self, train_set: Texts, test_set: Texts, held_out: bool, shape: TextConfig, validation_set: Texts | None = None
+    ) -> None:
+        self.train_set, self.test_set, self.held_out, self.validation_set = train_set, test_set, held_out, validation_set
         self.classes, self.length = train_set.classes, shape.length
         self.tokenizer = WordPieceTokenizer(shape.vocabulary, shape.lower)
 
     @property
     def counts(self) -> tuple[int, int]:
         return len(self.train_set), len(self.test_set)
+
+    @property
+    def validation_count(self) -> int:
+        return 0 if self.validation_set is None else len(self.validation_set)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -230,15 +236,17 @@ class LabelledTexts(LabelledData):
         )
 
     @cached_property
-    def test_rows(self) -> Int[Tensor, "n T"]:
-        """Token ids of the test set."""
-        return self.tokenizer.padded(self.test_set.texts, self.length)
+    def validation_rows(self) -> Int[Tensor, "n T"]:
+        """Token ids of the texts to validate on."""
+        assert self.validation_set is not None
+        return self.tokenizer.padded(self.validation_set.texts, self.length)
 
-    def predictions(self, task: Task, recipe: Recipe, most: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
-        rows, labels = self.test_rows, label_tensor(self.test_set)
-        if most:
-            some = shuffled(0, torch.arange(len(labels)), len(labels))[:most]
-            rows, labels = rows[some], labels[some]
+    def predictions(self, task: Task, recipe: Recipe, *, validation: bool = False) -> Iterator[tuple[Any, Any, Any]]:
+        if validation:
+            assert self.validation_set is not None
+            rows, labels = self.validation_rows, label_tensor(self.validation_set)
+        else:
+            rows, labels = self.tokenizer.padded(self.test_set.texts, self.length), label_tensor(self.test_set)
         return text_predictions(task, rows, labels, recipe.hardware, recipe.world)
 
     def write_skipped(self, session: Session) -> None:
@@ -362,7 +370,11 @@ class TextModality(Modality):
             train_set = train_set.subset(
                 balanced_indices(label_tensor(train_set), request.config.labels, request.recipe.training.seed)
             )
-        return LabelledTexts(train_set, test_set, held_out, request.encoder)
+        validation_set = None
+        if share := request.config.kept_aside(len(train_set)):
+            rest, aside = stratified_split(label_tensor(train_set), share, request.recipe.training.seed)
+            train_set, validation_set = train_set.subset(rest), train_set.subset(aside) if len(aside) else None
+        return LabelledTexts(train_set, test_set, held_out, request.encoder, validation_set)
 
     def has_labels(self, data: AnyData) -> bool:
         labels = open_texts(data)[0].labels

@@ -1,13 +1,15 @@
-"""Fine-tuning of the whole encoder with the recipe of BEiT and MAE (appendix A.1, table 9)."""
+"""Fine-tuning of the whole encoder, from a linear probe (LP-FT, arXiv 2202.10054) or with the recipe of MAE (appendix A.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unveil.blocks.masked_reconstruction import MaskedReconstruction
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.supervised_augment import RegularisationConfig, SupervisedAugment
@@ -15,19 +17,63 @@ from unveil.data.targets import ClassTargets
 from unveil.learner import Step, Task
 from unveil.metrics import ClassificationMetric, Metric
 from unveil.models.vit import ViT
+from unveil.ranges import NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RegularisationConfig):
-    """The regularisation of the paper's recipe, also used from scratch."""
+    """What fine-tuning starts from, and its losses. Defaults are those of models that earlier versions saved."""
+
+    HIDDEN = ("erasing", "start", "fc_norm", "pool")
+    recipe: Literal["auto", "paper"] = "paper"
+    """Settings: those that suit the size of the model and the number of labels, or those of the MAE paper (table 9), which are made
+    for ViT-B and larger and a million images. Single options override either."""
+    start: Literal["probe", "random"] = "random"
+    """Initial head: that of a linear probe of the encoder on the same labels (LP-FT), or a random one."""
+    fc_norm: bool = True
+    """Normalise the mean of the tokens, as the paper does, and not each token before the mean, as in pre-training."""
+    pool: Literal["mean", "class"] | None = None
+    """Features to classify: the mean of the patch tokens, or the class token; by default the one that suits the method."""
+    balance: bool = False
+    """Let rare classes count as much as frequent ones: adjust the logits by the frequencies of the classes during training, and
+    choose the checkpoint with the best balanced accuracy."""
+    mae_loss: NonNegative = 0.0
+    """Weight of MAE's reconstruction loss on the same images, as a regulariser for few labels (SSAT); 0 leaves it out."""
 
 
 class Finetune(Task):
-    """An encoder, the mean of its patch tokens, a norm, and a linear layer, all trained."""
+    """An encoder and a linear layer on its features, all trained."""
 
     augments_whole_batch = True
     Config = FinetuneConfig
-    DEFAULTS = {
+    DEFAULTS: dict[str, Any] = {
+        "recipe": "auto",
+        "start": "probe",
+        "fc_norm": False,
+        "drop_path": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "randaugment": 0,
+        "erasing": 0.0,
+        "base_lr": 4e-3,
+        "min_lr": 1e-6,
+        "layer_decay": 0.75,
+        "beta2": 0.999,
+        "weight_decay": 0.05,
+        "warmup_ratio": 0.1,
+        "epochs": 50.0,
+        "batch_size": 64,
+        "crop_scale": 0.35,
+    }
+    PAPER: dict[str, Any] = {
+        "start": "random",
+        "fc_norm": True,
+        "pool": "mean",
+        "drop_path": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "randaugment": 9,
+        "erasing": 0.25,
         "base_lr": 1e-3,
         "min_lr": 1e-6,
         "layer_decay": 0.75,
@@ -37,39 +83,60 @@ class Finetune(Task):
         "epochs": 100.0,
         "batch_size": 256,
         "crop_scale": 0.08,
+        "validation": 0.0,
     }
     """The paper's recipe (appendix A.1, table 9); the learning rate follows the batch size."""
+    log_prior: Tensor | None
 
     def __init__(self, encoder: ViT, classes: Sequence[str], config: FinetuneConfig, augment: AugmentConfig) -> None:
         super().__init__()
         vit = encoder.config
         positions: Literal["learned", "none"] = "none" if vit.positions == "none" else "learned"
-        # The norm comes after the mean (fc_norm in timm), so the encoder has no final norm.
-        finetuned = ViT(replace(vit, drop_path=config.drop_path, positions=positions, final_norm=False))
+        # A norm after the mean (fc_norm in timm) replaces the final norm of the encoder.
+        fc_norm = config.fc_norm or not vit.final_norm
+        finetuned = ViT(replace(vit, drop_path=config.drop_path, positions=positions, final_norm=not fc_norm))
         kept = finetuned.state_dict().keys()
         finetuned.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
         self.encoder, self.config, self.classes = finetuned, config, classes
-        self.norm = nn.LayerNorm(vit.width, eps=vit.eps)
+        self.pool = config.pool or "mean"
+        self.norm = nn.LayerNorm(vit.width, eps=vit.eps) if fc_norm else nn.Identity()
         self.head = nn.Linear(vit.width, len(classes))
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
+        self.reconstruction = masked_reconstruction(vit) if config.mae_loss else None
         self.augmentation = SupervisedAugment(config, augment, len(classes), vit.image_size, vit.mean, vit.std)
+        self.register_buffer("log_prior", None, persistent=False)
 
     @classmethod
     def build(cls, encoder: ViT, config: FinetuneConfig, augment: AugmentConfig, classes: Sequence[str]) -> "Finetune":
         return cls(encoder, classes, config, augment)
 
+    @property
+    def linear_head(self) -> nn.Linear:
+        return self.head
+
+    def set_class_counts(self, counts: Int[Tensor, " K"]) -> None:
+        """Adjusts the logits during training, if `balance` is on, by the logarithm of the share of each class (arXiv 2007.07314)."""
+        if self.config.balance:
+            shares = counts.double().clamp(min=1) / counts.sum()
+            self.log_prior = shares.log().float().to(self.head.weight.device)
+
     def forward(self, batch: Batch) -> Step:
-        """Cross-entropy with mixed labels and label smoothing."""
+        """Cross-entropy with mixed labels and label smoothing, and the loss of MAE if it has a weight."""
         assert isinstance(batch.targets, ClassTargets)
-        labels = batch.targets.labels
+        labels, logits = batch.targets.labels, self.logits(batch.images).float()
         smoothing = self.config.smoothing if labels.ndim == 1 else 0.0  # mixed labels are already smoothed
-        return Step(F.cross_entropy(self.logits(batch.images).float(), labels, label_smoothing=smoothing), {})
+        adjusted = logits if self.log_prior is None else logits + self.log_prior
+        loss = F.cross_entropy(adjusted, labels, label_smoothing=smoothing)
+        if self.reconstruction is None:
+            return Step(loss, {})
+        error = self.reconstruction(self.encoder, batch.images, batch.keys)
+        return Step(loss + self.config.mae_loss * error, {"class_loss": loss, "mae_loss": error})
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] | None = None) -> Float[Tensor, "B D"]:
-        """The mean of the patch tokens after the norm, as in timm. The class token is not trained, and has no norm."""
-        found: Tensor = self.encoder.features(images, pool=pool or "mean")
-        return found if pool == "class" else self.norm(found)
+        """What the classifier sees. A norm after the pooling, as in timm, is for the features that were trained only."""
+        found: Tensor = self.encoder.features(images, pool=pool or self.pool)
+        return self.norm(found) if pool in (None, self.pool) else found
 
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images."""
@@ -80,4 +147,14 @@ class Finetune(Task):
         return self.logits(batch.images)
 
     def metric(self) -> Metric:
-        return ClassificationMetric(len(self.classes))
+        return ClassificationMetric(len(self.classes), "balanced_accuracy" if self.config.balance else "top1")
+
+    def drop_training_parts(self) -> None:
+        """Removes the decoder of MAE's loss."""
+        self.reconstruction, self.config = None, replace(self.config, mae_loss=0.0)
+
+
+def masked_reconstruction(vit: Any) -> MaskedReconstruction:
+    """The decoder for an encoder of this shape. It is that of an MAE with default options, so that its weights fit."""
+    width, depth = min(512, vit.width), 8 if vit.width >= 512 else min(4, vit.depth // 2)
+    return MaskedReconstruction(vit.grid, vit.patch_size, vit.channels, vit.width, width=width, depth=depth)

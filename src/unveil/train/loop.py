@@ -8,6 +8,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.stop_signals import StopFlag, note_signals
 from unveil.train import overlap
+from unveil.train.best import BestWeights
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.guards import restored_generators
 from unveil.train.log import Meter, Screen, Sink
@@ -32,10 +33,11 @@ def train(
     sinks: Sequence[Sink] = (),
     screen: Screen | None = None,
     monitors: Sequence[Monitor] = (),
+    best: BestWeights | None = None,
 ) -> int:
     """Trains a learner in place, starting from the newest checkpoint if there is one. Returns the number of the first step.
 
-    Without checkpoints there is nothing to save, so signals are left to the caller.
+    With `best`, the main process keeps the best weights, and training ends early if their patience is exhausted. Without checkpoints there is nothing to save, so signals are left to the caller.
 
     Raises:
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
@@ -70,18 +72,20 @@ def train(
                 meter=meter,
                 stop=stop,
                 writer=writer,
+                best=best,
             )
             if not config.accum_steps and trial.accum_steps > 1:
                 recorder.say(f"each step is computed in {trial.accum_steps} microbatches to fit into memory")
             # A checkpoint that holds the means of a line that is due: a signal has stopped its evaluation.
             if first and meter.has_values and recorder.log_due(first) and not recorder.log(first):
                 raise interruption(first, total, stop.number)
+            steps = range(first, total) if not recorder.ends_early(first) else range(0)
 
             gpu = world.device if world.device.type == "cuda" and overlap.enabled("copy") else None
-            batches = stream(loader, range(first, total), world.rank, world.size, parts.loaded, gpu=gpu)
+            batches = stream(loader, steps, world.rank, world.size, parts.loaded, gpu=gpu)
             reader = SampleReader(batches, recorder)
             stepper = Stepper(model, learner, optimizer, parts, recorder, recipe)
-            for number in range(first, total):
+            for number in steps:
                 step = stepper.compute(number, reader.read(number))
                 decision = stepper.apply(step, reader.failure)
                 done = number + 1
@@ -91,10 +95,13 @@ def train(
                     screen.advance(done)
                 evaluated = not recorder.log_due(done) or recorder.log(done)
                 stopping = decision.stop or not evaluated or (world.size == 1 and stop.is_set())
-                if stopping or decision.save or done == total:
-                    recorder.save(done, goes_on=not stopping and done < total)
+                ends = done == total or (evaluated and recorder.ends_early(done))
+                if stopping or decision.save or ends:
+                    recorder.save(done, goes_on=not stopping and not ends)
                 if stopping:
                     raise interruption(done, total, decision.stop or stop.number)
+                if ends:
+                    break
             if stop.is_set():  # since the decision of the last step
                 raise interruption(total, total, stop.number)
     return first

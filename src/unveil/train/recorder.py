@@ -11,6 +11,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.stop_signals import StopFlag, Stopped
 from unveil.train import overlap
+from unveil.train.best import BestWeights
 from unveil.train.checkpoint import Checkpoints
 from unveil.train.log import Meter, Record, Screen, Sink
 from unveil.train.loss_scale import LossScale
@@ -50,6 +51,8 @@ class Recorder:
     meter: Meter
     stop: StopFlag
     writer: Writer
+    best: BestWeights | None = None
+    """Keeps the best weights. Only the main process writes them."""
 
     def __post_init__(self) -> None:
         training, world = self.recipe.training, self.recipe.world
@@ -121,9 +124,17 @@ class Recorder:
             if broadcast_from_main(int(found is None), world):
                 return False
             record |= found or {}
+            if found and self.best is not None:
+                self.best.offer(done, found, self.learner)
         self.write(record)
         self.meter.restart()
         return True
+
+    def ends_early(self, done: int) -> bool:
+        """Whether the patience of early stopping ends with this evaluation. Every process must call it."""
+        if self.best is None or not self.best.patience or done not in self.eval_steps:
+            return False
+        return bool(broadcast_from_main(int(self.best.is_exhausted(done, self.eval_steps)), self.recipe.world))
 
     def write(self, record: Record) -> None:
         """Writes a line of the log."""
