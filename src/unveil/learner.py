@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unveil.data.targets import ClassTargets, Draw, Targets
@@ -186,6 +186,23 @@ class Task(Learner, ABC):
         owner, _, rest = name.partition(".")
         layer: int = self.encoder.layer_of(rest) if owner == "encoder" else self.encoder.config.depth + 1
         return layer
+
+    @property
+    def starts_from_probe(self) -> bool:
+        """Whether training starts with the head of a linear probe of `features` (LP-FT, arXiv 2202.10054): see `set_head`."""
+        return False
+
+    def set_head(self, weight: Float[Tensor, "K D"], bias: Float[Tensor, " K"]) -> None:
+        """Receives the linear layer of a probe of `features`, if `starts_from_probe`."""
+
+    def set_class_counts(self, counts: Int[Tensor, " K"]) -> None:
+        """Receives the number of training samples of each class before training, also when it resumes."""
+
+    def set_decoder(self, state: Mapping[str, Tensor]) -> None:
+        """Receives the decoder of the MAE that the encoder comes from: see `unveil.protocols.HasPixelDecoder`."""
+
+    def drop_training_parts(self) -> None:
+        """Removes what only training needs, after it, so that the saved model is smaller."""
 
     @abstractmethod
     def predict(self, batch: Any) -> Any:

@@ -30,6 +30,14 @@ class Reconstructs(Protocol):
 
 
 @runtime_checkable
+class HasPixelDecoder(Protocol):
+    """A learner with a decoder that predicts normalised pixels, such as MAE, from which fine-tuning with MAE's loss starts."""
+
+    def decoder_state(self) -> dict[str, Tensor]:
+        """The weights of the decoder, with the names of `unveil.blocks.predictor.Predictor`; {} if it predicts something else."""
+
+
+@runtime_checkable
 class SamplesMasks(Protocol):
     """A learner that draws its own masks, such as blocks, so that figures show the same kind of mask as training uses."""
 

@@ -21,6 +21,13 @@ class ProbeHead(nn.Module):
         scores: Tensor = self.linear(self.norm(features.float()))
         return scores
 
+    def folded(self) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]:
+        """Weight and bias of one linear layer with the same scores in eval mode: the batch norm is folded into it."""
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        weight = self.linear.weight.detach() / (self.norm.running_var + self.norm.eps).sqrt()
+        return weight, self.linear.bias.detach() - weight @ self.norm.running_mean
+
 
 def cross_entropy_with_accuracy(scores: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy, and the accuracy as a metric."""

@@ -4,7 +4,7 @@ It converges, so it has no learning rate, batch size or number of epochs. Its pe
 kept aside. It has the loss of scikit-learn's `LogisticRegression(C=1 / (n * penalty))` on standardised features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ def fit_logistic(
     penalties: Sequence[float] = PENALTIES,
     groups: Int[Tensor, " n"] | None = None,
     seed: int = 0,
+    calibrated: bool = False,
 ) -> tuple[Linear, float]:
     """Fits a linear classifier to features.
 
@@ -46,12 +47,17 @@ def fit_logistic(
         penalties: Candidates; if there are several, the one with the best accuracy on a part kept aside is taken.
         groups: Samples with the same number, such as crops of one photo, are kept aside together; by default all are different.
         seed: Draws that part.
+        calibrated: Whether the penalty with the least cross-entropy on that part is taken, and not that with the best accuracy,
+            so that the probabilities are more honest.
 
     Returns:
         The classifier in eval mode, and the penalty.
     """
     labels = labels.to(features.device)
-    penalty = penalties[0] if len(penalties) == 1 else choose_penalty(features, labels, len(classes), penalties, groups, seed)
+    penalty = penalties[0]
+    if len(penalties) > 1:
+        by = cross_entropy_of if calibrated else errors_of
+        penalty = choose_penalty(features, labels, len(classes), penalties, groups, seed, by)
     regression = LogisticRegression(features, labels, len(classes))
     weight, bias = regression.fit(penalty)
     task = Linear(features.shape[1], classes).to(features.device)
@@ -73,8 +79,9 @@ def choose_penalty(
     penalties: Sequence[float],
     groups: Int[Tensor, " n"] | None,
     seed: int,
+    error: Callable[[Tensor, Tensor], float],
 ) -> float:
-    """The penalty with the best accuracy on a part kept aside; the larger of two that are equally good."""
+    """The penalty with the least error of the scores on a part kept aside; the larger of two that are equally good."""
     chance = torch.Generator().manual_seed(seed)
     numbers = torch.arange(len(features)) if groups is None else groups.unique(return_inverse=True)[1].cpu()
     place = torch.rand(int(numbers.max()) + 1, generator=chance)[numbers]  # the same for a whole group
@@ -86,12 +93,23 @@ def choose_penalty(
     regression = LogisticRegression(features[rest], labels[rest], classes)
     test, start, found = regression.standardised(features[aside]), None, list[tuple[int, float]]()
     for penalty in sorted(penalties, reverse=True):  # each one starts from the solution before it
-        right = [each for each, _ in found]
-        if len(found) > 2 and right[-1] < right[-2] < max(right):
+        errors = [each for each, _ in found]
+        if len(found) > 2 and errors[-1] > errors[-2] > min(errors):
             break  # it becomes worse and worse
         start = regression.fit(penalty, start, tolerance=ROUGH)
-        found.append((int((F.linear(test, *start).argmax(dim=1) == labels[aside]).sum()), penalty))
-    return max(found)[1]
+        found.append((error(F.linear(test, *start), labels[aside]), penalty))
+    least = min(each for each, _ in found)
+    return max(penalty for each, penalty in found if each == least)
+
+
+def errors_of(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> float:
+    """The number of wrong predictions."""
+    return int((scores.argmax(dim=1) != labels).sum())
+
+
+def cross_entropy_of(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> float:
+    """The mean cross-entropy."""
+    return float(F.cross_entropy(scores, labels))
 
 
 class LogisticRegression:

@@ -171,6 +171,14 @@ class MAE(Method):
         predicted = self.decode(self.encode(batch.images, keep, hide), keep, hide, every)
         return self.target.metrics(predicted, batch.images, keep, keep if every else hide)
 
+    def decoder_state(self) -> dict[str, Tensor]:
+        """See `unveil.protocols.HasPixelDecoder`."""
+        if self.config.target != "normalised" or self.config.mask_tokens_in_encoder:
+            return {}
+        parts = {"embed": self.decoder_embed, "transformer": self.decoder, "head": self.head}
+        state = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+        return {"mask_token": self.mask_token.detach(), **state}
+
     def figure_facts(self) -> Mapping[str, Any]:
         return {
             "mask_ratio": self.config.mask_ratio,

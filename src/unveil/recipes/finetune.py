@@ -1,9 +1,8 @@
 """`unveil finetune`: trains an encoder and a head with labels, or the same model from scratch for comparison."""
 
-import copy
 import os
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,16 @@ from unveil.errors import UnveilError
 from unveil.interop import model_files
 from unveil.interop.encoder_only import checksums, encoder_of
 from unveil.interop.load import load
-from unveil.learner import Task
+from unveil.learner import Learner, Task
 from unveil.options import configure, known_to
 from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
 from unveil.reports.table import terminal_table, unseen_sentence
+from unveil.runs.finetuning import Finetuning
 from unveil.runs.labelled_data import beside, recorded_classes
 from unveil.runs.modality import AnyData, LabelledRequest, modality
 from unveil.runs.session import RunSpec, Session, join, options_by_name
 from unveil.tasks import TASKS, task_class
-from unveil.train.log import Record
 from unveil.train.loop import total_steps
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
@@ -71,11 +70,12 @@ def finetune(
         raise UnveilError(
             f"the task {TASKS.label(kind)} is for {modality(kind.modality).noun}, but {run} is a model of {samples.noun}"
         )
-    configs = samples.finetune_configs(kind)
+    configs = (*samples.finetune_configs(kind), TrainConfig, OptimConfig, HardwareConfig)
     suffix = "scratch" if options.get("scratch") else TASKS.label(kind) if task else "finetune"
-    path, configs = Path(out) if out else beside(run, suffix), (*configs, TrainConfig, OptimConfig, HardwareConfig)
-    kept = options_to_keep(resume_from) | recorded_options(path)
-    own, task_config, *rest = configure({**kind.DEFAULTS, **known_to(kept, *configs), **options}, *configs)
+    path = Path(out) if out else beside(run, suffix)
+    kept = known_to(options_to_keep(resume_from) | recorded_options(path), *configs)
+    defaults = recipe_defaults(kind, {**kept, **options}.get("recipe"), learner)
+    own, task_config, *rest = configure({**defaults, **kept, **options}, *configs)
     augment = rest[0] if len(rest) > 3 else None
     recipe = join(*rest[-3:])
     recorded = checksums(encoder_of(learner), weights=not own.scratch)  # so that a resume notices another encoder in its place
@@ -84,6 +84,11 @@ def finetune(
         task=kind, encoder=encoder.config, config=own, recipe=recipe, augment=augment, classes=recorded_classes(path)
     )
     labelled = samples.labelled(run, data, test, request)
+    if own.patience and not labelled.validation_count:
+        raise UnveilError(
+            f"patience is {own.patience}, but there are no {labelled.noun} to validate on: add --validation 0.1, which keeps a "
+            f"tenth of the {labelled.counts[0]:,} training {labelled.noun} aside"
+        )
     recipe = replace(recipe, training=recipe.training.with_batch_size(labelled.counts[0]))
     named = {} if TASKS.label(kind) == samples.default_task else TASKS.describe(kind)  # as in older folders
     spec = RunSpec(
@@ -104,51 +109,52 @@ def finetune(
         labelled.adapt(encoder)
         if own.scratch:
             encoder = session.built(partial(samples.untrained, encoder))
-
-        def build() -> Task:
-            return kind.build(copy.deepcopy(encoder), task_config, augment, labelled.classes)
-
-        def accuracy(learner: Any) -> Record:
-            metric, seen = learner.metric(), False
-            for _, predictions, targets in labelled.predictions(learner, recipe, 1000):
-                metric.update(predictions, targets)
-                seen = True
-            return {metric.primary: metric.compute()[metric.primary]} if seen else {}
-
-        model, (train, test_count) = session.built(build), labelled.counts
+        tuning = Finetuning(
+            session=session,
+            labelled=labelled,
+            kind=kind,
+            config=task_config,
+            augment=augment,
+            encoder=encoder,
+            source=None if own.scratch else learner,
+            patience=own.patience,
+        )
+        model = session.built(tuning.build)
         loader = labelled.loader(recipe, model)
+        announce(tuning, total_steps(recipe.training, loader))
+        tuning.start(model)
         if session.is_main:
             model_files.write_config(model, session.run.path)
-        doing = "training from scratch" if own.scratch else "fine-tuning"
-        source = " held-out" if labelled.held_out else ""
-        trained = count_of(train, f"labelled {labelled.noun.removesuffix('s')}")
-        session.announce(
-            f"{doing} on {trained} of {len(labelled.classes)} classes, tested on {test_count:,}{source}",
-            total_steps(recipe.training, loader),
-        )
-        unseen = labelled.unseen
-        if unseen:
-            session.say(unseen_sentence(unseen, test_count, labelled.noun))
         try:
-            session.fit(model, loader, [accuracy])
+            session.fit(model, loader, [tuning.validate])
         finally:
             labelled.write_skipped(session)
         if session.is_main:
-            model = session.trained(build)
+            model = session.trained(tuning.build)
+            model.drop_training_parts()
             model_files.save(model, session.run.path)
             score = labelled.evaluate(model, recipe, session.run.path)
             labelled.write_skipped(session)
-            unreadable = labelled.unreadable()
-            results = {
-                "task": TASKS.label(kind),
-                "score": score,
-                "primary": model.metric().primary,
-                "samples": labelled.noun,
-                "classes": list(labelled.test_classes),
-                **({"unseen_classes": dict(unseen)} if unseen else {}),
-                "trained_on": train,
-                **({"unreadable": unreadable} if unreadable else {}),
-                "kept_aside": labelled.held_out,
-            }
-            session.finish(model, results, terminal_table)
+            session.finish(model, tuning.results(model, score), terminal_table)
         return session.close()
+
+
+def recipe_defaults(kind: type[Task], recipe: object, learner: Learner) -> dict[str, Any]:
+    """The defaults of a task for a learner: its recipe, and for `recipe` "paper" that of the paper."""
+    paper = recipe == "paper" and hasattr(kind, "PAPER")
+    defaults = dict(kind.DEFAULTS) | ({"recipe": "paper"} | dict(kind.PAPER) if paper else {})
+    chooses_pool = any(each.name == "pool" and each.default is None for each in fields(kind.Config))
+    return {"pool": learner.pool} | defaults if chooses_pool else defaults
+
+
+def announce(tuning: Finetuning, total: int) -> None:
+    """Prints the model, the data and the number of steps."""
+    session, labelled = tuning.session, tuning.labelled
+    train, test = labelled.counts
+    doing = "training from scratch" if tuning.source is None else "fine-tuning"
+    aside = f", validated on {labelled.validation_count:,}" if labelled.validation_count else ""
+    held_out = " held-out" if labelled.held_out else ""
+    trained = count_of(train, f"labelled {labelled.noun.removesuffix('s')}")
+    session.announce(f"{doing} on {trained} of {len(labelled.classes)} classes{aside}, tested on {test:,}{held_out}", total)
+    if labelled.unseen:
+        session.say(unseen_sentence(labelled.unseen, test, labelled.noun))

@@ -288,8 +288,10 @@ class ImagePretraining(Pretraining):
 
 
 def with_validation(opened: LabelledSubsets, config: ImageFinetuneConfig, request: LabelledRequest) -> LabelledSubsets:
-    """The images with a validation set: up to `MAX_VALIDATION` of the validation split of DATA or, without one, a share of the
-    training images."""
+    """The images with a validation set, unless it is turned off.
+
+    It is the validation split of DATA, at most `MAX_VALIDATION` of it, or else a share of the training images.
+    """
     train, validation = opened.train, opened.validation
     with_classes = request.task.TargetType is ClassTargets
     if config.validation == 0:

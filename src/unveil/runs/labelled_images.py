@@ -1,19 +1,23 @@
 """Labelled images for fine-tuning: a train set and a test set, and the predictions on it."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from unveil.data.loader import ImageLoader
 from unveil.data.splits import Subset
 from unveil.data.targets import ClassTargets, PixelTargets
-from unveil.evaluate.features import NothingReadableError, predictions_of
+from unveil.evaluate.features import Features, NothingReadableError, features_of, predictions_of, refuse_non_finite, views_of
+from unveil.evaluate.logistic import fit_logistic
 from unveil.learner import Task
 from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
 from unveil.runs.labelled_data import LabelledSubsets, data_facts, unseen_classes, write_arrays, write_class_scores
 from unveil.runs.modality import LabelledData
 from unveil.runs.open_data import adapt_to_images
@@ -23,9 +27,14 @@ from unveil.train.parallel import World
 from unveil.train.recipe import Recipe
 from unveil.train.terminal import printer
 
+MAX_PROBED = 50_000
+"""Maximum number of images that the initial head is fitted to."""
+MAX_MISTAKES = 12
+"""Maximum number of mistakes that the report shows as images."""
+
 
 class LabelledImages(LabelledData):
-    """Images with labels: a train set and a test set."""
+    """Images with labels: a train set, a test set, and perhaps others to validate on."""
 
     noun = "images"
 
@@ -42,6 +51,19 @@ class LabelledImages(LabelledData):
     @property
     def validation_count(self) -> int:
         return 0 if self.validation_set is None else len(self.validation_set)
+
+    @property
+    def class_counts(self) -> Int[Tensor, " K"]:
+        labels = self.train_set.labels
+        return torch.bincount(labels[labels >= 0], minlength=len(self.classes))
+
+    def probed_head(self, task: Task, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        hardware, world = recipe.hardware, recipe.world
+        some = self.train_set.labelled(MAX_PROBED)
+        rows, subset = features_of(task.eval().features, some, task.encoder.config, hardware, world)
+        refuse_non_finite(Features(rows, subset), "the encoder")
+        probe, _ = fit_logistic(rows, subset.labels, self.classes, groups=subset.groups, seed=recipe.training.seed, calibrated=True)
+        return probe.head.folded()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -90,6 +112,7 @@ class LabelledImages(LabelledData):
         judged = Subset(self.test_set.dataset, torch.cat(read))
         if scores:
             write_class_scores(folder / "predictions.csv", judged, torch.cat(scores))
+            write_mistakes(folder / "mistakes.npz", judged, torch.cat(scores), task.encoder.config)
         if maps:
             indices, images, true, predicted = (torch.cat(parts) for parts in zip(*maps, strict=True))
             names = np.array(Subset(judged.dataset, indices).names)
@@ -103,3 +126,27 @@ class LabelledImages(LabelledData):
 
     def unreadable(self) -> dict[str, int]:
         return self.skipped.unreadable()
+
+
+def write_mistakes(path: Path, subset: Subset, scores: Tensor, vit: ViTConfig) -> None:
+    """Saves the images with the most confident wrong predictions, for the report: an empty file of none if all are correct.
+
+    Args:
+        path: The .npz file.
+        subset: Images with a class.
+        scores: Their class scores (n, K).
+        vit: The size and normalisation of the images.
+    """
+    probability, guess = scores.softmax(dim=1).max(dim=1)
+    wrong = (guess != subset.labels).nonzero()[:, 0]
+    worst = wrong[probability[wrong].argsort(descending=True, stable=True)[:MAX_MISTAKES]]
+    path.unlink(missing_ok=True)
+    if not len(worst):
+        return
+    with suppress(NothingReadableError):
+        views, classes = views_of(Subset(subset.dataset, subset.indices[worst]), vit), subset.dataset.classes
+        found = torch.isin(subset.indices[worst], views.subset.indices)
+        kept = worst[found]
+        arrays = {"true": [classes[i] for i in views.subset.labels], "predicted": [classes[i] for i in guess[kept].tolist()]}
+        named = {name: np.array(values) for name, values in arrays.items()} | {"names": np.array(views.subset.names)}
+        write_arrays(path, {"images": views.rows.numpy(), "probability": probability[kept].numpy(), **named})

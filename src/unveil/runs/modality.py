@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from jaxtyping import Int
+from torch import Tensor
+
 from unveil.data.loader import Loader
 from unveil.errors import UnveilError
 from unveil.learner import Method, Task
@@ -151,6 +154,15 @@ class LabelledData(ABC):
     @abstractmethod
     def validation_count(self) -> int:
         """Samples that are evaluated during training; 0 if there are none. They are never those of the test set."""
+
+    @property
+    @abstractmethod
+    def class_counts(self) -> Int[Tensor, " K"]:
+        """The number of training samples of each class."""
+
+    def probed_head(self, task: Task, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        """Weight (K, D) and bias (K,) of a linear probe of the features of a task, fitted to the train set."""
+        raise UnveilError(f"a task for {self.noun} cannot start from a linear probe: use --start random")
 
     @abstractmethod
     def predictions(self, task: Task, recipe: Recipe, *, validation: bool = False) -> Iterable[tuple[Any, Any, Any]]:

@@ -23,6 +23,7 @@ from unveil.learner import Learner
 from unveil.paths import refuse_foreign_folder
 from unveil.plain_text import count_of
 from unveil.reports.page import write_page
+from unveil.train.best import BestWeights
 from unveil.train.disk_space import check_disk_space
 from unveil.train.guards import seeded
 from unveil.train.log import JsonLines, Record, Screen, Sink, trackers
@@ -97,8 +98,9 @@ class Session:
         self.say = printer(recipe.world.is_main)
         without_report = spec.kind == "translate" and run.facts.get("format", 1) < 3  # as earlier versions left it
         self.finished = bool(self.earlier_results()) and (without_report or (run.path / "report.html").exists())
-        self._first = self._total = 0
+        self._first = self._total = self._last = 0
         self._trained = False
+        self._best: BestWeights | None = None
 
     def earlier_results(self) -> Record:
         """The results of an earlier call. A damaged file is set aside, since the model can be evaluated again."""
@@ -170,6 +172,12 @@ class Session:
         with seeded(self.recipe.training.seed):
             return build()
 
+    def best_weights(self, key: str, *, lower_is_better: bool = False, patience: int = 0) -> BestWeights:
+        """The best weights of the run by a metric of its monitors, for `fit`. `trained` returns them."""
+        folder, warn = self.run.path / "best", self.say
+        self._best = BestWeights(folder, key, lower_is_better=lower_is_better, patience=patience, warn=warn)
+        return self._best
+
     def fit(self, learner: Learner, loader: Loader, monitors: Sequence[Monitor] = ()) -> None:
         """Trains a learner in place, or resumes from the newest good checkpoint.
 
@@ -194,19 +202,47 @@ class Session:
             reads = isinstance(loader, ImageLoader) and not loader.dataset.in_memory
             screen = Screen(self.spec.title, self._total, reads=reads)
         try:
-            self._first = train(learner, loader, recipe, checkpoints=checkpoints, sinks=sinks, screen=screen, monitors=monitors)
+            outputs: dict[str, Any] = {"checkpoints": checkpoints, "sinks": sinks, "screen": screen}
+            self._first = train(learner, loader, recipe, **outputs, monitors=monitors, best=self._best)
         finally:
             for sink in sinks:
                 sink.close()
             if screen:
                 screen.close()
         self._trained = True
+        self._last = checkpoints.steps()[0] if self.is_main else self._total  # earlier than planned, if patience was exhausted
+        if self._last < self._total and self._best is not None:
+            self.say(
+                f"stopped early at step {self._last:,} of {self._total:,}: {self._best.patience} evaluations in a row were no "
+                f"better than that of step {self._best.step:,}"
+            )
 
     def trained(self, build: Callable[[], LearnerT]) -> LearnerT:
-        """The trained learner, reloaded in eval mode on the device. It is neither sharded nor compiled."""
-        learner = self.built(build)
-        load_model_state(learner, self.run.checkpoints().load(self._total, "model"))
+        """The trained learner in eval mode on the device: the best weights, if they were kept, or else the last ones.
+
+        It is neither sharded nor compiled.
+        """
+        learner, best = self.built(build), self._best
+        kept = best is not None and best.step is not None
+        state = best.load() if best is not None and kept else self.run.checkpoints().load(self._last, "model")
+        load_model_state(learner, state)
         return learner.to(self.world.device).eval()
+
+    @property
+    def chosen(self) -> Record:
+        """The checkpoint that `trained` returns, for `results.json`; {} if no validation chose it."""
+        best = self._best
+        if best is None or best.step is None:
+            return {}
+        return {
+            "validation": {
+                "metric": best.key,
+                "value": best.value,
+                "step": best.step,
+                "steps_done": self._last,
+                "steps_planned": self._total,
+            }
+        }
 
     def finish(self, learner: Learner, results: Record, table: Callable[[Record], RenderableType], where: str = "") -> None:
         """Writes the results with their cost, then the report, and prints both. Only the main process calls this.
@@ -218,7 +254,7 @@ class Session:
             where: A line with the path of the model.
         """
         run = self.run
-        skipped = run.checkpoints().manifest(self._total).get("skipped", {}).get("count")
+        skipped = run.checkpoints().manifest(self._last).get("skipped", {}).get("count")
         results = {
             **results,
             **({"skipped_steps": skipped} if skipped else {}),
@@ -241,7 +277,7 @@ class Session:
     @property
     def samples_trained(self) -> int:
         """Number of training samples of the whole run, counted over all epochs."""
-        return self._total * self.recipe.training.batch_size
+        return self._last * self.recipe.training.batch_size
 
 
 def move_to_device(loader: Loader, world: World) -> bool:

@@ -207,6 +207,10 @@ class LabelledTexts(LabelledData):
         return 0 if self.validation_set is None else len(self.validation_set)
 
     @property
+    def class_counts(self) -> Int[Tensor, " K"]:
+        return torch.bincount(label_tensor(self.train_set), minlength=len(self.classes))
+
+    @property
     def facts(self) -> dict[str, Any]:
         train, test = self.train_set, self.test_set
         return {

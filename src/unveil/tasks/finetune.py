@@ -1,6 +1,6 @@
 """Fine-tuning of the whole encoder, from a linear probe (LP-FT, arXiv 2202.10054) or with the recipe of MAE (appendix A.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -112,11 +112,17 @@ class Finetune(Task):
         return cls(encoder, classes, config, augment)
 
     @property
-    def linear_head(self) -> nn.Linear:
-        return self.head
+    def starts_from_probe(self) -> bool:
+        return self.config.start == "probe"
+
+    @torch.no_grad()
+    def set_head(self, weight: Float[Tensor, "K D"], bias: Float[Tensor, " K"]) -> None:
+        """Of a balanced task, the logits of the probe are those that are adjusted during training."""
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias if self.log_prior is None else bias - self.log_prior.to(bias.device))
 
     def set_class_counts(self, counts: Int[Tensor, " K"]) -> None:
-        """Adjusts the logits during training, if `balance` is on, by the logarithm of the share of each class (arXiv 2007.07314)."""
+        """With `balance`, the logarithm of the share of each class is added to its logit in training (arXiv 2007.07314)."""
         if self.config.balance:
             shares = counts.double().clamp(min=1) / counts.sum()
             self.log_prior = shares.log().float().to(self.head.weight.device)
@@ -148,6 +154,11 @@ class Finetune(Task):
 
     def metric(self) -> Metric:
         return ClassificationMetric(len(self.classes), "balanced_accuracy" if self.config.balance else "top1")
+
+    def set_decoder(self, state: Mapping[str, Tensor]) -> None:
+        """Starts MAE's loss with the decoder of the run, if its shape is the default one."""
+        if self.reconstruction is not None:
+            self.reconstruction.load(state)
 
     def drop_training_parts(self) -> None:
         """Removes the decoder of MAE's loss."""

@@ -13,8 +13,8 @@ from unveil.train.state import model_state
 class BestWeights:
     """Keeps the weights of the step with the best value of a metric.
 
-    They are in a folder of their own, as one checkpoint without the state of the optimiser, whose manifest holds the value. So a run
-    that resumes goes on comparing with it. If it resumes from an earlier step, it computes the same values again.
+    They are in a folder of their own, as one checkpoint without the state of the optimiser, whose manifest holds the value. So a
+    run that resumes goes on comparing with it. If it resumes from an earlier step, it computes the same values again.
 
     Args:
         folder: The folder, in that of the run.

@@ -37,7 +37,8 @@ def train(
 ) -> int:
     """Trains a learner in place, starting from the newest checkpoint if there is one. Returns the number of the first step.
 
-    With `best`, the main process keeps the best weights, and training ends early if their patience is exhausted. Without checkpoints there is nothing to save, so signals are left to the caller.
+    With `best`, the main process keeps the best weights, and training ends early if their patience is exhausted. Without
+    checkpoints there is nothing to save, so signals are left to the caller.
 
     Raises:
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.

@@ -1,0 +1,107 @@
+"""What fine-tuning does around the training loop: where it starts, what it validates on, and what its result is compared with."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unveil.interop.files import read_tensors, write_tensors
+from unveil.learner import Learner, Task
+from unveil.protocols import HasPixelDecoder
+from unveil.runs.modality import LabelledData
+from unveil.runs.session import Session
+from unveil.tasks import TASKS
+from unveil.train.log import Record
+
+HEAD = "probe.safetensors"
+"""The file of a run folder with the linear probe from which its head started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """A fine-tuning run whose folder and data are open."""
+
+    session: Session
+    labelled: LabelledData
+    kind: type[Task]
+    config: Any
+    """The options of the task."""
+    augment: Any
+    encoder: Any
+    """The encoder to start from; the tasks get copies."""
+    source: Learner | None
+    """The learner that the encoder comes from; None for a model that starts from scratch."""
+    patience: int = 0
+    """See `FinetuneRunConfig`."""
+
+    @property
+    def head_path(self) -> Path:
+        """The file of the probed head."""
+        return self.session.run.path / HEAD
+
+    def build(self) -> Task:
+        """A task that is not trained yet."""
+        task = self.kind.build(copy.deepcopy(self.encoder), self.config, self.augment, self.labelled.classes)
+        task.set_class_counts(self.labelled.class_counts)
+        if isinstance(self.source, HasPixelDecoder):
+            task.set_decoder(self.source.decoder_state())
+        return task
+
+    def start(self, task: Task) -> None:
+        """Prepares a task for training. If the run is new and starts from a probe, that is fitted, and may be the best weights."""
+        session, labelled = self.session, self.labelled
+        is_new = not session.run.checkpoints().steps()
+        probed = task.starts_from_probe and self.source is not None
+        if probed and is_new:
+            session.say("fitting a linear probe, from which the head starts ...")
+            task.to(session.world.device)
+            weight, bias = labelled.probed_head(task, session.recipe)
+            if session.is_main:
+                write_tensors(self.head_path, {"weight": weight.cpu(), "bias": bias.cpu()})
+            task.set_head(weight, bias)
+        if labelled.validation_count:
+            metric = task.metric()
+            best = session.best_weights(metric.primary, lower_is_better=metric.lower_is_better, patience=self.patience)
+            if probed and is_new and session.is_main:
+                best.offer(0, self.validate(task), task)
+
+    def validate(self, learner: Any) -> Record:
+        """The primary metric on the samples to validate on; {} if there are none."""
+        metric, seen = learner.metric(), False
+        if self.labelled.validation_count:
+            for _, predictions, targets in self.labelled.predictions(learner, self.session.recipe, validation=True):
+                metric.update(predictions, targets)
+                seen = True
+        return {metric.primary: metric.compute()[metric.primary]} if seen else {}
+
+    def probe_score(self) -> dict[str, Any]:
+        """The metric of the probe from which the head started, on the test set; {} if it did not."""
+        if self.source is None or not self.head_path.is_file():
+            return {}
+        task, head = self.session.built(self.build), read_tensors(self.head_path)
+        task.set_head(head["weight"], head["bias"])
+        task.to(self.session.world.device).eval()
+        metric = task.metric()
+        for _, predictions, targets in self.labelled.predictions(task, self.session.recipe):
+            metric.update(predictions, targets)
+        found = metric.compute()
+        return {key: value for key, value in found.items() if isinstance(value, int | float)}
+
+    def results(self, task: Task, score: Mapping[str, Any]) -> Record:
+        """What `results.json` records of a trained task and its score on the test set."""
+        labelled, unreadable, unseen = self.labelled, self.labelled.unreadable(), self.labelled.unseen
+        return {
+            "task": TASKS.label(self.kind),
+            "score": dict(score),
+            "primary": task.metric().primary,
+            **({"probe": probe} if (probe := self.probe_score()) else {}),
+            **self.session.chosen,
+            "samples": labelled.noun,
+            "classes": list(labelled.test_classes),
+            **({"unseen_classes": dict(unseen)} if unseen else {}),
+            "trained_on": labelled.counts[0],
+            **({"validated_on": labelled.validation_count} if labelled.validation_count else {}),
+            **({"unreadable": unreadable} if unreadable else {}),
+            "kept_aside": labelled.held_out,
+        }
