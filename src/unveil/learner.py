@@ -151,6 +151,8 @@ class Task(Learner, ABC):
     """A frozen dataclass: the options of the task."""
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     """The recipe: options, of any group, whose defaults differ for this task."""
+    PAPER: ClassVar[Mapping[str, Any]] = {}
+    """Further defaults for --recipe paper, if `Config` has the option `recipe`."""
     TargetType: ClassVar[type[Targets]] = ClassTargets
     """What `Batch.targets` holds: classes, boxes, or one class per pixel."""
     on_encoder: ClassVar[bool] = True

@@ -91,7 +91,7 @@ def choose_penalty(
     if not len(aside) or not len(rest):
         return penalties[0]
     regression = LogisticRegression(features[rest], labels[rest], classes)
-    test, start, found = regression.standardised(features[aside]), None, list[tuple[int, float]]()
+    test, start, found = regression.standardised(features[aside]), None, list[tuple[float, float]]()
     for penalty in sorted(penalties, reverse=True):  # each one starts from the solution before it
         errors = [each for each, _ in found]
         if len(found) > 2 and errors[-1] > errors[-2] > min(errors):

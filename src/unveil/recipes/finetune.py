@@ -141,8 +141,7 @@ def finetune(
 
 def recipe_defaults(kind: type[Task], recipe: object, learner: Learner) -> dict[str, Any]:
     """The defaults of a task for a learner: its recipe, and for `recipe` "paper" that of the paper."""
-    paper = recipe == "paper" and hasattr(kind, "PAPER")
-    defaults = dict(kind.DEFAULTS) | ({"recipe": "paper"} | dict(kind.PAPER) if paper else {})
+    defaults = dict(kind.DEFAULTS) | (dict(kind.PAPER) if recipe == "paper" else {})
     chooses_pool = any(each.name == "pool" and each.default is None for each in fields(kind.Config))
     return {"pool": learner.pool} | defaults if chooses_pool else defaults
 

@@ -46,7 +46,7 @@ class Finetune(Task):
 
     augments_whole_batch = True
     Config = FinetuneConfig
-    DEFAULTS: dict[str, Any] = {
+    DEFAULTS = {
         "recipe": "auto",
         "start": "probe",
         "fc_norm": False,
@@ -65,7 +65,7 @@ class Finetune(Task):
         "batch_size": 64,
         "crop_scale": 0.35,
     }
-    PAPER: dict[str, Any] = {
+    PAPER = {
         "start": "random",
         "fc_norm": True,
         "pool": "mean",
@@ -113,7 +113,7 @@ class Finetune(Task):
 
     @property
     def starts_from_probe(self) -> bool:
-        return self.config.start == "probe"
+        return bool(self.config.start == "probe")
 
     @torch.no_grad()
     def set_head(self, weight: Float[Tensor, "K D"], bias: Float[Tensor, " K"]) -> None:
