@@ -10,7 +10,7 @@ from unveil.blocks.heads import ProbeHead
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.supervised_augment import SupervisedAugment
 from unveil.errors import UnveilError
-from unveil.tasks import task_defaults
+from unveil.tasks.finetune import Finetune
 from unveil.tasks.linear import Linear, LinearConfig
 from unveil.tasks.partial import PartialConfig, PartialFinetune
 
@@ -55,7 +55,9 @@ def test_partial_is_fine_tuning_with_frozen_layers(blocks, pool):
     features = F.layer_norm(features, (24,), eps=1e-6)
     torch.testing.assert_close(task.logits(normal().images), features @ task.head.weight.T, rtol=1e-4, atol=1e-7)
     assert [block.branch1.drop_path for block in task.encoder.transformer.blocks] == pytest.approx([0.0, 0.05, 0.1])
-    assert {**task_defaults("finetune"), "warmup_ratio": 0.1, "epochs": 50.0} == task_defaults("partial")
+    shared = PartialFinetune.DEFAULTS.keys() & Finetune.PAPER.keys()
+    paper = {name: Finetune.PAPER[name] for name in shared}
+    assert {**paper, "warmup_ratio": 0.1, "epochs": 50.0} == PartialFinetune.DEFAULTS
     augment = PartialFinetune.build(encoder(), PartialConfig(), AugmentConfig(), CLASSES).augmentation
     assert isinstance(augment, SupervisedAugment)
     assert augment.policy is not None

@@ -72,6 +72,16 @@ def fit_logistic(
     return task.eval(), penalty
 
 
+def errors_of(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> float:
+    """The number of wrong predictions."""
+    return int((scores.argmax(dim=1) != labels).sum())
+
+
+def cross_entropy_of(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> float:
+    """The mean cross-entropy."""
+    return float(F.cross_entropy(scores, labels))
+
+
 def choose_penalty(
     features: Float[Tensor, "n D"],
     labels: Int[Tensor, " n"],
@@ -79,7 +89,7 @@ def choose_penalty(
     penalties: Sequence[float],
     groups: Int[Tensor, " n"] | None,
     seed: int,
-    error: Callable[[Tensor, Tensor], float],
+    error: Callable[[Tensor, Tensor], float] = errors_of,
 ) -> float:
     """The penalty with the least error of the scores on a part kept aside; the larger of two that are equally good."""
     chance = torch.Generator().manual_seed(seed)
@@ -100,16 +110,6 @@ def choose_penalty(
         found.append((error(F.linear(test, *start), labels[aside]), penalty))
     least = min(each for each, _ in found)
     return max(penalty for each, penalty in found if each == least)
-
-
-def errors_of(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> float:
-    """The number of wrong predictions."""
-    return int((scores.argmax(dim=1) != labels).sum())
-
-
-def cross_entropy_of(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> float:
-    """The mean cross-entropy."""
-    return float(F.cross_entropy(scores, labels))
 
 
 class LogisticRegression:
