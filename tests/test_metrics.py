@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
 from unveil.data.targets import ClassTargets
 from unveil.metrics import ClassificationMetric, classification_metrics
@@ -26,6 +34,50 @@ def test_classification_equals_sklearn(classes, size):
     assert found["per_class"][:-1] == pytest.approx(recall)
     assert found["per_class"][-1] is None  # no sample has the last class
     assert classification_metrics(scores, labels) == found
+    assert found["balanced_accuracy"] == pytest.approx(recall.mean())
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, best, average="macro"))
+    one_against_rest = [roc_auc_score(labels == name, scores.softmax(dim=1)[:, name]) for name in names[:-1]]
+    assert found["auroc"] == pytest.approx(sum(one_against_rest) / len(one_against_rest))
+
+
+def test_rare_classes_count_as_much_as_frequent_ones():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 90 + [1] * 8 + [2] * 2)
+    scores = torch.randn(100, 3, generator=generator) + torch.tensor([2.0, 0.0, 0.0])
+    scores[1, 0] = scores[2, 0] = scores[50, 0]  # ties
+    found, best = classification_metrics(scores, labels), scores.argmax(dim=1)
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, best))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, best, average="macro"))
+    assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores.softmax(dim=1), multi_class="ovr", average="macro"))
+    assert found["balanced_accuracy"] < 0.5 < found["top1"]
+
+
+def test_two_classes_have_the_auroc_of_scikit_learn():
+    scores, labels = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 2
+    expected = roc_auc_score(labels, scores.softmax(dim=1)[:, 1])
+    assert classification_metrics(scores, labels)["auroc"] == pytest.approx(expected)
+
+
+def test_the_calibration_error_by_hand():
+    """Four samples with a probability of 0.9, of which three are right, and one of 0.6, which is wrong."""
+    logits = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6]).logit()
+    scores = torch.stack([logits, torch.zeros(5)], dim=1)
+    found = classification_metrics(scores, torch.tensor([0, 0, 0, 1, 1]))
+    assert found["calibration_error"] == pytest.approx(4 / 5 * abs(0.9 - 0.75) + 1 / 5 * 0.6, abs=1e-6)
+    full = [row for row in found["reliability"] if row[0]]
+    assert full == [[1, pytest.approx(0.6), 0.0], [4, pytest.approx(0.9), 0.75]]
+
+
+def test_votes_are_shares_not_logits():
+    votes = torch.tensor([[3.0, 1.0], [1.0, 3.0], [4.0, 0.0], [2.0, 2.5]])
+    found = classification_metrics(votes, torch.tensor([0, 1, 0, 0]), votes=True)
+    assert sum(count * mean for count, mean, _ in found["reliability"]) == pytest.approx(0.75 + 0.75 + 1 + 2.5 / 4.5)
+
+
+def test_one_class_in_the_test_set_has_no_auroc():
+    found = classification_metrics(torch.eye(3), torch.zeros(3, dtype=torch.int64))
+    assert "auroc" not in found
+    assert found["balanced_accuracy"] == pytest.approx(1 / 3)
 
 
 def test_samples_without_a_class_are_left_out():

@@ -321,7 +321,8 @@ def probe_into(
                 encoders["raw pixels"] = None
         for name, each in encoders.items():
             scores[name] = setup.scores(name, each, encoder)
-            metrics[name] = classification_metrics(scores[name].features.rows, scores[name].features.subset.labels)
+            rows, judged = scores[name].features
+            metrics[name] = classification_metrics(rows, judged.labels, votes=config.kind == "knn")
             top5 = f"   top-5 {100 * metrics[name]['top5']:5.2f} %" if len(classes) > 5 else ""
             say(f"{name:>10}   top-1 {100 * metrics[name]['top1']:5.2f} %{top5}")
     folder = folder or fresh_folder((Path(run) if Path(run).is_dir() else Path("runs")) / f"probe-{config.kind}")
