@@ -12,6 +12,7 @@ from unveil.methods import METHODS
 from unveil.reports.chance import within_chance
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
+from unveil.reports.mistakes import calibration_section, mistake_section
 from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
 from unveil.reports.sections import (
     attention_section,
@@ -48,12 +49,14 @@ def write_page(run: Run, learner: Learner | None) -> Path:
     """
     draw_maps = partial(prediction_section, classes=run.results.get("classes") or [])
     builders: list[tuple[str, Callable[[], Markup | None]]] = [
-        ("Results", lambda: html_table(run.results) or None),
+        ("Results", lambda: html_table({**run.results, "scratch": scratch_score(run)}) or None),
         ("Curves", lambda: curve_section(run)),
         ("Predictions", lambda: draw_samples(run, learner, draw_maps) if has_maps(run) else None),
         ("Reconstructions", lambda: draw_samples(run, learner, reconstruction_section)),
         ("Attention", lambda: draw_samples(run, learner, attention_section)),
+        ("Mistakes", lambda: mistake_section(run.path / "mistakes.npz", learner)),
         ("Classes", lambda: class_section(run.results)),
+        ("Calibration", lambda: calibration_section(run.results)),
         ("Data", lambda: data_section(data, sample_noun(run.facts.get("kind"))) if (data := run.facts.get("data")) else None),
         ("Skipped", lambda: skipped_section(run.path / "skipped.txt", run.results.get("unreadable") or {})),
         ("Settings", lambda: settings_section(config, resolved_options(run)) if (config := run.facts.get("config")) else None),
@@ -113,21 +116,27 @@ def headline(run: Run) -> tuple[Markup, str]:
     return join_markup([element("h1", title), element("p", sentences, class_="verdict"), line]), title
 
 
-def scratch_sentence(run: Run) -> str:
-    """A sentence that compares a fine-tuning run with the run from scratch beside it; "" if their other options or data differ."""
-    config, primary = run.facts.get("config") or {}, primary_of(run.results)
-    if run.facts.get("kind") != "finetune" or config.get("scratch") or primary is None or not config.get("from"):
-        return ""
+def scratch_score(run: Run) -> Mapping[str, Any]:
+    """The score of the run from scratch beside a fine-tuning run; {} if there is none, or its other options or data differ."""
+    config = run.facts.get("config") or {}
+    if run.facts.get("kind") != "finetune" or config.get("scratch") or not config.get("from"):
+        return {}
     try:
         other = Run(run.path.with_name(f"{Path(str(config['from'])).name}-scratch"))
         data, other_data = run.facts["data"], other.facts["data"]
         same = {**other.facts["config"], "from": config["from"], "scratch": False} == config
         same = same and all(other_data.get(key) == data.get(key) for key in ("fingerprint", "test_fingerprint"))
         same = same and (other.facts.get("encoder") or {}).get("shape") == (run.facts.get("encoder") or {}).get("shape")
-        score = other.results.get("score") or {}
+        score: Mapping[str, Any] = other.results.get("score") or {}
     except (UnveilError, KeyError):
-        return ""
-    if not same or primary not in score:
+        return {}
+    return score if same else {}
+
+
+def scratch_sentence(run: Run) -> str:
+    """A sentence that compares a fine-tuning run with the run from scratch beside it; "" if there is none."""
+    primary, score = primary_of(run.results), scratch_score(run)
+    if primary is None or primary not in score:
         return ""
     own, count = run.results["score"], score.get("count")
     by_chance = primary == "top1" and bool(count) and within_chance([own[primary]], [score[primary]], count)

@@ -23,6 +23,7 @@ from unveil.reports.vocabulary import (
     label_of,
     numbers_of,
     percent,
+    primary_of,
     tests_of,
 )
 
@@ -34,6 +35,10 @@ COLUMN_GAP = 3
 """Number of spaces between columns in a terminal."""
 OWN_ROWS = (ENCODER_LABELS["encoder"], HELD_OUT_ERRORS["held_out_error"])
 """Names of the rows of the evaluated model, which are highlighted."""
+
+
+COMPARED_SCORES = {"probe": "linear probe", "scratch": "from scratch"}
+"""Other scores of `results.json` on the same test set, with the headings of their columns."""
 
 
 class ResultTable(NamedTuple):
@@ -121,15 +126,46 @@ def metric_table(results: Results) -> ResultTable | None:
     numbers = numbers_of(metric)
     if "top5" in numbers and 0 < len(per_class) <= 5:
         del numbers["top5"]  # always 100 %
-    measured = [share for share in per_class if share is not None]
-    if "top1" in numbers and measured:
-        numbers["mean_class_accuracy"] = sum(measured) / len(measured)
     count, samples = metric.get("count"), results.get("samples", "images")
     title = f"Results on {tests_of(count, samples)}" if count is not None else "Results on the test set"
-    rows = [[label_of(key), format_number(key, value)] for key, value in numbers.items()]
+    others = {name: results[key] for key, name in COMPARED_SCORES.items() if results.get(key)}
+    rows = [
+        [
+            label_of(key),
+            format_number(key, value),
+            *(format_number(key, other[key]) if key in other else "" for other in others.values()),
+        ]
+        for key, value in numbers.items()
+    ]
     unseen = results.get("unseen_classes")
     sentences = [unseen_sentence(unseen, count or 0, samples)] if unseen else []
-    return ResultTable(title, ["metric", "value"], rows, sentences) if rows else None
+    sentences += [sentence for sentence in (chosen_sentence(results), probe_warning(results)) if sentence]
+    own = "fine-tuned" if others else "value"
+    return ResultTable(title, ["metric", own, *others], rows, sentences) if rows else None
+
+
+def chosen_sentence(results: Results) -> str:
+    """Which checkpoint the validation set has chosen; "" without one."""
+    chosen = results.get("validation") or {}
+    if not chosen.get("steps_planned"):
+        return ""
+    step, done, planned, key = (chosen[name] for name in ("step", "steps_done", "steps_planned", "metric"))
+    value = f"{label_of(key)} {format_number(key, chosen['value'])} on {results.get('validated_on', 0):,} validation {results.get('samples', 'images')}"
+    early = f" Training was stopped early, at step {done:,}." if done < planned else ""
+    if not step:
+        return f"No step was better than the linear probe from which training started ({value}), so that is kept.{early}"
+    return f"The weights are those of step {step:,} of {planned:,}, the best ones by validation ({value}).{early}"
+
+
+def probe_warning(results: Results) -> str:
+    """A warning if fine-tuning is behind the linear probe of the same encoder on the same labels; "" otherwise."""
+    primary, probe, score = primary_of(results), results.get("probe") or {}, results.get("score") or {}
+    if primary not in probe or primary not in score or score[primary] >= probe[primary]:
+        return ""
+    return (
+        f"Warning: fine-tuning is behind the linear probe of the same encoder on the same labels "
+        f"({format_number(primary, probe[primary])}). Use `unveil probe`, more --epochs, another --base-lr, or --mae-loss 1."
+    )
 
 
 def unseen_sentence(unseen: Mapping[str, int], tested: int, samples: str = "images") -> str:

@@ -18,7 +18,11 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
                      "confusion"   K x K counts, true classes as rows
                      "per_class"   a number, or None, for each class; further such lists have keys that begin with "per_class_"
                      "count"       number of test samples
+                     "reliability"   count, mean probability and accuracy in each range of probabilities
                      "unit"        the unit of "confusion", such as "pixels"; by default samples
+    "probe"      the numbers of "score" of the linear probe from which fine-tuning started; on a page also "scratch", those of the
+                     run from scratch beside it
+    "validation"   the checkpoint that was chosen: "metric", "value", "step", "steps_done", "steps_planned"
     "classes"    names of the classes; "samples": "images" or "texts"
     "unreadable"   numbers of images that could not be read: {"train" | "test" | "validation": count}
     "seconds", "images_seen" or "sequences_seen", "kept_aside", "cost"   the cost of the run
@@ -44,7 +48,10 @@ class Quantity(NamedTuple):
 QUANTITIES = {
     "top1": Quantity("top-1 accuracy", True),
     "top5": Quantity("top-5 accuracy", True),
-    "mean_class_accuracy": Quantity("mean accuracy of the classes", True),
+    "balanced_accuracy": Quantity("balanced accuracy", True),
+    "macro_f1": Quantity("macro F1", True),
+    "auroc": Quantity("AUROC"),
+    "calibration_error": Quantity("calibration error", True),
     "mean_iou": Quantity("mean IoU", True),
     "pixel_accuracy": Quantity("pixel accuracy", True),
     "mean_accuracy": Quantity("mean accuracy of the classes", True),
@@ -80,7 +87,8 @@ CURVES = {
     "knn": "k-NN accuracy on the test set",
     "whitened": "Whitened k-NN accuracy on the test set",
     "accuracy": "Accuracy on the test set",
-    "top1": "Top-1 accuracy on the test set",
+    "top1": "Top-1 accuracy on the validation set",
+    "balanced_accuracy": "Balanced accuracy on the validation set",
     "codebook_usage": "Share of the codebook in use on held-out images",
     "word_accuracy": "Masked words predicted correctly in held-out texts",
     "mean_iou": "Mean IoU on the test set",

@@ -1,0 +1,113 @@
+"""The mistakes of a classifier as images, and how far its probabilities can be trusted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unveil.errors import UnveilError
+from unveil.learner import Learner
+from unveil.models.vit_config import ViTConfig
+from unveil.plain_text import count_of
+from unveil.reports.html import Markup, element, join_markup, table_element
+from unveil.reports.image_grid import ImageGrid, to_rgb
+from unveil.reports.sections import refuse_bomb
+from unveil.reports.style import LIGHT, inline_svg, new_figure, styled
+from unveil.reports.vocabulary import Results, percent
+
+MOST, COLUMNS = 12, 4
+"""Maximum number of images, and images in a row."""
+
+
+class Mistakes(NamedTuple):
+    """Test images with a wrong prediction, the most confident first: the content of `mistakes.npz`."""
+
+    images: Float[Tensor, "n C H W"]
+    """Normalised images."""
+    names: list[str]
+    true: list[str]
+    predicted: list[str]
+    probability: list[float]
+    """The probability of the predicted class."""
+
+
+def mistake_section(path: Path, learner: Learner | None) -> Markup | None:
+    """The most confident mistakes as images, with a table; None if the run has none. A damaged file is told."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_mistakes(path)
+        config = getattr(getattr(learner, "encoder", None), "config", None)
+        if not isinstance(config, ViTConfig):
+            return element("p", "Not shown: the trained model was not available when this page was written.")
+        if found.images.shape[1] != config.channels:
+            raise UnveilError(f"{path} holds images of {found.images.shape[1]} channels, but the model takes {config.channels}")
+    except UnveilError as error:
+        return element("p", f"Not shown: {error}.")
+    height, width = found.images.shape[2:]
+    rows = -(-len(found.names) // COLUMNS)
+    grid = ImageGrid(rows, (COLUMNS,), (height, width), headings=False, label_rows=tuple(range(rows)))
+    for i, image in enumerate(to_rgb(found.images, config.mean, config.std)):
+        grid.add_image(i // COLUMNS, i % COLUMNS, image, str(i + 1))
+    figure = element(
+        "figure", inline_svg(grid.figure, "mistakes", f"{count_of(len(found.names), 'test image')} with a wrong class.")
+    )
+    columns = zip(found.true, found.predicted, found.probability, found.names, strict=True)
+    table = [[str(i + 1), true, guess, percent(p), name] for i, (true, guess, p, name) in enumerate(columns)]
+    heads = ["", "label", "predicted as", "probability", "file"]
+    note = (
+        "The wrong predictions with the highest probability, of the test images. Where the label is wrong and not the prediction, "
+        "mend the label."
+    )
+    return join_markup(
+        [element("p", note), element("div", figure, class_="figures"), table_element(heads, table, title="", class_="")]
+    )
+
+
+def read_mistakes(path: Path) -> Mistakes:
+    """Reads `mistakes.npz`. Raises `UnveilError` if it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            refuse_bomb(arrays, path)
+            images = np.asarray(arrays["images"], dtype=np.float32)[:MOST]
+            texts = [[str(each) for each in arrays[name][:MOST]] for name in ("names", "true", "predicted")]
+            probability = [float(each) for each in arrays["probability"][:MOST]]
+    except UnveilError:
+        raise
+    except Exception as error:  # a damaged archive can raise any exception of zipfile, zlib, NumPy and its parser
+        raise UnveilError(f"{path} is damaged ({type(error).__name__})") from None
+    if images.ndim != 4 or not len(images) or {len(each) for each in (*texts, probability)} != {len(images)}:
+        raise UnveilError(f"{path} is damaged: its images have the shape {images.shape}")
+    return Mistakes(torch.from_numpy(images), *texts, probability)
+
+
+def calibration_section(results: Results) -> Markup | None:
+    """A reliability diagram (Guo et al., 2017), if the score has one."""
+    score = results.get("score") or {}
+    rows: Sequence[Sequence[float]] = [row for row in score.get("reliability") or [] if row[0]]
+    if not rows:
+        return None
+    counts, means, shares = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    figure = new_figure(4.4, 2.9)
+    with styled():
+        axes = figure.add_axes((0.14, 0.17, 0.82, 0.78), xlim=(0, 100), ylim=(0, 100))
+        axes.plot([0, 100], [0, 100], color=LIGHT["muted"], linewidth=1, linestyle=(0, (5, 2)))
+        sizes = 12 + 140 * counts / counts.max()
+        axes.plot(100 * means, 100 * shares, color=LIGHT["primary"], linewidth=1.4)
+        axes.scatter(100 * means, 100 * shares, s=sizes, color=LIGHT["primary"], alpha=0.75, linewidth=0)
+        axes.set(xlabel="probability of the predicted class (%)", ylabel="correct (%)")
+    mean = float((counts * means).sum() / counts.sum())
+    right = float((counts * shares).sum() / counts.sum())
+    if abs(mean - right) < 0.02:
+        tendency = "On average its probabilities are right"
+    else:
+        tendency = f"It is too {'confident' if mean > right else 'cautious'}"
+    caption = (
+        f"{tendency}: the mean probability of its predictions is {percent(mean)}, and {percent(right)} of them are correct. A point "
+        f"is a range of probabilities; its area shows how many test images have them. On the dashed line, probabilities are right."
+    )
+    return element("figure", inline_svg(figure, "calibration", caption), element("figcaption", caption))
