@@ -49,23 +49,20 @@ def mistake_section(path: Path, learner: Learner | None) -> Markup | None:
     except UnveilError as error:
         return element("p", f"Not shown: {error}.")
     height, width = found.images.shape[2:]
-    rows = -(-len(found.names) // COLUMNS)
-    grid = ImageGrid(rows, (COLUMNS,), (height, width), headings=False, label_rows=tuple(range(rows)))
+    lines = -(-len(found.names) // COLUMNS)
+    grid = ImageGrid(lines, (COLUMNS,), (height, width), headings=False, label_rows=tuple(range(lines)))
     for i, image in enumerate(to_rgb(found.images, config.mean, config.std)):
         grid.add_image(i // COLUMNS, i % COLUMNS, image, str(i + 1))
-    figure = element(
-        "figure", inline_svg(grid.figure, "mistakes", f"{count_of(len(found.names), 'test image')} with a wrong class.")
-    )
+    alt = f"{count_of(len(found.names), 'test image')} with a wrong prediction."
+    figure = element("div", element("figure", inline_svg(grid.figure, "mistakes", alt)), class_="figures")
     columns = zip(found.true, found.predicted, found.probability, found.names, strict=True)
-    table = [[str(i + 1), true, guess, percent(p), name] for i, (true, guess, p, name) in enumerate(columns)]
-    heads = ["", "label", "predicted as", "probability", "file"]
+    rows = [[str(i + 1), true, guess, percent(p), name] for i, (true, guess, p, name) in enumerate(columns)]
     note = (
         "The wrong predictions with the highest probability, of the test images. Where the label is wrong and not the prediction, "
         "mend the label."
     )
-    return join_markup(
-        [element("p", note), element("div", figure, class_="figures"), table_element(heads, table, title="", class_="")]
-    )
+    heads = ["", "label", "predicted as", "probability", "file"]
+    return join_markup([element("p", note), figure, table_element(heads, rows, title="The mistakes shown", show_title=False)])
 
 
 def read_mistakes(path: Path) -> Mistakes:
@@ -74,15 +71,15 @@ def read_mistakes(path: Path) -> Mistakes:
         with np.load(path, allow_pickle=False) as arrays:
             refuse_bomb(arrays, path)
             images = np.asarray(arrays["images"], dtype=np.float32)[:MOST]
-            texts = [[str(each) for each in arrays[name][:MOST]] for name in ("names", "true", "predicted")]
+            names, true, predicted = ([str(each) for each in arrays[key][:MOST]] for key in ("names", "true", "predicted"))
             probability = [float(each) for each in arrays["probability"][:MOST]]
     except UnveilError:
         raise
     except Exception as error:  # a damaged archive can raise any exception of zipfile, zlib, NumPy and its parser
         raise UnveilError(f"{path} is damaged ({type(error).__name__})") from None
-    if images.ndim != 4 or not len(images) or {len(each) for each in (*texts, probability)} != {len(images)}:
+    if images.ndim != 4 or not len(images) or {len(names), len(true), len(predicted), len(probability)} != {len(images)}:
         raise UnveilError(f"{path} is damaged: its images have the shape {images.shape}")
-    return Mistakes(torch.from_numpy(images), *texts, probability)
+    return Mistakes(torch.from_numpy(images), names, true, predicted, probability)
 
 
 def calibration_section(results: Results) -> Markup | None:
@@ -107,7 +104,8 @@ def calibration_section(results: Results) -> Markup | None:
     else:
         tendency = f"It is too {'confident' if mean > right else 'cautious'}"
     caption = (
-        f"{tendency}: the mean probability of its predictions is {percent(mean)}, and {percent(right)} of them are correct. A point "
-        f"is a range of probabilities; its area shows how many test images have them. On the dashed line, probabilities are right."
+        f"{tendency}: the mean probability of its predictions is {percent(mean)}, and {percent(right)} of them are correct. A "
+        f"point is a range of probabilities; its area shows how many test images have them. On the dashed line, probabilities are "
+        f"right."
     )
     return element("figure", inline_svg(figure, "calibration", caption), element("figcaption", caption))

@@ -129,14 +129,10 @@ def metric_table(results: Results) -> ResultTable | None:
     count, samples = metric.get("count"), results.get("samples", "images")
     title = f"Results on {tests_of(count, samples)}" if count is not None else "Results on the test set"
     others = {name: results[key] for key, name in COMPARED_SCORES.items() if results.get(key)}
-    rows = [
-        [
-            label_of(key),
-            format_number(key, value),
-            *(format_number(key, other[key]) if key in other else "" for other in others.values()),
-        ]
-        for key, value in numbers.items()
-    ]
+    rows = []
+    for key, value in numbers.items():
+        compared = (format_number(key, other[key]) if key in other else "" for other in others.values())
+        rows.append([label_of(key), format_number(key, value), *compared])
     unseen = results.get("unseen_classes")
     sentences = [unseen_sentence(unseen, count or 0, samples)] if unseen else []
     sentences += [sentence for sentence in (chosen_sentence(results), probe_warning(results)) if sentence]
@@ -150,7 +146,8 @@ def chosen_sentence(results: Results) -> str:
     if not chosen.get("steps_planned"):
         return ""
     step, done, planned, key = (chosen[name] for name in ("step", "steps_done", "steps_planned", "metric"))
-    value = f"{label_of(key)} {format_number(key, chosen['value'])} on {results.get('validated_on', 0):,} validation {results.get('samples', 'images')}"
+    count, samples = results.get("validated_on", 0), results.get("samples", "images")
+    value = f"{label_of(key)} {format_number(key, chosen['value'])} on {count:,} validation {samples}"
     early = f" Training was stopped early, at step {done:,}." if done < planned else ""
     if not step:
         return f"No step was better than the linear probe from which training started ({value}), so that is kept.{early}"
@@ -160,7 +157,7 @@ def chosen_sentence(results: Results) -> str:
 def probe_warning(results: Results) -> str:
     """A warning if fine-tuning is behind the linear probe of the same encoder on the same labels; "" otherwise."""
     primary, probe, score = primary_of(results), results.get("probe") or {}, results.get("score") or {}
-    if primary not in probe or primary not in score or score[primary] >= probe[primary]:
+    if primary is None or primary not in probe or primary not in score or score[primary] >= probe[primary]:
         return ""
     return (
         f"Warning: fine-tuning is behind the linear probe of the same encoder on the same labels "
