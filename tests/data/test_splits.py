@@ -8,7 +8,7 @@ from torch import Tensor
 from unveil.data.dataset import ImageDataset
 from unveil.data.shuffle import shuffled
 from unveil.data.sources import array_source
-from unveil.data.splits import Subset, balanced_indices, few_labels, held_out_split
+from unveil.data.splits import Subset, balanced_indices, few_labels, held_out_split, stratified_split
 from unveil.errors import UnveilError
 
 
@@ -82,3 +82,20 @@ def test_the_held_out_split_is_as_it_was() -> None:
     assert torch.equal(held_out, order[:7].sort().values)
     assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(50))
     assert len(held_out_split(5, 0)[1]) == 0
+
+
+def test_the_same_share_of_every_class_is_kept_aside():
+    labels = torch.tensor([0] * 100 + [1] * 30 + [2] * 7 + [3] * 4)[torch.randperm(141, generator=torch.Generator().manual_seed(0))]
+    rest, aside = stratified_split(labels, 0.1, seed=3)
+    assert torch.equal(torch.cat([rest, aside]).sort().values, torch.arange(141))
+    assert labels[aside].bincount(minlength=4).tolist() == [10, 3, 1, 0]
+    assert torch.equal(stratified_split(labels, 0.1, seed=3)[1], aside)
+    assert not torch.equal(stratified_split(labels, 0.1, seed=4)[1], aside)
+    assert len(stratified_split(labels, 0.0, seed=3)[1]) == 0
+
+
+def test_crops_of_one_photo_are_kept_aside_together():
+    groups = torch.arange(60) // 3
+    rest, aside = stratified_split(torch.arange(60) % 2, 0.2, seed=0, groups=groups)
+    assert len(aside) == 12
+    assert not set(groups[rest].tolist()) & set(groups[aside].tolist())

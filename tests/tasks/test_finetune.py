@@ -10,6 +10,7 @@ from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
+from unveil.methods.mae import MAE, MAEConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 
 OFF = {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "randaugment": 0, "erasing": 0.0}
@@ -101,3 +102,61 @@ def test_erasing_and_smoothing():
     targets = F.one_hot(given.targets.labels, 4) * 0.8 + 0.2 / 4
     losses = -(targets * task.logits(given.images).log_softmax(dim=1)).sum(dim=1)
     torch.testing.assert_close(task(given).loss, losses.mean())
+
+
+def test_a_probed_head_and_the_norm_of_pre_training():
+    """Without `fc_norm`, the features are those of the encoder, also of its class token, and any linear layer can be the head."""
+    given, images = encoder(), normal().images
+    for pool in ("mean", "class"):
+        task = Finetune(given, CLASSES, FinetuneConfig(**OFF, fc_norm=False, start="probe", pool=pool), AugmentConfig()).eval()
+        assert task.starts_from_probe
+        weight, bias = torch.randn(4, 24), torch.randn(4)
+        task.set_head(weight, bias)
+        expected = given.features(images, pool) @ weight.T + bias
+        torch.testing.assert_close(task.logits(images), expected, rtol=1e-4, atol=1e-5)
+    assert not finetune().starts_from_probe
+    without = encoder(final_norm=False)  # of a fine-tuned model: there is no norm to keep
+    assert isinstance(Finetune(without, CLASSES, FinetuneConfig(**OFF, fc_norm=False), AugmentConfig()).norm, torch.nn.LayerNorm)
+
+
+def test_balanced_logits_are_adjusted_in_training_only():
+    """Menon et al. (2021), equation 10: the logarithm of the share of its class is added to each logit of the loss."""
+    counts, given = torch.tensor([60, 30, 10, 0]), normal()
+    plain, task = finetune(), finetune(balance=True)
+    weight, bias = torch.randn(4, 24), torch.randn(4)
+    plain.set_head(weight, bias)
+    task.set_class_counts(counts)
+    task.set_head(weight, bias)
+    prior = torch.tensor([0.6, 0.3, 0.1, 0.01]).log()  # a class without samples counts as one
+    expected = F.cross_entropy(task.logits(given.images) + prior, given.targets.labels)
+    torch.testing.assert_close(task(given).loss, expected)
+    torch.testing.assert_close(task(given).loss, plain(given).loss)  # the loss of the probe itself
+    torch.testing.assert_close(task.predict(given), plain.predict(given) - prior)
+    assert task.metric().primary == "balanced_accuracy"
+    assert finetune().metric().primary == "top1"
+    task = finetune()
+    task.set_class_counts(counts)
+    assert task.log_prior is None
+
+
+def test_the_loss_of_mae_beside_the_classes():
+    """The same masks, decoder and loss as those of the MAE that the encoder comes from."""
+    mae = MAE.build(VIT, MAEConfig(), AugmentConfig())
+    config = FinetuneConfig(**OFF, fc_norm=False, mae_loss=0.3)
+    task, given = Finetune(mae.encoder, CLASSES, config, AugmentConfig()), normal()
+    task.set_decoder(mae.decoder_state())
+    found = task(given)
+    keep, hide = mae.mask(given.keys)
+    torch.testing.assert_close(found.metrics["mae_loss"], mae.masked_loss(given.images, keep, hide))
+    classes = F.cross_entropy(task.logits(given.images), given.targets.labels)
+    torch.testing.assert_close(found.loss, classes + 0.3 * found.metrics["mae_loss"])
+    found.loss.backward()
+    assert task.reconstruction.predictor.head.weight.grad.abs().sum() > 0
+    other = MAE.build(VIT, MAEConfig(decoder_width=8), AugmentConfig())
+    before = digest(task.reconstruction)
+    task.set_decoder(other.decoder_state())  # another shape: the decoder stays as it is
+    task.set_decoder(MAE.build(VIT, MAEConfig(target="pixel"), AugmentConfig()).decoder_state())
+    assert digest(task.reconstruction) == before
+    task.drop_training_parts()
+    assert not any("reconstruction" in name for name in task.state_dict())
+    assert task.config.mae_loss == 0

@@ -9,9 +9,10 @@ from typing import Any
 
 from unveil.blocks.attention import decoder_heads, default_heads
 
-RUN_FORMAT = 5
+RUN_FORMAT = 6
 """The format that this version writes. Version 2 renamed options and results, version 3 changed defaults, version 4 takes random
-crops from the original image, and version 5 changed the settings of the digits."""
+crops from the original image, version 5 changed the settings of the digits, and version 6 fine-tunes with a validation set, images
+from a linear probe."""
 
 CONFIG_KEYS = {
     "recompute": "grad_checkpointing",
@@ -49,6 +50,17 @@ NEW_TASK_OPTIONS: dict[str, dict[str, Any]] = {
     }
 }
 """The same for tasks."""
+FINETUNE_OPTIONS: dict[str, Any] = {"validation": 0.0, "patience": 0}
+"""Options of fine-tuning that version 5 does not have, with the values that correspond to it."""
+FINETUNE_IMAGE_OPTIONS: dict[str, Any] = {
+    "recipe": "paper",
+    "start": "random",
+    "fc_norm": True,
+    "pool": "mean",
+    "balance": False,
+    "mae_loss": 0.0,
+}
+"""The same for the task "finetune", which a run does not record."""
 RECORD_KEYS = {"picture_mean_error": "image_mean_error"}
 """Renamed entries of a line of log.jsonl, and of `held_out` in results.json."""
 RESULT_KEYS = {"pictures": "images", "pictures_seen": "images_seen"}
@@ -75,6 +87,8 @@ def migrate_config(config: Mapping[str, Any], version: int = 1) -> dict[str, Any
         new = from_version_2(NEW_OPTIONS | (new if version == 2 else renamed(new, CONFIG_KEYS, CONFIG_VALUES)))
     if version < 4 and "crop" in new:  # images
         new = {"crop_from": "shrunk"} | new
+    if version < 6 and "from" in new:  # fine-tuning
+        new = FINETUNE_OPTIONS | (FINETUNE_IMAGE_OPTIONS if "crop" in new and "task" not in new else {}) | new
     return new
 
 
