@@ -11,6 +11,7 @@ from unveil.data.targets import ClassTargets, Draw, Targets
 from unveil.metrics import Metric
 from unveil.models.bert import TextConfig
 from unveil.models.vit_config import ViTConfig
+from unveil.predictions import PredictsClasses
 
 
 class Step(NamedTuple):
@@ -144,8 +145,11 @@ class TextMethod(Method, ABC):
     """Whether a sequence has two segments, of which the second may come from another document."""
 
 
-class Task(Learner, ABC):
-    """A learner with labels: a head on an encoder. One file, and one line in `unveil.tasks.TASKS` if it is built in."""
+class Task(PredictsClasses, Learner, ABC):
+    """A learner with labels: a head on an encoder. One file, and one line in `unveil.tasks.TASKS` if it is built in.
+
+    `columns` says how its predictions become the columns of `unveil predict`: by default labels and probabilities of class scores.
+    """
 
     Config: ClassVar[type]
     """A frozen dataclass: the options of the task."""

@@ -250,6 +250,11 @@ class ImageDataset:
         with self._lock:
             return list(self.unreadable.items())[known:]
 
+    def faults_within(self, start: int, stop: int) -> list[tuple[int, Fault]]:
+        """The unreadable images among those from `start` on and before `stop`, by index."""
+        with self._lock:
+            return [(index, self.unreadable[index]) for index in range(start, stop) if index in self.unreadable]
+
     def add_faults(self, faults: Iterable[tuple[int, Fault]]) -> None:
         """Adds unreadable images that other processes have noticed."""
         with self._lock:

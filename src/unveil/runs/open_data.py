@@ -156,25 +156,26 @@ def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Call
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int, show: bool) -> dict[str, Subset]:
+def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int, adapt: bool = True) -> dict[str, Subset]:
     """The images of DATA, preprocessed for a model, by the name of their split; "train" if DATA has no splits.
+
+    They are read on demand, since each is used once.
 
     Args:
         data: The images.
         split: The splits to open; by default all.
         vit: The size and the kind of the images that the model takes.
         max_pixels: Files with more pixels than this are not decoded.
-        show: Whether to show a progress bar.
+        adapt: Whether images are read with 16 bits if most of them have 16, also for a model of 8 bits. If not, the result for an
+            image does not depend on the other images.
     """
     subsets, parts = dict[str, Subset](), open_parts(data)
-    dtype = torch.uint16 if vit.bit_depth == 16 else None
+    dtype = torch.uint16 if vit.bit_depth == 16 else None if adapt else torch.uint8
     side, transform = stored_side(vit.image_size), EvalTransform(vit.image_size, vit.crop_pct)
     for name in parts.chosen(split or "all"):
-        source = parts.source(name)
-        with progress_bar(source.name, show) as progress:
-            dataset = ImageDataset(
-                source, side=side, channels=vit.channels, dtype=dtype, max_pixels=max_pixels, progress=progress, transform=transform
-            )
+        dataset = ImageDataset(
+            parts.source(name), side=side, channels=vit.channels, dtype=dtype, max_pixels=max_pixels, memory=0, transform=transform
+        )
         dtype = dataset.dtype
         subsets[name] = Subset(dataset, torch.arange(len(dataset)))
     return subsets

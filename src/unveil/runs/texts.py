@@ -39,6 +39,7 @@ from unveil.runs.modality import (
     slug,
 )
 from unveil.runs.session import Session, join, options_by_name
+from unveil.runs.text_stream import TextStream, open_text_stream
 from unveil.text.files import Texts, documents, open_texts
 from unveil.text.wordpiece import SPECIAL, CorpusLoader, LabelledTextLoader, TextBatch, WordPieceTokenizer, train_vocabulary
 from unveil.train.log import Record
@@ -363,6 +364,9 @@ class TextModality(Modality):
                 balanced_indices(label_tensor(train_set), request.config.labels, request.recipe.training.seed)
             )
         return LabelledTexts(train_set, test_set, held_out, request.encoder)
+
+    def stream(self, learner: Any, data: AnyData, *, split: str | None, max_pixels: int) -> TextStream:
+        return open_text_stream(data, split, learner.encoder.config)
 
     def has_labels(self, data: AnyData) -> bool:
         labels = open_texts(data)[0].labels
