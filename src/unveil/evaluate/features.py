@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from unveil.data.targets import Targets
 from unveil.errors import UnveilError
 from unveil.evaluate.knn import knn_scores, whiten
 from unveil.evaluate.logistic import fit_logistic
-from unveil.learner import Task
+from unveil.learner import Learner, Task
+from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import printable
 from unveil.tasks.linear import Linear
@@ -177,6 +178,16 @@ def views_of(subset: Subset, vit: ViTConfig) -> Features:
     """All images of a subset that can be read, preprocessed for evaluation: (n, C, H, W)."""
     exact = HardwareConfig(device="cpu", precision="float32")
     return features_of(lambda images: images, subset, vit, exact, World(torch.device("cpu")))
+
+
+def features_by(owner: Learner | ViT, pool: Literal["mean", "class", "both"], images: Tensor) -> Tensor:
+    """The features of images (B, D), or with both poolings (B, 2 D). Both take one pass, unless a task has features of its own."""
+    encoder = owner.encoder if isinstance(owner, Learner) and type(owner).features is Learner.features else owner
+    if isinstance(encoder, ViT):
+        return encoder.features(images, pool)
+    if pool != "both":
+        return owner.features(images, pool=pool)
+    return torch.cat([owner.features(images, pool=each) for each in ("mean", "class")], dim=1)
 
 
 def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:

@@ -20,6 +20,7 @@ from unveil.errors import UnveilError
 from unveil.evaluate.features import (
     Features,
     NothingReadableError,
+    features_by,
     features_of,
     fit_linear,
     predictions_of,
@@ -235,16 +236,6 @@ def probe(
         raise UnveilError(f"{out} has results already, of a run or of a probe: choose another --out")
     with locked(Path(out), "probing into"):
         return probe_into(Path(out), run, data, test, options)
-
-
-def features_by(owner: Learner | ViT, pool: Literal["mean", "class", "both"], images: Tensor) -> Tensor:
-    """The features of images (B, D), or with both poolings (B, 2 D). Both take one pass, unless a task has features of its own."""
-    encoder = owner.encoder if isinstance(owner, Learner) and type(owner).features is Learner.features else owner
-    if isinstance(encoder, ViT):
-        return encoder.features(images, pool)
-    if pool != "both":
-        return owner.features(images, pool=pool)
-    return torch.cat([owner.features(images, pool=each) for each in ("mean", "class")], dim=1)
 
 
 def augmentation(config: ProbeConfig) -> AugmentConfig:

@@ -210,9 +210,7 @@ class Modality(ABC):
         """
 
     @abstractmethod
-    def stream(
-        self, learner: Any, data: AnyData, *, split: str | None, max_pixels: int, say: Callable[[str], None]
-    ) -> SampleStream:
+    def stream(self, learner: Any, data: AnyData, *, split: str | None, max_pixels: int) -> SampleStream:
         """Opens samples to apply a learner to, one after the other.
 
         Args:
