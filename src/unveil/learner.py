@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unveil.data.targets import ClassTargets, Draw, Targets
+from unveil.errors import UnveilError
 from unveil.metrics import Metric
 from unveil.models.bert import TextConfig
 from unveil.models.vit_config import ViTConfig
-from unveil.predictions import PredictsClasses
+from unveil.predictions import PredictsClasses, Table
 
 
 class Step(NamedTuple):
@@ -54,6 +55,12 @@ class Learner(nn.Module, ABC):
         """
         found: Tensor = self.encoder.features(samples, pool=pool or self.pool)
         return found
+
+    def predict_images(self, images: Any, **options: Any) -> Table:
+        """Labels images: see `unveil.predictions.PredictsClasses`. Raises `UnveilError`, unless a subclass has a head."""
+        raise UnveilError(
+            f"{type(self).__name__} has no head, so it has no classes to predict: train one with unveil.finetune or unveil.probe"
+        )
 
     def augment(self, batch: Any) -> Any:
         """Runs before `forward`, on the device, without gradients."""

@@ -2,15 +2,25 @@
 
 import html
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from unveil.data.augment import standardise
+from unveil.data.batch import Batch
+from unveil.data.eval_transform import EvalTransform
+from unveil.data.image_list import for_model, raw_image
+from unveil.data.pixels import Pixels
 from unveil.errors import UnveilError
+from unveil.models.vit_config import ViTConfig
 
 Columns = dict[str, NDArray[Any]]
 """Columns of one length by name: texts, or numbers."""
@@ -68,6 +78,58 @@ class PredictsClasses:
     """The part of a learner that turns class scores into columns. A task whose output means something else overrides it."""
 
     classes: Sequence[str]
+    encoder: Any
+
+    def predict(self, batch: Any) -> Any:
+        """See `unveil.learner.Task.predict`."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def predict_images(
+        self, images: Iterable[Any], *, top_k: int = 1, scores: bool = False, batch_size: int = 64, max_pixels: int = 64_000_000
+    ) -> "Table":
+        """Labels images as `unveil predict` does, in float32 unless the caller's autocast says otherwise.
+
+        Args:
+            images: Paths, Pillow images, arrays (H, W) or (H, W, C), or tensors (C, H, W), of uint8 or uint16 and of any size.
+            top_k: Number of best labels.
+            scores: Whether to add the probability of every class.
+            batch_size: Images that are computed together.
+            max_pixels: An image with more pixels than this is refused.
+
+        Returns:
+            The columns `label` and `probability`, and more as in `columns`; `.labels`, `.probabilities` (n, K) and `.scores` (n, K).
+
+        Raises:
+            UnveilError: If the model takes no images, or one of them cannot be read.
+        """
+        vit = self.encoder.config
+        if not isinstance(vit, ViTConfig):
+            raise UnveilError(f"{type(self).__name__} takes no images: for texts, use unveil.predict")
+        if isinstance(images, str | bytes | PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
+            raise UnveilError("predict_images takes several images: give a list, such as [image]")
+        transform, device = EvalTransform(vit.image_size, vit.crop_pct), next(iter(self.state_dict().values())).device  # type: ignore[attr-defined]
+        found, waiting = list[Tensor](), list[Pixels]()
+        for number, image in enumerate(chain(images, [None])):
+            if image is not None:
+                name = str(image) if isinstance(image, str | PathLike) else f"image {number}"
+                raw = raw_image(image, name, vit.channels)
+                waiting.append(for_model(raw, transform, vit.channels, deep=vit.bit_depth == 16, max_pixels=max_pixels, name=name))
+            if waiting and (image is None or len(waiting) == batch_size):
+                pixels = torch.from_numpy(np.stack(waiting)).permute(0, 3, 1, 2).to(device)
+                keys = torch.arange(len(waiting), device=device)
+                sizes = torch.tensor(vit.image_size, device=device).expand(len(waiting), 2)
+                found.append(self.predict(Batch(standardise(pixels, vit.mean, vit.std), sizes, keys)).float().cpu())
+                waiting = []
+        if not found:
+            raise UnveilError("predict_images was given no images: give a list with at least one")
+        return self.table(torch.cat(found), top_k=top_k, scores=scores)
+
+    def table(self, predictions: Tensor, *, top_k: int = 1, scores: bool = False, before: "Columns | None" = None) -> "Table":
+        """Predictions in memory, with the columns `before` on their left."""
+        table = Table((before or {}) | self.columns(predictions, top_k=top_k, scores=scores))
+        table.scores, table.probabilities, table.skipped = predictions.numpy(), self.probabilities(predictions).numpy(), {}
+        return table
 
     def probabilities(self, predictions: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """The probability of each class, from the result of `predict`."""

@@ -21,9 +21,10 @@ from torch import Tensor
 from unveil.data.batch import Batch, Cropped
 from unveil.data.collate import cut_crops, numpy_type, pixel_targets, stacked
 from unveil.data.eval_transform import EvalTransform
+from unveil.data.image_list import for_model, with_bits
 from unveil.data.image_samples import Fault, common_channels, sample_images
 from unveil.data.images import read_class_map, read_image
-from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, match_channels, shrink_class_map
+from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, shrink_class_map
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
@@ -160,18 +161,12 @@ class ImageDataset:
     def read_sample(self, index: int, *, retry: bool = True) -> Sample:
         """Reads an image, and its class map if the source has maps. Raises `Unreadable`."""
         image, name = self.source.read(index, retry=retry), self.source.names[index]
-        side = None if self.transform else self.side
-        channels = None if self.transform and self.channels == 3 else self.channels  # grey is repeated when it is small
-        pixels = read_image(image, channels=channels, shrink_to=side, max_pixels=self.max_pixels, name=name)
-        if self.dtype == torch.uint16 and pixels.dtype == np.uint8:
-            pixels = pixels.astype(np.uint16) * 257
-        if self.dtype == torch.uint8 and pixels.dtype == np.uint16:
-            pixels = (pixels >> 8).astype(np.uint8)
+        deep = self.dtype == torch.uint16
         if self.transform:
-            try:
-                pixels = match_channels(self.transform(pixels), self.channels)
-            except Unreadable as error:
-                raise Unreadable(error.reason, name) from None
+            pixels = for_model(image, self.transform, self.channels, deep=deep, max_pixels=self.max_pixels, name=name)
+        else:
+            pixels = read_image(image, channels=self.channels, shrink_to=self.side, max_pixels=self.max_pixels, name=name)
+            pixels = with_bits(pixels, deep)
         if self.source.map_reader is None:
             return Sample(pixels, None)
         classes = read_class_map(self.source.read_map(index, retry=retry), max_pixels=self.max_pixels, name=name)

@@ -102,9 +102,9 @@ def embed(
     outcome = job.to_file(path, job.facts("embed", learner, facts))
     if world.is_main:
         job.say_skipped(outcome.skipped, path)
-        counts = ", ".join(f"{count:,} of {name}" for name, count in stream.counts.items())
-        splits = f" ({counts})" if len(stream.counts) > 1 else ""
-        say(f"{count_of(outcome.rows, 'image')}{splits}, {' x '.join(map(str, shape))} features each: {path}")
+        counts = ", ".join(f"{count:,} of {name}" for name, count in outcome.rows.items())
+        splits = f" ({counts})" if len(outcome.rows) > 1 else ""
+        say(f"{count_of(sum(outcome.rows.values()), 'image')}{splits}, {' x '.join(map(str, shape))} features each: {path}")
     return path
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 
 from unveil.errors import UnveilError
@@ -100,7 +99,7 @@ def predict(
     outcome = job.to_file(path, job.facts("predict", learner, facts))
     if world.is_main:
         job.say_skipped(outcome.skipped, path)
-        say(f"{count_of(outcome.rows, stream.noun)} labelled: {path}")
+        say(f"{count_of(sum(outcome.rows.values()), stream.noun)} labelled: {path}")
     return path
 
 
@@ -147,7 +146,6 @@ class Labeller:
         """The predictions in memory."""
         table = Table(columns)
         scores = torch.cat(self.kept or [torch.empty(0)])
-        table.scores, table.skipped = scores.numpy(), skipped
-        probabilities = getattr(self.learner, "probabilities", None)
-        table.probabilities = scores.numpy() if probabilities is None else np.asarray(probabilities(scores))
+        probabilities = getattr(self.learner, "probabilities", lambda scores: scores)(scores)
+        table.scores, table.probabilities, table.skipped = scores.numpy(), probabilities.numpy(), skipped
         return table

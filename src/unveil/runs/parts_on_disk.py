@@ -35,7 +35,7 @@ def unfinished(out: Path) -> Path:
 
 def skipped_list(out: Path) -> Path:
     """The file beside a table that lists what could not be read."""
-    return out.with_name(f"{out.stem}.skipped.txt")
+    return out.with_name(f"{out.name}.skipped.txt")
 
 
 @dataclass(frozen=True)
@@ -116,41 +116,35 @@ class PartsOnDisk:
             raise UnveilError(f"{path} is damaged and was discarded: run the same command to compute it again")
         return path
 
-    def join(self, count: int, more_skipped: Mapping[str, str]) -> tuple[int, dict[str, str]]:
+    def refuse_missing(self, count: int) -> None:
+        """Raises `UnveilError` unless all parts are there."""
+        missing = sum(not self.is_done(number) for number in range(count))
+        if missing:
+            raise UnveilError(
+                f"{self.folder} lacks {missing:,} of {count:,} parts: with processes on several machines, --out must be in a folder "
+                f"that all of them share"
+            )
+
+    def join(self, count: int, rows: int, skipped: Mapping[str, str]) -> None:
         """Writes the final table from all parts, and the list of what could not be read if there is any. Removes the parts.
 
         Args:
             count: The number of parts.
-            more_skipped: What could not be read besides, by name, with the reason.
-
-        Returns:
-            The number of rows, and what could not be read.
+            rows: The number of their rows, at least one.
+            skipped: What could not be read, by name, with the reason.
 
         Raises:
-            UnveilError: If a part is missing or damaged, or the final file exists by now.
+            UnveilError: If a part is damaged, or the final file exists by now.
         """
-        missing = [number for number in range(count) if not self.is_done(number)]
-        if missing:
-            raise UnveilError(
-                f"{self.folder} lacks {len(missing):,} of {count:,} parts: with processes on several machines, --out must be in a "
-                f"folder that all of them share"
-            )
-        rows, names, skipped, full = 0, list[str](), dict(more_skipped), list[Path]()
-        for number in range(count):
-            facts = self.facts_of(number)
-            skipped |= dict(facts["skipped"])
-            rows += facts["rows"]
-            if facts["rows"]:
-                names = facts["columns"]
-                full.append(self.verified(number))
+        full = [number for number in range(count) if self.facts_of(number)["rows"]]
+        paths = [self.verified(number) for number in full]
         refuse_existing(self.out)
         if skipped:
             lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in sorted(skipped.items()))
             write_text(skipped_list(self.out), lines)
         with replacing(self.out) as fresh:
-            self.format.join(fresh, names, rows, full)
+            self.format.join(fresh, self.facts_of(full[0])["columns"], rows, paths)
         remove(self.folder)
-        return rows, skipped
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -44,7 +44,8 @@ class Part(NamedTuple):
 class Outcome(NamedTuple):
     """What a finished table holds."""
 
-    rows: int
+    rows: Mapping[str, int]
+    """The number of rows of each split."""
     skipped: Mapping[str, str]
     """What could not be read, by name, with the reason."""
 
@@ -161,9 +162,9 @@ class TableJob:
                     disk.write(part.number, columns, faults)
                     advance(rows_of[part.number] * world.size)
             self.wait_for_all()
-            outcome = Outcome(0, {})
+            outcome = Outcome({}, {})
             if world.is_main:
-                outcome = self.joined(disk, len(parts))
+                outcome = self.joined(disk, parts)
             shutdown(world)
         return outcome
 
@@ -178,14 +179,16 @@ class TableJob:
         if sentence := first_over_processes(sentence, self.world):
             raise UnveilError(sentence)
 
-    def joined(self, disk: PartsOnDisk, count: int) -> Outcome:
+    def joined(self, disk: PartsOnDisk, parts: Sequence[Part]) -> Outcome:
         """The final file, from all parts."""
-        if not any(disk.facts_of(number)["rows"] for number in range(count) if disk.is_done(number)):
-            skipped = dict(self.stream.listed)
-            for number in range(count):
-                skipped |= dict(disk.facts_of(number)["skipped"])
-            self.refuse_nothing(0, skipped)
-        rows, skipped = disk.join(count, self.stream.listed)
+        disk.refuse_missing(len(parts))
+        rows, skipped = dict.fromkeys(self.stream.counts, 0), dict(self.stream.listed)
+        for part in parts:
+            facts = disk.facts_of(part.number)
+            rows[part.span.split] += facts["rows"]
+            skipped |= dict(facts["skipped"])
+        self.refuse_nothing(sum(rows.values()), skipped)
+        disk.join(len(parts), sum(rows.values()), skipped)
         return Outcome(rows, skipped)
 
     def refuse_nothing(self, rows: int, skipped: Mapping[str, str]) -> None:

@@ -37,8 +37,8 @@ class TableFormat(ABC):
 
         Args:
             path: The file.
-            names: The columns; none if there is no row.
-            rows: The number of all rows.
+            names: The columns.
+            rows: The number of all rows, at least one.
             parts: See `Parts`.
         """
 
@@ -135,9 +135,7 @@ class ParquetTable(ArrayTable):
             if size >= ROW_GROUP or count >= MIN_ROWS:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks(), row_group_size=count)
                 waiting = []
-        if writer is None:
-            parquet.write_table(pa.table({}), path)
-            return
+        assert writer is not None
         if waiting:
             writer.write_table(pa.concat_tables(waiting).combine_chunks(), row_group_size=sum(table.num_rows for table in waiting))
         writer.close()
