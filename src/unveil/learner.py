@@ -56,6 +56,17 @@ class Learner(nn.Module, ABC):
         found: Tensor = self.encoder.features(samples, pool=pool or self.pool)
         return found
 
+    def feature_norm(self, pool: str) -> nn.Module | None:
+        """What `features` applies to the pooled tokens of the encoder: nothing (`Identity`), or the norm of a head.
+
+        None if it does something else, so that a probe of the features cannot be saved. A subclass with `features` of its own
+        overrides it.
+
+        Args:
+            pool: "mean", "class", or "both" side by side.
+        """
+        return nn.Identity() if type(self).features is Learner.features else None
+
     def predict_images(self, images: Any, **options: Any) -> Table:
         """Labels images: see `unveil.predictions.PredictsClasses`. Raises `UnveilError`, unless a subclass has a head."""
         raise UnveilError(

@@ -18,7 +18,7 @@ from unveil.data.augment import standardise
 from unveil.data.batch import Batch
 from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_list import for_model, raw_image
-from unveil.data.pixels import Pixels
+from unveil.data.pixels import Pixels, Unreadable
 from unveil.errors import UnveilError
 from unveil.models.vit_config import ViTConfig
 
@@ -98,7 +98,7 @@ class PredictsClasses:
             max_pixels: An image with more pixels than this is refused.
 
         Returns:
-            The columns `label` and `probability`, and more as in `columns`; `.labels`, `.probabilities` (n, K) and `.scores` (n, K).
+            The columns `label` and `probability`, and more as in `columns`; with `.labels`, `.probabilities` and `.scores` (n, K).
 
         Raises:
             UnveilError: If the model takes no images, or one of them cannot be read.
@@ -113,8 +113,11 @@ class PredictsClasses:
         for number, image in enumerate(chain(images, [None])):
             if image is not None:
                 name = str(image) if isinstance(image, str | PathLike) else f"image {number}"
-                raw = raw_image(image, name, vit.channels)
-                waiting.append(for_model(raw, transform, vit.channels, deep=vit.bit_depth == 16, max_pixels=max_pixels, name=name))
+                try:
+                    raw, deep = raw_image(image, name, vit.channels), vit.bit_depth == 16
+                    waiting.append(for_model(raw, transform, vit.channels, deep=deep, max_pixels=max_pixels, name=name))
+                except Unreadable as error:
+                    raise UnveilError(f"{error}") from None
             if waiting and (image is None or len(waiting) == batch_size):
                 pixels = torch.from_numpy(np.stack(waiting)).permute(0, 3, 1, 2).to(device)
                 keys = torch.arange(len(waiting), device=device)

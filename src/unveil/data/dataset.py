@@ -4,6 +4,7 @@ An image is addressed by its index in the source, whether or not it can be read.
 depend on which files are damaged, nor on when that is noticed: a run gives the same results with images in memory and on demand.
 """
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -239,6 +240,12 @@ class ImageDataset:
             return False
         self._images, self._size = self._images.to(device), self._size.to(device)
         return True
+
+    def preprocessed(self, transform: EvalTransform) -> "ImageDataset":
+        """The same images, preprocessed for an evaluation from the file on, and read on demand. What is unreadable is shared."""
+        view = copy.copy(self)
+        view.source, view.transform, view._images, view._maps = replace(self.source, map_reader=None), transform, None, []
+        return view
 
     def faults(self, known: int = 0) -> list[tuple[int, Fault]]:
         """The unreadable images in the order in which they were noticed, without the first `known` ones."""

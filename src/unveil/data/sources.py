@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # imports torch, which is not needed to list DATA
 __all__ = ["FORMS", "Data", "Source", "array_source", "expand_braces", "open_both", "open_parts", "open_roles", "open_source"]
 
 Data = str | Path | NDArray[Any] | tuple[NDArray[Any], NDArray[Any]] | list[Any]
-"""DATA in Python: see `FORMS`; or an array of images; or a pair of arrays, images and labels; or a list of images: see `raw_image`."""
+"""DATA in Python: see `FORMS`; or an array of images; or a pair of arrays, images and labels; or a list, see
+`unveil.data.image_list.raw_image`."""
 
 
 def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataParts:

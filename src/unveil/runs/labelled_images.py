@@ -1,6 +1,7 @@
 """Labelled images for fine-tuning: a train set and a test set, and the predictions on it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from unveil.learner import Task
 from unveil.models.vit import ViT
 from unveil.runs.labelled_data import LabelledSubsets, data_facts, unseen_classes, write_arrays, write_class_scores
 from unveil.runs.modality import LabelledData
-from unveil.runs.open_data import adapt_to_images
+from unveil.runs.open_data import adapt_to_images, preprocessed
 from unveil.runs.session import Session
 from unveil.runs.skipped_files import SkippedFiles, refuse_earlier_numbering
 from unveil.train.parallel import World
@@ -71,7 +72,12 @@ class LabelledImages(LabelledData):
         """Class scores are written as a table with one row per image; of class maps, a few are kept for the report."""
         metric, scores, maps, read = task.metric(), list[Tensor](), list[list[Tensor]](), list[Tensor]()
         shown = self.test_set.spread_out(8).indices
-        for batch, predictions, targets in self.predictions(task, recipe):
+        if task.TargetType is PixelTargets:  # maps follow the crops of the training
+            found = self.predictions(task, recipe)
+        else:  # as `unveil predict` computes them: from the file on, in float32
+            exact = replace(recipe.hardware, precision="float32")
+            found = predictions_of(task, preprocessed(self.test_set, task.encoder.config), exact, recipe.world)
+        for batch, predictions, targets in found:
             metric.update(predictions, targets)
             read.append(batch.keys.cpu())
             if isinstance(targets, ClassTargets):

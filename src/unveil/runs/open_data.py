@@ -12,7 +12,7 @@ from rich.progress import MofNCompleteColumn
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
-from unveil.data.dataset import ImageDataset
+from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.data.eval_transform import EvalTransform, crop_pct_for
 from unveil.data.image_samples import sample_images
 from unveil.data.parts import Roles
@@ -95,7 +95,9 @@ class ImageSubsets(NamedTuple):
     """The images to evaluate during training, so that the test set is evaluated only at the end; None means the test set."""
 
 
-def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixels: int, most: int, show: bool) -> ImageSubsets:
+def open_subsets(
+    roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixels: int, most: int, show: bool, read: bool = True
+) -> ImageSubsets:
     """Opens the images of a run.
 
     Args:
@@ -105,9 +107,11 @@ def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixe
         max_pixels: As for `ImageDataset`.
         most: Maximum number of images to hold out.
         show: Whether to show a progress bar.
+        read: Whether images are read into memory if they fit; if not, only a sample is.
     """
+    memory = MEMORY if read else 0
     with progress_bar(roles.train.name, show) as progress:
-        train = ImageDataset(roles.train, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
+        train = ImageDataset(roles.train, side=side, channels=channels, max_pixels=max_pixels, memory=memory, progress=progress)
     if roles.test is None:
         groups = Subset(train, torch.arange(roles.held_out_of)).groups
         kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)), groups)
@@ -118,7 +122,13 @@ def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixe
         source = source.with_classes(roles.train.classes) if roles.train.classes else source
         with progress_bar(source.name, show) as progress:
             dataset = ImageDataset(
-                source, side=side, channels=train.channels, dtype=train.dtype, max_pixels=max_pixels, progress=progress
+                source,
+                side=side,
+                channels=train.channels,
+                dtype=train.dtype,
+                max_pixels=max_pixels,
+                memory=memory,
+                progress=progress,
             )
         return Subset(dataset, torch.arange(len(dataset)))
 
@@ -135,6 +145,29 @@ def image_facts(dataset: ImageDataset, image_size: Size) -> dict[str, Any]:
 def adapt_to_images(encoder: ViT, train_set: Subset) -> None:
     """Records the facts of other images than those of pre-training in the config of an encoder, which evaluations follow."""
     encoder.config = replace(encoder.config, **image_facts(train_set.dataset, encoder.config.image_size))
+
+
+def preprocessed(subset: Subset, vit: ViTConfig) -> Subset:
+    """The same images, preprocessed from the file on as `unveil predict`, `unveil embed` and exported models do."""
+    return Subset(subset.dataset.preprocessed(EvalTransform(vit.image_size, vit.crop_pct)), subset.indices)
+
+
+def reopened(vit: ViTConfig, *subsets: Subset) -> list[Subset]:
+    """As `preprocessed`, but opened anew, in memory if the images fit: for images that are needed several times."""
+    fresh, transform = dict[int, ImageDataset](), EvalTransform(vit.image_size, vit.crop_pct)
+    for old in (subset.dataset for subset in subsets):
+        if id(old) not in fresh:
+            with progress_bar(old.source.name, True) as progress:
+                fresh[id(old)] = ImageDataset(
+                    old.source,
+                    side=old.side,
+                    channels=old.channels,
+                    dtype=old.dtype,
+                    max_pixels=old.max_pixels,
+                    progress=progress,
+                    transform=transform,
+                )
+    return [Subset(fresh[id(subset.dataset)], subset.indices) for subset in subsets]
 
 
 def say_notes(say: Say, sentence: str, *sources: Source) -> None:

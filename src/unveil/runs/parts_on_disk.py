@@ -121,8 +121,8 @@ class PartsOnDisk:
         missing = sum(not self.is_done(number) for number in range(count))
         if missing:
             raise UnveilError(
-                f"{self.folder} lacks {missing:,} of {count:,} parts: with processes on several machines, --out must be in a folder "
-                f"that all of them share"
+                f"{self.folder} lacks {missing:,} of {count:,} parts: with processes on several machines, --out must be in a "
+                f"folder that all of them share"
             )
 
     def join(self, count: int, rows: int, skipped: Mapping[str, str]) -> None:

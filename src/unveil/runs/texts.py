@@ -260,7 +260,7 @@ class LabelledTexts(LabelledData):
             writer = csv.writer(file)
             writer.writerow(["text", "label", "predicted", "probability"])
             for text, label, guess, p in zip(texts, labels, best.tolist(), probability.tolist(), strict=True):
-                writer.writerow([csv_cell(text[:200]), csv_cell(classes[label]), csv_cell(classes[guess]), f"{p:.4f}"])
+                writer.writerow([csv_cell(text[:200]), csv_cell(classes[label]), csv_cell(classes[guess]), f"{p:.6g}"])
         return metric.compute()
 
 

@@ -71,6 +71,9 @@ class Finetune(Task):
         found: Tensor = self.encoder.features(images, pool=pool or "mean")
         return found if pool == "class" else self.norm(found)
 
+    def feature_norm(self, pool: str) -> nn.Module | None:
+        return {"mean": self.norm, "class": nn.Identity()}.get(pool)
+
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images."""
         scores: Tensor = self.head(self.features(images))
