@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unveil.recipes.finetune import finetune as finetune
     from unveil.recipes.pack import pack as pack
     from unveil.recipes.plan import plan as plan
+    from unveil.recipes.predict import predict as predict
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
     from unveil.recipes.reconstruct import reconstruct as reconstruct
@@ -37,6 +38,7 @@ _HOMES = {
     "normalise": "unveil.data.augment",
     "pack": "unveil.recipes.pack",
     "plan": "unveil.recipes.plan",
+    "predict": "unveil.recipes.predict",
     "pretrain": "unveil.recipes.pretrain",
     "probe": "unveil.recipes.probe",
     "reconstruct": "unveil.recipes.reconstruct",

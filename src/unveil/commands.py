@@ -9,6 +9,7 @@ from unveil.verbs import (
     ALL_RUNS,
     AUGMENT,
     BERT_MODEL,
+    CLASSIFIER,
     CORPUS,
     DATA,
     DIGITS_PATH,
@@ -34,6 +35,7 @@ from unveil.verbs import (
     TEXT_RUN,
     VIT_MODEL,
     VIT_NAMES,
+    WHOLE_MODEL,
     Argument,
     Verb,
     task_argument,
@@ -202,16 +204,31 @@ VERBS = {
             "parallel": ONE_PROCESS,
         },
     ),
+    "predict": Verb(
+        "unveil.recipes.predict:predict",
+        f"Label new images with a classifier, as CSV, Parquet or JSON lines.{RESUMES}",
+        {
+            "run": CLASSIFIER,
+            "images": Argument(str, f"Images: {DATA} For a text classifier, {TEXT_FORMS}.", positional=True, path="samples"),
+            "out": Argument(
+                str, "A new .csv, .parquet or .jsonl file, with one row per image.", "predictions.csv", path="new labels"
+            ),
+        },
+        {"predictions": "unveil.recipes.predict:PredictConfig", "hardware": SHARED["hardware"]},
+        ignores={"compile": NO_TRAINING, "compile_mode": NO_TRAINING, "parallel": WHOLE_MODEL},
+        resumes=True,
+    ),
     "embed": Verb(
         "unveil.recipes.embed:embed",
-        "Write the features of every image, one row per image, as NPZ or Parquet.",
+        f"Write the features of every image, one row per image, as NPZ or Parquet.{RESUMES}",
         {
             "run": RUN,
             "data": Argument(str, "Images: " + DATA, positional=True, path="data"),
             "out": Argument(str | None, "A new .npz or .parquet file; by default embeddings.npz.", None, path="new table"),
         },
         {"features": "unveil.recipes.embed:EmbedConfig", "hardware": SHARED["hardware"]},
-        ignores={"compile": NO_TRAINING, "compile_mode": NO_TRAINING, "parallel": ONE_PROCESS},
+        ignores={"compile": NO_TRAINING, "compile_mode": NO_TRAINING, "parallel": WHOLE_MODEL},
+        resumes=True,
     ),
     "reconstruct": Verb(
         "unveil.recipes.reconstruct:reconstruct",

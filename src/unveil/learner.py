@@ -8,9 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unveil.data.targets import ClassTargets, Draw, Targets
+from unveil.errors import UnveilError
 from unveil.metrics import Metric
 from unveil.models.bert import TextConfig
 from unveil.models.vit_config import ViTConfig
+from unveil.predictions import PredictsClasses, Table
 
 
 class Step(NamedTuple):
@@ -53,6 +55,23 @@ class Learner(nn.Module, ABC):
         """
         found: Tensor = self.encoder.features(samples, pool=pool or self.pool)
         return found
+
+    def feature_norm(self, pool: str) -> nn.Module | None:
+        """What `features` applies to the pooled tokens of the encoder: nothing (`Identity`), or the norm of a head.
+
+        None if it does something else, so that a probe of the features cannot be saved. A subclass with `features` of its own
+        overrides it.
+
+        Args:
+            pool: "mean", "class", or "both" side by side.
+        """
+        return nn.Identity() if type(self).features is Learner.features else None
+
+    def predict_images(self, images: Any, **options: Any) -> Table:
+        """Labels images: see `unveil.predictions.PredictsClasses`. Raises `UnveilError`, unless a subclass has a head."""
+        raise UnveilError(
+            f"{type(self).__name__} has no head, so it has no classes to predict: train one with unveil.finetune or unveil.probe"
+        )
 
     def augment(self, batch: Any) -> Any:
         """Runs before `forward`, on the device, without gradients."""
@@ -144,8 +163,11 @@ class TextMethod(Method, ABC):
     """Whether a sequence has two segments, of which the second may come from another document."""
 
 
-class Task(Learner, ABC):
-    """A learner with labels: a head on an encoder. One file, and one line in `unveil.tasks.TASKS` if it is built in."""
+class Task(PredictsClasses, Learner, ABC):
+    """A learner with labels: a head on an encoder. One file, and one line in `unveil.tasks.TASKS` if it is built in.
+
+    `columns` says how its predictions become the columns of `unveil predict`: by default labels and probabilities of class scores.
+    """
 
     Config: ClassVar[type]
     """A frozen dataclass: the options of the task."""

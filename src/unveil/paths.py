@@ -60,6 +60,12 @@ def refuse_missing_images(data: str) -> None:
         raise UnveilError(f"{data}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}")
 
 
+def refuse_missing_samples(data: str) -> None:
+    """Raises `UnveilError` if IMAGES, which are texts for a text model, do not exist."""
+    if not Path(data).expanduser().is_file():  # of any kind: the model decides
+        refuse_missing_images(data)
+
+
 def absolute_data(data: str) -> str | None:
     """The absolute path of DATA, by which it is found from another working directory; None for a name, or if it does not exist."""
     if data in (*DIGITS, *TORCHVISION_NAMES):
@@ -166,6 +172,12 @@ def refuse_unless_new_table(out: str | Path) -> None:
     refuse_existing(out)
 
 
+def refuse_unless_new_labels(out: str | Path) -> None:
+    """Raises `UnveilError` if `--out` cannot be a new table of predictions."""
+    _refuse_suffix(out, (".csv", ".parquet", ".jsonl"))
+    refuse_existing(out)
+
+
 def refuse_unless_new_figure(out: str | Path) -> None:
     """Raises `UnveilError` if `--out` cannot be a new figure."""
     _refuse_suffix(out, (".png", ".pdf", ".svg"))
@@ -185,10 +197,12 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "pairs": refuse_missing_pairs,
     "model": refuse_missing_model,
     "run": refuse_missing_run,
+    "samples": refuse_missing_samples,
     "run folder": refuse_foreign_folder,
     "folder": refuse_file,
     "new": refuse_existing,
     "new table": refuse_unless_new_table,
+    "new labels": refuse_unless_new_labels,
     "new figure": refuse_unless_new_figure,
 }
 """The check of each kind of path, which the command line runs before it imports torch."""

@@ -1,4 +1,4 @@
-"""Protocols for what a learner can do besides training: reconstruct images, predict tokens, classify, show attention.
+"""Protocols for what a learner can do besides training: reconstruct images, predict tokens or labels, classify, show attention.
 
 A class implements a protocol by having its members; it need not name the protocol. Reports, exports and evaluations check for
 it with `isinstance`.
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unveil.blocks.masks import Mask
 from unveil.blocks.reconstruction import Reconstruction
+from unveil.predictions import Columns
 
 
 @runtime_checkable
@@ -72,3 +73,14 @@ class Classifies(Protocol):
 
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images, before the softmax."""
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A learner whose predictions `unveil predict` writes: every task, and a method with a head."""
+
+    def predict(self, batch: Any) -> Any:
+        """Predictions for a batch of normalised samples."""
+
+    def columns(self, predictions: Any, *, top_k: int = 1, scores: bool = False) -> Columns:
+        """The predictions as columns of a table: see `unveil.predictions.PredictsClasses`."""

@@ -84,6 +84,12 @@ RUN = Argument(
     positional=True,
     path="model",
 )
+CLASSIFIER = Argument(
+    str,
+    "A model with a head: a fine-tuned or supervised run, the folder of a linear or partial probe, or an exported classifier.",
+    positional=True,
+    path="model",
+)
 TEXT_RUN = Argument(str, "A run folder of a text method, or a transformers folder of BERT.", positional=True, path="model")
 TRUST = Argument(
     str | None, "A Python file or module that may be imported to load RUN; the option may be repeated.", None, path="source"
@@ -113,6 +119,7 @@ RARE_IN_TRAINING = frozenset({"optimizer", "schedule", "beta2", "layer_decay", "
 NO_SEED = {"seed": "a comparison has several seeds: give --seeds"}
 NO_TRAINING = "nothing is trained"
 ONE_PROCESS = "the command runs in one process"
+WHOLE_MODEL = "every process has the whole model"
 
 
 def task_argument(default: str) -> Argument:

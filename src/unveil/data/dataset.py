@@ -4,6 +4,7 @@ An image is addressed by its index in the source, whether or not it can be read.
 depend on which files are damaged, nor on when that is noticed: a run gives the same results with images in memory and on demand.
 """
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +22,10 @@ from torch import Tensor
 from unveil.data.batch import Batch, Cropped
 from unveil.data.collate import cut_crops, numpy_type, pixel_targets, stacked
 from unveil.data.eval_transform import EvalTransform
+from unveil.data.image_list import for_model, with_bits
 from unveil.data.image_samples import Fault, common_channels, sample_images
 from unveil.data.images import read_class_map, read_image
-from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, match_channels, shrink_class_map
+from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, shrink_class_map
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
@@ -160,18 +162,12 @@ class ImageDataset:
     def read_sample(self, index: int, *, retry: bool = True) -> Sample:
         """Reads an image, and its class map if the source has maps. Raises `Unreadable`."""
         image, name = self.source.read(index, retry=retry), self.source.names[index]
-        side = None if self.transform else self.side
-        channels = None if self.transform and self.channels == 3 else self.channels  # grey is repeated when it is small
-        pixels = read_image(image, channels=channels, shrink_to=side, max_pixels=self.max_pixels, name=name)
-        if self.dtype == torch.uint16 and pixels.dtype == np.uint8:
-            pixels = pixels.astype(np.uint16) * 257
-        if self.dtype == torch.uint8 and pixels.dtype == np.uint16:
-            pixels = (pixels >> 8).astype(np.uint8)
+        deep = self.dtype == torch.uint16
         if self.transform:
-            try:
-                pixels = match_channels(self.transform(pixels), self.channels)
-            except Unreadable as error:
-                raise Unreadable(error.reason, name) from None
+            pixels = for_model(image, self.transform, self.channels, deep=deep, max_pixels=self.max_pixels, name=name)
+        else:
+            pixels = read_image(image, channels=self.channels, shrink_to=self.side, max_pixels=self.max_pixels, name=name)
+            pixels = with_bits(pixels, deep)
         if self.source.map_reader is None:
             return Sample(pixels, None)
         classes = read_class_map(self.source.read_map(index, retry=retry), max_pixels=self.max_pixels, name=name)
@@ -245,10 +241,21 @@ class ImageDataset:
         self._images, self._size = self._images.to(device), self._size.to(device)
         return True
 
+    def preprocessed(self, transform: EvalTransform) -> "ImageDataset":
+        """The same images, preprocessed for an evaluation from the file on, and read on demand. What is unreadable is shared."""
+        view = copy.copy(self)
+        view.source, view.transform, view._images, view._maps = replace(self.source, map_reader=None), transform, None, []
+        return view
+
     def faults(self, known: int = 0) -> list[tuple[int, Fault]]:
         """The unreadable images in the order in which they were noticed, without the first `known` ones."""
         with self._lock:
             return list(self.unreadable.items())[known:]
+
+    def faults_within(self, start: int, stop: int) -> list[tuple[int, Fault]]:
+        """The unreadable images among those from `start` on and before `stop`, by index."""
+        with self._lock:
+            return [(index, self.unreadable[index]) for index in range(start, stop) if index in self.unreadable]
 
     def add_faults(self, faults: Iterable[tuple[int, Fault]]) -> None:
         """Adds unreadable images that other processes have noticed."""

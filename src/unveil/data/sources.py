@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unveil.data.archive_parts import MASK_LAYOUT, candidate_images, class_parts, map_parts
 from unveil.data.archives import Archive, Folder, Shards, is_archive, open_archive
+from unveil.data.image_list import list_source
 from unveil.data.images import IMAGE_SUFFIXES, image_format
 from unveil.data.labels import classes_sentence, number_array
 from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_splits, torchvision_splits
@@ -30,8 +31,9 @@ if TYPE_CHECKING:  # imports torch, which is not needed to list DATA
 
 __all__ = ["FORMS", "Data", "Source", "array_source", "expand_braces", "open_both", "open_parts", "open_roles", "open_source"]
 
-Data = str | Path | NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]
-"""DATA in Python: see `FORMS`; or an array of images; or a pair of arrays, images and labels."""
+Data = str | Path | NDArray[Any] | tuple[NDArray[Any], NDArray[Any]] | list[Any]
+"""DATA in Python: see `FORMS`; or an array of images; or a pair of arrays, images and labels; or a list, see
+`unveil.data.image_list.raw_image`."""
 
 
 def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataParts:
@@ -47,6 +49,8 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
         UnveilError: If DATA does not exist, is damaged, holds no images, or has no such targets.
     """
     with_maps = _wants_maps(targets)
+    if isinstance(data, list):
+        return DataParts("list", {"train": partial(list_source, data)})
     if not isinstance(data, str | os.PathLike):
         array, labels = _arrays(data)
         if with_maps and (labels is None or labels.ndim == 1):

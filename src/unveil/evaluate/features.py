@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,14 @@ from unveil.blocks.distributed import alone
 from unveil.data.augment import eval_draw, eval_geometry, eval_images
 from unveil.data.batch import Batch, Cropped
 from unveil.data.loader import FeatureLoader
+from unveil.data.read_ahead import read_ahead
 from unveil.data.splits import Subset
 from unveil.data.targets import Targets
 from unveil.errors import UnveilError
 from unveil.evaluate.knn import knn_scores, whiten
 from unveil.evaluate.logistic import fit_logistic
-from unveil.learner import Task
+from unveil.learner import Learner, Task
+from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import printable
 from unveil.tasks.linear import Linear
@@ -50,18 +53,34 @@ def evaluation_batches(
         world: The device.
         batch_size: 0 means `evaluation_batch_size`.
     """
-    crop_pct = 1.0 if subset.dataset.transform else vit.crop_pct  # the transform has cropped already
-    for indices in torch.split(subset.indices, batch_size or evaluation_batch_size(world, hardware)):
-        batch = subset.dataset.readable(indices, draw=eval_draw(vit.image_size, crop_pct))
-        if batch is None:
-            continue
-        batch = batch.to(world.device)
-        targets = batch.targets
-        if targets is not None and not isinstance(batch, Cropped):
-            targets = targets.transformed(eval_geometry(batch.sizes, vit.image_size, crop_pct))
-        with autocast(hardware, world):
-            images = eval_images(batch, vit.image_size, vit.mean, vit.std, crop_pct)
-        yield batch._replace(images=images, targets=targets)
+    read = partial(read_batch, subset, vit=vit)
+    parts = torch.split(subset.indices, batch_size or evaluation_batch_size(world, hardware))
+    # From memory, reading ahead gains nothing: a second thread would take the cores from the model.
+    for batch in map(read, parts) if subset.dataset.in_memory else read_ahead(read, parts):
+        if batch is not None:
+            yield prepared(batch, subset, vit, hardware, world)
+
+
+def crop_pct_of(subset: Subset, vit: ViTConfig) -> float:
+    """The share of the short side of the images of a batch to keep; all of it if the transform of the dataset has cropped."""
+    return 1.0 if subset.dataset.transform else vit.crop_pct
+
+
+def read_batch(subset: Subset, indices: Int[Tensor, " B"], vit: ViTConfig) -> Batch | None:
+    """The images at these indices that can be read, not yet normalised; None if none can."""
+    return subset.dataset.readable(indices, draw=eval_draw(vit.image_size, crop_pct_of(subset, vit)))
+
+
+@torch.no_grad()
+def prepared(batch: Batch, subset: Subset, vit: ViTConfig, hardware: HardwareConfig, world: World) -> Batch:
+    """A batch of `read_batch` on the device, cropped and normalised, with its targets."""
+    batch, crop_pct = batch.to(world.device), crop_pct_of(subset, vit)
+    targets = batch.targets
+    if targets is not None and not isinstance(batch, Cropped):
+        targets = targets.transformed(eval_geometry(batch.sizes, vit.image_size, crop_pct))
+    with autocast(hardware, world):
+        images = eval_images(batch, vit.image_size, vit.mean, vit.std, crop_pct)
+    return batch._replace(images=images, targets=targets)
 
 
 class NothingReadableError(UnveilError):
@@ -159,6 +178,16 @@ def views_of(subset: Subset, vit: ViTConfig) -> Features:
     """All images of a subset that can be read, preprocessed for evaluation: (n, C, H, W)."""
     exact = HardwareConfig(device="cpu", precision="float32")
     return features_of(lambda images: images, subset, vit, exact, World(torch.device("cpu")))
+
+
+def features_by(owner: Learner | ViT, pool: Literal["mean", "class", "both"], images: Tensor) -> Tensor:
+    """The features of images (B, D), or with both poolings (B, 2 D). Both take one pass, unless a task has features of its own."""
+    encoder = owner.encoder if isinstance(owner, Learner) and type(owner).features is Learner.features else owner
+    if isinstance(encoder, ViT):
+        return encoder.features(images, pool)
+    if pool != "both":
+        return owner.features(images, pool=pool)
+    return torch.cat([owner.features(images, pool=each) for each in ("mean", "class")], dim=1)
 
 
 def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:

@@ -91,6 +91,8 @@ def contents_of(path: Path) -> Contents:
             return Contents(path, "torch", {})
         raise UnveilError(f"{path} is a file of another kind: {EXPECTED}")
     if not (path / "config.json").is_file():
+        if (path / "results.json").is_file() and read_json(path / "results.json").get("kind") == "knn":
+            raise UnveilError(f"{path} is a k-NN probe, which has no head to load: use a linear probe (unveil probe RUN DATA)")
         found = "a run that has not started to train" if (path / "run.json").is_file() else "a folder without config.json"
         raise UnveilError(f"{path} is {found}: {EXPECTED}")
     return Contents(path, "folder", read_json(path / "config.json"))

@@ -22,6 +22,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Method, Step
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.predictions import PredictsClasses
 from unveil.ranges import Share
 
 
@@ -34,7 +35,7 @@ class SupervisedConfig(RegularisationConfig):
     10,000 of 94,000 steps."""
 
 
-class Supervised(Method):
+class Supervised(PredictsClasses, Method):
     """An encoder, and a linear layer on the mean of its patch tokens. Call `set_classes` before using it."""
 
     augments_whole_batch = True

@@ -1,6 +1,7 @@
 """`unveil embed`: one row of features per image, with its path, for search, clustering or any classifier."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,21 +10,23 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from unveil.atomic_files import replacing
 from unveil.data.sources import Data
-from unveil.data.splits import Subset
-from unveil.evaluate.features import features_of, refuse_non_finite
+from unveil.errors import UnveilError
+from unveil.evaluate.features import features_by
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
+from unveil.learner import Learner
+from unveil.models.vit import ViT
 from unveil.options import configure
 from unveil.paths import refuse_unless_new_table
 from unveil.plain_text import count_of, printable
 from unveil.plugins import trust as allow
+from unveil.predictions import Columns
 from unveil.ranges import Count, Range
-from unveil.runs.labelled_data import write_arrays
 from unveil.runs.open_data import open_each, say_notes
-from unveil.runs.skipped_files import skipped_lines
-from unveil.train.parallel import HardwareConfig, join_processes
+from unveil.runs.sample_stream import ImageStream
+from unveil.runs.streamed import TableJob
+from unveil.train.parallel import HardwareConfig, World, autocast, join_processes
 from unveil.train.terminal import printer
 
 
@@ -31,13 +34,15 @@ from unveil.train.terminal import printer
 class EmbedConfig:
     """Which features to compute, and how."""
 
-    HIDDEN = ("max_pixels",)
+    HIDDEN = ("max_pixels", "pool")
     split: str | None = None
     """Parts of DATA to embed: train, val, test, unlabeled, other (beside the splits), or several as in train+val; by default
     all."""
-    pool: Literal["mean", "class", "patches"] | None = None
-    """Features to write: the mean of the patch tokens, the class token, or all patch tokens; by default those that suit the
-    method."""
+    tokens: Literal["mean", "class", "both", "patch"] | None = None
+    """Features to write: the mean of the patch tokens, the class token, both side by side, or every patch token; by default those
+    that suit the method."""
+    pool: Literal["mean", "class", "both", "patches"] | None = None
+    """The earlier name of tokens, in which patches is patch."""
     batch_size: Annotated[int, Range(1, 2**20)] = 256
     """Images per batch."""
     max_pixels: Count = 64_000_000
@@ -48,6 +53,9 @@ def embed(
     run: str | os.PathLike[str], data: Data, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any
 ) -> Path:
     """Writes the features of every image of DATA that can be read, of all its splits, and says what was left out.
+
+    It needs the memory of a few batches, goes on where a stopped call was, and shares the images among the processes of torchrun;
+    the file has the same bytes in each case.
 
     Args:
         run: Anything that `unveil.load` accepts.
@@ -62,59 +70,82 @@ def embed(
     """
     allow(trust)
     config, hardware = configure(options, EmbedConfig, HardwareConfig)
+    if config.pool is not None:
+        if config.tokens is not None:
+            raise UnveilError("pool is the earlier name of tokens: give one of them")
+        config = replace(config, tokens="patch" if config.pool == "patches" else config.pool, pool=None)
     path = Path(out) if out else Path("embeddings.npz")
     refuse_unless_new_table(path)
-    world, say = join_processes(hardware), printer(True)
+    world = join_processes(hardware)
+    say = printer(world.is_main)
     if hardware.precision == "auto":
         hardware = replace(hardware, precision="float32")  # features are a result: rounding is for those who ask for it
     learner = load(run, say=say).to(world.device).eval()
     encoder = vit_of(learner)
-    vit = encoder.config
-    parts = open_each(data, config.split, vit, max_pixels=config.max_pixels, show=True)
+    parts = open_each(data, config.split, encoder.config, max_pixels=config.max_pixels)
     say_notes(say, "", *(part.dataset.source for part in parts.values()))
-
-    def patch_tokens(images: torch.Tensor) -> torch.Tensor:
-        tokens: torch.Tensor = encoder(images)
-        return tokens[:, 1:]
-
-    function = patch_tokens if config.pool == "patches" else partial(learner.features, pool=config.pool)
-    found = [features_of(function, part, vit, hardware, world, config.batch_size) for part in parts.values()]
-    for features in found:
-        refuse_non_finite(features, str(run))
-    tables = [features.rows.numpy() for features in found]
-    rows = tables[0] if len(tables) == 1 else np.concatenate(tables)  # which needs twice the memory
-    names = np.array([name for features in found for name in features.subset.names])
-    labels = np.array([name for features in found for name in class_names(features.subset)])
-    columns = {"path": names, "embedding": rows} | ({"label": labels} if any(labels) else {})
-    if len(parts) > 1:
-        columns["split"] = np.repeat(np.array(list(parts)), [len(features.subset) for features in found])
-    write_table(path, columns)
-    for line in skipped_lines(*parts.values()):
-        say(f"skipped {line}")
-    counts = ", ".join(f"{len(features.subset):,} of {name}" for name, features in zip(parts, found, strict=True))
-    splits = f" ({counts})" if len(parts) > 1 else ""
-    say(f"{count_of(len(rows), 'image')}{splits}, {' x '.join(map(str, rows.shape[1:]))} features each: {path}")
+    stream = ImageStream(parts, encoder.config)
+    function = features_function(learner, encoder, config.tokens)
+    embedder = Embedder(stream=stream, function=function, hardware=hardware, world=world, owner=str(run))
+    shape = embedder.shape()
+    job = TableJob(
+        stream=stream,
+        function=embedder.columns,
+        batch_size=config.batch_size,
+        row_bytes=4 * int(np.prod(shape)),
+        hardware=hardware,
+        world=world,
+        say=say,
+        doing="embedding",
+    )
+    facts = {"tokens": config.tokens, "split": config.split, "max_pixels": config.max_pixels}
+    outcome = job.to_file(path, job.facts("embed", learner, facts))
+    if world.is_main:
+        job.say_skipped(outcome.skipped, path)
+        counts = ", ".join(f"{count:,} of {name}" for name, count in outcome.rows.items())
+        splits = f" ({counts})" if len(outcome.rows) > 1 else ""
+        say(f"{count_of(sum(outcome.rows.values()), 'image')}{splits}, {' x '.join(map(str, shape))} features each: {path}")
     return path
 
 
-def class_names(subset: Subset) -> list[str]:
-    """The class of each image; "" if it has none."""
-    return [subset.dataset.classes[label] if label >= 0 else "" for label in subset.labels.tolist()]
+def features_function(learner: Learner, encoder: ViT, tokens: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function from normalised images to the features of `--tokens`."""
+    if tokens == "patch":
+        return lambda images: encoder(images)[:, 1:]  # type: ignore[no-any-return]  # a module returns anything
+    if tokens == "both":
+        return partial(features_by, learner, "both")
+    return partial(learner.features, pool=tokens)  # type: ignore[arg-type]  # one of its poolings
 
 
-def write_table(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Writes one row per image, as NPZ or Parquet depending on the suffix."""
-    if path.suffix == ".npz":
-        write_arrays(path, columns)
-        return
-    import pyarrow as pa
-    from pyarrow import parquet
+@dataclass(frozen=True, kw_only=True)
+class Embedder:
+    """Turns batches into rows of features."""
 
-    rows = columns["embedding"]
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[-1])
-    if rows.ndim == 3:
-        lists = pa.FixedSizeListArray.from_arrays(lists, rows.shape[1])
-    texts = {name: pa.array(map(printable, column)) for name, column in columns.items() if name != "embedding"}
-    arrays = {name: texts.get(name, lists) for name in columns}
-    with replacing(path, rows.nbytes) as fresh:
-        parquet.write_table(pa.table(arrays), fresh)
+    stream: ImageStream
+    function: Callable[[torch.Tensor], torch.Tensor]
+    hardware: HardwareConfig
+    world: World
+    owner: str
+    """The name of the model, for messages."""
+
+    @torch.inference_mode()
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the features of an image."""
+        vit = self.stream.vit
+        with autocast(self.hardware, self.world):
+            return tuple(self.function(torch.zeros(1, vit.channels, *vit.image_size, device=self.world.device)).shape[1:])
+
+    def columns(self, split: str, batch: Any) -> Columns:
+        """The features of a batch, and its classes if any image has one. Raises `UnveilError` if features are not finite."""
+        with autocast(self.hardware, self.world):
+            rows = self.function(batch.images).float().cpu()
+        keys = batch.keys.cpu()
+        bad = (~rows.isfinite()).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+        if bad:
+            first = printable(self.stream.columns(split, keys)["path"][bad[0]])
+            raise UnveilError(
+                f"the features of {first} are not finite: the numbers in {self.owner} are too large. Use another run, or "
+                f"--precision float32"
+            )
+        labels = {"label": np.array(self.stream.classes(split, keys))} if self.stream.has_classes else {}
+        return {"embedding": rows.numpy()} | labels

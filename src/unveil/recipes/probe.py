@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
@@ -20,6 +20,7 @@ from unveil.errors import UnveilError
 from unveil.evaluate.features import (
     Features,
     NothingReadableError,
+    features_by,
     features_of,
     fit_linear,
     predictions_of,
@@ -29,6 +30,7 @@ from unveil.evaluate.features import (
 from unveil.evaluate.knn import knn_scores, whiten
 from unveil.evaluate.logistic import fit_logistic
 from unveil.folder_lock import locked
+from unveil.interop import model_files
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.json_files import json_text
@@ -49,7 +51,7 @@ from unveil.runs.labelled_data import (
     unseen_classes,
     write_class_scores,
 )
-from unveil.runs.open_data import adapt_to_images
+from unveil.runs.open_data import adapt_to_images, preprocessed, reopened
 from unveil.runs.session import join
 from unveil.runs.skipped_files import SkippedFiles
 from unveil.tasks.linear import Linear, LinearConfig
@@ -118,6 +120,8 @@ class ProbeScores(NamedTuple):
 
     features: Features
     """The class scores."""
+    task: Task | None = None
+    """The trained probe; None for k-NN. Its head alone, if it was trained on features."""
     penalty: float | None = None
     """The penalty of logistic regression."""
 
@@ -143,7 +147,8 @@ class Probe:
             shape: An encoder with the image size and normalisation to use.
         """
         if encoder is not None and self.config.sees_images:
-            return ProbeScores(self.trained_scores(name, self.task(copy.deepcopy(encoder))))
+            task = self.task(copy.deepcopy(encoder))
+            return ProbeScores(self.trained_scores(name, task), task)
         if encoder is None:
             return self.frozen_scores(raw_pixels, shape)
         owner = self.learner if encoder is self.learner.encoder else encoder  # as `unveil embed`: after the norm of a head
@@ -168,7 +173,7 @@ class Probe:
             groups, seed = train.subset.groups, recipe.training.seed
             task, penalty = fit_logistic(train.rows, labels, classes, groups=groups, seed=seed)
         with torch.no_grad():
-            return ProbeScores(test._replace(rows=task.logits(test.rows)), penalty)
+            return ProbeScores(test._replace(rows=task.logits(test.rows)), task, penalty)
 
     def task(self, encoder: ViT) -> Task:
         """A probe that is trained on augmented images."""
@@ -192,15 +197,31 @@ class Probe:
             train(task, loader, recipe, screen=screen)
         finally:
             screen.close()
+        tested = preprocessed(self.test_set, task.encoder.config)
         found = [
             (scores.float().cpu(), batch.keys.cpu())
-            for batch, scores, _ in predictions_of(task, self.test_set, self.recipe.hardware, self.recipe.world)
+            for batch, scores, _ in predictions_of(task, tested, self.recipe.hardware, self.recipe.world)
         ]
         if not found:
             name, count = self.test_set.dataset.source.name, len(self.test_set)
             raise NothingReadableError(f"none of {count:,} test images of {name} can be read")
         scores, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return Features(scores, Subset(self.test_set.dataset, indices))
+
+    def model(self, scores: ProbeScores) -> Task | None:
+        """The probe with its encoder, which `unveil.load` loads and `unveil predict` takes; None if it cannot be saved."""
+        head = scores.task
+        if head is None or self.config.sees_images:
+            return head
+        norm = self.learner.feature_norm(self.pool)
+        if norm is None:
+            return None
+        config = LinearConfig(pool=self.pool, feature_norm=isinstance(norm, nn.LayerNorm))
+        encoder = copy.deepcopy(self.learner.encoder)
+        task = Linear.build(encoder, config, AugmentConfig(), self.train_set.dataset.classes)
+        task.head.load_state_dict(head.head.state_dict())
+        task.norm.load_state_dict(norm.state_dict())
+        return task.eval()
 
 
 def probe(
@@ -231,20 +252,10 @@ def probe(
     allow(trust)
     if out is None:
         return probe_into(None, run, data, test, options)
-    if (Path(out) / "results.json").exists():
+    if any((Path(out) / name).exists() for name in ("results.json", "config.json", "model.safetensors")):
         raise UnveilError(f"{out} has results already, of a run or of a probe: choose another --out")
     with locked(Path(out), "probing into"):
         return probe_into(Path(out), run, data, test, options)
-
-
-def features_by(owner: Learner | ViT, pool: Literal["mean", "class", "both"], images: Tensor) -> Tensor:
-    """The features of images (B, D), or with both poolings (B, 2 D). Both take one pass, unless a task has features of its own."""
-    encoder = owner.encoder if isinstance(owner, Learner) and type(owner).features is Learner.features else owner
-    if isinstance(encoder, ViT):
-        return encoder.features(images, pool)
-    if pool != "both":
-        return owner.features(images, pool=pool)
-    return torch.cat([owner.features(images, pool=each) for each in ("mean", "class")], dim=1)
 
 
 def augmentation(config: ProbeConfig) -> AugmentConfig:
@@ -293,12 +304,15 @@ def probe_into(
         test_split=config.test_split,
         augment=augmentation(config) if config.views or config.kind == "partial" else None,
         max_pixels=config.max_pixels,
+        read=config.sees_images,
         say=say,
         show=True,
     )
     opened = labelled_subsets(run, data if data is not None else data_of(run), test, encoder.config, asked)
     train_set, test_set, held_out = opened.train, opened.test, opened.held_out
     adapt_to_images(encoder, train_set)
+    if not config.sees_images:  # features of the pixels that `unveil embed` and `unveil predict` give the model
+        train_set, test_set = reopened(encoder.config, train_set, test_set)
     if config.labels:
         train_set = few_labels(train_set, config.labels, recipe.training.seed)
     pool = config.pool or learner.pool
@@ -344,6 +358,14 @@ def probe_into(
     }
     found = scores["encoder"].features
     write_class_scores(folder / "predictions.csv", found.subset, found.rows, votes=config.kind == "knn")
+    model = setup.model(scores["encoder"])
+    if model is not None:
+        model_files.write_config(model, folder)
+        model_files.export(model, folder / "model.safetensors")
     write_text(folder / "results.json", json_text(results))
     say(f"Per-class accuracy, confusion matrix and predictions: {folder}")
+    if model is not None:
+        say(f"To label images with it: unveil predict {folder} IMAGES")
+    elif config.kind != "knn":
+        say(f"The probe is not saved, because the features of {type(learner).__name__} are not those of its encoder")
     return results

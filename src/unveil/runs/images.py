@@ -24,6 +24,7 @@ from unveil.evaluate.collapse import collapse
 from unveil.evaluate.features import MAX_WHITENED, NothingReadableError, features_of, refuse_non_finite
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores, whiten
+from unveil.interop.encoder_only import image_config_of
 from unveil.learner import Method, Task
 from unveil.methods import METHODS, method_class, method_defaults
 from unveil.metrics import classification_metrics
@@ -40,6 +41,7 @@ from unveil.runs.open_data import (
     ImageSubsets,
     image_facts,
     natural_side,
+    open_each,
     open_subsets,
     pack_sentence,
     say_notes,
@@ -47,6 +49,7 @@ from unveil.runs.open_data import (
     sizes_for,
     stored_side,
 )
+from unveil.runs.sample_stream import ImageStream
 from unveil.runs.session import Session, join, options_by_name
 from unveil.runs.skipped_files import SkippedFiles, refuse_earlier_numbering
 from unveil.train.log import Record
@@ -390,6 +393,11 @@ class ImageModality(Modality):
         elif config.labels:
             opened = opened._replace(train=opened.train.at_random(config.labels, request.recipe.training.seed))
         return LabelledImages(with_validation(opened, config, request), world, config.max_unreadable)
+
+    def stream(self, learner: Any, data: Data, *, split: str | None, max_pixels: int) -> ImageStream:
+        vit = image_config_of(learner)
+        parts = open_each(data, split, vit, max_pixels=max_pixels, adapt=False)
+        return ImageStream(parts, vit)
 
     def has_labels(self, data: Data) -> bool:
         return open_both(data)[0].is_labelled

@@ -43,6 +43,8 @@ class LabelledOptions:
     """The crops to train on, for which images are kept large enough; None if they are only evaluated."""
     max_pixels: int
     """Files with more pixels than this are not decoded."""
+    read: bool = True
+    """Whether images are read into memory if they fit; if not, only a sample is, and `reopened` reads them."""
     say: Say
     """Prints a message for the user."""
     show: bool
@@ -97,7 +99,13 @@ def labelled_subsets(
     say_notes(request.say, pack_sentence(roles.train, side))
     refuse_one_class(roles.train, request)
     opened = open_subsets(
-        roles, side=side, channels=vit.channels, max_pixels=request.max_pixels, most=held_out_count(run), show=request.show
+        roles,
+        side=side,
+        channels=vit.channels,
+        max_pixels=request.max_pixels,
+        most=held_out_count(run),
+        show=request.show,
+        read=request.read,
     )
     name, test_name = roles.train.name, opened.test.dataset.source.name
     if not len(opened.test):
@@ -268,7 +276,7 @@ def write_class_scores(path: Path, subset: Subset, scores: Float[Tensor, "n K"],
         for name, label, guess, p, row in zip(
             subset.names, labels.tolist(), best.tolist(), probability.tolist(), scores.tolist(), strict=True
         ):
-            writer.writerow([csv_cell(name), cells[label], cells[guess], f"{p:.4f}", *(f"{x:.4f}" for x in row)])
+            writer.writerow([csv_cell(name), cells[label], cells[guess], f"{p:.6g}", *(f"{x:.6g}" for x in row)])
 
 
 def fresh_folder(path: Path) -> Path:

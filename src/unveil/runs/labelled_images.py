@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.runs.labelled_data import LabelledSubsets, data_facts, unseen_classes, write_arrays, write_class_scores
 from unveil.runs.modality import LabelledData
-from unveil.runs.open_data import adapt_to_images
+from unveil.runs.open_data import adapt_to_images, preprocessed
 from unveil.runs.session import Session
 from unveil.runs.skipped_files import SkippedFiles, refuse_earlier_numbering
 from unveil.train.parallel import World
@@ -87,11 +88,13 @@ class LabelledImages(LabelledData):
         return ImageLoader(train.dataset, indices=train.indices, batch_size=size, seed=seed, max_unreadable=limit, draw=draw)
 
     def predictions(self, task: Task, recipe: Recipe, *, validation: bool = False) -> Iterator[tuple[Any, Any, Any]]:
-        subset = self.test_set
         if validation:
             assert self.validation_set is not None
-            subset = self.validation_set
-        return predictions_of(task, subset, recipe.hardware, recipe.world)
+            return predictions_of(task, self.validation_set, recipe.hardware, recipe.world)
+        if task.TargetType is PixelTargets:  # maps follow the crops of the training
+            return predictions_of(task, self.test_set, recipe.hardware, recipe.world)
+        exact = replace(recipe.hardware, precision="float32")  # as `unveil predict` computes them: from the file on, in float32
+        return predictions_of(task, preprocessed(self.test_set, task.encoder.config), exact, recipe.world)
 
     def evaluate(self, task: Task, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """Class scores are written as a table with one row per image; of class maps, a few are kept for the report."""

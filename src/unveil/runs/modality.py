@@ -20,6 +20,7 @@ from unveil.errors import UnveilError
 from unveil.learner import Method, Task
 from unveil.methods import method_defaults
 from unveil.ranges import CountOrZero, ShareBelowOne
+from unveil.runs.sample_stream import SampleStream
 from unveil.runs.session import Session
 from unveil.train.log import Record
 from unveil.train.recipe import Recipe
@@ -237,6 +238,17 @@ class Modality(ABC):
             data: Labelled samples to train on.
             test: Labelled samples to test on; by default the test split of `data`, or a tenth of it.
             request: What the task needs.
+        """
+
+    @abstractmethod
+    def stream(self, learner: Any, data: AnyData, *, split: str | None, max_pixels: int) -> SampleStream:
+        """Opens samples to apply a learner to, one after the other.
+
+        Args:
+            learner: The model, whose encoder says what it takes.
+            data: The samples.
+            split: The parts of `data`; by default all.
+            max_pixels: Image files with more pixels than this are not decoded.
         """
 
     @abstractmethod

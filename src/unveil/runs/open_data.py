@@ -12,7 +12,7 @@ from rich.progress import MofNCompleteColumn
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
-from unveil.data.dataset import ImageDataset
+from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.data.eval_transform import EvalTransform, crop_pct_for
 from unveil.data.image_samples import sample_images
 from unveil.data.parts import Roles
@@ -95,7 +95,9 @@ class ImageSubsets(NamedTuple):
     """The images to evaluate during training, so that the test set is evaluated only at the end; None means the test set."""
 
 
-def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixels: int, most: int, show: bool) -> ImageSubsets:
+def open_subsets(
+    roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixels: int, most: int, show: bool, read: bool = True
+) -> ImageSubsets:
     """Opens the images of a run.
 
     Args:
@@ -105,9 +107,11 @@ def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixe
         max_pixels: As for `ImageDataset`.
         most: Maximum number of images to hold out.
         show: Whether to show a progress bar.
+        read: Whether images are read into memory if they fit; if not, only a sample is.
     """
+    memory = MEMORY if read else 0
     with progress_bar(roles.train.name, show) as progress:
-        train = ImageDataset(roles.train, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
+        train = ImageDataset(roles.train, side=side, channels=channels, max_pixels=max_pixels, memory=memory, progress=progress)
     if roles.test is None:
         groups = Subset(train, torch.arange(roles.held_out_of)).groups
         kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)), groups)
@@ -118,7 +122,13 @@ def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixe
         source = source.with_classes(roles.train.classes) if roles.train.classes else source
         with progress_bar(source.name, show) as progress:
             dataset = ImageDataset(
-                source, side=side, channels=train.channels, dtype=train.dtype, max_pixels=max_pixels, progress=progress
+                source,
+                side=side,
+                channels=train.channels,
+                dtype=train.dtype,
+                max_pixels=max_pixels,
+                memory=memory,
+                progress=progress,
             )
         return Subset(dataset, torch.arange(len(dataset)))
 
@@ -135,6 +145,29 @@ def image_facts(dataset: ImageDataset, image_size: Size) -> dict[str, Any]:
 def adapt_to_images(encoder: ViT, train_set: Subset) -> None:
     """Records the facts of other images than those of pre-training in the config of an encoder, which evaluations follow."""
     encoder.config = replace(encoder.config, **image_facts(train_set.dataset, encoder.config.image_size))
+
+
+def preprocessed(subset: Subset, vit: ViTConfig) -> Subset:
+    """The same images, preprocessed from the file on as `unveil predict`, `unveil embed` and exported models do."""
+    return Subset(subset.dataset.preprocessed(EvalTransform(vit.image_size, vit.crop_pct)), subset.indices)
+
+
+def reopened(vit: ViTConfig, *subsets: Subset) -> list[Subset]:
+    """As `preprocessed`, but opened anew, in memory if the images fit: for images that are needed several times."""
+    fresh, transform = dict[int, ImageDataset](), EvalTransform(vit.image_size, vit.crop_pct)
+    for old in (subset.dataset for subset in subsets):
+        if id(old) not in fresh:
+            with progress_bar(old.source.name, True) as progress:
+                fresh[id(old)] = ImageDataset(
+                    old.source,
+                    side=old.side,
+                    channels=old.channels,
+                    dtype=old.dtype,
+                    max_pixels=old.max_pixels,
+                    progress=progress,
+                    transform=transform,
+                )
+    return [Subset(fresh[id(subset.dataset)], subset.indices) for subset in subsets]
 
 
 def say_notes(say: Say, sentence: str, *sources: Source) -> None:
@@ -156,25 +189,26 @@ def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Call
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int, show: bool) -> dict[str, Subset]:
+def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int, adapt: bool = True) -> dict[str, Subset]:
     """The images of DATA, preprocessed for a model, by the name of their split; "train" if DATA has no splits.
+
+    They are read on demand, since each is used once.
 
     Args:
         data: The images.
         split: The splits to open; by default all.
         vit: The size and the kind of the images that the model takes.
         max_pixels: Files with more pixels than this are not decoded.
-        show: Whether to show a progress bar.
+        adapt: Whether images are read with 16 bits if most of them have 16, also for a model of 8 bits. If not, the result for an
+            image does not depend on the other images.
     """
     subsets, parts = dict[str, Subset](), open_parts(data)
-    dtype = torch.uint16 if vit.bit_depth == 16 else None
+    dtype = torch.uint16 if vit.bit_depth == 16 else None if adapt else torch.uint8
     side, transform = stored_side(vit.image_size), EvalTransform(vit.image_size, vit.crop_pct)
     for name in parts.chosen(split or "all"):
-        source = parts.source(name)
-        with progress_bar(source.name, show) as progress:
-            dataset = ImageDataset(
-                source, side=side, channels=vit.channels, dtype=dtype, max_pixels=max_pixels, progress=progress, transform=transform
-            )
+        dataset = ImageDataset(
+            parts.source(name), side=side, channels=vit.channels, dtype=dtype, max_pixels=max_pixels, memory=0, transform=transform
+        )
         dtype = dataset.dtype
         subsets[name] = Subset(dataset, torch.arange(len(dataset)))
     return subsets

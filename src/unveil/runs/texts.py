@@ -39,6 +39,7 @@ from unveil.runs.modality import (
     slug,
 )
 from unveil.runs.session import Session, join, options_by_name
+from unveil.runs.text_stream import TextStream, open_text_stream
 from unveil.text.files import Texts, documents, open_texts
 from unveil.text.wordpiece import SPECIAL, CorpusLoader, LabelledTextLoader, TextBatch, WordPieceTokenizer, train_vocabulary
 from unveil.train.log import Record
@@ -271,7 +272,7 @@ class LabelledTexts(LabelledData):
             writer = csv.writer(file)
             writer.writerow(["text", "label", "predicted", "probability"])
             for text, label, guess, p in zip(texts, labels, best.tolist(), probability.tolist(), strict=True):
-                writer.writerow([csv_cell(text[:200]), csv_cell(classes[label]), csv_cell(classes[guess]), f"{p:.4f}"])
+                writer.writerow([csv_cell(text[:200]), csv_cell(classes[label]), csv_cell(classes[guess]), f"{p:.6g}"])
         return metric.compute()
 
 
@@ -379,6 +380,9 @@ class TextModality(Modality):
             rest, aside = stratified_split(label_tensor(train_set), share, request.recipe.training.seed)
             train_set, validation_set = train_set.subset(rest), train_set.subset(aside) if len(aside) else None
         return LabelledTexts(train_set, test_set, held_out, request.encoder, validation_set)
+
+    def stream(self, learner: Any, data: AnyData, *, split: str | None, max_pixels: int) -> TextStream:
+        return open_text_stream(data, split, learner.encoder.config)
 
     def has_labels(self, data: AnyData) -> bool:
         labels = open_texts(data)[0].labels

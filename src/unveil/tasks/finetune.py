@@ -144,6 +144,9 @@ class Finetune(Task):
         found: Tensor = self.encoder.features(images, pool=pool or self.pool)
         return self.norm(found) if pool in (None, self.pool) else found
 
+    def feature_norm(self, pool: str) -> nn.Module | None:
+        return {"mean": self.norm, "class": nn.Identity()}.get(pool)
+
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images."""
         scores: Tensor = self.head(self.features(images))

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.blocks.heads import ProbeHead, cross_entropy_with_accuracy
 from unveil.data.augment import Augment, AugmentConfig
@@ -24,8 +24,11 @@ MAX_IMAGES = 256
 class LinearConfig:
     """The options of a linear probe."""
 
-    pool: Literal["mean", "class"] = "mean"
-    """Features to classify: the mean of the patch tokens, or the class token."""
+    HIDDEN: ClassVar[tuple[str, ...]] = ("feature_norm",)
+    pool: Literal["mean", "class", "both"] = "mean"
+    """Features to classify: the mean of the patch tokens, the class token, or both side by side."""
+    feature_norm: bool = False
+    """A norm after pooling, which is not trained: that of the head of a fine-tuned model that is probed."""
 
 
 class Linear(Task):
@@ -60,16 +63,21 @@ class Linear(Task):
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.classes, self.augmentation, self.pool = config, classes, augment, config.pool
+        self.config, self.classes, self.augmentation = config, classes, augment
+        pool: Any = config.pool
+        self.pool = pool  # "both" too: only what is evaluated with this task itself reads it
         self.takes_images = encoder is not None
+        self.norm: nn.Module = nn.Identity()
         if encoder is not None:
             self.encoder = encoder.requires_grad_(False)
+            if config.feature_norm:
+                self.norm = nn.LayerNorm(width, eps=encoder.config.eps).requires_grad_(False)
         self.head = ProbeHead(width, len(classes))
 
     @classmethod
     def build(cls, encoder: ViT, config: LinearConfig, augment: AugmentConfig, classes: Sequence[str]) -> "Linear":
-        vit = encoder.config
-        return cls(vit.width, classes, config, encoder=encoder, augment=Augment(augment, vit.image_size, vit.mean, vit.std))
+        vit, width = encoder.config, encoder.config.width * (2 if config.pool == "both" else 1)
+        return cls(width, classes, config, encoder=encoder, augment=Augment(augment, vit.image_size, vit.mean, vit.std))
 
     def layer_of(self, name: str) -> int:
         """0 for everything: only the head is trained, and there may be no encoder."""
@@ -80,12 +88,20 @@ class Linear(Task):
         assert isinstance(batch.targets, ClassTargets)
         return Step(*cross_entropy_with_accuracy(self.logits(batch.images), batch.targets.labels))
 
+    def features(self, images: Tensor, pool: Literal["mean", "class"] | None = None) -> Float[Tensor, "B F"]:
+        """The features that are classified; others as they are."""
+        found: Tensor = self.encoder.features(images, pool=pool or self.config.pool)
+        return self.norm(found) if pool in (None, self.config.pool) else found
+
+    def feature_norm(self, pool: str) -> nn.Module | None:
+        return self.norm if pool == self.config.pool else nn.Identity()
+
     def logits(self, images: Tensor) -> Float[Tensor, "B K"]:
         """Class scores, from images (B, C, H, W) or features (B, D)."""
         if self.takes_images:
             encoder = self.encoder.eval()
             with torch.no_grad():  # in parts, since the batch norm needs all features, but the encoder needs memory
-                images = torch.cat([encoder.features(part, self.pool) for part in images.split(MAX_IMAGES)])
+                images = torch.cat([self.norm(encoder.features(part, self.config.pool)) for part in images.split(MAX_IMAGES)])
         scores: Tensor = self.head(images)
         return scores
 

@@ -42,6 +42,8 @@ class Texts:
     """Names of the classes. Those of a test set begin with those of the train set; the rest does not occur in training."""
     fingerprint: str
     """SHA-256 over the texts and labels."""
+    places: Sequence[str]
+    """The file of each text; for a table, with the number of its row, as in reviews.csv:1."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -50,7 +52,8 @@ class Texts:
         """The texts at these indices, with the fingerprint of all texts."""
         kept = [int(index) for index in indices]
         labels = None if self.labels is None else self.labels[kept]
-        return replace(self, texts=[self.texts[index] for index in kept], labels=labels)
+        places = [self.places[index] for index in kept]
+        return replace(self, texts=[self.texts[index] for index in kept], labels=labels, places=places)
 
     def labelled(self) -> "Texts":
         """The texts that have a class."""
@@ -68,7 +71,8 @@ class Texts:
 
 
 Row = tuple[str, str | None]  # a text and the name of its class
-Splits = dict[str, list[Row]]
+Placed = tuple[str, str | None, str]  # and where it comes from
+Splits = dict[str, list[Placed]]
 
 
 def open_texts(data: str | Path) -> tuple[Texts, Texts | None]:
@@ -118,7 +122,10 @@ def splits_of(archive: Archive) -> Splits:
     for index, name in enumerate(archive.names):
         if name in split_names:
             text, suffix = archive.read(index).decode("utf-8", "replace"), PurePosixPath(name).suffix.lower()
-            rows = table_rows(text, TABLES[suffix]) if suffix in TABLES else [(text, folders.get(name))]
+            if suffix in TABLES:
+                rows = [(*row, f"{name}:{number}") for number, row in enumerate(table_rows(text, TABLES[suffix]), 1)]
+            else:
+                rows = [(text, folders.get(name), name)]
             splits.setdefault(split_names[name], []).extend(rows)
     return splits
 
@@ -173,18 +180,18 @@ def table_rows(text: str, delimiter: str) -> list[Row]:
     return [(" ".join(row[i].strip() for i in wordy), None if label is None else row[label].strip() or None) for row in rows]
 
 
-def to_texts(name: str, rows: Sequence[Row]) -> Texts:
+def to_texts(name: str, rows: Sequence[Placed]) -> Texts:
     """Converts rows to texts."""
     digest = hashlib.sha256()
-    for text, label in rows:
+    for text, label, _ in rows:
         digest.update(f"{label}\0{text}\0".encode("utf-8", "replace"))
-    texts, fingerprint = [text for text, _ in rows], digest.hexdigest()
-    classes = class_order(label for _, label in rows if label is not None)
+    texts, places, fingerprint = [row[0] for row in rows], [row[2] for row in rows], digest.hexdigest()
+    classes = class_order(label for _, label, _ in rows if label is not None)
     if not classes:
-        return Texts(name, texts, None, [], fingerprint)
+        return Texts(name, texts, None, [], fingerprint, places)
     number = {label: i for i, label in enumerate(classes)}
-    labels = np.array([-1 if label is None else number[label] for _, label in rows], dtype=np.int64)
-    return Texts(name, texts, labels, classes, fingerprint)
+    labels = np.array([-1 if label is None else number[label] for _, label, _ in rows], dtype=np.int64)
+    return Texts(name, texts, labels, classes, fingerprint, places)
 
 
 def documents(texts: Sequence[str]) -> Iterator[str]:

@@ -1,0 +1,151 @@
+"""`unveil predict`: labels new images, or texts, with a trained model."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from unveil.errors import UnveilError
+from unveil.evaluate.features import evaluation_batch_size
+from unveil.interop.load import load
+from unveil.learner import Learner
+from unveil.options import configure
+from unveil.paths import refuse_unless_new_labels
+from unveil.plain_text import count_of
+from unveil.plugins import trust as allow
+from unveil.predictions import Columns, Table
+from unveil.protocols import Predicts
+from unveil.ranges import Count, Range
+from unveil.runs.modality import AnyData, modality
+from unveil.runs.streamed import TableJob
+from unveil.train.parallel import HardwareConfig, World, autocast, join_processes
+from unveil.train.terminal import printer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Which samples to label, and what to write."""
+
+    HIDDEN = ("max_pixels",)
+    top_k: Count = 1
+    """Number of best labels to write, with their probabilities: label, label_2, label_3, ..."""
+    scores: bool = False
+    """Also write the probability of every class, in a column p(CLASS) of its own."""
+    split: str | None = None
+    """Parts of IMAGES to label: train, val, test, unlabeled, other (beside the splits), or several as in train+val; by default
+    all."""
+    batch_size: Annotated[int, Range(0, 2**20)] = 0
+    """Samples per batch; 0 means a size that suits the device."""
+    max_pixels: Count = 64_000_000
+    """Files with more pixels than this are not decoded."""
+
+
+def predict(
+    run: str | os.PathLike[str], images: AnyData, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any
+) -> Path | Table:
+    """Labels every image, or text, that can be read.
+
+    With `out`, it needs the memory of a few batches, goes on where a stopped call was, and shares the samples among the processes
+    of torchrun; the file has the same bytes in each case. What cannot be read has no row, and is listed in a file beside it.
+
+    Args:
+        run: A classifier: anything that `unveil.load` accepts and that has a head, such as a fine-tuned run or a linear probe.
+        images: See `unveil.data.sources.FORMS`; in Python also an array (N, H, W, C), or a list of paths, Pillow images, arrays
+            (H, W, C) and tensors (C, H, W). For a text classifier: a file or a folder of texts.
+        out: A new .csv, .parquet or .jsonl file. None returns the table.
+        trust: A file or module outside of unveil that `run` needs and that may be imported.
+        **options: Fields of `PredictConfig` and `HardwareConfig`. By default, scores are computed in float32.
+
+    Returns:
+        The path of the file, or the table: a dictionary of columns.
+
+    Raises:
+        UnveilError: If the model has no head, the file exists, or scores are not finite.
+    """
+    allow(trust)
+    config, hardware = configure(options, PredictConfig, HardwareConfig)
+    if out is not None:
+        refuse_unless_new_labels(out)
+    world = join_processes(hardware)
+    say = printer(world.is_main)
+    if world.size > 1 and out is None:
+        raise UnveilError("several processes write one file: give out=, or start without torchrun")
+    if hardware.precision == "auto":
+        hardware = replace(hardware, precision="float32")  # scores are a result: rounding is for those who ask for it
+    learner = load(run, say=say).to(world.device).eval()
+    refuse_without_head(learner, run)
+    labeller = Labeller(learner, config, hardware, world, str(run))
+    labeller.refuse_options()
+    stream = modality(learner.modality).stream(learner, images, split=config.split, max_pixels=config.max_pixels)
+    job = TableJob(
+        stream=stream,
+        function=labeller.columns,
+        batch_size=config.batch_size or evaluation_batch_size(world, hardware),
+        row_bytes=8 * (len(getattr(learner, "classes", ())) if config.scores else config.top_k),
+        hardware=hardware,
+        world=world,
+        say=say,
+        doing="predicting",
+    )
+    if out is None:
+        labeller.kept = []
+        columns, skipped = job.in_memory()
+        return labeller.table(columns, skipped)
+    path = Path(out)
+    facts = {"top_k": config.top_k, "scores": config.scores, "split": config.split, "max_pixels": config.max_pixels}
+    outcome = job.to_file(path, job.facts("predict", learner, facts))
+    if world.is_main:
+        job.say_skipped(outcome.skipped, path)
+        say(f"{count_of(sum(outcome.rows.values()), stream.noun)} labelled: {path}")
+    return path
+
+
+def refuse_without_head(learner: Learner, run: str | os.PathLike[str]) -> None:
+    """Raises `UnveilError` if a learner predicts nothing."""
+    if not isinstance(learner, Predicts):
+        raise UnveilError(
+            f"{run} is an encoder without a head, so it has no classes to predict: train one with `unveil finetune {run} DATA` or "
+            f"`unveil probe {run} DATA`, and give the run of that"
+        )
+
+
+class Labeller:
+    """Turns batches into columns."""
+
+    def __init__(self, learner: Learner, config: PredictConfig, hardware: HardwareConfig, world: World, owner: str) -> None:
+        assert isinstance(learner, Predicts)
+        self.learner, self.config, self.hardware, self.world, self.owner = learner, config, hardware, world, owner
+        self.kept: list[torch.Tensor] | None = None
+        """What the model put out, if it is to be returned."""
+
+    def refuse_options(self) -> None:
+        """Raises `UnveilError` for options that do not fit the model, before anything is read."""
+        classes: Sequence[str] = getattr(self.learner, "classes", ())
+        if classes and self.config.top_k > len(classes):
+            raise UnveilError(f"top_k is {self.config.top_k}, but {self.owner} has {len(classes)} classes: use 1 to {len(classes)}")
+
+    def columns(self, split: str, batch: Any) -> Columns:
+        """The predictions of a batch. Raises `UnveilError` if they are not finite."""
+        with autocast(self.hardware, self.world):
+            predictions = self.learner.predict(batch)
+        if isinstance(predictions, torch.Tensor):
+            predictions = predictions.float().cpu()
+            if not bool(predictions.isfinite().all()):
+                raise UnveilError(
+                    f"the scores of {self.owner} are not finite: the numbers in it are too large. Use another run, or --precision "
+                    "float32"
+                )
+            if self.kept is not None:
+                self.kept.append(predictions)
+        return self.learner.columns(predictions, top_k=self.config.top_k, scores=self.config.scores)
+
+    def table(self, columns: Columns, skipped: dict[str, str]) -> Table:
+        """The predictions in memory."""
+        table = Table(columns)
+        scores = torch.cat(self.kept or [torch.empty(0)])
+        probabilities = getattr(self.learner, "probabilities", lambda scores: scores)(scores)
+        table.scores, table.probabilities, table.skipped = scores.numpy(), probabilities.numpy(), skipped
+        return table
