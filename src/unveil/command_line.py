@@ -91,10 +91,12 @@ def groups_of(verb: Verb, argv: Sequence[str]) -> tuple[dict[str, list[Option]],
     method = method_of(verb, argv) if METHOD in verb.configs.values() else None
     task = value_of(verb.task_option, argv) or verb.task
     defaults: dict[str, Any] = {}
+    chosen: Sequence[str] = ()
     if method:
         defaults |= methods.method_defaults(method)
     if task and task != "knn":
         defaults |= tasks.task_defaults(task)
+        chosen = tasks.task_source(task).literal("CHOSEN", ())
     groups = {}
     for title, path in verb.configs.items():
         if path == METHOD:
@@ -109,6 +111,7 @@ def groups_of(verb: Verb, argv: Sequence[str]) -> tuple[dict[str, list[Option]],
             if option.name not in verb.ignores
         ]
     notes = {key: f"{plainly(value)} for digits" for key, value in literal_at(verb.digits).items() if key not in defaults}
+    notes |= dict.fromkeys(chosen, "default: follows the model and the labels")
     if verb.per_method and not method:
         own = {key for each in methods.METHODS.names for key in methods.method_defaults(each)}
         notes |= dict.fromkeys(own, "default: that of each method")

@@ -175,6 +175,8 @@ class Task(PredictsClasses, Learner, ABC):
     """The recipe: options, of any group, whose defaults differ for this task."""
     PAPER: ClassVar[Mapping[str, Any]] = {}
     """Further defaults for --recipe paper, if `Config` has the option `recipe`."""
+    CHOSEN: ClassVar[Sequence[str]] = ()
+    """Names of the options that `settings_for` chooses."""
     TargetType: ClassVar[type[Targets]] = ClassTargets
     """What `Batch.targets` holds: classes, boxes, or one class per pixel."""
     on_encoder: ClassVar[bool] = True
@@ -210,6 +212,11 @@ class Task(PredictsClasses, Learner, ABC):
         owner, _, rest = name.partition(".")
         layer: int = self.encoder.layer_of(rest) if owner == "encoder" else self.encoder.config.depth + 1
         return layer
+
+    @classmethod
+    def settings_for(cls, width: int, samples: int) -> Mapping[str, Any]:
+        """Defaults that follow from the width of the encoder and the number of labelled samples, unless --recipe is "paper"."""
+        return {}
 
     @property
     def starts_from_probe(self) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from unveil.blocks.ema import cosine_to_one
 from unveil.methods import method_defaults
 from unveil.tasks import task_defaults
+from unveil.tasks.finetune import Finetune
 from unveil.train.optim import OptimConfig, clip_gradients
 
 PER_EPOCH = 50
@@ -50,7 +51,7 @@ def test_mae_pretraining():
 
 
 def test_mae_finetuning():
-    optim = config(task_defaults("finetune"))
+    optim = config(Finetune.PAPER)
     check(optim, 100, 1024, lambda e: half_cycle(e, lr=4e-3, min_lr=1e-6, warmup=5, epochs=100))
     assert optim.at(100 * PER_EPOCH, 100 * PER_EPOCH, 1024)[0] == pytest.approx(1e-6)
     assert (optim.beta2, optim.weight_decay, optim.layer_decay) == (0.999, 0.05, 0.75)

@@ -19,12 +19,17 @@ from unveil.metrics import ClassificationMetric, Metric
 from unveil.models.vit import ViT
 from unveil.ranges import NonNegative
 
+BUDGET, LARGE_BUDGET = 200_000, 5_000_000
+"""Images that a run sees by default, in 20 to 100 epochs; and from how many on it needs all of the regularisation."""
+WIDE, LARGE_SET = 384, 20_000
+"""Width from which an encoder needs drop path, and number of labels from which batches are large."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RegularisationConfig):
     """What fine-tuning starts from, and its losses. Defaults are those of models that earlier versions saved."""
 
-    HIDDEN = ("erasing", "start", "fc_norm", "pool")
+    HIDDEN = ("cutmix", "erasing", "fc_norm", "pool", "randaugment", "smoothing", "start")
     recipe: Literal["auto", "paper"] = "paper"
     """Settings: those that suit the size of the model and the number of labels, or those of the MAE paper (table 9), which are made
     for ViT-B and larger and a million images. Single options override either."""
@@ -55,16 +60,15 @@ class Finetune(Task):
         "cutmix": 0.0,
         "randaugment": 0,
         "erasing": 0.0,
-        "base_lr": 4e-3,
         "min_lr": 1e-6,
         "layer_decay": 0.75,
         "beta2": 0.999,
         "weight_decay": 0.05,
         "warmup_ratio": 0.1,
-        "epochs": 50.0,
-        "batch_size": 64,
         "crop_scale": 0.35,
     }
+    """See also `settings_for`. Chosen on images kept aside from training, with small encoders: see LAB.md."""
+    CHOSEN = ("base_lr", "epochs", "batch_size", "drop_path", "mixup", "cutmix", "randaugment", "erasing")
     PAPER = {
         "start": "random",
         "fc_norm": True,
@@ -110,6 +114,17 @@ class Finetune(Task):
     @classmethod
     def build(cls, encoder: ViT, config: FinetuneConfig, augment: AugmentConfig, classes: Sequence[str]) -> "Finetune":
         return cls(encoder, classes, config, augment)
+
+    @classmethod
+    def settings_for(cls, width: int, samples: int) -> Mapping[str, Any]:
+        """Larger models learn at lower rates, and only they need regularisation: all of it if they see millions of images."""
+        epochs = float(min(100, max(20, round(BUDGET / samples))))
+        found = {"base_lr": 1e-3 * (768 / width) ** (4 / 3), "epochs": epochs, "batch_size": 64 if samples < LARGE_SET else 256}
+        if width < WIDE:
+            return found
+        if epochs * samples >= LARGE_BUDGET:
+            return found | {name: cls.PAPER[name] for name in ("drop_path", "mixup", "cutmix", "randaugment", "erasing")}
+        return found | {"drop_path": cls.PAPER["drop_path"]}
 
     @property
     def starts_from_probe(self) -> bool:
