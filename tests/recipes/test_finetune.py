@@ -14,6 +14,7 @@ import unveil
 from unveil.errors import UnveilError
 from unveil.evaluate.logistic import fit_logistic
 from unveil.interop.files import read_tensors
+from unveil.runs.labelled_images import START_PENALTY
 from unveil.tasks.finetune import Finetune
 from unveil.train.run_folder import Run
 
@@ -60,23 +61,24 @@ def features(learner: Any, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, torch.tensor([sorted(COLOURS).index(name.parent.name) for name in names])
 
 
-def test_it_starts_from_a_linear_probe_of_the_same_features(run: Run, data: Path, tmp_path: Path) -> None:
-    """With a learning rate of 0, the result is the probe, on features of the encoder as it was pre-trained."""
-    still = unveil.finetune(run, out=tmp_path / "still", epochs=1.0, **SHORT | {"base_lr": 0.0, "weight_decay": 0.0})
+def test_the_linear_probe_is_a_candidate_and_its_shrunken_form_the_start(run: Run, data: Path, tmp_path: Path) -> None:
+    """With a learning rate of 0, the best weights are the probe, and the last ones the start."""
+    still = {"base_lr": 0.0, "weight_decay": 0.0}
     rows, labels = features(unveil.load(run), data / "train")
-    probe, _ = fit_logistic(rows, labels, sorted(COLOURS), calibrated=True)
     tested, truth = features(unveil.load(run), data / "test")
-    scores = probe.logits(tested).detach()
-    assert still.results["score"]["top1"] == pytest.approx(float((scores.argmax(1) == truth).float().mean()))
-    shared = still.results["probe"].keys() & still.results["score"].keys()
-    assert {name: still.results["probe"][name] for name in shared} == pytest.approx(
-        {name: still.results["score"][name] for name in shared}
-    )
     images = unveil.normalise(torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8))
-    with torch.no_grad():
-        torch.testing.assert_close(
-            unveil.load(still).logits(images), probe.logits(unveil.load(run).features(images)), rtol=1e-3, atol=1e-3
-        )
+    cases: dict[str, dict[str, Any]] = {"best": {}, "last": {"penalties": (START_PENALTY,)}}
+    for name, options in cases.items():
+        kept = unveil.finetune(run, out=tmp_path / name, epochs=1.0, validation=None if name == "best" else 0.0, **SHORT | still)
+        probe, _ = fit_logistic(rows, labels, sorted(COLOURS), **options)
+        scores = probe.logits(tested).detach()
+        assert kept.results["score"]["top1"] == pytest.approx(float((scores.argmax(1) == truth).float().mean()))
+        with torch.no_grad():
+            expected = probe.logits(unveil.load(run).features(images))
+            torch.testing.assert_close(unveil.load(kept).logits(images), expected, rtol=1e-3, atol=1e-3)
+        best, _ = fit_logistic(rows, labels, sorted(COLOURS))
+        right = best.logits(tested).argmax(1) == truth
+        assert kept.results["probe"]["top1"] == pytest.approx(float(right.float().mean()))  # also where it is not the start
 
 
 def test_the_best_checkpoint_is_chosen_on_the_validation_split(tuned: Run, data: Path) -> None:

@@ -4,7 +4,7 @@ It converges, so it has no learning rate, batch size or number of epochs. Its pe
 kept aside. It has the loss of scikit-learn's `LogisticRegression(C=1 / (n * penalty))` on standardised features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ def fit_logistic(
     penalties: Sequence[float] = PENALTIES,
     groups: Int[Tensor, " n"] | None = None,
     seed: int = 0,
-    calibrated: bool = False,
 ) -> tuple[Linear, float]:
     """Fits a linear classifier to features.
 
@@ -47,17 +46,12 @@ def fit_logistic(
         penalties: Candidates; if there are several, the one with the best accuracy on a part kept aside is taken.
         groups: Samples with the same number, such as crops of one photo, are kept aside together; by default all are different.
         seed: Draws that part.
-        calibrated: Whether the penalty with the least cross-entropy on that part is taken, and not that with the best accuracy,
-            so that the probabilities are more honest.
 
     Returns:
         The classifier in eval mode, and the penalty.
     """
     labels = labels.to(features.device)
-    penalty = penalties[0]
-    if len(penalties) > 1:
-        by = cross_entropy_of if calibrated else errors_of
-        penalty = choose_penalty(features, labels, len(classes), penalties, groups, seed, by)
+    penalty = penalties[0] if len(penalties) == 1 else choose_penalty(features, labels, len(classes), penalties, groups, seed)
     regression = LogisticRegression(features, labels, len(classes))
     weight, bias = regression.fit(penalty)
     task = Linear(features.shape[1], classes).to(features.device)
@@ -72,16 +66,6 @@ def fit_logistic(
     return task.eval(), penalty
 
 
-def errors_of(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> float:
-    """The number of wrong predictions."""
-    return int((scores.argmax(dim=1) != labels).sum())
-
-
-def cross_entropy_of(scores: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> float:
-    """The mean cross-entropy."""
-    return float(F.cross_entropy(scores, labels))
-
-
 def choose_penalty(
     features: Float[Tensor, "n D"],
     labels: Int[Tensor, " n"],
@@ -89,9 +73,8 @@ def choose_penalty(
     penalties: Sequence[float],
     groups: Int[Tensor, " n"] | None,
     seed: int,
-    error: Callable[[Tensor, Tensor], float] = errors_of,
 ) -> float:
-    """The penalty with the least error of the scores on a part kept aside; the larger of two that are equally good."""
+    """The penalty with the best accuracy on a part kept aside; the larger of two that are equally good."""
     chance = torch.Generator().manual_seed(seed)
     numbers = torch.arange(len(features)) if groups is None else groups.unique(return_inverse=True)[1].cpu()
     place = torch.rand(int(numbers.max()) + 1, generator=chance)[numbers]  # the same for a whole group
@@ -101,15 +84,14 @@ def choose_penalty(
     if not len(aside) or not len(rest):
         return penalties[0]
     regression = LogisticRegression(features[rest], labels[rest], classes)
-    test, start, found = regression.standardised(features[aside]), None, list[tuple[float, float]]()
+    test, start, found = regression.standardised(features[aside]), None, list[tuple[int, float]]()
     for penalty in sorted(penalties, reverse=True):  # each one starts from the solution before it
-        errors = [each for each, _ in found]
-        if len(found) > 2 and errors[-1] > errors[-2] > min(errors):
+        right = [each for each, _ in found]
+        if len(found) > 2 and right[-1] < right[-2] < max(right):
             break  # it becomes worse and worse
         start = regression.fit(penalty, start, tolerance=ROUGH)
-        found.append((error(F.linear(test, *start), labels[aside]), penalty))
-    least = min(each for each, _ in found)
-    return max(penalty for each, penalty in found if each == least)
+        found.append((int((F.linear(test, *start).argmax(dim=1) == labels[aside]).sum()), penalty))
+    return max(found)[1]
 
 
 class LogisticRegression:

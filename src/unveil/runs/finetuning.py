@@ -51,20 +51,19 @@ class Finetuning:
     def start(self, task: Task) -> None:
         """Prepares a task for training. If the run is new and starts from a probe, that is fitted, and may be the best weights."""
         session, labelled = self.session, self.labelled
-        is_new = not session.run.checkpoints().steps()
-        probed = task.starts_from_probe and self.source is not None
-        if probed and is_new:
-            session.say("fitting a linear probe, from which the head starts ...")
-            task.to(session.world.device)
-            weight, bias = labelled.probed_head(task, session.recipe)
-            if session.is_main:
-                write_tensors(self.head_path, {"weight": weight.cpu(), "bias": bias.cpu()})
-            task.set_head(weight, bias)
         if labelled.validation_count:
             metric = task.metric()
-            best = session.best_weights(metric.primary, lower_is_better=metric.lower_is_better, patience=self.patience)
-            if probed and is_new and session.is_main:
-                best.offer(0, self.validate(task), task)
+            session.keep_best(metric.primary, lower_is_better=metric.lower_is_better, patience=self.patience)
+        if not task.starts_from_probe or self.source is None or session.run.checkpoints().steps():
+            return
+        session.say("fitting a linear probe ...")
+        task.to(session.world.device)
+        heads = labelled.probed_heads(task, session.recipe)
+        if session.is_main:
+            write_tensors(self.head_path, {"weight": heads.probe[0].cpu(), "bias": heads.probe[1].cpu()})
+            task.set_head(*heads.probe)
+            session.offer(0, self.validate(task), task)
+        task.set_head(*heads.start)
 
     def validate(self, learner: Any) -> Record:
         """The primary metric on the samples to validate on; {} if there are none."""

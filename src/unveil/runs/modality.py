@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
@@ -115,6 +115,15 @@ class Pretraining(ABC):
         """Completes the list of files that could not be read. Does nothing if all samples were read on opening."""
 
 
+class ProbedHeads(NamedTuple):
+    """Linear layers on frozen features, each with weight (K, D) and bias (K,)."""
+
+    probe: tuple[Tensor, Tensor]
+    """The linear probe, to compare with."""
+    start: tuple[Tensor, Tensor]
+    """The layer from which training starts: a probe with a strong penalty, whose small weights disturb the features less."""
+
+
 class LabelledData(ABC):
     """Labelled samples: a train set, a test set, and perhaps others to choose the best checkpoint."""
 
@@ -161,8 +170,8 @@ class LabelledData(ABC):
     def class_counts(self) -> Int[Tensor, " K"]:
         """The number of training samples of each class."""
 
-    def probed_head(self, task: Task, recipe: Recipe) -> tuple[Tensor, Tensor]:
-        """Weight (K, D) and bias (K,) of a linear probe of the features of a task, fitted to the train set."""
+    def probed_heads(self, task: Task, recipe: Recipe) -> "ProbedHeads":
+        """Linear probes of the features of a task, fitted to the train set."""
         raise UnveilError(f"a task for {self.noun} cannot start from a linear probe: use --start random")
 
     @abstractmethod

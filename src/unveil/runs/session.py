@@ -172,11 +172,15 @@ class Session:
         with seeded(self.recipe.training.seed):
             return build()
 
-    def best_weights(self, key: str, *, lower_is_better: bool = False, patience: int = 0) -> BestWeights:
-        """The best weights of the run by a metric of its monitors, for `fit`. `trained` returns them."""
+    def keep_best(self, key: str, *, lower_is_better: bool = False, patience: int = 0) -> None:
+        """Lets `fit` keep the weights that are best by a metric of its monitors; `trained` returns them. See `BestWeights`."""
         folder, warn = self.run.path / "best", self.say
         self._best = BestWeights(folder, key, lower_is_better=lower_is_better, patience=patience, warn=warn)
-        return self._best
+
+    def offer(self, step: int, record: Record, learner: Learner) -> None:
+        """Keeps the weights of a learner before `fit`, if its metric is the best so far. Only the main process calls this."""
+        if self._best is not None:
+            self._best.offer(step, record, learner)
 
     def fit(self, learner: Learner, loader: Loader, monitors: Sequence[Monitor] = ()) -> None:
         """Trains a learner in place, or resumes from the newest good checkpoint.
