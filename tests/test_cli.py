@@ -238,7 +238,7 @@ def test_help_shows_the_defaults_of_method_and_task(capsys):
         (["plan", "--method", "bert"], "plan needs a method for images, but bert learns from text"),
         (["pretrain", "--target", "sound"], "sound"),
         (["embed", "run", "data", "--compile"], "embed does not use --compile: nothing is trained"),
-        (["embed", "run", "data", "--parallel=fsdp"], "embed does not use --parallel: the command runs in one process"),
+        (["embed", "run", "data", "--parallel=fsdp"], "embed does not use --parallel: every process has the whole model"),
         (["probe", "run", "--save_seconds", "3"], "probe does not use --save_seconds: a probe saves no checkpoints"),
         (["compare", "mae", "--seed", "3"], "compare does not use --seed: a comparison has several seeds: give --seeds"),
         (["embed", "run", "data", "--trust"], "--trust needs a file or a module"),

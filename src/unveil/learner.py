@@ -1,7 +1,7 @@
 """The interface between models and the rest of the package: `Learner`, and its two kinds, `Method` and `Task`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -67,7 +67,9 @@ class Learner(nn.Module, ABC):
         """
         return nn.Identity() if type(self).features is Learner.features else None
 
-    def predict_images(self, images: Any, **options: Any) -> Table:
+    def predict_images(
+        self, images: Iterable[Any], *, top_k: int = 1, scores: bool = False, batch_size: int = 64, max_pixels: int = 64_000_000
+    ) -> Table:
         """Labels images: see `unveil.predictions.PredictsClasses`. Raises `UnveilError`, unless a subclass has a head."""
         raise UnveilError(
             f"{type(self).__name__} has no head, so it has no classes to predict: train one with unveil.finetune or unveil.probe"

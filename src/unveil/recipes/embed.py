@@ -114,7 +114,7 @@ def features_function(learner: Learner, encoder: ViT, tokens: str | None) -> Cal
         return lambda images: encoder(images)[:, 1:]  # type: ignore[no-any-return]  # a module returns anything
     if tokens == "both":
         return partial(features_by, learner, "both")
-    return partial(learner.features, pool=tokens)  # type: ignore[arg-type]  # one of its poolings
+    return partial(learner.features, pool=tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,6 +219,7 @@ class Probe:
         config = LinearConfig(pool=self.pool, feature_norm=isinstance(norm, nn.LayerNorm))
         encoder = copy.deepcopy(self.learner.encoder)
         task = Linear.build(encoder, config, AugmentConfig(), self.train_set.dataset.classes)
+        assert isinstance(head, Linear)
         task.head.load_state_dict(head.head.state_dict())
         task.norm.load_state_dict(norm.state_dict())
         return task.eval()

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
@@ -148,7 +148,7 @@ class TableJob:
             UnveilError: On parts of another table, or if nothing can be read.
         """
         disk, world = PartsOnDisk(out, facts), self.world
-        with locked(unfinished(out), f"{self.doing} into") if world.is_main else nullcontext():
+        with self.alone_in(unfinished(out)) if world.is_main else nullcontext():
             self.open(disk)
             parts = self.parts()
             mine = parts[world.rank :: world.size]
@@ -167,6 +167,16 @@ class TableJob:
                 outcome = self.joined(disk, parts)
             shutdown(world)
         return outcome
+
+    @contextmanager
+    def alone_in(self, folder: Path) -> Iterator[None]:
+        """A context in which no other command writes into a folder. It is removed at the end if it is empty."""
+        try:
+            with locked(folder, f"{self.doing} into"):
+                yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
 
     def open(self, disk: PartsOnDisk) -> None:
         """The main process opens the parts; if it refuses to, so do all."""
