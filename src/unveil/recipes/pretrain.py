@@ -49,9 +49,10 @@ def pretrain(
     samples = modality(kind.modality)
     kept = options_to_keep(resume_from)
     model, options = model or kept.get("model"), known_to(kept, *samples.configs(method)) | options
-    plan = samples.plan(data, method, model, options)
+    folders: dict[str, Any] = {"out": out, "resume_from": resume_from}
+    plan = samples.plan(data, method, model, options, **folders)
     if recorded := recorded_options(plan.path(out)):
-        plan = samples.plan(data, method, model, known_to(recorded, *samples.configs(method)) | options)
+        plan = samples.plan(data, method, model, known_to(recorded, *samples.configs(method)) | options, **folders)
     spec = RunSpec(
         kind="pretrain",
         path=plan.path(out),
@@ -60,6 +61,7 @@ def pretrain(
         title="pretrain",
         tracker=plan.config["tracker"],
         resume_from=resume_from,
+        weights=plan.weights,
     )
     with Session.open(spec, plan.recipe, began) as session:
         if session.finished:
@@ -67,6 +69,7 @@ def pretrain(
         pretraining = plan.open(session)
         learner = session.built(pretraining.build)
         untrained = copy.deepcopy(learner.encoder)
+        pretraining.start(learner)
         loader, run = pretraining.loader(learner), session.run
         if session.is_main:
             model_files.write_config(learner, run.path)

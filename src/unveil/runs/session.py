@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -72,8 +72,12 @@ class RunSpec:
     """Another run, whose newest checkpoint this run starts from."""
     encoder: Mapping[str, str] | None = None
     """Checksums of the encoder of another run that this run starts from; see `unveil.interop.encoder_only.checksums`."""
+    weights: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Checksums of all weights of other runs: "encoder", as above, and "teacher"."""
 
     def __post_init__(self) -> None:
+        if self.encoder:
+            object.__setattr__(self, "weights", {**self.weights, "encoder": self.encoder})
         if self.resume_from is not None:
             object.__setattr__(self, "config", {**self.config, "resume_from": os.path.abspath(self.resume_from)})
 
@@ -127,10 +131,10 @@ class Session:
         world = recipe.world
         refuse_foreign_folder(spec.path)
         if spec.resume_from is not None:
-            refuse_unlike(Run(spec.resume_from), spec.path, spec.kind, spec.config, spec.data, spec.encoder)
+            refuse_unlike(Run(spec.resume_from), spec.path, spec.kind, spec.config, spec.data, spec.weights)
         with locked(spec.path, "training in") if world.is_main else nullcontext():
             facts, say = (spec.kind, spec.config, spec.data), printer(world.is_main)
-            run = open_run(spec.path, *facts, encoder=spec.encoder, write=world.is_main, say=say)
+            run = open_run(spec.path, *facts, weights=spec.weights, write=world.is_main, say=say)
             session = cls(spec, recipe, run, time.monotonic() if began is None else began)
             if session.finished:
                 session.say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")

@@ -19,6 +19,7 @@ RUN: Shape = {
     "config": dict,
     "data": dict,
     "encoder": dict[str, str],
+    "teacher": dict[str, str],
     "command": str,
     "commit": str | None,
     "started": str,
