@@ -24,12 +24,21 @@ def resize_patches(kernel: Float[Tensor, "D C p q"], size: Size) -> Float[Tensor
     old = (kernel.shape[2], kernel.shape[3])
     if old == tuple(size):
         return kernel
-    count = math.prod(old)
-    basis = torch.eye(count).reshape(count, 1, *old)  # each row is a patch with one bright pixel
-    transposed = F.interpolate(basis, size=size, mode="bicubic", align_corners=False, antialias=True).flatten(1)  # B^T
-    inverse = torch.linalg.pinv(transposed.double())  # (new, old); its condition number is too large for float32
-    resized = torch.einsum("no,dco->dcn", inverse, kernel.double().flatten(2))
-    return resized.unflatten(2, tuple(size)).to(kernel.dtype)
+    down, across = (inverse_resize(before, after) for before, after in zip(old, size, strict=True))
+    found: Tensor = torch.einsum("xp,yq,dcpq->dcxy", down, across, kernel.double()).to(kernel.dtype)
+    return found
+
+
+def inverse_resize(old: int, new: int) -> Float[Tensor, "{new} {old}"]:
+    """The pseudo-inverse of the transposed matrix that resizes one axis. That of an image is the Kronecker product of two.
+
+    Each of the two has full rank, which their product has not if one side grows and the other one shrinks.
+    """
+    # Each image has one bright column. torch 2.15 resizes images of one row or column wrongly, so it has several rows.
+    basis = torch.eye(old, dtype=torch.float64)[:, None, None, :].expand(-1, 1, 4, -1)
+    transposed = F.interpolate(basis, size=(4, new), mode="bicubic", align_corners=False, antialias=True)[:, 0, 0]
+    inverse: Tensor = torch.linalg.pinv(transposed)
+    return inverse
 
 
 def change_channels(kernel: Float[Tensor, "D C p q"], channels: int) -> Float[Tensor, "D {channels} p q"]:
