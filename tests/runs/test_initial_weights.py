@@ -15,6 +15,7 @@ import unveil
 from tests.runs.test_session import TINY, steps_of, stop_at_step, write_images
 from unveil import cli
 from unveil.errors import Interrupted, UnveilError
+from unveil.interop import model_files
 from unveil.interop.encoder_only import checksums
 from unveil.models.adapt import adapted
 from unveil.runs.initial_weights import name_of_weights
@@ -68,9 +69,9 @@ def test_every_method_starts_from_the_weights(method, source, pics, tmp_path, ca
     assert run.facts["encoder"] == checksums(encoder_of(source))
     assert run.config["init"] == str(source)
     if method != "supervised":  # its features are judged with the class token or after other crops by some methods, but alike
-        rows = run.results["features"]
-        assert rows["before training"] == rows["encoder"] != rows["untrained"]
-        assert rows["untrained"] != source.results["features"]["encoder"]
+        assert run.results["features"]["before training"] == run.results["features"]["encoder"]
+        spread = run.results["spread"]
+        assert spread["before training"] == spread["encoder"] != spread["untrained"]
     page = (run.path / "report.html").read_text()
     assert "the weights it started from" in page
 
@@ -78,11 +79,13 @@ def test_every_method_starts_from_the_weights(method, source, pics, tmp_path, ca
 def test_an_mae_goes_on_where_another_one_was(source, pics, tmp_path, capsys) -> None:
     """Decoder and all: nothing is learnt with a rate of 0, so its errors and its features are those of the source."""
     run = unveil.pretrain(pics, out=tmp_path / "run", init=source, **STILL)
-    assert "20 of 20 tensors of its decoder" in capsys.readouterr().err
+    assert "32 of 32 tensors of its decoder" in capsys.readouterr().err
     assert same(unveil.load(run, say=print), unveil.load(source, say=print))
     assert run.results["held_out"] == source.results["held_out"]
     assert run.results["features"]["before training"] == source.results["features"]["encoder"]
-    assert run.results["features"]["untrained"] == source.results["features"]["untrained"]
+    for row in ("before training", "encoder"):
+        assert run.results["spread"][row] == source.results["spread"]["encoder"]
+    assert run.results["spread"]["untrained"] == source.results["spread"]["untrained"]
 
 
 @pytest.mark.parametrize("to", ["timm", "mae", "transformers", "safetensors"])
@@ -92,7 +95,7 @@ def test_any_format_that_load_reads(to, source, pics, tmp_path, capsys) -> None:
     )
     path = getattr(weights, "path", weights)
     run = unveil.pretrain(pics, out=tmp_path / "run", init=path, decoder_heads=3, **STILL)
-    assert ("20 of 20 tensors of its decoder" in capsys.readouterr().err) == (to != "timm")
+    assert ("32 of 32 tensors of its decoder" in capsys.readouterr().err) == (to != "timm")
     for name, value in encoder_of(source).state_dict().items():
         assert torch.equal(encoder_of(run).state_dict()[name], value), name
 
@@ -106,7 +109,7 @@ def test_an_encoder_file_and_a_decoder_of_another_shape(source, pics, tmp_path, 
         capsys.readouterr().err
     )
     run = unveil.pretrain(pics, out=tmp_path / "c", init=source, target="pixel", **STILL)
-    assert "18 of 20 tensors of its decoder: new are head.weight and head.bias" in capsys.readouterr().err
+    assert "30 of 32 tensors of its decoder: new are head.weight and head.bias" in capsys.readouterr().err
     assert same(encoder_of(run), encoder_of(source))
 
 
@@ -181,7 +184,7 @@ def test_what_contradicts_the_weights_is_refused(source, pics, tmp_path) -> None
     )
     for option in ("init", "teacher"):
         refused(f"--{option} .*words: this is a text model, expected an image model", **{option: words})
-    with pytest.raises(UnveilError, match="there is no option 'init'; only images"):
+    with pytest.raises(UnveilError, match="there is no option 'init'; only methods for images start from weights"):
         unveil.pretrain(tmp_path / "words.txt", method="bert", out=tmp_path / "no", init=words)
     simmim = unveil.pretrain(pics, method="simmim", out=tmp_path / "simmim", **TINY | {"epochs": 1})
     refused("DINO cannot start from .*simmim: positions is 'none', expected", "dino", init=simmim)
@@ -212,7 +215,7 @@ def test_a_stopped_run_resumes_bit_identical_without_the_weights(source, pics, t
     learner = unveil.load(tmp_path / "gone", say=print)  # the same path has other weights now
     with torch.no_grad():
         learner.encoder.class_token += 1
-    unveil.export(learner, to="safetensors", out=tmp_path / "weights")
+    model_files.export(learner, tmp_path / "weights")
     with pytest.raises(UnveilError, match="the encoder: its weights changed since the run began"):
         unveil.pretrain(pics, out=tmp_path / "other", **options)
     (tmp_path / "weights").unlink()
@@ -253,7 +256,7 @@ def test_a_size_without_a_name(pics, tmp_path) -> None:
     odd = copy.deepcopy(learner)
     vit = odd.encoder.config.__class__(**{**odd.encoder.config.__dict__, "depth": 3})
     odd = type(learner).build(vit, learner.config, learner.augmentation.config)
-    unveil.export(odd.eval(), to="safetensors", out=tmp_path / "odd.safetensors")
+    model_files.export(odd.eval(), tmp_path / "odd.safetensors")
     run = unveil.pretrain(pics, out=tmp_path / "run", init=tmp_path / "odd.safetensors", **BRIEF)
     assert run.config["model"] == "vit-96x3"
     again = unveil.pretrain(pics, out=tmp_path / "more", resume_from=run, epochs=2)
@@ -286,7 +289,9 @@ def test_the_command_line(source, pics, tmp_path, capsys) -> None:
         "--device",
         "cpu",
     ]
-    cli.main([*words, "--epochs", "1", "--batch-size", "16", "--held-out", "4"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*words, "--epochs", "1", "--batch-size", "16", "--held-out", "4"])
+    assert caught.value.code == 0
     assert (tmp_path / "run" / "report.html").is_file()
     with pytest.raises(SystemExit) as caught:
         cli.main(["pretrain", str(pics), "--init", str(tmp_path / "nothing"), "--out", str(tmp_path / "no")])
