@@ -48,6 +48,9 @@ HARMLESS = frozenset(
 PATH_OPTIONS = ("from", "init", "resume_from", "teacher", "visual_tokenizer")
 """Options whose value is the path of a run, or of a model."""
 
+EXTENDABLE = ("pretrain", "finetune")
+"""The kinds of runs that `unveil.train.extend` makes longer."""
+
 LARGEST_RESULTS = 2**31
 """Maximum number of bytes of `results.json`. The confusion matrix of thousands of classes is large."""
 PLAN = "plan.json"
@@ -230,10 +233,11 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
     # A harmless option that an earlier version did not have is not worth a line.
     lines = data + [line for key, line in changes.items() if key not in harmless or key in run.config]
     if data or changes.keys() - harmless:
-        text = "\n".join(lines)
+        text, old, new = "\n".join(lines), run.config.get("epochs"), facts["config"].get("epochs")
+        may_extend = "epochs" in changes and facts["kind"] in EXTENDABLE and isinstance(old, int | float) and new > old
         raise UnveilError(
             f"{run.path} is a run with different settings:\n{text}\nUse the old settings to resume it, or choose another --out; "
-            f"to go on with another length, rate or precision, add --resume-from {run.path}."
+            f"{f'for {new:g} epochs in this folder, add --extend; ' if may_extend else ''}to go on with another length, rate or precision, add --resume-from {run.path}."
         )
     if lines:
         say("\n".join(["resuming with different settings, which do not change the result:", *lines]))

@@ -20,6 +20,7 @@ RUN: Shape = {
     "data": dict,
     "encoder": dict[str, str],
     "teacher": dict[str, str],
+    "extensions": list[dict],
     "command": str,
     "commit": str | None,
     "started": str,
