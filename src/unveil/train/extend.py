@@ -1,8 +1,8 @@
 """Makes a run longer in its own folder: `--extend`, with more `--epochs`.
 
-Training goes on from the newest checkpoint, with its optimiser, data order and steps. The learning rate, which has fallen to its end,
-warms up again and then follows its schedule to the new end: a warm restart (Loshchilov and Hutter, 2016). `run.json` records where,
-so that the rate is still a function of the step alone. Results of the earlier length are kept in `history/`.
+Training goes on from the newest checkpoint, with its optimiser, data order and steps. The learning rate, which has fallen, warms up
+again and then follows its schedule to the new end: a warm restart (Loshchilov and Hutter, 2016). `run.json` records where, so that
+the rate is still a function of the step alone. Results of the earlier length are kept in `history/`.
 """
 
 import json
@@ -68,12 +68,12 @@ def extended(
     if step is None:
         raise UnveilError(f"{path} has no good checkpoint to go on from: train it again in another --out")
     restart = Restart(step, int(checkpoints.manifest(step)["total"]), float(before))
-    new = {"config": {"epochs": epochs}, KEY: [*(run.facts.get(KEY) or []), restart._asdict()]}
+    length, extensions = {"epochs": epochs}, [*(run.facts.get(KEY) or []), restart._asdict()]
     if write:
         keep_results(path, before)
         raw = read_json(path / "run.json")  # of any version; its format stays
-        write_text(path / "run.json", json_text({**raw, **new, "config": {**raw["config"], **new["config"]}}))
-    return Run(path, {**run.facts, **new, "config": {**run.config, **new["config"]}})
+        write_text(path / "run.json", json_text({**raw, KEY: extensions, "config": {**raw["config"], **length}}))
+    return Run(path, {**run.facts, KEY: extensions, "config": {**run.config, **length}})
 
 
 def keep_results(path: Path, epochs: float) -> None:
@@ -84,11 +84,13 @@ def keep_results(path: Path, epochs: float) -> None:
     names = [each.name for each in path.iterdir() if each.is_file() and (each.suffix in KEPT or each.name == "results.json")]
     if "results.json" not in names:
         return
-    with replacing(path / HISTORY / f"epochs-{epochs:g}") as fresh:
-        fresh.mkdir(parents=True)
-        for name in names:
-            shutil.copy2(path / name, fresh / name)
-            sync(fresh / name)
+    kept = path / HISTORY / f"epochs-{epochs:g}"
+    if not kept.exists():  # a call that was cut short has copied them
+        with replacing(kept) as fresh:
+            fresh.mkdir()
+            for name in names:
+                shutil.copy2(path / name, fresh / name)
+                sync(fresh / name)
     for name in ("results.json", "report.html"):
         (path / name).unlink(missing_ok=True)
 
@@ -115,12 +117,9 @@ def restart_sentence(recipe: Recipe, total: int) -> str:
         raise UnveilError(f"{recipe.training.epochs:g} epochs are {total:,} steps, and {step:,} are done: give more --epochs")
     first, last, optim = recipe.part_of(total - 1, total)
     warmup = round(optim.warmup_ratio * (last - first))
-    peak = max(
-        recipe.at(each, total)[0] for each in {first, min(first + max(warmup - 1, 0), last - 1), min(first + warmup, last - 1)}
-    )
-    stopped = "" if step == old else f", which was planned for {old:,}"
+    earlier = f"the earlier run of {epochs:g} epochs{'' if step == old else f', which was planned for {old:,}'}"
+    rise = f"up to {optim.peak(recipe.training.batch_size):.3g} over {warmup:,} step{'s' * (warmup != 1)}"
     return (
-        f"extended: steps 0 to {step:,} are the earlier run of {epochs:g} epochs{stopped}; from there the learning rate warms up to "
-        f"{peak:.3g} over {warmup:,} step{'s' * (warmup != 1)}, then falls by {DECAYS[optim.schedule]} to "
+        f"extended: steps 0 to {step:,} are {earlier}; then the learning rate warms {rise}, and falls by {DECAYS[optim.schedule]} to "
         f"{recipe.at(total - 1, total)[0]:.3g} at step {total:,}"
     )

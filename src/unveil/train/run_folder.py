@@ -234,10 +234,17 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
     lines = data + [line for key, line in changes.items() if key not in harmless or key in run.config]
     if data or changes.keys() - harmless:
         text, old, new = "\n".join(lines), run.config.get("epochs"), facts["config"].get("epochs")
-        may_extend = "epochs" in changes and facts["kind"] in EXTENDABLE and isinstance(old, int | float) and new > old
+        may_extend = (
+            not data
+            and changes.keys() - harmless == {"epochs"}
+            and facts["kind"] in EXTENDABLE
+            and isinstance(old, int | float)
+            and new > old
+        )
+        longer = f"for {new:g} epochs in this folder, add --extend; " if may_extend else ""
         raise UnveilError(
             f"{run.path} is a run with different settings:\n{text}\nUse the old settings to resume it, or choose another --out; "
-            f"{f'for {new:g} epochs in this folder, add --extend; ' if may_extend else ''}to go on with another length, rate or precision, add --resume-from {run.path}."
+            f"{longer}to go on with another length, rate or precision, add --resume-from {run.path}."
         )
     if lines:
         say("\n".join(["resuming with different settings, which do not change the result:", *lines]))

@@ -20,7 +20,7 @@ RUN: Shape = {
     "data": dict,
     "encoder": dict[str, str],
     "teacher": dict[str, str],
-    "extensions": list[dict],
+    "extensions": list[dict[str, float]],
     "command": str,
     "commit": str | None,
     "started": str,
