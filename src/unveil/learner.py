@@ -147,6 +147,27 @@ class Method(Learner, ABC):
     def set_classes(self, classes: Sequence[str]) -> None:
         """Receives the names of the classes before training or loading; an empty sequence if the data has no labels."""
 
+    def start_from(self, encoder: nn.Module, source: Learner) -> list[str]:
+        """Receives pre-trained weights before the first step, for `encoder` and for every copy of it: teachers, averages.
+
+        Args:
+            encoder: An encoder of the same class and shape as `encoder`.
+            source: The learner whose encoder it was. A method may take other parts of it, if they fit.
+
+        Returns:
+            Sentences for the user about the other parts of `source`.
+
+        Raises:
+            UnveilError: If this method has no encoder of this class.
+        """
+        state = encoder.state_dict()
+        copies = [module for module in self.modules() if type(module) is type(encoder) and same_shapes(module, encoder)]
+        if self.encoder not in copies:
+            raise UnveilError(f"{type(self).__name__} cannot start from weights: its encoder is a {type(self.encoder).__name__}")
+        for module in copies:
+            module.load_state_dict(state)
+        return []
+
     def validation_metrics(self, batch: Any) -> dict[str, Any]:
         """Metrics of a batch of normalised held-out samples, as numbers or tensors. A sample has the same key at every call."""
         return {}
@@ -244,6 +265,12 @@ class Task(PredictsClasses, Learner, ABC):
     @abstractmethod
     def metric(self) -> Metric:
         """A new metric that accumulates predictions and targets."""
+
+
+def same_shapes(module: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have tensors of the same names and shapes."""
+    own, found = module.state_dict(), other.state_dict()
+    return own.keys() == found.keys() and all(own[name].shape == found[name].shape for name in own)
 
 
 @runtime_checkable

@@ -111,10 +111,15 @@ RESUME_FROM = Argument(
     None,
     path="run",
 )
+EXTEND = Argument(
+    bool, "Make the run in --out longer: the same command with more --epochs. The learning rate warms up once more.", False
+)
 ALL_RUNS = "The folder for all runs; by default "
 RESUMES = "\n\nRun the same command again to resume."
 
-RARE_IN_TRAINING = frozenset({"optimizer", "schedule", "beta2", "layer_decay", "color_jitter", "parallel"})
+RARE_IN_TRAINING = frozenset(
+    {"optimizer", "schedule", "beta2", "layer_decay", "color_jitter", "parallel", "clip_grad", "teacher_weight", "warmup_ratio"}
+)
 """Options of training that few users change."""
 NO_SEED = {"seed": "a comparison has several seeds: give --seeds"}
 NO_TRAINING = "nothing is trained"

@@ -155,6 +155,8 @@ def test_the_command_is_understood_and_means_the_plan(made, images):
     options = parse_options("pretrain", VERBS["pretrain"], words[2:])
     assert Path(options.pop("out")) == made.path
     assert options.pop("resume_from") is None
+    assert options.pop("extend") is False
+    assert options.pop("extend") is False
     plan = IMAGES.plan(options.pop("data"), options.pop("method"), options.pop("model"), options)
     assert plan.config == made.config
 

@@ -38,6 +38,7 @@ class _Batch(NamedTuple):
     sizes: Int[Tensor, "B 2"]
     keys: Int[Tensor, " B"]
     targets: Targets | None = None
+    features: Tensor | None = None
 
 
 class Batch(_Batch, TensorBatch):
@@ -49,6 +50,7 @@ class Batch(_Batch, TensorBatch):
         sizes: Height and width of each image on its canvas.
         keys: The key of each sample, which determines its random numbers: see `unveil.blocks.stateless_random`.
         targets: The labels of a task; None if the data has no labels.
+        features: What a frozen teacher makes of each patch, (B, N, F); None without a teacher.
 
     Code that is compiled calls `Batch(...)` in place of `_replace`, which returns an empty tuple when torch 2.11 compiles it.
     """

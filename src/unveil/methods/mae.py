@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from unveil.blocks.attention import decoder_heads
 from unveil.blocks.block_masks import BLOCK_NOISE, block_mask, grid_mask
+from unveil.blocks.feature_target import TeacherConfig, feature_target
 from unveil.blocks.init import xavier
 from unveil.blocks.masks import Mask, as_bool, given_mask, random_mask
-from unveil.blocks.patches import patchify, scatter
-from unveil.blocks.positions import sincos_2d
+from unveil.blocks.patches import gather, patchify, scatter
+from unveil.blocks.positions import resize_positions, sincos_2d
 from unveil.blocks.predictor import predict_tokens
 from unveil.blocks.reconstruction import Reconstruction, reconstruction
 from unveil.blocks.stateless_random import Stream, uniform
@@ -27,7 +28,7 @@ from unveil.blocks.transformer import Transformer, TransformerConfig
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.errors import UnveilError
-from unveil.learner import Method, Step
+from unveil.learner import Learner, Method, Step
 from unveil.models.visual_tokenizer import visual_tokenizer_from
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
@@ -35,7 +36,7 @@ from unveil.ranges import Depth, Range, Share, Width
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAEConfig:
+class MAEConfig(TeacherConfig):
     """The options of MAE; each row of the paper's table 1 varies one of them."""
 
     HIDDEN = ("visual_tokenizer", "codebook_size", "mask_tokens_in_encoder", "loss_on_all", "decoder_heads")
@@ -90,6 +91,7 @@ class MAE(Method):
         self.head = nn.Linear(width, self.target.size)
         xavier(self.decoder_embed)
         xavier(self.head)
+        self.feature_target = feature_target(config, vit.width)  # last, so that a teacher changes no other random weight
         _, hide = self.mask(torch.zeros(1, dtype=torch.int64))  # fails now, not during training, if the ratio is impossible
         if not (hide.shape[1] or config.loss_on_all):
             raise UnveilError(f"mask ratio {config.mask_ratio} masks none of {self.patches} patches: use 0.75, or --loss-on-all")
@@ -101,9 +103,45 @@ class MAE(Method):
     def prepare(self, batch: Batch) -> None:
         self.target.prepare(batch.images)
 
+    def start_from(self, encoder: nn.Module, source: Learner) -> list[str]:
+        """Also takes the decoder, if the weights come from an MAE with a decoder of the same shape."""
+        notes = super().start_from(encoder, source)
+        return [*notes, self.take_decoder(source)] if isinstance(source, MAE) else notes
+
+    def take_decoder(self, source: "MAE") -> str:
+        """Copies the decoder of another MAE as far as it fits. Returns a sentence about it."""
+
+        def shape(config: MAEConfig) -> str:
+            return f"a width of {config.decoder_width}, {config.decoder_depth} blocks and {config.decoder_heads} heads"
+
+        if shape(self.config) != shape(source.config):
+            return f"the decoder is new: that of the weights has {shape(source.config)}, this one has {shape(self.config)}"
+        apart = ("encoder.", "target.", "feature_target.")
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith(apart)}
+        found = dict(source.state_dict())
+        found["decoder_positions"] = resize_positions(
+            found["decoder_positions"], source.encoder.config.grid, self.encoder.config.grid
+        )
+        if source.config.target != self.config.target:  # the same shape may have another meaning
+            found = {name: value for name, value in found.items() if not name.startswith("head.")}
+        taken = {name: found[name] for name, value in own.items() if name in found and found[name].shape == value.shape}
+        self.load_state_dict(taken, strict=False)
+        new = [name for name in own if name not in taken]
+        why = f": new are {' and '.join(new)}, as the target, the patches or the masks are others" if new else ""
+        return f"{len(taken)} of {len(own)} tensors of its decoder{why}"
+
     def forward(self, batch: Batch) -> Step:
         """Masks patches, encodes the visible ones, predicts the masked ones, and computes the loss."""
-        return Step(self.masked_loss(batch.images, *self.mask(batch.keys)), {})
+        keep, hide = self.mask(batch.keys)
+        encoded = self.encode(batch.images, keep, hide)
+        loss = self.loss_of(encoded, batch.images, keep, hide)
+        if self.feature_target is None:
+            return Step(loss, {})
+        every = self.config.mask_tokens_in_encoder
+        visible = gather(encoded[:, -self.patches :], keep) if every else encoded[:, -keep.shape[1] :]  # (B, V, D)
+        feature_loss = self.feature_target(visible, keep, batch.features)
+        metrics = {"reconstruction_loss": loss, "feature_loss": feature_loss}
+        return Step(loss + self.feature_target.weight * feature_loss, metrics)
 
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:
         """Indices of the patches to keep (B, V) and to hide (B, M), for the samples with these keys."""
@@ -116,7 +154,13 @@ class MAE(Method):
 
     def masked_loss(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, ""]:
         """The loss on the patches `hide`, given the patches `keep`."""
-        predicted = self.decode(self.encode(images, keep, hide), keep, hide, self.config.loss_on_all)  # (B, M, Q), or (B, N, Q)
+        return self.loss_of(self.encode(images, keep, hide), images, keep, hide)
+
+    def loss_of(
+        self, encoded: Float[Tensor, "B T D"], images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]
+    ) -> Float[Tensor, ""]:
+        """`masked_loss` of images that are encoded."""
+        predicted = self.decode(encoded, keep, hide, self.config.loss_on_all)  # (B, M, Q), or (B, N, Q)
         compared = torch.cat([keep, hide], dim=1) if self.config.loss_on_all else hide
         return self.target.loss(predicted, self.target(images, compared))
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.block_masks import unit_mask, units_of
+from unveil.blocks.feature_target import TeacherConfig, feature_target
 from unveil.blocks.init import xavier
 from unveil.blocks.masks import Mask, as_bool, given_mask
 from unveil.blocks.patches import gather, patchify
@@ -31,7 +32,7 @@ from unveil.ranges import Count, Positive, Share, ShareBelowOne
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimMIMConfig:
+class SimMIMConfig(TeacherConfig):
     """The options of SimMIM."""
 
     HIDDEN = ("positions", "layer_scale")
@@ -75,6 +76,7 @@ class SimMIM(Method):
         self.mask_token = nn.Parameter(torch.randn(vit.width) * 0.02)
         self.head = nn.Linear(vit.width, self.target.size)
         xavier(self.head)
+        self.feature_target = feature_target(config, vit.width)  # last, so that a teacher changes no other random weight
         self.mask(torch.zeros(1, dtype=torch.int64))  # fails now, not during training, if the ratio is impossible
 
     @classmethod
@@ -91,9 +93,15 @@ class SimMIM(Method):
 
     def forward(self, batch: Batch) -> Step:
         """Masks patches, encodes the image, predicts the masked patches, and computes the loss."""
-        _, hide = self.mask(batch.keys)
-        predicted = gather(self.predict_patches(batch.images, hide), hide)  # (B, M, P)
-        return Step(F.l1_loss(predicted.float(), self.target(batch.images, hide).float()), {})
+        keep, hide = self.mask(batch.keys)
+        tokens = self.encode(batch.images, hide)  # (B, N, D)
+        predicted = gather(self.head(tokens), hide)  # (B, M, P)
+        loss = F.l1_loss(predicted.float(), self.target(batch.images, hide).float())
+        if self.feature_target is None:
+            return Step(loss, {})
+        feature_loss = self.feature_target(gather(tokens, keep), keep, batch.features)
+        metrics = {"reconstruction_loss": loss, "feature_loss": feature_loss}
+        return Step(loss + self.feature_target.weight * feature_loss, metrics)
 
     def mask(self, keys: Int[Tensor, " B"]) -> Mask:
         """Indices of the patches to keep (B, V) and to hide (B, M), for the samples with these keys."""
@@ -103,9 +111,14 @@ class SimMIM(Method):
 
     def predict_patches(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N P"]:
         """Predictions for all patches, in their order in the image."""
-        tokens = self.encoder(images, hidden=as_bool(hide, math.prod(self.encoder.config.grid)), mask_token=self.mask_token)
-        predicted: Tensor = self.head(tokens[:, 1:])
+        predicted: Tensor = self.head(self.encode(images, hide))
         return predicted
+
+    def encode(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N D"]:
+        """Tokens of all patches, without the class token, with mask tokens for the masked patches."""
+        patches = math.prod(self.encoder.config.grid)
+        tokens: Tensor = self.encoder(images, hidden=as_bool(hide, patches), mask_token=self.mask_token)
+        return tokens[:, -patches:]
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "B C H W"], hidden: Bool[Tensor, "B N"] | None = None) -> Reconstruction:

@@ -38,6 +38,7 @@ def finetune(
     test: AnyData | None = None,
     out: str | Path | None = None,
     resume_from: str | Path | None = None,
+    extend: bool = False,
     trust: str | Path | None = None,
     **options: Any,
 ) -> Run:
@@ -51,6 +52,7 @@ def finetune(
         test: Labelled samples to test on; by default the test split of `data`, or a tenth of it that is held out.
         out: The run folder; by default `<run>-<task>`, or `<run>-scratch`.
         resume_from: Another fine-tuning run to go on from, as in `pretrain`.
+        extend: Go on in the same folder for more epochs, as in `pretrain`.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
         **options: Fields of `ImageFinetuneConfig` (`FinetuneRunConfig` for text), the task's `Config`, `AugmentConfig` (images
             only), `TrainConfig`, `OptimConfig`, `HardwareConfig`.
@@ -105,6 +107,7 @@ def finetune(
         tracker=own.tracker,
         resume_from=resume_from,
         encoder=recorded,
+        extend=extend,
     )
     with Session.open(spec, recipe, began) as session:
         if session.finished:

@@ -25,6 +25,7 @@ def pretrain(
     model: str | None = None,
     out: str | Path | None = None,
     resume_from: str | Path | None = None,
+    extend: bool = False,
     **options: Any,
 ) -> Run:
     """Trains an encoder without labels, or resumes a run that was stopped.
@@ -38,6 +39,7 @@ def pretrain(
         out: The run folder, by default `runs/<data>-<method>-<model>`. If it holds this run already, training resumes.
         resume_from: Another run, from whose newest checkpoint this one goes on, with its steps, data order and optimiser. Options
             that are not given are those of that run. The length, the options of the optimiser and the precision may differ.
+        extend: Go on in the same folder for more epochs, from the last checkpoint and with a warm restart of the learning rate.
         **options: Fields of `PretrainConfig` (`TextPretrainConfig` for text), the method's `Config`, `AugmentConfig` (images only),
             `TrainConfig`, `OptimConfig`, `HardwareConfig`.
 
@@ -49,9 +51,10 @@ def pretrain(
     samples = modality(kind.modality)
     kept = options_to_keep(resume_from)
     model, options = model or kept.get("model"), known_to(kept, *samples.configs(method)) | options
-    plan = samples.plan(data, method, model, options)
+    folders: dict[str, Any] = {"out": out, "resume_from": resume_from}
+    plan = samples.plan(data, method, model, options, **folders)
     if recorded := recorded_options(plan.path(out)):
-        plan = samples.plan(data, method, model, known_to(recorded, *samples.configs(method)) | options)
+        plan = samples.plan(data, method, model, known_to(recorded, *samples.configs(method)) | options, **folders)
     spec = RunSpec(
         kind="pretrain",
         path=plan.path(out),
@@ -60,6 +63,8 @@ def pretrain(
         title="pretrain",
         tracker=plan.config["tracker"],
         resume_from=resume_from,
+        weights=plan.weights,
+        extend=extend,
     )
     with Session.open(spec, plan.recipe, began) as session:
         if session.finished:
@@ -67,6 +72,7 @@ def pretrain(
         pretraining = plan.open(session)
         learner = session.built(pretraining.build)
         untrained = copy.deepcopy(learner.encoder)
+        pretraining.start(learner)
         loader, run = pretraining.loader(learner), session.run
         if session.is_main:
             model_files.write_config(learner, run.path)

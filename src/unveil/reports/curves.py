@@ -23,6 +23,12 @@ ERROR_LINES = (
     ("image_mean_error", "image mean", "tertiary", (0, (1, 1.6))),
 )
 
+LOSS_PARTS = {
+    "reconstruction_loss": "Loss of the reconstruction alone",
+    "feature_loss": "1 - cosine of the visible tokens to the features of the teacher",
+}
+"""Parts of the loss of a run with a teacher, by their keys in the log, and the titles of their curves."""
+
 
 class Curve(NamedTuple):
     """A figure with a summary."""
@@ -43,14 +49,19 @@ class Series(NamedTuple):
 def draw_curves(log: Sequence[Record]) -> list[Curve]:
     """Draws all curves for which the log has numbers."""
     unit = "epoch" if all("epoch" in record for record in log) else "step"
-    curves = [loss_curve(log, unit), learning_rate_curve(log, unit), error_curve(log, unit)]
+    curves = [
+        loss_curve(log, unit),
+        *(loss_curve(log, unit, *part) for part in LOSS_PARTS.items()),
+        learning_rate_curve(log, unit),
+        error_curve(log, unit),
+    ]
     curves += [metric_curve(log, unit, key, title) for key, title in CURVES.items()]
     return [curve for curve in curves if curve is not None]
 
 
-def loss_curve(log: Sequence[Record], unit: str) -> Curve | None:
-    """The logged loss, and its running mean."""
-    series = read_series(log, unit, "loss")
+def loss_curve(log: Sequence[Record], unit: str, key: str = "loss", title: str = "Loss") -> Curve | None:
+    """The logged loss, or a part of it, and its running mean."""
+    series = read_series(log, unit, key)
     if not series.y:
         return None
     figure, axes = empty_plot(unit)
@@ -61,8 +72,9 @@ def loss_curve(log: Sequence[Record], unit: str) -> Curve | None:
     axes.plot(series.x, smooth, color=LIGHT["primary"], linewidth=1.8)
     label_end(axes, series.x[-1], smooth[-1], f"{smooth[-1]:.3g}", "primary")
     length = f"{series.x[-1]:.3g}"
-    text = f"The loss goes from {smooth[0]:.3g} to {smooth[-1]:.3g} in {length} {unit}{'s' * (length != '1')}."
-    return Curve("Loss", figure, text + (f" The strong line is a running mean of {window} log lines." if window > 1 else ""))
+    name = "The loss" if key == "loss" else "It"
+    text = f"{name} goes from {smooth[0]:.3g} to {smooth[-1]:.3g} in {length} {unit}{'s' * (length != '1')}."
+    return Curve(title, figure, text + (f" The strong line is a running mean of {window} log lines." if window > 1 else ""))
 
 
 def learning_rate_curve(log: Sequence[Record], unit: str) -> Curve | None:

@@ -99,6 +99,7 @@ def environment_section(facts: Mapping[str, Any], results: Mapping[str, Any]) ->
     """A table of what is needed to reproduce a run or a comparison (command, commit, versions, hardware, seed), and its cost."""
     versions, hardware = facts.get("versions") or {}, facts.get("hardware") or {}
     gpus = hardware.get("gpus") or []
+    extensions = [f"at step {each['step']:,}, from {each['epochs']:g} epochs" for each in facts.get("extensions") or []]
     memory = (results.get("cost") or {}).get("memory")
     rows = [
         ("command", element("code", facts["command"]) if facts.get("command") else None),
@@ -107,6 +108,7 @@ def environment_section(facts: Mapping[str, Any], results: Mapping[str, Any]) ->
         ("training time", spell_time(results["seconds"]) if results.get("seconds") is not None else None),
         ("total time", spell_time(total) if (total := (results.get("cost") or {}).get("seconds")) is not None else None),
         ("peak memory", spell_bytes(memory) if memory is not None else None),
+        ("made longer", ", ".join(extensions) or None),
         ("seed", (facts.get("config") or {}).get("seed")),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions.items()) or None),
         ("machine", ", ".join(str(hardware[key]) for key in ("host", "platform") if hardware.get(key)) or None),

@@ -101,7 +101,8 @@ def comparisons(results: Results) -> list[str]:
         parts = differences(results, classifier)
         if parts:
             name = with_article(CLASSIFIER_LABELS.get(classifier, classifier))
-            sentences.append(f"With {name}, this encoder is {' and '.join(parts)}.")
+            last = " and ".join(parts[-2:])
+            sentences.append(f"With {name}, this encoder is {', '.join([*parts[:-2], last])}.")
     if "whitened" in encoder:
         sentences.append(WHITENED_NOTE)
     if sentences and (note := chance_note(results)):

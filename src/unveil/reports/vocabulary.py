@@ -7,11 +7,13 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
 `results.json` holds these entries, if they were measured:
 
     "held_out"   means of `validation_metrics` over held-out samples: any keys; those of `HELD_OUT_ERRORS` share a table
-    "features"   accuracy of frozen features: {"encoder" | "untrained" | "raw pixels": {"knn" | "whitened" | "linear": share}}
+    "features"   accuracy of frozen features: {"encoder" | "before training" | "untrained" | "raw pixels":
+                     {"knn" | "whitened" | "linear": share}}; "before training" are the weights of --init
     "judged_on"  the images of "features": {"train": count, "test": count, "classes": count}, "unseen_classes", and
                      "independent" if several images share an original: how many independent images are worth as much
     "unseen_classes"   test samples of classes that no training sample has, which count as wrong: {class: count}; if there are any
-    "spread"     collapse of features: {"encoder" | "untrained": {"feature_deviation" | "rank_me": number}}; "width": dimensions
+    "spread"     collapse of features: {"encoder" | "before training" | "untrained": {"feature_deviation" | "rank_me": number}};
+                     "width": dimensions
     "words"      masked words of held-out texts: "word_loss", "word_accuracy", "frequency_loss", "frequency_accuracy"
     "bleu"       BLEU of a translation run: {test set: {"greedy" | "beam": number}}; "beams": number of beams
     "score"      numbers of a task by name; "primary" is the key of the most important one. Besides numbers it may hold
@@ -77,7 +79,12 @@ HELD_OUT_ERRORS = {
 """Keys of mean squared errors on masked patches of held-out images, in normalised pixels, with the name of the predictor."""
 WORD_PREDICTORS = {"word": "this model", "frequency": "the most frequent word"}
 """Predictors of masked words: the prefix of the keys `..._loss` and `..._accuracy`, and the name of the predictor."""
-ENCODER_LABELS = {"encoder": "this encoder", "untrained": "untrained encoder", "raw pixels": "raw pixels"}
+ENCODER_LABELS = {
+    "encoder": "this encoder",
+    "before training": "the weights it started from",
+    "untrained": "untrained encoder",
+    "raw pixels": "raw pixels",
+}
 """Labels of the encoders whose features are compared."""
 CLASSIFIER_LABELS = {"knn": "k-NN", "whitened": "whitened k-NN", "linear": "linear probe"}
 """Labels of the classifiers of frozen features."""

@@ -1,6 +1,6 @@
 """The evaluation of an image encoder after pre-training: its features, compared with an untrained encoder and raw pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -35,15 +35,16 @@ def evaluation_subsets(train_set: Subset, test_set: Subset, train: int, test: in
 
 
 def compare_features(
-    learner: Method, untrained: ViT, train_set: Subset, test_set: Subset, recipe: Recipe, most: int = 20_000
+    learner: Method, baselines: Mapping[str, ViT], train_set: Subset, test_set: Subset, recipe: Recipe, most: int = 20_000
 ) -> Record:
     """Measures of the features of the encoder: their variation and, with labels, their k-NN and linear accuracy.
 
-    The untrained encoder and, with labels, raw pixels are evaluated as baselines.
+    Other encoders, such as an untrained one, and, with labels, raw pixels are evaluated as baselines.
     """
     bank, queries = evaluation_subsets(train_set, test_set, most, most // 2)
     vit, classes = learner.encoder.config, bank.dataset.classes
-    encoders = {"encoder": learner.encoder, "untrained": untrained.to(recipe.world.device).eval()}
+    others = {name: encoder.to(recipe.world.device).eval() for name, encoder in baselines.items()}
+    encoders = {"encoder": learner.encoder, **others}
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         name: partial(encoder.features, pool=learner.pool) for name, encoder in encoders.items()
     }

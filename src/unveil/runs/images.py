@@ -20,6 +20,7 @@ from unveil.data.pixels import ShrinkTo
 from unveil.data.sources import Data, Source, open_both, open_roles
 from unveil.data.splits import Subset, few_labels, stratified_split
 from unveil.data.targets import ClassTargets
+from unveil.data.taught import Taught
 from unveil.evaluate.collapse import collapse
 from unveil.evaluate.features import MAX_WHITENED, NothingReadableError, features_of, refuse_non_finite
 from unveil.evaluate.held_out import held_out_images, held_out_metrics
@@ -34,6 +35,7 @@ from unveil.options import check_options, configure, known_to
 from unveil.plain_text import count_of
 from unveil.ranges import Count, CountOrZero, Range, Share, Side
 from unveil.runs.image_evaluation import compare_features, evaluation_subsets, save_samples
+from unveil.runs.initial_weights import InitialWeights, name_of_weights, open_initial_weights
 from unveil.runs.labelled_data import LabelledOptions, LabelledSubsets, data_facts, data_of, labelled_subsets, recorded_classes
 from unveil.runs.labelled_images import LabelledImages
 from unveil.runs.modality import MAX_VALIDATION, FinetuneRunConfig, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
@@ -52,9 +54,10 @@ from unveil.runs.open_data import (
 from unveil.runs.sample_stream import ImageStream
 from unveil.runs.session import Session, join, options_by_name
 from unveil.runs.skipped_files import SkippedFiles, refuse_earlier_numbering
+from unveil.runs.teacher import Teacher, TeacherWeights, open_teacher_of
 from unveil.train.log import Record
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig
+from unveil.train.parallel import HardwareConfig, join_processes
 from unveil.train.recipe import TrainConfig
 from unveil.train.recorder import Monitor
 from unveil.train.terminal import printer
@@ -64,18 +67,24 @@ from unveil.train.terminal import printer
 class PretrainConfig:
     """The model, the images, and how they are read."""
 
-    HIDDEN = ("test_split", "max_pixels", "max_unreadable", "held_out", "repeats", "grad_checkpointing", "tracker")
+    HIDDEN = ("test_split", "max_pixels", "max_unreadable", "held_out", "repeats", "grad_checkpointing", "tracker", "normalisation")
+    init: str | None = None
+    """Weights to start from, in any form that RUN may have; the size of the model follows from them. By default random."""
     split: str | None = None
     """Parts of DATA to train on: train, val, test, unlabeled, other (beside the splits), several as in train+val, or all; by
     default train and unlabeled."""
     test_split: str | None = None
     """The part of DATA to test on; by default test or, if that is missing or has no labels, val."""
     image_size: tuple[Side, ...] = ()
-    """Side of the input images, or height and width; by default the size of the data, up to 224."""
+    """Side of the input images, or height and width; by default that of --init, or the size of the data, up to 224."""
     patch_size: tuple[Side, ...] = ()
-    """Side of a patch, or height and width; by default 16, 14 for vit-huge, or an eighth of images smaller than 128."""
+    """Side of a patch, or height and width; by default that of --init, or 16, 14 for vit-huge, or an eighth of images smaller than
+    128."""
     channels: Annotated[int, Range(0, 1024)] = 0
     """Channels of the images; 0 means those of the data."""
+    normalisation: Literal["auto", "data"] = "auto"
+    """Mean and standard deviation to normalise images: auto takes those of --init if they fit, or else ImageNet's for 8-bit grey
+    and colour; data measures those of the data."""
     max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
     max_unreadable: Share = 0.01
@@ -129,6 +138,8 @@ class ImagePlan(PretrainPlan):
     run_config: PretrainConfig
     augment: AugmentConfig
     roles: Roles
+    init: InitialWeights | None = None
+    teacher: TeacherWeights | None = None
 
     @property
     def source(self) -> Source:
@@ -151,6 +162,11 @@ class ImagePlan(PretrainPlan):
         return data_facts(self.source, self.test_source, self.roles.splits)
 
     @property
+    def weights(self) -> dict[str, Mapping[str, str]]:
+        found = {"encoder": self.init and self.init.checksums, "teacher": self.teacher and self.teacher.checksums}
+        return {name: sums for name, sums in found.items() if sums}
+
+    @property
     def sizes(self) -> tuple[Size, Size]:
         """Image and patch size."""
         (height, width), (rows, columns) = self.run_config.image_size, self.run_config.patch_size
@@ -162,7 +178,7 @@ class ImagePlan(PretrainPlan):
         return stored_side(self.sizes[0], self.augment)
 
     def path(self, out: str | Path | None) -> Path:
-        return Path(out) if out else Path("runs") / f"{slug(self.source.name)}-{METHODS.label(self.method)}-{self.model}"
+        return run_path(out, self.source, self.method, self.model, self.run_config.init)
 
     def open(self, session: Session) -> "ImagePretraining":
         roles = self.roles.numbered_as(recorded_classes(session.run.path))
@@ -181,8 +197,10 @@ class ImagePlan(PretrainPlan):
 
     def vit(self, dataset: ImageDataset) -> ViTConfig:
         """The shape of the encoder."""
-        (width, depth, heads), (image_size, patch_size), (mean, std) = MODELS[self.model], self.sizes, moments(dataset)
-        return ViTConfig(
+        image_size, patch_size = self.sizes
+        width, depth, heads = self.init.size if self.init else MODELS[self.model]
+        mean, std = channel_moments(dataset) if self.run_config.normalisation == "data" else moments(dataset)
+        own = ViTConfig(
             width=width,
             depth=depth,
             heads=heads,
@@ -194,11 +212,16 @@ class ImagePlan(PretrainPlan):
             **image_facts(dataset, image_size),
             grad_checkpointing=self.run_config.grad_checkpointing,
         )
+        return self.init.config_for(own, self.run_config.normalisation) if self.init else own
 
     def build(self, vit: ViTConfig) -> Method:
-        """An untrained learner. It is given the classes of DATA."""
-        learner = method_class(self.method).build(vit, self.method_config, self.augment)
+        """An untrained learner, with its teacher if it has one. It is given the classes of DATA."""
+        options, weights, recipe = self.method_config, self.teacher, self.recipe
+        options = replace(options, teacher=weights.record) if weights else options
+        learner = method_class(self.method).build(vit, options, self.augment)
         learner.set_classes(self.source.classes if self.source.labels is not None else ())
+        if weights:
+            learner.augmentation = Taught(learner.augmentation, Teacher(weights, vit, recipe.hardware, recipe.world))
         return learner
 
     def loader(self, subset: Subset, learner: Method) -> ImageLoader:
@@ -227,9 +250,20 @@ class ImagePretraining(Pretraining):
         refuse_earlier_numbering(session.run, self.train_set, self.test_set)
         self.write_skipped()
         self.vit = plan.vit(self.train_set.dataset)
+        self.before: ViT | None = None
+        """The encoder before training, if it does not start at random."""
 
     def build(self) -> Method:
         return self.plan.build(self.vit)
+
+    def start(self, learner: Method) -> None:
+        init, session = self.plan.init, self.session
+        if init is None:
+            return
+        resumes = bool(session.run.checkpoints().steps())
+        self.before = init.start(learner, (lambda text: None) if resumes else session.say)
+        if session.is_main:
+            init.write_copy(self.before, session.run.path, learner)
 
     def loader(self, learner: Method) -> ImageLoader:
         return self.plan.loader(self.train_set.labelled() if learner.classes else self.train_set, learner)
@@ -276,7 +310,8 @@ class ImagePretraining(Pretraining):
         judged = self.test_set.labelled() if learner.classes else self.test_set
         batches = held_out_images(judged, learner.encoder.config, recipe.hardware, recipe.world)
         held_out = held_out_metrics(learner, batches, recipe.hardware, recipe.world)
-        compared = compare_features(learner, untrained, self.train_set, self.test_set, recipe)
+        baselines = {"untrained": untrained} | ({"before training": self.before} if self.before else {})
+        compared = compare_features(learner, baselines, self.train_set, self.test_set, recipe)
         self.write_skipped()
         found: Record = {
             "images": len(self.train_set),
@@ -308,6 +343,12 @@ def with_validation(opened: LabelledSubsets, config: ImageFinetuneConfig, reques
     return opened._replace(train=train, validation=validation if validation is not None and len(validation) else None)
 
 
+def run_path(out: str | Path | None, source: Source, method: str, model: str, init: str | None) -> Path:
+    """The folder of a pre-training run: `out`, or runs/<data>-<method>-<model>, or -from-<weights> if it starts from weights."""
+    suffix = f"from-{name_of_weights(init)}" if init else model
+    return Path(out) if out else Path("runs") / f"{slug(source.name)}-{METHODS.label(method)}-{suffix}"
+
+
 def moments(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel for normalisation: ImageNet's for 8-bit grey and colour, else the data's own."""
     if dataset.dtype == torch.uint8 and dataset.channels == 3:
@@ -333,27 +374,55 @@ class ImageModality(Modality):
             return {"model": "vit-nano"} | known_to(DIGITS_DEFAULTS, *self.configs(method)) | method_defaults(method)
         return super().defaults(data, method)
 
-    def plan(self, data: Data, method: str | type[Method], model: str | None, options: Mapping[str, Any]) -> ImagePlan:
+    def plan(
+        self,
+        data: Data,
+        method: str | type[Method],
+        model: str | None,
+        options: Mapping[str, Any],
+        *,
+        out: str | Path | None = None,
+        resume_from: str | Path | None = None,
+    ) -> ImagePlan:
         check_options(options, *self.configs(method))
-        return self.plan_for(self.open(data, options), data, method, model, options)
+        opened = self.open(data, options)
+        return self.plan_for(opened, data, method, model, options, folders=(out, resume_from))
 
     def open(self, data: Data, options: Mapping[str, Any]) -> Roles:
         """Lists DATA for pre-training. An unlabeled part is trained on by default."""
         return open_roles(data, split=options.get("split"), test_split=options.get("test_split"), unlabeled=True)
 
     def plan_for(
-        self, opened: Roles, data: Data, method: str | type[Method], model: str | None, options: Mapping[str, Any]
+        self,
+        opened: Roles,
+        data: Data,
+        method: str | type[Method],
+        model: str | None,
+        options: Mapping[str, Any],
+        folders: tuple[str | Path | None, str | Path | None] = (None, None),
     ) -> ImagePlan:
-        """`plan` for DATA that was opened already."""
+        """`plan` for DATA that was opened already; `folders` are `out` and `resume_from`."""
         defaults, configs = self.defaults(data, method), self.configs(method)
         default_model = defaults.pop("model")
-        model = self.check_model(model or default_model)
+        (config, *_, hardware), (out, other) = configure(defaults | dict(options), *configs), folders
+        say = printer(join_processes(hardware).is_main)
+        init = None
+        if config.init:
+            path = run_path(out, opened.train, METHODS.find(method), "", config.init)
+            init = open_initial_weights(config.init, path, (Path(other),) if other else (), say)
+            init.refuse_other_model(model)
+            defaults |= init.options(method_class(method), options)
+        model = init.model if init else self.check_model(model or default_model)
         config, method_config, augment, *rest = configure(defaults | dict(options), *configs)
         recipe = join(*rest)
-        image_size, patch_size = sizes_for(
-            natural_side(opened.train, config.max_pixels), config.image_size, config.patch_size, model == "vit-huge"
-        )
+        if init:
+            vit = init.vit
+            config = replace(config, image_size=config.image_size or vit.image_size, patch_size=config.patch_size or vit.patch_size)
+        side = 0 if init else natural_side(opened.train, config.max_pixels)
+        image_size, patch_size = sizes_for(side, config.image_size, config.patch_size, model == "vit-huge")
         return ImagePlan(
+            init=init,
+            teacher=open_teacher_of(method_config, say),
             method=METHODS.find(method),
             model=model,
             method_config=method_config,

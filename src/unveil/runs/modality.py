@@ -78,6 +78,11 @@ class PretrainPlan(ABC):
     def facts(self) -> dict[str, Any]:
         """The data: name, counts, fingerprints."""
 
+    @property
+    def weights(self) -> dict[str, Mapping[str, str]]:
+        """Checksums of trained weights that the run starts from ("encoder"), or learns from ("teacher")."""
+        return {}
+
     @abstractmethod
     def path(self, out: str | Path | None) -> Path:
         """The run folder."""
@@ -93,6 +98,9 @@ class Pretraining(ABC):
     @abstractmethod
     def build(self) -> Method:
         """An untrained learner; the caller seeds the generators."""
+
+    def start(self, learner: Method) -> None:  # noqa: B027 (by default, weights are random)
+        """Copies the weights that the run starts from, if it has any, into an untrained learner."""
 
     @abstractmethod
     def loader(self, learner: Method) -> Loader:
@@ -217,8 +225,25 @@ class Modality(ABC):
         return model
 
     @abstractmethod
-    def plan(self, data: AnyData, method: str | type[Method], model: str | None, options: Mapping[str, Any]) -> PretrainPlan:
+    def plan(
+        self,
+        data: AnyData,
+        method: str | type[Method],
+        model: str | None,
+        options: Mapping[str, Any],
+        *,
+        out: str | Path | None = None,
+        resume_from: str | Path | None = None,
+    ) -> PretrainPlan:
         """Resolves every option of a pre-training run from DATA and the hardware.
+
+        Args:
+            data: As for `pretrain`.
+            method: As for `pretrain`.
+            model: As for `pretrain`.
+            options: Fields of `configs`.
+            out: As for `pretrain`. A run that is resumed may have a copy of the weights that it started from.
+            resume_from: The same.
 
         Raises:
             UnveilError: On input that cannot be used.

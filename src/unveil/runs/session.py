@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from unveil.plain_text import count_of
 from unveil.reports.page import write_page
 from unveil.train.best import BestWeights
 from unveil.train.disk_space import check_disk_space
+from unveil.train.extend import extended, restart_sentence, restarts_of
 from unveil.train.guards import seeded
 from unveil.train.log import JsonLines, Record, Screen, Sink, trackers
 from unveil.train.loop import total_steps, train
@@ -69,12 +70,18 @@ class RunSpec:
     title: str
     """The title of the progress bar."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    extend: bool = False
+    """Whether the run may be made longer: see `unveil.train.extend`."""
     resume_from: str | Path | None = None
     """Another run, whose newest checkpoint this run starts from."""
     encoder: Mapping[str, str] | None = None
     """Checksums of the encoder of another run that this run starts from; see `unveil.interop.encoder_only.checksums`."""
+    weights: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Checksums of all weights of other runs: "encoder", as above, and "teacher"."""
 
     def __post_init__(self) -> None:
+        if self.encoder:
+            object.__setattr__(self, "weights", {**self.weights, "encoder": self.encoder})
         if self.resume_from is not None:
             object.__setattr__(self, "config", {**self.config, "resume_from": os.path.abspath(self.resume_from)})
 
@@ -94,7 +101,7 @@ class Session:
     """
 
     def __init__(self, spec: RunSpec, recipe: Recipe, run: Run, began: float) -> None:
-        self.spec, self.recipe, self.run, self._began = spec, recipe, run, began
+        self.spec, self.recipe, self.run, self._began = spec, replace(recipe, restarts=restarts_of(run)), run, began
         self.say = printer(recipe.world.is_main)
         without_report = spec.kind == "translate" and run.facts.get("format", 1) < 3  # as earlier versions left it
         self.finished = bool(self.earlier_results()) and (without_report or (run.path / "report.html").exists())
@@ -129,11 +136,14 @@ class Session:
         world = recipe.world
         refuse_foreign_folder(spec.path)
         if spec.resume_from is not None:
-            refuse_unlike(Run(spec.resume_from), spec.path, spec.kind, spec.config, spec.data, spec.encoder)
+            refuse_unlike(Run(spec.resume_from), spec.path, spec.kind, spec.config, spec.data, spec.weights)
         with locked(spec.path, "training in") if world.is_main else nullcontext():
             facts, say = (spec.kind, spec.config, spec.data), printer(world.is_main)
-            run = open_run(spec.path, *facts, encoder=spec.encoder, write=world.is_main, say=say)
+            run = extended(spec.path, *facts, spec.weights, write=world.is_main, say=say) if spec.extend else None
+            longer = run is not None
+            run = run or open_run(spec.path, *facts, weights=spec.weights, write=world.is_main, say=say)
             session = cls(spec, recipe, run, time.monotonic() if began is None else began)
+            session.finished &= not longer  # another process may not have seen yet that the old results are put away
             if session.finished:
                 session.say(f"{run.path} is finished. Its report: {run.path / 'report.html'}")
                 shutdown(world)
@@ -191,6 +201,8 @@ class Session:
         """
         run, recipe, training = self.run, self.recipe, self.recipe.training
         self._total = total_steps(training, loader)
+        if recipe.restarts:
+            self.say(restart_sentence(recipe, self._total))
         if move_to_device(loader, self.world):
             self.say("keeping all images in GPU memory")
         if self.is_main:

@@ -340,7 +340,16 @@ class TextModality(Modality):
     def configs(self, method: str | type[Method]) -> tuple[type, ...]:
         return (TextPretrainConfig, method_class(method).Config, TrainConfig, OptimConfig, HardwareConfig)
 
-    def plan(self, data: AnyData, method: str | type[Method], model: str | None, options: Mapping[str, Any]) -> TextPlan:
+    def plan(
+        self,
+        data: AnyData,
+        method: str | type[Method],
+        model: str | None,
+        options: Mapping[str, Any],
+        *,
+        out: str | Path | None = None,
+        resume_from: str | Path | None = None,
+    ) -> TextPlan:
         defaults = self.defaults(data, method)
         model = self.check_model(model or defaults.pop("model"))
         defaults.pop("model", None)

@@ -85,6 +85,8 @@ def migrate_config(config: Mapping[str, Any], version: int = 1) -> dict[str, Any
     new = dict(config)
     if version < 3:
         new = from_version_2(NEW_OPTIONS | (new if version == 2 else renamed(new, CONFIG_KEYS, CONFIG_VALUES)))
+    if "held_out" in new and "crop" in new:  # pre-training on images, whose normalisation earlier versions did not record
+        new = {"normalisation": "auto"} | new
     if version < 4 and "crop" in new:  # images
         new = {"crop_from": "shrunk"} | new
     if version < 6 and "from" in new:  # fine-tuning

@@ -6,6 +6,7 @@ from typing import Annotated
 from unveil.ranges import Count, CountOrZero, NonNegative, Range, Seed
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig, World
+from unveil.train.schedule import Restart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +46,19 @@ class Recipe:
     optim: OptimConfig
     hardware: HardwareConfig
     world: World
+    restarts: tuple[Restart, ...] = ()
+    """Where the run was made longer. The learning rate warms up again there, and then follows its schedule to the new end."""
+
+    def at(self, step: int, total: int) -> tuple[float, float]:
+        """Learning rate and weight decay at a step of a run of `total` steps. They depend on nothing else, so resuming is exact."""
+        first, last, optim = self.part_of(step, total)
+        rate, _ = optim.at(step - first, last - first, self.training.batch_size)
+        return rate, optim.at(step, last, self.training.batch_size)[1]
+
+    def part_of(self, step: int, total: int) -> tuple[int, int, OptimConfig]:
+        """The first and the last step of the schedule that a step belongs to, and its options, with the warm-up as a share."""
+        begun = sum(step >= restart.step for restart in self.restarts)
+        first = self.restarts[begun - 1].step if begun else 0
+        ends = [*((restart.total, restart.epochs) for restart in self.restarts), (total, self.training.epochs)]
+        last, epochs = ends[begun]
+        return first, last, self.optim.resolve_warmup(epochs * (last - first) / last if first else epochs)

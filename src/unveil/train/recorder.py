@@ -99,7 +99,7 @@ class Recorder:
 
     def rate(self, done: int) -> float:
         """The learning rate of the last of `done` steps."""
-        return self.optim.at(max(done, 1) - 1, self.total, self.recipe.training.batch_size)[0]
+        return self.recipe.at(max(done, 1) - 1, self.total)[0]
 
     def log(self, done: int) -> bool:
         """Evaluates if that is due, and writes a line of the log. While the host lags, the line is written after the next step.

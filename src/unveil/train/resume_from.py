@@ -14,7 +14,7 @@ from unveil.atomic_files import replacing, sync, write_text
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.train.data_changes import data_changes
-from unveil.train.run_folder import HARMLESS, Run, config_changes, encoder_changes
+from unveil.train.run_folder import HARMLESS, Run, config_changes, weight_changes
 
 MAY_CHANGE = HARMLESS | {
     "base_lr",
@@ -46,7 +46,7 @@ def options_to_keep(path: str | Path | None) -> dict[str, Any]:
 
 
 def refuse_unlike(
-    source: Run, path: Path, kind: str, config: Mapping[str, Any], data: Mapping[str, Any], encoder: Mapping[str, str] | None = None
+    source: Run, path: Path, kind: str, config: Mapping[str, Any], data: Mapping[str, Any], weights: Mapping[str, Any] | None = None
 ) -> None:
     """Raises `UnveilError`, with the differences, if a new run cannot go on from the checkpoints of another one.
 
@@ -56,14 +56,14 @@ def refuse_unlike(
         kind: Its kind: "pretrain", "finetune", ...
         config: Its options.
         data: Facts about its data.
-        encoder: Checksums of the encoder that it starts from.
+        weights: Checksums of the weights that it starts from, as for `open_run`.
     """
     if source.path.resolve() == path.resolve():
         raise UnveilError(f"--resume-from {source.path} is --out itself: leave it out to resume that run, or choose another --out")
     if source.facts["kind"] != kind:
         raise UnveilError(f"{source.path} is a {source.facts['kind']} run: a {kind} run cannot go on from it")
     changes = config_changes(source.config, json.loads(json.dumps(config)))
-    lines = data_changes(source.facts["data"], data) + encoder_changes(source, encoder)
+    lines = data_changes(source.facts["data"], data) + weight_changes(source, weights or {})
     lines += [line for key, line in changes.items() if key not in MAY_CHANGE]
     if lines:
         text = "\n".join(lines)

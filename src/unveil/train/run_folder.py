@@ -45,8 +45,11 @@ HARMLESS = frozenset(
 )
 """Options that may change on resume. They affect how a run is computed or shown, but not its result."""
 
-PATH_OPTIONS = ("from", "resume_from", "visual_tokenizer")
+PATH_OPTIONS = ("from", "init", "resume_from", "teacher", "visual_tokenizer")
 """Options whose value is the path of a run, or of a model."""
+
+EXTENDABLE = ("pretrain", "finetune")
+"""The kinds of runs that `unveil.train.extend` makes longer."""
 
 LARGEST_RESULTS = 2**31
 """Maximum number of bytes of `results.json`. The confusion matrix of thousands of classes is large."""
@@ -162,7 +165,7 @@ def open_run(
     config: Mapping[str, Any],
     data: Mapping[str, Any],
     *,
-    encoder: Mapping[str, str] | None = None,
+    weights: Mapping[str, Mapping[str, str]] | None = None,
     write: bool,
     say: Callable[[str], None],
 ) -> Run:
@@ -173,7 +176,7 @@ def open_run(
         kind: "pretrain", "finetune", ...
         config: Every option.
         data: Facts about the data: name, fingerprint, count.
-        encoder: Checksums of the encoder that the run starts from, if it is that of another run.
+        weights: Checksums of weights of other runs: of the "encoder" that the run starts from, and of its "teacher".
         write: Whether this process writes the folder.
         say: Prints a message for the user.
 
@@ -182,8 +185,7 @@ def open_run(
             differences.
     """
     facts = {"format": RUN_FORMAT, "kind": kind, "config": json.loads(json.dumps(config)), "data": json.loads(json.dumps(data))}
-    if encoder:
-        facts["encoder"] = dict(encoder)
+    facts |= {name: dict(sums) for name, sums in (weights or {}).items()}
     if write and path.is_dir():
         sweep(path)  # the folder is locked, so what is left there belongs to nobody
     started = any((path / name).exists() for name in ("checkpoints", "results.json"))
@@ -227,24 +229,36 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
     if run.facts.get("kind") != facts["kind"]:
         raise UnveilError(f"{run.path} is a {run.facts.get('kind')} run, not a {facts['kind']} run: choose another --out")
     changes, harmless = config_changes(run.config, facts["config"]), harmless_options(run.config)
-    data = data_changes(run.facts.get("data") or {}, facts["data"]) + encoder_changes(run, facts.get("encoder"))
+    data = data_changes(run.facts.get("data") or {}, facts["data"]) + weight_changes(run, facts)
     # A harmless option that an earlier version did not have is not worth a line.
     lines = data + [line for key, line in changes.items() if key not in harmless or key in run.config]
     if data or changes.keys() - harmless:
-        text = "\n".join(lines)
+        text, old, new = "\n".join(lines), run.config.get("epochs"), facts["config"].get("epochs")
+        may_extend = (
+            not data
+            and changes.keys() - harmless == {"epochs"}
+            and facts["kind"] in EXTENDABLE
+            and isinstance(old, int | float)
+            and new > old
+        )
+        longer = f"for {new:g} epochs in this folder, add --extend; " if may_extend else ""
         raise UnveilError(
             f"{run.path} is a run with different settings:\n{text}\nUse the old settings to resume it, or choose another --out; "
-            f"to go on with another length, rate or precision, add --resume-from {run.path}."
+            f"{longer}to go on with another length, rate or precision, add --resume-from {run.path}."
         )
     if lines:
         say("\n".join(["resuming with different settings, which do not change the result:", *lines]))
 
 
-def encoder_changes(run: Run, encoder: Mapping[str, str] | None) -> list[str]:
-    """A line if the encoder that a run starts from is another one now, under the same path. Earlier versions did not record it."""
-    old, new = run.facts.get("encoder") or {}, encoder or {}
-    changed = [key for key in old.keys() & new.keys() if old[key] != new[key]]
-    return [f"  the encoder: its {' and '.join(sorted(changed))} changed since the run began"] if changed else []
+def weight_changes(run: Run, facts: Mapping[str, Any]) -> list[str]:
+    """A line for each of "encoder" and "teacher" that is another one now, under the same path. Earlier versions recorded none."""
+    lines = []
+    for name in ("encoder", "teacher"):
+        old, new = run.facts.get(name) or {}, facts.get(name) or {}
+        changed = [key for key in old.keys() & new.keys() if old[key] != new[key]]
+        if changed:
+            lines.append(f"  the {name}: its {' and '.join(sorted(changed))} changed since the run began")
+    return lines
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

@@ -19,6 +19,8 @@ RUN: Shape = {
     "config": dict,
     "data": dict,
     "encoder": dict[str, str],
+    "teacher": dict[str, str],
+    "extensions": list[dict[str, float]],
     "command": str,
     "commit": str | None,
     "started": str,

@@ -6,6 +6,7 @@ changes nothing. After the warm-up the factors are theirs.
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 
 def half_cosine(step: int, total: int, warmup: int) -> float:
@@ -37,6 +38,17 @@ def multistep(step: int, total: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 1.0 if 8 * step < 7 * total else 0.1
+
+
+class Restart(NamedTuple):
+    """A warm restart of the schedule, where a run was made longer: see `unveil.train.extend`."""
+
+    step: int
+    """The steps that were done then. This step is the first of the new schedule."""
+    total: int
+    """The steps that the run had before, for which the old schedule was."""
+    epochs: float
+    """The epochs that it had before."""
 
 
 SCHEDULES: dict[str, Callable[[int, int, int], float]] = {

@@ -84,7 +84,7 @@ class Stepper:
     def compute(self, step: int, samples: Sequence[Samples]) -> ComputedStep:
         """Computes the gradients of a step."""
         seed_all(self.training.seed, step, self.world)  # for dropout and drop path
-        set_lr(self.optimizer, *self.optim.at(step, self.total, self.training.batch_size))
+        set_lr(self.optimizer, *self.recorder.recipe.at(step, self.total))
         self.recorder.skipped.keep_buffers()
         results = []
         for i, batch in enumerate(self.parts.augmented(samples)):
