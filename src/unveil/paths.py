@@ -133,6 +133,14 @@ def _refuse_missing(text: str, forms: str) -> None:
         raise UnveilError(f"{text} does not exist{guess} {forms}")
 
 
+def refuse_missing_image(image: str) -> None:
+    """Raises `UnveilError` if an image file does not exist."""
+    path = Path(image).expanduser()
+    if path.is_dir():
+        raise UnveilError(f"{image} is a folder: expected an image file")
+    _refuse_missing(image, "an image file")
+
+
 def refuse_missing_run(run: str) -> None:
     """Raises `UnveilError` if a path is not a run folder."""
     if not (Path(run) / "run.json").is_file():
@@ -184,6 +192,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "text": refuse_missing_texts,
     "pairs": refuse_missing_pairs,
     "model": refuse_missing_model,
+    "image": refuse_missing_image,
     "run": refuse_missing_run,
     "run folder": refuse_foreign_folder,
     "folder": refuse_file,

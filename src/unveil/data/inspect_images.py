@@ -138,7 +138,7 @@ def halved(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def stretched(grey: NDArray[np.float32], whole_range: bool) -> NDArray[np.uint8]:
-    """A thumbnail as bytes. With `whole_range`, its darkest pixel becomes 0 and its brightest 255: 16 bits hardly fill their range."""
+    """A thumbnail as bytes. With `whole_range`, its darkest pixel becomes 0 and its brightest 255: few images fill 16 bits."""
     values = unit_range(grey) if whole_range else np.clip(grey, 0, 1)
     return np.rint(255 * values).astype(np.uint8)
 

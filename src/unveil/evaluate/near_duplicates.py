@@ -2,12 +2,12 @@
 
     thumbnails (N, 32, 32) -> low frequencies of a cosine transform, without the mean   descriptors (N, 63)
     each image, its crops and their mirror images, against all images                   candidates: cosine above 0.84
-    each candidate aligned (scale and shift of both axes), on 32 x 32 pixels             agreement above 0.5
+    each candidate aligned (scale and shift of both axes), on 32 x 32 pixels             agreement above 0.4
     the rest read again and aligned on 64 x 64 pixels                                   agreement above 0.8
 
-A descriptor alone is not enough: pictures of a thing on a white ground share their low frequencies. So two images count as copies if,
-once aligned, the fine structure of both agrees tile by tile; a frame or a silhouette fills a few tiles only. What is not found: copies that
-were turned, cropped by more than a fifth, or painted over. Photographs of a series, taken from one place, may be found as well.
+A descriptor alone is not enough: pictures of a thing on a white ground share their low frequencies. So two images count as copies
+if, once aligned, their fine structure agrees tile by tile; a frame or a silhouette fills a few tiles only. What is not found:
+copies that were turned, cropped by more than a fifth, or painted over. Photographs of a series from one place may be found as well.
 """
 
 import math
@@ -21,8 +21,8 @@ from torch import Tensor
 
 CANDIDATE = 0.84
 """The smallest cosine of descriptors. Crops by a tenth have 0.87 or more."""
-FIRST, COPY, SPARSE = 0.5, 0.8, 0.9
-"""The smallest agreement of 32 x 32 pixels; of 64 x 64 pixels; and of these for images of which less than half has any structure."""
+FIRST, COPY, SPARSE = 0.4, 0.8, 0.9
+"""The smallest agreement of 32 x 32 pixels, of 64 x 64 pixels, and of the latter if less than half of the image has structure."""
 QUARTER = 0.7
 """The smallest agreement that three quarters of the tiles must have, on 64 x 64 pixels."""
 MOST = 8
@@ -33,7 +33,7 @@ CROPS = (
     *((0.9, 0.1 * across, 0.1 * down) for down in (-1, 0, 1) for across in (-1, 0, 1)),
     (0.8, 0.0, 0.0),
 )  # fmt: skip
-"""The crops of an image that are compared with whole images: scale, and shift to the right and down, of coordinates from -1 to 1."""
+"""The crops that are compared with whole images: scale, and shift to the right and down, of coordinates from -1 to 1."""
 QUERIES, ROWS = 512, 4096
 """Images and rows of a block: 8 MB of cosines, which stay in a cache."""
 
@@ -53,11 +53,11 @@ class Candidates(NamedTuple):
 
 def descriptors(images: Float[Tensor, "n s s"]) -> Float[Tensor, "n d"]:
     """The low frequencies of images, of unit length. Each is weighted by itself, which undoes their fall in natural images."""
-    side = images.shape[-1]
+    images, side = images.float(), images.shape[-1]
     angle = (torch.arange(side) + 0.5) * math.pi / side
     basis = torch.cos(torch.arange(FREQUENCIES)[:, None] * angle).to(images)  # DCT-II, up to a factor for each row
     basis[0] /= math.sqrt(2)
-    found = (basis @ images.float() @ basis.T) * frequency().to(images.device)
+    found = (basis @ images @ basis.T) * frequency().to(images.device)
     return F.normalize(found.flatten(1)[:, 1:], dim=1)
 
 
@@ -97,7 +97,7 @@ def candidates(
         same: Whether the queries are the bank, so that an image is not compared with itself.
         progress: Called with the number of queries that are done, and of all.
     """
-    blocks = [block.T.contiguous() for block in descriptors(bank).split(ROWS)]
+    blocks = [descriptors(block).T.contiguous() for block in bank.split(ROWS)]
     signs, found = mirror_signs().to(bank.device), list[Candidates]()
     for start in range(0, len(queries), QUERIES):
         part, pieces = queries[start : start + QUERIES].float(), list[Candidates]()
@@ -216,9 +216,9 @@ class Agreement(NamedTuple):
 def agreement(first: Float[Tensor, "p s s"], second: Float[Tensor, "p s s"], inside: Float[Tensor, "p s s"]) -> Agreement:
     """The agreement of aligned images, with a side of 32 or 64.
 
-    Both are brought to one contrast, and limited to waves of about 2 to 8 pixels of 32: finer ones do not outlive compression,
-    and coarser ones are alike in images that differ. A tile's agreement is twice the covariance of its pixels in both, divided by the sum of
-    their mean squares, as in SSIM (Wang et al., 2004): a thing that is in one image only lowers it.
+    Both are brought to one contrast, and limited to waves of about 2 to 8 pixels of 32: finer ones do not outlive compression, and
+    coarser ones are alike in images that differ. The agreement of a tile is twice the covariance of its pixels in both, divided by
+    the sum of their mean squares, as in SSIM (Wang et al., 2004), so a thing that is in one image only lowers it.
     """
     side = first.shape[-1]
     scale, tiles = side / 32, side // 8
