@@ -12,6 +12,7 @@ from unveil.methods import METHODS
 from unveil.reports.chance import within_chance
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
+from unveil.reports.map_section import map_section
 from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
 from unveil.reports.sections import (
     attention_section,
@@ -53,6 +54,7 @@ def write_page(run: Run, learner: Learner | None) -> Path:
         ("Predictions", lambda: draw_samples(run, learner, draw_maps) if has_maps(run) else None),
         ("Reconstructions", lambda: draw_samples(run, learner, reconstruction_section)),
         ("Attention", lambda: draw_samples(run, learner, attention_section)),
+        ("Map", lambda: map_section(run)),
         ("Classes", lambda: class_section(run.results)),
         ("Data", lambda: data_section(data, sample_noun(run.facts.get("kind"))) if (data := run.facts.get("data")) else None),
         ("Skipped", lambda: skipped_section(run.path / "skipped.txt", run.results.get("unreadable") or {})),

@@ -32,7 +32,7 @@ from unveil.models.vit_config import MODELS, ViTConfig
 from unveil.options import check_options, configure, known_to
 from unveil.plain_text import count_of
 from unveil.ranges import Count, CountOrZero, Range, Share, Side
-from unveil.runs.image_evaluation import compare_features, evaluation_subsets, save_samples
+from unveil.runs.image_evaluation import compare_features, evaluation_subsets, save_map, save_samples
 from unveil.runs.labelled_data import LabelledOptions, data_facts, data_of, labelled_subsets, recorded_classes
 from unveil.runs.labelled_images import LabelledImages
 from unveil.runs.modality import FinetuneRunConfig, LabelledRequest, Modality, Pretraining, PretrainPlan, slug
@@ -274,6 +274,8 @@ class ImagePretraining(Pretraining):
         batches = held_out_images(judged, learner.encoder.config, recipe.hardware, recipe.world)
         held_out = held_out_metrics(learner, batches, recipe.hardware, recipe.world)
         compared = compare_features(learner, untrained, self.train_set, self.test_set, recipe)
+        if len(judged):
+            save_map(run.path / "map.npz", learner, judged, recipe)
         self.write_skipped()
         found: Record = {
             "images": len(self.train_set),
