@@ -246,7 +246,7 @@ def find_near(
     kept = agreed.mean > FIRST
     near, boxes = Candidates(*(each[kept] for each in near)), boxes[kept]
     copies: list[tuple[float, Place, Place, bool]] = []
-    for part in torch.arange(len(near.first)).split(4096):
+    for part in torch.arange(len(near.first)).split(4096) if len(near.first) else ():
         some = Candidates(*(each[part] for each in near))
         first, second = ([places[i] for i in of[side].tolist()] for side in (some.first, some.second))
         views = [torch.stack(list(_views(found, side, max_pixels))) for side in (first, second)]

@@ -14,6 +14,8 @@ NEAREST = 10
 """Neighbours that are asked."""
 OWN, OTHER = 1, 8
 """A label is suspicious if at most this many neighbours have it, and at least this many have one other label."""
+PER_FEATURE = 5
+"""Images for each feature that whitening needs: with fewer, all images are about equally far from each other."""
 FEWEST = 5
 """Images of a class, without which its labels are not checked: their neighbours are of other classes in any case."""
 
@@ -37,9 +39,13 @@ class LabelCheck(NamedTuple):
 def check_labels(features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], classes: int) -> LabelCheck:
     """Compares the label of each image with those of its `NEAREST` neighbours, by the cosine of whitened features.
 
-    As in k-NN of Wilson's editing (1972), but stricter: nearly all neighbours must have one other label.
+    The rule is that of Wilson's editing (1972), but stricter: nearly all neighbours must have one other label. Features are only
+    centred if there are too few images to estimate a covariance.
     """
-    rows = whiten(features, features)[0] if features.shape[1] <= MAX_WHITENED else features
+    count, width = features.shape
+    rows = features - features.mean(dim=0)
+    if width <= MAX_WHITENED and count >= PER_FEATURE * width:
+        rows = whiten(features, features)[0]
     near = nearest_of_many(rows, rows, NEAREST + 1).index
     own = near == torch.arange(len(near))[:, None]
     own[~own.any(dim=1), -1] = True  # copies of an image may be as near as itself

@@ -220,7 +220,7 @@ def method_section(found: Examination) -> Markup:
         texts.append("Labels were not compared with those of similar images: that needs the features of a trained encoder (--run).")
     else:
         texts.append(
-            "Labels were compared with those of the 10 nearest images, by whitened features of the run. The most frequent label "
+            "Labels were compared with those of the 10 nearest images, by the features of the run. The most frequent label "
             f"there is the image's own for {found.agreement:.1%} of the images: the lower this is, the less a contradiction means."
         )
     return join_markup(element("p", text) for text in texts)

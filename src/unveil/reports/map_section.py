@@ -128,7 +128,7 @@ def style_of(found: SavedMap) -> Markup:
     sheet[:count] = found.thumbnails
     picture = Image.fromarray(sheet.reshape(rows, ROW, side, side, 3).swapaxes(1, 2).reshape(rows * side, ROW * side, 3))
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=75)
+    picture.save(stream, "JPEG", quality=70)
     classes = "".join(f".map .k{index}{{--dot:{colour}}}" for index, colour in enumerate(COLOURS))
     size = f"background-size:calc({ROW} * 6rem) calc({rows} * 6rem)"
     return Markup(f'.map i:is(:hover,:focus)::before{{background-image:url("{data_uri(stream.getvalue())}");{size}}}{classes}')

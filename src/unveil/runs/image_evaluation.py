@@ -31,7 +31,7 @@ from unveil.runs.labelled_data import unseen_classes, write_arrays
 from unveil.train.log import Record
 from unveil.train.recipe import Recipe
 
-MAP_IMAGES, MAP_THUMBNAIL = 1000, 40
+MAP_IMAGES, MAP_THUMBNAIL = 1000, 32
 """Images on the map of the features, and the side of their thumbnails in pixels."""
 
 
@@ -89,7 +89,7 @@ def save_map(path: Path, learner: Method, subset: Subset, recipe: Recipe, count:
     """Saves a map of the features of some held-out images for the report, with a thumbnail of each, if they can be read.
 
     The file holds "pca" and, for four images or more, "tsne" (n, 2), "explained" (the share of the variance in "pca"), "labels"
-    (n,) with -1 for images without a class, "classes", "names" and "thumbnails" (n, 40, 40, 3).
+    (n,) with -1 for images without a class, "classes", "names" and "thumbnails" (n, 32, 32, 3).
     """
     vit = learner.encoder.config
     seen: list[np.ndarray] = []
