@@ -139,6 +139,14 @@ def _refuse_missing(text: str, forms: str) -> None:
         raise UnveilError(f"{text} does not exist{guess} {forms}")
 
 
+def refuse_missing_image(image: str) -> None:
+    """Raises `UnveilError` if an image file does not exist."""
+    path = Path(image).expanduser()
+    if path.is_dir():
+        raise UnveilError(f"{image} is a folder: expected an image file")
+    _refuse_missing(image, "an image file")
+
+
 def refuse_missing_run(run: str) -> None:
     """Raises `UnveilError` if a path is not a run folder."""
     if not (Path(run) / "run.json").is_file():
@@ -196,6 +204,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "text": refuse_missing_texts,
     "pairs": refuse_missing_pairs,
     "model": refuse_missing_model,
+    "image": refuse_missing_image,
     "run": refuse_missing_run,
     "samples": refuse_missing_samples,
     "run folder": refuse_foreign_folder,

@@ -12,6 +12,7 @@ from unveil.methods import METHODS
 from unveil.reports.chance import within_chance
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
+from unveil.reports.map_section import map_section
 from unveil.reports.mistakes import calibration_section, mistake_section
 from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
 from unveil.reports.sections import (
@@ -55,6 +56,7 @@ def write_page(run: Run, learner: Learner | None) -> Path:
         ("Reconstructions", lambda: draw_samples(run, learner, reconstruction_section)),
         ("Attention", lambda: draw_samples(run, learner, attention_section)),
         ("Mistakes", lambda: mistake_section(run.path / "mistakes.npz", learner)),
+        ("Map", lambda: map_section(run)),
         ("Classes", lambda: class_section(run.results)),
         ("Calibration", lambda: calibration_section(run.results)),
         ("Data", lambda: data_section(data, sample_noun(run.facts.get("kind"))) if (data := run.facts.get("data")) else None),

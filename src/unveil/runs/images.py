@@ -34,7 +34,7 @@ from unveil.models.vit_config import MODELS, ViTConfig
 from unveil.options import check_options, configure, known_to
 from unveil.plain_text import count_of
 from unveil.ranges import Count, CountOrZero, Range, Share, Side
-from unveil.runs.image_evaluation import compare_features, evaluation_subsets, save_samples
+from unveil.runs.image_evaluation import compare_features, evaluation_subsets, save_map, save_samples
 from unveil.runs.initial_weights import InitialWeights, name_of_weights, open_initial_weights
 from unveil.runs.labelled_data import LabelledOptions, LabelledSubsets, data_facts, data_of, labelled_subsets, recorded_classes
 from unveil.runs.labelled_images import LabelledImages
@@ -312,6 +312,8 @@ class ImagePretraining(Pretraining):
         held_out = held_out_metrics(learner, batches, recipe.hardware, recipe.world)
         baselines = {"untrained": untrained} | ({"before training": self.before} if self.before else {})
         compared = compare_features(learner, baselines, self.train_set, self.test_set, recipe)
+        if len(judged):
+            save_map(run.path / "map.npz", learner, judged, recipe)
         self.write_skipped()
         found: Record = {
             "images": len(self.train_set),
