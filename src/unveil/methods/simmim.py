@@ -104,7 +104,7 @@ class SimMIM(Method):
     def predict_patches(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B N P"]:
         """Predictions for all patches, in their order in the image."""
         tokens = self.encoder(images, hidden=as_bool(hide, math.prod(self.encoder.config.grid)), mask_token=self.mask_token)
-        predicted: Tensor = self.head(tokens[:, 1:])
+        predicted: Tensor = self.head(tokens[:, self.encoder.config.prefix_tokens :])
         return predicted
 
     @torch.no_grad()

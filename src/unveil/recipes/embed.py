@@ -75,7 +75,7 @@ def embed(
 
     def patch_tokens(images: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = encoder(images)
-        return tokens[:, 1:]
+        return tokens[:, vit.prefix_tokens :]
 
     function = patch_tokens if config.pool == "patches" else partial(learner.features, pool=config.pool)
     found = [features_of(function, part, vit, hardware, world, config.batch_size) for part in parts.values()]

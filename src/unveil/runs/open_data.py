@@ -127,9 +127,9 @@ def open_subsets(roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixe
 
 
 def image_facts(dataset: ImageDataset, image_size: Size) -> dict[str, Any]:
-    """The options of a `ViTConfig` that follow from the images."""
-    crop_pct = crop_pct_for(dataset.sample_sizes, image_size)
-    return {"crop_pct": crop_pct, "bit_depth": 16 if dataset.dtype == torch.uint16 else 8}
+    """The options of a `ViTConfig` that follow from the images, and how evaluations of a run resize them: see `eval_images`."""
+    crop_pct, bits = crop_pct_for(dataset.sample_sizes, image_size), 16 if dataset.dtype == torch.uint16 else 8
+    return {"crop_pct": crop_pct, "bit_depth": bits, "crop_mode": "center", "interpolation": "bicubic"}
 
 
 def adapt_to_images(encoder: ViT, train_set: Subset) -> None:
@@ -168,7 +168,7 @@ def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int,
     """
     subsets, parts = dict[str, Subset](), open_parts(data)
     dtype = torch.uint16 if vit.bit_depth == 16 else None
-    side, transform = stored_side(vit.image_size), EvalTransform(vit.image_size, vit.crop_pct)
+    side, transform = stored_side(vit.image_size), EvalTransform(vit.image_size, vit.crop_pct, vit.crop_mode, vit.interpolation)
     for name in parts.chosen(split or "all"):
         source = parts.source(name)
         with progress_bar(source.name, show) as progress:
