@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from unveil.blocks.attention import heads_of
 from unveil.blocks.positions import resize_positions, sincos_2d
 from unveil.errors import UnveilError
-from unveil.interop.state_dict_map import timm_encoder_map, to_state_dict
+from unveil.interop.state_dict_map import to_state_dict
 from unveil.models.vit import ViT
 from unveil.models.vit_config import MODELS, ViTConfig
 

@@ -97,4 +97,6 @@ class ViTConfig:
     def require_class_token(self, user: str) -> None:
         """Raises `UnveilError` without a class token; `user` is what needs one, such as "DINO"."""
         if not self.class_token:
-            raise UnveilError(f"{user} needs a class token, but this encoder has none: use the mean of the patch tokens (pool mean)")
+            raise UnveilError(
+                f"{user} needs a class token, but this encoder has none: use the mean of the patch tokens (pool mean)"
+            )
