@@ -366,8 +366,8 @@ def config_from_tensors(
     rows, columns = checked(config).grid
     if rows * columns not in counts:
         raise UnveilError(
-            f"{source} has positions of {next(iter(counts))} patches, but images of {size[0]} x {size[1]} px have {rows * columns}: "
-            f"load it at its own size, then use encoder.resized({size})"
+            f"{source} has positions of {next(iter(counts))} patches, but images of {size[0]} x {size[1]} px have "
+            f"{rows * columns}: load it at its own size, then use encoder.resized({size})"
         )
     return config
 

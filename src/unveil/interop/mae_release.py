@@ -1,7 +1,6 @@
 """Files of tensors: the public MAE release, `{"model": tensors}`, with or without its decoder or a head, and models of timm.
 
-The whole config, except for the number of heads and the target, follows from the shapes of the tensors. What does not is assumed, and
-said.
+The config follows from the shapes of the tensors, as far as they tell it. What they do not tell is assumed, and said.
 """
 
 from collections.abc import Callable, Mapping
@@ -131,9 +130,11 @@ def load_encoder(
         say(f"{source}: {note}")
     if architecture is None:
         pooled = f", the {'class token' if class_pool else 'mean of the patch tokens'} as features" if has_head else ""
+        activation = "SwiGLU" if vit.mlp == "swiglu" else vit.mlp
+        images = f"mean {vit.mean} and crop_pct {vit.crop_pct:g} of images"
         say(
-            f"{source} does not record {vit.mlp if vit.mlp != 'swiglu' else 'silu'} and an epsilon of {vit.eps:g}{pooled}, nor the mean "
-            f"{vit.mean} and crop_pct {vit.crop_pct:g} of its images: these are assumed. If they are others, pass architecture= (a name in timm)"
+            f"{source} does not record everything: {activation}, an epsilon of {vit.eps:g}{pooled}, {images}: these are assumed. "
+            f"If they are others, pass architecture=, a name in timm"
         )
     return found.learner
 

@@ -30,7 +30,7 @@ class TensorName(NamedTuple):
     shape: Shape = "same"
     """The shape there. `token`: (1, 1, D) for our (D); `table`: (1, T, D) for (T, D); `convolution`: (D, C, p, q) for (D, pqC)."""
     patches: int | None = None
-    """The number of patches, for a table of positions that may have fewer rows there: the last of the leading tokens then have 0."""
+    """The number of patches, for a table of positions that may have fewer rows there: the last leading tokens then have 0."""
 
 
 StateDictMap = dict[str, TensorName]

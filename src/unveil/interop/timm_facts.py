@@ -165,7 +165,7 @@ def guesses(name: str) -> str:
 
 
 def download(name: str) -> tuple[dict[str, Tensor], TimmFacts, str, tuple[str, ...]]:
-    """Public weights of timm, from its cache or by its own code from the hub; tensors, facts, architecture and names of the classes.
+    """Public weights of timm, from its cache or by its own code from the hub: tensors, facts, architecture, names of classes.
 
     Args:
         name: A name such as "timm:vit_base_patch16_224.mae".
@@ -179,15 +179,13 @@ def download(name: str) -> tuple[dict[str, Tensor], TimmFacts, str, tuple[str, .
     architecture = plain.partition(".")[0]
     if not re.fullmatch(r"[\w.\-]+", plain) or not timm.is_model(architecture):
         raise UnveilError(f"{name}: timm {timm.__version__} has no model {plain!r}{guesses(plain)}")
-    facts_of(
-        built_by_timm(architecture, {"depth": 1} if architecture.startswith(("vit", "deit", "beit")) else {}, name), architecture
-    )
+    facts_of(built_by_timm(architecture, {}, name), architecture)  # refuses other models before the download
     try:
         with silenced():
             model = timm.create_model(plain, pretrained=True).eval()
     except Exception as error:  # the hub's client has many kinds of errors
         raise UnveilError(
-            f"{name} could not be downloaded by timm: {one_line(error)}. Is there a network? Weights in a file are loaded by their path"
+            f"{name} could not be downloaded by timm: {one_line(error)}. Check the network, or load weights in a file by its path"
         ) from None
     return model.state_dict(), facts_of(model, architecture), architecture, imagenet_names(model)
 

@@ -23,6 +23,7 @@ from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
+from unveil.interop.image_files import sizes_to_try, transform_of
 from unveil.interop.layouts import TIMM, config_from_tensors, encoder_map, layout_of_file, refuse_unplaced, without_dropped
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, check_names, fits, to_state_dict, weight_and_bias
@@ -304,7 +305,7 @@ def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": vit.interpolation,
             "crop_pct": vit.crop_pct,
-            "crop_mode": vit.crop_mode,
+            "crop_mode": "squash" if vit.crop_mode == "squash" else "center",
             "mean": list(vit.mean),
             "std": list(vit.std),
             "first_conv": "patch_embed.proj",
@@ -323,6 +324,14 @@ def export(learner: Learner, folder: str | Path) -> Path:
     return folder
 
 
+def same_crop(vit: ViTConfig, size: tuple[int, int]) -> bool:
+    """Whether timm crops an image of this size where we do, also if the model comes from transformers."""
+    resized = transform_of(vit).resized(*size)
+    return vit.crop_mode != "center_floor" or all(
+        (side - crop) % 4 != 3 for side, crop in zip(resized, vit.image_size, strict=True)
+    )
+
+
 @torch.no_grad()
 def verify(learner: Learner, folder: Path) -> Verification:
     """Compares what timm makes of image files with what the learner does: features, and class scores or tokens."""
@@ -333,7 +342,10 @@ def verify(learner: Learner, folder: Path) -> Verification:
     with silenced():
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         prepare = create_transform(**resolve_data_config(pretrained_cfg=model.pretrained_cfg, model=model))
-    pair, note = image_pair(config, prepare if config.bit_depth == 8 else None), ""
+    sizes = [size for size in sizes_to_try(config) if same_crop(config, size)]
+    pair, note = image_pair(config, prepare if config.bit_depth == 8 else None, sizes), ""
+    if config.crop_mode == "center_floor":
+        note = "for some images that are not square, timm's crop begins one pixel later than that of transformers"
     if config.bit_depth == 16:
         note = "timm's transform is for 8-bit images: divide 16-bit ones by 65535 and normalise them yourself"
     if model.num_classes:

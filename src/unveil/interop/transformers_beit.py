@@ -128,9 +128,8 @@ def writes(learner: Learner) -> bool:
 
 @writes.register
 def _(learner: BEiT) -> bool:
-    return learner.encoder.config.mlp == "gelu" and fits(
-        learner, map_of(learner.encoder.config), skip=TOKENIZER
-    )  # not a subclass with more tensors
+    vit = learner.encoder.config
+    return vit.mlp == "gelu" and fits(learner, map_of(vit), skip=TOKENIZER)  # not a subclass with more tensors
 
 
 def state_of(learner: BEiT) -> Tensors:

@@ -2,7 +2,8 @@
 
 `BitImageProcessor` resizes the short side and crops the centre, in transformers 4 and 5. With the backend "pil", its pixels are
 those of `unveil embed`. By default, version 5 resizes by torch, whose results differ by a grey level in 1 to 2 % of the pixels. It
-rounds the corner of the crop down, so the crops of some images that are not square begin one pixel earlier: see `same_crop`.
+rounds the corner of the crop down, so the crops of some images that are not square begin one pixel earlier: see `same_crop`. Models
+that come from transformers do the same here ("center_floor").
 """
 
 import json
@@ -85,7 +86,7 @@ def preprocessing(folder: Path, image_size: Size, say: Callable[[str], None], ki
     if edge and facts.get("do_resize", True):
         crops = bool(facts.get("do_center_crop"))
         options["crop_pct"] = crop_pct_of(image_size, edge) if crops or square else 1.0
-        options["crop_mode"] = "squash" if square else "center"
+        options["crop_mode"] = "squash" if square else "center_floor"
         if square and not crops and edge != image_size[0]:
             unusual.append(f"images of {edge} px")
     if unusual:
@@ -116,7 +117,7 @@ def crop_pct_of(image_size: Size, edge: int) -> float:
 def same_crop(vit: ViTConfig, size: Size) -> bool:
     """Whether transformers crops an image of this size where torchvision and we do: a half is not rounded up."""
     resized = transform_of(vit).resized(*size)
-    if vit.crop_mode == "squash" and resized == vit.image_size:
+    if vit.crop_mode == "center_floor" or resized == vit.image_size:
         return True
     return all((side - crop) % 4 != 3 for side, crop in zip(resized, vit.image_size, strict=True))
 

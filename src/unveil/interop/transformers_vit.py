@@ -130,12 +130,7 @@ def config_from(facts: Mapping[str, Any], layout: Layout, state: Mapping[str, Te
         registers=facts.get("num_register_tokens", 4) if kind == "dinov2_with_registers" else 0,
         positions="learned" if learned else "none",
         relative_bias="shared" if shared else "block" if each else "none",
-        layer_scale=facts.get("layerscale_value", 1.0)
-        if dinov2
-        else facts.get("layer_scale_init_value", 0.1)
-        if has_scale
-        else None,
-        drop_path=0.0,
+        layer_scale=float(facts.get("layerscale_value" if dinov2 else "layer_scale_init_value", 0.1)) if has_scale else None,
         eps=facts.get("layer_norm_eps", 1e-6 if dinov2 else 1e-12),
         final_norm=f"{layout.norm}.weight" in state,
         norm_after_pooling=bool(layout.pooled_norm) and f"{layout.pooled_norm}.weight" in state,
@@ -156,9 +151,10 @@ def writes(learner: Learner) -> bool:
 
 
 def state_of(learner: Learner) -> Tensors:
-    """The tensors with the names of transformers. Positions of registers are added to the registers, and a missing LayerScale is 1."""
+    """The tensors with the names of transformers. Positions of registers are added to them, and a missing LayerScale is 1."""
     encoder = vit_of(learner)
-    vit, layout = encoder.config, TRANSFORMERS_DINOV2_REGISTERS if encoder.config.registers else TRANSFORMERS_DINOV2
+    vit = encoder.config
+    layout = TRANSFORMERS_DINOV2_REGISTERS if vit.registers else TRANSFORMERS_DINOV2
     if vit.image_size[0] != vit.image_size[1] or vit.patch_size[0] != vit.patch_size[1]:
         raise UnveilError(
             f"transformers' DINOv2 takes only square images and patches, but this model takes {vit.image_size} px in patches of "
@@ -166,12 +162,13 @@ def state_of(learner: Learner) -> Tensors:
         )
     if not vit.final_norm or vit.norm_after_pooling:
         raise UnveilError(
-            f"the encoder of a {type(learner).__name__} has no final norm, which transformers' DINOv2 requires: export it for timm, "
-            f"as onnx or as safetensors instead"
+            f"the encoder of a {type(learner).__name__} has no final norm, which transformers' DINOv2 requires: export it for "
+            f"timm, as onnx or as safetensors instead"
         )
     if vit.mlp == "swiglu" and swiglu_ratio(vit) is None:
         raise UnveilError(
-            f"transformers' DINOv2 has no SwiGLU of {int(vit.width * vit.mlp_ratio)} values: export for timm or as safetensors instead"
+            f"transformers' DINOv2 has no SwiGLU of {int(vit.width * vit.mlp_ratio)} values: export for timm or as safetensors "
+            f"instead"
         )
     state = to_state_dict(EncoderOnly(encoder), encoder_map(layout, vit), vit.patch_size)
     if vit.registers:
