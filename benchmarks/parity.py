@@ -40,7 +40,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "vit_base_patch16_clip_quickgelu_224": {},
     "vit_small_patch14_dinov2": {"num_classes": 0},
     "vit_small_patch14_reg4_dinov2": {"num_classes": 0},
-    "vit_giant_patch14_reg4_dinov2": {"num_classes": 0, "mlp_ratio": 5.33334},
+    "vit_giant_patch14_reg4_dinov2": {"num_classes": 0, "mlp_ratio": 5.5},
     "vit_medium_patch16_reg4_gap_256": {},
     "flexivit_small": {},
     "deit_tiny_patch16_224": {},
@@ -53,10 +53,7 @@ TIMM: dict[str, dict[str, Any]] = {
 """Architectures of timm, and the arguments of the small ones in addition to `SMALL`."""
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "vit_small_patch16_dinov3": ({"num_classes": 0, "depth": 1}, "rotary positions"),
-    "eva02_tiny_patch14_224": (
-        {"num_classes": 0, "depth": 1},
-        r"blocks\.0\.attn\.\w+ has no place|blocks\.0\.attn\.\w+\.\w+ has no",
-    ),
+    "eva02_tiny_patch14_224": ({"num_classes": 0, "depth": 1}, r"blocks\.0\.attn\.q_bias .*rotary positions"),
     "vit_tiny_r_s16_p8_224": ({"num_classes": 0, "depth": 1}, r"patch_embed\.backbone\S+ has no place \(a convolutional network"),
     "vit_base_patch16_siglip_224": ({"num_classes": 0, "depth": 1}, r"attn_pool\.\w+\S* has no place \(attention pooling"),
     "vit_base_patch16_xp_224": ({"num_classes": 0, "depth": 1}, r"blocks\.0\.\S+ has no place"),

@@ -282,6 +282,19 @@ def refuse_unplaced(layout: Layout, state: Collection[str], source: str | Path) 
         start, _, rest = name.removeprefix(f"{layout.blocks}.").partition(".")
         return name.startswith(f"{layout.blocks}.") and start.isdecimal() and rest in inside
 
+    if f"{layout.embed}.weight" not in state:
+        required_tensor({}, f"{layout.embed}.weight", 4, source)
+    tables = [name for name in (layout.shared_table, f"{layout.blocks}.0.{layout.block_table}") if name in state]
+    if not tables and layout.positions not in state:
+        raise UnveilError(
+            f"{source} is not in the layout of the public MAE release or of {layout.title}: {layout.positions} is missing. "
+            f"(Models with rotary positions, such as DINOv3, cannot be expressed)"
+        )
+    if not tables and f"{layout.blocks}.0.attn.q_bias" in state:
+        raise UnveilError(
+            f"{source} cannot be expressed as one of unveil's Vision Transformers: {layout.blocks}.0.attn.q_bias without a table "
+            f"of relative positions belongs to a model with rotary positions, such as EVA-02"
+        )
     left = [name for name in state if not has_place(name)]
     if left:
         hint = next((f" ({reason})" for part, reason in REASONS.items() if part in left[0]), "")
@@ -319,14 +332,13 @@ def config_from_tensors(
     has_positions, has_class = layout.positions in state, layout.class_token in state
     tables = layout.shared_table in state, f"{layout.blocks}.0.{layout.block_table}" in state
     if not has_positions and not any(tables):
-        raise UnveilError(
-            f"{source} is not in the layout of the public MAE release or of {layout.title}: {layout.positions} is missing. "
-            f"(Models with rotary positions, such as DINOv3 and EVA-02, cannot be expressed)"
-        )
+        required_tensor(state, layout.positions, 3, source)
     registers = required_tensor(state, layout.registers, 3, source).shape[1] if layout.registers in state else 0
     leading = has_class + registers + (layout.distillation_token in state)
     if has_positions:
         rows = required_tensor(state, layout.positions, 3, source).shape[1]
+        if not has_class and math.isqrt(rows) ** 2 != rows and math.isqrt(rows - 1) ** 2 == rows - 1:
+            required_tensor(state, layout.class_token, 3, source)
         counts = dict.fromkeys((rows - leading, rows - has_class, rows) if layout.bare_tokens else (rows - leading,))  # of patches
     else:
         table = state[layout.shared_table if tables[0] else f"{layout.blocks}.0.{layout.block_table}"]

@@ -120,6 +120,7 @@ def load_encoder(
     if architecture is not None:
         refuse_unplaced(layout_of_file(state), state, source)
         facts = facts_of_architecture(architecture.partition(".")[0], {}, source, tag=architecture, plain=False)
+        facts = replace(facts, image_size=None)  # fine-tuned models often have images of another size
     elif "norm_pre.weight" in state:  # CLIP
         facts = replace(facts, eps=1e-5)
     found = load_state(state, source, facts, (), heads=heads, image_size=image_size)
@@ -213,7 +214,9 @@ def refuse_ablations(learner: MAE) -> None:
 
 
 def refuse_other_activations(vit: ViTConfig) -> None:
-    """Raises `UnveilError` for an MLP with another activation than GELU, which no tensor shows."""
+    """Raises `UnveilError` for what no tensor shows: another activation than GELU, or that there is no class token."""
+    if not vit.class_token:
+        raise UnveilError("this format cannot represent an encoder without a class token: export for timm, or as onnx instead")
     if vit.mlp != "gelu":
         raise UnveilError(f"this format cannot represent an MLP with {vit.mlp}: export for timm, or as safetensors or onnx instead")
 

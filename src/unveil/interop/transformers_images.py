@@ -24,8 +24,11 @@ from unveil.interop.silence import silenced
 from unveil.interop.verify_export import ImagePair, image_pair
 from unveil.json_files import read_json
 from unveil.models.vit_config import Interpolation, ViTConfig
+from unveil.models.weights import CHECKSUM, read_metadata
 
 NAME = "preprocessor_config.json"
+OWN_CROP = "unveil_crop_mode"
+"""An entry of folders that unveil wrote, of models whose crop is rounded as in transformers."""
 NOTE = 'AutoImageProcessor.from_pretrained(..., backend="pil") has the same pixels'
 """For the user: by default, transformers 5 resizes by torch."""
 FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
@@ -56,6 +59,8 @@ def write_preprocessor(folder: Path, vit: ViTConfig) -> None:
         "image_mean": list(vit.mean),
         "image_std": list(vit.std),
     }
+    if vit.crop_mode == "center_floor":
+        facts[OWN_CROP] = vit.crop_mode
     write_text(folder / NAME, json.dumps(facts, indent=2) + "\n")
 
 
@@ -86,12 +91,18 @@ def preprocessing(folder: Path, image_size: Size, say: Callable[[str], None], ki
     if edge and facts.get("do_resize", True):
         crops = bool(facts.get("do_center_crop"))
         options["crop_pct"] = crop_pct_of(image_size, edge) if crops or square else 1.0
-        options["crop_mode"] = "squash" if square else "center_floor"
+        options["crop_mode"] = "squash" if square else facts.get(OWN_CROP, "center") if is_ours(folder) else "center_floor"
         if square and not crops and edge != image_size[0]:
             unusual.append(f"images of {edge} px")
     if unusual:
         say(f"{folder} was made for {' and '.join(unusual)}, which unveil does not do: it has the filters bicubic and bilinear")
     return options
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether unveil wrote a folder, whose crop may be rounded as in torchvision."""
+    weights = folder / "model.safetensors"
+    return weights.is_file() and CHECKSUM in read_metadata(weights)
 
 
 def edges_of(facts: dict[str, Any]) -> tuple[int | None, bool]:

@@ -1,7 +1,8 @@
 """ViT, DINOv2, DINOv2 with registers and BEiT of transformers: folders with config.json and weights in one file or several.
 
 `ViTMAE` and `BeitForMaskedImageModeling`, which have more than an encoder, are in modules of their own. Loading does not need
-transformers. Encoders that `ViTMAE` cannot represent are exported as DINOv2: those with LayerScale, registers or SwiGLU.
+transformers. Encoders with learned positions, which `ViTMAE` does not have, are exported as ViT; those with LayerScale, registers or SwiGLU
+as DINOv2.
 """
 
 import importlib.util
@@ -22,8 +23,6 @@ from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.layouts import (
-    TRANSFORMERS_DINOV2,
-    TRANSFORMERS_DINOV2_REGISTERS,
     TRANSFORMERS_LAYOUTS,
     Layout,
     check_channels,
@@ -41,6 +40,7 @@ from unveil.interop.transformers_names import as_size, version4_names
 from unveil.interop.verify_export import Verification, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
+from unveil.methods.mae import MAE
 from unveil.models.vit_config import Activation, ViTConfig
 from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
@@ -52,7 +52,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 """`hidden_act` in transformers, and our names."""
-LARGEST_MLP = 100_000
 
 
 def matches(contents: Contents) -> bool:
@@ -140,81 +139,89 @@ def config_from(facts: Mapping[str, Any], layout: Layout, state: Mapping[str, Te
     return checked(vit)
 
 
+def kind_of(vit: ViTConfig) -> str | None:
+    """The `model_type` that represents an encoder: ViT for learned positions, DINOv2 for more; None if ViTMAE or nothing does."""
+    common = vit.class_token and not vit.distillation_token and not vit.pre_norm
+    if not common or vit.relative_bias != "none" or vit.positions == "none":
+        return None
+    if vit.layer_scale is not None or vit.registers or vit.mlp == "swiglu":
+        known = vit.mlp in ("gelu", "swiglu")
+        return ("dinov2_with_registers" if vit.registers else "dinov2") if known else None
+    return "vit" if vit.positions == "learned" or vit.mlp != "gelu" else None
+
+
 def writes(learner: Learner) -> bool:
-    """Whether a learner has an encoder that only DINOv2 can represent; it is exported without a head."""
-    if not has_vit(learner):
+    """Whether a learner has such an encoder, which is exported without a head, and no decoder for ViTMAE."""
+    if not has_vit(learner) or (isinstance(learner, MAE) and vit_of(learner).config.positions == "sincos" and is_plain(learner)):
         return False
     vit = vit_of(learner).config
-    more = vit.layer_scale is not None or vit.registers > 0 or vit.mlp == "swiglu"
-    known = vit.mlp in ("gelu", "swiglu") and vit.relative_bias == "none" and vit.positions != "none"
-    return more and known and vit.class_token and not vit.distillation_token and not vit.pre_norm
+    return kind_of(vit) is not None and vit.final_norm and not vit.norm_after_pooling
+
+
+def is_plain(learner: Learner) -> bool:
+    """Whether an encoder has nothing that ViTMAE does not have."""
+    return kind_of(replace(vit_of(learner).config, positions="sincos")) is None
 
 
 def state_of(learner: Learner) -> Tensors:
     """The tensors with the names of transformers. Positions of registers are added to them, and a missing LayerScale is 1."""
     encoder = vit_of(learner)
-    vit = encoder.config
-    layout = TRANSFORMERS_DINOV2_REGISTERS if vit.registers else TRANSFORMERS_DINOV2
+    vit, kind = encoder.config, str(kind_of(encoder.config))
+    layout, name = TRANSFORMERS_LAYOUTS[kind], TRANSFORMERS_LAYOUTS[kind].title
     if vit.image_size[0] != vit.image_size[1] or vit.patch_size[0] != vit.patch_size[1]:
         raise UnveilError(
-            f"transformers' DINOv2 takes only square images and patches, but this model takes {vit.image_size} px in patches of "
+            f"{name} takes only square images and patches, but this model takes {vit.image_size} px in patches of "
             f"{vit.patch_size}: export for timm or as safetensors instead"
         )
-    if not vit.final_norm or vit.norm_after_pooling:
+    if kind != "vit" and dinov2_ratio(vit) is None:
         raise UnveilError(
-            f"the encoder of a {type(learner).__name__} has no final norm, which transformers' DINOv2 requires: export it for "
-            f"timm, as onnx or as safetensors instead"
-        )
-    if vit.mlp == "swiglu" and swiglu_ratio(vit) is None:
-        raise UnveilError(
-            f"transformers' DINOv2 has no SwiGLU of {int(vit.width * vit.mlp_ratio)} values: export for timm or as safetensors "
-            f"instead"
+            f"{name} has no MLP of {int(vit.width * vit.mlp_ratio)} values for tokens of {vit.width}, since its mlp_ratio is a whole "
+            f"number: export for timm or as safetensors instead"
         )
     state = to_state_dict(EncoderOnly(encoder), encoder_map(layout, vit), vit.patch_size)
     if vit.registers:
         table = state[layout.positions]  # (1, L + N, D)
         state[layout.registers] = state[layout.registers] + table[:, 1 : vit.prefix_tokens]
         state[layout.positions] = torch.cat([table[:, :1], table[:, vit.prefix_tokens :]], dim=1)
+    if kind == "vit":
+        return state
     if vit.layer_scale is None:
-        state |= {f"{layout.blocks}.{i}.{name}": torch.ones(vit.width) for i in range(vit.depth) for name in layout.scales}
+        state |= {f"{layout.blocks}.{i}.{scale}": torch.ones(vit.width) for i in range(vit.depth) for scale in layout.scales}
     return state | {"embeddings.mask_token": torch.zeros(1, vit.width)}
 
 
-def swiglu_ratio(vit: ViTConfig) -> float | None:
-    """The `mlp_ratio` from which transformers computes the width of a SwiGLU; None if there is none."""
+def dinov2_ratio(vit: ViTConfig) -> int | None:
+    """The `mlp_ratio` from which transformers computes the width of an MLP of DINOv2, a whole number; None if there is none."""
     hidden = int(vit.width * vit.mlp_ratio)
-    for whole in range(1, LARGEST_MLP):
-        if (int(int(vit.width * whole) * 2 / 3) + 7) // 8 * 8 == hidden:
-            return whole
-        if (int(int(vit.width * whole) * 2 / 3) + 7) // 8 * 8 > hidden:
-            break
-    ratio = 1.5 * hidden / vit.width
-    return ratio if (int(int(vit.width * ratio) * 2 / 3) + 7) // 8 * 8 == hidden else None
+    for ratio in range(1, 65):
+        whole = vit.width * ratio
+        if (whole if vit.mlp != "swiglu" else (int(whole * 2 / 3) + 7) // 8 * 8) == hidden:
+            return ratio
+    return None
 
 
 def config_json(vit: ViTConfig) -> dict[str, Any]:
-    registers = {"num_register_tokens": vit.registers} if vit.registers else {}
-    return {
-        "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
-        "model_type": "dinov2_with_registers" if registers else "dinov2",
+    kind = str(kind_of(vit))
+    facts = {
+        "architectures": [{"vit": "ViTModel", "dinov2": "Dinov2Model"}.get(kind, "Dinov2WithRegistersModel")],
+        "model_type": kind,
         "hidden_size": vit.width,
         "num_hidden_layers": vit.depth,
         "num_attention_heads": vit.heads,
-        "mlp_ratio": swiglu_ratio(vit) if vit.mlp == "swiglu" else vit.mlp_ratio,
-        "use_swiglu_ffn": vit.mlp == "swiglu",
-        "hidden_act": "gelu",
+        "hidden_act": "gelu" if vit.mlp == "swiglu" else next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vit.mlp),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "drop_path_rate": 0.0,
-        "layerscale_value": 1.0,
         "layer_norm_eps": vit.eps,
         "image_size": vit.image_size[0],
         "patch_size": vit.patch_size[0],
         "num_channels": vit.channels,
         "qkv_bias": True,
         "dtype": "float32",
-        **registers,
     }
+    if kind == "vit":
+        return facts | {"intermediate_size": int(vit.width * vit.mlp_ratio)}
+    more = {"mlp_ratio": dinov2_ratio(vit), "use_swiglu_ffn": vit.mlp == "swiglu", "drop_path_rate": 0.0, "layerscale_value": 1.0}
+    return facts | more | ({"num_register_tokens": vit.registers} if vit.registers else {})
 
 
 def export(learner: Learner, folder: str | Path) -> Path:
