@@ -99,7 +99,7 @@ def test_what_is_another_model_is_refused(tmp_path, make_mae):
     config["model_args"]["img_size"] = 32
     for name, match in (
         ("vit_base_patch16_clip_quickgelu_224", r"norm_pre\.weight"),  # which such a model has
-        ("vit_huge_patch1000_7", "does not have the model"),
+        ("vit_hugest_patch16_224", "does not have the model"),
         ("resnet50", "resnet50"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": name}))

@@ -133,7 +133,7 @@ def load_state(
         activation=facts.activation,
         eps=facts.eps,
     )
-    missing = {name for name in facts.shapes if not name.startswith(("head", "fc_norm", "norm"))} - state.keys()
+    missing = {name for name in facts.shapes if not name.startswith(("head", "fc_norm.", "norm."))} - state.keys()
     check_names(missing, set(), len(facts.shapes), source)
     options, notes = preprocessing_of(facts.preprocessing, vit.channels, source) if facts.preprocessing else ({}, [])
     pool: Pool = facts.pool if vit.class_token else "mean"

@@ -149,4 +149,4 @@ def images_of_transformers(folder: Path, vit: ViTConfig) -> ImagePair:
         return pixels
 
     sizes = [size for size in sizes_to_try(vit) if same_crop(vit, size)]
-    return image_pair(vit, prepare if modern or vit.bit_depth == 8 else None, sizes)
+    return image_pair(vit, prepare if sizes and (modern or vit.bit_depth == 8) else None, sizes)

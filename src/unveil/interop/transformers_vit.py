@@ -1,8 +1,7 @@
 """ViT, DINOv2, DINOv2 with registers and BEiT of transformers: folders with config.json and weights in one file or several.
 
 `ViTMAE` and `BeitForMaskedImageModeling`, which have more than an encoder, are in modules of their own. Loading does not need
-transformers. Encoders with learned positions, which `ViTMAE` does not have, are exported as ViT; those with LayerScale, registers or SwiGLU
-as DINOv2.
+transformers. What `ViTMAE` does not have is exported as ViT (other GELUs) or as DINOv2 (LayerScale, registers, SwiGLU).
 """
 
 import importlib.util
@@ -40,7 +39,6 @@ from unveil.interop.transformers_names import as_size, version4_names
 from unveil.interop.verify_export import Verification, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
-from unveil.methods.mae import MAE
 from unveil.models.vit_config import Activation, ViTConfig
 from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
@@ -140,27 +138,22 @@ def config_from(facts: Mapping[str, Any], layout: Layout, state: Mapping[str, Te
 
 
 def kind_of(vit: ViTConfig) -> str | None:
-    """The `model_type` that represents an encoder: ViT for learned positions, DINOv2 for more; None if ViTMAE or nothing does."""
+    """The `model_type` that represents an encoder which ViTMAE cannot; None if there is none, or ViTMAE can."""
     common = vit.class_token and not vit.distillation_token and not vit.pre_norm
     if not common or vit.relative_bias != "none" or vit.positions == "none":
         return None
     if vit.layer_scale is not None or vit.registers or vit.mlp == "swiglu":
         known = vit.mlp in ("gelu", "swiglu")
         return ("dinov2_with_registers" if vit.registers else "dinov2") if known else None
-    return "vit" if vit.positions == "learned" or vit.mlp != "gelu" else None
+    return None if vit.mlp == "gelu" else "vit"
 
 
 def writes(learner: Learner) -> bool:
-    """Whether a learner has such an encoder, which is exported without a head, and no decoder for ViTMAE."""
-    if not has_vit(learner) or (isinstance(learner, MAE) and vit_of(learner).config.positions == "sincos" and is_plain(learner)):
+    """Whether a learner has such an encoder, which is exported without a head or a decoder."""
+    if not has_vit(learner):
         return False
     vit = vit_of(learner).config
     return kind_of(vit) is not None and vit.final_norm and not vit.norm_after_pooling
-
-
-def is_plain(learner: Learner) -> bool:
-    """Whether an encoder has nothing that ViTMAE does not have."""
-    return kind_of(replace(vit_of(learner).config, positions="sincos")) is None
 
 
 def state_of(learner: Learner) -> Tensors:
@@ -175,8 +168,8 @@ def state_of(learner: Learner) -> Tensors:
         )
     if kind != "vit" and dinov2_ratio(vit) is None:
         raise UnveilError(
-            f"{name} has no MLP of {int(vit.width * vit.mlp_ratio)} values for tokens of {vit.width}, since its mlp_ratio is a whole "
-            f"number: export for timm or as safetensors instead"
+            f"{name} has no MLP of {int(vit.width * vit.mlp_ratio)} values for tokens of {vit.width}, since its mlp_ratio is a "
+            f"whole number: export for timm or as safetensors instead"
         )
     state = to_state_dict(EncoderOnly(encoder), encoder_map(layout, vit), vit.patch_size)
     if vit.registers:
