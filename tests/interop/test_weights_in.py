@@ -1,4 +1,4 @@
-"""Files and names that say little about themselves: public classifiers, shards, names in timm; and what the encoders can do here."""
+"""Files and names that say little about themselves: public classifiers, shards, names in timm; and what such encoders can do."""
 
 import json
 from dataclasses import replace
@@ -150,7 +150,7 @@ def test_names_that_do_not_work_get_a_sentence(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", fails)
-    with pytest.raises(UnveilError, match="could not be downloaded by timm: no route to host. Check the network"):
+    with pytest.raises(UnveilError, match=r"could not be downloaded by timm: no route to host\. Check the network"):
         load("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k")
     with pytest.raises(UnveilError, match="records its own heads"):
         load("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k", heads=3)
@@ -170,7 +170,7 @@ def test_a_bare_eva_file_is_refused(tmp_path):
     """Its rotary positions are in no tensor."""
     model = timm.create_model("eva02_tiny_patch14_224", depth=1, num_classes=0)
     save_file(model.state_dict(), tmp_path / "eva.safetensors")
-    with pytest.raises(UnveilError, match="q_bias .*rotary"):
+    with pytest.raises(UnveilError, match=r"q_bias .*rotary"):
         load(tmp_path / "eva.safetensors")
 
 

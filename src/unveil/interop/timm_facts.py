@@ -62,8 +62,8 @@ class TimmFacts:
 
 def facts_of(model: nn.Module, name: str) -> TimmFacts:
     """Reads a model. Raises `UnveilError` if it computes what our encoder does not."""
-    kind, timm_model = type(model).__name__, model
-    first: Any = getattr(timm_model, "blocks", [None])[0]
+    timm_model: Any = model
+    kind, first = type(model).__name__, getattr(timm_model, "blocks", [None])[0]
     if kind not in CLASSES or type(first).__name__ != "Block":
         raise UnveilError(
             f"timm's {name!r} is a {kind} with blocks of the class {type(first).__name__}, which cannot be expressed: "

@@ -82,9 +82,9 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     if not isinstance(arguments, dict) or not isinstance(pretrained, dict):
         raise UnveilError(f"{folder} has a damaged config.json: model_args and pretrained_cfg are {arguments!r} and {pretrained!r}")
     refuse_unplaced(layout_of_file(state.keys()), state, folder)
-    for key, found in (("depth", depth_of(state)), ("embed_dim", width_of(state)), ("in_chans", channels_of(state))):
-        if arguments.get(key, found) != found and found is not None:
-            raise UnveilError(f"{folder} has {key} {arguments[key]!r} in its config.json, but {found} in its weights")
+    for key, own in (("depth", depth_of(state)), ("embed_dim", width_of(state)), ("in_chans", channels_of(state))):
+        if arguments.get(key, own) != own and own is not None:
+            raise UnveilError(f"{folder} has {key} {arguments[key]!r} in its config.json, but {own} in its weights")
     if "global_pool" not in arguments and config.get("global_pool") in ("avg", "token"):
         arguments = arguments | {"global_pool": config["global_pool"]}
     facts = facts_of_architecture(name, arguments, str(folder))

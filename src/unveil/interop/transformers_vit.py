@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
-from unveil.interop.classifiers import load_classifier
+from unveil.interop.classifiers import Pool, load_classifier
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
@@ -54,7 +54,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 def matches(contents: Contents) -> bool:
     """Whether contents are in this format."""
-    return contents.kind == "folder" and contents.facts.get("model_type") in TRANSFORMERS_LAYOUTS
+    return contents.kind == "folder" and str(contents.facts.get("model_type")) in TRANSFORMERS_LAYOUTS
 
 
 def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
@@ -77,7 +77,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     names = [str(classes.get(str(i), i)) for i in range(len(classes))] if isinstance(classes, Mapping) else []
     if names == [f"LABEL_{i}" for i in range(len(names))]:
         names = []  # transformers' names for classes without names
-    pool = "mean" if kind == "beit" and facts.get("use_mean_pooling", True) else "class"
+    pool: Pool = "mean" if kind == "beit" and facts.get("use_mean_pooling", True) else "class"
     found = load_classifier(layout, vit, state, str(folder), pool=pool, classes=names)
     if dropped:
         note = f"{', '.join(sorted(dropped)[:4])} {'was' if len(dropped) == 1 else 'were'} dropped: features do not depend on it"

@@ -62,8 +62,8 @@ class PartialFinetune(Task):
         self.needs_whole_batch = config.batch_norm or blocks == 0
         positions = "learned" if blocks == vit.depth and vit.positions == "sincos" and not config.batch_norm else vit.positions
         keeps = self.needs_whole_batch  # the norms of the encoder: the BatchNorm of the head comes after them
-        norms = {"final_norm": keeps and vit.final_norm, "norm_after_pooling": keeps and vit.norm_after_pooling}
-        shape = replace(vit, drop_path=config.drop_path, positions=positions, **norms)
+        final, pooled = keeps and vit.final_norm, keeps and vit.norm_after_pooling
+        shape = replace(vit, drop_path=config.drop_path, positions=positions, final_norm=final, norm_after_pooling=pooled)
         self.encoder = ViT(shape)
         kept = self.encoder.state_dict().keys()
         self.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
