@@ -33,15 +33,16 @@ def load(
     """Loads a learner in eval mode, on the CPU.
 
     Args:
-        path: A run folder, also of an unfinished run; an exported .safetensors file; a checkpoint in the format of the public MAE
-            release, with or without decoder; a transformers folder of ViTMAE, BEiT or BERT; or a timm folder of a Vision
-            Transformer.
+        path: A run folder, also of an unfinished run; an exported .safetensors file; a file of tensors with the names of the public
+            MAE release or of timm, with or without decoder or head; a folder of timm; a transformers folder of ViT, ViTMAE, DINOv2,
+            BEiT or BERT; or a name in timm, such as "timm:vit_base_patch16_224.mae", which is downloaded on first use.
         trust: A Python file or module that may be imported, for a method or task from outside of unveil: "file.py" or
             "package.module". Importing it runs its code.
         say: Receives log lines, such as how many tensors matched.
-        options: Facts that checkpoints of the MAE release do not record. `heads`, `decoder_heads`: attention heads of encoder and
+        options: Facts that files of tensors do not record. `heads`, `decoder_heads`: attention heads of encoder and
             decoder; by default the standard number for the width. `image_size`: side, or height and width; by default that of a
             square grid of patches. `target`: the target of the decoder, "normalised" (the default) or "pixel".
+            `architecture`: the name of the model in timm, from which the rest follows.
 
     Raises:
         UnveilError: If the path holds something else, a tensor is missing or unexpected, or loading needs code that is not trusted.
