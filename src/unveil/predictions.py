@@ -108,7 +108,7 @@ class PredictsClasses:
             raise UnveilError(f"{type(self).__name__} takes no images: for texts, use unveil.predict")
         if isinstance(images, str | bytes | PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
             raise UnveilError("predict_images takes several images: give a list, such as [image]")
-        transform, device = EvalTransform(vit.image_size, vit.crop_pct), next(iter(self.state_dict().values())).device  # type: ignore[attr-defined]
+        transform, device = EvalTransform.of(vit), next(iter(self.state_dict().values())).device  # type: ignore[attr-defined]
         found, waiting = list[Tensor](), list[Pixels]()
         for number, image in enumerate(chain(images, [None])):
             if image is not None:

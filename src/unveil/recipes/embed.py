@@ -111,7 +111,7 @@ def embed(
 def features_function(learner: Learner, encoder: ViT, tokens: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from normalised images to the features of `--tokens`."""
     if tokens == "patch":
-        return lambda images: encoder(images)[:, 1:]  # type: ignore[no-any-return]  # a module returns anything
+        return lambda images: encoder(images)[:, encoder.config.prefix_tokens :]
     if tokens == "both":
         return partial(features_by, learner, "both")
     return partial(learner.features, pool=tokens)

@@ -172,7 +172,7 @@ def given_images(paths: Sequence[Path], vit: ViTConfig, max_pixels: int) -> Subs
         channels=vit.channels,
         dtype=torch.uint16 if vit.bit_depth == 16 else torch.uint8,
         max_pixels=max_pixels,
-        transform=EvalTransform(vit.image_size, vit.crop_pct),
+        transform=EvalTransform.of(vit),
     )
     return Subset(dataset, torch.arange(len(paths)))
 

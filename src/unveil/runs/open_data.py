@@ -137,9 +137,9 @@ def open_subsets(
 
 
 def image_facts(dataset: ImageDataset, image_size: Size) -> dict[str, Any]:
-    """The options of a `ViTConfig` that follow from the images."""
-    crop_pct = crop_pct_for(dataset.sample_sizes, image_size)
-    return {"crop_pct": crop_pct, "bit_depth": 16 if dataset.dtype == torch.uint16 else 8}
+    """The options of a `ViTConfig` that follow from the images, and how evaluations of a run resize them: see `eval_images`."""
+    crop_pct, bits = crop_pct_for(dataset.sample_sizes, image_size), 16 if dataset.dtype == torch.uint16 else 8
+    return {"crop_pct": crop_pct, "bit_depth": bits, "crop_mode": "center", "interpolation": "bicubic"}
 
 
 def adapt_to_images(encoder: ViT, train_set: Subset) -> None:
@@ -149,12 +149,12 @@ def adapt_to_images(encoder: ViT, train_set: Subset) -> None:
 
 def preprocessed(subset: Subset, vit: ViTConfig) -> Subset:
     """The same images, preprocessed from the file on as `unveil predict`, `unveil embed` and exported models do."""
-    return Subset(subset.dataset.preprocessed(EvalTransform(vit.image_size, vit.crop_pct)), subset.indices)
+    return Subset(subset.dataset.preprocessed(EvalTransform.of(vit)), subset.indices)
 
 
 def reopened(vit: ViTConfig, *subsets: Subset) -> list[Subset]:
     """As `preprocessed`, but opened anew, in memory if the images fit: for images that are needed several times."""
-    fresh, transform = dict[int, ImageDataset](), EvalTransform(vit.image_size, vit.crop_pct)
+    fresh, transform = dict[int, ImageDataset](), EvalTransform.of(vit)
     for old in (subset.dataset for subset in subsets):
         if id(old) not in fresh:
             with progress_bar(old.source.name, True) as progress:
@@ -204,7 +204,7 @@ def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int,
     """
     subsets, parts = dict[str, Subset](), open_parts(data)
     dtype = torch.uint16 if vit.bit_depth == 16 else None if adapt else torch.uint8
-    side, transform = stored_side(vit.image_size), EvalTransform(vit.image_size, vit.crop_pct)
+    side, transform = stored_side(vit.image_size), EvalTransform.of(vit)
     for name in parts.chosen(split or "all"):
         dataset = ImageDataset(
             parts.source(name), side=side, channels=vit.channels, dtype=dtype, max_pixels=max_pixels, memory=0, transform=transform
