@@ -137,7 +137,7 @@ def find_suspicious(
     learner = load(run, say=say).to(world.device).eval()
     vit = vit_of(learner).config
     rows, places = [], list[Place]()
-    for split, subset in open_each(data, None, vit, max_pixels=config.max_pixels, show=True).items():
+    for split, subset in open_each(data, None, vit, max_pixels=config.max_pixels).items():
         labelled = subset.labelled()
         if not len(labelled):
             continue

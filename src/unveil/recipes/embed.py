@@ -108,7 +108,9 @@ def embed(
     return path
 
 
-def features_function(learner: Learner, encoder: ViT, tokens: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
+def features_function(
+    learner: Learner, encoder: ViT, tokens: Literal["mean", "class", "both", "patch"] | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from normalised images to the features of `--tokens`."""
     if tokens == "patch":
         return lambda images: encoder(images)[:, encoder.config.prefix_tokens :]

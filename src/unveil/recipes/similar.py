@@ -120,7 +120,7 @@ def similar(
     function = partial(learner.features, pool=None)
     asked = features_of(function, given_images(paths, vit, config.max_pixels), vit, hardware, world)
     refuse_non_finite(asked, str(run))
-    parts = open_each(data, config.split, vit, max_pixels=config.max_pixels, show=True)
+    parts = open_each(data, config.split, vit, max_pixels=config.max_pixels)
     say_notes(say, "", *(part.dataset.source for part in parts.values()))
     tables, places = [], list[tuple[str, Subset, int]]()
     for split, part in parts.items():

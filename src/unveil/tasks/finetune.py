@@ -98,8 +98,8 @@ class Finetune(Task):
         positions: Literal["learned", "none"] = "none" if vit.positions == "none" else "learned"
         # A norm after the mean (fc_norm in timm) replaces the norms of the encoder.
         fc_norm = config.fc_norm or not (vit.final_norm or vit.norm_after_pooling)
-        norms = {"final_norm": False, "norm_after_pooling": False} if fc_norm else {}
-        finetuned = ViT(replace(vit, drop_path=config.drop_path, positions=positions, **norms))
+        shape = replace(vit, drop_path=config.drop_path, positions=positions)
+        finetuned = ViT(replace(shape, final_norm=False, norm_after_pooling=False) if fc_norm else shape)
         kept = finetuned.state_dict().keys()
         finetuned.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
         self.encoder, self.config, self.classes = finetuned, config, classes
