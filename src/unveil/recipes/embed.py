@@ -114,9 +114,7 @@ def features_function(
     """The function from normalised images to the features of `--tokens`."""
     if tokens == "patch":
         return lambda images: encoder(images)[:, encoder.config.prefix_tokens :]
-    if tokens == "both":
-        return partial(features_by, learner, "both")
-    return partial(learner.features, pool=tokens)
+    return partial(features_by, learner, "both") if tokens == "both" else partial(learner.features, pool=tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.progress import MofNCompleteColumn
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
-from unveil.data.dataset import MEMORY, ImageDataset
+from unveil.data.dataset import ImageDataset
 from unveil.data.eval_transform import EvalTransform, crop_pct_for
 from unveil.data.image_samples import sample_images
 from unveil.data.parts import Roles
@@ -109,9 +110,9 @@ def open_subsets(
         show: Whether to show a progress bar.
         read: Whether images are read into memory if they fit; if not, only a sample is.
     """
-    memory = MEMORY if read else 0
+    opened = ImageDataset if read else partial(ImageDataset, memory=0)
     with progress_bar(roles.train.name, show) as progress:
-        train = ImageDataset(roles.train, side=side, channels=channels, max_pixels=max_pixels, memory=memory, progress=progress)
+        train = opened(roles.train, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
     if roles.test is None:
         groups = Subset(train, torch.arange(roles.held_out_of)).groups
         kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)), groups)
@@ -121,14 +122,8 @@ def open_subsets(
     def like_train(source: Source) -> Subset:
         source = source.with_classes(roles.train.classes) if roles.train.classes else source
         with progress_bar(source.name, show) as progress:
-            dataset = ImageDataset(
-                source,
-                side=side,
-                channels=train.channels,
-                dtype=train.dtype,
-                max_pixels=max_pixels,
-                memory=memory,
-                progress=progress,
+            dataset = opened(
+                source, side=side, channels=train.channels, dtype=train.dtype, max_pixels=max_pixels, progress=progress
             )
         return Subset(dataset, torch.arange(len(dataset)))
 
