@@ -31,7 +31,7 @@ from unveil.ranges import Share
 class SupervisedConfig(RegularisationConfig):
     """The regularisation of the recipe."""
 
-    HIDDEN = (*RegularisationConfig.HIDDEN, "pool")
+    HIDDEN = ("erasing", "pool")
     pool: Literal["mean", "class"] = "mean"
     """Features to classify: the mean of the patch tokens, or the class token."""
     average: Share = 0.1
