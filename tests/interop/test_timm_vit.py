@@ -10,7 +10,7 @@ from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.load import load
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
-from unveil.tasks.finetune import Finetune
+from unveil.tasks.finetune import Finetune, FinetuneConfig
 
 
 def distance(a, b):
@@ -81,6 +81,19 @@ def test_timm_loads_a_fine_tuned_model_with_its_head(make_finetune, tmp_path, im
     assert isinstance(again, Finetune)
     assert torch.equal(again.logits(images), learner.logits(images))
     assert "tensors matched" in logged[-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["mean", "class"])
+def test_a_model_that_keeps_the_norm_of_pre_training_goes_to_timm_with_its_head(make_finetune, tmp_path, images, pool):
+    learner = make_finetune(["cat", "dog"], FinetuneConfig(fc_norm=False, pool=pool))
+    timm_vit.export(learner, tmp_path / "out")
+    theirs = timm_model(tmp_path / "out")
+    assert distance(theirs(images), learner.logits(images)) < 1e-5
+    assert timm_vit.verify(learner, tmp_path / "out").difference < 1e-5
+    again = load(tmp_path / "out", say=lambda text: None)
+    assert list(again.classes) == ["cat", "dog"]
+    torch.testing.assert_close(again.logits(images), learner.logits(images), rtol=1e-5, atol=1e-5)
 
 
 def test_folder_that_timm_wrote_is_read(tmp_path, images):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.atomic_files import write_text
 from unveil.blocks.positions import sincos_2d
@@ -192,9 +192,9 @@ def map_of(vit: ViTConfig, *, prefix: str = "encoder.") -> StateDictMap:
     return names
 
 
-def map_of_finetune(vit: ViTConfig) -> StateDictMap:
-    """The map of a fine-tuned model, whose norm comes after the mean of the tokens."""
-    return map_of(vit) | weight_and_bias("norm", "fc_norm") | weight_and_bias("head", "head")
+def map_of_finetune(vit: ViTConfig, *, has_norm: bool = True) -> StateDictMap:
+    """The map of a fine-tuned model; `has_norm` says whether it has a norm of its own after the pooling."""
+    return map_of(vit) | (weight_and_bias("norm", "fc_norm") if has_norm else {}) | weight_and_bias("head", "head")
 
 
 def writes(learner: Learner) -> bool:
@@ -225,10 +225,12 @@ def timm_model(learner: Learner) -> TimmModel:
 @timm_model.register(PartialFinetune)
 def _(learner: Finetune | PartialFinetune) -> TimmModel:
     vit: ViTConfig = learner.encoder.config
-    names = map_of_finetune(vit)
+    has_norm = not isinstance(learner.norm, nn.Identity)
+    names = map_of_finetune(vit, has_norm=has_norm)
     if not fits(learner, names) or vit.distillation_token:  # a subclass with more tensors
         return encoder_model(learner)
-    return TimmModel(to_state_dict(learner, names, vit.patch_size), learner.classes, True, learner.pool)
+    after_pooling = has_norm or vit.norm_after_pooling
+    return TimmModel(to_state_dict(learner, names, vit.patch_size), learner.classes, after_pooling, learner.pool)
 
 
 @timm_model.register
