@@ -19,7 +19,7 @@ from unveil.data.parts import Roles
 from unveil.data.pixels import ShrinkTo
 from unveil.data.sources import Data, Source, open_both, open_roles
 from unveil.data.splits import Subset, few_labels, stratified_split
-from unveil.data.targets import ClassTargets
+from unveil.data.targets import PER_IMAGE, ClassTargets
 from unveil.data.taught import Taught
 from unveil.evaluate.collapse import collapse
 from unveil.evaluate.features import MAX_WHITENED, NothingReadableError, features_of, refuse_non_finite
@@ -333,11 +333,11 @@ def with_validation(opened: LabelledSubsets, config: ImageFinetuneConfig, reques
     It is the validation split of DATA, at most `MAX_VALIDATION` of it, or else a share of the training images.
     """
     train, validation = opened.train, opened.validation
-    with_classes = request.task.TargetType is ClassTargets
+    with_classes, may_lack = request.task.TargetType is ClassTargets, issubclass(request.task.TargetType, PER_IMAGE)
     if config.validation == 0:
         return opened._replace(validation=None)
     if validation is not None:
-        validation = validation.labelled(MAX_VALIDATION) if with_classes else validation.spread_out(MAX_VALIDATION)
+        validation = validation.labelled(MAX_VALIDATION) if may_lack else validation.spread_out(MAX_VALIDATION)
     elif share := config.kept_aside(len(train)):
         labels = train.labels if with_classes else torch.zeros(len(train), dtype=torch.int64)
         rest, aside = stratified_split(labels, share, request.recipe.training.seed, train.groups)
