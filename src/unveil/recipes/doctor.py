@@ -105,9 +105,16 @@ def doctor(
     return found
 
 
-def doctor_and_judge(**arguments: Any) -> None:
+def doctor_and_judge(
+    data: Data,
+    *,
+    run: str | os.PathLike[str] | None = None,
+    out: str | Path | None = None,
+    trust: str | Path | None = None,
+    **options: Any,
+) -> None:
     """`doctor` for the command line. Raises `UnveilError` after it if images are in several splits, so the exit code is 1."""
-    found = doctor(**arguments)
+    found = doctor(data, run=run, out=out, trust=trust, **options)
     if leaks := found.of("leak"):
         count = len({each.place for each in leaks})
         verb = "is" if count == 1 else "are"
