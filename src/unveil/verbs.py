@@ -69,7 +69,7 @@ SHARED = {
     "hardware": "unveil.train.parallel:HardwareConfig",
 }
 AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
-PRETRAIN = {"run": "unveil.runs.images:PretrainConfig"}
+PRETRAIN = {"run": "unveil.runs.image_pretraining:PretrainConfig"}
 PRETRAIN_TEXT = {"run": "unveil.runs.texts:TextPretrainConfig"}
 DIGITS_PATH = "unveil.runs.images:DIGITS_DEFAULTS"
 

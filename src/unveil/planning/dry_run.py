@@ -28,7 +28,7 @@ from unveil.learner import Method
 from unveil.planning.trial_evaluation import ImageCounts, TimedEvaluator, time_evaluation
 from unveil.reports.page import write_page
 from unveil.runs.image_evaluation import save_samples
-from unveil.runs.images import ImagePlan
+from unveil.runs.image_pretraining import ImagePlan
 from unveil.runs.session import move_to_device
 from unveil.stop_signals import Stopped
 from unveil.train.checkpoint import Checkpoints

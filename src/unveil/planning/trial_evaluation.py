@@ -14,7 +14,7 @@ from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
 from unveil.evaluate.logistic import MAX_SWEEP, LogisticRegression
 from unveil.learner import Method
-from unveil.runs.images import ImagePlan
+from unveil.runs.image_pretraining import ImagePlan
 from unveil.train.log import Record
 from unveil.train.recipe import Recipe
 
