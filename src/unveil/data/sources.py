@@ -218,7 +218,7 @@ def _arrays(data: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if not isinstance(pair[0], np.ndarray):
         raise UnveilError(
             f"DATA is a {type(data).__name__}{f' with a {type(pair[0]).__name__}' if pair is data else ''}: expected a path or a "
-            "name, an array (N, H, W) or (N, H, W, C), or a pair of such an array and its labels"
+            "name, an array (N, H, W) or (N, H, W, C), a pair of such an array and its labels, or a list of images"
         )
     if isinstance(pair[0], np.ma.MaskedArray) and pair[0].mask.any():
         raise UnveilError("DATA is an array with masked values: choose what they should be, such as array.filled(0)")
