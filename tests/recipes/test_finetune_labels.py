@@ -13,7 +13,9 @@ from sklearn import metrics as theirs
 import unveil
 from unveil.errors import UnveilError
 from unveil.evaluate.label_fits import fit_labels, fit_ridge
+from unveil.interop.files import read_tensors
 from unveil.predictions import Table
+from unveil.runs.labelled_images import START_PENALTY
 from unveil.tasks.multilabel import MultiLabel
 from unveil.tasks.regression import Regression
 from unveil.train.run_folder import Run
@@ -127,33 +129,33 @@ def test_numbers_from_the_files_to_the_metrics(counted: Run, data: Path) -> None
     np.testing.assert_allclose([float(row["predicted"]) for row in written], predicted, rtol=1e-4)
 
 
-def test_they_start_from_a_linear_fit(run: Run, data: Path, tmp_path: Path) -> None:
-    """With a learning rate of 0, the result is the fit to the features of the encoder as it was pre-trained."""
-    still: dict[str, Any] = {"epochs": 1.0, **SHORT, "base_lr": 0.0, "weight_decay": 0.0}
-    learner, images = unveil.load(run), unveil.normalise(torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8))
+def test_a_linear_fit_is_compared_with_and_its_shrunken_form_the_start(run: Run, data: Path, tmp_path: Path) -> None:
+    """With a learning rate of 0 the last weights are the start. Both are fits to the encoder as it was pre-trained."""
+    still: dict[str, Any] = {"epochs": 1.0, **SHORT, "base_lr": 0.0, "weight_decay": 0.0, "validation": 0.0}
+    learner = unveil.load(run)
     for task, folder in (("multilabel", "lists"), ("regression", "numbers")):
-        tuned = unveil.finetune(run, str(data / folder), task=task, out=tmp_path / task, **still)
-        train = truth_of(data / folder, "train")
-        rows = features(learner, data / folder, list(train))
+        train, test = (truth_of(data / folder, split) for split in ("train", "test"))
+        rows, tested = (features(learner, data / folder, list(each)) for each in (train, test))
         if task == "multilabel":
             values = torch.tensor([[float(name in own.split("|")) for name in NAMES] for own in train.values()])
-            weight, bias = fit_labels(rows, values)
+            probe, start = fit_labels(rows, values), fit_labels(rows, values, penalties=(START_PENALTY,))
         else:
-            weight, bias = fit_ridge(rows, torch.tensor([float(own) for own in train.values()]))
-        model = unveil.load(tuned)
-        with torch.no_grad():
-            wanted = learner.features(images) @ weight.T + bias
-            found = model.logits(images) if task == "multilabel" else model.predict_images(list_of(images))["value"][:, None]
-            if task == "multilabel":
-                torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
-        shared = tuned.results["probe"].keys() & tuned.results["score"].keys()
-        assert {key: tuned.results["probe"][key] for key in shared} == pytest.approx(
-            {key: tuned.results["score"][key] for key in shared}, rel=1e-4
-        )
-
-
-def list_of(images: torch.Tensor) -> list[torch.Tensor]:
-    return [torch.zeros(3, 16, 16, dtype=torch.uint8) for _ in images]
+            values = torch.tensor([float(own) for own in train.values()])
+            probe, start = fit_ridge(rows, values), fit_ridge(rows, values, penalties=(START_PENALTY * len(rows),))
+        kept = unveil.finetune(run, str(data / folder), task=task, out=tmp_path / task, **still)
+        saved = read_tensors(kept.path / "probe.safetensors")
+        torch.testing.assert_close(tested @ saved["weight"].T + saved["bias"], tested @ probe[0].T + probe[1], rtol=1e-2, atol=1e-2)
+        found = unveil.predict(kept, [str(data / folder / name) for name in test])
+        assert isinstance(found, Table)
+        wanted = tested @ start[0].T + start[1]
+        np.testing.assert_allclose(found.scores.reshape(wanted.shape), wanted, rtol=1e-2, atol=1e-2)
+        probed = tested @ probe[0].T + probe[1]
+        if task == "multilabel":
+            truth = np.array([[name in own.split("|") for name in NAMES] for own in test.values()])
+            assert kept.results["probe"]["mean_ap"] == pytest.approx(theirs.average_precision_score(truth, probed), abs=0.01)
+        else:
+            truth = np.array([float(own) for own in test.values()])
+            assert kept.results["probe"]["mae"] == pytest.approx(theirs.mean_absolute_error(truth, probed[:, 0]), rel=0.01)
 
 
 def test_the_best_weights_are_kept_and_a_stopped_run_goes_on(several: Run, counted: Run, run: Run, data: Path) -> None:

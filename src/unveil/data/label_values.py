@@ -307,7 +307,7 @@ def from_classes(kind: LabelKind, source: Source, where: str) -> Source:
     """A source whose labels are the names of its classes: for packs and named datasets, which have one class per image."""
     if source.labels is None:
         return source
-    cells = [None if label < 0 else (source.classes[label],) for label in source.labels.tolist()]
+    cells: list[Cells | None] = [None if label < 0 else (source.classes[label],) for label in source.labels.tolist()]
     written = Written(cells, where)
     read = kind.read(written, source.names, source.name)
     found = replace(source, labels=None, values=read.values, classes=read.classes, absent=read.absent)

@@ -132,7 +132,7 @@ class Source:
     def has_label(self) -> NDArray[np.bool_]:
         """Whether each image has a label."""
         if self.values is not None:
-            return ~np.isnan(self.values).reshape(len(self), -1).all(axis=1)
+            return np.asarray(~np.isnan(self.values).reshape(len(self), -1).all(axis=1))
         return np.zeros(len(self), dtype=bool) if self.labels is None else self.labels >= 0
 
     @property

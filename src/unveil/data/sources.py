@@ -67,7 +67,7 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
         raise UnveilError(f"{text} has no class for each pixel: PixelTargets need {MASK_LAYOUT}")
     if named:
         return _read_as(named, kind)
-    of_archive = partial(class_parts, optional=targets is None)
+    of_archive: Callable[[str, Archive], DataParts] = partial(class_parts, optional=targets is None)
     if with_maps or kind is not None:
         of_archive = map_parts if kind is None else partial(value_parts, kind=kind)
     if path.is_dir():
@@ -248,8 +248,11 @@ def _read_as(parts: DataParts, kind: LabelKind | None) -> DataParts:
     """The same images, with the names of their classes as labels of another kind."""
     if kind is None:
         return parts
-    makers = {part: lambda make=make: from_classes(kind, make(), "the names of the classes") for part, make in parts.makers.items()}  # type: ignore[misc]  # binds `make` now
-    return replace(parts, makers=makers)
+
+    def read(make: Callable[[], Source]) -> Source:
+        return from_classes(kind, make(), "the names of the classes")
+
+    return replace(parts, makers={part: partial(read, make) for part, make in parts.makers.items()})
 
 
 def _quoted(data: Data) -> str:

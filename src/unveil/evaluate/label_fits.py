@@ -113,7 +113,7 @@ def fit_ridge(
     standardised, folds = ((rows - mean) / deviation).cpu().numpy(), None
     if groups is not None and len(groups.unique()) >= FOLDS:
         folds = list(GroupKFold(FOLDS).split(standardised, groups=groups.cpu().numpy()))
-    fit = RidgeCV(penalties, cv=folds).fit(standardised, values.double().cpu().numpy())
+    fit = RidgeCV(list(penalties), cv=folds).fit(standardised, values.double().cpu().numpy())
     weight = torch.from_numpy(np.atleast_1d(fit.coef_)).to(deviation) / deviation
     bias = float(fit.intercept_) - weight @ mean
     return weight.float()[None], bias.float()[None]

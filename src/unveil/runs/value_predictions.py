@@ -42,8 +42,8 @@ def judged(task: Task, subset: Subset, predictions: Tensor) -> Judged:
     values = torch.from_numpy(np.asarray(subset.dataset.source.values))[subset.indices]
     if values.ndim == 1:
         error = predictions.double() - values
-        texts = ([number(x) for x in each.tolist()] for each in (values, predictions.double()))
-        return Judged(*texts, error, error != 0, "error")
+        true, guesses = ([number(x) for x in each.tolist()] for each in (values, predictions.double()))
+        return Judged(true, guesses, error, error != 0, "error")
     columns, known = task.columns(predictions), ~values.isnan()
     guess = task.probabilities(predictions) >= THRESHOLD
     losses = F.binary_cross_entropy_with_logits(predictions.double(), values.double().nan_to_num(0.0), reduction="none")
@@ -59,7 +59,8 @@ def number(value: float) -> str:
 
 def write_values(path: Path, subset: Subset, predictions: Tensor, found: Judged, task: Task) -> None:
     """Writes a table with one row per image: its name, its labels, the predicted ones and, of labels, the logit of each."""
-    heads, scores = ["file", "value", "predicted"], [[] for _ in range(len(predictions))]
+    heads = ["file", "value", "predicted"]
+    scores: list[list[str]] = [[] for _ in range(len(predictions))]
     if predictions.ndim == 2:
         heads = ["file", "labels", "predicted", *(csv_cell(f"score {name}") for name in task.classes)]
         scores = [[f"{x:.6g}" for x in row] for row in predictions.tolist()]
