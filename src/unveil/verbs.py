@@ -119,7 +119,7 @@ ALL_RUNS = "The folder for all runs; by default "
 RESUMES = "\n\nRun the same command again to resume."
 
 RARE_IN_TRAINING = frozenset(
-    {"optimizer", "schedule", "beta2", "layer_decay", "color_jitter", "parallel", "clip_grad", "teacher_weight", "warmup_ratio"}
+    {"optimizer", "schedule", "beta2", "layer_decay", "color_jitter", "parallel", "clip_grad", "warmup_ratio"}
 )
 """Options of training that few users change."""
 NO_SEED = {"seed": "a comparison has several seeds: give --seeds"}

@@ -39,7 +39,7 @@ from unveil.ranges import Depth, Range, Share, Width
 class MAEConfig(TeacherConfig):
     """The options of MAE; each row of the paper's table 1 varies one of them."""
 
-    HIDDEN = ("visual_tokenizer", "codebook_size", "mask_tokens_in_encoder", "loss_on_all", "decoder_heads")
+    HIDDEN = ("visual_tokenizer", "codebook_size", "mask_tokens_in_encoder", "loss_on_all", "decoder_heads", "teacher_weight")
     mask_ratio: Share = 0.75
     """Share of the patches that is masked (figure 5)."""
     sampling: Literal["random", "block", "grid"] = "random"

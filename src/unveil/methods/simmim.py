@@ -35,7 +35,7 @@ from unveil.ranges import Count, Positive, Share, ShareBelowOne
 class SimMIMConfig(TeacherConfig):
     """The options of SimMIM."""
 
-    HIDDEN = ("positions", "layer_scale")
+    HIDDEN = ("positions", "layer_scale", "teacher_weight")
     mask_ratio: Share = 0.6
     """Share of the image that is masked."""
     mask_unit: Count = 2
