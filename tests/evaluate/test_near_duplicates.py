@@ -10,6 +10,7 @@ from unveil.evaluate.near_duplicates import (
     CANDIDATE,
     CROPS,
     FREQUENCIES,
+    Agreement,
     agreement,
     are_copies,
     candidates,
@@ -98,7 +99,7 @@ def test_agreement_is_1_for_the_same_image_whatever_its_contrast_and_low_for_ano
     assert found.mean[0] == pytest.approx(1, abs=1e-4)
     assert found.mean[1] < 0.3
     assert found.mean[2] == pytest.approx(-1, abs=1e-4)
-    assert are_copies(found).tolist() == [True, False, False]
+    assert are_copies(found, torch.ones(3)).tolist() == [True, False, False]
 
 
 def test_a_shared_frame_is_no_copy():
@@ -106,4 +107,9 @@ def test_a_shared_frame_is_no_copy():
     for image in (one, two):
         image[:10] = image[-10:] = 0
     found = agreement(one[None], two[None], torch.ones(1, 64, 64))
-    assert not are_copies(found).any()
+    assert not are_copies(found, torch.ones(1)).any()
+
+
+def test_sparse_images_must_agree_better_unless_their_low_frequencies_do():
+    found = Agreement(torch.tensor([0.91, 0.91, 0.91, 0.79]), torch.full((4,), 0.81), torch.tensor([0.4, 0.4, 0.6, 0.6]))
+    assert are_copies(found, torch.tensor([0.9, 0.98, 0.9, 0.99])).tolist() == [False, True, True, False]

@@ -24,15 +24,15 @@ def test_blocks_give_what_a_full_table_gives(monkeypatch):
     ]
     cosine = unit[0] @ unit[1].T
     order = np.argsort(-cosine, axis=1)[:, :6]
-    assert (found.index.numpy() == order).all()
+    assert (found.row.numpy() == order).all()
     np.testing.assert_allclose(found.similarity.numpy(), np.take_along_axis(cosine, order, axis=1), atol=1e-6)
 
 
 def test_a_bank_smaller_than_what_is_asked_for():
     found = nearest(torch.eye(3), torch.eye(3)[:2], 10)
-    assert found.index.shape == (3, 2)
-    assert found.index[0, 0] == 0
-    assert nearest(torch.ones(2, 4), torch.ones(0, 4), 3).index.shape == (2, 0)
+    assert found.row.shape == (3, 2)
+    assert found.row[0, 0] == 0
+    assert nearest(torch.ones(2, 4), torch.ones(0, 4), 3).row.shape == (2, 0)
 
 
 def test_faiss_finds_what_the_exact_search_finds():
@@ -42,7 +42,7 @@ def test_faiss_finds_what_the_exact_search_finds():
     bank = centres[torch.randint(0, 50, (4000,), generator=chance)] + 0.5 * torch.randn(4000, 16, generator=chance)
     queries = bank[:200] + 0.01 * torch.randn(200, 16, generator=chance)
     exact, found = nearest(queries, bank, 10), nearest_by_faiss(queries, bank, 10)
-    shared = [len(set(one) & set(two)) / 10 for one, two in zip(exact.index.tolist(), found.index.tolist(), strict=True)]
+    shared = [len(set(one) & set(two)) / 10 for one, two in zip(exact.row.tolist(), found.row.tolist(), strict=True)]
     assert np.mean(shared) > 0.98
     np.testing.assert_allclose(found.similarity[:, 0].numpy(), exact.similarity[:, 0].numpy(), atol=1e-5)
 
@@ -50,6 +50,6 @@ def test_faiss_finds_what_the_exact_search_finds():
 def test_without_faiss_many_rows_are_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     monkeypatch.setattr(neighbours, "EXACT_ROWS", 10)
-    assert nearest_of_many(torch.ones(1, 2), torch.ones(10, 2), 1).index.shape == (1, 1)
+    assert nearest_of_many(torch.ones(1, 2), torch.ones(10, 2), 1).row.shape == (1, 1)
     with pytest.raises(UnveilError, match=r"11 images are too many .* pip install 'unveil\[faiss\]'"):
         nearest_of_many(torch.ones(1, 2), torch.ones(11, 2), 1)

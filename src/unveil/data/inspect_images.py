@@ -121,7 +121,7 @@ def brightness(pixels: Pixels) -> NDArray[np.float32]:
     white = 255 if pixels.dtype == np.uint8 else 65535
     # A box averages all pixels; on enlarging, it would repeat them.
     filter_ = Image.Resampling.BOX if min(image.size) >= SIDE else Image.Resampling.BICUBIC
-    return np.asarray(image.resize((SIDE, SIDE), filter_), np.float32) / white
+    return np.asarray(image.resize((SIDE, SIDE), filter_), np.float32) / np.float32(white)
 
 
 def is_flat(grey: NDArray[np.float32], limit: float) -> bool:
@@ -134,7 +134,8 @@ def is_flat(grey: NDArray[np.float32], limit: float) -> bool:
 def halved(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     """The mean of each 2 x 2 pixels."""
     half = SIDE // 2
-    return grey.reshape(half, 2, half, 2).mean(axis=(1, 3))
+    means: NDArray[np.float32] = grey.reshape(half, 2, half, 2).mean(axis=(1, 3))
+    return means
 
 
 def stretched(grey: NDArray[np.float32], whole_range: bool) -> NDArray[np.uint8]:
@@ -146,4 +147,5 @@ def stretched(grey: NDArray[np.float32], whole_range: bool) -> NDArray[np.uint8]
 def unit_range(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     """The values scaled to 0 to 1."""
     low, high = grey.min(), grey.max()
-    return (grey - low) / max(high - low, 1e-9)
+    scaled: NDArray[np.float32] = (grey - low) / np.maximum(high - low, np.float32(1e-9))
+    return scaled

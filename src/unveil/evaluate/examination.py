@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations_with_replacement
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -226,14 +226,14 @@ def find_near(
     starts = np.cumsum([0, *(len(rows[split]) for split in splits)]).tolist()
     spans = [slice(starts[i], starts[i + 1]) for i in range(len(splits)) if starts[i] < starts[i + 1]]
     total, done, pairs = len(spans) * len(small), 0, list[Candidates]()
-    for one, two in combinations_with_replacement(spans, 2):
-        directions = [(one, two)] if one == two else [(one, two), (two, one)]
-        for first, second in directions:
-            near = candidates(
-                small[first], small[second], same=one == two, progress=lambda count, of, done=done: progress(done + count, total)
-            )
-            done += first.stop - first.start
-            pairs.append(near._replace(first=near.first + first.start, second=near.second + second.start))
+    for queries, bank in product(spans, spans):
+
+        def tell(count: int, of: int, done: int = done) -> None:
+            progress(done + count, total)
+
+        near = candidates(small[queries], small[bank], same=queries == bank, progress=tell)
+        done += queries.stop - queries.start
+        pairs.append(near._replace(first=near.first + queries.start, second=near.second + bank.start))
     if not pairs:
         return
     near = once(Candidates(*(torch.cat(each) for each in zip(*pairs, strict=True))))
@@ -248,11 +248,11 @@ def find_near(
     copies: list[tuple[float, Place, Place, bool]] = []
     for part in torch.arange(len(near.first)).split(4096) if len(near.first) else ():
         some = Candidates(*(each[part] for each in near))
-        first, second = ([places[i] for i in of[side].tolist()] for side in (some.first, some.second))
-        views = [torch.stack(list(_views(found, side, max_pixels))) for side in (first, second)]
+        pair = [[places[i] for i in of[side].tolist()] for side in (some.first, some.second)]
+        views = [torch.stack(list(_views(found, side, max_pixels))) for side in pair]
         agreed, _ = verified(some, views[0], views[1], boxes[part])
-        for index in are_copies(agreed).nonzero()[:, 0].tolist():
-            one, two = sorted((first[index], second[index]), key=lambda place: (splits.index(place.split), place.row))
+        for index in are_copies(agreed, some.cosine).nonzero()[:, 0].tolist():
+            one, two = sorted((pair[0][index], pair[1][index]), key=lambda place: (splits.index(place.split), place.row))
             copies.append((float(agreed.mean[index]), one, two, bool(some.mirrored[index])))
     add_best(found, copies)
 

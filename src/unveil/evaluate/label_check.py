@@ -46,7 +46,7 @@ def check_labels(features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], clas
     rows = features - features.mean(dim=0)
     if width <= MAX_WHITENED and count >= PER_FEATURE * width:
         rows = whiten(features, features)[0]
-    near = nearest_of_many(rows, rows, NEAREST + 1).index
+    near = nearest_of_many(rows, rows, NEAREST + 1).row
     own = near == torch.arange(len(near))[:, None]
     own[~own.any(dim=1), -1] = True  # copies of an image may be as near as itself
     near = near[~own].reshape(len(near), -1)

@@ -21,7 +21,8 @@ class Neighbours(NamedTuple):
 
     similarity: Float[Tensor, "Q k"]
     """Cosines."""
-    index: Int[Tensor, "Q k"]
+    row: Int[Tensor, "Q k"]
+    """Rows of the bank."""
 
 
 def nearest(queries: Float[Tensor, "Q D"], bank: Float[Tensor, "S D"], count: int) -> Neighbours:
@@ -43,11 +44,11 @@ def nearest(queries: Float[Tensor, "Q D"], bank: Float[Tensor, "S D"], count: in
         for number, (block, shrink) in enumerate(zip(bank.split(ROWS), shrinks, strict=True)):
             cosine = (unit @ block.float().T).mul_(shrink)
             near, index = cosine.topk(min(count, len(block)), dim=1)
-            near, index = torch.cat([best.similarity, near], dim=1), torch.cat([best.index, index + number * ROWS], dim=1)
+            near, index = torch.cat([best.similarity, near], dim=1), torch.cat([best.row, index + number * ROWS], dim=1)
             near, order = near.topk(min(count, near.shape[1]), dim=1)
             best = Neighbours(near, index.gather(1, order))
         found.append(best)
-    return Neighbours(torch.cat([each.similarity for each in found]), torch.cat([each.index for each in found]))
+    return Neighbours(torch.cat([each.similarity for each in found]), torch.cat([each.row for each in found]))
 
 
 def nearest_of_many(queries: Float[Tensor, "Q D"], bank: Float[Tensor, "S D"], count: int) -> Neighbours:

@@ -134,9 +134,7 @@ def similar(
     found, pictures = list[Similar](), list[tuple[Pixels, list[Pixels]]]()
     for row, path in enumerate(paths):
         own = own_path(path, data)
-        kept = [
-            (float(cosine), *places[index]) for cosine, index in zip(near.similarity[row], near.index[row].tolist(), strict=True)
-        ]
+        kept = [(float(cosine), *places[index]) for cosine, index in zip(near.similarity[row], near.row[row].tolist(), strict=True)]
         if own and any(part.dataset.names[index] == own for _, _, part, index in kept):
             say(f"{path} is one of the images of {data}, and is left out")
         kept = [each for each in kept if not own or each[2].dataset.names[each[3]] != own][: config.count]

@@ -164,7 +164,7 @@ def size_section(found: Examination) -> Markup:
 def histograms(sizes: np.ndarray) -> list[tuple[str, Markup]]:
     """Histograms of the short side and of the ratio of the sides."""
     short, ratio = sizes.min(axis=1), sizes[:, 1] / sizes[:, 0]
-    drawn = []
+    drawn = list[tuple[str, Markup]]()
     for name, values, unit in (("Short side", short, "px"), ("Width divided by height", ratio, "")):
         low, high = float(values.min()), float(values.max())
         bins = np.geomspace(low, high, 31) if high > 2 * low else np.linspace(low, max(high, low * 1.01), 31)

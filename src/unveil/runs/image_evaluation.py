@@ -99,7 +99,8 @@ def save_map(path: Path, learner: Method, subset: Subset, recipe: Recipe, count:
         side = (MAP_THUMBNAIL, MAP_THUMBNAIL)
         small = images if images.shape[2:] == side else F.interpolate(images.float(), side, mode="bilinear", antialias=True)
         seen.append(np.rint(255 * to_rgb(small, vit.mean, vit.std)).astype(np.uint8))
-        return learner.encoder.features(images, pool=learner.pool)
+        rows: Tensor = learner.encoder.features(images, pool=learner.pool)
+        return rows
 
     try:
         found = features_of(features, subset.spread_out(count), vit, recipe.hardware, recipe.world)
