@@ -39,7 +39,7 @@ class MultiLabel(EncoderWithHead):
     """An encoder and a linear layer with one logit per label, all trained."""
 
     Config = MultiLabelConfig
-    DEFAULTS = {"min_lr": 1e-6, "layer_decay": 0.75, "beta2": 0.999, "weight_decay": 0.05, "warmup_ratio": 0.1, "crop_scale": 0.35}
+    DEFAULTS = {"min_lr": 1e-6, "layer_decay": 0.75, "beta2": 0.999, "weight_decay": 0.05, "warmup_ratio": 0.1, "crop_scale": 0.8}
     CHOSEN = ("base_lr", "epochs", "batch_size", "drop_path")
     TargetType = MultiLabelTargets
 

@@ -45,7 +45,7 @@ class Regression(EncoderWithHead):
     """
 
     Config = RegressionConfig
-    DEFAULTS = {"min_lr": 1e-6, "layer_decay": 0.75, "beta2": 0.999, "weight_decay": 0.05, "warmup_ratio": 0.1, "crop_scale": 0.35}
+    DEFAULTS = {"min_lr": 1e-6, "layer_decay": 0.75, "beta2": 0.999, "weight_decay": 0.05, "warmup_ratio": 0.1, "crop_scale": 0.8}
     CHOSEN = ("base_lr", "epochs", "batch_size", "drop_path")
     TargetType = NumberTargets
     mean: Tensor
