@@ -83,7 +83,7 @@ def python_parts(data: Any, *, with_maps: bool = False, kind: LabelKind | None =
     """
     given = data if isinstance(data, Given) else Given(*data) if isinstance(data, tuple) and len(data) == 2 else Given(data)
     images, labels, splits = given.images, given.labels, given.splits
-    _refuse_others(images, isinstance(data, tuple))
+    _refuse_others(images, isinstance(data, tuple) and len(data) == 2)
     if is_frame(images):
         table = columns_of(images, labels if isinstance(labels, str) else None, LABEL_NAMES.get(type(kind), LABELS))
         labels = table.labels if labels is None or isinstance(labels, str) else labels
