@@ -20,6 +20,7 @@ from torch import Tensor
 from unveil.blocks.patches import Size
 from unveil.blocks.stateless_random import Stream, uniform
 from unveil.data.batch import Batch, Cropped
+from unveil.data.own_augment import OwnAugment
 from unveil.data.resize import LARGE, MAX_VALUE, crop_resize
 from unveil.data.targets import Draw, Geometry
 from unveil.errors import UnveilError
@@ -52,6 +53,9 @@ class AugmentConfig:
 
 class Augment:
     """Turns a batch of uint8 or uint16 canvases into normalised float images of one size."""
+
+    own: OwnAugment | None = None
+    """A function of the user, which changes the images after the crop and before they are normalised."""
 
     def __init__(self, config: AugmentConfig, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.config, self.image_size, self.mean, self.std = config, image_size, mean, std
@@ -87,6 +91,8 @@ class Augment:
         if self.config.color_jitter:
             images = images if images.is_floating_point() else images.float() / MAX_VALUE[images.dtype]
             images = color_jitter(images, batch.keys, self.config.color_jitter)
+        if self.own is not None:
+            images = self.own(images)
         return Batch(standardise(images, self.mean, self.std), batch.sizes, batch.keys, targets)
 
 
