@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unveil.recipes.export import export as export
     from unveil.recipes.fill_mask import fill_mask as fill_mask
     from unveil.recipes.finetune import finetune as finetune
+    from unveil.recipes.options import command as command
     from unveil.recipes.pack import pack as pack
     from unveil.recipes.plan import plan as plan
     from unveil.recipes.predict import predict as predict
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Run": "unveil.train.run_folder",
     "UnveilError": "unveil.errors",
+    "command": "unveil.recipes.options",
     "compare": "unveil.experiments.compare",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",

@@ -10,6 +10,7 @@ from unveil.verbs import (
     AUGMENT,
     BERT_MODEL,
     CLASSIFIER,
+    CONFIG,
     CORPUS,
     DATA,
     DIGITS_PATH,
@@ -52,6 +53,7 @@ PRETRAIN_ON_TEXT = Verb(
         "out": PRETRAIN_OUT,
         "resume_from": RESUME_FROM,
         "extend": EXTEND,
+        "config": CONFIG,
     },
     {**PRETRAIN_TEXT, "method": METHOD, **SHARED},
     hides=RARE_IN_TRAINING,
@@ -70,6 +72,7 @@ FINETUNE_ON_TEXT = Verb(
         "out": FINETUNE_OUT,
         "resume_from": RESUME_FROM,
         "extend": EXTEND,
+        "config": CONFIG,
     },
     {"run": "unveil.runs.modality:FinetuneRunConfig", "task": TASK, **SHARED},
     task="text-classification",
@@ -103,6 +106,7 @@ VERBS = {
             "out": PRETRAIN_OUT,
             "resume_from": RESUME_FROM,
             "extend": EXTEND,
+            "config": CONFIG,
         },
         {**PRETRAIN, "method": METHOD, **AUGMENT, **SHARED},
         digits=DIGITS_PATH,
@@ -173,6 +177,7 @@ VERBS = {
             "out": FINETUNE_OUT,
             "resume_from": RESUME_FROM,
             "extend": EXTEND,
+            "config": CONFIG,
         },
         {"run": "unveil.runs.images:ImageFinetuneConfig", "task": TASK, **AUGMENT, **SHARED},
         task="finetune",
@@ -284,6 +289,7 @@ VERBS = {
                 str | None, "The run folder; by default runs/<data>-<model>-<source>-<target>.", None, path="run folder"
             ),
             "resume_from": RESUME_FROM,
+            "config": CONFIG,
         },
         {
             "translation": "unveil.recipes.translate:TranslateRunConfig",
@@ -342,6 +348,14 @@ VERBS = {
         ignores=NO_SEED | {"seconds": "the time of a step is measured for images only: give --epochs"},
         per_method=True,
         resumes=True,
+    ),
+    "options": Verb(
+        "unveil.recipes.options:print_command",
+        "Print the shortest command that makes a run again.\n\nIt has the options that differ from the defaults of this version.",
+        {
+            "run": Argument(str, "A run folder.", positional=True, path="run"),
+            "toml": Argument(bool, "Print the options as a TOML file for --config, with the command as a comment.", False),
+        },
     ),
     "report": Verb(
         "unveil.recipes.report:report",

@@ -166,6 +166,7 @@ def open_run(
     data: Mapping[str, Any],
     *,
     weights: Mapping[str, Mapping[str, str]] | None = None,
+    inputs: Mapping[str, str] | None = None,
     write: bool,
     say: Callable[[str], None],
 ) -> Run:
@@ -177,6 +178,7 @@ def open_run(
         config: Every option.
         data: Facts about the data: name, fingerprint, count.
         weights: Checksums of weights of other runs: of the "encoder" that the run starts from, and of its "teacher".
+        inputs: Paths as the user gave them, to make the run again: see `unveil.runs.option_files.input_facts`.
         write: Whether this process writes the folder.
         say: Prints a message for the user.
 
@@ -185,7 +187,7 @@ def open_run(
             differences.
     """
     facts = {"format": RUN_FORMAT, "kind": kind, "config": json.loads(json.dumps(config)), "data": json.loads(json.dumps(data))}
-    facts |= {name: dict(sums) for name, sums in (weights or {}).items()}
+    facts |= {name: dict(sums) for name, sums in (weights or {}).items()} | ({"inputs": dict(inputs)} if inputs else {})
     if write and path.is_dir():
         sweep(path)  # the folder is locked, so what is left there belongs to nobody
     started = any((path / name).exists() for name in ("checkpoints", "results.json"))
