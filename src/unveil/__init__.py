@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unveil.recipes.predict import predict as predict
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
+    from unveil.recipes.reconstruct import draw_reconstructions as draw_reconstructions
     from unveil.recipes.reconstruct import reconstruct as reconstruct
     from unveil.recipes.report import report as report
     from unveil.recipes.translate import train_translator as train_translator
@@ -31,6 +32,7 @@ _HOMES = {
     "UnveilError": "unveil.errors",
     "command": "unveil.recipes.options",
     "compare": "unveil.experiments.compare",
+    "draw_reconstructions": "unveil.recipes.reconstruct",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",
     "fill_mask": "unveil.recipes.fill_mask",

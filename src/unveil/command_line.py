@@ -111,6 +111,8 @@ def with_given(name: str, verb: Verb, groups: Mapping[str, list[Option]]) -> dic
     """
     known = {option.name: option for options in groups.values() for option in options}
     values = {}
+    if verb.given_in and "model" in verb.arguments:
+        check_value(f"{verb.given_in}: model", verb.arguments["model"].default, verb.arguments["model"].type)
     for key, value in verb.given.items():
         if key in verb.ignores:
             raise UsageError(f"{verb.given_in}: {name} does not use {key}: {verb.ignores[key]}")

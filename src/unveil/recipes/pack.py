@@ -118,7 +118,7 @@ def write_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, config:
     """Packs the images that are not packed yet. Raises `UnveilError` if the disk cannot be written."""
     try:
         with progress_bar(splits["train"].name, True, doing="packing") as bar:
-            shards = pack_shards(splits, folder, config, bar if console(stderr=True).is_terminal else progress_lines(say))
+            shards = pack_shards(splits, folder, config, bar if has_bars(console(stderr=True)) else progress_lines(say))
         finish_pack(splits, folder, facts, shards)
     except OSError as error:  # from writing: a file that cannot be read is skipped
         fault, free = error.strerror or error, spell_size(free_bytes(folder))

@@ -122,9 +122,7 @@ def train_translator(
             tokenizer = BPETokenizer.train([*corpus.train[0], *corpus.train[1]], own.vocabulary_size)
         pairs, left_out = tokenized_pairs(corpus, tokenizer, own.max_length)
         width, depth, heads, mlp_ratio = MODELS[model]
-        shape = Seq2SeqConfig(
-            words=len(tokenizer), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=own.dropout
-        )
+        shape = Seq2SeqConfig(words=len(tokenizer), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=own.dropout)
 
         def build() -> Translation:
             return Translation(Seq2Seq(shape), task_config)

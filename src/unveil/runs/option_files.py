@@ -170,7 +170,9 @@ def from_run(path: Path, source: str) -> OptionFile:
     config.pop("model", None)
     if extensions := facts.get("extensions"):
         first = " and ".join(f"{each.get('epochs')}" for each in extensions if isinstance(each, Mapping))
-        notes.append(f"{source} was made longer after {first} epochs, with a warm restart, which one run of its length does not have")
+        notes.append(
+            f"{source} was made longer after {first} epochs, with a warm restart, which one run of its length does not have"
+        )
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
     return OptionFile(source=source, arguments=arguments, options=options, missing=missing, notes=tuple(notes), facts=facts)
 

@@ -1,6 +1,7 @@
 """The run folder: the interface between training and everything that reads its results."""
 
 import copy
+import importlib
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -25,6 +26,9 @@ from unveil.train.data_changes import data_changes
 from unveil.train.log import Record, read_log
 from unveil.train.migration import RUN_FORMAT, migrate_config, migrate_record, migrate_results
 from unveil.train.run_schema import check_results, check_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 T = TypeVar("T")
 
@@ -86,6 +90,16 @@ class Run(os.PathLike[str]):
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows. Reports are upstairs: they read run folders, and only a notebook asks for one from here."""
+        shown: str = importlib.import_module("unveil.reports.notebook").run_html(self)
+        return shown
+
+    def curves(self) -> "dict[str, Figure]":
+        """The loss, the learning rate and the evaluations during training, as matplotlib figures by their titles."""
+        drawn = importlib.import_module("unveil.reports.curves").draw_curves(self.log)
+        return {curve.title: curve.figure for curve in drawn}
 
     @property
     def config(self) -> dict[str, Any]:
