@@ -13,8 +13,8 @@ from unveil.experiments.runner import Comparison
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
-from unveil.reports.study_page import Sweep, sweep_table, write_study
 from unveil.reports.notebook import ShownList
+from unveil.reports.study_page import Sweep, sweep_table, write_study
 from unveil.reports.table import to_terminal
 from unveil.reports.vocabulary import humanize
 from unveil.runs.modality import slug

@@ -23,7 +23,7 @@ from unveil.options import configure
 from unveil.plain_text import count_of
 from unveil.runs.open_data import Say, progress_bar, say_notes
 from unveil.train.data_changes import VERSIONED
-from unveil.train.terminal import console, printer
+from unveil.train.terminal import console, has_bars, printer
 
 
 def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **options: Any) -> Path:

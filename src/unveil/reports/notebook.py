@@ -1,4 +1,4 @@
-"""What a notebook shows for runs, plans, probes and comparisons. Text inherits the colour of the notebook, which is light or dark."""
+"""What a notebook shows for runs, plans, probes and comparisons. Text has the colour of the notebook, which is light or dark."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,8 @@ VARIABLES = (
 """Colours of figures that can be read on white and on black. A notebook does not say which it is."""
 STYLE = """
 .unveil p, .unveil pre { margin: .2rem 0 .5rem; max-width: 46rem; } .unveil .title, .unveil .muted { opacity: .7; }
-.unveil .table { overflow-x: auto; } .unveil table { border-collapse: collapse; margin: 0 0 .6rem; font-variant-numeric: tabular-nums; }
+.unveil .table { overflow-x: auto; }
+.unveil table { border-collapse: collapse; margin: 0 0 .6rem; font-variant-numeric: tabular-nums; }
 .unveil :is(th, td) { text-align: left !important; padding: .2rem 1rem .2rem 0; font-weight: 400; }
 .unveil .numbers :is(td, thead th:not(:first-child)) { text-align: right !important; }
 .unveil tr > * { border-bottom: 1px solid var(--border); } .unveil .ours tbody tr:first-child > * { font-weight: 600; }

@@ -19,7 +19,7 @@ from unveil.json_files import LARGEST, read_json, read_regular
 from unveil.methods import METHODS, method_source
 from unveil.options import literal, options_of
 from unveil.paths import absolute_data
-from unveil.plugins import Registry, is_path
+from unveil.plugins import is_path
 from unveil.tasks import TASKS, task_source
 from unveil.train.run_schema import check_run
 

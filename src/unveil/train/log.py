@@ -16,9 +16,9 @@ from unveil.errors import UnveilError
 from unveil.json_files import CHECKSUM, is_unchanged, json_line, read_regular
 from unveil.plain_text import count_of, printable
 from unveil.train.host_copy import HostCopy
+from unveil.train.notebook import NotebookBar
 from unveil.train.parallel import World, gather, mean_over_processes
 from unveil.train.run_schema import fits
-from unveil.train.notebook import NotebookBar
 from unveil.train.terminal import console, has_bars, new_bar, print_to_stderr, say
 
 LARGEST_LOG = 2**31
