@@ -49,9 +49,9 @@ def run_html(run: Run) -> str:
     except (UnveilError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         return output(element("p", element("code", str(run.path)), f": {error}"))
     steps = run.checkpoints().steps()
-    status = "" if run.results else f"not finished: {f'step {steps[0]:,} is saved' if steps else 'no step is saved yet'}"
+    saved = f"Step {steps[0]:,} is saved." if steps and not run.results else ""
     figures = [inline_svg(each.figure, f"unveil{next(numbers)}", f"{each.title}. {each.summary}") for each in curves]
-    heading = element("p", element("b", title), element("br"), sentences or status)
+    heading = element("p", element("b", title), element("br"), " ".join(filter(None, [sentences, saved])))
     return output(heading, element("p", line, class_="muted"), tables, *figures, links(run.path))
 
 
