@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unveil.experiments.images_vs_words import images_vs_words as images_vs_words
     from unveil.experiments.study import study as study
     from unveil.interop.load import load as load
+    from unveil.recipes.doctor import doctor as doctor
     from unveil.recipes.embed import embed as embed
     from unveil.recipes.export import export as export
     from unveil.recipes.fill_mask import fill_mask as fill_mask
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from unveil.recipes.reconstruct import draw_reconstructions as draw_reconstructions
     from unveil.recipes.reconstruct import reconstruct as reconstruct
     from unveil.recipes.report import report as report
+    from unveil.recipes.similar import similar as similar
     from unveil.recipes.translate import train_translator as train_translator
     from unveil.recipes.translate import translate as translate
     from unveil.train.run_folder import Run as Run
@@ -32,6 +34,7 @@ _HOMES = {
     "UnveilError": "unveil.errors",
     "command": "unveil.recipes.options",
     "compare": "unveil.experiments.compare",
+    "doctor": "unveil.recipes.doctor",
     "draw_reconstructions": "unveil.recipes.reconstruct",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",
@@ -47,6 +50,7 @@ _HOMES = {
     "probe": "unveil.recipes.probe",
     "reconstruct": "unveil.recipes.reconstruct",
     "report": "unveil.recipes.report",
+    "similar": "unveil.recipes.similar",
     "study": "unveil.experiments.study",
     "train_translator": "unveil.recipes.translate",
     "translate": "unveil.recipes.translate",

@@ -181,7 +181,7 @@ VERBS = {
         },
         {"run": "unveil.runs.images:ImageFinetuneConfig", "task": TASK, **AUGMENT, **SHARED},
         task="finetune",
-        hides=RARE_IN_TRAINING - {"layer_decay"} | {"clip_grad", "warmup_ratio", "crop", "flip"},
+        hides=RARE_IN_TRAINING - {"layer_decay"} | {"accum_steps", "clip_grad", "crop", "crop_scale", "flip", "warmup_ratio"},
         forms={"text": FINETUNE_ON_TEXT},
         resumes=True,
     ),
@@ -227,6 +227,29 @@ VERBS = {
         {"predictions": "unveil.recipes.predict:PredictConfig", "hardware": SHARED["hardware"]},
         ignores={"compile": NO_TRAINING, "compile_mode": NO_TRAINING, "parallel": WHOLE_MODEL},
         resumes=True,
+    ),
+    "doctor": Verb(
+        "unveil.recipes.doctor:doctor_and_judge",
+        "Find broken, blank and duplicated images, leaks between splits, and odd labels.",
+        {
+            "data": Argument(str, "Images: " + DATA, positional=True, path="data"),
+            "run": Argument(str | None, "A trained encoder (see embed), by whose features labels are checked.", None, path="model"),
+            "out": Argument(str | None, "A new folder; by default runs/<data>-doctor.", None, path="new"),
+        },
+        {"search": "unveil.recipes.doctor:DoctorConfig", "hardware": SHARED["hardware"]},
+        ignores={"compile": NO_TRAINING, "compile_mode": NO_TRAINING, "parallel": ONE_PROCESS},
+    ),
+    "similar": Verb(
+        "unveil.recipes.similar:similar",
+        "Find the images that are nearest to an image, by the features of an encoder.",
+        {
+            "run": RUN,
+            "image": Argument(str, "An image file.", positional=True, path="image"),
+            "data": Argument(str, "Images to search: " + DATA, positional=True, path="data"),
+            "out": Argument(str | None, "A new folder; by default <image>-similar.", None, path="new"),
+        },
+        {"neighbours": "unveil.recipes.similar:SimilarConfig", "hardware": SHARED["hardware"]},
+        ignores={"compile": NO_TRAINING, "compile_mode": NO_TRAINING, "parallel": ONE_PROCESS},
     ),
     "embed": Verb(
         "unveil.recipes.embed:embed",

@@ -201,7 +201,7 @@ class Task(PredictsClasses, Learner, ABC):
     CHOSEN: ClassVar[Sequence[str]] = ()
     """Names of the options that `settings_for` chooses."""
     TargetType: ClassVar[type[Targets]] = ClassTargets
-    """What `Batch.targets` holds: classes, boxes, or one class per pixel."""
+    """What `Batch.targets` holds: classes, labels, numbers, boxes, or one class per pixel."""
     on_encoder: ClassVar[bool] = True
     """Whether `unveil finetune` trains it on the encoder of a run."""
     config: Any
@@ -252,6 +252,9 @@ class Task(PredictsClasses, Learner, ABC):
     def set_class_counts(self, counts: Int[Tensor, " K"]) -> None:
         """Receives the number of training samples of each class before training, also when it resumes."""
 
+    def set_train_targets(self, targets: Targets) -> None:
+        """Receives the labels of all training samples before training, also when it resumes, unless they are maps."""
+
     def set_decoder(self, state: Mapping[str, Tensor]) -> None:
         """Receives the decoder of the MAE that the encoder comes from: see `unveil.protocols.HasPixelDecoder`."""
 
@@ -260,7 +263,7 @@ class Task(PredictsClasses, Learner, ABC):
 
     @abstractmethod
     def predict(self, batch: Any) -> Any:
-        """Predictions for a batch of normalised samples: class scores (B, K), boxes with masks, or class maps (B, K, H, W)."""
+        """Predictions for a batch of normalised samples: class scores (B, K), numbers (B,), or class maps (B, K, H, W)."""
 
     @abstractmethod
     def metric(self) -> Metric:

@@ -40,9 +40,9 @@ class Table(Columns):
     skipped: dict[str, str]
 
     @property
-    def labels(self) -> list[str]:
-        """The predicted label of each sample."""
-        found: list[str] = self["label"].tolist()
+    def labels(self) -> list[Any]:
+        """The predicted label of each sample; those of a multi-label model are joined by "|", and a number is a number."""
+        found: list[Any] = self[next(name for name in ("label", "labels", "value") if name in self)].tolist()
         return found
 
     @property
@@ -108,7 +108,7 @@ class PredictsClasses:
             raise UnveilError(f"{type(self).__name__} takes no images: for texts, use unveil.predict")
         if isinstance(images, str | bytes | PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
             raise UnveilError("predict_images takes several images: give a list, such as [image]")
-        transform, device = EvalTransform(vit.image_size, vit.crop_pct), next(iter(self.state_dict().values())).device  # type: ignore[attr-defined]
+        transform, device = EvalTransform.of(vit), next(iter(self.state_dict().values())).device  # type: ignore[attr-defined]
         found, waiting = list[Tensor](), list[Pixels]()
         for number, image in enumerate(chain(images, [None])):
             if image is not None:
@@ -138,6 +138,12 @@ class PredictsClasses:
         """The probability of each class, from the result of `predict`."""
         return predictions.float().softmax(dim=1)
 
+    def check_columns(self, top_k: int, scores: bool, owner: str) -> None:
+        """Raises `UnveilError` if a model, whose name is `owner`, cannot write so many best labels, or scores: see `columns`."""
+        count = len(self.classes)
+        if count and top_k > count:
+            raise UnveilError(f"top_k is {top_k}, but {owner} has {count} classes: use 1 to {count}")
+
     def columns(self, predictions: Float[Tensor, "B K"], *, top_k: int = 1, scores: bool = False) -> Columns:
         """One row per sample: `label` and `probability`; `label_2`, `probability_2`, ... of the next best; `p(NAME)` of each class.
 
@@ -154,8 +160,7 @@ class PredictsClasses:
                 f"{type(self).__name__} predicts {tuple(predictions.shape[1:])} values for each sample, not the scores of its "
                 f"{len(self.classes)} classes: a task of this kind has no labels to write"
             )
-        if top_k > len(self.classes):
-            raise UnveilError(f"top_k is {top_k}, but the model has {len(self.classes)} classes: use 1 to {len(self.classes)}")
+        self.check_columns(top_k, scores, "the model")
         shares = self.probabilities(predictions)
         best = shares.sort(dim=1, descending=True, stable=True)  # of equal ones, the first class
         names, found = np.array(self.classes), Columns()

@@ -31,9 +31,9 @@ def make_mae():
 
 @pytest.fixture
 def make_finetune():
-    def make(classes=("a", "b", "c", "d", "e"), **shape):
+    def make(classes=("a", "b", "c", "d", "e"), config=None, **shape):
         torch.manual_seed(0)
-        return perturbed(Finetune.build(ViT(ViTConfig(**SHAPE | shape)), FinetuneConfig(), AugmentConfig(), classes))
+        return perturbed(Finetune.build(ViT(ViTConfig(**SHAPE | shape)), config or FinetuneConfig(), AugmentConfig(), classes))
 
     return make
 

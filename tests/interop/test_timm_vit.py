@@ -10,7 +10,7 @@ from unveil.interop.encoder_only import EncoderOnly
 from unveil.interop.load import load
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
-from unveil.tasks.finetune import Finetune
+from unveil.tasks.finetune import Finetune, FinetuneConfig
 
 
 def distance(a, b):
@@ -83,6 +83,19 @@ def test_timm_loads_a_fine_tuned_model_with_its_head(make_finetune, tmp_path, im
     assert "tensors matched" in logged[-1]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["mean", "class"])
+def test_a_model_that_keeps_the_norm_of_pre_training_goes_to_timm_with_its_head(make_finetune, tmp_path, images, pool):
+    learner = make_finetune(["cat", "dog"], FinetuneConfig(fc_norm=False, pool=pool))
+    timm_vit.export(learner, tmp_path / "out")
+    theirs = timm_model(tmp_path / "out")
+    assert distance(theirs(images), learner.logits(images)) < 1e-5
+    assert timm_vit.verify(learner, tmp_path / "out").difference < 1e-5
+    again = load(tmp_path / "out", say=lambda text: None)
+    assert list(again.classes) == ["cat", "dog"]
+    torch.testing.assert_close(again.logits(images), learner.logits(images), rtol=1e-5, atol=1e-5)
+
+
 def test_folder_that_timm_wrote_is_read(tmp_path, images):
     theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0).eval()
     timm.models.save_for_hf(theirs, tmp_path / "out", safe_serialization=True)
@@ -96,8 +109,17 @@ def test_what_is_another_model_is_refused(tmp_path, make_mae):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnveilError, match="positions of 16 patches"):
         load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "vit_base_patch16_clip_quickgelu_224"}))
-    with pytest.raises(UnveilError, match="expected a plain Vision Transformer"):
+    config["model_args"]["img_size"] = 32
+    for name, match in (
+        ("vit_base_patch16_clip_quickgelu_224", r"norm_pre\.weight"),  # which such a model has
+        ("vit_hugest_patch16_224", "does not have the model"),
+        ("resnet50", "resnet50"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": name}))
+        with pytest.raises(UnveilError, match=match):
+            load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": config["model_args"] | {"pretrained": True}}))
+    with pytest.raises(UnveilError, match="model_args that cannot be expressed: pretrained"):
         load(tmp_path)
     theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0, qk_norm=True)
     timm.models.save_for_hf(theirs, tmp_path / "qk_norm", safe_serialization=True)

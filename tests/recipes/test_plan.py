@@ -156,7 +156,6 @@ def test_the_command_is_understood_and_means_the_plan(made, images):
     assert Path(options.pop("out")) == made.path
     assert options.pop("resume_from") is None
     assert options.pop("extend") is False
-    assert options.pop("extend") is False
     plan = IMAGES.plan(options.pop("data"), options.pop("method"), options.pop("model"), options)
     assert plan.config == made.config
 

@@ -15,7 +15,8 @@ from PIL import Image
 import unveil
 from unveil.errors import UnveilError
 from unveil.runs import images
-from unveil.runs.images import IMAGES, ImagePlan
+from unveil.runs.image_pretraining import ImagePlan
+from unveil.runs.images import IMAGES
 from unveil.runs.labelled_data import LabelledOptions, data_of, labelled_subsets, recorded_classes, unseen_classes
 from unveil.train.data_changes import data_changes
 from unveil.train.run_folder import Run

@@ -15,6 +15,7 @@ import unveil
 from tests.runs.test_session import TINY, steps_of, stop_at_step, write_images
 from unveil import cli
 from unveil.errors import Interrupted, UnveilError
+from unveil.experiments.compare import build_comparison, entry_of
 from unveil.interop import model_files
 from unveil.interop.encoder_only import checksums
 from unveil.models.adapt import adapted
@@ -297,3 +298,41 @@ def test_the_command_line(source, pics, tmp_path, capsys) -> None:
         cli.main(["pretrain", str(pics), "--init", str(tmp_path / "nothing"), "--out", str(tmp_path / "no")])
     assert caught.value.code == 1
     assert "nothing does not exist" in capsys.readouterr().err
+
+
+def test_a_plan_keeps_what_follows_from_the_weights(source, pics, tmp_path) -> None:
+    options = {"out": tmp_path / "planned", "seconds": 2, "device": "cpu", "precision": "float32", "epochs": 1}
+    planned = unveil.plan(str(pics), init=str(source), teacher=str(source), **options)
+    assert "--model vit-nano" in planned.command
+    assert f"--init {source}" in planned.command
+    assert (planned.config["image_size"], planned.config["patch_size"]) == ((16, 16), (4, 4))
+    assert (planned.config["decoder_width"], planned.config["decoder_depth"]) == (96, 2)
+    with pytest.raises(UnveilError, match="are a vit-nano, but --model is vit-tiny"):
+        unveil.plan(str(pics), init=str(source), model="vit-tiny", **options)
+
+
+def test_a_comparison_starts_one_entry_from_another(pics, tmp_path) -> None:
+    rows = unveil.compare(
+        "mae,mae-more,mae-taught",
+        str(pics),
+        out=tmp_path / "runs",
+        seeds=(0,),
+        with_finetune=False,
+        **{"mae-more": {"init": "mae"}, "mae-taught": {"init": "mae", "teacher": "mae"}},
+        **{name: value for name, value in TINY.items() if name not in ("base_lr", "epochs")},
+        epochs=1,
+    )
+    first, more, taught = (unveil.Run(tmp_path / "runs" / f"{name}-seed0") for name in ("mae", "mae-more", "mae-taught"))
+    assert more.facts["encoder"] == taught.facts["teacher"] == checksums(encoder_of(first))
+    assert more.results["features"]["before training"] == first.results["features"]["encoder"]
+    assert [row.name for row in rows][:3] == ["mae", "mae-more", "mae-taught"]
+
+
+def test_the_rate_of_a_comparison_follows_the_weights(source, pics, tmp_path) -> None:
+    """And not the default model, which is ten times as wide."""
+    options = {"epochs": 1, "batch_size": 16}
+    given = build_comparison([entry_of("mae")], str(pics), tmp_path, {**options, "init": str(source)})
+    named = build_comparison([entry_of("mae")], str(pics), tmp_path, {**options, "model": "vit-nano"})
+    default = build_comparison([entry_of("mae")], str(pics), tmp_path, options)
+    rates = [each.entries[0].options["base_lr"] for each in (given, named, default)]
+    assert rates[0] == rates[1] != rates[2]

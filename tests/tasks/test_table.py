@@ -9,7 +9,7 @@ import torch
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig, eval_geometry
 from unveil.data.batch import Batch
-from unveil.data.targets import ClassTargets, PixelTargets, Targets
+from unveil.data.targets import ClassTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
 from unveil.interop import model_files
 from unveil.interop.load import load
 from unveil.learner import Task
@@ -51,7 +51,14 @@ class Images:
         indices = torch.arange(first, first + size) % SAMPLES
         maps = (self.images[indices, 0] // 86).long()
         maps[:, -1] = 255
-        targets = PixelTargets(maps) if self.targets is PixelTargets else ClassTargets(indices % len(CLASSES))
+        numbers = self.images[indices, 0].float().mean(dim=(1, 2))
+        kinds: dict[type[Targets], Targets] = {
+            PixelTargets: PixelTargets(maps),
+            ClassTargets: ClassTargets(indices % len(CLASSES)),
+            MultiLabelTargets: MultiLabelTargets((numbers[:, None] > torch.tensor([80.0, 86.0, 92.0])).float()),
+            NumberTargets: NumberTargets(numbers),
+        }
+        targets = kinds[self.targets]
         return Batch(self.images[indices], torch.tensor([[12, 16]] * size), sample_keys(0, first, size), targets)
 
 
@@ -156,8 +163,8 @@ def test_targets_stay_aligned_with_augmented_images(name: str) -> None:
         maps = augmented.targets.maps
         known = maps != 255
         assert ((red / 86).long() == maps)[known].float().mean() > 0.9
-    elif augmented.targets.labels.ndim == 1:
-        assert torch.equal(augmented.targets.labels, batch.targets.labels)
+    elif augmented.targets[0].ndim == batch.targets[0].ndim:  # not mixed
+        assert torch.equal(augmented.targets[0], batch.targets[0])
 
 
 @pytest.mark.parametrize("name", TASKS.builtin)

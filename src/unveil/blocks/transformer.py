@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unveil.blocks.activations import ACTIVATIONS, SwiGLU
 from unveil.blocks.attention import Attention
 from unveil.blocks.fast import choose
 from unveil.blocks.fast.block import block_forward
@@ -31,7 +32,8 @@ class TransformerConfig:
     depth: int
     heads: int
     mlp_ratio: float = 4.0
-    activation: Literal["gelu", "relu"] = "gelu"
+    activation: Literal["gelu", "relu", "quick_gelu", "gelu_tanh", "swiglu"] = "gelu"
+    """A SwiGLU has a gate beside the values of the MLP, so its first layer is twice as wide."""
     norm: Literal["pre", "post"] = "pre"
     """`pre` for x + f(norm(x)), with one more norm after the last block; `post` for norm(x + f(x))."""
     final_norm: bool = True
@@ -63,8 +65,9 @@ class Block(nn.Module):
             self.cross = Attention(width, config.heads, config.dropout)
             self.branch_cross = ResidualBranch(width, config.dropout, drop_path, config.layer_scale)
         self.norm2 = LayerNorm(width, eps=config.eps)
-        activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
+        activation = ACTIVATIONS[config.activation]()
+        widened = 2 * hidden if isinstance(activation, SwiGLU) else hidden
+        self.mlp = nn.Sequential(nn.Linear(width, widened), activation, nn.Linear(hidden, width))
 
     def forward(
         self,

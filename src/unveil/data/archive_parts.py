@@ -1,14 +1,17 @@
-"""The parts of a folder, an archive or shards: their splits, with class labels or with class maps."""
+"""The parts of a folder, an archive or shards: their splits, with labels of images or with class maps."""
 
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from unveil.data.archives import Archive, Shards
 from unveil.data.images import IMAGE_SUFFIXES, image_format, read_class_map
 from unveil.data.label_table import TABLE, examples
+from unveil.data.label_values import LabelKind, Written, written_values
 from unveil.data.labels import classes_sentence, number_labels, sample_names, written_labels
 from unveil.data.parts import DataParts
 from unveil.data.pixels import IGNORE, Unreadable
@@ -23,16 +26,29 @@ MASK_LAYOUT = "a folder images/ and a folder masks/ with a PNG of the same name 
 """The layout of files with class maps for `PixelTargets`, for error messages."""
 
 
-def class_parts(text: str, archive: Archive) -> DataParts:
-    """The parts of images with one class each, or none.
+class Listed(NamedTuple):
+    """The images of an archive, and what else it holds."""
 
-    Args:
-        text: DATA as the user typed it.
-        archive: Its files.
+    candidates: list[int]
+    """Their indices in the archive."""
+    names: list[str]
+    """Their names without shards, from which splits and classes follow."""
+    layout: Layout
+    roots: list[str]
+    """Folders that may have a labels.csv."""
+    unused: dict[str, str]
+    """The files that are not used, with the reason."""
+    notes: list[str]
+    """What the user should know."""
 
-    Raises:
-        UnveilError: If there are no images, or a labels.csv cannot be used.
-    """
+    @property
+    def kept(self) -> list[int]:
+        """The images that are in some part, in their order."""
+        return sorted(index for members in self.layout.parts.values() for index in members)
+
+
+def listed(text: str, archive: Archive) -> Listed:
+    """Lists the images of an archive. Raises `UnveilError` if there are none."""
     candidates = candidates_or_error(text, archive)
     extras = extra_images(archive, candidates)
     candidates = [index for index in candidates if index not in extras]
@@ -44,38 +60,86 @@ def class_parts(text: str, archive: Archive) -> DataParts:
         f"left out {folder} ({count_of(count, 'image')}): masks or annotations of {beside or 'the images beside them'}"
         for folder, count, beside in layout.masks
     ]
-    kept = sorted(index for members in layout.parts.values() for index in members)
-    written = written_labels(archive, [candidates[i] for i in kept], _label_roots(archive, candidates, layout), text)
-    if written:
-        value_of = dict(zip(kept, written.values, strict=True))
+    return Listed(candidates, names, layout, _label_roots(archive, candidates, layout), unused | dict(archive.refused), notes)
+
+
+def class_parts(text: str, archive: Archive, *, optional: bool = True) -> DataParts:
+    """The parts of images with one class each, or none.
+
+    Args:
+        text: DATA as the user typed it.
+        archive: Its files.
+        optional: Whether a labels.csv may have other labels than classes, which are not used.
+
+    Raises:
+        UnveilError: If there are no images, or a labels.csv cannot be used.
+    """
+    found = listed(text, archive)
+    layout, notes = found.layout, found.notes
+    written = written_labels(archive, [found.candidates[i] for i in found.kept], found.roots, text, optional=optional)
+    is_written = written is not None and bool(written.where)
+    notes += written.notes if written else []
+    if written and is_written:
+        value_of = dict(zip(found.kept, written.values, strict=True))
         values = {part: [value_of[i] for i in members] for part, members in layout.parts.items()}
-        notes += written.notes
     else:
         values = folder_classes(layout)
-        notes += _stray_notes(layout, names, values)
+        notes += _stray_notes(layout, found.names, values)
     numbered = number_labels({part: values.get(part, [None] * len(members)) for part, members in layout.parts.items()})
     labels, classes = numbered.get("train") or next(iter(numbered.values()))
     if labels is not None:
-        notes.append(classes_sentence(written.where if written else "the folders", labels, classes))
+        notes.append(classes_sentence(written.where if written and is_written else "the folders", labels, classes))
 
     def make(part: str) -> Source:
-        members = [candidates[i] for i in layout.parts[part]]
         labels, classes = numbered[part]
-        fingerprint, listing = archive_fingerprints(archive, members, list(map(str, values[part])) if written else ())
-        return Source(
-            text,
-            [archive.names[index] for index in members],
-            labels,
-            classes,
-            fingerprint,
-            lambda index: archive.read(members[index]),
-            unused | dict(archive.refused),
-            None,
-            listing,
-            tuple(notes),
-        )
+        source = _part(text, archive, found, part, list(map(str, values[part])) if is_written else ())
+        return replace(source, labels=labels, classes=classes, notes=tuple(notes))
 
     return DataParts(text, _makers(layout, make), layout.folders, _counts(layout))
+
+
+def value_parts(text: str, archive: Archive, kind: LabelKind) -> DataParts:
+    """The parts of images with labels of another kind than one class: see `class_parts`."""
+    found = listed(text, archive)
+    layout, notes, kept = found.layout, found.notes, found.kept
+    written = written_values(kind, archive, [found.candidates[i] for i in kept], found.roots, text)
+    is_written = written is not None
+    if written is None:
+        classes = folder_classes(layout)
+        notes += _stray_notes(layout, found.names, classes)
+        of_image = {i: value for part, own in classes.items() for i, value in zip(layout.parts[part], own, strict=True)}
+        written = Written([None if (name := of_image.get(i)) is None else (name,) for i in kept], "the folders")
+    place = {index: row for row, index in enumerate(kept)}
+    read = kind.read(written, [archive.names[found.candidates[i]] for i in kept], text)
+    notes += written.notes
+    cells = written.cells
+
+    def make(part: str) -> Source:
+        rows = [place[i] for i in layout.parts[part]]
+        source = _part(text, archive, found, part, [str(cells[row]) for row in rows] if is_written else ())
+        return replace(source, values=read.values[rows], classes=read.classes, absent=read.absent, notes=tuple(notes))
+
+    first = make("train" if "train" in layout.parts else next(iter(layout.parts)))
+    if first.is_labelled:
+        notes.append(kind.sentence(written.where, first))
+    return DataParts(text, _makers(layout, make), layout.folders, _counts(layout))
+
+
+def _part(text: str, archive: Archive, found: Listed, part: str, labels: Sequence[str]) -> Source:
+    """The images of a part, without labels; `labels` are those of label files, for the fingerprint."""
+    members = [found.candidates[i] for i in found.layout.parts[part]]
+    fingerprint, listing = archive_fingerprints(archive, members, labels)
+    return Source(
+        text,
+        [archive.names[index] for index in members],
+        None,
+        [],
+        fingerprint,
+        lambda index: archive.read(members[index]),
+        found.unused,
+        None,
+        listing,
+    )
 
 
 def map_parts(text: str, archive: Archive) -> DataParts:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +29,7 @@ from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, Shri
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
-from unveil.data.targets import ClassTargets, Draw, Targets
+from unveil.data.targets import ClassTargets, Draw, MultiLabelTargets, NumberTargets, Targets
 from unveil.errors import UnveilError
 
 Progress = Callable[[int, int], None]
@@ -127,6 +127,17 @@ class ImageDataset:
         if self.source.labels is None:
             return torch.full((len(self),), -1)
         return torch.from_numpy(self.source.labels)
+
+    @property
+    def has_label(self) -> Bool[Tensor, " n"]:
+        """Whether each image has a label."""
+        return torch.from_numpy(self.source.has_label)
+
+    def value_targets(self, indices: Int[Tensor, " B"]) -> Targets:
+        """The labels of images that have any number of labels, or a number. Only for a source with `values`."""
+        assert self.source.values is not None
+        found = torch.from_numpy(self.source.values[indices.numpy()]).float()
+        return NumberTargets(found) if found.ndim == 1 else MultiLabelTargets(found)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -321,6 +332,8 @@ class ImageDataset:
         targets: Targets | None = None
         if maps:
             targets = pixel_targets(maps)
+        elif self.source.values is not None:
+            targets = self.value_targets(indices)
         elif self.source.labels is not None:
             targets = ClassTargets(torch.from_numpy(self.source.labels[indices.numpy()]))
         on_gpu = isinstance(self._images, Tensor) and self._images.is_cuda

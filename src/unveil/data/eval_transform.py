@@ -1,6 +1,7 @@
 """The preprocessing of an evaluation, image by image, with the pixels of other libraries: resize the short side, crop the centre.
 
 This is torchvision's `Resize` and `CenterCrop` of Pillow images, which timm uses too, so an exported model gets the same pixels.
+Models of other libraries may be made for images that are squashed to a square, or resized by a bilinear filter.
 Evaluations during a run start from images that were shrunk for training, and crop and resize them in batches: see
 `unveil.data.augment.eval_geometry`. The two round sizes and corners differently, so an image may be cropped or scaled by a pixel
 more or less: photographs of about 500 x 375 then differ by 2 grey levels on average at 224 px, by 8 at 96 px and by 11 at 32 px.
@@ -9,6 +10,7 @@ more or less: photographs of about 500 x 375 then differ by 2 grey levels on ave
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +24,39 @@ CROP_PCT = 0.875
 LARGEST = 2**24
 """A resized image with more pixels, of extreme shape, is never held as a whole: only the pixels of the crop are computed."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Preprocessing(Protocol):
+    """What a model says about the images that it was made for: a `ViTConfig`."""
+
+    @property
+    def image_size(self) -> Size: ...
+    @property
+    def crop_pct(self) -> float: ...
+    @property
+    def crop_mode(self) -> Literal["center", "center_floor", "squash"]: ...
+    @property
+    def interpolation(self) -> Literal["bicubic", "bilinear"]: ...
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resizes an image so that a centre crop of `image_size` keeps the share `crop_pct` of its short side, and crops it."""
+    """Resizes an image so that a centre crop of `image_size` keeps the share `crop_pct` of its short side, and crops it.
+
+    With the mode "squash", both sides are resized to those of the crop, divided by `crop_pct`: circles become ellipses. With
+    "center_floor", the crop begins at a whole pixel that is rounded down, as in transformers.
+    """
 
     image_size: Size
     crop_pct: float
+    crop_mode: Literal["center", "center_floor", "squash"] = "center"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    @classmethod
+    def of(cls, model: Preprocessing) -> Self:
+        """The preprocessing of a model."""
+        return cls(model.image_size, model.crop_pct, model.crop_mode, model.interpolation)
 
     @property
     def fitted(self) -> Size:
@@ -40,6 +67,8 @@ class EvalTransform:
     def resized(self, height: int, width: int) -> Size:
         """The size of an image after resizing; at least `image_size`. Rounded as in torchvision and, for rectangles, in timm."""
         rows, columns = self.fitted
+        if self.crop_mode == "squash":
+            return rows, columns
         if rows == columns:
             longer = int(rows * max(height, width) / min(height, width))
             return (longer, rows) if width <= height else (rows, longer)
@@ -48,6 +77,8 @@ class EvalTransform:
 
     def corner(self, height: int, width: int) -> tuple[int, int]:
         """The top and left of the crop in a resized image. A half is rounded to the even number, as in torchvision."""
+        if self.crop_mode == "center_floor":
+            return (height - self.image_size[0]) // 2, (width - self.image_size[1]) // 2
         return round((height - self.image_size[0]) / 2), round((width - self.image_size[1]) / 2)
 
     def __call__(self, pixels: Pixels) -> Pixels:
@@ -56,14 +87,20 @@ class EvalTransform:
         top, left = self.corner(height, width)
         rows, columns = self.image_size
         if height * width <= LARGEST:
-            return resize(pixels, (height, width))[top : top + rows, left : left + columns].copy()  # frees the whole
+            resized = resize(pixels, (height, width), interpolation=self.interpolation)
+            return resized[top : top + rows, left : left + columns].copy()  # frees the whole
         down, across = pixels.shape[0] / height, pixels.shape[1] / width
         box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
-        return resize(pixels, self.image_size, box)
+        return resize(pixels, self.image_size, box, self.interpolation)
 
 
-def resize(pixels: Pixels, size: Size, box: tuple[float, float, float, float] | None = None) -> Pixels:
-    """Resizes an image (H, W, C) by Pillow's antialiased bicubic filter.
+def resize(
+    pixels: Pixels,
+    size: Size,
+    box: tuple[float, float, float, float] | None = None,
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+) -> Pixels:
+    """Resizes an image (H, W, C) by one of Pillow's antialiased filters.
 
     8-bit images of 1, 3 or 4 channels are resized as such; colours are weighted by the fourth channel. Channels of other images are
     resized one by one, and 16-bit ones as floats.
@@ -72,19 +109,21 @@ def resize(pixels: Pixels, size: Size, box: tuple[float, float, float, float] | 
         pixels: uint8 or uint16.
         size: Height and width of the result.
         box: Left, top, right and bottom of the part of the image to resize; by default all of it.
+        interpolation: The filter.
     """
+    kind = FILTERS[interpolation]
     if pixels.shape[:2] == size and box is None:
         return pixels
     if pixels.dtype == np.uint8 and pixels.shape[2] in MODES:
         plain = np.ascontiguousarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0])
-        found = np.asarray(Image.fromarray(plain).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        found = np.asarray(Image.fromarray(plain).resize(size[::-1], kind, box=box))
         return found.reshape(*size, -1)
     result: Pixels = np.empty((*size, pixels.shape[2]), dtype=pixels.dtype)
     for channel in range(pixels.shape[2]):
         plane: NDArray[np.generic] = np.ascontiguousarray(pixels[:, :, channel])
         if pixels.dtype == np.uint16:
             plane = plane.astype(np.float32)
-        image = np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        image = np.asarray(Image.fromarray(plane).resize(size[::-1], kind, box=box))
         result[:, :, channel] = np.clip(np.rint(image), 0, np.iinfo(pixels.dtype).max)  # bicubic filters overshoot at edges
     return result
 

@@ -2,20 +2,23 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from unveil.data.eval_transform import EvalTransform
 from unveil.data.images import read_image
 from unveil.data.pixels import Pixels, Unreadable, match_channels
 from unveil.data.regular_files import read_file
 from unveil.data.source import Raw, Source, version_2
 from unveil.errors import UnveilError
+
+if TYPE_CHECKING:  # imports torch, which is not needed to list DATA
+    from unveil.data.eval_transform import EvalTransform
 
 USUAL_CHANNELS = (1, 3, 4)
 TAKES = "expected a path, a Pillow image, an array (H, W, C) or a tensor (C, H, W), of uint8 or uint16"
@@ -40,27 +43,36 @@ def raw_image(image: Any, name: str, channels: int | None = None) -> Raw:
             raise Unreadable(f"cannot be opened: {error.strerror}", name, lost=True) from None
     if isinstance(image, Image.Image):
         return image
-    if not isinstance(image, np.ndarray | torch.Tensor):
+    is_tensor = is_torch_tensor(image)
+    if not isinstance(image, np.ndarray) and not is_tensor:
         raise UnveilError(f"{name} is a {type(image).__name__}: {TAKES}")
     shape, kind = tuple(image.shape), str(image.dtype).removeprefix("torch.")
     if kind not in ("uint8", "uint16"):
         raise UnveilError(f"{name} has values of {kind}, whose white is unknown: {TAKES}")
-    if not (image.ndim == 3 or (image.ndim == 2 and isinstance(image, np.ndarray))) or 0 in shape:
+    if not (image.ndim == 3 or (image.ndim == 2 and not is_tensor)) or 0 in shape:
         raise UnveilError(f"{name} has the shape {shape}: {TAKES}")
     if image.ndim == 2:
         return np.asarray(image)
     usual = {*USUAL_CHANNELS, channels or 1}
     first, last = shape[0] in usual, shape[2] in usual
-    if isinstance(image, torch.Tensor):
+    if is_tensor:
         if last and not first:
             raise UnveilError(f"{name} is a tensor of shape {shape}, with the channels last: use tensor.movedim(-1, 0)")
-        return image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+        pixels: NDArray[Any] = image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+        return pixels
     if first and not last:
         raise UnveilError(f"{name} is an array of shape {shape}, with the channels first: use array.transpose(1, 2, 0)")
-    return image
+    array: NDArray[Any] = image
+    return array
 
 
-def for_model(raw: Raw, transform: EvalTransform, channels: int, *, deep: bool, max_pixels: int, name: str = "") -> Pixels:
+def is_torch_tensor(value: Any) -> bool:
+    """Whether a value is a tensor of torch, which is not imported to list DATA."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def for_model(raw: Raw, transform: "EvalTransform", channels: int, *, deep: bool, max_pixels: int, name: str = "") -> Pixels:
     """An image (S, T, C), resized and cropped for a model, but not normalised.
 
     Args:

@@ -1,9 +1,9 @@
-"""Reads labels.csv: a table with the columns file and label. Every row that cannot be used is counted and named."""
+"""Reads labels.csv: a column with files, and one or several with labels. Every row that cannot be used is counted and named."""
 
 import codecs
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,20 +16,62 @@ LABEL_COLUMNS = ("label", "class")
 """Names of the columns, in any case. The first one that a table has is used."""
 
 
+Cells = tuple[str, ...]
+"""The cells of an image in the columns with labels; empty ones are ""."""
+
+
+class NoColumnError(ValueError):
+    """A table has no columns with labels of the kind that is needed; the message completes "labels.csv ..."."""
+
+
+def class_column(header: Sequence[str], file: int) -> list[int]:
+    """The column with the class of each image.
+
+    Args:
+        header: The names of the columns, as they are written.
+        file: The index of the column with the files; -1 if there is none.
+
+    Raises:
+        NoColumnError: If there is none.
+    """
+    lower = [name.lower() for name in header]
+    found = next((lower.index(name) for name in LABEL_COLUMNS if name in lower), -1)
+    if min(file, found) < 0:
+        hint = ". Several labels per image, and numbers, need --task multilabel or --task regression" if file >= 0 else ""
+        raise NoColumnError(f"begins with {', '.join(header[:5])!r}: expected file,label in its first line{hint}")
+    return [found]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read a table."""
+
+    columns: Callable[[Sequence[str], int], list[int]] = class_column
+    """Chooses the columns with labels, as `class_column` does."""
+    joins: bool = False
+    """Whether several rows of one image are lists of labels, which are joined. If not, they must be the same."""
+    optional: bool = False
+    """Whether a table of files may have no such column, for commands that need no labels. It is then told and not used."""
+
+
 @dataclass
 class TableLabels:
     """Labels of images from tables.
 
     Attributes:
-        values: The label of each image; None if it has none.
+        cells: The cells of each image; None if it has none.
+        columns: The names of the columns with labels; empty if a table has none, which is optional.
         notes: Problems, each in one sentence.
     """
 
-    values: list[str | None]
+    cells: list[Cells | None]
+    columns: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def table_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[str], where: str) -> TableLabels | None:
+def table_labels(
+    archive: Archive, candidates: Sequence[int], roots: Sequence[str], where: str, reading: Reading = Reading()
+) -> TableLabels | None:
     """Labels from the labels.csv of the first of `roots` that has one; or else from those of all split folders.
 
     Args:
@@ -38,6 +80,7 @@ def table_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[st
         roots: Folders, from the outermost to the innermost that holds all images, then the split folders. Each is "" or ends in a
             slash.
         where: DATA as the user typed it, for error messages.
+        reading: Which columns have the labels; by default the classes.
 
     Returns:
         None if there is no labels.csv.
@@ -55,9 +98,20 @@ def table_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[st
     for root in chosen:
         inside = [i for i, index in enumerate(candidates) if archive.names[index].startswith(root)]
         names = [archive.names[candidates[i]].removeprefix(root) for i in inside]
-        table = _Table(root + TABLE, where, archive.read_text(tables[root], where), Names(names))
-        for i, value in zip(inside, table.values, strict=True):
-            found.values[i] = value
+        table = _Table(root + TABLE, where, archive.read_text(tables[root], where), Names(names), reading)
+        found.columns = found.columns or table.columns
+        if not table.columns:
+            found.notes += table.notes
+            continue
+        if len(table.columns) > 1 and sorted(table.columns) == sorted(found.columns):  # perhaps in another order
+            order = [table.columns.index(name) for name in found.columns]
+        elif len(table.columns) == len(found.columns) == 1:
+            order = [0]
+        else:
+            wanted, own = (", ".join(columns) for columns in (found.columns, table.columns))
+            raise UnveilError(f"{where}: {table.path} has the columns {own}, expected those of another split: {wanted}")
+        for i, cells in zip(inside, table.cells, strict=True):
+            found.cells[i] = None if cells is None else tuple(cells[column] for column in order)
         found.notes += table.notes
     return found
 
@@ -125,17 +179,20 @@ class Names:
 class _Table:
     """One labels.csv, applied to the images below its folder."""
 
-    def __init__(self, path: str, where: str, raw: bytes, names: Names) -> None:
-        self.path, self.where, self.names = path, where, names
-        self.values: list[str | None] = [None] * len(names.names)
+    def __init__(self, path: str, where: str, raw: bytes, names: Names, reading: Reading) -> None:
+        self.path, self.where, self.names, self.reading = path, where, names, reading
+        self.cells: list[Cells | None] = [None] * len(names.names)
+        self.columns: list[str] = []
         self.notes: list[str] = []
-        self._apply(list(self._rows(raw)))
+        rows = list(self._rows(raw))
+        if self.columns:
+            self._apply(rows)
 
     def _fail(self, what: str) -> UnveilError:
         return UnveilError(f"{self.where}: {self.path} {what}")
 
-    def _rows(self, raw: bytes) -> Iterator[tuple[str, str]]:
-        """The file and the label of each row."""
+    def _rows(self, raw: bytes) -> Iterator[tuple[str, Cells]]:
+        """The file and the labels of each row."""
         text = _decoded(raw).lstrip("\r\n")
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True)
         broken: list[str] = []
@@ -144,56 +201,70 @@ class _Table:
             if not header:
                 raise self._fail("is empty: expected file,label in its first line")
             lower = [cell.lower() for cell in header]
-            columns = [
-                next((lower.index(name) for name in expected if name in lower), -1) for expected in (FILE_COLUMNS, LABEL_COLUMNS)
-            ]
-            if min(columns) < 0:
-                raise self._fail(f"begins with {', '.join(header[:5])!r}: expected file,label in its first line")
-            unused = [name for i, name in enumerate(header) if i not in columns and name]
+            file = next((lower.index(name) for name in FILE_COLUMNS if name in lower), -1)
+            try:
+                labels = self.reading.columns(header, file)
+            except NoColumnError as error:
+                if self.reading.optional and file >= 0:
+                    self.notes.append(f"{self.path} is not used: it has no column label, but {', '.join(header[:5])}")
+                    return
+                raise self._fail(str(error)) from None
+            self.columns = [header[column] for column in labels]
+            unused = [name for i, name in enumerate(header) if i not in (file, *labels) and name]
             if unused:
                 self._note(f"{len(unused):,} column", "is not used", "are not used", unused)
             for row in lines:
-                if len(row) > len(header) or 0 < len(row) <= max(columns):
+                if len(row) > len(header) or 0 < len(row) <= max(file, *labels):
                     broken.append(",".join(row))
-                elif row and "\n" in row[columns[0]] + row[columns[1]]:  # a quotation mark that is never closed
-                    broken.append(row[columns[0]].split("\n")[0])
+                elif row and any("\n" in row[column] for column in (file, *labels)):  # a quotation mark that is never closed
+                    broken.append(row[file].split("\n")[0])
                 elif row:
-                    yield row[columns[0]].strip(), row[columns[1]].strip()
+                    yield row[file].strip(), tuple(row[column].strip() for column in labels)
         except csv.Error as error:
             raise self._fail(f"cannot be read as a table: line {lines.line_num}: {error}") from None
         if broken:
             count, wrong = f"{len(broken):,} row", "other cells than the header, or a line feed"
             self._note(count, f"has {wrong}, so it is not used", f"have {wrong}, so they are not used", broken)
 
-    def _apply(self, rows: Sequence[tuple[str, str]]) -> None:
-        missing, unlabelled, repeated, disputed = [], [], [], dict[int, list[str]]()
-        found: dict[int, str] = {}
-        for written, label in rows:
+    def _apply(self, rows: Sequence[tuple[str, Cells]]) -> None:
+        missing, unlabelled, repeated, joined, disputed = [], [], [], [], dict[int, list[Cells]]()
+        found: dict[int, Cells] = {}
+        for written, cells in rows:
             index = self.names.find(written) if written else None
             if index is None:
                 missing.append(written or "(empty)")
-            elif not label:
+            elif not any(cells):
                 unlabelled.append(self.names.names[index])
             elif index not in found:
-                found[index] = label
-            elif found[index] == label and index not in disputed:
+                found[index] = cells
+            elif found[index] == cells and index not in disputed:
                 repeated.append(self.names.names[index])
+            elif self.reading.joins and len(cells) == 1:
+                found[index] = (f"{found[index][0]}|{cells[0]}",)
+                joined.append(self.names.names[index])
             else:
-                disputed.setdefault(index, [found[index]]).append(label)
+                disputed.setdefault(index, [found[index]]).append(cells)
         if not found:
             if unlabelled:
                 raise self._fail("has no label: its rows have an empty label")
             example = f"its first row is {rows[0][0]!r}" if rows else "it has no rows"
             raise UnveilError(f"{self.where}: no file in {self.path} is an image: {example}, an image is {self.names.names[0]!r}")
-        for index, label in found.items():
-            self.values[index] = None if index in disputed else label
+        for index, cells in found.items():
+            self.cells[index] = None if index in disputed else cells
         empty = set(unlabelled)
         absent = [name for i, name in enumerate(self.names.names) if i not in found and name not in empty]
-        labels = [f"{self.names.names[i]}: {', '.join(dict.fromkeys(each))}" for i, each in sorted(disputed.items())]
+        labels = [f"{self.names.names[i]}: {', '.join(dict.fromkeys(map(' '.join, each)))}" for i, each in sorted(disputed.items())]
         self._note(f"{len(absent):,} image", "has no row, so it has no label", "have no row, so they have no label", absent)
         self._note(f"{len(unlabelled):,} row", "has an empty label", "have an empty label", unlabelled)
         self._note(f"{len(missing):,} row", "names a file that is no image of the data", "name files that are no images", missing)
         self._note(f"{len(repeated):,} row", "repeats an earlier row", "repeat earlier rows", repeated)
+        joins = list(dict.fromkeys(joined))
+        self._note(
+            f"{len(joins):,} image",
+            "has several rows, whose labels are joined",
+            "have several rows, whose labels are joined",
+            joins,
+        )
         self._note(
             f"{len(labels):,} image",
             "has rows with different labels, so it is left without a label",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unveil.data.archive import SAMPLE_TEXT_LIMIT, Archive
-from unveil.data.label_table import TABLE, examples, table_labels
+from unveil.data.label_table import TABLE, Reading, examples, table_labels
 from unveil.plain_text import count_of
 
 Labels = NDArray[np.int64]
@@ -27,7 +27,7 @@ class WrittenLabels(NamedTuple):
     values: list[str | None]
     """The label of each image; None if it has none."""
     where: str
-    """What kind of file they are from."""
+    """What kind of file they are from; "" if a table has no labels."""
     notes: list[str]
     """Problems, each in one sentence."""
 
@@ -87,7 +87,9 @@ def classes_sentence(where: str, labels: Labels, classes: Sequence[str]) -> str:
     return f"took {where} as classes: {shown}{many}{each} image{'s' * (most != 1)} each)"
 
 
-def written_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[str], where: str) -> WrittenLabels | None:
+def written_labels(
+    archive: Archive, candidates: Sequence[int], roots: Sequence[str], where: str, *, optional: bool = False
+) -> WrittenLabels | None:
     """Labels from `sample.cls` or `sample.json` next to each candidate (WebDataset), or from `labels.csv`.
 
     Args:
@@ -95,13 +97,15 @@ def written_labels(archive: Archive, candidates: Sequence[int], roots: Sequence[
         candidates: Indices of the images.
         roots: Folders that may have a labels.csv, in order, each "" or with a slash at the end; see `table_labels`.
         where: DATA as the user typed it, for error messages.
+        optional: Whether a labels.csv may have no labels.
     """
-    found = _sample_labels(archive, candidates, where)
+    found = sample_labels(archive, candidates, where, CLASS_FILES)
     if found is None:
-        table = table_labels(archive, candidates, roots, where)
-        return WrittenLabels(unified(table.values), f"the labels in {TABLE}", table.notes) if table else None
-    if any(name.rpartition("/")[2] == TABLE for name in archive.names):
-        found.notes.append(f"{TABLE} is not used, because the labels are in {found.where.removeprefix('the labels in ')}")
+        table = table_labels(archive, candidates, roots, where, Reading(optional=optional))
+        if table is None:
+            return None
+        values = [None if cells is None else cells[0] for cells in table.cells]
+        return WrittenLabels(unified(values), f"the labels in {TABLE}" if table.columns else "", table.notes)
     return found._replace(values=unified(found.values))
 
 
@@ -119,8 +123,18 @@ def sample_names(name: str) -> tuple[str, str]:
     return folder + slash + base.split(".")[0], os.path.splitext(name)[0]
 
 
-def _sample_labels(archive: Archive, candidates: Sequence[int], where: str) -> WrittenLabels | None:
-    for suffix, parse in ((".cls", _class_text), (".json", _json_label)):
+def sample_labels(
+    archive: Archive, candidates: Sequence[int], where: str, parsers: Mapping[str, Callable[[bytes], str | None]]
+) -> WrittenLabels | None:
+    """Labels from the files beside the images (WebDataset); None if there are none.
+
+    Args:
+        archive: The files of DATA.
+        candidates: Indices of the images.
+        where: DATA as the user typed it, for error messages.
+        parsers: Reads the label of a file, by the suffix of the file; the first suffix that occurs is taken.
+    """
+    for suffix, parse in parsers.items():
 
         def read_one(index: int, parse: Callable[[bytes], str | None] = parse) -> str | None:
             return parse(archive.read_text(index, where, SAMPLE_TEXT_LIMIT))
@@ -140,6 +154,8 @@ def _sample_labels(archive: Archive, candidates: Sequence[int], where: str) -> W
             missing = [archive.names[image] for image, value in zip(candidates, values, strict=True) if value is None]
             count = f"{count_of(len(missing), 'image')} {'have' if len(missing) > 1 else 'has'}"
             notes = [f"{count} no label in a {suffix} file: {examples(missing)}"] if missing else []
+            if any(name.rpartition("/")[2] == TABLE for name in archive.names):
+                notes.append(f"{TABLE} is not used, because the labels are in the {suffix} files")
             return WrittenLabels(values, f"the labels in the {suffix} files", notes)
     return None
 
@@ -155,3 +171,7 @@ def _json_label(raw: bytes) -> str | None:
         return None
     label = record.get("label") if isinstance(record, dict) else None
     return str(label) or None if isinstance(label, (int, str)) and not isinstance(label, bool) else None
+
+
+CLASS_FILES = {".cls": _class_text, ".json": _json_label}
+"""Reads the class of a file beside an image, by the suffix of the file."""

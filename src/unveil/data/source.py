@@ -1,6 +1,7 @@
 """A source: candidate images in a fixed order, with their labels and a fingerprint."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from unveil.data.retries import Retries
 
 T = TypeVar("T")
 Raw = bytes | Image.Image | NDArray[Any]
+Values = NDArray[np.floating[Any]]
 SAMPLED_FILES, SAMPLED_BYTES = 256, 1 << 18
 """A fingerprint covers the contents of this many files, and of each of them the first bytes up to this limit."""
 
@@ -54,6 +56,13 @@ class Source:
     """The maximum short side of the images of a pack, in pixels, if some have reached it; None for other data."""
     retries: Retries = field(default_factory=Retries, repr=False)
     """Tries a read again after an I/O error."""
+    values: Values | None = None
+    """Labels of another kind than one class: (n, K) 1, 0, or NaN where it is unknown, for any number of `classes`; or (n,) numbers,
+    NaN where there is none, and `classes` is the name of the quantity."""
+    absent: float = math.nan
+    """What `values` are of labels that are not among `classes`: 0 if each image has a list of all its labels, else unknown."""
+    unscored: str = ""
+    """A sentence about labels of a test set that the train set does not have; "" if there are none."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,6 +104,8 @@ class Source:
         """
         if self.map_reader is not None:
             return replace(self, classes=list(classes))
+        if self.values is not None:
+            return self if list(classes) == self.classes else self._with_values_of(classes)
         if self.labels is None or list(classes) == self.classes:
             return self
         occurring = {self.classes[label] for label in np.unique(self.labels[self.labels >= 0]).tolist()}
@@ -104,10 +115,43 @@ class Source:
         table = np.array([*(number.get(name, -1) for name in self.classes), -1], dtype=np.int64)  # -1 stays -1
         return replace(self, labels=table[self.labels], classes=extended)
 
+    def _with_values_of(self, classes: Sequence[str]) -> "Source":
+        """`with_classes` of `values`: the labels of `classes`, in their order. Others are left out, and named in `unscored`."""
+        assert self.values is not None
+        if self.values.ndim == 1:
+            return replace(self, classes=list(classes))
+        known, counts = set(classes), np.nansum(self.values, axis=0).astype(int).tolist()
+        left_out = [f"{name}: {count:,}" for name, count in zip(self.classes, counts, strict=True) if count and name not in known]
+        verb = "is a label" if len(left_out) == 1 else "are labels"
+        shown = ", ".join(left_out[:5]) + ", ..." * (len(left_out) > 5)
+        sentence = f"{shown} {verb} of test images that the train set does not have, so the model has no score for it"
+        unscored = sentence if left_out else ""
+        return replace(self, values=values_of(self, classes), classes=list(classes), unscored=unscored)
+
+    @property
+    def has_label(self) -> NDArray[np.bool_]:
+        """Whether each image has a label."""
+        if self.values is not None:
+            return np.asarray(~np.isnan(self.values).reshape(len(self), -1).all(axis=1))
+        return np.zeros(len(self), dtype=bool) if self.labels is None else self.labels >= 0
+
     @property
     def is_labelled(self) -> bool:
-        """Whether any image has a class."""
-        return self.labels is not None and bool((self.labels >= 0).any())
+        """Whether any image has a label."""
+        return bool(self.has_label.any())
+
+
+def values_of(source: Source, classes: Sequence[str]) -> Values:
+    """The columns of `Source.values` for these classes, of a source with labels of several classes or with none."""
+    if source.values is None:
+        return np.full((len(source), len(classes)), math.nan, np.float32)
+    table = np.full((len(source), len(classes)), source.absent, np.float32)
+    table[~source.has_label] = math.nan
+    column = {name: index for index, name in enumerate(source.classes)}
+    for index, name in enumerate(classes):
+        if name in column:
+            table[:, index] = source.values[:, column[name]]
+    return table
 
 
 def joined(sources: Sequence[Source]) -> Source:
@@ -117,10 +161,13 @@ def joined(sources: Sequence[Source]) -> Source:
     labels: list[Labels] = []
     classes: list[str] = next((source.classes for source in sources if source.is_labelled), [])
     for source in sources:
-        if source.is_labelled:
+        if source.is_labelled and source.values is None:
             source = source.with_classes(classes)
             classes = source.classes
         labels.append(np.full(len(source), -1, np.int64) if source.labels is None else source.labels)
+    values = joined_values(sources)
+    if values is not None and values.ndim == 2:
+        classes = joined_classes(sources)
     starts = np.cumsum([0, *map(len, sources)])
 
     def part(index: int) -> tuple[Source, int]:
@@ -139,7 +186,7 @@ def joined(sources: Sequence[Source]) -> Source:
     return Source(
         sources[0].name,
         [name for source in sources for name in source.names],
-        np.concatenate(labels) if any(source.is_labelled for source in sources) else None,
+        np.concatenate(labels) if any(source.labels is not None and source.is_labelled for source in sources) else None,
         classes or sources[0].classes,
         version_2(*(source.fingerprint for source in sources)),
         read,
@@ -149,6 +196,27 @@ def joined(sources: Sequence[Source]) -> Source:
         tuple(dict.fromkeys(note for source in sources for note in source.notes)),
         joined_groups(sources),
         min((source.shrunk_to for source in sources if source.shrunk_to is not None), default=None),
+        values=values,
+        absent=next((source.absent for source in sources if source.values is not None), math.nan),
+    )
+
+
+def joined_classes(sources: Sequence[Source]) -> list[str]:
+    """The labels that any of several sources has."""
+    return list(dict.fromkeys(name for source in sources if source.values is not None for name in source.classes))
+
+
+def joined_values(sources: Sequence[Source]) -> Values | None:
+    """`Source.values` of several sources, with the columns of `joined_classes`; None if none has any."""
+    found = next((source.values for source in sources if source.values is not None), None)
+    if found is None:
+        return None
+    if found.ndim == 2:
+        classes = joined_classes(sources)
+        return np.concatenate([values_of(source, classes) for source in sources])
+    nothing = (np.full(len(source), math.nan) for source in sources)
+    return np.concatenate(
+        [empty if source.values is None else source.values for source, empty in zip(sources, nothing, strict=True)]
     )
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unveil.data.archive_parts import MASK_LAYOUT, candidate_images, class_parts, map_parts
+from unveil.data.archive_parts import MASK_LAYOUT, candidate_images, class_parts, map_parts, value_parts
 from unveil.data.archives import Archive, Folder, Shards, is_archive, open_archive
 from unveil.data.image_list import list_source
 from unveil.data.images import IMAGE_SUFFIXES, image_format
+from unveil.data.label_values import LabelKind, MultiLabel, Number, from_classes
 from unveil.data.labels import classes_sentence, number_array
 from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_splits, torchvision_splits
 from unveil.data.pack_reader import Pack, is_pack
@@ -42,13 +43,14 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
     Args:
         data: See `FORMS`; or an array (N, H, W) or (N, H, W, C), or such an array and its labels. The name of a dataset has
             priority over a folder of that name: for the folder, write `./digits`.
-        targets: The kind of target: `ClassTargets` (the default; images may lack a class), or `PixelTargets` for one class per
-            pixel, whose names are the lines of a file classes.txt, starting with class 0. Without this file, names are numbers.
+        targets: The kind of target: `ClassTargets` (the default; images may lack a class), `MultiLabelTargets` or `NumberTargets`
+            (see `unveil.data.label_values`), or `PixelTargets` for one class per pixel, whose names are the lines of a file
+            classes.txt, starting with class 0. Without this file, names are numbers.
 
     Raises:
         UnveilError: If DATA does not exist, is damaged, holds no images, or has no such targets.
     """
-    with_maps = _wants_maps(targets)
+    with_maps, kind = _wants_maps(targets), label_kind(targets)
     if isinstance(data, list):
         return DataParts("list", {"train": partial(list_source, data)})
     if not isinstance(data, str | os.PathLike):
@@ -57,17 +59,19 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
             raise UnveilError(
                 "PixelTargets need a class for each pixel: give a pair of arrays, (N, H, W, C) images and (N, H, W) labels"
             )
-        return DataParts("array", {"train": partial(array_source, array, labels)})
+        return DataParts("array", {"train": partial(array_source, array, labels, kind=kind)})
     text = str(data)
     path = Path(text).expanduser()
     named = _named_parts(text) if isinstance(data, str) else None
     if with_maps and (named or (path.is_dir() and is_pack(path))):
         raise UnveilError(f"{text} has no class for each pixel: PixelTargets need {MASK_LAYOUT}")
     if named:
-        return named
-    of_archive = map_parts if with_maps else class_parts
+        return _read_as(named, kind)
+    of_archive: Callable[[str, Archive], DataParts] = partial(class_parts, optional=targets is None)
+    if with_maps or kind is not None:
+        of_archive = map_parts if kind is None else partial(value_parts, kind=kind)
     if path.is_dir():
-        return _pack_parts(text, path) if is_pack(path) else of_archive(text, _folder_or_shards(path))
+        return _read_as(_pack_parts(text, path), kind) if is_pack(path) else of_archive(text, _folder_or_shards(path))
     if path.is_file():
         return of_archive(text, open_archive(path) if is_archive(path) or not _is_image(path) else Folder(path))
     shards = [Path(each).expanduser() for each in expand_braces(text)]
@@ -116,7 +120,9 @@ def open_both(data: Data, *, targets: "type[Targets] | None" = None) -> tuple[So
     return roles.train, roles.test
 
 
-def array_source(array: NDArray[Any], labels: NDArray[Any] | None = None, *, name: str = "array") -> Source:
+def array_source(
+    array: NDArray[Any], labels: NDArray[Any] | None = None, *, name: str = "array", kind: LabelKind | None = None
+) -> Source:
     """Images in memory as a source.
 
     Args:
@@ -124,6 +130,7 @@ def array_source(array: NDArray[Any], labels: NDArray[Any] | None = None, *, nam
         labels: (N,) labels, numbers or strings, of which those that occur become classes, and NaN and "" mean no class; or
             (N, H, W) class maps, with 255 for pixels without a class.
         name: The name of the source, and the first part of the names of its images.
+        kind: The kind of labels, if it is neither classes nor maps: (N, K) of 1 and 0, or (N,) numbers.
     """
     scale = _checked_images(array)
     if labels is not None and len(labels) != len(array):
@@ -131,6 +138,8 @@ def array_source(array: NDArray[Any], labels: NDArray[Any] | None = None, *, nam
     names = [f"{name}/{index:06d}" for index in range(len(array))]
     digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
     digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    if labels is not None and kind is not None:
+        return _with_values(name, names, labels, kind, digest.hexdigest(), lambda index: scale(array[index]))
     if labels is not None and labels.ndim != 1:
         maps = _checked_maps(np.asarray(labels), array)
         digest.update(np.ascontiguousarray(maps).view(np.uint8).data)
@@ -160,6 +169,16 @@ def array_source(array: NDArray[Any], labels: NDArray[Any] | None = None, *, nam
         listing_fingerprint=content,
         notes=() if not classes else (classes_sentence("the labels", numbers, classes),),
     )
+
+
+def _with_values(
+    name: str, names: list[str], labels: NDArray[Any], kind: LabelKind, content: str, reader: Callable[[int], NDArray[Any]]
+) -> Source:
+    """An array of images with labels that are not classes; `content` is the fingerprint of the images."""
+    read = kind.read_array(labels)
+    fingerprint = version_2(content, hashlib.sha256(np.ascontiguousarray(read.values).view(np.uint8).data).hexdigest())
+    found = Source(name, names, None, read.classes, fingerprint, reader, listing_fingerprint=content, values=read.values)
+    return replace(found, notes=(kind.sentence("the labels", found),)) if found.is_labelled else found
 
 
 def _checked_images(array: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
@@ -199,7 +218,7 @@ def _arrays(data: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if not isinstance(pair[0], np.ndarray):
         raise UnveilError(
             f"DATA is a {type(data).__name__}{f' with a {type(pair[0]).__name__}' if pair is data else ''}: expected a path or a "
-            "name, an array (N, H, W) or (N, H, W, C), or a pair of such an array and its labels"
+            "name, an array (N, H, W) or (N, H, W, C), a pair of such an array and its labels, or a list of images"
         )
     if isinstance(pair[0], np.ma.MaskedArray) and pair[0].mask.any():
         raise UnveilError("DATA is an array with masked values: choose what they should be, such as array.filled(0)")
@@ -214,6 +233,26 @@ def _wants_maps(targets: "type[Targets] | None") -> bool:
     if issubclass(targets, BoxTargets):
         raise UnveilError("BoxTargets cannot be read from DATA yet: no layout of files with boxes is supported")
     return issubclass(targets, PixelTargets)
+
+
+def label_kind(targets: "type[Targets] | None") -> LabelKind | None:
+    """The kind of label of targets that are neither classes nor maps."""
+    if targets is None:
+        return None
+    from unveil.data.targets import MultiLabelTargets, NumberTargets  # as above
+
+    return MultiLabel() if issubclass(targets, MultiLabelTargets) else Number() if issubclass(targets, NumberTargets) else None
+
+
+def _read_as(parts: DataParts, kind: LabelKind | None) -> DataParts:
+    """The same images, with the names of their classes as labels of another kind."""
+    if kind is None:
+        return parts
+
+    def read(make: Callable[[], Source]) -> Source:
+        return from_classes(kind, make(), "the names of the classes")
+
+    return replace(parts, makers={part: partial(read, make) for part, make in parts.makers.items()})
 
 
 def _quoted(data: Data) -> str:

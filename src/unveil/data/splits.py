@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unveil.data.dataset import ImageDataset
 from unveil.data.shuffle import shuffled
+from unveil.data.targets import ClassTargets, Targets
 from unveil.errors import UnveilError
 
 
@@ -25,6 +26,11 @@ class Subset:
     def labels(self) -> Int[Tensor, " n"]:
         """The class of each image; -1 if it has none."""
         return self.dataset.labels[self.indices]
+
+    @property
+    def targets(self) -> Targets:
+        """The labels of the images, for a task: of any kind but maps."""
+        return ClassTargets(self.labels) if self.dataset.source.values is None else self.dataset.value_targets(self.indices)
 
     @property
     def names(self) -> list[str]:
@@ -54,8 +60,8 @@ class Subset:
         return Subset(self.dataset, self.indices[order[:count].sort().values])
 
     def labelled(self, max_count: int | None = None) -> "Subset":
-        """The images that have a class, or a random choice of `max_count` of them, which is always the same."""
-        indices = self.indices[self.labels >= 0]
+        """The images that have a label, or a random choice of `max_count` of them, which is always the same."""
+        indices = self.indices[self.dataset.has_label[self.indices]]
         if max_count is not None and len(indices) > max_count:
             indices = indices[shuffled(1, torch.arange(max_count), len(indices))]
         return Subset(self.dataset, indices)

@@ -1,4 +1,4 @@
-"""Targets of a batch: classes, boxes, or one class per pixel. They follow the geometry of their images.
+"""Targets of a batch: classes, labels, numbers, boxes, or one class per pixel. They follow the geometry of their images.
 
 Letters: B images, K classes, H W sides of an image as stored, S T sides of the augmented image, M objects in an image.
 """
@@ -63,6 +63,42 @@ class ClassTargets(_Classes, TensorBatch):
     def transformed(self, geometry: Geometry) -> "ClassTargets":
         """Returns self: the class of an image does not depend on its crop."""
         return self
+
+
+class _Values(NamedTuple):
+    values: Tensor
+
+
+class MultiLabelTargets(_Values, TensorBatch):
+    """Any number of labels per image.
+
+    Attributes:
+        values: (B, K) float32: 1 where an image has a label, 0 where it has not, NaN where that is unknown.
+    """
+
+    __slots__ = ()
+
+    def transformed(self, geometry: Geometry) -> "MultiLabelTargets":
+        """Returns self: the labels of an image do not depend on its crop."""
+        return self
+
+
+class NumberTargets(_Values, TensorBatch):
+    """One number per image.
+
+    Attributes:
+        values: (B,) float32, NaN for an image without a number.
+    """
+
+    __slots__ = ()
+
+    def transformed(self, geometry: Geometry) -> "NumberTargets":
+        """Returns self: the number of an image does not depend on its crop."""
+        return self
+
+
+PER_IMAGE = (ClassTargets, MultiLabelTargets, NumberTargets)
+"""Targets that an image may lack, and that are told by label files."""
 
 
 class _Maps(NamedTuple):

@@ -1,9 +1,10 @@
 """k-nearest-neighbour classification of features, which needs no training (Wu et al., 2018; as in DINO)."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from unveil.evaluate.neighbours import nearest
 
 
 def whiten(bank: Float[Tensor, "S D"], queries: Float[Tensor, "Q D"]) -> tuple[Float[Tensor, "S D"], Float[Tensor, "Q D"]]:
@@ -51,10 +52,9 @@ def knn_scores(
         neighbours: Number of nearest neighbours that vote.
         temperature: A lower one gives the nearest neighbours more weight.
     """
-    shrink, votes = 1 / bank.float().norm(dim=1).clamp(min=1e-12), []  # normalising the bank would need a copy of it
+    votes = []
     for part in torch.split(queries, 1024):
-        cosine = (F.normalize(part.float(), dim=1) @ bank.float().T).mul_(shrink)
-        near, nearest = cosine.topk(min(neighbours, len(bank)), dim=1)  # (q, k)
+        near, index = nearest(part, bank, neighbours)  # (q, k)
         weight = (near / temperature).exp()
-        votes.append(torch.zeros(len(part), classes, device=part.device).scatter_add_(1, labels[nearest], weight))
+        votes.append(torch.zeros(len(part), classes, device=part.device).scatter_add_(1, labels[index], weight))
     return torch.cat(votes)

@@ -68,13 +68,14 @@ def fit_logistic(
 
 def choose_penalty(
     features: Float[Tensor, "n D"],
-    labels: Int[Tensor, " n"],
+    labels: Tensor,
     classes: int,
     penalties: Sequence[float],
     groups: Int[Tensor, " n"] | None,
     seed: int,
+    kind: "type[LogisticRegression] | None" = None,
 ) -> float:
-    """The penalty with the best accuracy on a part kept aside; the larger of two that are equally good."""
+    """The penalty with the best `score` on a part kept aside; the larger of two that are equally good."""
     chance = torch.Generator().manual_seed(seed)
     numbers = torch.arange(len(features)) if groups is None else groups.unique(return_inverse=True)[1].cpu()
     place = torch.rand(int(numbers.max()) + 1, generator=chance)[numbers]  # the same for a whole group
@@ -83,14 +84,14 @@ def choose_penalty(
     aside, rest = (order[each].to(features.device) for each in (place[order] < border, place[order] >= border))
     if not len(aside) or not len(rest):
         return penalties[0]
-    regression = LogisticRegression(features[rest], labels[rest], classes)
-    test, start, found = regression.standardised(features[aside]), None, list[tuple[int, float]]()
+    regression = (kind or LogisticRegression)(features[rest], labels[rest], classes)
+    test, start, found = regression.standardised(features[aside]), None, list[tuple[float, float]]()
     for penalty in sorted(penalties, reverse=True):  # each one starts from the solution before it
         right = [each for each, _ in found]
         if len(found) > 2 and right[-1] < right[-2] < max(right):
             break  # it becomes worse and worse
         start = regression.fit(penalty, start, tolerance=ROUGH)
-        found.append((int((F.linear(test, *start).argmax(dim=1) == labels[aside]).sum()), penalty))
+        found.append((regression.score(F.linear(test, *start), labels[aside]), penalty))
     return max(found)[1]
 
 
@@ -105,7 +106,7 @@ class LogisticRegression:
         classes: The number of classes.
     """
 
-    def __init__(self, features: Float[Tensor, "n D"], labels: Int[Tensor, " n"], classes: int) -> None:
+    def __init__(self, features: Float[Tensor, "n D"], labels: Tensor, classes: int) -> None:
         self.features, self.labels, self.classes = features, labels, classes
         count, self.mean = len(features), features.mean(dim=0)
         squares = sum(((part - self.mean).square().sum(dim=0) for part in features.split(MAX_ROWS)), torch.zeros_like(self.mean))
@@ -113,6 +114,10 @@ class LogisticRegression:
         some = self.standardised(features[:: -(-count // MAX_GRAM)])
         self._gram = (some.T @ some).double() / len(some)
         self._copy = self.standardised(features) if features.numel() <= MAX_COPY else None
+
+    def score(self, logits: Float[Tensor, "m K"], labels: Tensor) -> float:
+        """How good logits of other samples are: the number of correct predictions."""
+        return int((logits.argmax(dim=1) == labels).sum())
 
     def standardised(self, features: Float[Tensor, "m D"]) -> Float[Tensor, "m D"]:
         """Features with the mean and the standard deviation of the train set taken out."""

@@ -20,6 +20,7 @@ from unveil.reports.comparison import ComparisonRow, comparison_table, write_com
 from unveil.reports.notebook import ShownList
 from unveil.reports.table import ResultTable, to_markdown, to_terminal
 from unveil.reports.verdict import independent_tests
+from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.modality import modality, slug
 from unveil.tasks import task_class
 from unveil.train.optim import OptimConfig
@@ -173,10 +174,20 @@ def with_base_lr(entry: Entry, data: str, shared: Mapping[str, Any]) -> Entry:
         return entry
     samples = modality(entry.kind.modality)
     resolved: dict[str, Any] = {"batch_size": TrainConfig.batch_size, **samples.defaults(data, entry.method), **given}
-    if resolved["model"] not in samples.models:
+    if init := existing_weights(given):
+        width = open_initial_weights(init, Path(init), (), lambda text: None).vit.width
+    elif resolved["model"] in samples.models:
+        width = samples.models[resolved["model"]][0]
+    else:
         return entry  # planning the run will raise the error
-    base_lr = choose_base_lr(samples.models[resolved["model"]][0], resolved["batch_size"]).value
+    base_lr = choose_base_lr(width, resolved["batch_size"]).value
     return entry._replace(options={**entry.options, "base_lr": base_lr})
+
+
+def existing_weights(given: Mapping[str, Any]) -> str | None:
+    """The weights that the options of an entry start from; None if there are none, or if an earlier entry will train them."""
+    init = given.get("init")
+    return os.fspath(init) if init and (":" in os.fspath(init) or os.path.exists(init)) else None
 
 
 def refuse_unlabelled(data: str, entries: Iterable[Entry]) -> None:

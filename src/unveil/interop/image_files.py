@@ -24,7 +24,7 @@ WHITE = {8: 255, 16: 65535}
 
 def transform_of(config: ViTConfig) -> EvalTransform:
     """The preprocessing of a model in evaluations."""
-    return EvalTransform(config.image_size, config.crop_pct)
+    return EvalTransform.of(config)
 
 
 def sizes_to_try(config: ViTConfig) -> list[Size]:

@@ -44,7 +44,7 @@ class Outputs(nn.Module):
         if isinstance(self.learner, Classifies):
             return self.learner.logits(images), self.learner.features(images)
         tokens: Tensor = self.learner.encoder(images)
-        return tokens, tokens[:, 0] if self.learner.pool == "class" else tokens[:, 1:].mean(dim=1)
+        return tokens, vit_of(self.learner).pooled(tokens, self.learner.pool)
 
 
 def writes(learner: Learner) -> bool:
@@ -62,13 +62,14 @@ def config_json(learner: Learner) -> dict[str, Any]:
         "image_size": list(vit.image_size),
         "resize_to": list(transform_of(vit).fitted),
         "crop_pct": vit.crop_pct,
-        "crop_mode": "center",
-        "interpolation": "bicubic",
+        "crop_mode": vit.crop_mode,
+        "interpolation": vit.interpolation,
         "channels": vit.channels,
         "rescale_factor": 1 / WHITE[vit.bit_depth],
         "mean": list(vit.mean),
         "std": list(vit.std),
         "pool": learner.pool,
+        "prefix_tokens": vit.prefix_tokens,
         **({"classes": list(learner.classes)} if isinstance(learner, Classifies) else {}),
     }
 
@@ -76,7 +77,8 @@ def config_json(learner: Learner) -> dict[str, Any]:
 def export(learner: Learner, out: str | Path) -> Path:
     """Writes a graph whose input is `images` (B, C, H, W), normalised float32 images, with any batch size; and `config.json`.
 
-    The first output of a classifier is `scores` (B, K), and that of other learners is `tokens` (B, 1 + N, D), after the final norm.
+    The first output of a classifier is `scores` (B, K), and that of other learners is `tokens` (B, L + N, D), after the final norm,
+    with the class token and other leading tokens first: `prefix_tokens` is their number.
     The second output is `features` (B, D), as `unveil embed` writes them. How images are prepared and the names of the classes are
     in the metadata of the graph, as JSON by key, and in `config.json` beside it.
 
@@ -90,7 +92,7 @@ def export(learner: Learner, out: str | Path) -> Path:
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise UnveilError("ONNX export needs the packages onnx and onnxscript: run pip install 'unveil[onnx]'")
     out, facts, vit = Path(out), config_json(learner), vit_of(learner).config
-    images = torch.zeros(2, vit.channels, *vit.image_size, device=vit_of(learner).class_token.device)  # 1 would become a constant
+    images = torch.zeros(2, vit.channels, *vit.image_size, device=vit_of(learner).embed.weight.device)  # 1 would become a constant
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = fresh_name(out)
     folder.mkdir()
@@ -133,6 +135,8 @@ def verify(learner: Learner, out: Path) -> Verification:
         vit,
         image_size=tuple(facts["image_size"]),
         crop_pct=facts["crop_pct"],
+        crop_mode=facts["crop_mode"],
+        interpolation=facts["interpolation"],
         channels=facts["channels"],
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),

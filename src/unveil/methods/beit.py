@@ -118,7 +118,7 @@ class BEiT(Method):
     def predict_visual_tokens(self, images: Tensor, hide: Int[Tensor, "B M"]) -> Float[Tensor, "B M K"]:
         """Logits over the visual tokens for the masked patches."""
         tokens = self.encoder(images, hidden=as_bool(hide, math.prod(self.encoder.config.grid)), mask_token=self.mask_token)
-        scores: Tensor = self.head(gather(tokens[:, 1:], hide))
+        scores: Tensor = self.head(gather(tokens[:, self.encoder.config.prefix_tokens :], hide))
         return scores
 
     @torch.no_grad()

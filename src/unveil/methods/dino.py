@@ -115,6 +115,7 @@ class DINO(Method):
     def __init__(self, student: ViT, config: DINOConfig, augment: AugmentConfig) -> None:
         super().__init__()
         vit, narrow = student.config, student.config.width < 384
+        vit.require_class_token("DINO")
         count = config.prototypes or (1024 if narrow else 65536)
         self.config, self.student, self.head = config, student, Head(vit.width, 1024 if narrow else 2048, count)
         self.encoder = ViT(replace(vit, drop_path=0.0)).requires_grad_(False)

@@ -84,8 +84,8 @@ class MAE(Method):
         self.target = target or PIXEL_TARGETS[config.target](vit.patch_size, vit.channels)
         self.mask_token = nn.Parameter(torch.randn(vit.width if config.mask_tokens_in_encoder else width) * 0.02)
         self.decoder_embed = nn.Linear(vit.width, width)
-        positions = torch.cat([torch.zeros(1, width), sincos_2d(vit.grid, width)])
-        self.decoder_positions = nn.Parameter(positions, requires_grad=False)  # (1 + N, E)
+        positions = torch.cat([torch.zeros(vit.prefix_tokens, width), sincos_2d(vit.grid, width)])
+        self.decoder_positions = nn.Parameter(positions, requires_grad=False)  # (L + N, E), for L leading tokens
         again = vit.grad_checkpointing
         self.decoder = Transformer(TransformerConfig(width=width, depth=depth, heads=heads, eps=vit.eps, grad_checkpointing=again))
         self.head = nn.Linear(width, self.target.size)
@@ -165,7 +165,7 @@ class MAE(Method):
         return self.target.loss(predicted, self.target(images, compared))
 
     def encode(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B T D"]:
-        """Tokens of the class token and the visible patches; in table 1c, of all patches, with mask tokens for the masked ones."""
+        """The leading tokens and the visible patches; in table 1c, all patches, with mask tokens for the masked ones."""
         if self.config.mask_tokens_in_encoder:
             encoded: Tensor = self.encoder(images, hidden=as_bool(hide, self.patches), mask_token=self.mask_token)
         else:

@@ -65,6 +65,7 @@ class MoCoV3(Method):
     def __init__(self, encoder: ViT, config: MoCoV3Config, augment: AugmentConfig) -> None:
         super().__init__()
         vit = encoder.config
+        vit.require_class_token("MoCo v3")
         hidden = config.hidden or (4096 if vit.width >= 384 else 4 * vit.width)
         self.config, self.encoder = config, encoder
         encoder.embed.requires_grad_(config.train_patches)
@@ -117,7 +118,8 @@ def initialise(encoder: ViT) -> None:
     for block in encoder.transformer.blocks:
         assert isinstance(block, Block)
         block.attention.query_key_value.weight.mul_(2**0.5)
-    encoder.class_token.mul_(1e-6 / 0.02)
+    if encoder.class_token is not None:
+        encoder.class_token.mul_(1e-6 / 0.02)
 
 
 def mlp_with_batch_norm(*widths: int) -> nn.Sequential:

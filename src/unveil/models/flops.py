@@ -38,6 +38,7 @@ def block_flops(
     returned: int | None = None,
     queries: float | None = None,
     keys: float | None = None,
+    gated: bool = False,
 ) -> float:
     """FLOPs of the forward pass of a block.
 
@@ -48,19 +49,21 @@ def block_flops(
         returned: Number of tokens that the block returns; all by default. Only they attend.
         queries: Number of tokens whose queries are computed; `returned` by default.
         keys: Number of tokens whose keys and values are computed; all by default.
+        gated: Whether the MLP is a SwiGLU, whose first layer is twice as wide.
     """
     returned = tokens if returned is None else returned
     queries, keys = returned if queries is None else queries, tokens if keys is None else keys
     project = 2 * width**2 * (queries + 2 * keys + returned)  # query, key and value, output
     attend = 2 * 2 * returned * tokens * width
-    return project + attend + 2 * 2 * returned * width * int(width * mlp_ratio)
+    return project + attend + (3 if gated else 2) * 2 * returned * width * int(width * mlp_ratio)
 
 
 def vit_cost(vit: ViTConfig, visible: int | None = None) -> Cost:
     """FLOPs of the forward pass of an encoder; `visible` is the number of patches that it embeds, all by default."""
     patches = vit.grid[0] * vit.grid[1] if visible is None else visible
     embed = 2 * patches * vit.patch_size[0] * vit.patch_size[1] * vit.channels * vit.width
-    return Cost(embed=embed, encoder=vit.depth * block_flops(1 + patches, vit.width, vit.mlp_ratio))
+    block = block_flops(vit.prefix_tokens + patches, vit.width, vit.mlp_ratio, gated=vit.mlp == "swiglu")
+    return Cost(embed=embed, encoder=vit.depth * block)
 
 
 def mae_cost(
@@ -91,12 +94,13 @@ def mae_cost(
     patches = vit.grid[0] * vit.grid[1]
     encoded = patches if mask_tokens_in_encoder else visible
     encoder = vit_cost(vit, encoded)
-    tokens, returned = 1 + patches, patches if every else patches - visible
-    decoder = 2.0 * (1 + encoded) * vit.width * width
+    leading = vit.prefix_tokens
+    tokens, returned = leading + patches, patches if every else patches - visible
+    decoder = 2.0 * (leading + encoded) * vit.width * width
     if plain:
         decoder += depth * block_flops(tokens, width) + 2 * patches * width * predicted
         return Cost(embed=vit_cost(vit).embed, encoder=encoder.encoder, decoder=decoder)
-    projected = 1 + visible + patches / batch  # tokens that the first block projects; a batch shares the mask tokens
+    projected = leading + visible + patches / batch  # tokens that the first block projects; a batch shares the mask tokens
     for i in range(depth):
         first = projected if i == 0 and not mask_tokens_in_encoder else None
         decoder += block_flops(tokens, width, returned=returned if i == depth - 1 else tokens, queries=first, keys=first)

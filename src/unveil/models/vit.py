@@ -1,6 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al., 2020), for any image size, patch size and number of channels.
 
-Letters: B images, C channels, H W pixels, h w rows and columns of patches, N = h x w patches, V visible, T = 1 + V tokens, D width.
+Letters: B images, C channels, H W pixels, h w rows and columns of patches, N = h x w patches, V visible, D width,
+    L leading tokens (one class token, unless the config says otherwise), T = L + V tokens.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unveil.blocks.init import xavier
+from unveil.blocks.layer_norm import LayerNorm
 from unveil.blocks.patches import PatchEmbed, Size, grid_size
 from unveil.blocks.positions import RelativePositionBias, resize_biases, resize_positions, sincos_2d
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
@@ -21,7 +23,10 @@ from unveil.models.vit_config import ViTConfig
 
 
 class ViT(nn.Module):
-    """An image encoder: (B, C, H, W) to a class token and one token per patch, (B, 1 + N, D)."""
+    """An image encoder: (B, C, H, W) to a class token and one token per patch, (B, 1 + N, D).
+
+    Encoders of other sources may have registers, or no class token: (B, L + N, D), with L = `config.prefix_tokens`.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -29,22 +34,28 @@ class ViT(nn.Module):
         rows, columns = config.grid
         self.embed = PatchEmbed(config.patch_size, config.channels, config.width)
         xavier(self.embed)
-        self.class_token = nn.Parameter(torch.randn(config.width) * 0.02)
+        leading = config.prefix_tokens  # L
+        self.class_token = nn.Parameter(torch.randn(config.width) * 0.02) if config.class_token else None
         if config.positions == "learned":
-            self.positions = nn.Parameter(torch.randn(1 + rows * columns, config.width) * 0.02)  # (1 + N, D)
+            self.positions = nn.Parameter(torch.randn(leading + rows * columns, config.width) * 0.02)  # (L + N, D)
         elif config.positions == "sincos":
-            table = torch.cat([torch.zeros(1, config.width), sincos_2d(config.grid, config.width)])
+            table = torch.cat([torch.zeros(leading, config.width), sincos_2d(config.grid, config.width)])
             self.positions = nn.Parameter(table, requires_grad=False)
         else:
             self.register_parameter("positions", None)
+        self.distillation_token = nn.Parameter(torch.randn(config.width) * 0.02) if config.distillation_token else None
+        self.registers = nn.Parameter(torch.randn(config.registers, config.width) * 0.02) if config.registers else None
+        self.pre_norm = LayerNorm(config.width, eps=config.eps) if config.pre_norm else nn.Identity()
         tables = {"none": 0, "shared": 1, "block": config.depth}[config.relative_bias]
         self.relative = nn.ModuleList(RelativePositionBias(config.grid, config.heads) for _ in range(tables))
         shared = ("width", "depth", "heads", "mlp_ratio", "final_norm", "drop_path", "layer_scale", "eps", "grad_checkpointing")
-        self.transformer = Transformer(TransformerConfig(**{name: getattr(config, name) for name in shared}))
+        values = {name: getattr(config, name) for name in shared}
+        self.transformer = Transformer(TransformerConfig(**values, activation=config.mlp))
+        self.pooled_norm = LayerNorm(config.width, eps=config.eps) if config.norm_after_pooling else nn.Identity()
 
     def no_weight_decay(self) -> set[str]:
-        """Learned positions have no weight decay. Tables of relative biases have, as in BEiT's public code."""
-        return {"positions"}
+        """Learned positions and registers have no weight decay. Tables of relative biases have, as in BEiT's public code."""
+        return {"positions"} if self.registers is None else {"positions", "registers"}
 
     def layer_of(self, name: str) -> int:
         """The depth of a parameter, for layer-wise learning rates: 0 for the embedding, 1 + i for block i."""
@@ -68,7 +79,7 @@ class ViT(nn.Module):
         any_size: bool = False,
         antialias: bool = False,
     ) -> Float[Tensor, "B T D"]:
-        """The class token and the embedded patches, with their positions.
+        """The leading tokens and the embedded patches, with their positions, after the norm before the blocks if there is one.
 
         Args:
             images: Normalised images.
@@ -82,17 +93,26 @@ class ViT(nn.Module):
         patches = self.embed(images, keep)  # (B, V, D)
         if hidden is not None and mask_token is not None:
             patches = torch.where(hidden[:, :, None], mask_token.to(patches.dtype), patches)
-        first: Tensor = self.class_token
+        leading, first = self.config.prefix_tokens, self.leading_tokens()
         if self.positions is not None:
             positions = resize_positions(self.positions, self.config.grid, grid, antialias)
-            of_patches = positions[1:] if keep is None else positions[1:][keep]
+            of_patches = positions[leading:] if keep is None else positions[leading:][keep]
             patches = patches + of_patches.to(patches.dtype)  # keeps half precision under autocast
-            first = first + positions[0]
-        return torch.cat([first.to(patches.dtype).expand(images.shape[0], 1, -1), patches], dim=1)  # (B, 1 + V, D)
+            first = None if first is None else first + positions[:leading]
+        if first is not None:
+            patches = torch.cat([first.to(patches.dtype).expand(images.shape[0], -1, -1), patches], dim=1)
+        tokens: Tensor = self.pre_norm(patches)  # (B, L + V, D)
+        return tokens
+
+    def leading_tokens(self) -> Float[Tensor, "L D"] | None:
+        """The class token, the distillation token and the registers, without positions; None if there are none."""
+        single = [token[None] for token in (self.class_token, self.distillation_token) if token is not None]
+        every = [*single, *([] if self.registers is None else [self.registers])]
+        return torch.cat(every) if len(every) > 1 else (every[0] if every else None)
 
     def biases(self, grid: Size, keep: Int[Tensor, "B V"] | None = None) -> list[Tensor]:
         """Relative attention biases, for the patches `keep`: one for all blocks, one per block, or none."""
-        tables = [table(grid) for table in self.relative]  # (heads, 1 + N, 1 + N)
+        tables = [table(grid) for table in self.relative]  # (heads, 1 + N, 1 + N), of a class token and patches
         if keep is None or not tables:
             return tables
         kept = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)
@@ -107,18 +127,30 @@ class ViT(nn.Module):
         mask_token: Float[Tensor, " D"] | None = None,
         any_size: bool = False,
     ) -> Float[Tensor, "B T D"]:
-        """The tokens after the final norm. The class token comes first. Arguments as in `tokens`."""
+        """The tokens after the final norm. Leading tokens, such as the class token, come first. Arguments as in `tokens`."""
         tokens = self.tokens(images, keep, hidden=hidden, mask_token=mask_token, any_size=any_size)
         out: Tensor = self.transformer(tokens, biases=self.biases(self.grid_of(images, any_size), keep))
         return out
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class", "both"] = "mean") -> Float[Tensor, "B F"]:
-        """One vector for each image: the mean of the patch tokens, the class token, or both side by side, F = D or 2 D."""
-        tokens: Tensor = self(images)
-        if pool == "class":
-            return tokens[:, 0]
-        mean = tokens[:, 1:].mean(dim=1, dtype=torch.promote_types(tokens.dtype, torch.float32))
-        return mean if pool == "mean" else torch.cat([mean, tokens[:, 0].to(mean.dtype)], dim=1)
+        """One vector for each image: the mean of the patch tokens, the class token, or both side by side, F = D or 2 D.
+
+        With a distillation token, its mean with the class token stands for the class token. With `norm_after_pooling`, each vector
+        is normalised. Raises `UnveilError` if a class token is asked of an encoder without one.
+        """
+        return self.pooled(self(images), pool)
+
+    def pooled(self, tokens: Float[Tensor, "B T D"], pool: Literal["mean", "class", "both"]) -> Float[Tensor, "B F"]:
+        """The features of the tokens that `forward` returns: see `features`."""
+        if pool != "mean":
+            self.config.require_class_token(f"pool {pool}")
+            first: Tensor = tokens[:, :2].mean(dim=1) if self.config.distillation_token else tokens[:, 0]
+            first = self.pooled_norm(first)
+            if pool == "class":
+                return first
+        patches = tokens[:, self.config.prefix_tokens :]
+        mean: Tensor = self.pooled_norm(patches.mean(dim=1, dtype=torch.promote_types(tokens.dtype, torch.float32)))
+        return mean if pool == "mean" else torch.cat([mean, first.to(mean.dtype)], dim=1)
 
     def forward_features(self, images: Float[Tensor, "B C H W"], layers: Sequence[int]) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps after some blocks, for dense tasks. These are the patch tokens without the final norm.
@@ -132,16 +164,20 @@ class ViT(nn.Module):
         """
         grid = self.grid_of(images, any_size=True)
         outputs = self.transformer.intermediates(self.tokens(images, any_size=True, antialias=True), self.biases(grid))
-        return [outputs[layer][:, 1:].transpose(1, 2).unflatten(2, grid) for layer in layers]
+        return [outputs[layer][:, self.config.prefix_tokens :].transpose(1, 2).unflatten(2, grid) for layer in layers]
 
     @torch.no_grad()
     def attention(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
-        """The attention of the class token to each patch in the last block, for each head."""
+        """The attention of the class token to each patch in the last block, for each head.
+
+        Raises `UnveilError` if there is no class token.
+        """
+        self.config.require_class_token("a map of attention")
         tokens, biases = self.tokens(images), self.biases(self.config.grid)
         before = [tokens, *self.transformer.intermediates(tokens, biases)][-2]
         last = self.transformer.blocks[-1]
         assert isinstance(last, Block)
-        return last.attention.weights(last.norm1(before), biases[-1] if biases else None)[:, :, 0, 1:]
+        return last.attention.weights(last.norm1(before), biases[-1] if biases else None)[:, :, 0, self.config.prefix_tokens :]
 
     def resized(self, image_size: Size | int, antialias: bool = False) -> "ViT":
         """A copy for images of another size, with interpolated positions.

@@ -98,12 +98,12 @@ class Work:
     @property
     def rows(self) -> float:
         """Tokens x blocks x width per image, in encoder and decoder. Memory traffic and activations are proportional to it."""
-        return self.encoder_rows + (1 + self.patches) * self.decoder_depth * self.decoder_width
+        return self.encoder_rows + (self.vit.prefix_tokens + self.patches) * self.decoder_depth * self.decoder_width
 
     @property
     def encoder_rows(self) -> float:
         """Tokens x blocks x width per image, in the encoder only."""
-        return (1 + self.visible) * self.vit.depth * self.vit.width
+        return (self.vit.prefix_tokens + self.visible) * self.vit.depth * self.vit.width
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from unveil.learner import Method
 from unveil.planning.trial_evaluation import ImageCounts, TimedEvaluator, time_evaluation
 from unveil.reports.page import write_page
 from unveil.runs.image_evaluation import save_samples
-from unveil.runs.images import ImagePlan
+from unveil.runs.image_pretraining import ImagePlan
 from unveil.runs.session import move_to_device
 from unveil.stop_signals import Stopped
 from unveil.train.checkpoint import Checkpoints
@@ -147,7 +147,7 @@ def dry_run(plan: ImagePlan, folder: Path, listing: float, seconds: float) -> Dr
             monitor, learner = evaluator.monitor_seconds(), plan.build(vit)  # as `pretrain` does: not sharded, not compiled
             load_model_state(learner, checkpoints.load(checkpoints.steps()[0], "model"))
             learner.to(world.device).eval()
-            evaluation = time_evaluation(learner, evaluator, counts)
+            evaluation = time_evaluation(learner, evaluator, counts, encoders=3 if plan.init else 2)
             evaluation += time_writing(plan, learner, test_set if len(test_set) else train_set, Path(temporary), log.records)
         del untrained
     steps = [record["seconds"] / log.every for record in log.records for _ in range(log.every)]

@@ -20,7 +20,8 @@ from unveil.planning.dry_run import DryRun
 from unveil.planning.rules import Choice, Choices, DataSummary, Hardware, choose, choose_epochs
 from unveil.reports.html import element, table_element
 from unveil.reports.notebook import output
-from unveil.runs.images import IMAGES, ImagePlan, PretrainConfig
+from unveil.runs.image_pretraining import ImagePlan, PretrainConfig
+from unveil.runs.images import IMAGES
 from unveil.runs.open_data import natural_side
 from unveil.train.memory_trial import matrix_peak, memory_of
 from unveil.train.migration import RUN_FORMAT

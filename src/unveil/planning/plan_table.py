@@ -8,7 +8,7 @@ from unveil.plain_text import count_of, printable
 from unveil.planning.dry_run import DryRun
 from unveil.planning.plan import Plan, flag, steps_of
 from unveil.planning.rules import Hardware
-from unveil.runs.images import ImagePlan
+from unveil.runs.image_pretraining import ImagePlan
 from unveil.train.run_cost import spell_bytes, spell_time
 from unveil.train.terminal import show
 

@@ -14,7 +14,7 @@ from unveil.evaluate.held_out import held_out_images, held_out_metrics
 from unveil.evaluate.knn import knn_scores
 from unveil.evaluate.logistic import MAX_SWEEP, LogisticRegression
 from unveil.learner import Method
-from unveil.runs.images import ImagePlan
+from unveil.runs.image_pretraining import ImagePlan
 from unveil.train.log import Record
 from unveil.train.recipe import Recipe
 
@@ -117,17 +117,17 @@ def seconds_per_item(run: Callable[[int], object], most: int, seconds: float, le
     return (time.monotonic() - start) / count
 
 
-def time_evaluation(learner: Method, evaluator: TimedEvaluator, counts: ImageCounts) -> float:
-    """Seconds of the final evaluation of the encoder, the untrained encoder, and raw pixels."""
+def time_evaluation(learner: Method, evaluator: TimedEvaluator, counts: ImageCounts, encoders: int = 2) -> float:
+    """Seconds of the final evaluation of the encoder, of raw pixels, and of encoders without this training: see `encoders`."""
     vit = learner.encoder.config
     with torch.no_grad():
         evaluator.monitor(learner)
     if not counts.labelled_train:
-        return evaluator.held_out + 2 * min(counts.train, 2000) * evaluator.per_image
+        return evaluator.held_out + encoders * min(counts.train, 2000) * evaluator.per_image
     images = counts.labelled_train + counts.labelled_test
-    features = images * (2 * evaluator.per_image + evaluator.feature_seconds(learner, raw_pixels))
+    features = images * (encoders * evaluator.per_image + evaluator.feature_seconds(learner, raw_pixels))
     pixels = min(MAX_RAW, vit.channels * vit.image_size[0] * vit.image_size[1])
-    return evaluator.held_out + features + 2 * time_classifiers(vit.width, counts) + time_classifiers(pixels, counts)
+    return evaluator.held_out + features + encoders * time_classifiers(vit.width, counts) + time_classifiers(pixels, counts)
 
 
 def time_classifiers(width: int, counts: ImageCounts) -> float:

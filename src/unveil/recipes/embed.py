@@ -108,13 +108,13 @@ def embed(
     return path
 
 
-def features_function(learner: Learner, encoder: ViT, tokens: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
+def features_function(
+    learner: Learner, encoder: ViT, tokens: Literal["mean", "class", "both", "patch"] | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from normalised images to the features of `--tokens`."""
     if tokens == "patch":
-        return lambda images: encoder(images)[:, 1:]  # type: ignore[no-any-return]  # a module returns anything
-    if tokens == "both":
-        return partial(features_by, learner, "both")
-    return partial(learner.features, pool=tokens)
+        return lambda images: encoder(images)[:, encoder.config.prefix_tokens :]
+    return partial(features_by, learner, "both") if tokens == "both" else partial(learner.features, pool=tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

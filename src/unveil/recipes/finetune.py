@@ -166,6 +166,6 @@ def announce(tuning: Finetuning, total: int) -> None:
     aside = f", validated on {labelled.validation_count:,}" if labelled.validation_count else ""
     held_out = " held-out" if labelled.held_out else ""
     trained = count_of(train, f"labelled {labelled.noun.removesuffix('s')}")
-    session.announce(f"{doing} on {trained} of {len(labelled.classes)} classes{aside}, tested on {test:,}{held_out}", total)
+    session.announce(f"{doing} on {trained} {labelled.about}{aside}, tested on {test:,}{held_out}", total)
     if labelled.unseen:
         session.say(unseen_sentence(labelled.unseen, test, labelled.noun))

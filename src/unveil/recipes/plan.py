@@ -30,6 +30,7 @@ from unveil.planning.plan_table import show_plan
 from unveil.planning.rules import applies_to, budget
 from unveil.ranges import Positive, Range
 from unveil.runs.images import IMAGES
+from unveil.runs.initial_weights import fixed_choices
 from unveil.runs.open_data import say_notes
 from unveil.train.parallel import HardwareConfig, join_processes, shutdown
 from unveil.train.terminal import printer
@@ -67,6 +68,8 @@ def plan(
     check_value("seconds", seconds, Annotated[float, Range(1, 3600)])
     check_value("hours", hours, Positive | None)
     given = options | ({"model": model} if model else {})
+    if options.get("init"):
+        given = fixed_choices(options["init"], method_class(method), given)
     busy, world = load_average(), join_processes(HardwareConfig(device=options.get("device", "auto")))
     hardware = detect_hardware(world, options.get("precision", "auto"))
     limit, start = budget(hardware, hours), time.monotonic()

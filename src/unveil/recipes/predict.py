@@ -1,7 +1,6 @@
 """`unveil predict`: labels new images, or texts, with a trained model."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from unveil.options import configure
 from unveil.paths import refuse_unless_new_labels
 from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
-from unveil.predictions import Columns, Table
+from unveil.predictions import Columns, PredictsClasses, Table
 from unveil.protocols import Predicts
 from unveil.ranges import Count, Range
 from unveil.runs.modality import AnyData, modality
@@ -123,9 +122,8 @@ class Labeller:
 
     def refuse_options(self) -> None:
         """Raises `UnveilError` for options that do not fit the model, before anything is read."""
-        classes: Sequence[str] = getattr(self.learner, "classes", ())
-        if classes and self.config.top_k > len(classes):
-            raise UnveilError(f"top_k is {self.config.top_k}, but {self.owner} has {len(classes)} classes: use 1 to {len(classes)}")
+        if isinstance(self.learner, PredictsClasses):
+            self.learner.check_columns(self.config.top_k, self.config.scores, self.owner)
 
     def columns(self, split: str, batch: Any) -> Columns:
         """The predictions of a batch. Raises `UnveilError` if they are not finite."""

@@ -255,10 +255,17 @@ def probe(
     allow(trust)
     if out is None:
         return probe_into(None, run, data, test, options)
-    if any((Path(out) / name).exists() for name in ("results.json", "config.json", "model.safetensors")):
+    if any((Path(out) / name).exists() for name in ("results.json", "run.json")) or holds_another_model(Path(out)):
         raise UnveilError(f"{out} has results already, of a run or of a probe: choose another --out")
     with locked(Path(out), "probing into"):
         return probe_into(Path(out), run, data, test, options)
+
+
+def holds_another_model(folder: Path) -> bool:
+    """Whether a folder holds a model that no stopped probe has left there."""
+    config = model_files.config_of(folder) or {}
+    exists = any((folder / name).exists() for name in ("config.json", "model.safetensors"))
+    return exists and config.get("task") not in ("linear", "partial")
 
 
 def augmentation(config: ProbeConfig) -> AugmentConfig:

@@ -42,7 +42,7 @@ def per_class_columns(results: Results) -> dict[str, list[float | None]]:
     for key, values in metric.items():
         if key == "per_class" and values:
             primary = primary_of(results)
-            name = "accuracy" if primary in (None, "top1") else label_of(str(primary)).removeprefix("mean ")
+            name = "accuracy" if primary in (None, "top1") else label_of(str(primary)).removeprefix("mean ").removeprefix("m")
             columns[name] = list(values)
         elif key.startswith("per_class_") and values:
             columns[humanize(key.removeprefix("per_class_"))] = list(values)

@@ -1,4 +1,4 @@
-"""The mistakes of a classifier as images, and how far its probabilities can be trusted."""
+"""The worst mistakes of a task as images, how far probabilities can be trusted, and predicted beside true numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +23,41 @@ MOST, COLUMNS = 12, 4
 """Maximum number of images, and images in a row."""
 
 
+class Measure(NamedTuple):
+    """How wrong a prediction is."""
+
+    heading: str
+    note: str
+    is_share: bool = False
+
+
+LABEL_NOTE = "Where the label is wrong and not the prediction, mend the label."
+MEASURES = {
+    "probability": Measure(
+        "probability", f"The wrong predictions with the highest probability, of the test images. {LABEL_NOTE}", is_share=True
+    ),
+    "error": Measure(
+        "error", f"The predictions of the test images that are furthest from the true number: predicted minus true. {LABEL_NOTE}"
+    ),
+    "loss": Measure(
+        "loss",
+        f"The test images with a wrong label and the largest loss, the sum of the cross-entropies of their labels. {LABEL_NOTE}",
+    ),
+}
+"""By the name of the array in `mistakes.npz`."""
+
+
 class Mistakes(NamedTuple):
-    """Test images with a wrong prediction, the most confident first: the content of `mistakes.npz`."""
+    """Test images with a wrong prediction, the worst first: the content of `mistakes.npz`."""
 
     images: Float[Tensor, "n C H W"]
     """Normalised images."""
     names: list[str]
     true: list[str]
     predicted: list[str]
-    probability: list[float]
-    """The probability of the predicted class."""
+    measure: Measure
+    numbers: list[float]
+    """How wrong each prediction is: see `measure`."""
 
 
 def mistake_section(path: Path, learner: Learner | None) -> Markup | None:
@@ -55,14 +80,12 @@ def mistake_section(path: Path, learner: Learner | None) -> Markup | None:
         grid.add_image(i // COLUMNS, i % COLUMNS, image, str(i + 1))
     alt = f"{count_of(len(found.names), 'test image')} with a wrong prediction."
     figure = element("div", element("figure", inline_svg(grid.figure, "mistakes", alt)), class_="figures")
-    columns = zip(found.true, found.predicted, found.probability, found.names, strict=True)
-    rows = [[str(i + 1), true, guess, percent(p), name] for i, (true, guess, p, name) in enumerate(columns)]
-    note = (
-        "The wrong predictions with the highest probability, of the test images. Where the label is wrong and not the prediction, "
-        "mend the label."
-    )
-    heads = ["", "label", "predicted as", "probability", "file"]
-    return join_markup([element("p", note), figure, table_element(heads, rows, title="The mistakes shown", show_title=False)])
+    numbers = [percent(x) if found.measure.is_share else f"{x:.4g}" for x in found.numbers]
+    columns = zip(found.true, found.predicted, numbers, found.names, strict=True)
+    rows = [[str(i + 1), *cells] for i, cells in enumerate(columns)]
+    heads = ["", "label", "predicted as", found.measure.heading, "file"]
+    table = table_element(heads, rows, title="The mistakes shown", show_title=False)
+    return join_markup([element("p", found.measure.note), figure, table])
 
 
 def read_mistakes(path: Path) -> Mistakes:
@@ -72,14 +95,15 @@ def read_mistakes(path: Path) -> Mistakes:
             refuse_bomb(arrays, path)
             images = np.asarray(arrays["images"], dtype=np.float32)[:MOST]
             names, true, predicted = ([str(each) for each in arrays[key][:MOST]] for key in ("names", "true", "predicted"))
-            probability = [float(each) for each in arrays["probability"][:MOST]]
+            key = next(name for name in MEASURES if name in arrays)
+            numbers = [float(each) for each in arrays[key][:MOST]]
     except UnveilError:
         raise
     except Exception as error:  # a damaged archive can raise any exception of zipfile, zlib, NumPy and its parser
         raise UnveilError(f"{path} is damaged ({type(error).__name__})") from None
-    if images.ndim != 4 or not len(images) or {len(names), len(true), len(predicted), len(probability)} != {len(images)}:
+    if images.ndim != 4 or not len(images) or {len(names), len(true), len(predicted), len(numbers)} != {len(images)}:
         raise UnveilError(f"{path} is damaged: its images have the shape {images.shape}")
-    return Mistakes(torch.from_numpy(images), names, true, predicted, probability)
+    return Mistakes(torch.from_numpy(images), names, true, predicted, MEASURES[key], numbers)
 
 
 def calibration_section(results: Results) -> Markup | None:
@@ -109,3 +133,32 @@ def calibration_section(results: Results) -> Markup | None:
         f"right."
     )
     return element("figure", inline_svg(figure, "calibration", caption), element("figcaption", caption))
+
+
+def scatter_section(results: Results) -> Markup | None:
+    """True and predicted numbers as points, if the score has them."""
+    score = results.get("score") or {}
+    pairs: Sequence[Sequence[float]] = score.get("scatter") or []
+    if not pairs:
+        return None
+    true, predicted = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    both = np.concatenate([true, predicted])
+    both = both[np.isfinite(both)]
+    low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
+    room = 0.04 * (high - low) or 1.0
+    figure = new_figure(3.6, 3.4)
+    with styled():
+        limits = (low - room, high + room)
+        axes = figure.add_axes((0.18, 0.15, 0.78, 0.8), xlim=limits, ylim=limits)
+        axes.plot(limits, limits, color=LIGHT["muted"], linewidth=1, linestyle=(0, (5, 2)))
+        axes.scatter(true, predicted, s=12, color=LIGHT["primary"], alpha=0.5, linewidth=0)
+        axes.set(xlabel="true number", ylabel="predicted number")
+    mean, middle = float(np.mean(predicted - true)), float(np.median(np.abs(predicted - true)))
+    shown = count_of(len(pairs), "test image")
+    total = score.get("count")
+    some = f" of {total:,}" if isinstance(total, int) and total > len(pairs) else ""
+    caption = (
+        f"Each point is one of {shown}{some}; on the dashed line, the prediction is right. Predictions are {abs(mean):.3g} too "
+        f"{'high' if mean > 0 else 'low'} on average, and half of them are within {middle:.3g}."
+    )
+    return element("figure", inline_svg(figure, "numbers", caption), element("figcaption", caption))

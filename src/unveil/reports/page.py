@@ -12,7 +12,8 @@ from unveil.methods import METHODS
 from unveil.reports.chance import within_chance
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
-from unveil.reports.mistakes import calibration_section, mistake_section
+from unveil.reports.map_section import map_section
+from unveil.reports.mistakes import calibration_section, mistake_section, scatter_section
 from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
 from unveil.reports.sections import (
     attention_section,
@@ -24,7 +25,7 @@ from unveil.reports.sections import (
 )
 from unveil.reports.style import style_sheet
 from unveil.reports.table import html_table
-from unveil.reports.verdict import position_of, verdict
+from unveil.reports.verdict import position_of_score, verdict
 from unveil.reports.vocabulary import format_number, primary_of
 from unveil.train.run_folder import Run
 
@@ -55,8 +56,10 @@ def write_page(run: Run, learner: Learner | None) -> Path:
         ("Reconstructions", lambda: draw_samples(run, learner, reconstruction_section)),
         ("Attention", lambda: draw_samples(run, learner, attention_section)),
         ("Mistakes", lambda: mistake_section(run.path / "mistakes.npz", learner)),
+        ("Map", lambda: map_section(run)),
         ("Classes", lambda: class_section(run.results)),
         ("Calibration", lambda: calibration_section(run.results)),
+        ("Numbers", lambda: scatter_section(run.results)),
         ("Data", lambda: data_section(data, sample_noun(run.facts.get("kind"))) if (data := run.facts.get("data")) else None),
         ("Skipped", lambda: skipped_section(run.path / "skipped.txt", run.results.get("unreadable") or {})),
         ("Settings", lambda: settings_section(config, resolved_options(run)) if (config := run.facts.get("config")) else None),
@@ -146,7 +149,7 @@ def scratch_sentence(run: Run) -> str:
         return ""
     own, count = run.results["score"], score.get("count")
     by_chance = primary == "top1" and bool(count) and within_chance([own[primary]], [score[primary]], count)
-    place = position_of(100 * (own[primary] - score[primary]), by_chance)
+    place = position_of_score(run.results, score[primary], by_chance)
     return f"It is {place} the same model from scratch ({format_number(primary, score[primary])})."
 
 

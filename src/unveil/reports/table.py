@@ -20,6 +20,7 @@ from unveil.reports.vocabulary import (
     WORD_PREDICTORS,
     Results,
     format_number,
+    is_behind,
     label_of,
     numbers_of,
     percent,
@@ -157,7 +158,7 @@ def chosen_sentence(results: Results) -> str:
 def probe_warning(results: Results) -> str:
     """A warning if fine-tuning is behind the linear probe of the same encoder on the same labels; "" otherwise."""
     primary, probe, score = primary_of(results), results.get("probe") or {}, results.get("score") or {}
-    if primary is None or primary not in probe or primary not in score or score[primary] >= probe[primary]:
+    if primary is None or primary not in probe or primary not in score or not is_behind(results, probe[primary]):
         return ""
     return (
         f"Warning: fine-tuning is behind the linear probe of the same encoder on the same labels "

@@ -7,9 +7,11 @@ from unveil.reports.vocabulary import (
     CLASSIFIER_LABELS,
     ENCODER_LABELS,
     HELD_OUT_ERRORS,
+    QUANTITIES,
     WORD_PREDICTORS,
     Results,
     format_number,
+    is_behind,
     label_of,
     numbers_of,
     percent,
@@ -82,6 +84,8 @@ def metric_sentence(results: Results) -> str:
     count = metric.get("count")
     test_set = tests_of(count, results.get("samples", "images")) if count is not None else "the test set"
     sentence = f"Its {label_of(primary)} is {format_number(primary, metric[primary])} on {test_set}"
+    if primary == "mae" and "mae_of_mean" in metric:
+        sentence += f"; always predicting the mean of the train set has {format_number('mae_of_mean', metric['mae_of_mean'])}"
     if primary == "top1" and count:
         low, high = accuracy_interval(metric[primary], count)
         sentence += f" (95 % interval: {100 * low:.1f} to {100 * high:.1f} %)"
@@ -119,6 +123,16 @@ def differences(results: Results, classifier: str) -> list[str]:
             position = position_of(100 * (own - other), bool(count) and within_chance([own], [other], count))
             parts.append(f"{position} {'an ' if row == 'untrained' else ''}{ENCODER_LABELS.get(row, row)}")
     return parts
+
+
+def position_of_score(results: Results, other: float, by_chance: bool) -> str:
+    """A phrase such as "1.2 points ahead of" or, for a number that is no share, "ahead of", for the primary number of a task."""
+    primary = primary_of(results)
+    assert primary is not None
+    own = results["score"][primary]
+    if primary in QUANTITIES and QUANTITIES[primary].is_share:
+        return position_of(100 * (own - other), by_chance)
+    return "level with" if own == other else "behind" if is_behind(results, other) else "ahead of"
 
 
 def position_of(points: float, by_chance: bool) -> str:

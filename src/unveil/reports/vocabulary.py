@@ -22,6 +22,8 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
                      "count"       number of test samples
                      "reliability"   count, mean probability and accuracy in each range of probabilities
                      "unit"        the unit of "confusion", such as "pixels"; by default samples
+                     "scatter"     pairs of a true and a predicted number
+    "lower_is_better"   true if the primary number is an error
     "probe"      the numbers of "score" of the linear probe from which fine-tuning started; on a page also "scratch", those of the
                      run from scratch beside it
     "validation"   the checkpoint that was chosen: "metric", "value", "step", "steps_done", "steps_planned"
@@ -51,6 +53,13 @@ QUANTITIES = {
     "top1": Quantity("top-1 accuracy", True),
     "top5": Quantity("top-5 accuracy", True),
     "balanced_accuracy": Quantity("balanced accuracy", True),
+    "mean_ap": Quantity("mAP", True),
+    "micro_f1": Quantity("micro F1", True),
+    "exact_match": Quantity("all labels correct", True),
+    "mae": Quantity("mean absolute error"),
+    "rmse": Quantity("root mean squared error"),
+    "r2": Quantity("R2"),
+    "mae_of_mean": Quantity("mean absolute error of always predicting the mean"),
     "macro_f1": Quantity("macro F1", True),
     "auroc": Quantity("AUROC"),
     "calibration_error": Quantity("calibration error", True),
@@ -96,6 +105,8 @@ CURVES = {
     "accuracy": "Accuracy on the test set",
     "top1": "Top-1 accuracy on the validation set",
     "balanced_accuracy": "Balanced accuracy on the validation set",
+    "mean_ap": "mAP on the validation set",
+    "mae": "Mean absolute error on the validation set",
     "codebook_usage": "Share of the codebook in use on held-out images",
     "word_accuracy": "Masked words predicted correctly in held-out texts",
     "mean_iou": "Mean IoU on the test set",
@@ -126,6 +137,12 @@ def primary_of(results: Results) -> str | None:
     numbers = numbers_of(results.get("score") or {})
     primary = results.get("primary")
     return str(primary) if primary in numbers else next(iter(numbers), None)
+
+
+def is_behind(results: Results, other: float) -> bool:
+    """Whether the primary number of a task is worse than another one."""
+    own = results["score"][primary_of(results)]
+    return bool(own > other if results.get("lower_is_better") else own < other)
 
 
 def percent(share: float | None) -> str:

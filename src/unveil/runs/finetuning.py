@@ -44,6 +44,8 @@ class Finetuning:
         """A task that is not trained yet."""
         task = self.kind.build(copy.deepcopy(self.encoder), self.config, self.augment, self.labelled.classes)
         task.set_class_counts(self.labelled.class_counts)
+        if (targets := self.labelled.train_targets) is not None:
+            task.set_train_targets(targets)
         if isinstance(self.source, HasPixelDecoder):
             task.set_decoder(self.source.decoder_state())
         return task
@@ -72,7 +74,8 @@ class Finetuning:
             for _, predictions, targets in self.labelled.predictions(learner, self.session.recipe, validation=True):
                 metric.update(predictions, targets)
                 seen = True
-        return {metric.primary: metric.compute()[metric.primary]} if seen else {}
+        found = metric.compute() if seen else {}
+        return {metric.primary: found[metric.primary]} if metric.primary in found else {}
 
     def probe_score(self) -> dict[str, Any]:
         """The metric of the probe from which the head started, on the test set; {} if it did not."""
@@ -89,11 +92,12 @@ class Finetuning:
 
     def results(self, task: Task, score: Mapping[str, Any]) -> Record:
         """What `results.json` records of a trained task and its score on the test set."""
-        labelled, unreadable, unseen = self.labelled, self.labelled.unreadable(), self.labelled.unseen
+        labelled, unreadable, unseen, metric = self.labelled, self.labelled.unreadable(), self.labelled.unseen, task.metric()
         return {
             "task": TASKS.label(self.kind),
             "score": dict(score),
-            "primary": task.metric().primary,
+            "primary": metric.primary,
+            **({"lower_is_better": True} if metric.lower_is_better else {}),
             **({"probe": probe} if (probe := self.probe_score()) else {}),
             **self.session.chosen,
             "samples": labelled.noun,

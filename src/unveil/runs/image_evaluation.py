@@ -6,14 +6,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from unveil.data.splits import Subset
 from unveil.evaluate.collapse import collapse
+from unveil.evaluate.feature_map import feature_map
 from unveil.evaluate.features import (
     Features,
     NothingReadableError,
     evaluate_features,
+    features_of,
     features_of_each,
     independent_count,
     raw_pixels,
@@ -23,9 +26,13 @@ from unveil.evaluate.features import (
 from unveil.learner import Method
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.reports.image_grid import to_rgb
 from unveil.runs.labelled_data import unseen_classes, write_arrays
 from unveil.train.log import Record
 from unveil.train.recipe import Recipe
+
+MAP_IMAGES, MAP_THUMBNAIL = 1000, 32
+"""Images on the map of the features, and the side of their thumbnails in pixels."""
 
 
 def evaluation_subsets(train_set: Subset, test_set: Subset, train: int, test: int) -> tuple[Subset, Subset | None]:
@@ -77,3 +84,29 @@ def save_samples(path: Path, subset: Subset, vit: ViTConfig, count: int = 8) -> 
     with suppress(NothingReadableError):
         views = views_of(subset.spread_out(count), vit)
         write_arrays(path, {"images": views.rows.numpy(), "names": np.array(views.subset.names)})
+
+
+def save_map(path: Path, learner: Method, subset: Subset, recipe: Recipe, count: int = MAP_IMAGES) -> None:
+    """Saves a map of the features of some held-out images for the report, with a thumbnail of each, if they can be read.
+
+    The file holds "pca" and, for four images or more, "tsne" (n, 2), "explained" (the share of the variance in "pca"), "labels"
+    (n,) with -1 for images without a class, "classes", "names" and "thumbnails" (n, 32, 32, 3).
+    """
+    vit = learner.encoder.config
+    seen: list[np.ndarray] = []
+
+    def features(images: Tensor) -> Tensor:
+        side = (MAP_THUMBNAIL, MAP_THUMBNAIL)
+        small = images if images.shape[2:] == side else F.interpolate(images.float(), side, mode="bilinear", antialias=True)
+        seen.append(np.rint(255 * to_rgb(small, vit.mean, vit.std)).astype(np.uint8))
+        return learner.encoder.features(images, pool=learner.pool)
+
+    try:
+        found = features_of(features, subset.spread_out(count), vit, recipe.hardware, recipe.world)
+    except NothingReadableError:
+        return
+    places = feature_map(found.rows.numpy())
+    arrays = {"pca": places.pca, "explained": np.array(places.explained, np.float32)}
+    arrays |= {} if places.tsne is None else {"tsne": places.tsne}
+    arrays |= {"labels": found.subset.labels.numpy(), "classes": np.array(found.subset.dataset.classes, dtype=np.str_)}
+    write_arrays(path, arrays | {"names": np.array(found.subset.names), "thumbnails": np.concatenate(seen)})

@@ -176,6 +176,20 @@ def open_initial_weights(source: str, folder: Path, others: tuple[Path, ...], sa
     return InitialWeights(source, learner, checksums(encoder), {})
 
 
+def fixed_choices(source: str, kind: type[Method], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that `unveil plan` cannot choose, because they follow from the weights to start from, unless they are given.
+
+    Raises:
+        UnveilError: If the weights cannot be loaded, or are of a size without a name, for which no time can be estimated.
+    """
+    init = open_initial_weights(source, Path(source), (), lambda text: None)
+    init.refuse_other_model(given.get("model"))
+    if init.model not in MODELS:
+        raise UnveilError(f"unveil plan knows the sizes {', '.join(MODELS)}, but {source} is a {init.model}: use unveil pretrain")
+    found = init.options(kind, given) | {"image_size": init.vit.image_size, "patch_size": init.vit.patch_size, "model": init.model}
+    return {name: value for name, value in found.items() if name not in OF_ENCODER} | dict(given)
+
+
 def name_of_weights(source: str) -> str:
     """A short name of WEIGHTS for the name of a run folder: that of the run, the file, the folder or the timm model."""
     path = Path(source.rpartition(":")[2])

@@ -16,9 +16,9 @@ from torch import Tensor
 from unveil.atomic_files import replacing
 from unveil.data.augment import AugmentConfig
 from unveil.data.parts import Roles
-from unveil.data.sources import Data, Source, open_parts
+from unveil.data.sources import Data, Source, label_kind, open_parts
 from unveil.data.splits import Subset
-from unveil.data.targets import ClassTargets, Targets
+from unveil.data.targets import PER_IMAGE, ClassTargets, Targets
 from unveil.errors import UnveilError
 from unveil.models.vit_config import ViTConfig
 from unveil.paths import absolute_data
@@ -111,7 +111,7 @@ def labelled_subsets(
     if not len(opened.test):
         count = count_of(len(opened.train), "image")
         raise UnveilError(f"{name} has {count}, too few to hold out a tenth: give a test set with --test")
-    if request.targets is not ClassTargets:  # every image has its target, or was left out on opening
+    if not issubclass(request.targets, PER_IMAGE):  # every image has its target, or was left out on opening
         return LabelledSubsets(*opened, roles.splits)
     train_set, test_set = opened.train.labelled(), opened.test.labelled()
     if not len(test_set):
@@ -123,9 +123,13 @@ def labelled_subsets(
             count = count_of(len(each), f"labelled {role} image")
             raise UnveilError(f"none of the {count} of {each.dataset.source.name} can be read; the first: {first}: {reason}")
     distinct = train_set.labels.unique().tolist()
-    if len(distinct) < 2:
+    if request.targets is ClassTargets and len(distinct) < 2:
         only = f"only one class, {train_set.dataset.classes[distinct[0]]}" if distinct else "no label"
         raise UnveilError(f"the images of {name} to train on have {only}: give images of two classes or more")
+    if not len(train_set):
+        raise UnveilError(f"no image of {name} to train on has a label: they were all held out, so give a test set with --test")
+    if unscored := test_set.dataset.source.unscored:
+        request.say(unscored)
     unlabelled = len(opened.test) - len(test_set)
     if unlabelled:
         request.say(f"left out {count_of(unlabelled, 'test image')} without a label")
@@ -134,9 +138,12 @@ def labelled_subsets(
 
 
 def refuse_one_class(source: Source, request: LabelledOptions) -> None:
-    """Raises `UnveilError` if a class per image is needed, and the images have no labels, or all the same one."""
-    if request.targets is not ClassTargets:
+    """Raises `UnveilError` if labels of images are needed, and there are none, or they are all the same class."""
+    if not issubclass(request.targets, PER_IMAGE):
         return
+    if request.targets is not ClassTargets and not source.is_labelled:
+        needed = label_kind(request.targets)
+        raise UnveilError(f"{source.name} has no labels for the train set: add {needed.expected if needed else 'labels'}")
     if not source.is_labelled:
         folder = os.path.dirname(source.names[0])
         if folder and all(os.path.dirname(name) == folder for name in source.names):

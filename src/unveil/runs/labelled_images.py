@@ -13,17 +13,21 @@ from torch import Tensor
 
 from unveil.data.loader import ImageLoader
 from unveil.data.splits import Subset
-from unveil.data.targets import ClassTargets, PixelTargets
+from unveil.data.targets import PER_IMAGE, MultiLabelTargets, NumberTargets, PixelTargets, Targets
 from unveil.evaluate.features import Features, NothingReadableError, features_of, predictions_of, refuse_non_finite, views_of
+from unveil.evaluate.label_fits import fit_labels, fit_ridge
 from unveil.evaluate.logistic import fit_logistic
 from unveil.learner import Task
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
+from unveil.plain_text import count_of
 from unveil.runs.labelled_data import LabelledSubsets, data_facts, unseen_classes, write_arrays, write_class_scores
 from unveil.runs.modality import LabelledData, ProbedHeads
 from unveil.runs.open_data import adapt_to_images, preprocessed
 from unveil.runs.session import Session
 from unveil.runs.skipped_files import SkippedFiles, refuse_earlier_numbering
+from unveil.runs.value_predictions import judged as compared
+from unveil.runs.value_predictions import worst, write_values
 from unveil.train.parallel import World
 from unveil.train.recipe import Recipe
 from unveil.train.terminal import printer
@@ -61,13 +65,36 @@ class LabelledImages(LabelledData):
         labels = self.train_set.labels
         return torch.bincount(labels[labels >= 0], minlength=len(self.classes))
 
+    @property
+    def train_targets(self) -> Targets | None:
+        return None if self.train_set.dataset.source.map_reader else self.train_set.targets
+
+    @property
+    def about(self) -> str:
+        source = self.train_set.dataset.source
+        if source.values is None:
+            return super().about
+        name = count_of(len(self.classes), "label") if source.values.ndim == 2 else self.classes[0]
+        return f"with {name}" if source.values.ndim == 2 else f"with the number {name}"
+
     def probed_heads(self, task: Task, recipe: Recipe) -> ProbedHeads:
         hardware, world = recipe.hardware, recipe.world
         some = self.train_set.labelled(MAX_PROBED)
         rows, subset = features_of(task.eval().features, some, task.encoder.config, hardware, world)
         refuse_non_finite(Features(rows, subset), "the encoder")
+        targets, groups, seed = subset.targets, subset.groups, recipe.training.seed
+        if isinstance(targets, NumberTargets):
+            values = targets.values
+            return ProbedHeads(
+                fit_ridge(rows, values, groups=groups), fit_ridge(rows, values, penalties=(START_PENALTY * len(rows),))
+            )
+        if isinstance(targets, MultiLabelTargets):
+            values = targets.values
+            return ProbedHeads(
+                fit_labels(rows, values, groups=groups, seed=seed), fit_labels(rows, values, penalties=(START_PENALTY,))
+            )
         labels, classes = subset.labels, self.classes
-        probe, _ = fit_logistic(rows, labels, classes, groups=subset.groups, seed=recipe.training.seed)
+        probe, _ = fit_logistic(rows, labels, classes, groups=groups, seed=seed)
         start, _ = fit_logistic(rows, labels, classes, penalties=(START_PENALTY,))
         return ProbedHeads(probe.head.folded(), start.head.folded())
 
@@ -108,7 +135,7 @@ class LabelledImages(LabelledData):
         for batch, predictions, targets in self.predictions(task, recipe):
             metric.update(predictions, targets)
             read.append(batch.keys.cpu())
-            if isinstance(targets, ClassTargets):
+            if isinstance(targets, PER_IMAGE):
                 scores.append(predictions.float().cpu())
             elif isinstance(targets, PixelTargets):
                 rows = torch.isin(batch.keys, shown.to(batch.keys.device)).nonzero()[:, 0]
@@ -118,7 +145,16 @@ class LabelledImages(LabelledData):
             name, count = self.test_set.dataset.source.name, len(self.test_set)
             raise NothingReadableError(f"none of {count:,} test images of {name} can be read")
         judged = Subset(self.test_set.dataset, torch.cat(read))
-        if scores:
+        if scores and judged.dataset.source.values is not None:
+            predicted = torch.cat(scores)
+            truth = compared(task, judged, predicted)
+            write_values(folder / "predictions.csv", judged, predicted, truth, task)
+            rows = worst(truth, MAX_MISTAKES)
+            true, guesses = ([column[row] for row in rows.tolist()] for column in (truth.true, truth.predicted))
+            write_images(
+                folder / "mistakes.npz", judged, rows, task.encoder.config, true, guesses, {truth.measure: truth.error[rows]}
+            )
+        elif scores:
             write_class_scores(folder / "predictions.csv", judged, torch.cat(scores))
             write_mistakes(folder / "mistakes.npz", judged, torch.cat(scores), task.encoder.config)
         if maps:
@@ -147,14 +183,30 @@ def write_mistakes(path: Path, subset: Subset, scores: Tensor, vit: ViTConfig) -
     """
     probability, guess = scores.softmax(dim=1).max(dim=1)
     wrong = (guess != subset.labels).nonzero()[:, 0]
-    worst = wrong[probability[wrong].argsort(descending=True, stable=True)[:MAX_MISTAKES]]
+    rows = wrong[probability[wrong].argsort(descending=True, stable=True)[:MAX_MISTAKES]]
+    classes = subset.dataset.classes
+    true, predicted = ([classes[i] for i in each[rows].tolist()] for each in (subset.labels, guess))
+    write_images(path, subset, rows, vit, true, predicted, {"probability": probability[rows]})
+
+
+def write_images(
+    path: Path,
+    subset: Subset,
+    rows: Tensor,
+    vit: ViTConfig,
+    true: Sequence[str],
+    predicted: Sequence[str],
+    measured: dict[str, Tensor],
+) -> None:
+    """Saves images with what is right and what is predicted, and a number for each by its name; nothing if there are none."""
     path.unlink(missing_ok=True)
-    if not len(worst):
+    if not len(rows):
         return
     with suppress(NothingReadableError):
-        views, classes = views_of(Subset(subset.dataset, subset.indices[worst]), vit), subset.dataset.classes
-        found = torch.isin(subset.indices[worst], views.subset.indices)
-        kept = worst[found]
-        arrays = {"true": [classes[i] for i in views.subset.labels], "predicted": [classes[i] for i in guess[kept].tolist()]}
-        named = {name: np.array(values) for name, values in arrays.items()} | {"names": np.array(views.subset.names)}
-        write_arrays(path, {"images": views.rows.numpy(), "probability": probability[kept].numpy(), **named})
+        views = views_of(Subset(subset.dataset, subset.indices[rows]), vit)
+        found = torch.isin(subset.indices[rows], views.subset.indices)
+        texts = {"true": true, "predicted": predicted}
+        arrays = {name: np.array(values)[found.numpy()] for name, values in texts.items()}
+        numbers = {name: values[found].numpy() for name, values in measured.items()}
+        names = np.array(views.subset.names)
+        write_arrays(path, {"images": views.rows.numpy(), "names": names, **arrays, **numbers})

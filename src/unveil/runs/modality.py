@@ -178,6 +178,16 @@ class LabelledData(ABC):
     def class_counts(self) -> Int[Tensor, " K"]:
         """The number of training samples of each class."""
 
+    @property
+    def train_targets(self) -> Any:
+        """The labels of the train set, as `Batch.targets` holds them; None for those that are not kept in memory."""
+        return None
+
+    @property
+    def about(self) -> str:
+        """What the labels are, for the line that announces a run: "of 10 classes"."""
+        return f"of {len(self.classes)} classes"
+
     def probed_heads(self, task: Task, recipe: Recipe) -> "ProbedHeads":
         """Linear probes of the features of a task, fitted to the train set."""
         raise UnveilError(f"a task for {self.noun} cannot start from a linear probe: use --start random")

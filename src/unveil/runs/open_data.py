@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.progress import MofNCompleteColumn
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
-from unveil.data.dataset import MEMORY, ImageDataset
+from unveil.data.dataset import ImageDataset
 from unveil.data.eval_transform import EvalTransform, crop_pct_for
 from unveil.data.image_samples import sample_images
 from unveil.data.parts import Roles
@@ -109,9 +110,9 @@ def open_subsets(
         show: Whether to show a progress bar.
         read: Whether images are read into memory if they fit; if not, only a sample is.
     """
-    memory = MEMORY if read else 0
+    opened = ImageDataset if read else partial(ImageDataset, memory=0)
     with progress_bar(roles.train.name, show) as progress:
-        train = ImageDataset(roles.train, side=side, channels=channels, max_pixels=max_pixels, memory=memory, progress=progress)
+        train = opened(roles.train, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
     if roles.test is None:
         groups = Subset(train, torch.arange(roles.held_out_of)).groups
         kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)), groups)
@@ -121,14 +122,8 @@ def open_subsets(
     def like_train(source: Source) -> Subset:
         source = source.with_classes(roles.train.classes) if roles.train.classes else source
         with progress_bar(source.name, show) as progress:
-            dataset = ImageDataset(
-                source,
-                side=side,
-                channels=train.channels,
-                dtype=train.dtype,
-                max_pixels=max_pixels,
-                memory=memory,
-                progress=progress,
+            dataset = opened(
+                source, side=side, channels=train.channels, dtype=train.dtype, max_pixels=max_pixels, progress=progress
             )
         return Subset(dataset, torch.arange(len(dataset)))
 
@@ -137,9 +132,9 @@ def open_subsets(
 
 
 def image_facts(dataset: ImageDataset, image_size: Size) -> dict[str, Any]:
-    """The options of a `ViTConfig` that follow from the images."""
-    crop_pct = crop_pct_for(dataset.sample_sizes, image_size)
-    return {"crop_pct": crop_pct, "bit_depth": 16 if dataset.dtype == torch.uint16 else 8}
+    """The options of a `ViTConfig` that follow from the images, and how evaluations of a run resize them: see `eval_images`."""
+    crop_pct, bits = crop_pct_for(dataset.sample_sizes, image_size), 16 if dataset.dtype == torch.uint16 else 8
+    return {"crop_pct": crop_pct, "bit_depth": bits, "crop_mode": "center", "interpolation": "bicubic"}
 
 
 def adapt_to_images(encoder: ViT, train_set: Subset) -> None:
@@ -149,12 +144,12 @@ def adapt_to_images(encoder: ViT, train_set: Subset) -> None:
 
 def preprocessed(subset: Subset, vit: ViTConfig) -> Subset:
     """The same images, preprocessed from the file on as `unveil predict`, `unveil embed` and exported models do."""
-    return Subset(subset.dataset.preprocessed(EvalTransform(vit.image_size, vit.crop_pct)), subset.indices)
+    return Subset(subset.dataset.preprocessed(EvalTransform.of(vit)), subset.indices)
 
 
 def reopened(vit: ViTConfig, *subsets: Subset) -> list[Subset]:
     """As `preprocessed`, but opened anew, in memory if the images fit: for images that are needed several times."""
-    fresh, transform = dict[int, ImageDataset](), EvalTransform(vit.image_size, vit.crop_pct)
+    fresh, transform = dict[int, ImageDataset](), EvalTransform.of(vit)
     for old in (subset.dataset for subset in subsets):
         if id(old) not in fresh:
             with progress_bar(old.source.name, True) as progress:
@@ -204,7 +199,7 @@ def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int,
     """
     subsets, parts = dict[str, Subset](), open_parts(data)
     dtype = torch.uint16 if vit.bit_depth == 16 else None if adapt else torch.uint8
-    side, transform = stored_side(vit.image_size), EvalTransform(vit.image_size, vit.crop_pct)
+    side, transform = stored_side(vit.image_size), EvalTransform.of(vit)
     for name in parts.chosen(split or "all"):
         dataset = ImageDataset(
             parts.source(name), side=side, channels=vit.channels, dtype=dtype, max_pixels=max_pixels, memory=0, transform=transform

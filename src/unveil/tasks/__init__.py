@@ -14,6 +14,8 @@ TASKS = Registry(
         "linear": "unveil.tasks.linear:Linear",
         "partial": "unveil.tasks.partial:PartialFinetune",
         "finetune": "unveil.tasks.finetune:Finetune",
+        "multilabel": "unveil.tasks.multilabel:MultiLabel",
+        "regression": "unveil.tasks.regression:Regression",
         "text-classification": "unveil.tasks.text_classification:TextClassification",
         "translation": "unveil.tasks.translate:Translation",
     },

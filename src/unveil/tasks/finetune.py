@@ -1,28 +1,26 @@
 """Fine-tuning of the whole encoder, from a linear probe (LP-FT, arXiv 2202.10054) or with the recipe of MAE (appendix A.1)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from unveil.blocks.masked_reconstruction import MaskedReconstruction
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.supervised_augment import RegularisationConfig, SupervisedAugment
 from unveil.data.targets import ClassTargets
-from unveil.learner import Step, Task
+from unveil.encoder_with_head import WIDE, EncoderWithHead
+from unveil.learner import Step
 from unveil.metrics import ClassificationMetric, Metric
 from unveil.models.vit import ViT
 from unveil.ranges import NonNegative
 
-BUDGET, LARGE_BUDGET = 200_000, 5_000_000
-"""Images that a run sees by default, in 20 to 100 epochs; and from how many on it needs all of the regularisation."""
-WIDE, LARGE_SET = 384, 20_000
-"""Width from which an encoder needs drop path, and number of labels from which batches are large."""
+LARGE_BUDGET = 5_000_000
+"""Images that a run sees from which on it needs all of the paper's regularisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ class FinetuneConfig(RegularisationConfig):
     """Weight of MAE's reconstruction loss on the same images, as a regulariser for few labels (SSAT); 0 leaves it out."""
 
 
-class Finetune(Task):
+class Finetune(EncoderWithHead):
     """An encoder and a linear layer on its features, all trained."""
 
     augments_whole_batch = True
@@ -93,21 +91,9 @@ class Finetune(Task):
     log_prior: Tensor | None
 
     def __init__(self, encoder: ViT, classes: Sequence[str], config: FinetuneConfig, augment: AugmentConfig) -> None:
-        super().__init__()
+        super().__init__(encoder, len(classes), config)
         vit = encoder.config
-        positions: Literal["learned", "none"] = "none" if vit.positions == "none" else "learned"
-        # A norm after the mean (fc_norm in timm) replaces the final norm of the encoder.
-        fc_norm = config.fc_norm or not vit.final_norm
-        finetuned = ViT(replace(vit, drop_path=config.drop_path, positions=positions, final_norm=not fc_norm))
-        kept = finetuned.state_dict().keys()
-        finetuned.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
-        self.encoder, self.config, self.classes = finetuned, config, classes
-        self.pool = config.pool or "mean"
-        self.norm = nn.LayerNorm(vit.width, eps=vit.eps) if fc_norm else nn.Identity()
-        self.head = nn.Linear(vit.width, len(classes))
-        nn.init.trunc_normal_(self.head.weight, std=2e-5)
-        nn.init.zeros_(self.head.bias)
-        self.reconstruction = masked_reconstruction(vit) if config.mae_loss else None
+        self.classes = classes
         self.augmentation = SupervisedAugment(config, augment, len(classes), vit.image_size, vit.mean, vit.std)
         self.register_buffer("log_prior", None, persistent=False)
 
@@ -117,24 +103,16 @@ class Finetune(Task):
 
     @classmethod
     def settings_for(cls, width: int, samples: int) -> Mapping[str, Any]:
-        """Larger models learn at lower rates, and only they need regularisation: all of it if they see millions of images."""
-        epochs = float(min(100, max(20, round(BUDGET / samples))))
-        found = {"base_lr": 1e-3 * (768 / width) ** (4 / 3), "epochs": epochs, "batch_size": 64 if samples < LARGE_SET else 256}
-        if width < WIDE:
+        """Those of `EncoderWithHead`, and all of the paper's regularisation for large models that see millions of images."""
+        found = super().settings_for(width, samples)
+        if width < WIDE or found["epochs"] * samples < LARGE_BUDGET:
             return found
-        if epochs * samples >= LARGE_BUDGET:
-            return found | {name: cls.PAPER[name] for name in ("drop_path", "mixup", "cutmix", "randaugment", "erasing")}
-        return found | {"drop_path": cls.PAPER["drop_path"]}
-
-    @property
-    def starts_from_probe(self) -> bool:
-        return bool(self.config.start == "probe")
+        return {**found, **{name: cls.PAPER[name] for name in ("drop_path", "mixup", "cutmix", "randaugment", "erasing")}}
 
     @torch.no_grad()
     def set_head(self, weight: Float[Tensor, "K D"], bias: Float[Tensor, " K"]) -> None:
         """Of a balanced task, the logits of the probe are those that are adjusted during training."""
-        self.head.weight.copy_(weight)
-        self.head.bias.copy_(bias if self.log_prior is None else bias - self.log_prior.to(bias.device))
+        super().set_head(weight, bias if self.log_prior is None else bias - self.log_prior.to(bias.device))
 
     def set_class_counts(self, counts: Int[Tensor, " K"]) -> None:
         """With `balance`, the logarithm of the share of each class is added to its logit in training (arXiv 2007.07314)."""
@@ -149,41 +127,14 @@ class Finetune(Task):
         smoothing = self.config.smoothing if labels.ndim == 1 else 0.0  # mixed labels are already smoothed
         adjusted = logits if self.log_prior is None else logits + self.log_prior
         loss = F.cross_entropy(adjusted, labels, label_smoothing=smoothing)
-        if self.reconstruction is None:
-            return Step(loss, {})
-        error = self.reconstruction(self.encoder, batch.images, batch.keys)
-        return Step(loss + self.config.mae_loss * error, {"class_loss": loss, "mae_loss": error})
-
-    def features(self, images: Float[Tensor, "B C H W"], pool: Literal["mean", "class"] | None = None) -> Float[Tensor, "B D"]:
-        """What the classifier sees. A norm after the pooling, as in timm, is for the features that were trained only."""
-        found: Tensor = self.encoder.features(images, pool=pool or self.pool)
-        return self.norm(found) if pool in (None, self.pool) else found
-
-    def feature_norm(self, pool: str) -> nn.Module | None:
-        return {"mean": self.norm, "class": nn.Identity()}.get(pool)
+        return self.step(loss, "class_loss", batch)
 
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images."""
-        scores: Tensor = self.head(self.features(images))
-        return scores
+        return self.outputs(images)
 
     def predict(self, batch: Batch) -> Float[Tensor, "B K"]:
         return self.logits(batch.images)
 
     def metric(self) -> Metric:
         return ClassificationMetric(len(self.classes), "balanced_accuracy" if self.config.balance else "top1")
-
-    def set_decoder(self, state: Mapping[str, Tensor]) -> None:
-        """Starts MAE's loss with the decoder of the run, if its shape is the default one."""
-        if self.reconstruction is not None:
-            self.reconstruction.load(state)
-
-    def drop_training_parts(self) -> None:
-        """Removes the decoder of MAE's loss."""
-        self.reconstruction, self.config = None, replace(self.config, mae_loss=0.0)
-
-
-def masked_reconstruction(vit: Any) -> MaskedReconstruction:
-    """The decoder for an encoder of this shape. It is that of an MAE with default options, so that its weights fit."""
-    width, depth = min(512, vit.width), 8 if vit.width >= 512 else min(4, vit.depth // 2)
-    return MaskedReconstruction(vit.grid, vit.patch_size, vit.channels, vit.width, width=width, depth=depth)

@@ -120,6 +120,6 @@ def restart_sentence(recipe: Recipe, total: int) -> str:
     earlier = f"the earlier run of {epochs:g} epochs{'' if step == old else f', which was planned for {old:,}'}"
     rise = f"up to {optim.peak(recipe.training.batch_size):.3g} over {warmup:,} step{'s' * (warmup != 1)}"
     return (
-        f"extended: steps 0 to {step:,} are {earlier}; then the learning rate warms {rise}, and falls by {DECAYS[optim.schedule]} to "
-        f"{recipe.at(total - 1, total)[0]:.3g} at step {total:,}"
+        f"extended: steps 0 to {step:,} are {earlier}; then the learning rate warms {rise}, and falls by "
+        f"{DECAYS[optim.schedule]} to {recipe.at(total - 1, total)[0]:.3g} at step {total:,}"
     )

@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any
 
+from rich.progress import TaskID
+
 from unveil.plain_text import printable
 
 REDRAW_SECONDS = 0.25
@@ -68,10 +70,10 @@ class NotebookBar:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def add_task(self, description: str, *, total: float | None, completed: int = 0, news: str = "") -> int:
+    def add_task(self, description: str, *, total: float | None, completed: int = 0, news: str = "") -> TaskID:
         """Sets the title and the length."""
         self.title, self.total, self.done, self.news = printable(description), int(total or 0), completed, news
-        return 0
+        return TaskID(0)
 
     def start(self) -> None:
         """Draws the bar below what the cell has shown so far."""
@@ -81,7 +83,7 @@ class NotebookBar:
 
     def update(
         self,
-        task: int,
+        task: TaskID,
         *,
         completed: int | None = None,
         total: int | None = None,
@@ -96,7 +98,7 @@ class NotebookBar:
         if time.monotonic() - self._drawn > REDRAW_SECONDS or self.done >= self.total:
             self._draw()
 
-    def advance(self, task: int, count: float = 1) -> None:
+    def advance(self, task: TaskID, count: float = 1) -> None:
         """Moves the bar by `count`."""
         self.update(task, completed=self.done + int(count))
 

@@ -40,7 +40,7 @@ class RecomputeLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, of_y, of_weight, of_bias = gradient.flatten(0, -2), None, None, None  # (N, O)
         if ctx.needs_input_grad[0]:
-            of_y = (rows @ weight).view_as(x).to(ctx.dtype)
+            of_y = (rows @ weight).unflatten(0, x.shape[:-1]).to(ctx.dtype)  # y may be narrower than x: see SwiGLU
         if ctx.needs_input_grad[1]:
             of_weight = (rows.t() @ ctx.before(x).to(rows.dtype).flatten(0, -2)).float()
         if ctx.needs_input_grad[2]:
