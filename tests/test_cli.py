@@ -343,6 +343,7 @@ def test_too_little_memory_and_too_few_threads_are_a_sentence():
 
 def test_only_what_was_given_is_passed_on():
     given = {"data": "photos", "method": "mae", "model": None, "out": None, "resume_from": None, "extend": False}
+    given |= {"config": None}
     assert parse("pretrain", "photos") == given
     assert parse("pretrain") == {**given, "data": "digits"}
     argv = "photos --epochs 3 --no-flip --base-lr=0.1 --image-size 32 48 --decoder_depth 2 --compile --warmup_epochs 2".split()
@@ -405,6 +406,7 @@ def test_the_options_reach_the_function(monkeypatch, photos):
         "out": "here",
         "resume_from": None,
         "extend": False,
+        "config": None,
         "epochs": 2.0,
     }
     assert seen == given

@@ -13,6 +13,7 @@ from unveil.options import known_to
 from unveil.plain_text import count_of
 from unveil.reports.table import terminal_table
 from unveil.runs.modality import AnyData, modality
+from unveil.runs.option_files import takes_options
 from unveil.runs.own_code import attach, own_augment, recorded, refuse_without
 from unveil.runs.session import RunSpec, Session
 from unveil.train.loop import total_steps
@@ -20,6 +21,7 @@ from unveil.train.resume_from import options_to_keep
 from unveil.train.run_folder import Run, recorded_options
 
 
+@takes_options("pretrain")
 def pretrain(
     data: AnyData = "digits",
     *,
@@ -28,6 +30,7 @@ def pretrain(
     out: str | Path | None = None,
     resume_from: str | Path | None = None,
     extend: bool = False,
+    config: str | Path | None = None,
     **options: Any,
 ) -> Run:
     """Trains an encoder without labels, or resumes a run that was stopped.
@@ -43,6 +46,7 @@ def pretrain(
         resume_from: Another run, from whose newest checkpoint this one goes on, with its steps, data order and optimiser. Options
             that are not given are those of that run. The length, the options of the optimiser and the precision may differ.
         extend: Go on in the same folder for more epochs, from the last checkpoint and with a warm restart of the learning rate.
+        config: A run folder, its `run.json`, or a TOML file: what is not given here is taken from it, except `out`.
         **options: Fields of `PretrainConfig` (`TextPretrainConfig` for text), the method's `Config`, `AugmentConfig` (images only),
             `TrainConfig`, `OptimConfig`, `HardwareConfig`. For images given in Python, also `labels`, one for each image, and
             `split`, the name of a split for each. `augment` is a function that changes each augmented batch of images, see
