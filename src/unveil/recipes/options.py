@@ -71,7 +71,7 @@ def describe(run: str | os.PathLike[str], *, toml: bool, trust: str | Path | Non
     arguments = dict(file.arguments)
     for kind, table in (("method", METHODS), ("task", TASKS)):
         if kind in file.missing:
-            table.recorded(opened.config, run)  # refuses a class that is not trusted
+            table.recorded(opened.config, os.fspath(run))  # refuses a class that is not trusted
             arguments[kind] = str(opened.config["class"])
     usual, defaults = DEFAULTS[file.command](file, arguments, opened)
     options = {name: value for name, value in file.options.items() if not same(value, defaults.get(name, ...))}

@@ -150,9 +150,9 @@ class LabelledImages(LabelledData):
             truth = compared(task, judged, predicted)
             write_values(folder / "predictions.csv", judged, predicted, truth, task)
             rows = worst(truth, MAX_MISTAKES)
-            true, guesses = ([column[row] for row in rows.tolist()] for column in (truth.true, truth.predicted))
+            labels, guesses = ([column[row] for row in rows.tolist()] for column in (truth.true, truth.predicted))
             write_images(
-                folder / "mistakes.npz", judged, rows, task.encoder.config, true, guesses, {truth.measure: truth.error[rows]}
+                folder / "mistakes.npz", judged, rows, task.encoder.config, labels, guesses, {truth.measure: truth.error[rows]}
             )
         elif scores:
             write_class_scores(folder / "predictions.csv", judged, torch.cat(scores))
