@@ -135,7 +135,9 @@ def from_run(path: Path, source: str) -> OptionFile:
     kind = facts.get("kind")
     if kind not in COMMANDS or not config:
         raise UnveilError(f"{source} records no run of {', '.join(COMMANDS.values())}: {FORMS}")
-    arguments, missing, notes = {}, {}, []
+    arguments: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    notes: list[str] = []
     for name in ("method", "task"):
         label, where = config.pop(name, None), config.get("class")
         if label is not None and (where is None or TABLES[name].installed.get(label) == where):
