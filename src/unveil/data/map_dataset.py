@@ -78,7 +78,7 @@ def dataset_source(dataset: Any) -> Source:
         raise
     except Exception:  # a broken sample, of which there may be more: they are listed when they are read
         first = again = ""
-    notes = ()
+    notes: tuple[str, ...] = ()
     if first != again:
         notes = (
             f"the {kind} gives another image each time that it is asked for sample 0: leave random transforms out of it, and use "

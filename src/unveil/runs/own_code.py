@@ -53,7 +53,7 @@ def attach(own: OwnAugment | None, learner: Learner) -> None:
         return
     held = getattr(learner, "augmentation", None)
     held = held.augmentation if isinstance(held, Taught) else held
-    if not hasattr(held, "own"):
+    if held is None or not hasattr(held, "own"):
         raise UnveilError(
             f"{type(learner).__name__} has no augmentation of images that augment= can follow: leave it out, or change its augment"
         )
