@@ -215,7 +215,7 @@ VERBS = {
         },
     ),
     "predict": Verb(
-        "unveil.recipes.predict:predict",
+        "unveil.recipes.predict:predict_to_file",
         f"Label new images with a classifier, as CSV, Parquet or JSON lines.{RESUMES}",
         {
             "run": CLASSIFIER,

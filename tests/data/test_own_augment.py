@@ -1,5 +1,6 @@
 """A function of the user, `augment=`, in the augmentation of a batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,7 +66,11 @@ def test_of_training_with_labels_and_of_views() -> None:
     labelled = SupervisedAugment(regularisation, AugmentConfig(), 6, (16, 16), MEAN, STD)
     views = MultiCrop(AugmentConfig(), (16, 16), MEAN, STD)
     both = byol_views((16, 16), 0.3)
-    for augment, call in ((labelled, lambda: labelled(batch()).images), (views, lambda: views(batch(), both))):
+    calls: tuple[tuple[Any, Callable[[], Tensor]], ...] = (
+        (labelled, lambda: labelled(batch()).images),
+        (views, lambda: views(batch(), both)),
+    )
+    for augment, call in calls:
         before = call()
         augment.own = OwnAugment(negative)
         assert torch.allclose(plain(call()), 1 - plain(before), atol=1e-6)

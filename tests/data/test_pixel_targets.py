@@ -74,7 +74,8 @@ def test_each_image_has_its_map(layout: str, form: str, memory: int, tmp_path: P
     dataset = ImageDataset(train, side=100, memory=memory)
     assert dataset.in_memory == bool(memory)
     indices = torch.tensor([4, 0, 5])
-    images, _, _, targets = dataset.readable(indices)
+    batch = dataset.readable(indices)
+    images, targets = batch.images, batch.targets
     assert isinstance(targets, PixelTargets)
     assert targets.maps.dtype == torch.int64
     for image, classes, index in zip(images, targets.maps, indices.tolist(), strict=True):

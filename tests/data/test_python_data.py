@@ -101,8 +101,8 @@ def forms(folder: Path) -> dict[str, Any]:
         "Dataset with targets": named,
         "Dataset of paths": (Pictures(paths), labels),
         "Dataset of dictionaries": Pictures([{"image": x, "label": y} for x, y in zip(arrays, labels, strict=True)]),
-        "Subset": Subset(Pictures(list(tensors / 255)[::-1], labels[::-1]), range(COUNT - 1, -1, -1)),  # type: ignore[arg-type]
-        "Subset with targets": Subset(named, range(COUNT)),  # type: ignore[arg-type]  # any sequence will do
+        "Subset": Subset(Pictures(list(tensors / 255)[::-1], labels[::-1]), range(COUNT - 1, -1, -1)),
+        "Subset with targets": Subset(named, range(COUNT)),
     }
 
 
@@ -264,9 +264,9 @@ def test_floats_and_booleans() -> None:
     chance = np.random.default_rng(2)
     eight, sixteen = (chance.integers(0, top, (5, 6, 3)) for top in (256, 65536))
     for kind in (np.float32, np.float64):
-        assert np.array_equal(raw_image((eight / 255).astype(kind), "x"), eight)
+        assert np.array_equal(np.asarray(raw_image((eight / 255).astype(kind), "x")), eight)
         assert raw_image((eight / 255).astype(kind), "x").dtype == np.uint8  # type: ignore[union-attr]
-        assert np.array_equal(raw_image((sixteen / 65535).astype(kind), "x"), sixteen)
+        assert np.array_equal(np.asarray(raw_image((sixteen / 65535).astype(kind), "x")), sixteen)
     assert raw_image(torch.from_numpy(eight / 255).movedim(-1, 0), "x").dtype == np.uint8  # type: ignore[union-attr]
     flags = chance.integers(0, 2, (5, 6)).astype(bool)
     assert np.array_equal(read_image(raw_image(flags, "x"))[:, :, 0], flags * 255)

@@ -374,8 +374,8 @@ def test_lists(tmp_path: Path) -> None:
         open_source([])
     with pytest.raises(UnveilError, match="channels first"):
         open_source([pixels.transpose(2, 0, 1)])
-    with pytest.raises(Unreadable, match="no such"):
-        open_source(["no such.png"]).read(0)
+    with pytest.raises(UnveilError, match="no such"):
+        open_source(["no such.png"])
 
 
 def test_arrays() -> None:

@@ -210,7 +210,7 @@ def test_a_task_on_pixels_from_a_file(run: Run, folder: Path) -> None:
     assert finetuned.results["primary"] == "mean_iou"
     assert finetuned.results["classes"] == ["ground", "square"]
     assert score["mean_iou"] > 0.6  # all ground has 0.35
-    assert finetuned.log[-1]["mean_iou"] == score["mean_iou"]
+    assert not any("mean_iou" in line for line in finetuned.log)  # without images to validate on: the test set is evaluated once
     page = (folder / "segment" / "report.html").read_text()
     assert "square" in page
     assert "Predictions" in page

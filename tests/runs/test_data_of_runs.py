@@ -14,7 +14,7 @@ from PIL import Image
 
 import unveil
 from unveil.errors import UnveilError
-from unveil.runs import images
+from unveil.runs import image_pretraining
 from unveil.runs.image_pretraining import ImagePlan
 from unveil.runs.images import IMAGES
 from unveil.runs.labelled_data import LabelledOptions, data_of, labelled_subsets, recorded_classes, unseen_classes
@@ -85,16 +85,16 @@ def test_run_json_and_the_terminal_say_what_each_folder_is(
 
 def test_the_test_set_is_not_evaluated_during_training(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     data, run = made
-    real, judged = images.features_of, list[set[str]]()
+    real, judged = image_pretraining.features_of, list[set[str]]()
 
     def features_of(function: object, subset: object, *others: object) -> object:
         judged.append({name.split("/")[0] for name in subset.names})
         return real(function, subset, *others)
 
-    monkeypatch.setattr(images, "features_of", features_of)
+    monkeypatch.setattr(image_pretraining, "features_of", features_of)
     plan = plan_of(str(data))
     session = SimpleNamespace(run=Run(run), recipe=plan.recipe, world=plan.recipe.world, say=print)
-    pretraining = images.ImagePretraining(plan, session)
+    pretraining = image_pretraining.ImagePretraining(plan, session)
     learner = pretraining.build()
     found = [monitor(learner) for monitor in pretraining.monitors()]
     assert found[1].keys() >= {"knn"}

@@ -72,7 +72,7 @@ def same_weights(run: Path, other: Path) -> None:
 def test_pretraining_and_probes_equal_those_of_a_folder(home: Path, tmp_path: Path) -> None:
     tensors = torch.from_numpy(arrays_of(home)).movedim(-1, 1)
     wanted = unveil.probe(home / "folder", home / "images", kind="knn", device="cpu")
-    named = {"list": paths_of(home), "tensor": tensors, "dataset": torch.utils.data.StackDataset(tensors)}
+    named = {"list": paths_of(home), "tensor": tensors, "dataset": torch.utils.data.StackDataset(tensors)}  # type: ignore[arg-type]  # as its documentation shows
     for name, data in named.items():
         run = unveil.pretrain(data, labels=labels_of(home), out=tmp_path / name, **TINY)
         same_weights(run.path, home / "folder")
@@ -124,7 +124,8 @@ def test_finetuning_predicting_and_embedding(home: Path, tmp_path: Path) -> None
     assert np.array_equal(of_paths.probabilities, of_folder.probabilities)  # type: ignore[union-attr]
     assert np.array_equal(of_arrays.probabilities, of_folder.probabilities)  # type: ignore[union-attr]
     for name, data in (("a.npz", arrays_of(home)), ("b.npz", home / "images")):
-        unveil.embed(home / "folder", data, out=tmp_path / name, device="cpu", **({"labels": labels} if name == "a.npz" else {}))
+        given: dict[str, Any] = {"labels": labels} if name == "a.npz" else {}
+        unveil.embed(home / "folder", data, out=tmp_path / name, device="cpu", **given)
     with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
         assert np.array_equal(a["embedding"], b["embedding"])
         assert a["label"].tolist() == b["label"].tolist()

@@ -45,7 +45,9 @@ def task_and_loader(name: str) -> tuple[Learner, Any]:
     off = {"dropout": 0.0} if "dropout" in kind.Config.__dataclass_fields__ else {}
     encoder: Any = TextEncoder(TEXT) if kind.modality == "text" else ViT(VIT)
     augment = None if kind.modality == "text" else AugmentConfig()
-    return kind.build(encoder, kind.Config(**off), augment, CLASSES), (Texts if kind.modality == "text" else Images)(ClassTargets)
+    return kind.build(encoder, kind.Config(**off), augment, CLASSES), (Texts if kind.modality == "text" else Images)(
+        kind.TargetType
+    )
 
 
 def gradients(made: Callable[[], tuple[Learner, Any]], accum_steps: int) -> dict[str, Tensor]:

@@ -104,6 +104,18 @@ def predict(
     return path
 
 
+def predict_to_file(
+    run: str | os.PathLike[str],
+    images: AnyData,
+    *,
+    out: str | Path = "predictions.csv",
+    trust: str | Path | None = None,
+    **options: Any,
+) -> Path:
+    """`predict` on the command line, which always writes a file."""
+    return Path(predict(run, images, out=out, trust=trust, **options))  # type: ignore[arg-type]  # with `out`, it is a path
+
+
 def refuse_without_head(learner: Learner, run: str | os.PathLike[str]) -> None:
     """Raises `UnveilError` if a learner predicts nothing."""
     if not isinstance(learner, Predicts):
