@@ -361,7 +361,7 @@ def test_only_what_was_given_is_passed_on():
     assert parse("pretrain", "photos", "--eps", "1e-6") == {**given, "eps": 1e-6}  # as does what --help hides
     run = {"run": "run", "data": None, "test": None, "out": None}
     assert parse("probe", "run", "--kind", "knn") == {**run, "kind": "knn"}
-    run |= {"resume_from": None, "extend": False}
+    run |= {"resume_from": None, "extend": False, "config": None}
     assert parse("finetune", "run") == {**run, "task": None}
     assert parse("finetune", "run", "--task", "partial", "--blocks", "2") == {**run, "task": "partial", "blocks": 2.0}
     assert parse("export", "run", "--to", "timm") == {"run": "run", "to": "timm", "out": None}
