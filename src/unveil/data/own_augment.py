@@ -29,11 +29,7 @@ class OwnAugment:
             raise UnveilError(f"augment is {function!r}: {TAKES}")
         self.function, self.name = function, name_of_code(function)
 
-<<<<<<< HEAD
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
-=======
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it without types
->>>>>>> pydata
     def __call__(self, images: Tensor) -> Float[Tensor, "B C S T"]:
         """The changed images, float32.
 
