@@ -98,8 +98,10 @@ def test_the_test_set_is_not_evaluated_during_training(made: tuple[Path, Path], 
     learner = pretraining.build()
     found = [monitor(learner) for monitor in pretraining.monitors()]
     assert found[1].keys() >= {"knn"}
-    batches = images.held_out_images(pretraining.validation_set, pretraining.vit, plan.recipe.hardware, plan.recipe.world)
-    assert found[0] == images.held_out_metrics(learner, batches, plan.recipe.hardware, plan.recipe.world)
+    batches = image_pretraining.held_out_images(
+        pretraining.validation_set, pretraining.vit, plan.recipe.hardware, plan.recipe.world
+    )
+    assert found[0] == image_pretraining.held_out_metrics(learner, batches, plan.recipe.hardware, plan.recipe.world)
     assert set.union(*judged) == {"train", "validation"}
     options = LabelledOptions(max_pixels=10**6, say=print, show=False)
     opened = labelled_subsets(run, str(data), None, unveil.load(run).encoder.config, options)

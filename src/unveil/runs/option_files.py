@@ -145,8 +145,8 @@ def from_run(path: Path, source: str) -> OptionFile:
         elif label is not None:
             missing[name] = outside(source, name, str(where))
     config.pop("class", None)
-    if name := inputs.get("data"):
-        arguments["data"] = located(name, inputs.get("data_path"))
+    if typed := inputs.get("data"):
+        arguments["data"] = located(typed, inputs.get("data_path"))
     elif data.get("name") in ("array", "list") and data.get("path") is None:
         what = "an array" if data["name"] == "array" else "a list of images"
         missing["data"] = f"{source} was trained on {what} in memory, which it does not record: give DATA"
