@@ -106,6 +106,22 @@ def test_names_and_what_is_no_function() -> None:
     assert type(OwnAugment(lambda images: torchvision.Image(images))(torch.rand(2, 3, 4, 4))) is Tensor
 
 
-def test_without_gradients_and_compiled() -> None:
+def test_without_gradients() -> None:
     scale = torch.ones((), requires_grad=True)
     assert not OwnAugment(lambda images: images * scale)(torch.rand(2, 3, 4, 4)).requires_grad
+
+
+def test_a_compiled_augmentation_leaves_it_as_it_is() -> None:
+    """With the backend "eager", which needs no compiler: a value that Python reads changes at each call."""
+    calls = []
+
+    def count(images: Tensor) -> Tensor:
+        calls.append(len(calls))
+        return images * (1 + calls[-1])
+
+    augment = Augment(AugmentConfig(crop="none"), (16, 16), (0.0,) * 3, (1.0,) * 3)
+    augment.own = OwnAugment(count).uncompiled()
+    compiled = torch.compile(augment.__call__, backend="eager")
+    first, second = compiled(batch(16)).images, compiled(batch(16)).images
+    assert calls == [0, 1]
+    assert torch.equal(second, 2 * first)

@@ -374,8 +374,10 @@ def test_lists(tmp_path: Path) -> None:
         open_source([])
     with pytest.raises(UnveilError, match="channels first"):
         open_source([pixels.transpose(2, 0, 1)])
-    with pytest.raises(UnveilError, match="no such"):
+    with pytest.raises(UnveilError, match=r"none of the files of list exists; the first is .*no such\.png"):
         open_source(["no such.png"])
+    with pytest.raises(Unreadable, match=r"no such\.png: does not exist"):
+        open_source(["no such.png", tmp_path / "a.png"]).read(0)
 
 
 def test_arrays() -> None:

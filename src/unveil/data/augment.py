@@ -7,7 +7,7 @@ Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,6 @@ from torch import Tensor
 from unveil.blocks.patches import Size
 from unveil.blocks.stateless_random import Stream, uniform
 from unveil.data.batch import Batch, Cropped
-from unveil.data.own_augment import OwnAugment
 from unveil.data.resize import LARGE, MAX_VALUE, crop_resize
 from unveil.data.targets import Draw, Geometry
 from unveil.errors import UnveilError
@@ -54,8 +53,8 @@ class AugmentConfig:
 class Augment:
     """Turns a batch of uint8 or uint16 canvases into normalised float images of one size."""
 
-    own: OwnAugment | None = None
-    """A function of the user, which changes the images after the crop and before they are normalised."""
+    own: Callable[[Tensor], Tensor] | None = None
+    """An `OwnAugment`, which changes the images after the crop and before they are normalised."""
 
     def __init__(self, config: AugmentConfig, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.config, self.image_size, self.mean, self.std = config, image_size, mean, std

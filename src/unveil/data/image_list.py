@@ -151,8 +151,7 @@ def list_source(images: Sequence[Any], *, name: str = "list", form: str = "") ->
     missing = [number for number, size in sizes.items() if size is None]
     if missing and len(missing) == len(images):
         raise UnveilError(
-            f"none of the {count_of(len(images), 'file')} of {name} exists; the first is {paths[0]}: relative paths begin in the "
-            "working directory"
+            f"none of the files of {name} exists; the first is {paths[0]}: relative paths begin in the working directory"
         )
     root = os.path.commonpath([os.path.dirname(path) for path in paths.values()]) if paths else ""
     digest = hashlib.sha256()

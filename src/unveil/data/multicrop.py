@@ -8,6 +8,7 @@ side of the image, since the blur of the papers is meant for 224 px.
 Letters: B images, C channels, S T sides of the result, V views.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,6 @@ from unveil.blocks.patches import Size, grid_size
 from unveil.blocks.stateless_random import Stream, combine, uniform
 from unveil.data.augment import AugmentConfig, adjust_color, random_resized_boxes, standardise, to_grey
 from unveil.data.batch import Batch
-from unveil.data.own_augment import OwnAugment
 from unveil.data.resize import crop_resize
 from unveil.errors import UnveilError
 
@@ -57,7 +57,7 @@ class MultiCrop:
     contrast; saturation has half of it, and hue a quarter. Raises `UnveilError` if `crop` is not "resized".
     """
 
-    own: OwnAugment | None = None
+    own: Callable[[Tensor], Tensor] | None = None
     """See `Augment`; it changes each view."""
     returns_batch = False
 

@@ -29,7 +29,11 @@ class OwnAugment:
             raise UnveilError(f"augment is {function!r}: {TAKES}")
         self.function, self.name = function, name_of_code(function)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
+    def uncompiled(self) -> Callable[[Tensor], Tensor]:
+        """The same, for an augmentation that is compiled: torch.compile leaves it as it is. Takes a second to import."""
+        found: Callable[[Tensor], Tensor] = torch.compiler.disable(self.__call__)
+        return found
+
     def __call__(self, images: Tensor) -> Float[Tensor, "B C S T"]:
         """The changed images, float32.
 

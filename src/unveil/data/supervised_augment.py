@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from unveil.blocks.patches import Size
 from unveil.data.augment import Augment, AugmentConfig, standardise
 from unveil.data.batch import Batch
-from unveil.data.own_augment import OwnAugment
 from unveil.data.resize import MAX_VALUE
 from unveil.data.targets import ClassTargets, Draw
 from unveil.errors import UnveilError
@@ -47,7 +46,7 @@ class SupervisedAugment:
     does. Mixing pairs the samples of a batch, so it cannot depend on single keys anyway.
     """
 
-    own: OwnAugment | None = None
+    own: Callable[[Tensor], Tensor] | None = None
     """See `Augment`; it follows RandAugment."""
 
     def __init__(

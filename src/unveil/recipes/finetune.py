@@ -139,7 +139,7 @@ def finetune(
             patience=own.patience,
         )
         model = session.built(tuning.build)
-        attach(own_code, model)
+        attach(own_code, model, compiled=recipe.hardware.compile)
         loader = labelled.loader(recipe, model)
         announce(tuning, total_steps(recipe.training, loader))
         tuning.start(model)

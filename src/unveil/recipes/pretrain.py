@@ -84,7 +84,7 @@ def pretrain(
             return session.run
         pretraining = plan.open(session)
         learner = session.built(pretraining.build)
-        attach(own, learner)
+        attach(own, learner, compiled=session.recipe.hardware.compile)
         untrained = copy.deepcopy(learner.encoder)
         pretraining.start(learner)
         loader, run = pretraining.loader(learner), session.run

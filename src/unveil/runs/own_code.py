@@ -40,11 +40,16 @@ def recorded(own: OwnAugment | None) -> dict[str, str]:
     return {} if own is None else {KEY: OWN_CODE + own.name}
 
 
-def attach(own: OwnAugment | None, learner: Learner) -> None:
+def attach(own: OwnAugment | None, learner: Learner, *, compiled: bool) -> None:
     """Lets the augmentation of a learner call a function of the user.
 
     All samples that a process has in a step are augmented together, so the function draws the same numbers in any number of
     microbatches; only methods that compare views call it for each view of a microbatch.
+
+    Args:
+        own: The function.
+        learner: The learner.
+        compiled: Whether the augmentation is compiled; the function is not.
 
     Raises:
         UnveilError: If the learner has another augmentation than those of unveil.
@@ -57,6 +62,6 @@ def attach(own: OwnAugment | None, learner: Learner) -> None:
         raise UnveilError(
             f"{type(learner).__name__} has no augmentation of images that augment= can follow: leave it out, or change its augment"
         )
-    held.own = own
+    held.own = own.uncompiled() if compiled else own
     if getattr(held, "returns_batch", True):
         learner.augments_whole_batch = True
