@@ -192,7 +192,8 @@ def difference_from_transformers(model: nn.Module, folder: Path, learner: Learne
     theirs = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in opened])
     ours = read_prepared(paths, learner.encoder.config)
     base: Any = model.base_model
-    noise = {"noise": torch.arange(16.0).expand(len(theirs), -1)} if "MAE" in type(model).__name__ else {}
+    patches = float(np.prod(learner.encoder.config.grid))  # in order, as MAE shuffles them
+    noise = {"noise": torch.arange(patches).expand(len(theirs), -1)} if "MAE" in type(model).__name__ else {}
     output: Any = base(theirs, **noise)
     tokens = output.last_hidden_state
     found = [relative(learner.encoder(ours), tokens)]

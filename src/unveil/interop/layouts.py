@@ -284,23 +284,23 @@ def refuse_unplaced(layout: Layout, state: Collection[str], source: str | Path) 
 
     if f"{layout.embed}.weight" not in state:
         required_tensor({}, f"{layout.embed}.weight", 4, source)
-    tables = [name for name in (layout.shared_table, f"{layout.blocks}.0.{layout.block_table}") if name in state]
-    if not tables and layout.positions not in state:
-        raise UnveilError(
-            f"{source} is not in the layout of the public MAE release or of {layout.title}: {layout.positions} is missing. "
-            f"(Models with rotary positions, such as DINOv3, cannot be expressed)"
-        )
-    if not tables and f"{layout.blocks}.0.attn.q_bias" in state:
-        raise UnveilError(
-            f"{source} cannot be expressed as one of unveil's Vision Transformers: {layout.blocks}.0.attn.q_bias without a table "
-            f"of relative positions belongs to a model with rotary positions, such as EVA-02"
-        )
     left = [name for name in state if not has_place(name)]
     if left:
         hint = next((f" ({reason})" for part, reason in REASONS.items() if part in left[0]), "")
         raise UnveilError(
             f"{source} cannot be expressed as one of unveil's Vision Transformers: {left[0]} has no place{hint}; "
             f"{len(left)} left over ({abbreviated(set(left))})"
+        )
+    tables = [name for name in (layout.shared_table, f"{layout.blocks}.0.{layout.block_table}") if name in state]
+    if not tables and layout.positions not in state:
+        raise UnveilError(
+            f"{source} is not in the layout of the public MAE release or of timm's VisionTransformer: {layout.positions} is "
+            f"missing (models with rotary positions, such as DINOv3, cannot be expressed)"
+        )
+    if not tables and f"{layout.blocks}.0.attn.q_bias" in state:
+        raise UnveilError(
+            f"{source} cannot be expressed as one of unveil's Vision Transformers: {layout.blocks}.0.attn.q_bias without a table "
+            f"of relative positions belongs to a model with rotary positions, such as EVA-02"
         )
 
 
