@@ -113,7 +113,7 @@ def test_without_gradients() -> None:
 
 def test_a_compiled_augmentation_leaves_it_as_it_is() -> None:
     """With the backend "eager", which needs no compiler: a value that Python reads changes at each call."""
-    calls = []
+    calls: list[int] = []
 
     def count(images: Tensor) -> Tensor:
         calls.append(len(calls))
