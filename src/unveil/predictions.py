@@ -91,7 +91,7 @@ class PredictsClasses:
         """Labels images as `unveil predict` does, in float32 unless the caller's autocast says otherwise.
 
         Args:
-            images: Paths, Pillow images, arrays (H, W) or (H, W, C), or tensors (C, H, W), of uint8 or uint16 and of any size.
+            images: Paths, Pillow images, arrays (H, W) or (H, W, C), or tensors (C, H, W), of any size: see `raw_image`.
             top_k: Number of best labels.
             scores: Whether to add the probability of every class.
             batch_size: Images that are computed together.

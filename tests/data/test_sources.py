@@ -374,8 +374,10 @@ def test_lists(tmp_path: Path) -> None:
         open_source([])
     with pytest.raises(UnveilError, match="channels first"):
         open_source([pixels.transpose(2, 0, 1)])
-    with pytest.raises(Unreadable, match="no such"):
-        open_source(["no such.png"]).read(0)
+    with pytest.raises(UnveilError, match=r"none of the files of list exists; the first is .*no such\.png"):
+        open_source(["no such.png"])
+    with pytest.raises(Unreadable, match=r"no such\.png: does not exist"):
+        open_source(["no such.png", tmp_path / "a.png"]).read(0)
 
 
 def test_arrays() -> None:
@@ -389,7 +391,7 @@ def test_arrays() -> None:
     assert labelled.classes == ["0", "2"]
     assert array_source(images, np.array([b"cat", b""])).classes == ["cat"]
     assert open_source((images, ["b", "a"])).classes == ["a", "b"]
-    for other in (torch.zeros(2, 3, 4, 5), None, (list(images), [0, 1]), (images, [0], [1])):
+    for other in (None, 3, {"images": images}, (images, [0], [1])):
         with pytest.raises(UnveilError, match=r"^DATA is a .*: expected a path or a name, an array"):
             open_source(other)
     with pytest.raises(UnveilError, match="an array of object values"):

@@ -390,7 +390,8 @@ def test_images_in_python(tuned: Path, data: Path) -> None:
     [
         ([np.zeros((3, 20, 30), np.uint8)], r"channels first: use array\.transpose\(1, 2, 0\)"),
         ([torch.zeros(20, 30, 3, dtype=torch.uint8)], r"channels last: use tensor\.movedim\(-1, 0\)"),
-        ([np.zeros((20, 30, 3))], "values of float64, whose white is unknown"),
+        ([np.full((20, 30, 3), 200.0)], "floats from 200 to 200, but they are read from 0"),
+        ([np.zeros((20, 30, 3), np.int64)], "values of int64, whose white is unknown"),
         ([np.zeros((2, 20, 30, 3), np.uint8)], r"has the shape \(2, 20, 30, 3\)"),
         (np.zeros((20, 30, 3), np.uint8), "takes several images: give a list"),
         ("photo.png", "takes several images: give a list"),

@@ -7,7 +7,7 @@ Letters: B images, C channels, H W sides of the canvas, S T sides of the result.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -53,6 +53,9 @@ class AugmentConfig:
 class Augment:
     """Turns a batch of uint8 or uint16 canvases into normalised float images of one size."""
 
+    own: Callable[[Tensor], Tensor] | None = None
+    """An `OwnAugment`, which changes the images after the crop and before they are normalised."""
+
     def __init__(self, config: AugmentConfig, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.config, self.image_size, self.mean, self.std = config, image_size, mean, std
 
@@ -87,6 +90,8 @@ class Augment:
         if self.config.color_jitter:
             images = images if images.is_floating_point() else images.float() / MAX_VALUE[images.dtype]
             images = color_jitter(images, batch.keys, self.config.color_jitter)
+        if self.own is not None:
+            images = self.own(images)
         return Batch(standardise(images, self.mean, self.std), batch.sizes, batch.keys, targets)
 
 

@@ -8,6 +8,7 @@ side of the image, since the blur of the papers is meant for 224 px.
 Letters: B images, C channels, S T sides of the result, V views.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,10 @@ class MultiCrop:
     contrast; saturation has half of it, and hue a quarter. Raises `UnveilError` if `crop` is not "resized".
     """
 
+    own: Callable[[Tensor], Tensor] | None = None
+    """See `Augment`; it changes each view."""
+    returns_batch = False
+
     def __init__(self, config: AugmentConfig, image_size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         if config.crop != "resized":
             raise UnveilError(f"views of an image are random resized crops, but crop is {config.crop!r}: use --crop resized")
@@ -85,6 +90,8 @@ class MultiCrop:
         sigma = (smallest + (largest - smallest) * amounts[:, 4]) * (happens[:, 3] < view.blur_prob)
         images = gaussian_blur(images, sigma, largest)
         images = solarise(images, happens[:, 4] < view.solarise_prob)
+        if self.own is not None:
+            images = self.own(images)
         return standardise(images, self.mean, self.std)
 
 

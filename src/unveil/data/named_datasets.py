@@ -133,6 +133,12 @@ def hugging_face_splits(address: str) -> dict[str, Callable[[], Listing]]:
     return {str(split): partial(_hugging_face_listing, address, dataset) for split, dataset in splits.items()}
 
 
+def hugging_face_listings(data: Any) -> dict[str, Callable[[], Listing]]:
+    """The splits of a Dataset or a DatasetDict of the library `datasets`, as `hugging_face_splits` gives them."""
+    splits = data if isinstance(data, dict) else {"train": data}
+    return {str(split): partial(_hugging_face_listing, "the Dataset", dataset) for split, dataset in splits.items()}
+
+
 @contextlib.contextmanager
 def _without_telemetry() -> Iterator[None]:
     """Turns off the telemetry of `datasets` through environment variables, which the library reads on import."""

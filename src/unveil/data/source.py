@@ -54,6 +54,8 @@ class Source:
     as independent test images. None if all originals differ, as far as is known."""
     shrunk_to: int | None = None
     """The maximum short side of the images of a pack, in pixels, if some have reached it; None for other data."""
+    form: str = ""
+    """What DATA is, such as "a list of paths", if it was given in Python and so cannot be found again by its name; or ""."""
     retries: Retries = field(default_factory=Retries, repr=False)
     """Tries a read again after an I/O error."""
     values: Values | None = None
@@ -135,6 +137,23 @@ class Source:
             return np.asarray(~np.isnan(self.values).reshape(len(self), -1).all(axis=1))
         return np.zeros(len(self), dtype=bool) if self.labels is None else self.labels >= 0
 
+    def taken(self, indices: Sequence[int]) -> "Source":
+        """Some of the images, in this order, with their labels and groups. Class maps are taken with them."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        reader, map_reader = self.reader, self.map_reader
+        return replace(
+            self,
+            names=[self.names[index] for index in indices],
+            labels=None if self.labels is None else self.labels[chosen],
+            fingerprint=version_2(self.fingerprint, *map(str, indices)),
+            listing_fingerprint=version_2(self.listing_fingerprint, *map(str, indices)),
+            reader=lambda index: reader(int(chosen[index])),
+            map_reader=None if map_reader is None else lambda index: map_reader(int(chosen[index])),
+            groups=None if self.groups is None else self.groups[chosen],
+            values=None if self.values is None else self.values[chosen],
+            retries=Retries(),
+        )
+
     @property
     def is_labelled(self) -> bool:
         """Whether any image has a label."""
@@ -197,6 +216,7 @@ def joined(sources: Sequence[Source]) -> Source:
         joined_groups(sources),
         min((source.shrunk_to for source in sources if source.shrunk_to is not None), default=None),
         values=values,
+        form=sources[0].form,
         absent=next((source.absent for source in sources if source.values is not None), math.nan),
     )
 

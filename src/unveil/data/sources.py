@@ -1,4 +1,4 @@
-"""Opens DATA as a list of candidate images: a folder, an archive, shards, a pack, a named dataset, or arrays."""
+"""Opens DATA as a list of candidate images: a folder, an archive, shards, a pack, a named dataset, or data given in Python."""
 
 import hashlib
 import os
@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unveil.data.archive_parts import MASK_LAYOUT, candidate_images, class_parts, map_parts, value_parts
 from unveil.data.archives import Archive, Folder, Shards, is_archive, open_archive
-from unveil.data.image_list import list_source
+from unveil.data.arrays import array_source
 from unveil.data.images import IMAGE_SUFFIXES, image_format
 from unveil.data.label_values import LabelKind, MultiLabel, Number, from_classes
-from unveil.data.labels import classes_sentence, number_array
-from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_splits, torchvision_splits
+from unveil.data.labels import classes_sentence
+from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_listings, hugging_face_splits, torchvision_splits
 from unveil.data.pack_reader import Pack, is_pack
 from unveil.data.parts import DataParts, Roles
-from unveil.data.pixels import IGNORE, Unreadable, as_class_map, common_scale
+from unveil.data.python_data import is_hugging_face, python_parts
 from unveil.data.source import Source, joined, version_2
 from unveil.data.split_folders import OTHER, split_of, without_union
 from unveil.errors import UnveilError
@@ -32,17 +31,15 @@ if TYPE_CHECKING:  # imports torch, which is not needed to list DATA
 
 __all__ = ["FORMS", "Data", "Source", "array_source", "expand_braces", "open_both", "open_parts", "open_roles", "open_source"]
 
-Data = str | Path | NDArray[Any] | tuple[NDArray[Any], NDArray[Any]] | list[Any]
-"""DATA in Python: see `FORMS`; or an array of images; or a pair of arrays, images and labels; or a list, see
-`unveil.data.image_list.raw_image`."""
+Data = Any
+"""DATA: a path or a name, see `FORMS`; or in Python also images, see `unveil.data.python_data`."""
 
 
 def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataParts:
     """Opens DATA with all its splits.
 
     Args:
-        data: See `FORMS`; or an array (N, H, W) or (N, H, W, C), or such an array and its labels. The name of a dataset has
-            priority over a folder of that name: for the folder, write `./digits`.
+        data: See `Data`. The name of a dataset has priority over a folder of that name: for the folder, write `./digits`.
         targets: The kind of target: `ClassTargets` (the default; images may lack a class), `MultiLabelTargets` or `NumberTargets`
             (see `unveil.data.label_values`), or `PixelTargets` for one class per pixel, whose names are the lines of a file
             classes.txt, starting with class 0. Without this file, names are numbers.
@@ -51,15 +48,11 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
         UnveilError: If DATA does not exist, is damaged, holds no images, or has no such targets.
     """
     with_maps, kind = _wants_maps(targets), label_kind(targets)
-    if isinstance(data, list):
-        return DataParts("list", {"train": partial(list_source, data)})
     if not isinstance(data, str | os.PathLike):
-        array, labels = _arrays(data)
-        if with_maps and (labels is None or labels.ndim == 1):
-            raise UnveilError(
-                "PixelTargets need a class for each pixel: give a pair of arrays, (N, H, W, C) images and (N, H, W) labels"
-            )
-        return DataParts("array", {"train": partial(array_source, array, labels, kind=kind)})
+        if is_hugging_face(data) and not with_maps:
+            listings = hugging_face_listings(data)
+            return _read_as(_listed_parts("dataset", listings, form="a Dataset of the library datasets"), kind)
+        return python_parts(data, with_maps=with_maps, kind=kind)
     text = str(data)
     path = Path(text).expanduser()
     named = _named_parts(text) if isinstance(data, str) else None
@@ -120,111 +113,6 @@ def open_both(data: Data, *, targets: "type[Targets] | None" = None) -> tuple[So
     return roles.train, roles.test
 
 
-def array_source(
-    array: NDArray[Any], labels: NDArray[Any] | None = None, *, name: str = "array", kind: LabelKind | None = None
-) -> Source:
-    """Images in memory as a source.
-
-    Args:
-        array: (N, H, W) or (N, H, W, C). For the scale of its values, see `common_scale`.
-        labels: (N,) labels, numbers or strings, of which those that occur become classes, and NaN and "" mean no class; or
-            (N, H, W) class maps, with 255 for pixels without a class.
-        name: The name of the source, and the first part of the names of its images.
-        kind: The kind of labels, if it is neither classes nor maps: (N, K) of 1 and 0, or (N,) numbers.
-    """
-    scale = _checked_images(array)
-    if labels is not None and len(labels) != len(array):
-        raise UnveilError(f"there are {len(labels)} labels for {len(array)} images: expected one for each")
-    names = [f"{name}/{index:06d}" for index in range(len(array))]
-    digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
-    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    if labels is not None and kind is not None:
-        return _with_values(name, names, labels, kind, digest.hexdigest(), lambda index: scale(array[index]))
-    if labels is not None and labels.ndim != 1:
-        maps = _checked_maps(np.asarray(labels), array)
-        digest.update(np.ascontiguousarray(maps).view(np.uint8).data)
-        classes = [str(number) for number in range(int(maps.max(initial=0, where=maps != IGNORE)) + 1)]
-        content = digest.hexdigest()
-        return Source(
-            name,
-            names,
-            None,
-            classes,
-            content,
-            lambda index: scale(array[index]),
-            map_reader=lambda index: maps[index],
-            listing_fingerprint=content,
-        )
-    content = digest.hexdigest()
-    if labels is None:
-        return Source(name, names, None, [], content, lambda index: scale(array[index]), listing_fingerprint=content)
-    numbers, classes = number_array(np.asarray(labels))
-    return Source(
-        name,
-        names,
-        numbers if classes else None,
-        classes,
-        version_2(content, *map(str, labels.tolist())),
-        lambda index: scale(array[index]),
-        listing_fingerprint=content,
-        notes=() if not classes else (classes_sentence("the labels", numbers, classes),),
-    )
-
-
-def _with_values(
-    name: str, names: list[str], labels: NDArray[Any], kind: LabelKind, content: str, reader: Callable[[int], NDArray[Any]]
-) -> Source:
-    """An array of images with labels that are not classes; `content` is the fingerprint of the images."""
-    read = kind.read_array(labels)
-    fingerprint = version_2(content, hashlib.sha256(np.ascontiguousarray(read.values).view(np.uint8).data).hexdigest())
-    found = Source(name, names, None, read.classes, fingerprint, reader, listing_fingerprint=content, values=read.values)
-    return replace(found, notes=(kind.sentence("the labels", found),)) if found.is_labelled else found
-
-
-def _checked_images(array: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The scale of an array of images. Raises `UnveilError` if it holds none, or its axes seem to be in another order."""
-    expected = "expected (N, H, W) or (N, H, W, C)"
-    if array.ndim not in (3, 4) or not array.size:
-        raise UnveilError(f"an array of shape {array.shape} holds no images: {expected}")
-    if array.dtype.kind not in "biuf":
-        raise UnveilError(f"an array of {array.dtype} values holds no images: expected numbers, and images of one size")
-    _, *sides = array.shape
-    square = array.ndim == 4 and sides[0] < sides[1] == sides[2] >= 28  # the smallest usual images
-    if array.ndim == 4 and (sides[0] <= 4 < min(sides[1:]) or square):
-        raise UnveilError(
-            f"an array of shape {array.shape} seems to have the axes (N, C, H, W), with channels first: {expected}, "
-            "so use array.transpose(0, 2, 3, 1)"
-        )
-    if array.ndim == 3 and sides[1] in (3, 4) and min(len(array), sides[0]) > 4:
-        raise UnveilError(f"an array of shape {array.shape} seems to be one image (H, W, C): {expected}, so use array[None]")
-    try:
-        return common_scale(array)
-    except Unreadable as error:
-        raise UnveilError(f"the array {error.reason}") from None
-
-
-def _checked_maps(maps: NDArray[Any], array: NDArray[Any]) -> NDArray[np.uint8]:
-    if maps.shape != array.shape[:3]:
-        raise UnveilError(f"labels of shape {maps.shape} do not fit images of shape {array.shape}: expected (N,) or (N, H, W)")
-    try:
-        return as_class_map(maps.reshape(len(maps), -1)).reshape(maps.shape)
-    except Unreadable as error:
-        raise UnveilError(f"the labels cannot be used: {error.reason}") from None
-
-
-def _arrays(data: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """An array of images and, if they were given, its labels. Raises `UnveilError` for anything else."""
-    pair = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
-    if not isinstance(pair[0], np.ndarray):
-        raise UnveilError(
-            f"DATA is a {type(data).__name__}{f' with a {type(pair[0]).__name__}' if pair is data else ''}: expected a path or a "
-            "name, an array (N, H, W) or (N, H, W, C), a pair of such an array and its labels, or a list of images"
-        )
-    if isinstance(pair[0], np.ma.MaskedArray) and pair[0].mask.any():
-        raise UnveilError("DATA is an array with masked values: choose what they should be, such as array.filled(0)")
-    return pair[0], None if pair[1] is None else np.asarray(pair[1])
-
-
 def _wants_maps(targets: "type[Targets] | None") -> bool:
     if targets is None:
         return False
@@ -256,7 +144,7 @@ def _read_as(parts: DataParts, kind: LabelKind | None) -> DataParts:
 
 
 def _quoted(data: Data) -> str:
-    return repr(str(data)) if isinstance(data, str | Path) else "the array"
+    return repr(str(data)) if isinstance(data, str | Path) else "DATA"
 
 
 def _named_parts(name: str) -> DataParts | None:
@@ -282,18 +170,19 @@ def _digits(name: str, split: Literal["train", "test"]) -> Source:
     source = array_source(images, np.asarray(labels, dtype=np.int64), name=f"{name}/{split}")
     # The images are part of unveil, and so are their labels.
     groups = None if plain else originals(split)
-    return replace(source, name=name, fingerprint=source.listing_fingerprint, notes=(), groups=groups)
+    return replace(source, name=name, fingerprint=source.listing_fingerprint, notes=(), groups=groups, form="")
 
 
-def _listed_parts(name: str, listings: Mapping[str, Callable[[], Listing]]) -> DataParts:
-    """The parts of a named dataset, from the names of its splits."""
+def _listed_parts(name: str, listings: Mapping[str, Callable[[], Listing]], *, form: str = "") -> DataParts:
+    """The parts of a named dataset, from the names of its splits. For `form` see `Source`."""
     found = without_union({split: part for split in listings if (part := split_of(split))})
     part_of = {split: found.get(split, OTHER) for split in listings}
     if "train" not in part_of.values():  # such as "full", the only split of some datasets
         part_of |= dict.fromkeys([split for split in part_of if part_of[split] == OTHER][:1], "train")
     if len(listings) == 1:
         part_of = dict.fromkeys(listings, "train")
-    where = f"hf://{Path(name.removeprefix('hf://')).name}" if Path(name.removeprefix("hf://")).exists() else name
+    folder = Path(name.removeprefix("hf://"))
+    where = f"hf://{folder.name}" if folder.exists() and not form else name
 
     def make(split: str) -> Source:
         listing = listings[split]()
@@ -311,6 +200,7 @@ def _listed_parts(name: str, listings: Mapping[str, Callable[[], Listing]]) -> D
             listing.read,
             listing_fingerprint=old,
             notes=() if labels is None else (classes_sentence("the labels", labels, listing.classes),),
+            form=form,
         )
 
     splits: dict[str, list[str]] = {}

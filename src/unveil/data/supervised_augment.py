@@ -2,13 +2,14 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import Augment, AugmentConfig, standardise
@@ -44,6 +45,9 @@ class SupervisedAugment:
     RandAugment depends on the keys of the samples. Erasing and mixing use the global generators of numpy and `random`, as timm
     does. Mixing pairs the samples of a batch, so it cannot depend on single keys anyway.
     """
+
+    own: Callable[[Tensor], Tensor] | None = None
+    """See `Augment`; it follows RandAugment."""
 
     def __init__(
         self,
@@ -81,13 +85,18 @@ class SupervisedAugment:
             )
         if self.policy is None or batch.images.dtype == torch.uint16:
             batch = self.crop(batch)
-            return self.erase_and_mix(Batch(standardise(batch.images, self.mean, self.std), batch.sizes, batch.keys, batch.targets))
+            return self.erase_and_mix(self.normalised(batch.images, batch))
         with preserved_random_state():  # RandAugment sets seeds; erasing and mixing continue from the last one
             batch = self.crop(batch)
             pixels = (batch.images * MAX_VALUE[torch.uint8]).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             changed = [self.randaugment(x, key) for x, key in zip(pixels, batch.keys.tolist(), strict=True)]
             images = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).to(batch.images.device)
-            return self.erase_and_mix(Batch(standardise(images, self.mean, self.std), batch.sizes, batch.keys, batch.targets))
+            return self.erase_and_mix(self.normalised(images, batch))
+
+    def normalised(self, images: Tensor, batch: Batch) -> Batch:
+        """A batch with these images (B, C, S, T), uint8 or floats from 0 to 1, after the function of the user, normalised."""
+        images = images if self.own is None else self.own(images)
+        return Batch(standardise(images, self.mean, self.std), batch.sizes, batch.keys, batch.targets)
 
     def randaugment(self, image: np.ndarray, key: int) -> np.ndarray:
         """RandAugment of one image (H, W, 3) uint8. It sets the global seeds of numpy and `random` to the key."""

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from unveil.atomic_files import replacing
 from unveil.data.inspect_images import inspect
+from unveil.data.python_data import with_columns
 from unveil.data.sources import Data, open_parts
 from unveil.errors import UnveilError
 from unveil.evaluate.examination import KINDS, Examination, Place, find_classes, find_exact, find_faults, find_near
@@ -64,7 +65,7 @@ def doctor(
         run: A trained encoder, anything that `unveil.load` accepts: then labels are compared with those of the nearest images.
         out: A new folder; by default runs/<data>-doctor.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
-        **options: Fields of `DoctorConfig` and `HardwareConfig`.
+        **options: Fields of `DoctorConfig` and `HardwareConfig`; for data in Python also `labels` and `split`, as in `probe`.
 
     Returns:
         What was found: `.findings`, and `.of("leak")` for the images that are in several splits.
@@ -73,6 +74,7 @@ def doctor(
         UnveilError: If the folder exists or lies in DATA, or if no image can be read.
     """
     allow(trust)
+    data, options = with_columns(data, options)
     config, hardware = configure(options, DoctorConfig, HardwareConfig)
     parts = open_parts(data)
     folder = Path(out) if out else free_file(Path("runs") / f"{slug(parts.name)}-doctor")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
+from unveil.data.python_data import with_columns
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.evaluate.features import features_by
@@ -69,6 +70,7 @@ def embed(
         UnveilError: If the file exists, or has another suffix; or if features are not finite.
     """
     allow(trust)
+    data, options = with_columns(data, options)
     config, hardware = configure(options, EmbedConfig, HardwareConfig)
     if config.pool is not None:
         if config.tokens is not None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unveil.data.python_data import with_columns
 from unveil.errors import UnveilError
 from unveil.interop import model_files
 from unveil.interop.encoder_only import checksums, encoder_of
@@ -19,6 +20,7 @@ from unveil.reports.table import terminal_table, unseen_sentence
 from unveil.runs.finetuning import Finetuning
 from unveil.runs.labelled_data import beside, recorded_classes
 from unveil.runs.modality import AnyData, LabelledRequest, modality
+from unveil.runs.own_code import attach, own_augment, recorded, refuse_without
 from unveil.runs.session import RunSpec, Session, join, options_by_name
 from unveil.tasks import TASKS, task_class
 from unveil.train.loop import total_steps
@@ -55,7 +57,8 @@ def finetune(
         extend: Go on in the same folder for more epochs, as in `pretrain`.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
         **options: Fields of `ImageFinetuneConfig` (`FinetuneRunConfig` for text), the task's `Config`, `AugmentConfig` (images
-            only), `TrainConfig`, `OptimConfig`, `HardwareConfig`.
+            only), `TrainConfig`, `OptimConfig`, `HardwareConfig`. For images given in Python, `labels` may also be one label for
+            each image, and `split` the name of a split for each. `augment` is a function, as in `pretrain`.
 
     Raises:
         UnveilError: On input that cannot be used.
@@ -63,6 +66,8 @@ def finetune(
     """
     began = time.monotonic()
     allow(trust)
+    data, options = with_columns(data, options)
+    own_code, options = own_augment(options)
     learner = load(run, say=printer(True))
     samples = modality(learner.modality)
     kind = task_class(task or samples.default_task)
@@ -75,12 +80,13 @@ def finetune(
     configs = (*samples.finetune_configs(kind), TrainConfig, OptimConfig, HardwareConfig)
     suffix = "scratch" if options.get("scratch") else TASKS.label(kind) if task else "finetune"
     path = Path(out) if out else beside(run, suffix)
+    refuse_without(own_code, path, resume_from)
     kept = known_to(options_to_keep(resume_from) | recorded_options(path), *configs)
     defaults = recipe_defaults(kind, {**kept, **options}.get("recipe"), learner)
     own, task_config, *rest = configure({**defaults, **kept, **options}, *configs)
     augment = rest[0] if len(rest) > 3 else None
     recipe = join(*rest[-3:])
-    recorded = checksums(encoder_of(learner), weights=not own.scratch)  # so that a resume notices another encoder in its place
+    sums = checksums(encoder_of(learner), weights=not own.scratch)  # so that a resume notices another encoder in its place
     encoder = samples.resized(encoder_of(learner), own)
     request = LabelledRequest(
         task=kind, encoder=encoder.config, config=own, recipe=recipe, augment=augment, classes=recorded_classes(path)
@@ -101,12 +107,13 @@ def finetune(
         kind="finetune",
         path=path,
         config={"from": "scratch" if own.scratch else str(run), **named}
-        | options_by_name(own, task_config, *rest[:-3], recipe.training, recipe.optim, recipe.hardware),
+        | options_by_name(own, task_config, *rest[:-3], recipe.training, recipe.optim, recipe.hardware)
+        | recorded(own_code),
         data=labelled.facts,
         title="scratch" if own.scratch else "finetune",
         tracker=own.tracker,
         resume_from=resume_from,
-        encoder=recorded,
+        encoder=sums,
         extend=extend,
     )
     with Session.open(spec, recipe, began) as session:
@@ -127,6 +134,7 @@ def finetune(
             patience=own.patience,
         )
         model = session.built(tuning.build)
+        attach(own_code, model, compiled=recipe.hardware.compile)
         loader = labelled.loader(recipe, model)
         announce(tuning, total_steps(recipe.training, loader))
         tuning.start(model)

@@ -16,6 +16,7 @@ from unveil.data.image_samples import common_channels, sample_images
 from unveil.data.pack_reader import FACTS, FORMAT, SKIPPED, UNFINISHED, Facts, Pack, Split, is_pack, seal, unseal
 from unveil.data.pack_writer import LEFTOVERS, PackConfig, cores, finish_pack, pack_shards, sweep, write
 from unveil.data.pixels import Unreadable
+from unveil.data.python_data import with_columns
 from unveil.data.sources import Data, Source, open_parts
 from unveil.errors import UnveilError
 from unveil.folder_lock import LOCK, locked
@@ -41,6 +42,7 @@ def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **o
     Raises:
         UnveilError: If `out` holds something else, the store cannot hold the images, or verifying finds a changed byte.
     """
+    data, options = with_columns(data, options)
     (config,) = configure(options, PackConfig)
     say = printer(True)
     if out is None:

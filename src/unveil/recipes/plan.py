@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+from unveil.data.python_data import with_columns
 from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.learner import Method
@@ -64,6 +65,7 @@ def plan(
     if not applies_to(method_class(method)):
         raise UnveilError(f"{METHODS.label(method)} is a method for text, but `unveil plan` is for images only")
     method = METHODS.find(method)
+    data, options = with_columns(data, options)
     options = check_options(options, *IMAGES.configs(method))
     check_value("seconds", seconds, Annotated[float, Range(1, 3600)])
     check_value("hours", hours, Positive | None)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 
+from unveil.data.python_data import with_columns
 from unveil.errors import UnveilError
 from unveil.evaluate.features import evaluation_batch_size
 from unveil.interop.load import load
@@ -65,6 +66,7 @@ def predict(
         UnveilError: If the model has no head, the file exists, or scores are not finite.
     """
     allow(trust)
+    images, options = with_columns(images, options)
     config, hardware = configure(options, PredictConfig, HardwareConfig)
     if out is not None:
         refuse_unless_new_labels(out)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from unveil.data.python_data import with_columns
 from unveil.interop import model_files
 from unveil.learner import Method
 from unveil.methods import method_class
@@ -12,6 +13,7 @@ from unveil.options import known_to
 from unveil.plain_text import count_of
 from unveil.reports.table import terminal_table
 from unveil.runs.modality import AnyData, modality
+from unveil.runs.own_code import attach, own_augment, recorded, refuse_without
 from unveil.runs.session import RunSpec, Session
 from unveil.train.loop import total_steps
 from unveil.train.resume_from import options_to_keep
@@ -31,8 +33,9 @@ def pretrain(
     """Trains an encoder without labels, or resumes a run that was stopped.
 
     Args:
-        data: Images: see `unveil.data.sources.FORMS`, or an array (N, H, W, C) of uint8 or uint16. For a method for text: a file,
-            a folder or an archive of texts, see `unveil.text.files.open_texts`.
+        data: Images: see `unveil.data.sources.FORMS`; or arrays, tensors, a list, a DataFrame or a Dataset, see "Data in Python" in
+            the documentation. For a method for text: a file, a folder or an archive of texts, see
+            `unveil.text.files.open_texts`.
         method: A name from `unveil.methods.METHODS`, "package.module:Class", "path/to/file.py:Class", or a class.
         model: A name from `unveil.models.vit_config.MODELS`, by default vit-base, or vit-nano for the embedded digits; for text a
             name from `unveil.models.bert.MODELS`, by default bert-mini.
@@ -41,24 +44,30 @@ def pretrain(
             that are not given are those of that run. The length, the options of the optimiser and the precision may differ.
         extend: Go on in the same folder for more epochs, from the last checkpoint and with a warm restart of the learning rate.
         **options: Fields of `PretrainConfig` (`TextPretrainConfig` for text), the method's `Config`, `AugmentConfig` (images only),
-            `TrainConfig`, `OptimConfig`, `HardwareConfig`.
+            `TrainConfig`, `OptimConfig`, `HardwareConfig`. For images given in Python, also `labels`, one for each image, and
+            `split`, the name of a split for each. `augment` is a function that changes each augmented batch of images, see
+            `unveil.data.own_augment.OwnAugment`; `run.json` records its name only.
 
     Raises:
         UnveilError: On input that cannot be used.
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     began, kind = time.monotonic(), method_class(method)
+    data, options = with_columns(data, options)
+    own, options = own_augment(options)
+    refuse_without(own, resume_from)
     samples = modality(kind.modality)
     kept = options_to_keep(resume_from)
     model, options = model or kept.get("model"), known_to(kept, *samples.configs(method)) | options
     folders: dict[str, Any] = {"out": out, "resume_from": resume_from}
     plan = samples.plan(data, method, model, options, **folders)
-    if recorded := recorded_options(plan.path(out)):
-        plan = samples.plan(data, method, model, known_to(recorded, *samples.configs(method)) | options, **folders)
+    if earlier := recorded_options(plan.path(out)):
+        plan = samples.plan(data, method, model, known_to(earlier, *samples.configs(method)) | options, **folders)
+    refuse_without(own, plan.path(out))
     spec = RunSpec(
         kind="pretrain",
         path=plan.path(out),
-        config=plan.config,
+        config=plan.config | recorded(own),
         data=plan.facts,
         title="pretrain",
         tracker=plan.config["tracker"],
@@ -71,6 +80,7 @@ def pretrain(
             return session.run
         pretraining = plan.open(session)
         learner = session.built(pretraining.build)
+        attach(own, learner, compiled=session.recipe.hardware.compile)
         untrained = copy.deepcopy(learner.encoder)
         pretraining.start(learner)
         loader, run = pretraining.loader(learner), session.run

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
 from unveil.data.loader import ImageLoader
+from unveil.data.python_data import with_columns
 from unveil.data.sources import Data
 from unveil.data.splits import Subset, few_labels
 from unveil.errors import UnveilError
@@ -242,7 +243,8 @@ def probe(
         test: Labelled images to test on; by default the test split of `data`, or a tenth of it that is held out.
         out: A folder for the results; by default a new one, `<run>/probe-<kind>`.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
-        **options: Fields of `ProbeConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`.
+        **options: Fields of `ProbeConfig`, `TrainConfig`, `OptimConfig`, `HardwareConfig`. For images given in Python, `labels` may
+            also be one label for each image, and `split` the name of a split for each.
 
     Returns:
         The contents of `results.json` in that folder: scores of the encoder, of the same encoder untrained, and of raw pixels.
@@ -251,6 +253,7 @@ def probe(
         UnveilError: On input that cannot be used, or if `out` has results already.
     """
     allow(trust)
+    data, options = with_columns(data, options)
     if out is None:
         return probe_into(None, run, data, test, options)
     if any((Path(out) / name).exists() for name in ("results.json", "run.json")) or holds_another_model(Path(out)):

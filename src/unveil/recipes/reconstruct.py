@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from unveil.data.python_data import with_columns
 from unveil.data.sources import Data
 from unveil.evaluate.features import views_of
 from unveil.interop.encoder_only import image_config_of
@@ -59,6 +60,7 @@ def reconstruct(
         UnveilError: If the model cannot reconstruct, or the file exists.
     """
     allow(trust)
+    data, options = with_columns(data, options)
     (config,) = configure(options, ReconstructConfig)
     path = Path(out) if out else free_file((Path(run) if Path(run).is_dir() else Path()) / "reconstruction.png")
     refuse_unless_new_figure(path)

@@ -16,6 +16,7 @@ from torch import Tensor
 from unveil.atomic_files import replacing
 from unveil.data.augment import AugmentConfig
 from unveil.data.parts import Roles
+from unveil.data.python_data import absolute_paths
 from unveil.data.sources import Data, Source, label_kind, open_parts
 from unveil.data.splits import Subset
 from unveil.data.targets import PER_IMAGE, ClassTargets, Targets
@@ -141,6 +142,8 @@ def refuse_one_class(source: Source, request: LabelledOptions) -> None:
     """Raises `UnveilError` if labels of images are needed, and there are none, or they are all the same class."""
     if not issubclass(request.targets, PER_IMAGE):
         return
+    if not source.is_labelled and source.form:
+        raise UnveilError(f"{source.name} has no labels for the train set: give one for each image with labels=")
     if request.targets is not ClassTargets and not source.is_labelled:
         needed = label_kind(request.targets)
         raise UnveilError(f"{source.name} has no labels for the train set: add {needed.expected if needed else 'labels'}")
@@ -191,13 +194,8 @@ def shared_images(train: Source, test: Source) -> int:
     """The number of test images that are training images as well, by their paths."""
     if test.fingerprint == train.fingerprint:
         return len(test)
-    roots = [absolute_data(source.name) for source in (train, test)]
-    if None in roots:
-        return 0
-    first, second = (
-        {os.path.normpath(f"{root}/{name}") for name in source.names} for root, source in zip(roots, (train, test), strict=True)
-    )
-    return len(first & second)
+    first, second = (absolute_paths(source, absolute_data(source.name)) for source in (train, test))
+    return 0 if first is None or second is None else len(first & second)
 
 
 def unseen_classes(train_set: Subset, test_set: Subset) -> dict[str, int]:
@@ -217,28 +215,29 @@ def data_of(run: str | os.PathLike[str]) -> str:
     """The data that a run was trained on: as the user typed it or, from another working directory, its absolute path.
 
     Raises:
-        UnveilError: If the path is not a run folder, or the run was trained on an array in memory.
+        UnveilError: If the path is not a run folder, or the run was trained on data given in Python.
     """
     if not (Path(run) / "run.json").is_file():
         raise UnveilError(f"{run} does not record its training data: give DATA as the second argument")
     facts = Run(run).facts["data"]
     name, path = str(facts["name"]), facts.get("path")
-    if path and absolute_data(name) != path and absolute_data(str(path)):
-        return str(path)
-    if name == "array" and "path" in facts:
-        raise UnveilError(f"{run} was trained on an array in memory, which it does not record: give DATA as the second argument")
-    return name
+    if facts.get("form") or (name == "array" and "path" in facts):  # earlier versions recorded no form
+        form = facts.get("form") or "an array in memory"
+        raise UnveilError(f"{run} was trained on {form}, which it does not record: give DATA as the second argument")
+    return str(path) if path and absolute_data(name) != path and absolute_data(str(path)) else name
 
 
 def data_facts(train: Source, test: Source | None, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What `run.json` records of the data. On resume, the fingerprints are compared."""
     facts: dict[str, Any] = {
         "name": train.name,
-        "path": absolute_data(train.name),
+        "path": None if train.form else absolute_data(train.name),
         "count": len(train),
         "fingerprint": train.fingerprint,
         "listing_fingerprint": train.listing_fingerprint,
     }
+    if train.form:
+        facts["form"] = train.form
     if test is not None:
         facts |= {
             "test_count": len(test),

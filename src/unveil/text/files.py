@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from unveil.data.archives import Archive, Folder, is_archive, open_archive
 from unveil.data.labels import class_order
 from unveil.data.split_folders import split_of as split_folder
 from unveil.errors import UnveilError
-from unveil.paths import refuse_missing_texts
+from unveil.paths import TEXT_FORMS, refuse_missing_texts
 
 PLAIN, TABLES = (".txt",), {".tsv": "\t", ".csv": ","}
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation", "dev")
@@ -85,6 +86,8 @@ def open_texts(data: str | Path) -> tuple[Texts, Texts | None]:
     Raises:
         UnveilError: If DATA does not exist, is damaged, or has no text.
     """
+    if not isinstance(data, str | os.PathLike):
+        raise UnveilError(f"DATA is a {type(data).__name__}, but texts are read from files: expected {TEXT_FORMS}")
     path = Path(data).expanduser()
     refuse_missing_texts(str(data))
     splits: Splits = {}
