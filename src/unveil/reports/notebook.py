@@ -29,6 +29,7 @@ STYLE = """
 .unveil :is(th, td) { text-align: left !important; padding: .2rem 1rem .2rem 0; font-weight: 400; }
 .unveil .numbers :is(td, thead th:not(:first-child)) { text-align: right !important; }
 .unveil tr > * { border-bottom: 1px solid var(--border); } .unveil .ours tbody tr:first-child > * { font-weight: 600; }
+.unveil a { color: var(--primary); }
 .unveil .plot { overflow: visible; max-width: 100%; } .unveil .plot text { font-family: inherit !important; }
 """
 numbers = count()
