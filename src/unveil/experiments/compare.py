@@ -17,6 +17,7 @@ from unveil.options import check_options, configure, known_to
 from unveil.planning.rules import applies_to, choose_base_lr
 from unveil.plugins import is_path
 from unveil.reports.comparison import ComparisonRow, comparison_table, write_comparison
+from unveil.reports.notebook import ShownList
 from unveil.reports.table import ResultTable, to_markdown, to_terminal
 from unveil.reports.verdict import independent_tests
 from unveil.runs.initial_weights import open_initial_weights
@@ -87,7 +88,7 @@ def compare(
     else:
         show(to_terminal(table))
     printer(True)(f"The report: {folder / 'report.html'}")
-    return rows
+    return ShownList(rows, [table], folder)
 
 
 def entry_of(method: str | type[Method], options: Mapping[str, Any] | None = None) -> Entry:

@@ -13,6 +13,7 @@ from unveil.experiments.runner import Comparison
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
+from unveil.reports.notebook import ShownList
 from unveil.reports.study_page import Sweep, sweep_table, write_study
 from unveil.reports.table import to_terminal
 from unveil.reports.vocabulary import humanize
@@ -126,10 +127,11 @@ def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title
             for _, comparison in pairs:
                 comparison.run(write)
         sweeps = [sweep for every in write().values() for sweep in every]
-    for sweep in sweeps:
-        show(to_terminal(sweep_table(sweep)))
+    tables = [sweep_table(sweep) for sweep in sweeps]
+    for table in tables:
+        show(to_terminal(table))
     printer(True)(f"The report: {folder / 'report.html'}")
-    return sweeps
+    return ShownList(sweeps, tables, folder)
 
 
 def parse_values(text: str) -> tuple[str, tuple[Any, ...]]:

@@ -18,13 +18,15 @@ from unveil.methods import METHODS
 from unveil.plain_text import count_of
 from unveil.planning.dry_run import DryRun
 from unveil.planning.rules import Choice, Choices, DataSummary, Hardware, choose, choose_epochs
+from unveil.reports.html import element, table_element
+from unveil.reports.notebook import output
 from unveil.runs.image_pretraining import ImagePlan, PretrainConfig
 from unveil.runs.images import IMAGES
 from unveil.runs.open_data import natural_side
 from unveil.train.memory_trial import matrix_peak, memory_of
 from unveil.train.migration import RUN_FORMAT
 from unveil.train.parallel import HardwareConfig, World, resolve_precision
-from unveil.train.run_cost import machine, spell_time
+from unveil.train.run_cost import machine, spell_bytes, spell_time
 from unveil.train.run_folder import PLAN
 
 FEW_STEPS = 500
@@ -51,6 +53,18 @@ class Plan:
     """Seconds of each part of the run."""
     notes: tuple[str, ...]
     """Notes on the prediction."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the command, the choices with their reasons, and the predicted cost."""
+        choices = [[name.replace("_", " "), " ".join(flag(name, each.value)[1:]), each.why] for name, each in self.choices.items()]
+        times = [[name, spell_time(seconds)] for name, seconds in self.parts.items()]
+        times += [["total time", spell_time(self.seconds)], ["peak memory", spell_bytes(self.memory) if self.memory else "unknown"]]
+        return output(
+            element("p", element("code", self.command)),
+            table_element(["option", "value", "why"], choices, title="Chosen for these images and this hardware", class_="choices"),
+            table_element(["part", "predicted"], times, title="Predicted cost"),
+            *(element("p", f"Note: {note}.", class_="muted") for note in self.notes),
+        )
 
 
 def detect_hardware(world: World, precision: str) -> Hardware:

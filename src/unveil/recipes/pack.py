@@ -23,7 +23,7 @@ from unveil.options import configure
 from unveil.plain_text import count_of
 from unveil.runs.open_data import Say, progress_bar, say_notes
 from unveil.train.data_changes import VERSIONED
-from unveil.train.terminal import console, printer
+from unveil.train.terminal import console, has_bars, printer
 
 
 def pack(data: Data, out: str | Path | None = None, *, verify: bool = False, **options: Any) -> Path:
@@ -118,7 +118,7 @@ def write_pack(splits: Mapping[str, Source], folder: Path, facts: Facts, config:
     """Packs the images that are not packed yet. Raises `UnveilError` if the disk cannot be written."""
     try:
         with progress_bar(splits["train"].name, True, doing="packing") as bar:
-            shards = pack_shards(splits, folder, config, bar if console(stderr=True).is_terminal else progress_lines(say))
+            shards = pack_shards(splits, folder, config, bar if has_bars(console(stderr=True)) else progress_lines(say))
         finish_pack(splits, folder, facts, shards)
     except OSError as error:  # from writing: a file that cannot be read is skipped
         fault, free = error.strerror or error, spell_size(free_bytes(folder))

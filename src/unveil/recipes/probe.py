@@ -41,6 +41,7 @@ from unveil.options import configure
 from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, CountOrZero, NonNegative, Share, ShareAboveZero
+from unveil.reports.notebook import ProbeResults
 from unveil.reports.table import unseen_sentence
 from unveil.runs.labelled_data import (
     LabelledOptions,
@@ -246,6 +247,7 @@ def probe(
 
     Returns:
         The contents of `results.json` in that folder: scores of the encoder, of the same encoder untrained, and of raw pixels.
+        The dictionary has the attribute `folder`, and a notebook shows it as a table.
 
     Raises:
         UnveilError: On input that cannot be used, or if `out` has results already.
@@ -376,4 +378,4 @@ def probe_into(
         say(f"To label images with it: unveil predict {folder} IMAGES")
     elif config.kind != "knn":
         say(f"The probe is not saved, because the features of {type(learner).__name__} are not those of its encoder")
-    return results
+    return ProbeResults(results, folder)

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from unveil.data.sources import Data
 from unveil.evaluate.features import views_of
@@ -18,6 +18,9 @@ from unveil.reports.style import save_figure
 from unveil.runs.labelled_data import data_of, free_file
 from unveil.runs.open_data import open_whole, stored_side
 from unveil.train.terminal import printer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,29 @@ def reconstruct(
     Raises:
         UnveilError: If the model cannot reconstruct, or the file exists.
     """
-    allow(trust)
-    (config,) = configure(options, ReconstructConfig)
     path = Path(out) if out else free_file((Path(run) if Path(run).is_dir() else Path()) / "reconstruction.png")
     refuse_unless_new_figure(path)
+    save_figure(draw_reconstructions(run, data, trust=trust, **options), path)
+    printer(True)(f"The figure: {path}")
+    return path
+
+
+def draw_reconstructions(
+    run: str | os.PathLike[str], data: Data | None = None, *, trust: str | Path | None = None, **options: Any
+) -> "Figure":
+    """The figure of `reconstruct` as a matplotlib figure, which a notebook shows. Nothing is written.
+
+    Args:
+        run: As for `reconstruct`.
+        data: As for `reconstruct`.
+        trust: As for `reconstruct`.
+        **options: Fields of `ReconstructConfig`.
+
+    Raises:
+        UnveilError: If the model cannot reconstruct.
+    """
+    allow(trust)
+    (config,) = configure(options, ReconstructConfig)
     say = printer(True)
     learner = load(run, say=say)
     vit = image_config_of(learner)
@@ -73,9 +95,6 @@ def reconstruct(
     views, readable = views_of(chosen, vit)
     if len(readable) < len(chosen):
         say(f"{len(chosen) - len(readable)} of {len(chosen)} images cannot be read, and are left out")
-    drawn = reconstruction_figure(
+    return reconstruction_figure(
         learner, views, ratios=config.ratios, names=readable.names, seed=config.seed, mean=vit.mean, std=vit.std
     )
-    save_figure(drawn, path)
-    say(f"The figure: {path}")
-    return path

@@ -103,6 +103,13 @@ def anchor(name: str) -> str:
 
 def headline(run: Run) -> tuple[Markup, str]:
     """The heading of the page, with model, data and verdict; and the title of the page."""
+    title, sentences, line = headline_parts(run)
+    parts = element("h1", title), element("p", sentences, class_="verdict"), element("p", line, class_="muted")
+    return join_markup(parts), title
+
+
+def headline_parts(run: Run) -> tuple[str, str, str]:
+    """The title of the page of a run, the verdict, and a line with the run, its data and its length."""
     config, data = run.facts.get("config") or {}, run.facts.get("data") or {}
     kind = str(run.facts.get("kind", "run"))
     model = " with ".join(str(each) for each in (method_name(config), config.get("model")) if each)
@@ -114,9 +121,8 @@ def headline(run: Run) -> tuple[Markup, str]:
     count = next((f"{number:,} {noun}" for number, noun in counts if isinstance(number, int)), "")
     epochs = config.get("epochs")
     facts = [count, f"{epochs:g} epoch{'s' * (epochs != 1)}" if isinstance(epochs, int | float) else ""]
-    line = element("p", " · ".join(["run " + run.path.name, *filter(None, facts)]), class_="muted")
     sentences = " ".join(filter(None, [verdict(run.results), scratch_sentence(run)]))
-    return join_markup([element("h1", title), element("p", sentences, class_="verdict"), line]), title
+    return title, sentences, " · ".join(["run " + run.path.name, *filter(None, facts)])
 
 
 def scratch_score(run: Run) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,10 +83,23 @@ def styled(settings: Mapping[str, Any] | None = None) -> AbstractContextManager[
 
 def new_figure(width: float, height: float, **options: Any) -> "Figure":
     """An empty figure of this size in inches."""
+    with styled():
+        return shown_figure()(figsize=(width, height), facecolor=LIGHT["background"], **options)
+
+
+@cache
+def shown_figure() -> "type[Figure]":
+    """A class of figures that a notebook shows, whether or not it has imported pyplot."""
     from matplotlib.figure import Figure
 
-    with styled():
-        return Figure(figsize=(width, height), facecolor=LIGHT["background"], **options)
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            stream = io.BytesIO()
+            with quiet_about_letters():
+                self.savefig(stream, format="png", dpi=110, bbox_inches="tight")
+            return stream.getvalue()
+
+    return ShownFigure
 
 
 def limit_ticks(axis: "Axis", count: int, steps: list[float] | None = None) -> None:

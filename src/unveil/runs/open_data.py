@@ -24,7 +24,7 @@ from unveil.errors import UnveilError
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import shorten
-from unveil.train.terminal import console, new_bar
+from unveil.train.terminal import console, has_bars, new_bar
 
 Say = Callable[[str], None]
 HELD_OUT_SHARE = 0.1
@@ -176,7 +176,7 @@ def say_notes(say: Say, sentence: str, *sources: Source) -> None:
 def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Callable[[int, int], None]]:
     """A progress bar for reading images, in a terminal."""
     target = console(stderr=True)
-    if not (show and target.is_terminal):
+    if not (show and has_bars(target)):
         yield lambda done, of: None
         return
     with new_bar(target, MofNCompleteColumn(), width=24, transient=True) as bar:

@@ -24,7 +24,7 @@ from unveil.predictions import Columns
 from unveil.runs.parts_on_disk import PartsOnDisk, skipped_list, unfinished
 from unveil.runs.sample_stream import SampleStream, Span
 from unveil.train.parallel import HardwareConfig, World, first_over_processes, shutdown
-from unveil.train.terminal import console, new_bar
+from unveil.train.terminal import console, has_bars, new_bar
 
 PART_ROWS, PART_BYTES = 1024, 2**26
 """Largest number of rows, and of bytes, of a part, unless a single batch has more."""
@@ -225,7 +225,7 @@ class TableJob:
     def progress(self, done: int) -> Iterator[Callable[[int], None]]:
         """A progress bar or, without a terminal, a line from time to time; called with the number of further samples."""
         target, total = console(stderr=True), self.stream.total
-        if not (target.is_terminal and self.world.is_main):
+        if not (has_bars(target) and self.world.is_main):
             clock = Clock(done, total, self.stream.noun, self.say)
             yield clock.advance
             return

@@ -16,9 +16,10 @@ from unveil.errors import UnveilError
 from unveil.json_files import CHECKSUM, is_unchanged, json_line, read_regular
 from unveil.plain_text import count_of, printable
 from unveil.train.host_copy import HostCopy
+from unveil.train.notebook import NotebookBar
 from unveil.train.parallel import World, gather, mean_over_processes
 from unveil.train.run_schema import fits
-from unveil.train.terminal import console, new_bar, print_to_stderr, say
+from unveil.train.terminal import console, has_bars, new_bar, print_to_stderr, say
 
 LARGEST_LOG = 2**31
 """Maximum number of bytes of a log file."""
@@ -275,9 +276,9 @@ class Screen:
         self.title, self.total, self.first, self.seconds = printable(title), total, 0, seconds
         self._last = self._start = time.monotonic()
         self._waited = 0.0
-        self._bar: Progress | None = None
+        self._bar: Progress | NotebookBar | None = None
         self.console = console(stderr=True)
-        if self.console.is_terminal:
+        if has_bars(self.console):
             columns = (
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[news]}", markup=False),

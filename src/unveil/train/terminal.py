@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 from unveil.plain_text import printable
+from unveil.train.notebook import NotebookBar, in_notebook
 
 
 class TextConsole(Console):
@@ -52,6 +53,9 @@ def printer(is_main: bool) -> Callable[[str], None]:
 
 def say(target: Console, text: str) -> None:
     """Prints a message. One that cannot be written, such as to a full disk or a closed terminal, is no reason to stop."""
+    if in_notebook():  # where standard error would be red
+        print(printable(text, lines=True), flush=True)
+        return
     with suppress(OSError):
         target.print(printable(text, lines=True), soft_wrap=True)
 
@@ -59,10 +63,20 @@ def say(target: Console, text: str) -> None:
 def print_to_stderr(text: str) -> None:
     """Prints a message without rich."""
     with suppress(OSError):
-        print(printable(text, lines=True), file=sys.stderr, flush=True)
+        print(printable(text, lines=True), file=sys.stdout if in_notebook() else sys.stderr, flush=True)
 
 
-def new_bar(target: Console, *columns: ProgressColumn, width: int, transient: bool = False) -> Progress:
-    """A progress bar with its description, a bar, and further columns. The description is text, not markup."""
+def has_bars(target: Console) -> bool:
+    """Whether `new_bar` can draw there: in a terminal, or in a notebook."""
+    return target.is_terminal or in_notebook()
+
+
+def new_bar(target: Console, *columns: ProgressColumn, width: int, transient: bool = False) -> "Progress | NotebookBar":
+    """A progress bar with its description, a bar, and further columns. The description is text, not markup.
+
+    In a notebook it shows the number of steps, the news and the time left, whatever the columns.
+    """
+    if in_notebook():
+        return NotebookBar(transient=transient)
     first = TextColumn("{task.description}", markup=False)
     return Progress(first, BarColumn(bar_width=width), *columns, console=target, transient=transient)
