@@ -343,6 +343,7 @@ def test_too_little_memory_and_too_few_threads_are_a_sentence():
 
 def test_only_what_was_given_is_passed_on():
     given = {"data": "photos", "method": "mae", "model": None, "out": None, "resume_from": None, "extend": False}
+    given |= {"config": None}
     assert parse("pretrain", "photos") == given
     assert parse("pretrain") == {**given, "data": "digits"}
     argv = "photos --epochs 3 --no-flip --base-lr=0.1 --image-size 32 48 --decoder_depth 2 --compile --warmup_epochs 2".split()
@@ -360,7 +361,7 @@ def test_only_what_was_given_is_passed_on():
     assert parse("pretrain", "photos", "--eps", "1e-6") == {**given, "eps": 1e-6}  # as does what --help hides
     run = {"run": "run", "data": None, "test": None, "out": None}
     assert parse("probe", "run", "--kind", "knn") == {**run, "kind": "knn"}
-    run |= {"resume_from": None, "extend": False}
+    run |= {"resume_from": None, "extend": False, "config": None}
     assert parse("finetune", "run") == {**run, "task": None}
     assert parse("finetune", "run", "--task", "partial", "--blocks", "2") == {**run, "task": "partial", "blocks": 2.0}
     assert parse("export", "run", "--to", "timm") == {"run": "run", "to": "timm", "out": None}
@@ -405,6 +406,7 @@ def test_the_options_reach_the_function(monkeypatch, photos):
         "out": "here",
         "resume_from": None,
         "extend": False,
+        "config": None,
         "epochs": 2.0,
     }
     assert seen == given

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from unveil.recipes.export import export as export
     from unveil.recipes.fill_mask import fill_mask as fill_mask
     from unveil.recipes.finetune import finetune as finetune
+    from unveil.recipes.options import command as command
     from unveil.recipes.pack import pack as pack
     from unveil.recipes.plan import plan as plan
     from unveil.recipes.predict import predict as predict
     from unveil.recipes.pretrain import pretrain as pretrain
     from unveil.recipes.probe import probe as probe
+    from unveil.recipes.reconstruct import draw_reconstructions as draw_reconstructions
     from unveil.recipes.reconstruct import reconstruct as reconstruct
     from unveil.recipes.report import report as report
     from unveil.recipes.similar import similar as similar
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "Run": "unveil.train.run_folder",
     "UnveilError": "unveil.errors",
+    "command": "unveil.recipes.options",
     "compare": "unveil.experiments.compare",
     "doctor": "unveil.recipes.doctor",
+    "draw_reconstructions": "unveil.recipes.reconstruct",
     "embed": "unveil.recipes.embed",
     "export": "unveil.recipes.export",
     "fill_mask": "unveil.recipes.fill_mask",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil import methods
-from unveil.command_line import HELP, UsageError, flush, form_of, parse_options, verb_name
+from unveil.command_line import HELP, UsageError, flush, form_of, parse_options, verb_name, with_config
 from unveil.commands import VERBS
 from unveil.errors import Interrupted, UnveilError
 from unveil.paths import CHECKS
@@ -62,7 +62,8 @@ def execute(argv: list[str]) -> int:
     try:
         name = verb_name(argv)
         argv = argv[len(name.split()) :]
-        verb = form_of(name, VERBS[name], argv)
+        verb, argv = with_config(name, VERBS[name], argv)
+        verb = form_of(name, verb, argv)
         options = parse_options(name, verb, argv)
     except (UsageError, UnveilError) as error:
         complain(str(error))

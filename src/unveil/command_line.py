@@ -17,6 +17,8 @@ from unveil.interop.model_kind import model_kind
 from unveil.option_synonyms import hint
 from unveil.option_types import check_value, from_words, plain_type
 from unveil.options import Option, literal, options_of
+from unveil.plain_text import printable
+from unveil.runs.option_files import OptionFile, read_option_file
 from unveil.verbs import METHOD, REQUIRED, TASK, TRUST, Argument, Verb
 
 METAVARS: dict[Any, str] = {str: "TEXT", str | None: "TEXT", int | None: "INT", float | None: "FLOAT"}
@@ -48,9 +50,80 @@ def form_of(name: str, verb: Verb, argv: Sequence[str]) -> Verb:
         if modality != "images" and modality not in verb.forms:
             raise UsageError(f"{name} needs a method for images, but {method} learns from {modality}")
     else:
-        kinds = {model_kind(word) for word in argv if not word.startswith("-") and os.path.exists(word)} if verb.forms else set()
+        words = [*argv, str(verb.arguments["run"].default)] if verb.forms else []
+        kinds = {model_kind(word) for word in words if not word.startswith("-") and os.path.exists(word)}
         modality = next((kind for kind in kinds if kind in verb.forms), "images")
     return verb.forms.get(modality, verb)
+
+
+def with_config(name: str, verb: Verb, argv: Sequence[str]) -> tuple[Verb, list[str]]:
+    """Reads the file of `--config`. Returns the command with its options as defaults, and the other arguments.
+
+    Raises:
+        UsageError: If the file is not named, or twice.
+        UnveilError: If it cannot be used.
+    """
+    path = value_of("--config", argv)
+    if "config" not in verb.arguments or not any(word.split("=")[0] == "--config" for word in argv):
+        return verb, list(argv)
+    rest = [
+        word
+        for before, word in zip(["", *argv], argv, strict=False)
+        if before != "--config" and word != "--config" and not word.startswith("--config=")
+    ]
+    if not path or path.startswith("--") or len(argv) - len(rest) > 2 - any(word.startswith("--config=") for word in argv):
+        raise UsageError("--config needs one run folder, run.json or TOML file, such as --config runs/photos")
+    file = read_option_file(path, name)
+    for kind in ("method", "task"):
+        if kind in verb.arguments:
+            given = value_of(f"--{kind}", rest)
+            if kind in file.missing and not given:
+                raise UsageError(file.missing[kind])
+            file = file.with_other(kind, given or None)
+    for note in file.notes:
+        print(printable(f"unveil: {note}", lines=True), file=sys.stderr)
+    return filled(verb, file), rest
+
+
+def filled(verb: Verb, file: OptionFile) -> Verb:
+    """A command whose defaults are those of a file of options."""
+    unknown = [key for key in file.arguments if key not in verb.arguments]
+    if unknown:
+        raise UsageError(f"{file.source} has the option {unknown[0]!r}, which this command does not have")
+    texts = dict.fromkeys(file.missing, "") | file.arguments
+    arguments = {
+        key: dataclasses.replace(argument, default=texts[key]) if key in texts else argument
+        for key, argument in verb.arguments.items()
+    }
+    forms = {modality: filled(form, file) for modality, form in verb.forms.items()}
+    task = str(file.arguments.get("task") or verb.task)
+    return dataclasses.replace(
+        verb, arguments=arguments, task=task, forms=forms, given=file.options, given_in=file.source, missing=file.missing
+    )
+
+
+def with_given(name: str, verb: Verb, groups: Mapping[str, list[Option]]) -> dict[str, list[Option]]:
+    """The options of a command, with the values of a file as defaults.
+
+    Raises:
+        UsageError: If the file has an option that does not exist, or that the command does not use.
+        UnveilError: If a value is no value of its option.
+    """
+    known = {option.name: option for options in groups.values() for option in options}
+    values = {}
+    if verb.given_in and "model" in verb.arguments:
+        check_value(f"{verb.given_in}: model", verb.arguments["model"].default, verb.arguments["model"].type)
+    for key, value in verb.given.items():
+        if key in verb.ignores:
+            raise UsageError(f"{verb.given_in}: {name} does not use {key}: {verb.ignores[key]}")
+        if key not in known:
+            guess = hint(key, known) or f"unveil {name} --help-all lists its options"
+            raise UsageError(f"{verb.given_in} has the option {key!r}, which unveil {name} does not have; {guess}")
+        values[key] = check_value(f"{verb.given_in}: {key}", value, known[key].type)
+    return {
+        title: [dataclasses.replace(option, default=values.get(option.name, option.default)) for option in options]
+        for title, options in groups.items()
+    }
 
 
 def parse_options(name: str, verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
@@ -61,6 +134,7 @@ def parse_options(name: str, verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     """
     argv, per_method = split_per_method(argv) if verb.per_method else (list(argv), {})
     groups, notes = groups_of(verb, argv)
+    groups = with_given(name, verb, groups)
     every = [*verb.arguments, *(option.name for options in groups.values() for option in options)]
     twice = [option for i, option in enumerate(every) if option in every[:i]]
     if twice:
@@ -77,9 +151,12 @@ def parse_options(name: str, verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     parsed = parse_by_tyro(name, verb, argv, shape_of(name, verb.arguments, groups, notes))
     given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     options = {key: getattr(parsed, key) for key in verb.arguments}
+    absent = next((key for key in verb.missing if options.get(key) == ""), None)
+    if absent:
+        raise UsageError(verb.missing[absent])
     for title in groups:
         values = vars(getattr(parsed, f"{title}_"))
-        options |= {key: value for key, value in values.items() if key in given or f"no_{key}" in given}
+        options |= {key: value for key, value in values.items() if key in given or f"no_{key}" in given or key in verb.given}
     return options | {method: parse_per_method(method, words) for method, words in per_method.items()}
 
 

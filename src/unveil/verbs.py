@@ -56,6 +56,12 @@ class Verb:
     """Whether the same command goes on with what a stopped one has done."""
     per_method: bool = False
     """Whether `--NAME.OPTION` is an option of `pretrain` for the method NAME only, and `--finetune.OPTION` one of `finetune`."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Options that a file gives (`--config`): defaults that count as given."""
+    given_in: str = ""
+    """The name of that file, for messages."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Arguments that the file should have but does not, each with the reason. They have to be given."""
 
     @property
     def has_trust(self) -> bool:
@@ -114,6 +120,11 @@ RESUME_FROM = Argument(
 )
 EXTEND = Argument(
     bool, "Make the run in --out longer: the same command with more --epochs. The learning rate warms up once more.", False
+)
+CONFIG = Argument(
+    str | None,
+    "Options that are not given are those of a run (its folder, or run.json) or of a TOML file; see unveil options.",
+    None,
 )
 ALL_RUNS = "The folder for all runs; by default "
 RESUMES = "\n\nRun the same command again to resume."

@@ -19,6 +19,7 @@ from unveil.reports.table import terminal_table, unseen_sentence
 from unveil.runs.finetuning import Finetuning
 from unveil.runs.labelled_data import beside, recorded_classes
 from unveil.runs.modality import AnyData, LabelledRequest, modality
+from unveil.runs.option_files import input_facts, takes_options
 from unveil.runs.session import RunSpec, Session, join, options_by_name
 from unveil.tasks import TASKS, task_class
 from unveil.train.loop import total_steps
@@ -30,6 +31,7 @@ from unveil.train.run_folder import Run, recorded_options
 from unveil.train.terminal import printer
 
 
+@takes_options("finetune")
 def finetune(
     run: str | os.PathLike[str],
     data: AnyData | None = None,
@@ -39,6 +41,7 @@ def finetune(
     out: str | Path | None = None,
     resume_from: str | Path | None = None,
     extend: bool = False,
+    config: str | Path | None = None,
     trust: str | Path | None = None,
     **options: Any,
 ) -> Run:
@@ -53,6 +56,7 @@ def finetune(
         out: The run folder; by default `<run>-<task>`, or `<run>-scratch`.
         resume_from: Another fine-tuning run to go on from, as in `pretrain`.
         extend: Go on in the same folder for more epochs, as in `pretrain`.
+        config: A file to take options from, as in `pretrain`.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
         **options: Fields of `ImageFinetuneConfig` (`FinetuneRunConfig` for text), the task's `Config`, `AugmentConfig` (images
             only), `TrainConfig`, `OptimConfig`, `HardwareConfig`.
@@ -107,6 +111,7 @@ def finetune(
         tracker=own.tracker,
         resume_from=resume_from,
         encoder=recorded,
+        inputs=input_facts(run=run, test=test),
         extend=extend,
     )
     with Session.open(spec, recipe, began) as session:

@@ -12,12 +12,14 @@ from unveil.options import known_to
 from unveil.plain_text import count_of
 from unveil.reports.table import terminal_table
 from unveil.runs.modality import AnyData, modality
+from unveil.runs.option_files import takes_options
 from unveil.runs.session import RunSpec, Session
 from unveil.train.loop import total_steps
 from unveil.train.resume_from import options_to_keep
 from unveil.train.run_folder import Run, recorded_options
 
 
+@takes_options("pretrain")
 def pretrain(
     data: AnyData = "digits",
     *,
@@ -26,6 +28,7 @@ def pretrain(
     out: str | Path | None = None,
     resume_from: str | Path | None = None,
     extend: bool = False,
+    config: str | Path | None = None,
     **options: Any,
 ) -> Run:
     """Trains an encoder without labels, or resumes a run that was stopped.
@@ -40,6 +43,7 @@ def pretrain(
         resume_from: Another run, from whose newest checkpoint this one goes on, with its steps, data order and optimiser. Options
             that are not given are those of that run. The length, the options of the optimiser and the precision may differ.
         extend: Go on in the same folder for more epochs, from the last checkpoint and with a warm restart of the learning rate.
+        config: A run folder, its `run.json`, or a TOML file: what is not given here is taken from it, except `out`.
         **options: Fields of `PretrainConfig` (`TextPretrainConfig` for text), the method's `Config`, `AugmentConfig` (images only),
             `TrainConfig`, `OptimConfig`, `HardwareConfig`.
 

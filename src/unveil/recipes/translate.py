@@ -21,6 +21,7 @@ from unveil.ranges import Range, ShareBelowOne
 from unveil.reports.style import save_figure
 from unveil.reports.translation_attention import translation_figure
 from unveil.runs.modality import slug
+from unveil.runs.option_files import input_facts, takes_options
 from unveil.runs.session import RunSpec, Session, join, options_by_name
 from unveil.tasks.translate import BLEU, Translation, TranslationConfig, cross_attention, translate_tokens
 from unveil.text.bpe import BPETokenizer
@@ -67,8 +68,15 @@ class SearchConfig:
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
+@takes_options("translate train")
 def train_translator(
-    data: str | Path, *, model: str = "tiny", out: str | Path | None = None, resume_from: str | Path | None = None, **options: Any
+    data: str | Path,
+    *,
+    model: str = "tiny",
+    out: str | Path | None = None,
+    resume_from: str | Path | None = None,
+    config: str | Path | None = None,
+    **options: Any,
 ) -> Run:
     """Trains a Transformer on sentence pairs, or resumes a run that was stopped, and evaluates it on the test files by BLEU.
 
@@ -77,6 +85,7 @@ def train_translator(
         model: A name from `unveil.models.seq2seq.MODELS`.
         out: The run folder, by default `runs/<data>-<model>-<source>-<target>`. If it holds this run already, training resumes.
         resume_from: Another run to go on from, as in `pretrain`.
+        config: A file to take options from, as in `pretrain`.
         **options: Fields of `TranslateRunConfig`, `TranslationConfig`, `SearchConfig`, `TrainConfig`, `OptimConfig`,
             `HardwareConfig`.
 
@@ -87,20 +96,21 @@ def train_translator(
     began = time.monotonic()
     configs = (TranslateRunConfig, TranslationConfig, SearchConfig, TrainConfig, OptimConfig, HardwareConfig)
     kept = known_to(options_to_keep(resume_from), *configs)
-    config, task_config, search, *rest = configure({**Translation.DEFAULTS, **kept, **options}, *configs)
+    own, task_config, search, *rest = configure({**Translation.DEFAULTS, **kept, **options}, *configs)
     if model not in MODELS:
         raise UnveilError(f"there is no model {model!r} for translation: use one of {', '.join(MODELS)}")
     BLEU()  # reports a missing package before the run starts
     recipe = join(*rest)
-    corpus = read_corpus(data, config.source, config.target)
+    corpus = read_corpus(data, own.source, own.target)
     spec = RunSpec(
         kind="translate",
-        path=Path(out) if out else Path("runs") / f"{slug(str(data))}-{model}-{config.source}-{config.target}",
-        config={"model": model} | options_by_name(config, task_config, search, recipe.training, recipe.optim, recipe.hardware),
+        path=Path(out) if out else Path("runs") / f"{slug(str(data))}-{model}-{own.source}-{own.target}",
+        config={"model": model} | options_by_name(own, task_config, search, recipe.training, recipe.optim, recipe.hardware),
         data={"name": Path(data).name, "count": len(corpus.train[0]), "fingerprint": corpus.fingerprint},
         title="translate",
-        tracker=config.tracker,
+        tracker=own.tracker,
         resume_from=resume_from,
+        inputs=input_facts(data=data),
     )
     with Session.open(spec, recipe, began) as session:
         if session.finished:
@@ -109,12 +119,10 @@ def train_translator(
         if run.checkpoints().steps():  # a resumed run keeps its vocabulary
             tokenizer = BPETokenizer.load(run.path / "subwords.json")
         else:
-            tokenizer = BPETokenizer.train([*corpus.train[0], *corpus.train[1]], config.vocabulary_size)
-        pairs, left_out = tokenized_pairs(corpus, tokenizer, config.max_length)
+            tokenizer = BPETokenizer.train([*corpus.train[0], *corpus.train[1]], own.vocabulary_size)
+        pairs, left_out = tokenized_pairs(corpus, tokenizer, own.max_length)
         width, depth, heads, mlp_ratio = MODELS[model]
-        shape = Seq2SeqConfig(
-            words=len(tokenizer), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=config.dropout
-        )
+        shape = Seq2SeqConfig(words=len(tokenizer), width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, dropout=own.dropout)
 
         def build() -> Translation:
             return Translation(Seq2Seq(shape), task_config)
@@ -136,7 +144,7 @@ def train_translator(
         short = f" ({count_of(left_out, 'empty or too long pair')} left out)" if left_out else ""
         session.announce(
             f"a Transformer ({model}: {parameters / 1e6:.1f} M parameters, {len(tokenizer):,} subwords) on "
-            f"{count_of(loader.samples, 'pair')} of {slug(str(data))}{short}, {config.source} to {config.target}",
+            f"{count_of(loader.samples, 'pair')} of {slug(str(data))}{short}, {own.source} to {own.target}",
             total_steps(recipe.training, loader),
         )
         session.fit(learner, loader, [monitor] if corpus.held_out[0] else [])
@@ -147,7 +155,7 @@ def train_translator(
             session.say("translating the test sentences ...")
             tests = corpus.tests or {"held out": corpus.held_out}
             results = {
-                "bleu": evaluate_translations(translator, tokenizer, tests, search, run.path, config.target),
+                "bleu": evaluate_translations(translator, tokenizer, tests, search, run.path, own.target),
                 "beams": search.beams,
                 "pairs": loader.samples,
                 "sacrebleu": version("sacrebleu"),

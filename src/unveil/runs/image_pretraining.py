@@ -46,7 +46,17 @@ from unveil.train.recorder import Monitor
 class PretrainConfig:
     """The model, the images, and how they are read."""
 
-    HIDDEN = ("test_split", "max_pixels", "max_unreadable", "held_out", "repeats", "grad_checkpointing", "tracker", "normalisation")
+    HIDDEN = (
+        "channels",
+        "grad_checkpointing",
+        "held_out",
+        "max_pixels",
+        "max_unreadable",
+        "normalisation",
+        "repeats",
+        "test_split",
+        "tracker",
+    )
     init: str | None = None
     """Weights to start from, in any form that RUN may have; the size of the model follows from them. By default random."""
     split: str | None = None

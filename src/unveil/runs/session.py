@@ -78,6 +78,8 @@ class RunSpec:
     """Checksums of the encoder of another run that this run starts from; see `unveil.interop.encoder_only.checksums`."""
     weights: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Checksums of all weights of other runs: "encoder", as above, and "teacher"."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Paths as the user gave them: see `unveil.runs.option_files.input_facts`. They may differ on resume."""
 
     def __post_init__(self) -> None:
         if self.encoder:
@@ -141,7 +143,7 @@ class Session:
             facts, say = (spec.kind, spec.config, spec.data), printer(world.is_main)
             run = extended(spec.path, *facts, spec.weights, write=world.is_main, say=say) if spec.extend else None
             longer = run is not None
-            run = run or open_run(spec.path, *facts, weights=spec.weights, write=world.is_main, say=say)
+            run = run or open_run(spec.path, *facts, weights=spec.weights, inputs=spec.inputs, write=world.is_main, say=say)
             session = cls(spec, recipe, run, time.monotonic() if began is None else began)
             session.finished &= not longer  # another process may not have seen yet that the old results are put away
             if session.finished:

@@ -1,6 +1,7 @@
 """The run folder: the interface between training and everything that reads its results."""
 
 import copy
+import importlib
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -25,6 +26,9 @@ from unveil.train.data_changes import data_changes
 from unveil.train.log import Record, read_log
 from unveil.train.migration import RUN_FORMAT, migrate_config, migrate_record, migrate_results
 from unveil.train.run_schema import check_results, check_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 T = TypeVar("T")
 
@@ -86,6 +90,16 @@ class Run(os.PathLike[str]):
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows. Reports are upstairs: they read run folders, and only a notebook asks for one from here."""
+        shown: str = importlib.import_module("unveil.reports.notebook").run_html(self)
+        return shown
+
+    def curves(self) -> "dict[str, Figure]":
+        """The loss, the learning rate and the evaluations during training, as matplotlib figures by their titles."""
+        drawn = importlib.import_module("unveil.reports.curves").draw_curves(self.log)
+        return {curve.title: curve.figure for curve in drawn}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -166,6 +180,7 @@ def open_run(
     data: Mapping[str, Any],
     *,
     weights: Mapping[str, Mapping[str, str]] | None = None,
+    inputs: Mapping[str, str] | None = None,
     write: bool,
     say: Callable[[str], None],
 ) -> Run:
@@ -177,6 +192,7 @@ def open_run(
         config: Every option.
         data: Facts about the data: name, fingerprint, count.
         weights: Checksums of weights of other runs: of the "encoder" that the run starts from, and of its "teacher".
+        inputs: Paths as the user gave them, to make the run again: see `unveil.runs.option_files.input_facts`.
         write: Whether this process writes the folder.
         say: Prints a message for the user.
 
@@ -185,7 +201,7 @@ def open_run(
             differences.
     """
     facts = {"format": RUN_FORMAT, "kind": kind, "config": json.loads(json.dumps(config)), "data": json.loads(json.dumps(data))}
-    facts |= {name: dict(sums) for name, sums in (weights or {}).items()}
+    facts |= {name: dict(sums) for name, sums in (weights or {}).items()} | ({"inputs": dict(inputs)} if inputs else {})
     if write and path.is_dir():
         sweep(path)  # the folder is locked, so what is left there belongs to nobody
     started = any((path / name).exists() for name in ("checkpoints", "results.json"))

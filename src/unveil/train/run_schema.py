@@ -21,6 +21,7 @@ RUN: Shape = {
     "encoder": dict[str, str],
     "teacher": dict[str, str],
     "extensions": list[dict[str, float]],
+    "inputs": dict[str, str],
     "command": str,
     "commit": str | None,
     "started": str,
