@@ -41,10 +41,12 @@ IMAGE_FORMS = (
 """What DATA may be, for error messages and help."""
 TEXT_FORMS = "a .txt, .csv or .tsv file, or a folder or archive of them"
 MODEL_FORMS = (
-    "a run folder, a file exported by unveil, a checkpoint in the layout of the public MAE release "
-    "(.pth or .safetensors), a transformers folder of ViTMAE, BEiT or BERT, or a timm folder of a VisionTransformer"
+    "a run folder, a file exported by unveil, a file of the public MAE release or with timm's names of a Vision Transformer "
+    "(.safetensors, .pth or .bin), a folder of timm, a transformers folder of ViT, ViTMAE, DINOv2, BEiT or BERT, or a name in timm "
+    "such as timm:vit_base_patch16_224.mae"
 )
 """What RUN may be."""
+TIMM_PREFIX = "timm:"
 
 
 def refuse_missing_images(data: str) -> None:
@@ -118,9 +120,15 @@ def refuse_missing_pairs(data: str) -> None:
     _refuse_missing(data, "a folder or a .tar.gz with train.<source> and train.<target>")
 
 
+def is_timm_name(run: object) -> bool:
+    """Whether RUN is the name of public weights in timm, such as "timm:vit_base_patch16_224.mae"."""
+    return str(run).startswith(TIMM_PREFIX)
+
+
 def refuse_missing_model(run: str) -> None:
-    """Raises `UnveilError` if RUN does not exist."""
-    _refuse_missing(run, MODEL_FORMS)
+    """Raises `UnveilError` if RUN does not exist, and is no name in timm."""
+    if not is_timm_name(run):
+        _refuse_missing(run, MODEL_FORMS)
 
 
 def _refuse_missing(text: str, forms: str) -> None:

@@ -80,7 +80,8 @@ LABELLED_IMAGES = Argument(str | None, "Labelled images; by default those of the
 TEST_IMAGES = Argument(str | None, "Labelled test images; by default the test split of DATA, or a tenth of it.", None, path="data")
 RUN = Argument(
     str,
-    "A run folder, an exported file, a checkpoint in the layout of the public MAE release, or a folder of transformers or timm.",
+    "A run folder, an exported file, a file of the public MAE release or of timm, a folder of timm or transformers, or a name in "
+    "timm such as timm:vit_base_patch16_224.mae.",
     positional=True,
     path="model",
 )

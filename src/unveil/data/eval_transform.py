@@ -31,12 +31,13 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 class EvalTransform:
     """Resizes an image so that a centre crop of `image_size` keeps the share `crop_pct` of its short side, and crops it.
 
-    With the mode "squash", both sides are resized to those of the crop, divided by `crop_pct`: circles become ellipses.
+    With the mode "squash", both sides are resized to those of the crop, divided by `crop_pct`: circles become ellipses. With
+    "center_floor", the crop begins at a whole pixel that is rounded down, as in transformers.
     """
 
     image_size: Size
     crop_pct: float
-    crop_mode: Literal["center", "squash"] = "center"
+    crop_mode: Literal["center", "center_floor", "squash"] = "center"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     @property
@@ -58,6 +59,8 @@ class EvalTransform:
 
     def corner(self, height: int, width: int) -> tuple[int, int]:
         """The top and left of the crop in a resized image. A half is rounded to the even number, as in torchvision."""
+        if self.crop_mode == "center_floor":
+            return (height - self.image_size[0]) // 2, (width - self.image_size[1]) // 2
         return round((height - self.image_size[0]) / 2), round((width - self.image_size[1]) / 2)
 
     def __call__(self, pixels: Pixels) -> Pixels:

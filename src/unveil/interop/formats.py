@@ -31,6 +31,8 @@ class LoadOptions(TypedDict, total=False):
     """Side of the images, or (height, width)."""
     target: Literal["normalised", "pixel"] | None
     """The target of the decoder."""
+    architecture: str | None
+    """The name of the model in timm, with or without that of its weights."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,15 @@ class Format:
         return importlib.import_module(self.module)
 
 
+FILE_OPTIONS = ("heads", "decoder_heads", "image_size", "target", "architecture")
 FORMATS = (
     Format("unveil.interop.model_files", to="safetensors", out="unveil.safetensors"),
     Format("unveil.interop.transformers_beit", to="transformers", out="transformers"),
+    Format("unveil.interop.transformers_vit", to="transformers", out="transformers"),
     Format("unveil.interop.transformers_bert", to="transformers", out="transformers"),
     Format("unveil.interop.transformers_vit_mae", to="transformers", out="transformers"),
     Format("unveil.interop.timm_vit", to="timm", out="timm"),
-    Format("unveil.interop.mae_release", to="mae", out="mae.pth", options=("heads", "decoder_heads", "image_size", "target")),
+    Format("unveil.interop.mae_release", to="mae", out="mae.pth", options=FILE_OPTIONS),
     Format("unveil.interop.onnx_graph", to="onnx", out="model.onnx", loads=False),
 )
 """All formats. The first format that matches a path loads it. The first format of a name that can write a learner exports it."""

@@ -1,7 +1,7 @@
 """Loads models. The format is recognised from the content of the file or folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Unpack
 
@@ -17,7 +17,7 @@ from unveil.learner import Learner
 from unveil.models.vit_config import ViTConfig
 from unveil.models.weights import one_line
 from unveil.options import refuse_unknown
-from unveil.paths import MODEL_FORMS, refuse_missing_model
+from unveil.paths import MODEL_FORMS, is_timm_name, refuse_missing_model
 from unveil.train.terminal import print_to_stderr
 
 EXPECTED = f"expected {MODEL_FORMS}"
@@ -33,15 +33,16 @@ def load(
     """Loads a learner in eval mode, on the CPU.
 
     Args:
-        path: A run folder, also of an unfinished run; an exported .safetensors file; a checkpoint in the format of the public MAE
-            release, with or without decoder; a transformers folder of ViTMAE, BEiT or BERT; or a timm folder of a Vision
-            Transformer.
+        path: A run folder, also of an unfinished run; an exported .safetensors file; a file of tensors with the names of the public
+            MAE release or of timm, with or without decoder or head; a folder of timm; a transformers folder of ViT, ViTMAE, DINOv2,
+            BEiT or BERT; or a name in timm, such as "timm:vit_base_patch16_224.mae", which is downloaded on first use.
         trust: A Python file or module that may be imported, for a method or task from outside of unveil: "file.py" or
             "package.module". Importing it runs its code.
         say: Receives log lines, such as how many tensors matched.
-        options: Facts that checkpoints of the MAE release do not record. `heads`, `decoder_heads`: attention heads of encoder and
+        options: Facts that files of tensors do not record. `heads`, `decoder_heads`: attention heads of encoder and
             decoder; by default the standard number for the width. `image_size`: side, or height and width; by default that of a
             square grid of patches. `target`: the target of the decoder, "normalised" (the default) or "pixel".
+            `architecture`: the name of the model in timm, from which the rest follows.
 
     Raises:
         UnveilError: If the path holds something else, a tensor is missing or unexpected, or loading needs code that is not trusted.
@@ -49,6 +50,8 @@ def load(
     path, given = Path(path), {name: value for name, value in options.items() if value is not None}
     refuse_unknown(given, LoadOptions.__annotations__)
     plugins.trust(trust)
+    if is_timm_name(path):
+        return load_by_name(str(path), given, say)
     refuse_missing_model(str(path))
     contents = contents_of(path)
     for each in FORMATS:
@@ -71,6 +74,16 @@ def load(
         except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
             raise UnveilError(f"{path} has values that do not describe a model: {one_line(error)}") from error
     raise UnveilError(f"{path} {description_of(contents)}: {EXPECTED}")
+
+
+def load_by_name(name: str, given: Mapping[str, object], say: Callable[[str], None]) -> Learner:
+    """Public weights by their name in timm."""
+    from unveil.interop.timm_vit import load_name  # imports timm, which takes seconds
+
+    if given:
+        raise UnveilError(f"{name} records its own {' and '.join(given)}: do not pass {'it' if len(given) == 1 else 'them'}")
+    with torch.random.fork_rng(devices=[]):
+        return load_name(name, say=say)
 
 
 def refuse_wrong_normalisation(learner: Learner) -> None:

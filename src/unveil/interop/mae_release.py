@@ -1,10 +1,10 @@
-"""Checkpoints in the layout of the public MAE release: `{"model": tensors}`, with or without the decoder.
+"""Files of tensors: the public MAE release, `{"model": tensors}`, with or without its decoder or a head, and models of timm.
 
-The whole config, except for the number of heads and the target, follows from the shapes of the tensors.
+The config follows from the shapes of the tensors, as far as they tell it. What they do not tell is assumed, and said.
 """
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Literal
@@ -12,37 +12,41 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil.blocks.attention import decoder_heads, heads_of
+from unveil.blocks.attention import decoder_heads
 from unveil.blocks.masks import split
 from unveil.blocks.patches import Size
-from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from unveil.data.eval_transform import usual_crop_pct
+from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.configs import checked
-from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
+from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_tensors, write_tensors, write_torch
 from unveil.interop.formats import Contents
+from unveil.interop.layouts import (
+    RELEASE,
+    config_from_tensors,
+    decoder_map,
+    encoder_map,
+    layout_of_file,
+    refuse_unplaced,
+    required_tensor,
+)
 from unveil.interop.state_dict_map import (
     StateDictMap,
     TensorName,
-    block_map,
     build_and_load,
     count_blocks,
     fits,
-    timm_encoder_map,
     to_state_dict,
     weight_and_bias,
 )
+from unveil.interop.timm_facts import TimmFacts, facts_of_architecture
+from unveil.interop.timm_vit import load_state
 from unveil.interop.verify_export import Verification, every_other_patch, random_images, relative_difference
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
-from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
-
-MOST_CHANNELS = 10_000
-"""Hyperspectral images have hundreds of channels."""
 
 
 def matches(contents: Contents) -> bool:
@@ -50,13 +54,13 @@ def matches(contents: Contents) -> bool:
     return contents.kind != "folder" and not contents.facts
 
 
-def map_of(depth: int, decoder_depth: int | None) -> StateDictMap:
+def map_of(vit: ViTConfig, decoder_depth: int | None) -> StateDictMap:
     """The map of tensor names, without a decoder if its depth is None."""
-    names = timm_encoder_map(depth, prefix="encoder.")
+    names = encoder_map(RELEASE, vit)
     if decoder_depth is None:
         return names
     names |= {"mask_token": TensorName(("mask_token",), "token"), "decoder_positions": TensorName(("decoder_pos_embed",), "table")}
-    names |= weight_and_bias("decoder_embed", "decoder_embed") | block_map("decoder.blocks", "decoder_blocks", decoder_depth)
+    names |= weight_and_bias("decoder_embed", "decoder_embed") | decoder_map(RELEASE, "decoder_blocks", decoder_depth)
     return names | weight_and_bias("decoder.norm", "decoder_norm") | weight_and_bias("head", "decoder_pred")
 
 
@@ -67,9 +71,10 @@ def load(
     decoder_heads: int | None = None,
     image_size: int | Size | None = None,
     target: Literal["normalised", "pixel"] | None = None,
+    architecture: str | None = None,
     say: Callable[[str], None] = print_to_stderr,
 ) -> Learner:
-    """Loads the MAE of a checkpoint, or only its encoder if the file has no decoder, in eval mode.
+    """Loads a file of tensors in eval mode: an MAE with its decoder, or any encoder or classifier with the names of timm.
 
     Args:
         path: A torch.save or .safetensors file. No code in it is run.
@@ -77,68 +82,74 @@ def load(
         decoder_heads: Attention heads of the decoder; by default the standard number for its width.
         image_size: Side, or height and width; by default that of a square grid of patches.
         target: The target of the decoder, which the file does not record; normalised pixels by default.
+        architecture: The name of the model in timm, such as "vit_base_patch16_clip_224.openai", from which everything follows that
+            the file does not record.
         say: Receives log lines, such as how many tensors matched.
 
     Raises:
         UnveilError: If a tensor is missing or unexpected, or its shape does not fit the other tensors.
     """
-    state = read_tensors(Path(path))
-    vit = vit_config_from(state, path, heads=heads, image_size=image_size)
-    has_decoder = any(name.startswith("decoder_") or name == "mask_token" for name in state)
-    config = mae_config_from(state, path, vit, heads=decoder_heads, target=target) if has_decoder else None
-
-    def build() -> Learner:
-        return MAE.build(vit, config, AugmentConfig()) if config else encoder_only(ViT(vit), str(path))
-
-    names = map_of(vit.depth, config.decoder_depth if config else None)
-    learner, matched = build_and_load(build, lambda _: names, state, path)
-    decoder = "; no decoder"
-    if config:
-        assumed = ", which is assumed, since the file does not record it" if target is None else ""
-        decoder = f"; a decoder of width {config.decoder_width}, depth {config.decoder_depth} and {config.decoder_heads} heads"
-        decoder += f', with the target "{config.target}"{assumed}'
-    encoder = f"an encoder of width {vit.width}, depth {vit.depth} and {vit.heads} heads"
-    size = f"images of {vit.image_size[0]} x {vit.image_size[1]} px in patches of {vit.patch_size[0]} x {vit.patch_size[1]}"
-    say(f"{path}: {matched} of {matched} tensors matched; {encoder}, {size}{decoder}")
+    state = without_prefix(read_tensors(Path(path)))
+    if not any(name.startswith("decoder_") for name in state):
+        return load_encoder(state, str(path), heads, image_size, architecture, say)
+    if architecture is not None:
+        raise UnveilError(f"{path} is an MAE with its decoder, which has no architecture of timm: do not pass it")
+    vit = config_from_tensors(RELEASE, state, path, heads=heads, image_size=image_size)
+    config = mae_config_from(state, path, vit, heads=decoder_heads, target=target)
+    names = map_of(vit, config.decoder_depth)
+    learner, matched = build_and_load(lambda: MAE.build(vit, config, AugmentConfig()), lambda _: names, state, path)
+    assumed = ", which is assumed, since the file does not record it" if target is None else ""
+    decoder = f"; a decoder of width {config.decoder_width}, depth {config.decoder_depth} and {config.decoder_heads} heads"
+    decoder += f', with the target "{config.target}"{assumed}'
+    say(f"{path}: {matched} of {matched} tensors matched; {description_of(vit)}{decoder}")
     return learner
 
 
-def vit_config_from(
-    state: Mapping[str, Tensor], source: str | Path, *, heads: int | None = None, image_size: int | Size | None = None
-) -> ViTConfig:
-    """The config of an encoder in the layout of timm and the public MAE release; arguments as in `load`."""
-    width, channels, *patch = required_tensor(state, "patch_embed.proj.weight", 4, source).shape
-    patches = required_tensor(state, "pos_embed", 3, source).shape[1] - 1
-    required_tensor(state, "cls_token", 3, source)
-    hidden = state["blocks.0.mlp.fc1.bias"].numel() if "blocks.0.mlp.fc1.bias" in state else 4 * width
-    side = math.isqrt(max(patches, 0))
-    if image_size is None:
-        if side * side != patches:
-            raise UnveilError(
-                f"{source} has positions of {patches} patches, which is not a square grid: pass image_size=(height, width)"
-            )
-        image_size = (side * patch[0], side * patch[1])
-    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-    mean, std = default_mean_and_std(channels)
-    config = ViTConfig(
-        width=width,
-        depth=count_blocks(state, "blocks."),
-        heads=heads or heads_of(width),
-        image_size=size,
-        patch_size=(patch[0], patch[1]),
-        channels=channels,
-        mlp_ratio=mlp_ratio(hidden, width),
-        mean=mean,
-        std=std,
-        crop_pct=usual_crop_pct(size),
-    )
-    rows, columns = checked(config).grid
-    if rows * columns != patches:
-        raise UnveilError(
-            f"{source} has positions of {patches} patches, but images of {size[0]} x {size[1]} px have {rows * columns}: "
-            f"load it at its own size, then use encoder.resized({size})"
+def load_encoder(
+    state: Mapping[str, Tensor],
+    source: str,
+    heads: int | None,
+    image_size: int | Size | None,
+    architecture: str | None,
+    say: Callable[[str], None],
+) -> Learner:
+    """An encoder or a classifier from a file without a decoder. Says what is assumed, as the file does not record it."""
+    has_head = any(name.startswith("head.") for name in state)
+    class_pool = has_head and "fc_norm.weight" not in state and "cls_token" in state
+    facts = TimmFacts(heads=heads, pool="class" if class_pool else "mean")
+    if architecture is not None:
+        refuse_unplaced(layout_of_file(state), state, source)
+        facts = facts_of_architecture(architecture.partition(".")[0], {}, source, tag=architecture, plain=False)
+        facts = replace(facts, image_size=None)  # fine-tuned models often have images of another size
+    elif "norm_pre.weight" in state:  # CLIP
+        facts = replace(facts, eps=1e-5)
+    found = load_state(state, source, facts, (), heads=heads, image_size=image_size)
+    vit: ViTConfig = found.learner.encoder.config
+    kind = "; no decoder" if found.learner.encoder is found.learner or not has_head else f"; {found.description}"
+    say(f"{source}: {found.matched} of {found.matched} tensors matched; {description_of(vit)}{kind}")
+    for note in found.notes:
+        say(f"{source}: {note}")
+    if architecture is None:
+        pooled = f", the {'class token' if class_pool else 'mean of the patch tokens'} as features" if has_head else ""
+        activation = "SwiGLU" if vit.mlp == "swiglu" else vit.mlp
+        images = f"mean {vit.mean} and crop_pct {vit.crop_pct:g} of images"
+        say(
+            f"{source} does not record everything: {activation}, an epsilon of {vit.eps:g}{pooled}, {images}: these are assumed. "
+            f"If they are others, pass architecture=, a name in timm"
         )
-    return config
+    return found.learner
+
+
+def description_of(vit: ViTConfig) -> str:
+    """The shape of an encoder, and of its images."""
+    size = f"images of {vit.image_size[0]} x {vit.image_size[1]} px in patches of {vit.patch_size[0]} x {vit.patch_size[1]}"
+    return f"an encoder of width {vit.width}, depth {vit.depth} and {vit.heads} heads, {size}"
+
+
+def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefix that DistributedDataParallel gives to all of them."""
+    wrapped = bool(state) and all(name.startswith("module.") for name in state)
+    return {name.removeprefix("module.") if wrapped else name: value for name, value in state.items()}
 
 
 def mae_config_from(
@@ -164,33 +175,6 @@ def mae_config_from(
     return checked(config)
 
 
-def required_tensor(state: Mapping[str, Tensor], name: str, dimensions: int, source: str | Path) -> Tensor:
-    """A tensor of a state dict. Raises `UnveilError` if it is missing or has another number of dimensions."""
-    if name not in state:
-        raise UnveilError(f"{source} is not in the layout of the public MAE release: {name} is missing")
-    if state[name].ndim != dimensions:
-        raise UnveilError(f"{source}: {name} has shape {tuple(state[name].shape)}, expected {dimensions} dimensions")
-    return state[name]
-
-
-def mlp_ratio(hidden: int, width: int) -> float:
-    """The width of an MLP as a multiple of the token width, chosen so that int(width * ratio) is exact."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
-
-
-def default_mean_and_std(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The normalisation of images for files that do not record it: the default of `normalise`."""
-    check_channels(channels)
-    return (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.449,) * channels, (0.226,) * channels)
-
-
-def check_channels(channels: int) -> None:
-    """Raises `UnveilError` for a number of channels that no image has, before a mean for each of them is allocated."""
-    if not (isinstance(channels, int) and 1 <= channels <= MOST_CHANNELS):
-        raise UnveilError(f"the config has images of {channels!r} channels, expected 1 to {MOST_CHANNELS:,}")
-
-
 def writes(learner: Learner) -> bool:
     """Whether a learner has a ViT. An MAE is exported with its decoder."""
     return has_vit(learner)
@@ -206,7 +190,8 @@ def state_of(learner: Learner) -> Tensors:
 def _(learner: MAE) -> Tensors:
     refuse_ablations(learner)
     vit = learner.encoder.config
-    names = map_of(vit.depth, len(learner.decoder.blocks))
+    refuse_other_activations(vit)
+    names = map_of(vit, len(learner.decoder.blocks))
     if not fits(learner, names):  # a subclass with more tensors, or an encoder that this layout cannot represent
         return encoder_state(learner)
     return to_state_dict(learner, names, vit.patch_size)
@@ -216,7 +201,8 @@ def encoder_state(learner: Learner) -> Tensors:
     """The tensors of the encoder only."""
     encoder = vit_of(learner)
     refuse_without_final_norm(learner)
-    return to_state_dict(EncoderOnly(encoder), map_of(encoder.config.depth, None), encoder.config.patch_size)
+    refuse_other_activations(encoder.config)
+    return to_state_dict(EncoderOnly(encoder), map_of(encoder.config, None), encoder.config.patch_size)
 
 
 def refuse_ablations(learner: MAE) -> None:
@@ -227,9 +213,17 @@ def refuse_ablations(learner: MAE) -> None:
         )
 
 
+def refuse_other_activations(vit: ViTConfig) -> None:
+    """Raises `UnveilError` for what no tensor shows: another activation than GELU, or that there is no class token."""
+    if not vit.class_token:
+        raise UnveilError("this format cannot represent an encoder without a class token: export for timm, or as onnx instead")
+    if vit.mlp != "gelu":
+        raise UnveilError(f"this format cannot represent an MLP with {vit.mlp}: export for timm, or as safetensors or onnx instead")
+
+
 def refuse_without_final_norm(learner: Learner) -> None:
     """Raises `UnveilError` for an encoder without a final norm, whose head has a norm after the pooling."""
-    if not vit_of(learner).config.final_norm:
+    if not vit_of(learner).config.final_norm or vit_of(learner).config.norm_after_pooling:
         raise UnveilError(
             f"the encoder of a {type(learner).__name__} has no final norm, which this format requires: "
             f"export it for timm, as onnx or as safetensors instead"

@@ -92,7 +92,7 @@ def export(learner: Learner, out: str | Path) -> Path:
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise UnveilError("ONNX export needs the packages onnx and onnxscript: run pip install 'unveil[onnx]'")
     out, facts, vit = Path(out), config_json(learner), vit_of(learner).config
-    images = torch.zeros(2, vit.channels, *vit.image_size, device=vit_of(learner).class_token.device)  # 1 would become a constant
+    images = torch.zeros(2, vit.channels, *vit.image_size, device=vit_of(learner).embed.weight.device)  # 1 would become a constant
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = fresh_name(out)
     folder.mkdir()

@@ -29,20 +29,12 @@ class TensorName(NamedTuple):
     """One name, or three if query, key and value are separate there. An empty name means zeros that are not stored."""
     shape: Shape = "same"
     """The shape there. `token`: (1, 1, D) for our (D); `table`: (1, T, D) for (T, D); `convolution`: (D, C, p, q) for (D, pqC)."""
+    patches: int | None = None
+    """The number of patches, for a table of positions that may have fewer rows there: the last leading tokens then have 0."""
 
 
 StateDictMap = dict[str, TensorName]
 BlockNames = Mapping[str, str | tuple[str, ...]]
-
-TIMM_BLOCK: BlockNames = {
-    "norm1": "norm1",
-    "attention.query_key_value": "attn.qkv",
-    "attention.out": "attn.proj",
-    "norm2": "norm2",
-    "mlp.0": "mlp.fc1",
-    "mlp.2": "mlp.fc2",
-}
-"""The layers of a block in timm and in the public MAE release, which has the names of timm."""
 
 
 def weight_and_bias(ours: str, theirs: str | tuple[str, ...]) -> StateDictMap:
@@ -51,7 +43,7 @@ def weight_and_bias(ours: str, theirs: str | tuple[str, ...]) -> StateDictMap:
     return {f"{ours}.{leaf}": TensorName(tuple(f"{name}.{leaf}" for name in names)) for leaf in ("weight", "bias")}
 
 
-def block_map(ours: str, theirs: str, depth: int, layers: BlockNames = TIMM_BLOCK) -> StateDictMap:
+def block_map(ours: str, theirs: str, depth: int, layers: BlockNames) -> StateDictMap:
     """The map of the blocks of a Transformer."""
     result: StateDictMap = {}
     for i in range(depth):
@@ -59,18 +51,6 @@ def block_map(ours: str, theirs: str, depth: int, layers: BlockNames = TIMM_BLOC
             names = (there,) if isinstance(there, str) else there
             result |= weight_and_bias(f"{ours}.{i}.{layer}", tuple(f"{theirs}.{i}.{name}" for name in names))
     return result
-
-
-def timm_encoder_map(depth: int, *, prefix: str = "", norm: bool = True) -> StateDictMap:
-    """The map of an encoder in timm and in the public MAE release; `prefix` is the prefix of our names."""
-    result: StateDictMap = {
-        f"{prefix}class_token": TensorName(("cls_token",), "token"),
-        f"{prefix}positions": TensorName(("pos_embed",), "table"),
-        f"{prefix}embed.weight": TensorName(("patch_embed.proj.weight",), "convolution"),
-        f"{prefix}embed.bias": TensorName(("patch_embed.proj.bias",)),
-    }
-    result |= block_map(f"{prefix}transformer.blocks", "blocks", depth)
-    return result | weight_and_bias(f"{prefix}transformer.norm", "norm") if norm else result
 
 
 def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
@@ -109,11 +89,18 @@ def load_state(module: nn.Module, names: StateDictMap, state: Mapping[str, Tenso
     check_names(wanted - state.keys(), state.keys() - wanted, len(wanted), source)
     own = module.state_dict()
     for ours, entry in names.items():
+        if not any(entry.names):
+            own[ours] = torch.zeros_like(own[ours])
+            continue
         theirs = [state[name] if name else torch.zeros_like(state[entry.names[0]]) for name in entry.names]
         try:
             tensor = to_our_shape(torch.cat(theirs) if len(theirs) > 1 else theirs[0], entry.shape)
         except RuntimeError:
             tensor = theirs[0]
+        if entry.patches is not None and tensor.ndim == 2 and entry.patches <= len(tensor) < len(own[ours]):
+            given = len(tensor) - entry.patches  # leading tokens that have a position
+            zeros = tensor.new_zeros(len(own[ours]) - len(tensor), tensor.shape[1])
+            tensor = torch.cat([tensor[:given], zeros, tensor[given:]])
         if tensor.shape != own[ours].shape:
             shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(entry.names, theirs, strict=True) if name)
             raise UnveilError(f"{source}: {shapes} does not fit the other tensors, which need {tuple(own[ours].shape)} for {ours}")

@@ -1,43 +1,40 @@
-"""Encoders and classifiers as timm's `VisionTransformer`: a folder for `timm.create_model("local-dir:...", pretrained=True)`."""
+"""Encoders and classifiers of timm: `VisionTransformer`, with a distillation token or not, and `Beit`.
+
+They are read from a folder of `save_for_hf`, from a file of tensors, or by a name; and are written as a folder for
+`timm.create_model("local-dir:...", pretrained=True)`.
+"""
 
 import json
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from unveil.atomic_files import write_text
-from unveil.data.augment import AugmentConfig
-from unveil.data.eval_transform import CROP_PCT
+from unveil.blocks.positions import sincos_2d
 from unveil.errors import UnveilError
+from unveil.interop.classifiers import Found, Pool, load_classifier
 from unveil.interop.configs import checked
-from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
-from unveil.interop.files import read_tensors, write_tensors
+from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
+from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.mae_release import vit_config_from
+from unveil.interop.image_files import sizes_to_try, transform_of
+from unveil.interop.layouts import TIMM, config_from_tensors, encoder_map, layout_of_file, refuse_unplaced, without_dropped
 from unveil.interop.silence import silenced
-from unveil.interop.state_dict_map import (
-    StateDictMap,
-    TensorName,
-    build_and_load,
-    fits,
-    timm_encoder_map,
-    to_state_dict,
-    weight_and_bias,
-)
+from unveil.interop.state_dict_map import StateDictMap, TensorName, check_names, fits, to_state_dict, weight_and_bias
+from unveil.interop.timm_facts import NAMES_OF_ACTIVATIONS, TimmFacts, download, facts_of_architecture, preprocessing_of
 from unveil.interop.verify_export import Verification, image_pair, largest, outputs_for_images, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
-from unveil.methods.supervised import Supervised, SupervisedConfig
-from unveil.models.vit import ViT
+from unveil.methods.supervised import Supervised
 from unveil.models.vit_config import ViTConfig
-from unveil.tasks.finetune import Finetune, FinetuneConfig
-from unveil.tasks.partial import PartialConfig, PartialFinetune
+from unveil.tasks.finetune import Finetune
+from unveil.tasks.partial import PartialFinetune
 from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
 
@@ -49,6 +46,9 @@ ARCHITECTURES: dict[int, tuple[str, tuple[int, ...]]] = {
     1280: ("vit_huge", (14,)),
 }
 """The names of timm's models by width, and the patch sizes that they exist for."""
+WITH_SWIGLU, WITH_EPS_1E5 = "vit_giant_patch14_reg4_dinov2", "vit_base_patch16_clip_224"
+DISTILLED = "deit_tiny_distilled_patch16_224"
+"""Architectures with what `model_args` cannot say: a SwiGLU, an epsilon of 1e-5, a distillation token."""
 
 
 class TimmModel(NamedTuple):
@@ -69,13 +69,126 @@ def matches(contents: Contents) -> bool:
     return contents.kind == "folder" and ("pretrained_cfg" in contents.facts or "model_args" in contents.facts)
 
 
+def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
+    """Loads a folder written by `export` or by timm's `save_for_hf`. The model is in eval mode.
+
+    Raises:
+        UnveilError: If the model cannot be expressed, or a tensor is missing or unexpected.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    name, arguments = str(config.get("architecture")), config.get("model_args", {})
+    pretrained, state = config.get("pretrained_cfg", {}), read_folder(folder, "timm model")
+    if not isinstance(arguments, dict) or not isinstance(pretrained, dict):
+        raise UnveilError(f"{folder} has a damaged config.json: model_args and pretrained_cfg are {arguments!r} and {pretrained!r}")
+    refuse_unplaced(layout_of_file(state.keys()), state, folder)
+    for key, own in (("depth", depth_of(state)), ("embed_dim", width_of(state)), ("in_chans", channels_of(state))):
+        if arguments.get(key, own) != own and own is not None:
+            raise UnveilError(f"{folder} has {key} {arguments[key]!r} in its config.json, but {own} in its weights")
+    if "global_pool" not in arguments and config.get("global_pool") in ("avg", "token"):
+        arguments = arguments | {"global_pool": config["global_pool"]}
+    facts = facts_of_architecture(name, arguments, str(folder))
+    if facts.image_size is None:
+        size = pretrained.get("input_size", [None, None, None])[1:]
+        facts = replace(facts, image_size=None if None in size else (size[0], size[1]))
+    facts = replace(facts, preprocessing={**facts.preprocessing, **pretrained})
+    found = load_state(state, str(folder), facts, names_of_classes(config, pretrained), heads=None, image_size=None)
+    return told(found, str(folder), "timm", say)
+
+
+def load_name(name: str, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
+    """Loads public weights by their name in timm, such as "timm:vit_base_patch16_224.mae", which are downloaded once."""
+    state, facts, _, classes = download(name)
+    return told(load_state(state, name, facts, classes, heads=None, image_size=None), name, "timm", say)
+
+
+def load_state(
+    state: Mapping[str, Tensor],
+    source: str,
+    facts: TimmFacts,
+    classes: Sequence[str],
+    *,
+    heads: int | None,
+    image_size: int | tuple[int, int] | None,
+) -> Found:
+    """The learner of tensors with timm's names.
+
+    Args:
+        state: The tensors.
+        source: Where they are from, for messages.
+        facts: What the tensors do not tell.
+        classes: Names of the classes, if they are known.
+        heads: Attention heads, if the facts do not tell.
+        image_size: Side, or height and width, if the facts do not tell.
+    """
+    layout = layout_of_file(state.keys())
+    state, _ = without_dropped(layout, state)
+    refuse_unplaced(layout, state, source)
+    vit = config_from_tensors(
+        layout,
+        state,
+        source,
+        heads=heads or facts.heads,
+        image_size=image_size or facts.image_size,
+        activation=facts.activation,
+        eps=facts.eps,
+    )
+    missing = {name for name in facts.shapes if not name.startswith(("head", "fc_norm.", "norm."))} - state.keys()
+    check_names(missing, set(), len(facts.shapes), source)
+    options, notes = preprocessing_of(facts.preprocessing, vit.channels, source) if facts.preprocessing else ({}, [])
+    pool: Pool = facts.pool if vit.class_token else "mean"
+    if vit.positions == "learned" and is_sincos(state[layout.positions], vit):
+        vit = replace(vit, positions="sincos")
+    vit = checked(replace(vit, **options))
+    found = load_classifier(layout, vit, state, source, pool=pool, classes=classes, keep_head=facts.keep_head)
+    return found._replace(notes=(*found.notes, *([facts.note] if facts.note else []), *notes))
+
+
+def told(found: Found, source: str, library: str, say: Callable[[str], None]) -> Learner:
+    """The learner, after saying how many tensors matched, and what was dropped or assumed."""
+    say(f"{source}: {found.matched} of {found.matched} tensors matched ({library}, {found.description})")
+    for note in found.notes:
+        say(f"{source}: {note}" if source not in note else note)
+    return found.learner
+
+
+def is_sincos(table: Tensor, vit: ViTConfig) -> bool:
+    """Whether positions are those of MAE, which are not trained."""
+    if vit.width % 4 or table.ndim != 3 or table.shape[1] != vit.prefix_tokens + math.prod(vit.grid):
+        return False
+    return torch.allclose(table[0, vit.prefix_tokens :].float(), sincos_2d(vit.grid, vit.width), atol=1e-6)
+
+
+def depth_of(state: Mapping[str, Tensor]) -> int | None:
+    """The number of blocks; None if there is none."""
+    return len({name.split(".")[1] for name in state if name.startswith("blocks.")}) or None
+
+
+def width_of(state: Mapping[str, Tensor]) -> int | None:
+    """The width of a token; None if there is no patch embedding."""
+    weight = state.get(f"{TIMM.embed}.weight")
+    return None if weight is None or weight.ndim != 4 else weight.shape[0]
+
+
+def channels_of(state: Mapping[str, Tensor]) -> int | None:
+    """The channels of an image; None if there is no patch embedding."""
+    weight = state.get(f"{TIMM.embed}.weight")
+    return None if weight is None or weight.ndim != 4 else weight.shape[1]
+
+
+def names_of_classes(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes in a config.json of timm; empty if it has none."""
+    names = config.get("label_names") or pretrained.get("label_names") or config.get("labels") or ()
+    if isinstance(names, Mapping):  # from index to name
+        names = [names.get(str(i), str(i)) for i in range(len(names))]
+    return tuple(str(name) for name in names)
+
+
 def map_of(vit: ViTConfig, *, prefix: str = "encoder.") -> StateDictMap:
-    """The map of an encoder; `prefix` is the prefix of our names."""
-    names = timm_encoder_map(vit.depth, prefix=prefix, norm=vit.final_norm)
-    if vit.layer_scale is not None:
-        for i in range(vit.depth):
-            for branch in (1, 2):
-                names[f"{prefix}transformer.blocks.{i}.branch{branch}.scale"] = TensorName((f"blocks.{i}.ls{branch}.gamma",))
+    """The map of an encoder for exporting; `prefix` is the prefix of our names."""
+    names = encoder_map(TIMM, vit, ours=prefix)
+    if vit.pre_norm:  # timm's patch embedding has no bias then
+        names[f"{prefix}embed.bias"] = TensorName(("",))
     return names
 
 
@@ -92,8 +205,14 @@ def writes(learner: Learner) -> bool:
 def encoder_model(learner: Learner) -> TimmModel:
     """Only the encoder of a learner."""
     encoder = vit_of(learner)
-    state = to_state_dict(EncoderOnly(encoder), map_of(encoder.config), encoder.config.patch_size)
-    return TimmModel(state, pool=learner.pool)
+    vit = encoder.config
+    if vit.distillation_token and learner.pool != "class":
+        raise UnveilError(
+            "timm's distilled models take the class token and the distillation token as features, but those of this model are the "
+            "mean of the patch tokens, so timm cannot represent it: export as safetensors instead"
+        )
+    state = to_state_dict(EncoderOnly(encoder), map_of(vit), vit.patch_size)
+    return TimmModel(state, norm_after_pooling=vit.norm_after_pooling, pool=learner.pool)
 
 
 @singledispatch
@@ -107,7 +226,7 @@ def timm_model(learner: Learner) -> TimmModel:
 def _(learner: Finetune | PartialFinetune) -> TimmModel:
     vit: ViTConfig = learner.encoder.config
     names = map_of_finetune(vit)
-    if not fits(learner, names):  # a subclass with more tensors
+    if not fits(learner, names) or vit.distillation_token:  # a subclass with more tensors
         return encoder_model(learner)
     return TimmModel(to_state_dict(learner, names, vit.patch_size), learner.classes, True, learner.pool)
 
@@ -115,20 +234,38 @@ def _(learner: Finetune | PartialFinetune) -> TimmModel:
 @timm_model.register
 def _(learner: Supervised) -> TimmModel:
     model = encoder_model(learner)
+    if vit_of(learner).config.distillation_token:
+        return model
     head = {f"head.{name}": value.detach().cpu().clone() for name, value in learner.head.state_dict().items()}
     return model._replace(state=model.state | head, classes=learner.classes)
 
 
 def architecture_of(vit: ViTConfig) -> str:
     """The name of timm's model that is most like an encoder. Differences from that model are written into `model_args`."""
+    special = [
+        name
+        for name, needed in (
+            (DISTILLED, vit.distillation_token),
+            (WITH_SWIGLU, vit.mlp == "swiglu"),
+            (WITH_EPS_1E5, math.isclose(vit.eps, 1e-5)),
+        )
+        if needed
+    ]
+    if len(special) > 1:
+        raise UnveilError(
+            f"timm has no model with what {' and '.join(special)} have each, so it cannot represent this encoder: export as "
+            f"safetensors instead"
+        )
+    if special:
+        return special[0]
     width = min(ARCHITECTURES, key=lambda each: abs(math.log(each / vit.width)))
     name, patches = ARCHITECTURES[width]
     return f"{name}_patch{min(patches, key=lambda each: abs(each - vit.patch_size[0]))}_224"
 
 
 def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
-    """The `config.json` of timm's hub format. It does not record the eps of the norms: timm's default of 1e-6 is also ours."""
-    pool = "token" if model.pool == "class" else "avg"
+    """The `config.json` of timm's hub format. It does not record the eps of the norms: timm has 1e-6 and, for CLIP, 1e-5."""
+    pool, gated = "token" if model.pool == "class" else "avg", vit.mlp == "swiglu"
     arguments: dict[str, Any] = {
         "img_size": list(vit.image_size),
         "patch_size": list(vit.patch_size),
@@ -136,16 +273,23 @@ def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
         "embed_dim": vit.width,
         "depth": vit.depth,
         "num_heads": vit.heads,
-        "mlp_ratio": vit.mlp_ratio,
+        "mlp_ratio": 2 * vit.mlp_ratio if gated else vit.mlp_ratio,  # timm counts gate and values
         "qkv_bias": True,
-        "class_token": True,
+        "class_token": vit.class_token,
         "global_pool": pool,
         "fc_norm": model.norm_after_pooling,
     }
     if not model.norm_after_pooling:
         arguments["final_norm"] = vit.final_norm
-    if vit.layer_scale is not None:
+    special = architecture_of(vit) in (WITH_SWIGLU, WITH_EPS_1E5, DISTILLED)
+    if vit.layer_scale is not None or special:
         arguments["init_values"] = vit.layer_scale
+    if vit.registers or special:
+        arguments |= {"reg_tokens": vit.registers, "no_embed_class": False}
+    if vit.pre_norm or special:
+        arguments["pre_norm"] = vit.pre_norm
+    if vit.mlp in NAMES_OF_ACTIVATIONS and vit.mlp != "gelu":
+        arguments["act_layer"] = NAMES_OF_ACTIVATIONS[vit.mlp]
     facts: dict[str, Any] = {
         "architecture": architecture_of(vit),
         "num_classes": len(model.classes),
@@ -159,13 +303,13 @@ def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
             "pool_size": None,
             "input_size": [vit.channels, *vit.image_size],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
+            "interpolation": vit.interpolation,
             "crop_pct": vit.crop_pct,
-            "crop_mode": "center",
+            "crop_mode": "squash" if vit.crop_mode == "squash" else "center",
             "mean": list(vit.mean),
             "std": list(vit.std),
             "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "classifier": ["head", "head_dist"] if vit.distillation_token else "head",
         },
     }
     return facts | ({"label_names": list(model.classes)} if model.classes else {})
@@ -174,9 +318,18 @@ def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
 def export(learner: Learner, folder: str | Path) -> Path:
     """Writes `model.safetensors` and `config.json` into a folder, which is created if it does not exist."""
     folder, model = Path(folder), timm_model(learner)
+    facts = config_json(vit_of(learner).config, model)
     write_tensors(folder / "model.safetensors", model.state)
-    write_text(folder / "config.json", json.dumps(config_json(vit_of(learner).config, model), indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(facts, indent=2) + "\n")
     return folder
+
+
+def same_crop(vit: ViTConfig, size: tuple[int, int]) -> bool:
+    """Whether timm crops an image of this size where we do, also if the model comes from transformers."""
+    resized = transform_of(vit).resized(*size)
+    return vit.crop_mode != "center_floor" or all(
+        (side - crop) % 4 != 3 for side, crop in zip(resized, vit.image_size, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -189,7 +342,10 @@ def verify(learner: Learner, folder: Path) -> Verification:
     with silenced():
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         prepare = create_transform(**resolve_data_config(pretrained_cfg=model.pretrained_cfg, model=model))
-    pair, note = image_pair(config, prepare if config.bit_depth == 8 else None), ""
+    sizes = [size for size in sizes_to_try(config) if same_crop(config, size)]
+    pair, note = image_pair(config, prepare if config.bit_depth == 8 else None, sizes), ""
+    if config.crop_mode == "center_floor":
+        note = "for some images that are not square, timm's crop begins one pixel later than that of transformers"
     if config.bit_depth == 16:
         note = "timm's transform is for 8-bit images: divide 16-bit ones by 65535 and normalise them yourself"
     if model.num_classes:
@@ -201,56 +357,3 @@ def verify(learner: Learner, folder: Path) -> Verification:
     features = relative_difference(model(pair.theirs), learner.features(pair.ours))
     difference = largest(features, relative_difference(found, wanted))
     return Verification(difference, "timm", f"features and {compared} of {pair.source}", note)
-
-
-def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
-    """Loads a folder written by `export` or by timm's `save_for_hf`. The model is in eval mode.
-
-    Raises:
-        UnveilError: If it is not a plain Vision Transformer, or a tensor is missing or unexpected.
-    """
-    folder = Path(folder)
-    config = read_json(folder / "config.json")
-    name = str(config.get("architecture"))
-    if not re.fullmatch(r"vit_(tiny|small|base|large|huge)_patch\d+_\d+", name):
-        raise UnveilError(f"{folder} holds timm's {name!r}, expected a plain Vision Transformer such as 'vit_base_patch16_224'")
-    state = read_tensors(folder / "model.safetensors")
-    arguments, pretrained = config.get("model_args", {}), config.get("pretrained_cfg", {})
-    size = arguments.get("img_size") or pretrained.get("input_size", [None, None, None])[1:]
-    size = size if isinstance(size, int) else tuple(size)
-    vit = vit_config_from(state, folder, heads=arguments.get("num_heads"), image_size=size)
-    normalisation: dict[str, Any] = {
-        key: tuple(pretrained[key]) for key in ("mean", "std") if len(pretrained.get(key, ())) == vit.channels
-    }
-    normalisation["crop_pct"] = pretrained.get("crop_pct") or CROP_PCT  # timm's default too
-    pool: Literal["mean", "class"] = "class" if arguments.get("global_pool", config.get("global_pool")) == "token" else "mean"
-    scale = arguments.get("init_values") if "blocks.0.ls1.gamma" in state else None
-    vit = checked(replace(vit, **normalisation, positions="learned", layer_scale=scale, final_norm="norm.weight" in state))
-    for name, found in (("depth", vit.depth), ("embed_dim", vit.width), ("in_chans", vit.channels)):
-        if arguments.get(name, found) != found:
-            raise UnveilError(f"{folder} has {name} {arguments[name]!r} in its config.json, but {found} in its weights")
-    count = len(state["head.bias"]) if "head.bias" in state else 0
-    classes = [str(x) for x in config.get("label_names") or range(count)]
-    has_norm_after_pooling = "fc_norm.weight" in state
-
-    def build() -> Learner:
-        if has_norm_after_pooling and pool == "class":
-            return PartialFinetune.build(ViT(vit), PartialConfig(blocks=vit.depth, pool=pool), AugmentConfig(), classes)
-        if has_norm_after_pooling:
-            return Finetune.build(ViT(vit), FinetuneConfig(), AugmentConfig(), classes)
-        if not count:
-            return encoder_only(ViT(vit), str(folder), pool)
-        supervised = Supervised.build(vit, SupervisedConfig(average=0.0), AugmentConfig())
-        supervised.set_classes(classes)
-        return supervised
-
-    names = map_of_finetune(vit) if has_norm_after_pooling else map_of(vit)
-    if count and not has_norm_after_pooling:
-        names |= weight_and_bias("head", "head")
-    learner, matched = build_and_load(build, lambda _: names, state, folder)
-    usual = {"crop_mode": "center", "interpolation": "bicubic"}
-    unusual = [f"{key} {pretrained[key]}" for key, value in usual.items() if pretrained.get(key, value) != value]
-    if unusual:
-        say(f"{folder} was made for {' and '.join(unusual)}; unveil resizes by a bicubic filter and crops the centre")
-    say(f"{folder}: {matched} of {matched} tensors matched (timm, {'a model with its head' if count else 'an encoder'})")
-    return learner

@@ -55,13 +55,13 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 def read_pickled_tensors(path: Path) -> Tensors:
-    """The named tensors of a `torch.save` file, in which they may be under the key "model".
+    """The named tensors of a `torch.save` file, in which they may be under the key "model" or "state_dict".
 
     Raises:
         UnveilError: If the file is damaged, or holds anything other than plain values.
     """
     found, size = load_pickle(path), path.stat().st_size
-    state = found.get("model", found) if isinstance(found, dict) else found
+    state = found.get("model", found.get("state_dict", found)) if isinstance(found, dict) else found
     if not (isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         keys = ", ".join(repr(key)[:40] for key in list(found)[:8]) if isinstance(found, dict) else ""
         kind = f"a dict with {keys}" if keys else type(found).__name__

@@ -23,13 +23,13 @@ from unveil.blocks.patches import gather
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.configs import checked
-from unveil.interop.files import read_tensors, write_tensors
+from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.mae_release import check_channels, mlp_ratio
+from unveil.interop.layouts import TRANSFORMERS_BEIT, check_channels, encoder_map, mlp_ratio
 from unveil.interop.silence import silenced
-from unveil.interop.state_dict_map import StateDictMap, TensorName, block_map, build_and_load, fits, to_state_dict, weight_and_bias
-from unveil.interop.transformers_images import images_of_transformers, preprocessing, write_preprocessor
-from unveil.interop.transformers_vit_mae import BLOCK, NOTE, as_size, version4_names, weights_file
+from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, fits, to_state_dict, weight_and_bias
+from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, write_preprocessor
+from unveil.interop.transformers_names import as_size, version4_names
 from unveil.interop.verify_export import Verification, random_images, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
@@ -38,7 +38,6 @@ from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
 
-SHARED_TABLE = "beit.encoder.relative_position_bias.relative_position_bias_table"
 TOKENIZER = "target."
 """Prefix of the visual tokenizer's tensors."""
 REQUIRED_CONFIG = {"hidden_act": "gelu", "use_mask_token": True, "use_mean_pooling": True}
@@ -46,32 +45,20 @@ REQUIRED_CONFIG = {"hidden_act": "gelu", "use_mask_token": True, "use_mean_pooli
 
 def matches(contents: Contents) -> bool:
     """Whether contents are in this format."""
-    return contents.kind == "folder" and contents.facts.get("model_type") == "beit"
+    kinds = contents.facts.get("architectures") or ["BeitForMaskedImageModeling"]
+    masked = isinstance(kinds, list) and "BeitForMaskedImageModeling" in kinds
+    return contents.kind == "folder" and contents.facts.get("model_type") == "beit" and masked
 
 
 def map_of(vit: ViTConfig) -> StateDictMap:
-    """The map of tensor names."""
-    ours, theirs = "encoder.transformer.blocks", "beit.encoder.layer"
-    names: StateDictMap = {
-        "encoder.class_token": TensorName(("beit.embeddings.cls_token",), "token"),
-        "mask_token": TensorName(("beit.embeddings.mask_token",), "token"),
-        "encoder.embed.weight": TensorName(("beit.embeddings.patch_embeddings.projection.weight",), "convolution"),
-        "encoder.embed.bias": TensorName(("beit.embeddings.patch_embeddings.projection.bias",)),
+    """The map of tensor names. The final norm is outside of the encoder there."""
+    norm = f"beit.{TRANSFORMERS_BEIT.norm}."
+    names = {
+        ours: entry._replace(names=tuple(name.removeprefix("beit.") if name.startswith(norm) else name for name in entry.names))
+        for ours, entry in encoder_map(TRANSFORMERS_BEIT, vit, theirs="beit.").items()
     }
-    names |= block_map(ours, theirs, vit.depth, BLOCK)
-    for i in range(vit.depth):
-        attention = f"{theirs}.{i}.attention.attention"
-        names[f"{ours}.{i}.attention.query_key_value.bias"] = TensorName((f"{attention}.query.bias", "", f"{attention}.value.bias"))
-        if vit.layer_scale is not None:
-            names |= {f"{ours}.{i}.branch{n}.scale": TensorName((f"{theirs}.{i}.lambda_{n}",)) for n in (1, 2)}
-        if vit.relative_bias == "block":
-            table = f"{attention}.relative_position_bias.relative_position_bias_table"
-            names[f"encoder.relative.{i}.table"] = TensorName((table,))
-    if vit.relative_bias == "shared":
-        names["encoder.relative.0.table"] = TensorName((SHARED_TABLE,))
-    if vit.positions != "none":
-        names["encoder.positions"] = TensorName(("beit.embeddings.position_embeddings",), "table")
-    return names | weight_and_bias("encoder.transformer.norm", "layernorm") | weight_and_bias("head", "lm_head")
+    names["mask_token"] = TensorName(("beit.embeddings.mask_token",), "token")
+    return names | weight_and_bias("head", "lm_head")
 
 
 def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> BEiT:
@@ -81,9 +68,9 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
         UnveilError: If our model does not support the config, or a tensor is missing or unexpected.
     """
     folder = Path(folder)
-    weights = weights_file(folder, "BEiT")
     vit, config = configs_from(read_json(folder / "config.json"), folder, say)
-    state = version4_names(read_tensors(weights))
+    state = version4_names(read_folder(folder, "transformers' BEiT"))
+    state = {name: value for name, value in state.items() if not name.endswith("relative_position_index")}
     build = partial(BEiT.build, vit, config, AugmentConfig())
     learner, matched = build_and_load(build, lambda built: map_of(built.encoder.config), state, folder)
     say(f"{folder}: {matched} of {matched} tensors matched (transformers, BeitForMaskedImageModeling, no tokenizer)")
@@ -141,7 +128,8 @@ def writes(learner: Learner) -> bool:
 
 @writes.register
 def _(learner: BEiT) -> bool:
-    return fits(learner, map_of(learner.encoder.config), skip=TOKENIZER)  # not a subclass with more tensors
+    vit = learner.encoder.config
+    return vit.mlp == "gelu" and fits(learner, map_of(vit), skip=TOKENIZER)  # not a subclass with more tensors
 
 
 def state_of(learner: BEiT) -> Tensors:

@@ -18,9 +18,9 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import encoder_of, encoder_only, has_encoder
-from unveil.interop.files import read_tensors, write_tensors
+from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.mae_release import mlp_ratio
+from unveil.interop.layouts import mlp_ratio
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import (
     BlockNames,
@@ -32,7 +32,6 @@ from unveil.interop.state_dict_map import (
     to_state_dict,
     weight_and_bias,
 )
-from unveil.interop.transformers_vit_mae import weights_file
 from unveil.interop.verify_export import Verification, random_texts, relative_difference
 from unveil.json_files import LARGEST, read_json, read_regular
 from unveil.learner import Learner, Task
@@ -106,7 +105,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     facts = read_json(folder / "config.json")
     state = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-        for name, tensor in read_tensors(weights_file(folder, "BERT")).items()
+        for name, tensor in read_folder(folder, "transformers' BERT").items()
         if not name.endswith(NOT_WEIGHTS)
     }
     prefix = "bert." if any(name.startswith("bert.") for name in state) else ""

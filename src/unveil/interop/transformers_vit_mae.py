@@ -1,12 +1,10 @@
 """MAE as `ViTMAEForPreTraining` or `ViTMAEModel` of transformers: a folder with config.json and model.safetensors.
 
-Loading does not need transformers. Version 5 renamed the modules, but still writes most tensors with the names of version 4. We
-read both, and write the names of version 4, which every version can load.
+Loading does not need transformers. For the names of tensors see `transformers_names`.
 """
 
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import singledispatch
@@ -19,26 +17,18 @@ from torch import Tensor
 
 from unveil.atomic_files import write_text
 from unveil.blocks.masks import split
-from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop import mae_release
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
-from unveil.interop.files import read_tensors, write_tensors
+from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
+from unveil.interop.layouts import TRANSFORMERS_MAE, decoder_map, default_mean_and_std, encoder_map, mlp_ratio
 from unveil.interop.silence import silenced
-from unveil.interop.state_dict_map import (
-    BlockNames,
-    StateDictMap,
-    TensorName,
-    block_map,
-    build_and_load,
-    fits,
-    to_state_dict,
-    weight_and_bias,
-)
-from unveil.interop.transformers_images import images_of_transformers, preprocessing, write_preprocessor
+from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, fits, to_state_dict, weight_and_bias
+from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, write_preprocessor
+from unveil.interop.transformers_names import as_size, version4_names
 from unveil.interop.verify_export import ImagePair, Verification, largest, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
@@ -47,32 +37,6 @@ from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
-
-BLOCK: BlockNames = {
-    "norm1": "layernorm_before",
-    "attention.query_key_value": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
-    "attention.out": "attention.output.dense",
-    "norm2": "layernorm_after",
-    "mlp.0": "intermediate.dense",
-    "mlp.2": "output.dense",
-}
-RENAMED_IN_VERSION_5 = (
-    (r"^(vit\.|beit\.)?layers\.(\d+)\.", r"\1encoder.layer.\2."),
-    (r"\.(\d+)\.relative_position_bias\.", r".\1.attention.attention.relative_position_bias."),
-    (r"^beit\.shared_position_bias\.", "beit.encoder.relative_position_bias."),
-    (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-)
-"""Patterns of names in version 5, and their replacements in version 4."""
-
-
-NOTE = 'AutoImageProcessor.from_pretrained(..., backend="pil") has the same pixels'
-"""For the user: by default, transformers 5 resizes by torch."""
 
 
 class TransformersModel(NamedTuple):
@@ -89,41 +53,16 @@ def matches(contents: Contents) -> bool:
     return contents.kind == "folder" and contents.facts.get("model_type") == "vit_mae"
 
 
-def map_of(depth: int, decoder_depth: int | None, prefix: str) -> StateDictMap:
+def map_of(vit: ViTConfig, decoder_depth: int | None, prefix: str) -> StateDictMap:
     """The map of tensor names, without a decoder if its depth is None. `prefix` is the prefix of their names in the encoder."""
-    names: StateDictMap = {
-        "encoder.class_token": TensorName((f"{prefix}embeddings.cls_token",), "token"),
-        "encoder.positions": TensorName((f"{prefix}embeddings.position_embeddings",), "table"),
-        "encoder.embed.weight": TensorName((f"{prefix}embeddings.patch_embeddings.projection.weight",), "convolution"),
-        "encoder.embed.bias": TensorName((f"{prefix}embeddings.patch_embeddings.projection.bias",)),
-    }
-    names |= block_map("encoder.transformer.blocks", f"{prefix}encoder.layer", depth, BLOCK)
-    names |= weight_and_bias("encoder.transformer.norm", f"{prefix}layernorm")
+    names = encoder_map(TRANSFORMERS_MAE, vit, theirs=prefix)
     if decoder_depth is None:
         return names
     names["mask_token"] = TensorName(("decoder.mask_token",), "token")
     names["decoder_positions"] = TensorName(("decoder.decoder_pos_embed",), "table")
     names |= weight_and_bias("decoder_embed", "decoder.decoder_embed")
-    names |= block_map("decoder.blocks", "decoder.decoder_layers", decoder_depth, BLOCK)
+    names |= decoder_map(TRANSFORMERS_MAE, "decoder.decoder_layers", decoder_depth)
     return names | weight_and_bias("decoder.norm", "decoder.decoder_norm") | weight_and_bias("head", "decoder.decoder_pred")
-
-
-def version4_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames tensors to the names of transformers 4."""
-    result = {}
-    for name, value in state.items():
-        for pattern, replacement in RENAMED_IN_VERSION_5:
-            name = re.sub(pattern, replacement, name)
-        result[name] = value
-    return result
-
-
-def weights_file(folder: Path, model: str) -> Path:
-    """The file with the weights of a transformers folder. Raises `UnveilError` if there is none."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UnveilError(f"{folder} has a config.json of transformers' {model}, but no model.safetensors (one file, not shards)")
 
 
 def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
@@ -134,7 +73,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     """
     folder = Path(folder)
     facts = read_json(folder / "config.json")
-    state = version4_names(read_tensors(weights_file(folder, "ViTMAE")))
+    state = version4_names(read_folder(folder, "transformers' ViTMAE"))
     vit, config = configs_from(facts, folder, say)
     prefix = "vit." if any(name.startswith("vit.") for name in state) else ""
     has_decoder = any(name.startswith("decoder.") for name in state)
@@ -145,7 +84,7 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
         return encoder_only(ViT(vit), str(folder), "class" if facts.get("pool") == "class" else "mean")
 
     def names(learner: Learner) -> StateDictMap:
-        return map_of(vit.depth, config.decoder_depth if has_decoder else None, prefix)
+        return map_of(vit, config.decoder_depth if has_decoder else None, prefix)
 
     learner, matched = build_and_load(build, names, state, folder)
     kind = "ViTMAEForPreTraining" if has_decoder else "ViTMAEModel, no decoder"
@@ -168,7 +107,7 @@ def configs_from(facts: Mapping[str, Any], folder: Path, say: Callable[[str], No
             f"{'biases' if biases else 'no biases'} in its attention: expected gelu, {4 * decoder_width}, and biases"
         )
     channels = facts.get("num_channels", 3)
-    mean, std = mae_release.default_mean_and_std(channels)
+    mean, std = default_mean_and_std(channels)
     vit = ViTConfig(
         width=width,
         depth=facts.get("num_hidden_layers", 12),
@@ -176,7 +115,7 @@ def configs_from(facts: Mapping[str, Any], folder: Path, say: Callable[[str], No
         image_size=as_size(facts.get("image_size", 224)),
         patch_size=as_size(facts.get("patch_size", 16)),
         channels=channels,
-        mlp_ratio=mae_release.mlp_ratio(facts.get("intermediate_size", 3072), width),
+        mlp_ratio=mlp_ratio(facts.get("intermediate_size", 3072), width),
         eps=facts.get("layer_norm_eps", 1e-12),
         mean=mean,
         std=std,
@@ -192,11 +131,6 @@ def configs_from(facts: Mapping[str, Any], folder: Path, say: Callable[[str], No
     return checked(replace(vit, **preprocessing(folder, vit.image_size, say))), checked(config)
 
 
-def as_size(side: int | list[int]) -> Size:
-    """Converts a side, or [height, width], to (height, width)."""
-    return (side, side) if isinstance(side, int) else (side[0], side[1])
-
-
 def writes(learner: Learner) -> bool:
     """Whether a learner has a ViT. An MAE is exported with its decoder."""
     return has_vit(learner)
@@ -207,7 +141,8 @@ def encoder_model(learner: Learner) -> TransformersModel:
     refuse_rectangles(learner)
     mae_release.refuse_without_final_norm(learner)
     encoder = vit_of(learner)
-    state = to_state_dict(EncoderOnly(encoder), map_of(encoder.config.depth, None, ""), encoder.config.patch_size)
+    mae_release.refuse_other_activations(encoder.config)
+    state = to_state_dict(EncoderOnly(encoder), map_of(encoder.config, None, ""), encoder.config.patch_size)
     return TransformersModel("ViTMAEModel", state, {"mask_ratio": 0.0, "pool": learner.pool})
 
 
@@ -222,7 +157,8 @@ def _(learner: MAE) -> TransformersModel:
     refuse_rectangles(learner)
     mae_release.refuse_ablations(learner)
     vit, decoder = learner.encoder.config, learner.decoder.config
-    names = map_of(vit.depth, decoder.depth, "vit.")
+    mae_release.refuse_other_activations(vit)
+    names = map_of(vit, decoder.depth, "vit.")
     if not fits(learner, names):  # a subclass with more tensors, or an encoder that this format cannot represent
         return encoder_model(learner)
     config = {

@@ -121,7 +121,7 @@ class MAE(Method):
         return self.target.loss(predicted, self.target(images, compared))
 
     def encode(self, images: Tensor, keep: Int[Tensor, "B V"], hide: Int[Tensor, "B M"]) -> Float[Tensor, "B T D"]:
-        """The leading tokens and those of the visible patches; in table 1c, of all patches, with mask tokens for the masked ones."""
+        """The leading tokens and the visible patches; in table 1c, all patches, with mask tokens for the masked ones."""
         if self.config.mask_tokens_in_encoder:
             encoded: Tensor = self.encoder(images, hidden=as_bool(hide, self.patches), mask_token=self.mask_token)
         else:

@@ -8,6 +8,7 @@ B images, C H W, K classes.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,9 @@ from unveil.ranges import Share
 class SupervisedConfig(RegularisationConfig):
     """The regularisation of the recipe."""
 
+    HIDDEN = ("erasing", "pool")
+    pool: Literal["mean", "class"] = "mean"
+    """Features to classify: the mean of the patch tokens, or the class token."""
     average: Share = 0.1
     """Share of the run that the averaged (EMA) weights cover; 0 keeps the last weights. The paper's decay of 0.9999 covers about
     10,000 of 94,000 steps."""
@@ -47,7 +51,7 @@ class Supervised(Method):
 
     def __init__(self, encoder: ViT, config: SupervisedConfig, augment: AugmentConfig) -> None:
         super().__init__()
-        self.encoder, self.config, self.augment_config = encoder, config, augment
+        self.encoder, self.config, self.augment_config, self.pool = encoder, config, augment, config.pool
 
     @classmethod
     def build(cls, vit: ViTConfig, config: SupervisedConfig, augment: AugmentConfig) -> "Supervised":
@@ -79,7 +83,7 @@ class Supervised(Method):
 
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores of normalised images, before the softmax."""
-        scores: Tensor = self.head(self.encoder.features(images))
+        scores: Tensor = self.head(self.encoder.features(images, self.pool))
         return scores
 
     def predict(self, batch: Batch) -> Float[Tensor, "B K"]:

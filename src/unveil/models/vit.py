@@ -144,7 +144,7 @@ class ViT(nn.Module):
         """The features of the tokens that `forward` returns: see `features`."""
         if pool != "mean":
             self.config.require_class_token(f"pool {pool}")
-            first = tokens[:, :2].mean(dim=1) if self.config.distillation_token else tokens[:, 0]
+            first: Tensor = tokens[:, :2].mean(dim=1) if self.config.distillation_token else tokens[:, 0]
             first = self.pooled_norm(first)
             if pool == "class":
                 return first

@@ -11,7 +11,7 @@ from unveil.ranges import Depth, Positive, Range, Share, ShareBelowOne, Side, Wi
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh", "swiglu"]
 """What stands between the two layers of an MLP."""
 Interpolation = Literal["bicubic", "bilinear"]
-CropMode = Literal["center", "squash"]
+CropMode = Literal["center", "center_floor", "squash"]
 
 MODELS: dict[str, tuple[int, int, int]] = {  # width, depth, heads
     "vit-nano": (96, 4, 3),
@@ -65,7 +65,8 @@ class ViTConfig:
     crop_pct: Annotated[float, Range(0.1, 1)] = 1.0
     """The share of an image's short side that the centre crop of evaluations keeps: see `unveil.data.eval_transform`."""
     crop_mode: CropMode = "center"
-    """Whether evaluations keep the aspect ratio of an image and crop its centre, or first squash it to the shape of the crop."""
+    """Whether evaluations keep the aspect ratio of an image and crop its centre, or first squash it to the shape of the crop. With
+    "center_floor", half a pixel is rounded down, as in transformers."""
     interpolation: Interpolation = "bicubic"
     """The filter by which evaluations resize images."""
     bit_depth: Literal[8, 16] = 8
@@ -80,8 +81,8 @@ class ViTConfig:
             raise UnveilError(f"the std to normalise images is {self.std}, expected numbers above 0, as images are divided by them")
         if self.relative_bias != "none" and (self.prefix_tokens != 1 or not self.class_token):
             raise UnveilError(
-                f"relative biases are known for patches and one class token, but this encoder has {self.prefix_tokens} tokens before "
-                f"its patches: use positions instead"
+                f"relative biases are known for patches and one class token, but this encoder has {self.prefix_tokens} tokens "
+                f"before its patches: use positions instead"
             )
 
     @property
@@ -97,4 +98,4 @@ class ViTConfig:
     def require_class_token(self, user: str) -> None:
         """Raises `UnveilError` without a class token; `user` is what needs one, such as "DINO"."""
         if not self.class_token:
-            raise UnveilError(f"{user} needs a class token, but this encoder has none: use the mean of the patch tokens (pool mean)")
+            raise UnveilError(f"{user} needs a class token, but this encoder has none: use the mean of the patches (pool mean)")

@@ -13,7 +13,7 @@ from unveil.interop.formats import FORMATS, Format
 from unveil.interop.load import load
 from unveil.interop.verify_export import TOLERANCE
 from unveil.learner import Learner
-from unveil.paths import refuse_existing
+from unveil.paths import is_timm_name, refuse_existing
 from unveil.train.run_folder import Run
 from unveil.train.terminal import print_to_stderr
 
@@ -56,7 +56,8 @@ def export(
     if to not in DEFAULT_NAMES:
         raise UnveilError(f"there is no format {to!r}: use one of {', '.join(DEFAULT_NAMES)}")
     source = run.path if isinstance(run, Run) else Path(run)
-    folder = source / "export" if source.is_dir() else source.parent / f"{source.stem}-export"
+    stem = source.name.replace(":", "-") if is_timm_name(source) else source.stem
+    folder = source / "export" if source.is_dir() else source.parent / f"{stem}-export"
     target = Path(out) if out is not None else folder / DEFAULT_NAMES[to]
     refuse_existing(target)
     plugins.trust(trust)

@@ -45,7 +45,8 @@ class Finetune(Task):
         vit = encoder.config
         positions: Literal["learned", "none"] = "none" if vit.positions == "none" else "learned"
         # The norm comes after the mean (fc_norm in timm), so the encoder has no final norm.
-        finetuned = ViT(replace(vit, drop_path=config.drop_path, positions=positions, final_norm=False))
+        shape = replace(vit, drop_path=config.drop_path, positions=positions, final_norm=False, norm_after_pooling=False)
+        finetuned = ViT(shape)
         kept = finetuned.state_dict().keys()
         finetuned.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
         self.encoder, self.config, self.classes = finetuned, config, classes

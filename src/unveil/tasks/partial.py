@@ -61,7 +61,9 @@ class PartialFinetune(Task):
             raise UnveilError(f"cannot fine-tune {blocks} blocks of {vit.depth}: use 0, 0.5 (the last MLP), or 1 to {vit.depth}")
         self.needs_whole_batch = config.batch_norm or blocks == 0
         positions = "learned" if blocks == vit.depth and vit.positions == "sincos" and not config.batch_norm else vit.positions
-        shape = replace(vit, drop_path=config.drop_path, positions=positions, final_norm=self.needs_whole_batch and vit.final_norm)
+        keeps = self.needs_whole_batch  # the norms of the encoder: the BatchNorm of the head comes after them
+        final, pooled = keeps and vit.final_norm, keeps and vit.norm_after_pooling
+        shape = replace(vit, drop_path=config.drop_path, positions=positions, final_norm=final, norm_after_pooling=pooled)
         self.encoder = ViT(shape)
         kept = self.encoder.state_dict().keys()
         self.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
