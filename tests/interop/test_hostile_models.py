@@ -13,10 +13,11 @@ import signal
 import struct
 import traceback
 import zipfile
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 
 import pytest
+import timm  # noqa: F401 (which `unveil.load` imports for such models; its memory is not that of a model)
 import torch
 from safetensors.torch import save_file
 
@@ -28,9 +29,11 @@ from unveil.interop import (
     timm_vit,
     transformers_beit,
     transformers_bert,
+    transformers_vit,
     transformers_vit_mae,
     translator_files,
 )
+from unveil.interop.encoder_only import encoder_only
 from unveil.interop.load import load
 from unveil.methods.beit import BEiT, BEiTConfig
 from unveil.methods.bert import BERT, BERTConfig
@@ -57,6 +60,13 @@ def beit():
     return BEiT.build(VIT, BEiTConfig(codebook_size=8, relative_bias="block"), AugmentConfig())
 
 
+def encoder():
+    vit = ViTConfig(
+        width=192, depth=2, heads=3, image_size=(32, 32), patch_size=(8, 8), positions="learned", mlp="swiglu", registers=2
+    )
+    return encoder_only(ViT(replace(vit, layer_scale=0.1, mlp_ratio=128 / 192)))
+
+
 def text_model():
     return BERT.build(TEXT, BERTConfig())
 
@@ -76,6 +86,8 @@ MODELS = {
     "finetune": (finetuned, model_files.save),
     "dino": (dino, model_files.save),
     "timm": (finetuned, timm_vit.export),
+    "timm-registers": (encoder, timm_vit.export),
+    "transformers-dinov2": (encoder, transformers_vit.export),
     "transformers-mae": (mae, transformers_vit_mae.export),
     "transformers-beit": (beit, transformers_beit.export),
     "transformers-bert": (text_model, transformers_bert.export),

@@ -96,8 +96,17 @@ def test_what_is_another_model_is_refused(tmp_path, make_mae):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnveilError, match="positions of 16 patches"):
         load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "vit_base_patch16_clip_quickgelu_224"}))
-    with pytest.raises(UnveilError, match="expected a plain Vision Transformer"):
+    config["model_args"]["img_size"] = 32
+    for name, match in (
+        ("vit_base_patch16_clip_quickgelu_224", r"norm_pre\.weight"),  # which such a model has
+        ("vit_hugest_patch16_224", "does not have the model"),
+        ("resnet50", "resnet50"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": name}))
+        with pytest.raises(UnveilError, match=match):
+            load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": config["model_args"] | {"pretrained": True}}))
+    with pytest.raises(UnveilError, match="model_args that cannot be expressed: pretrained"):
         load(tmp_path)
     theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0, qk_norm=True)
     timm.models.save_for_hf(theirs, tmp_path / "qk_norm", safe_serialization=True)

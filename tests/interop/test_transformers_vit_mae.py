@@ -139,7 +139,7 @@ def test_what_our_model_does_not_do_is_refused(make_mae, tmp_path):
         ({"image_size": "large"}, "expected 2 integers from 1 to 16,384"),
         ({"num_hidden_layers": 3}, "16 missing"),
         ({"image_size": 64}, "does not fit"),
-        ({"model_type": "vit"}, "config.json of vit"),
+        ({"model_type": "swin"}, "config.json of swin"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(facts | change))
         with pytest.raises(UnveilError, match=match):

@@ -9,7 +9,8 @@ from unveil.blocks.positions import sincos_2d
 from unveil.blocks.targets import PIXEL_TARGETS
 from unveil.data.augment import AugmentConfig
 from unveil.interop.state_dict_map import load_state
-from unveil.interop.transformers_vit_mae import map_of, version4_names
+from unveil.interop.transformers_names import version4_names
+from unveil.interop.transformers_vit_mae import map_of
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit_config import MODELS, ViTConfig
 
@@ -57,16 +58,14 @@ def compare(vit: ViTConfig, config: MAEConfig, batch: int) -> dict[str, float]:
     reference = theirs(vit, config)
     perturbed(reference)
     ours = MAE.build(vit, config, AugmentConfig())
-    count = load_state(
-        ours, map_of(vit.depth, config.decoder_depth, "vit."), version4_names(reference.state_dict()), "transformers"
-    )
+    count = load_state(ours, map_of(vit, config.decoder_depth, "vit."), version4_names(reference.state_dict()), "transformers")
     assert count == len(reference.state_dict())
     return differences_of(ours, reference, batch)
 
 
 def differences_of(ours: MAE, reference: transformers.ViTMAEForPreTraining, batch: int) -> dict[str, float]:
     vit, config = ours.encoder.config, ours.config
-    layout = map_of(vit.depth, config.decoder_depth, "vit.")
+    layout = map_of(vit, config.decoder_depth, "vit.")
     ours.zero_grad()
     reference.zero_grad()
     images, noise = torch.randn(batch, vit.channels, *vit.image_size), torch.rand(batch, vit.grid[0] * vit.grid[1])
@@ -126,7 +125,7 @@ def test_vit_base_equals_transformers():
     torch.manual_seed(0)
     reference, ours = theirs(vit, config), MAE.build(vit, config, AugmentConfig())
     perturbed(reference)
-    assert load_state(ours, map_of(12, 8, "vit."), version4_names(reference.state_dict()), "transformers") == len(
+    assert load_state(ours, map_of(ours.encoder.config, 8, "vit."), version4_names(reference.state_dict()), "transformers") == len(
         reference.state_dict()
     )
     assert worst(differences_of(ours, reference, batch=2)) < (1e-5, "")

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from unveil.blocks.attention import heads_of
 from unveil.blocks.positions import resize_positions, sincos_2d
 from unveil.errors import UnveilError
-from unveil.interop.state_dict_map import timm_encoder_map, to_state_dict
+from unveil.interop.layouts import TIMM, encoder_map
+from unveil.interop.state_dict_map import to_state_dict
 from unveil.models.vit import ViT
 from unveil.models.vit_config import MODELS, ViTConfig
 
@@ -163,7 +164,7 @@ def timm_peer(vit: ViT, image_size: tuple[int, int]) -> torch.nn.Module:
         dynamic_img_size=True,
         final_norm=config.final_norm,
     ).eval()
-    peer.load_state_dict(to_state_dict(vit, timm_encoder_map(config.depth, norm=config.final_norm), config.patch_size))
+    peer.load_state_dict(to_state_dict(vit, encoder_map(TIMM, config, ours=""), config.patch_size))
     return peer
 
 
