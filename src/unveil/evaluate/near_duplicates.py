@@ -7,7 +7,8 @@
 
 A descriptor alone is not enough: pictures of a thing on a white ground share their low frequencies. So two images count as copies
 if, once aligned, their fine structure agrees tile by tile; a frame or a silhouette fills a few tiles only. What is not found:
-copies that were turned, cropped by more than a fifth, or painted over. Photographs of a series from one place may be found as well.
+copies that were turned or painted over, and most of those cropped by more than a tenth of each side. Photographs of a series, taken
+from one place, may be found as well.
 """
 
 import math
@@ -26,7 +27,7 @@ FIRST = 0.4
 COPY = 0.8, 0.7
 """The smallest agreement of copies on 64 x 64 pixels, and the smallest that three quarters of the tiles must have."""
 SPARSE = 0.9, 0.85
-"""The same for images of which less than half has any structure: a syringe and a screw on white agree to 0.91 and 0.81."""
+"""The same for images of which less than half has any structure, where fewer tiles could differ."""
 EQUAL = 0.97
 """With a larger cosine of their descriptors, such images are treated as the others."""
 MOST = 8

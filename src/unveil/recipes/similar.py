@@ -217,15 +217,14 @@ def write_similar(path: Path, found: Sequence[Similar]) -> None:
 def table_of(found: Sequence[Similar], has_splits: bool, images: int) -> Table:
     """What was found, for a terminal of 80 columns."""
     table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
-    heads = [*(["image"] if images > 1 else []), "", "cosine", "label", *(["split"] if has_splits else []), "path"]
+    labelled = any(each.label for each in found)
+    optional = {"image": images > 1, "": True, "cosine": True, "label": labelled, "split": has_splits, "path": True}
+    heads = [head for head, wanted in optional.items() if wanted]
     for head in heads:
         table.add_column(head, justify="right" if head in ("", "cosine") else "left", no_wrap=True)
     for each in found:
-        cells = [str(each.rank), f"{each.similarity:.3f}", shorten(each.label, 16), *([each.split] if has_splits else [])]
-        cells = [
-            *([shorten(Path(each.image).name, 14)] if images > 1 else []),
-            *cells,
-            shorten(each.path, 32 if images == 1 else 22),
-        ]
-        table.add_row(*map(Text, cells))
+        path = shorten(each.path, 32 if images == 1 else 22)
+        cells = {"image": shorten(Path(each.image).name, 14), "": str(each.rank), "cosine": f"{each.similarity:.3f}"}
+        cells |= {"label": shorten(each.label, 16), "split": each.split, "path": path}
+        table.add_row(*(Text(cells[head]) for head in heads))
     return table

@@ -212,7 +212,8 @@ def method_section(found: Examination) -> Markup:
         "Near copies were sought among all images of all splits: resized, compressed, mirrored, cropped by up to a tenth of each "
         "side, brighter or darker. Candidates share the low frequencies of 32 x 32 thumbnails; they count if their fine structure "
         "agrees, tile by tile, after alignment (agreement 0.8 or more, where 1 is equal). Copies that were turned, cropped more, "
-        "or painted over are not found. Of several copies of an image, the best one is named."
+        "or painted over are not found, and things of one shape on a plain ground may be taken for copies. Of several copies of an "
+        "image, the best one is named."
         if found.near
         else "Near copies were not sought (--no-near).",
     ]
