@@ -84,6 +84,12 @@ class PartsOnDisk:
         sweep(self.folder)
         return True
 
+    def clear_if_empty(self) -> None:
+        """Removes the manifest if no part is complete: there is nothing to go on with."""
+        if not any(self.folder.glob("part-*.json")):
+            for path in (self.folder / MANIFEST, *self.folder.glob("part-*")):
+                remove(path)
+
     def path(self, number: int) -> Path:
         """The rows of a part."""
         return self.folder / f"part-{number:06d}"

@@ -148,7 +148,7 @@ class TableJob:
             UnveilError: On parts of another table, or if nothing can be read.
         """
         disk, world = PartsOnDisk(out, facts), self.world
-        with self.alone_in(unfinished(out)) if world.is_main else nullcontext():
+        with self.alone_in(disk) if world.is_main else nullcontext():
             self.open(disk)
             parts = self.parts()
             mine = parts[world.rank :: world.size]
@@ -169,11 +169,15 @@ class TableJob:
         return outcome
 
     @contextmanager
-    def alone_in(self, folder: Path) -> Iterator[None]:
-        """A context in which no other command writes into a folder. It is removed at the end if it is empty."""
+    def alone_in(self, disk: PartsOnDisk) -> Iterator[None]:
+        """A context in which no other command writes into the folder of the parts. Its end removes a folder without parts."""
+        folder = disk.folder
         try:
             with locked(folder, f"{self.doing} into"):
-                yield
+                try:
+                    yield
+                finally:
+                    disk.clear_if_empty()
         finally:
             with suppress(OSError):
                 folder.rmdir()
