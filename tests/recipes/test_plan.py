@@ -156,6 +156,7 @@ def test_the_command_is_understood_and_means_the_plan(made, images):
     assert Path(options.pop("out")) == made.path
     assert options.pop("resume_from") is None
     assert options.pop("extend") is False
+    assert options.pop("config") is None
     plan = IMAGES.plan(options.pop("data"), options.pop("method"), options.pop("model"), options)
     assert plan.config == made.config
 

@@ -164,12 +164,20 @@ def _with_kind(source: Source, labels: Any, kind: LabelKind) -> Source:
     if len(values) != len(source):
         raise UnveilError(f"there are {len(values)} labels for {count_of(len(source), 'image')}: expected one for each")
     values = [None if is_missing(value) else value for value in values]
-    if all(value is None or isinstance(value, int | float | np.number | np.ndarray) for value in values):
+    shapes = {np.shape(value) if is_numeric(value) else None for value in values if value is not None}
+    if None not in shapes and len(shapes) < 2:  # rows of an array; lists of label numbers have different lengths
         return with_values(source, kind, kind.read_array(np.array([np.nan if value is None else value for value in values])))
     cells = [None if value is None else (_cell(value),) for value in values]
     written = Written(list(cells), "the labels")
     read = kind.read(written, source.names, source.name)
     return with_values(source, kind, read, written.notes)
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether a label is a number, or several as in a row of an array."""
+    if isinstance(value, list | tuple):
+        return len(value) > 0 and all(isinstance(each, int | float | np.number) and not isinstance(each, bool) for each in value)
+    return isinstance(value, int | float | np.number | np.ndarray)
 
 
 def _cell(value: Any) -> str:

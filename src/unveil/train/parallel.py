@@ -56,6 +56,10 @@ class World:
         return self.rank == 0
 
 
+STORES: dict[str, Store] = {}
+"""The store of the process group that `join_processes` has joined, for later calls until `shutdown`."""
+
+
 def join_processes(config: HardwareConfig) -> World:
     """Chooses the device, and joins the process group if torchrun started this process.
 
@@ -81,13 +85,14 @@ def join_processes(config: HardwareConfig) -> World:
         if local >= count:
             raise UnveilError(f"process {local} of this machine has no GPU: torch finds {count}, so use --nproc-per-node {count}")
         torch.cuda.set_device(device := torch.device(kind, local))
-    if dist.is_initialized():  # by the caller, who also has to destroy the group
-        return World(device, dist.get_rank(), dist.get_world_size())
+    if dist.is_initialized():  # by an earlier call, or by the caller, who then also has to destroy the group
+        return World(device, dist.get_rank(), dist.get_world_size(), STORES.get("run"))
     refuse_incomplete("RANK", "MASTER_ADDR", "MASTER_PORT")
     shared, rank, size = next(rendezvous("env://"))
     store = fresh_store(shared, rank, size)
     backend, bound = ("nccl", device) if kind == "cuda" else ("gloo", None)
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, device_id=bound)
+    STORES["run"] = store
     return World(device, rank, size, store)
 
 
@@ -144,6 +149,7 @@ def shutdown(world: World) -> None:
             time.sleep(0.2)
     dist.barrier()  # rank 0 may host the store, so it must not exit before all have read it
     dist.destroy_process_group()
+    STORES.clear()
 
 
 HALVES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
