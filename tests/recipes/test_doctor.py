@@ -157,7 +157,6 @@ def test_archives_and_packs_and_arrays_give_the_same_leaks(planted: Path, tmp_pa
     assert len(from_array.of("conflicting labels")) == 1
 
 
-@pytest.mark.slow
 def test_labels_are_checked_by_the_features_of_a_run(tmp_path: Path) -> None:
     """Flat colours with noise, which any encoder tells apart; two of 40 images have the label of the other colour."""
     random = np.random.default_rng(0)

@@ -84,8 +84,14 @@ def test_the_run_folder_holds_what_the_house_promises(run: Run) -> None:
         "report.html",
         "results.json",
         "samples.npz",
+        "map.npz",
         "skipped.txt",
     }
+    with np.load(run.path / "map.npz") as saved:
+        held_out = {(str(name), str(saved["classes"][label])) for name, label in zip(saved["names"], saved["labels"], strict=True)}
+        assert len(held_out) == 2
+        assert all(name.split("/")[0] == label for name, label in held_out)
+        assert saved["thumbnails"].shape == (2, 32, 32, 3)
     skipped = dict(line.split("\t") for line in (run.path / "skipped.txt").read_text().splitlines())
     assert set(skipped) == {"warm/broken.jpg", "notes.txt"}
     assert all(skipped.values())
