@@ -1,6 +1,6 @@
 """`unveil predict` on many small files: images per second beside a timm loop, memory at the start and at the end, and a kill.
 
-    python benchmarks/predict.py --count 100000 --folder /tmp/predict-files
+    python benchmarks/predict.py --count 100000 --folder predict-files
 
 It makes the files once, trains a vit-tiny for a moment, exports it to timm, and measures in processes of their own, in turn:
 `unveil predict`, and a plain loop of a torch `DataLoader` with timm's transform and the exported model. Then it kills a third run

@@ -1,6 +1,7 @@
 """What a model predicts, as the columns of a table."""
 
 import html
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.data.augment import standardise
 from unveil.data.batch import Batch
@@ -74,15 +75,15 @@ class Table(Columns):
         return f"<table><tr>{head}</tr>{''.join(body)}</table>{more}"
 
 
-class PredictsClasses:
+class PredictsClasses(nn.Module, ABC):
     """The part of a learner that turns class scores into columns. A task whose output means something else overrides it."""
 
     classes: Sequence[str]
     encoder: Any
 
+    @abstractmethod
     def predict(self, batch: Any) -> Any:
         """See `unveil.learner.Task.predict`."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def predict_images(
@@ -108,7 +109,7 @@ class PredictsClasses:
             raise UnveilError(f"{type(self).__name__} takes no images: for texts, use unveil.predict")
         if isinstance(images, str | bytes | PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
             raise UnveilError("predict_images takes several images: give a list, such as [image]")
-        transform, device = EvalTransform.of(vit), next(iter(self.state_dict().values())).device  # type: ignore[attr-defined]
+        transform, device = EvalTransform.of(vit), next(iter(self.state_dict().values())).device
         found, waiting = list[Tensor](), list[Pixels]()
         for number, image in enumerate(chain(images, [None])):
             if image is not None:

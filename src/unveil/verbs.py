@@ -76,7 +76,7 @@ SHARED = {
 }
 AUGMENT = {"augmentation": "unveil.data.augment:AugmentConfig"}
 PRETRAIN = {"run": "unveil.runs.image_pretraining:PretrainConfig"}
-PRETRAIN_TEXT = {"run": "unveil.runs.texts:TextPretrainConfig"}
+PRETRAIN_TEXT = {"run": "unveil.runs.text_pretraining:TextPretrainConfig"}
 DIGITS_PATH = "unveil.runs.images:DIGITS_DEFAULTS"
 
 DATA = "a folder, a .tar, .tar.gz or .zip of images, a pack, shards-{000..099}.tar, hf://name, a torchvision dataset, or digits."

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from unveil.blocks.attention import heads_of
 from unveil.blocks.positions import resize_positions, sincos_2d
 from unveil.errors import UnveilError
-from unveil.interop.layouts import TIMM, encoder_map
+from unveil.interop.layout_maps import encoder_map
+from unveil.interop.layouts import TIMM
 from unveil.interop.state_dict_map import to_state_dict
 from unveil.models.vit import ViT
 from unveil.models.vit_config import MODELS, ViTConfig

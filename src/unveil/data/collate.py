@@ -23,6 +23,24 @@ def stacked(images: Sequence[Pixels]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
     return torch.from_numpy(canvas).permute(0, 3, 1, 2), sizes
 
 
+def arrays_at(table: Tensor | Sequence[Pixels], rows: Int[Tensor, " B"]) -> list[Pixels]:
+    """Images (H, W, C) of a table in memory, which is one tensor (N, C, H, W) if all have the same size."""
+    if isinstance(table, Tensor):
+        return [table[row].permute(1, 2, 0).numpy() for row in rows.tolist()]
+    return [table[row] for row in rows.tolist()]
+
+
+def images_at(
+    table: Tensor | Sequence[Pixels], rows: Int[Tensor, " B"], size: Int[Tensor, " 2"]
+) -> tuple[Tensor, Int[Tensor, "B 2"]]:
+    """Images of a table in memory as one tensor (B, C, H, W), and their sizes; `size` is that of all if the table is one tensor."""
+    if not isinstance(table, Tensor):
+        return stacked(arrays_at(table, rows))
+    rows = rows.pin_memory().to(table.device, non_blocking=True) if table.is_cuda else rows
+    images = table[rows] if table.dtype == torch.uint8 else table.view(torch.int16)[rows].view(torch.uint16)
+    return images, size.expand(len(rows), 2)
+
+
 def cut_crops(
     images: Sequence[Pixels], geometry: Geometry, by_all_threads: Callable[[Callable[[int], None], Sequence[int]], object]
 ) -> UInt8[Tensor, "B C S T"]:

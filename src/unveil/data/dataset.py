@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.data.batch import Batch, Cropped
-from unveil.data.collate import cut_crops, numpy_type, pixel_targets, stacked
+from unveil.data.collate import arrays_at, cut_crops, images_at, numpy_type, pixel_targets, stacked
 from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_list import for_model, with_bits
 from unveil.data.image_samples import Fault, common_channels, sample_images
@@ -338,31 +338,17 @@ class ImageDataset:
             targets = ClassTargets(torch.from_numpy(self.source.labels[indices.numpy()]))
         on_gpu = isinstance(self._images, Tensor) and self._images.is_cuda
         if draw is not None and self.dtype == torch.uint8 and not on_gpu:
-            arrays = [sample.image for sample in samples] or self._arrays_at(rows)
+            arrays = [sample.image for sample in samples] or arrays_at(() if self._images is None else self._images, rows)
             geometry = draw(torch.tensor([x.shape[:2] for x in arrays]), keys)
             targets = None if targets is None else targets.transformed(geometry)
             sizes = torch.tensor(geometry.size).expand(len(keys), 2)
             return Cropped(cut_crops(arrays, geometry, self._by_all_threads), sizes, keys, targets)
-        images, sizes = stacked([sample.image for sample in samples]) if samples else self._images_at(rows)
+        if samples:
+            images, sizes = stacked([sample.image for sample in samples])
+        else:
+            assert self._images is not None
+            images, sizes = images_at(self._images, rows, self._size)
         return Batch(images, sizes, keys, targets)
-
-    def _arrays_at(self, rows: Int[Tensor, " B"]) -> list[Pixels]:
-        """Images (H, W, C) in memory."""
-        table = self._images
-        if isinstance(table, Tensor):
-            return [table[row].permute(1, 2, 0).numpy() for row in rows.tolist()]
-        assert table is not None
-        return [table[row] for row in rows.tolist()]
-
-    def _images_at(self, rows: Int[Tensor, " B"]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
-        """Images in memory, and their sizes."""
-        table = self._images
-        if isinstance(table, list):
-            return stacked([table[i] for i in rows.tolist()])
-        assert table is not None
-        rows = rows.pin_memory().to(table.device, non_blocking=True) if table.is_cuda else rows
-        images = table[rows] if self.dtype == torch.uint8 else table.view(torch.int16)[rows].view(torch.uint16)
-        return images, self._size.expand(len(rows), 2)
 
     def _read_all(self, progress: Progress) -> None:
         """Reads every image once. Images of the same size become one tensor (N, C, H, W).

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from unveil.data.augment import AugmentConfig
 from unveil.interop.encoder_only import encoder_only
-from unveil.interop.layouts import Layout, encoder_map
+from unveil.interop.layout_maps import encoder_map
+from unveil.interop.layouts import Layout
 from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, weight_and_bias
 from unveil.learner import Learner
 from unveil.methods.supervised import Supervised, SupervisedConfig

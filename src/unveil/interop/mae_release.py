@@ -17,19 +17,13 @@ from unveil.blocks.masks import split
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
+from unveil.interop.config_from_tensors import config_from_tensors, required_tensor
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_tensors, write_tensors, write_torch
 from unveil.interop.formats import Contents
-from unveil.interop.layouts import (
-    RELEASE,
-    config_from_tensors,
-    decoder_map,
-    encoder_map,
-    layout_of_file,
-    refuse_unplaced,
-    required_tensor,
-)
+from unveil.interop.layout_maps import decoder_map, encoder_map, layout_of_file, refuse_unplaced
+from unveil.interop.layouts import RELEASE
 from unveil.interop.state_dict_map import (
     StateDictMap,
     TensorName,

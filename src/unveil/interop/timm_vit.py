@@ -19,12 +19,14 @@ from unveil.atomic_files import write_text
 from unveil.blocks.positions import sincos_2d
 from unveil.errors import UnveilError
 from unveil.interop.classifiers import Found, Pool, load_classifier
+from unveil.interop.config_from_tensors import config_from_tensors
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.image_files import sizes_to_try, transform_of
-from unveil.interop.layouts import TIMM, config_from_tensors, encoder_map, layout_of_file, refuse_unplaced, without_dropped
+from unveil.interop.layout_maps import encoder_map, layout_of_file, refuse_unplaced, without_dropped
+from unveil.interop.layouts import TIMM
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, check_names, fits, to_state_dict, weight_and_bias
 from unveil.interop.timm_facts import NAMES_OF_ACTIVATIONS, TimmFacts, download, facts_of_architecture, preprocessing_of

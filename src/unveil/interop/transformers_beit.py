@@ -22,10 +22,12 @@ from unveil.blocks.masks import as_bool
 from unveil.blocks.patches import gather
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
+from unveil.interop.config_from_tensors import check_channels, mlp_ratio
 from unveil.interop.configs import checked
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.layouts import TRANSFORMERS_BEIT, check_channels, encoder_map, mlp_ratio
+from unveil.interop.layout_maps import encoder_map
+from unveil.interop.layouts import TRANSFORMERS_BEIT
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, fits, to_state_dict, weight_and_bias
 from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, write_preprocessor

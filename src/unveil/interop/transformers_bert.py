@@ -16,11 +16,11 @@ from torch import Tensor
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.interop.config_from_tensors import mlp_ratio
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import encoder_of, encoder_only, has_encoder
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.layouts import mlp_ratio
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import (
     BlockNames,

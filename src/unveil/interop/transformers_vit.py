@@ -17,20 +17,13 @@ from torch import Tensor
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.interop.classifiers import Pool, load_classifier
+from unveil.interop.config_from_tensors import check_channels, is_gated, mlp_ratio
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.layouts import (
-    TRANSFORMERS_LAYOUTS,
-    Layout,
-    check_channels,
-    encoder_map,
-    is_gated,
-    mlp_ratio,
-    refuse_unplaced,
-    without_dropped,
-)
+from unveil.interop.layout_maps import encoder_map, refuse_unplaced, without_dropped
+from unveil.interop.layouts import TRANSFORMERS_LAYOUTS, Layout
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import to_state_dict
 from unveil.interop.timm_vit import told

@@ -20,11 +20,13 @@ from unveil.blocks.masks import split
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop import mae_release
+from unveil.interop.config_from_tensors import default_mean_and_std, mlp_ratio
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.layouts import TRANSFORMERS_MAE, decoder_map, default_mean_and_std, encoder_map, mlp_ratio
+from unveil.interop.layout_maps import decoder_map, encoder_map
+from unveil.interop.layouts import TRANSFORMERS_MAE
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, fits, to_state_dict, weight_and_bias
 from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, write_preprocessor

@@ -113,7 +113,9 @@ def predict_to_file(
     **options: Any,
 ) -> Path:
     """`predict` on the command line, which always writes a file."""
-    return Path(predict(run, images, out=out, trust=trust, **options))  # type: ignore[arg-type]  # with `out`, it is a path
+    path = predict(run, images, out=out, trust=trust, **options)
+    assert isinstance(path, Path)
+    return path
 
 
 def refuse_without_head(learner: Learner, run: str | os.PathLike[str]) -> None:
