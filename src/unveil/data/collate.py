@@ -9,7 +9,8 @@ from torch import Tensor
 
 from unveil.data.pixels import IGNORE, ClassMap, Pixels
 from unveil.data.resize import crop_bytes
-from unveil.data.targets import Geometry, PixelTargets
+from unveil.data.source import Source
+from unveil.data.targets import ClassTargets, Geometry, MultiLabelTargets, NumberTargets, PixelTargets
 
 
 def stacked(images: Sequence[Pixels]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
@@ -69,6 +70,14 @@ def pixel_targets(maps: Sequence[ClassMap]) -> PixelTargets:
     for row, x in zip(canvas, maps, strict=True):
         row[: x.shape[0], : x.shape[1]] = x
     return PixelTargets(torch.from_numpy(canvas))
+
+
+def label_targets(source: Source, indices: Int[Tensor, " B"]) -> ClassTargets | MultiLabelTargets | NumberTargets | None:
+    """The labels of images of a source: a class, any number of labels, or a number for each; None if the source has none."""
+    if source.values is not None:
+        values = torch.from_numpy(source.values[indices.numpy()]).float()
+        return NumberTargets(values) if values.ndim == 1 else MultiLabelTargets(values)
+    return None if source.labels is None else ClassTargets(torch.from_numpy(source.labels[indices.numpy()]))
 
 
 def numpy_type(dtype: torch.dtype) -> type[np.uint8] | type[np.uint16]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.data.batch import Batch, Cropped
-from unveil.data.collate import arrays_at, cut_crops, images_at, numpy_type, pixel_targets, stacked
+from unveil.data.collate import arrays_at, cut_crops, images_at, label_targets, numpy_type, pixel_targets, stacked
 from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_list import for_model, with_bits
 from unveil.data.image_samples import Fault, common_channels, sample_images
@@ -29,7 +29,7 @@ from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, Shri
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.sources import Source
-from unveil.data.targets import ClassTargets, Draw, MultiLabelTargets, NumberTargets, Targets
+from unveil.data.targets import Draw
 from unveil.errors import UnveilError
 
 Progress = Callable[[int, int], None]
@@ -132,12 +132,6 @@ class ImageDataset:
     def has_label(self) -> Bool[Tensor, " n"]:
         """Whether each image has a label."""
         return torch.from_numpy(self.source.has_label)
-
-    def value_targets(self, indices: Int[Tensor, " B"]) -> Targets:
-        """The labels of images that have any number of labels, or a number. Only for a source with `values`."""
-        assert self.source.values is not None
-        found = torch.from_numpy(self.source.values[indices.numpy()]).float()
-        return NumberTargets(found) if found.ndim == 1 else MultiLabelTargets(found)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -329,13 +323,7 @@ class ImageDataset:
         maps = [sample.classes for sample in samples if sample.classes is not None]
         if self._maps:
             maps = [self._maps[row] for row in rows.tolist()]
-        targets: Targets | None = None
-        if maps:
-            targets = pixel_targets(maps)
-        elif self.source.values is not None:
-            targets = self.value_targets(indices)
-        elif self.source.labels is not None:
-            targets = ClassTargets(torch.from_numpy(self.source.labels[indices.numpy()]))
+        targets = pixel_targets(maps) if maps else label_targets(self.source, indices)
         on_gpu = isinstance(self._images, Tensor) and self._images.is_cuda
         if draw is not None and self.dtype == torch.uint8 and not on_gpu:
             arrays = [sample.image for sample in samples] or arrays_at(() if self._images is None else self._images, rows)

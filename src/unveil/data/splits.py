@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from unveil.data.collate import label_targets
 from unveil.data.dataset import ImageDataset
 from unveil.data.shuffle import shuffled
 from unveil.data.targets import ClassTargets, Targets
@@ -30,7 +31,8 @@ class Subset:
     @property
     def targets(self) -> Targets:
         """The labels of the images, for a task: of any kind but maps."""
-        return ClassTargets(self.labels) if self.dataset.source.values is None else self.dataset.value_targets(self.indices)
+        found = label_targets(self.dataset.source, self.indices)
+        return ClassTargets(self.labels) if found is None else found
 
     @property
     def names(self) -> list[str]:

@@ -6,7 +6,6 @@ query, which the softmax cancels.
 """
 
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial, singledispatch
@@ -17,20 +16,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unveil.atomic_files import write_text
 from unveil.blocks.masks import as_bool
 from unveil.blocks.patches import gather
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.config_from_tensors import check_channels, mlp_ratio
 from unveil.interop.configs import checked
-from unveil.interop.files import read_folder, write_tensors
+from unveil.interop.files import read_folder
 from unveil.interop.formats import Contents
 from unveil.interop.layout_maps import encoder_map
 from unveil.interop.layouts import TRANSFORMERS_BEIT
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, fits, to_state_dict, weight_and_bias
-from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, write_preprocessor
+from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, shape_json, write_folder
 from unveil.interop.transformers_names import as_size, version4_names
 from unveil.interop.verify_export import Verification, random_images, relative_difference
 from unveil.json_files import read_json
@@ -150,34 +148,21 @@ def config_json(learner: BEiT) -> dict[str, Any]:
     return {
         "architectures": ["BeitForMaskedImageModeling"],
         "model_type": "beit",
+        **shape_json(vit),
         "vocab_size": learner.target.size,
-        "hidden_size": vit.width,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.heads,
         "intermediate_size": int(vit.width * vit.mlp_ratio),
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": vit.eps,
-        "image_size": vit.image_size[0],
-        "patch_size": vit.patch_size[0],
-        "num_channels": vit.channels,
         "use_absolute_position_embeddings": vit.positions != "none",
         "drop_path_rate": vit.drop_path,
         "use_relative_position_bias": vit.relative_bias == "block",
         "use_shared_relative_position_bias": vit.relative_bias == "shared",
         "layer_scale_init_value": vit.layer_scale or 0.0,
-        "dtype": "float32",
         **REQUIRED_CONFIG,
     }
 
 
 def export(learner: BEiT, folder: str | Path) -> Path:
-    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with the normalisation of images."""
-    folder, vit = Path(folder), learner.encoder.config
-    write_tensors(folder / "model.safetensors", state_of(learner))
-    write_preprocessor(folder, vit)
-    write_text(folder / "config.json", json.dumps(config_json(learner), indent=2) + "\n")
-    return folder
+    """Writes a folder: see `write_folder`."""
+    return write_folder(folder, state_of(learner), config_json(learner), learner.encoder.config)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ that come from transformers do the same here ("center_floor").
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from unveil.atomic_files import write_text
 from unveil.blocks.patches import Size
 from unveil.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from unveil.data.eval_transform import CROP_PCT, EvalTransform, usual_crop_pct
+from unveil.interop.files import write_tensors
 from unveil.interop.image_files import WHITE, sizes_to_try, transform_of
 from unveil.interop.silence import silenced
 from unveil.interop.verify_export import ImagePair, image_pair
 from unveil.json_files import read_json
 from unveil.models.vit_config import Interpolation, ViTConfig
 from unveil.models.weights import CHECKSUM, read_metadata
+from unveil.train.checkpoint import Tensors
 
 NAME = "preprocessor_config.json"
 OWN_CROP = "unveil_crop_mode"
@@ -40,6 +42,31 @@ WITHOUT_FILE: dict[str, dict[str, Any]] = {
 """The defaults of the image processors of a model, for folders without preprocessor_config.json."""
 SQUARE = ("ViT", "Beit", "Deit")
 """Beginnings of the names of processors for which one number as `size` means a square."""
+
+
+def write_folder(folder: str | Path, state: Tensors, config: Mapping[str, Any], vit: ViTConfig) -> Path:
+    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with the preprocessing of images."""
+    folder = Path(folder)
+    write_tensors(folder / "model.safetensors", state)
+    write_preprocessor(folder, vit)
+    write_text(folder / "config.json", json.dumps(dict(config), indent=2) + "\n")
+    return folder
+
+
+def shape_json(vit: ViTConfig) -> dict[str, Any]:
+    """What the configs of all image models of transformers say about their shape."""
+    return {
+        "hidden_size": vit.width,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.heads,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": vit.eps,
+        "image_size": vit.image_size[0],
+        "patch_size": vit.patch_size[0],
+        "num_channels": vit.channels,
+        "dtype": "float32",
+    }
 
 
 def write_preprocessor(folder: Path, vit: ViTConfig) -> None:

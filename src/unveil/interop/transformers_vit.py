@@ -5,7 +5,6 @@ transformers. What `ViTMAE` does not have is exported as ViT (other GELUs) or as
 """
 
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.interop.classifiers import Pool, load_classifier
 from unveil.interop.config_from_tensors import check_channels, is_gated, mlp_ratio
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
-from unveil.interop.files import read_folder, write_tensors
+from unveil.interop.files import read_folder
 from unveil.interop.formats import Contents
 from unveil.interop.layout_maps import encoder_map, refuse_unplaced, without_dropped
 from unveil.interop.layouts import TRANSFORMERS_LAYOUTS, Layout
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import to_state_dict
 from unveil.interop.timm_vit import told
-from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, write_preprocessor
+from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, shape_json, write_folder
 from unveil.interop.transformers_names import as_size, version4_names
 from unveil.interop.verify_export import Verification, relative_difference
 from unveil.json_files import read_json
@@ -191,18 +189,9 @@ def config_json(vit: ViTConfig) -> dict[str, Any]:
     facts = {
         "architectures": [{"vit": "ViTModel", "dinov2": "Dinov2Model"}.get(kind, "Dinov2WithRegistersModel")],
         "model_type": kind,
-        "hidden_size": vit.width,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.heads,
+        **shape_json(vit),
         "hidden_act": "gelu" if vit.mlp == "swiglu" else next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vit.mlp),
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": vit.eps,
-        "image_size": vit.image_size[0],
-        "patch_size": vit.patch_size[0],
-        "num_channels": vit.channels,
         "qkv_bias": True,
-        "dtype": "float32",
     }
     if kind == "vit":
         return facts | {"intermediate_size": int(vit.width * vit.mlp_ratio)}
@@ -211,12 +200,9 @@ def config_json(vit: ViTConfig) -> dict[str, Any]:
 
 
 def export(learner: Learner, folder: str | Path) -> Path:
-    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with the preprocessing of images."""
-    folder, vit = Path(folder), vit_of(learner).config
-    write_tensors(folder / "model.safetensors", state_of(learner))
-    write_preprocessor(folder, vit)
-    write_text(folder / "config.json", json.dumps(config_json(vit), indent=2) + "\n")
-    return folder
+    """Writes a folder: see `write_folder`."""
+    vit = vit_of(learner).config
+    return write_folder(folder, state_of(learner), config_json(vit), vit)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ Loading does not need transformers. For the names of tensors see `transformers_n
 """
 
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import singledispatch
@@ -15,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unveil.atomic_files import write_text
 from unveil.blocks.masks import split
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
@@ -23,13 +21,13 @@ from unveil.interop import mae_release
 from unveil.interop.config_from_tensors import default_mean_and_std, mlp_ratio
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
-from unveil.interop.files import read_folder, write_tensors
+from unveil.interop.files import read_folder
 from unveil.interop.formats import Contents
 from unveil.interop.layout_maps import decoder_map, encoder_map
 from unveil.interop.layouts import TRANSFORMERS_MAE
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, fits, to_state_dict, weight_and_bias
-from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, write_preprocessor
+from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, shape_json, write_folder
 from unveil.interop.transformers_names import as_size, version4_names
 from unveil.interop.verify_export import ImagePair, Verification, largest, relative_difference
 from unveil.json_files import read_json
@@ -188,31 +186,19 @@ def config_json(vit: ViTConfig, model: TransformersModel) -> dict[str, Any]:
     return {
         "architectures": [model.architecture],
         "model_type": "vit_mae",
-        "hidden_size": vit.width,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.heads,
+        **shape_json(vit),
         "intermediate_size": int(vit.width * vit.mlp_ratio),
         "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
-        "layer_norm_eps": vit.eps,
-        "image_size": vit.image_size[0],
-        "patch_size": vit.patch_size[0],
-        "num_channels": vit.channels,
         "qkv_bias": True,
-        "dtype": "float32",
         **model.config,
     }
 
 
 def export(learner: Learner, folder: str | Path) -> Path:
-    """Writes `model.safetensors`, `config.json`, and `preprocessor_config.json` with the normalisation of images."""
-    folder, model, vit = Path(folder), transformers_model(learner), vit_of(learner).config
-    write_tensors(folder / "model.safetensors", model.state)
-    write_preprocessor(folder, vit)
-    write_text(folder / "config.json", json.dumps(config_json(vit, model), indent=2) + "\n")
-    return folder
+    """Writes a folder: see `write_folder`."""
+    model, vit = transformers_model(learner), vit_of(learner).config
+    return write_folder(folder, model.state, config_json(vit, model), vit)
 
 
 @torch.no_grad()
