@@ -129,6 +129,25 @@ def test_patience(run: Run, data: Path, tmp_path: Path) -> None:
         unveil.finetune(run, str(data / "train"), test=str(data / "test"), out=tmp_path / "none", **options, **SHORT)
 
 
+@pytest.mark.parametrize("cause", ["num_evals is 0", "sharded weights are not evaluated during training"])
+def test_the_probe_is_not_kept_where_nothing_is_validated(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cause: str
+) -> None:
+    """It would be the only candidate for the best weights, so a trained run would end with an untrained encoder."""
+    options: dict[str, Any] = {"epochs": 2.0, "batch_size": 8, **SHORT}
+    if cause.startswith("num_evals"):
+        options["num_evals"] = 0
+    else:
+        monkeypatch.setattr("unveil.runs.finetuning.is_replicated", lambda *_: False)
+    tuned = unveil.finetune(run, out=tmp_path / "tuned", **options)
+    assert cause in capsys.readouterr().err
+    assert "validation" not in tuned.results
+    last = tuned.checkpoints().load(18, "model")
+    assert all(torch.equal(value, last[name]) for name, value in unveil.load(tuned).state_dict().items())
+    with pytest.raises(UnveilError, match=f"patience is 3, but nothing is validated: {cause}"):
+        unveil.finetune(run, out=tmp_path / "patient", patience=3, **options)
+
+
 def test_the_recipe_of_the_paper_is_that_of_earlier_versions(run: Run, tmp_path: Path) -> None:
     paper = unveil.finetune(run, out=tmp_path / "paper", recipe="paper", epochs=1.0, batch_size=24, device="cpu")
     wanted = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unveil.errors import UnveilError
 from unveil.interop.files import read_tensors, write_tensors
 from unveil.learner import Learner, Task
 from unveil.protocols import HasPixelDecoder
@@ -13,6 +14,7 @@ from unveil.runs.modality import LabelledData
 from unveil.runs.session import Session
 from unveil.tasks import TASKS
 from unveil.train.log import Record
+from unveil.train.parallel import is_replicated
 
 HEAD = "probe.safetensors"
 """The file of a run folder with the linear probe from which its head started."""
@@ -40,6 +42,13 @@ class Finetuning:
         """The file of the probed head."""
         return self.session.run.path / HEAD
 
+    @property
+    def validates(self) -> bool:
+        """Whether the task is evaluated during training. If not, the last weights are kept: the probe would be the only candidate."""
+        recipe = self.session.recipe
+        evaluated = recipe.training.num_evals > 0 and is_replicated(recipe.hardware, recipe.world)
+        return self.labelled.validation_count > 0 and evaluated
+
     def build(self) -> Task:
         """A task that is not trained yet."""
         task = self.kind.build(copy.deepcopy(self.encoder), self.config, self.augment, self.labelled.classes)
@@ -51,11 +60,20 @@ class Finetuning:
         return task
 
     def start(self, task: Task) -> None:
-        """Prepares a task for training. If the run is new and starts from a probe, that is fitted, and may be the best weights."""
+        """Prepares a task for training. If the run is new and starts from a probe, that is fitted, and may be the best weights.
+
+        Raises:
+            UnveilError: If patience is asked for, but nothing is evaluated during training.
+        """
         session, labelled = self.session, self.labelled
-        if labelled.validation_count:
+        if self.validates:
             metric = task.metric()
             session.keep_best(metric.primary, lower_is_better=metric.lower_is_better, patience=self.patience)
+        elif labelled.validation_count:
+            cause = "sharded weights are not evaluated during training" if session.recipe.training.num_evals else "num_evals is 0"
+            if self.patience:
+                raise UnveilError(f"patience is {self.patience}, but nothing is validated: {cause}. Leave patience out")
+            session.say(f"nothing is validated, so the last weights are kept: {cause}")
         if not task.starts_from_probe or self.source is None or session.run.checkpoints().steps():
             return
         session.say("fitting a linear probe ...")
