@@ -44,7 +44,7 @@ class Finetuning:
 
     @property
     def validates(self) -> bool:
-        """Whether the task is evaluated during training. If not, the last weights are kept: the probe would be the only candidate."""
+        """Whether the task is evaluated during training. If not, the last weights are kept, since no other step has a value."""
         recipe = self.session.recipe
         evaluated = recipe.training.num_evals > 0 and is_replicated(recipe.hardware, recipe.world)
         return self.labelled.validation_count > 0 and evaluated
