@@ -46,8 +46,8 @@ class Series(NamedTuple):
     y: list[float]
 
 
-def draw_curves(log: Sequence[Record]) -> list[Curve]:
-    """Draws all curves for which the log has numbers."""
+def draw_curves(log: Sequence[Record], chosen: int | None = None) -> list[Curve]:
+    """Draws all curves for which the log has numbers; `chosen` is the step that validation has chosen, if it has."""
     unit = "epoch" if all("epoch" in record for record in log) else "step"
     curves = [
         loss_curve(log, unit),
@@ -55,7 +55,7 @@ def draw_curves(log: Sequence[Record]) -> list[Curve]:
         learning_rate_curve(log, unit),
         error_curve(log, unit),
     ]
-    curves += [metric_curve(log, unit, key, title) for key, title in CURVES.items()]
+    curves += [metric_curve(log, unit, key, title, chosen) for key, title in CURVES.items()]
     return [curve for curve in curves if curve is not None]
 
 
@@ -110,7 +110,7 @@ def error_curve(log: Sequence[Record], unit: str) -> Curve | None:
     return Curve("Squared error on masked patches of held-out images", figure, summary)
 
 
-def metric_curve(log: Sequence[Record], unit: str, key: str, title: str) -> Curve | None:
+def metric_curve(log: Sequence[Record], unit: str, key: str, title: str, chosen: int | None) -> Curve | None:
     """A metric for which higher is better, such as an accuracy. Shares are in per cent."""
     series = read_series(log, unit, key)
     if not series.y:
@@ -123,7 +123,8 @@ def metric_curve(log: Sequence[Record], unit: str, key: str, title: str) -> Curv
     first, last = (percent(y) if is_share else f"{y:.1f}" for y in (series.y[0], series.y[-1]))
     label_end(axes, series.x[-1], series.y[-1], last, "primary")
     # The best value is not named: on a test set, the best of several steps is too good.
-    return Curve(title, figure, f"From {first} to {last}, measured during training. The results are those of the last step.")
+    step = "the last step" if chosen is None else f"step {chosen:,}" if chosen else "the linear probe, before the first step"
+    return Curve(title, figure, f"From {first} to {last}, measured during training. The results are those of {step}.")
 
 
 def read_series(log: Sequence[Record], unit: str, key: str) -> Series:

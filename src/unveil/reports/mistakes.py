@@ -119,12 +119,13 @@ def calibration_section(results: Results) -> Markup | None:
         axes.plot([0, 100], [0, 100], color=LIGHT["muted"], linewidth=1, linestyle=(0, (5, 2)))
         sizes = 12 + 140 * counts / counts.max()
         axes.plot(100 * means, 100 * shares, color=LIGHT["primary"], linewidth=1.4)
-        axes.scatter(100 * means, 100 * shares, s=sizes, color=LIGHT["primary"], alpha=0.75, linewidth=0)
+        axes.scatter(100 * means, 100 * shares, s=sizes, color=LIGHT["primary"], alpha=0.75, linewidth=0, clip_on=False)
         axes.set(xlabel="probability of the predicted class (%)", ylabel="correct (%)")
     mean = float((counts * means).sum() / counts.sum())
     right = float((counts * shares).sum() / counts.sum())
-    if abs(mean - right) < 0.02:
-        tendency = "On average its probabilities are right"
+    chance = 1.96 * (right * (1 - right) / counts.sum()) ** 0.5  # of the share that is correct, by its binomial distribution
+    if abs(mean - right) <= max(chance, 0.01):
+        tendency = "On average its probabilities are right, as far as so many images can tell"
     else:
         tendency = f"It is too {'confident' if mean > right else 'cautious'}"
     caption = (

@@ -20,6 +20,7 @@ from unveil.reports.curves import draw_curves
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.reconstruct import reconstruction_figure, reconstruction_notes, suitable_ratios
 from unveil.reports.style import inline_svg
+from unveil.reports.vocabulary import Results
 from unveil.train.run_folder import Run
 
 MAX_SAMPLES, MAX_ATTENTION = 8, 4
@@ -49,12 +50,18 @@ def curve_section(run: Run) -> Markup:
             inline_svg(curve.figure, f"curve{i}", f"{curve.title}. {curve.summary}"),
             element("figcaption", curve.summary),
         )
-        for i, curve in enumerate(draw_curves(run.log))
+        for i, curve in enumerate(draw_curves(run.log, chosen_step(run.results)))
     ]
     drawn = element("div", *figures, class_="figures") if figures else element("p", "The log has no lines yet.")
     damaged = run.damaged_lines
     note = f"Not shown: {count_of(damaged, 'line')} of {run.path / 'log.jsonl'} {'is' if damaged == 1 else 'are'} damaged."
     return join_markup([drawn, element("p", note)]) if damaged else drawn
+
+
+def chosen_step(results: Results) -> int | None:
+    """The step whose weights validation has chosen; None without validation."""
+    step = (results.get("validation") or {}).get("step")
+    return step if isinstance(step, int) else None
 
 
 def reconstruction_section(samples: ReportSamples, learner: Learner) -> Markup | None:

@@ -47,6 +47,8 @@ class Quantity(NamedTuple):
     label: str
     is_share: bool = False
     """Whether it is a share between 0 and 1, shown in per cent."""
+    digits: int | None = None
+    """Digits after the point; four significant ones by default."""
 
 
 QUANTITIES = {
@@ -61,7 +63,7 @@ QUANTITIES = {
     "r2": Quantity("R2"),
     "mae_of_mean": Quantity("mean absolute error of always predicting the mean"),
     "macro_f1": Quantity("macro F1", True),
-    "auroc": Quantity("AUROC"),
+    "auroc": Quantity("AUROC", digits=3),
     "calibration_error": Quantity("calibration error", True),
     "mean_iou": Quantity("mean IoU", True),
     "pixel_accuracy": Quantity("pixel accuracy", True),
@@ -123,6 +125,8 @@ def label_of(key: str) -> str:
 def format_number(key: str, value: float) -> str:
     if key in QUANTITIES and QUANTITIES[key].is_share:
         return percent(value)
+    if key in QUANTITIES and QUANTITIES[key].digits is not None:
+        return f"{value:.{QUANTITIES[key].digits}f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
