@@ -89,7 +89,7 @@ def save_samples(path: Path, subset: Subset, vit: ViTConfig, count: int = 8) -> 
 def save_map(path: Path, learner: Method, subset: Subset, recipe: Recipe, count: int = MAP_IMAGES) -> None:
     """Saves a map of the features of some held-out images for the report, with a thumbnail of each, if they can be read.
 
-    The file holds "pca" and, for four images or more, "tsne" (n, 2), "explained" (the share of the variance in "pca"), "labels"
+    The file holds "pca" and, for 50 images or more, "tsne" (n, 2), "explained" (the share of the variance in "pca"), "labels"
     (n,) with -1 for images without a class, "classes", "names" and "thumbnails" (n, 32, 32, 3).
     """
     vit = learner.encoder.config
