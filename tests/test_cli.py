@@ -364,7 +364,8 @@ def test_only_what_was_given_is_passed_on():
     run |= {"resume_from": None, "extend": False, "config": None}
     assert parse("finetune", "run") == {**run, "task": None}
     assert parse("finetune", "run", "--task", "partial", "--blocks", "2") == {**run, "task": "partial", "blocks": 2.0}
-    assert parse("export", "run", "--to", "timm") == {"run": "run", "to": "timm", "out": None}
+    hub = {"licence": None, "push": None, "public": False}
+    assert parse("export", "run", "--to", "timm") == {"run": "run", "to": "timm", "out": None} | hub
     assert parse("pretrain", "corpus", "--method", "bert", "--max-length", "64") == {
         **given,
         "data": "corpus",

@@ -228,6 +228,11 @@ VERBS = {
             "run": RUN,
             "to": Argument(EXPORT_FORMATS, f"The format: {', '.join(get_args(EXPORT_FORMATS))}.", metavar="FORMAT"),
             "out": Argument(str | None, "A new file or folder; by default <run>/export/<name>.", None, path="new"),
+            "licence": Argument(str | None, "Licence of the weights for the model card, such as apache-2.0.", None),
+            "push": Argument(
+                str | None, "Also upload it, with its model card: hf://user/name, on the Hugging Face Hub.", None, metavar="HF"
+            ),
+            "public": Argument(bool, "Make a repository that --push creates visible to everybody.", False),
         },
     ),
     "pack": Verb(
