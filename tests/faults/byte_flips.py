@@ -42,6 +42,7 @@ class Target:
 
     sample: str
     path: str
+    """The file; a star stands for one name."""
     command: Sequence[str]
     product: Product
     count: int
@@ -54,6 +55,7 @@ FROM_FILE = "embed run/encoder.safetensors images --out e.npz".split()
 REPORT, PROBE = "report run".split(), "probe run --out probe".split()
 FROM_PACK, VERIFY = "embed run pack --out e.npz".split(), "pack pack --verify".split()
 DRAW, EXPORT = "reconstruct run images --out f.png".split(), "export run --to safetensors --out x.safetensors".split()
+PREDICT = "predict tuned images --out p.csv".split()
 SENTENCE = ["translate", "run", "run", "the dog sees a cat", "a man"]
 TARGETS = (
     Target("pretrain", "run/model.safetensors", EMBED, file("e.npz"), 60),
@@ -87,6 +89,12 @@ TARGETS = (
     Target("translate", "run/subwords.json", SENTENCE, shown, 10),
     Target("translate stopped", "run/subwords.json", TRANSLATE, run_folder("run"), 5),
     Target("tuned", "tuned/model.safetensors", "embed tuned images --out e.npz".split(), file("e.npz"), 10),
+    Target("tuned", "tuned/model.safetensors", PREDICT, file("p.csv"), 10),
+    Target("pretrain", "run/map.npz", REPORT, page("run/report.html"), 15),
+    Target("probe", "probe/model.safetensors", "predict probe images --out p.csv".split(), file("p.csv"), 10),
+    Target("finetune stopped", "tuned/best/*/model.safetensors", FINETUNE, run_folder("tuned"), 10),
+    Target("finetune stopped", "tuned/best/*/manifest.json", FINETUNE, run_folder("tuned"), 10),
+    Target("finetune stopped", "tuned/probe.safetensors", FINETUNE, run_folder("tuned"), 10),
     Target("to timm", "exported/model.safetensors", "embed exported images --out e.npz".split(), file("e.npz"), 10),
     Target("to timm", "exported/config.json", "embed exported images --out e.npz".split(), file("e.npz"), 5),
     Target("to mae", "exported", "embed exported images --out e.npz".split(), file("e.npz"), 10),
@@ -151,7 +159,7 @@ def clean(target: Target, samples: Samples) -> tuple[Result, Any]:
 
 def flipped(target: Target, place: float, bit: int, lab: Lab, samples: Samples) -> Iterator[Problem]:
     shutil.copytree(sample(target.sample, samples), lab.folder, dirs_exist_ok=True)
-    path = lab.folder / target.path
+    path = next(lab.folder.glob(target.path))
     raw = bytearray(path.read_bytes())
     raw[int(place * (target.head or len(raw)))] ^= 1 << bit
     path.write_bytes(raw)

@@ -16,7 +16,7 @@ SHORT = {
     "odd_json": (4, ""),
     "hostile_files": (10, ""),
     "two_writers": (1, "translate"),
-    "lost_images": (1, "pack: "),
+    "lost_images": (1, "a shard of a pack is cut"),
     "not_finite": (1, "one process"),
     "changed_runs": (2, "other"),
     "malicious_models": (10, " in "),
