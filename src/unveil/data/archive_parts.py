@@ -8,6 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from unveil.data.archives import Archive, Shards
 from unveil.data.images import IMAGE_SUFFIXES, image_format, read_class_map
 from unveil.data.label_table import TABLE, examples
@@ -139,7 +142,13 @@ def _part(text: str, archive: Archive, found: Listed, part: str, labels: Sequenc
         found.unused,
         None,
         listing,
+        sizes=sizes_of(archive, members),
     )
+
+
+def sizes_of(archive: Archive, members: Sequence[int]) -> NDArray[np.int64]:
+    """The bytes of some files."""
+    return np.asarray(archive.sizes, dtype=np.int64)[np.asarray(members, dtype=np.int64)]
 
 
 def map_parts(text: str, archive: Archive) -> DataParts:
@@ -170,6 +179,7 @@ def map_parts(text: str, archive: Archive) -> DataParts:
             unused | dict(archive.refused),
             lambda index: archive.read(maps[index]),
             listing,
+            sizes=sizes_of(archive, members),
         )
 
     return DataParts(text, _makers(layout, make), layout.folders, _counts(layout))

@@ -46,12 +46,13 @@ def array_source(
     if labels is not None and len(labels) != len(array):
         raise UnveilError(f"there are {len(labels)} labels for {len(array)} images: expected one for each")
     names = [f"{name}/{index:06d}" for index in range(len(array))]
+    sizes = np.full(len(array), array[:1].nbytes)
     digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
     digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     if labels is not None and kind is not None:
         content = digest.hexdigest()
         read = partial(_read, array, scale)
-        plain = Source(name, names, None, [], content, read, listing_fingerprint=content, form=form)
+        plain = Source(name, names, None, [], content, read, listing_fingerprint=content, form=form, sizes=sizes)
         return with_values(plain, kind, kind.read_array(labels))
     if labels is not None and labels.ndim != 1:
         maps = _checked_maps(np.asarray(labels), array)
@@ -68,10 +69,12 @@ def array_source(
             map_reader=lambda index: maps[index],
             listing_fingerprint=content,
             form=form,
+            sizes=sizes,
         )
     content = digest.hexdigest()
     if labels is None:
-        return Source(name, names, None, [], content, lambda index: scale(array[index]), listing_fingerprint=content, form=form)
+        read = partial(_read, array, scale)
+        return Source(name, names, None, [], content, read, listing_fingerprint=content, form=form, sizes=sizes)
     numbers, classes = number_array(np.asarray(labels))
     return Source(
         name,
@@ -83,6 +86,7 @@ def array_source(
         listing_fingerprint=content,
         notes=() if not classes else (classes_sentence("the labels", numbers, classes),),
         form=form,
+        sizes=sizes,
     )
 
 

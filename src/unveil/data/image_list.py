@@ -182,6 +182,7 @@ def list_source(images: Sequence[Any], *, name: str = "list", form: str = "") ->
         listing_fingerprint=listing,
         notes=tuple(notes),
         groups=originals.astype(np.int64) if repeated else None,
+        sizes=np.array([sizes[i] or 0 if i in paths else bytes_of(raw_image(images[i], names[i])) for i in range(len(images))]),
         form=form or (PATHS if len(paths) == len(images) else IMAGES),
     )
 
@@ -189,6 +190,13 @@ def list_source(images: Sequence[Any], *, name: str = "list", form: str = "") ->
 def is_path(image: Any) -> bool:
     """Whether an image is given by its path."""
     return isinstance(image, str | os.PathLike)
+
+
+def bytes_of(raw: Raw) -> int:
+    """The size of an image in memory."""
+    if isinstance(raw, Image.Image):
+        return raw.width * raw.height * len(raw.getbands())
+    return len(raw) if isinstance(raw, bytes) else raw.nbytes
 
 
 def checksum(raw: Raw) -> str:

@@ -57,6 +57,8 @@ class Split:
     read: Callable[[int], bytes | Pixels]
     shrunk_to: int | None
     """The maximum short side of the images, in pixels, if some have reached it; None if none was shrunk."""
+    sizes: NDArray[np.int64]
+    """Bytes of each image; 0 if it cannot be read."""
 
 
 class Pack:
@@ -128,6 +130,8 @@ class Pack:
         for index, (missing, label) in unreadable.items():
             names[index], labels[index] = missing, label
 
+        sizes = np.zeros(len(row_of), dtype=np.int64)
+        sizes[row_of >= 0] = self.table["bytes"][first:last]
         side = int(self.facts["settings"]["side"])
         shrunk = bool((np.minimum(self.table["height"], self.table["width"])[first:last] == side).any())
 
@@ -144,6 +148,7 @@ class Pack:
             hashlib.sha256(f"{self.facts['sha256']} {name}".encode()).hexdigest(),
             read,
             side if shrunk else None,
+            sizes,
         )
 
     def read(self, row: int) -> bytes | Pixels:

@@ -63,6 +63,8 @@ class Source:
     NaN where there is none, and `classes` is the name of the quantity."""
     absent: float = math.nan
     """What `values` are of labels that are not among `classes`: 0 if each image has a list of all its labels, else unknown."""
+    sizes: NDArray[np.int64] | None = None
+    """Bytes of each file, or of each image in memory, by which exact copies are found; None if they are not known."""
     unscored: str = ""
     """A sentence about labels of a test set that the train set does not have; "" if there are none."""
 
@@ -151,6 +153,7 @@ class Source:
             map_reader=None if map_reader is None else lambda index: map_reader(int(chosen[index])),
             groups=None if self.groups is None else self.groups[chosen],
             values=None if self.values is None else self.values[chosen],
+            sizes=None if self.sizes is None else self.sizes[chosen],
             retries=Retries(),
         )
 
@@ -218,6 +221,7 @@ def joined(sources: Sequence[Source]) -> Source:
         values=values,
         form=sources[0].form,
         absent=next((source.absent for source in sources if source.values is not None), math.nan),
+        sizes=joined_sizes(sources),
     )
 
 
@@ -238,6 +242,12 @@ def joined_values(sources: Sequence[Source]) -> Values | None:
     return np.concatenate(
         [empty if source.values is None else source.values for source, empty in zip(sources, nothing, strict=True)]
     )
+
+
+def joined_sizes(sources: Sequence[Source]) -> NDArray[np.int64] | None:
+    """The sizes of the files of several sources; None unless all know them."""
+    found = [source.sizes for source in sources if source.sizes is not None]
+    return np.concatenate(found) if len(found) == len(sources) else None
 
 
 def joined_groups(sources: Sequence[Source]) -> NDArray[np.int64] | None:

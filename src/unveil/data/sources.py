@@ -228,6 +228,7 @@ def _pack_parts(text: str, path: Path) -> DataParts:
             split.skipped,
             listing_fingerprint=split.fingerprint,
             shrunk_to=split.shrunk_to,
+            sizes=split.sizes,
         )
 
     counts = {name: facts["pictures"] for name, facts in pack.facts["splits"].items()}

@@ -122,7 +122,7 @@ def dry_run(plan: ImagePlan, folder: Path, listing: float, seconds: float) -> Dr
     world, training = plan.recipe.world, plan.recipe.training
     plan, share = shorten_run(plan, seconds)
     before, start = process_bytes("VmRSS") or 0, time.monotonic()
-    train_set, test_set, held_out, _ = plan.open_subsets()
+    train_set, test_set, held_out, *_ = plan.open_subsets()
     opening, stored = time.monotonic() - start, (process_bytes("VmRSS") or 0) - before
     counts = ImageCounts.of(plan, train_set, test_set, held_out, share)
     start = time.monotonic()

@@ -96,6 +96,11 @@ def finetune(
         task=kind, encoder=encoder.config, config=own, recipe=recipe, augment=augment, classes=recorded_classes(path)
     )
     labelled = samples.labelled(run, data, test, request)
+    if not labelled.counts[0]:
+        raise UnveilError(
+            f"{'validation is ' + format(own.validation, 'g') if own.validation else 'the validation set'}: no {labelled.noun} "
+            f"would be left to train on, since {labelled.validation_count:,} are kept aside; use a smaller share"
+        )
     if own.patience and not labelled.validation_count:
         raise UnveilError(
             f"patience is {own.patience}, but there are no {labelled.noun} to validate on: add --validation 0.1, which keeps a "

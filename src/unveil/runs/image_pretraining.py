@@ -50,6 +50,7 @@ class PretrainConfig:
         "channels",
         "grad_checkpointing",
         "held_out",
+        "leave_out_copies",
         "max_pixels",
         "max_unreadable",
         "normalisation",
@@ -80,6 +81,8 @@ class PretrainConfig:
     """Stop, with a checkpoint, if a larger share of the images becomes unreadable during training."""
     held_out: CountOrZero = 1000
     """Images to hold out for evaluation if DATA has no test split; at most a tenth. Probes of this run hold out the same images."""
+    leave_out_copies: bool = True
+    """Leave out training images that are exact copies of held-out ones."""
     repeats: Count = 1
     """Augmented samples per decoded image (repeated augmentation). An epoch counts samples, so the number of steps is unchanged."""
     grad_checkpointing: bool = False
@@ -150,6 +153,7 @@ class ImagePlan(PretrainPlan):
             max_pixels=self.run_config.max_pixels,
             most=self.run_config.held_out,
             show=self.recipe.world.is_main,
+            leave_out_copies=self.run_config.leave_out_copies,
         )
 
     def vit(self, dataset: ImageDataset) -> ViTConfig:
@@ -202,7 +206,8 @@ class ImagePretraining(Pretraining):
         self.plan, self.session = plan, session
         say_notes(session.say, plan.roles.sentence, plan.source)
         say_notes(session.say, pack_sentence(plan.source, plan.side))
-        self.train_set, self.test_set, self.held_out, self.validation_set = plan.open_subsets()
+        self.train_set, self.test_set, self.held_out, self.validation_set, note = plan.open_subsets()
+        say_notes(session.say, note)
         self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, session.world, session.say)
         refuse_earlier_numbering(session.run, self.train_set, self.test_set)
         self.write_skipped()

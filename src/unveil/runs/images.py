@@ -25,7 +25,7 @@ from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.labelled_data import LabelledOptions, LabelledSubsets, data_of, labelled_subsets
 from unveil.runs.labelled_images import LabelledImages
 from unveil.runs.modality import MAX_VALIDATION, FinetuneRunConfig, LabelledRequest, Modality
-from unveil.runs.open_data import natural_side, open_each, size_option, sizes_for
+from unveil.runs.open_data import natural_side, open_each, size_option, sizes_for, without_copies
 from unveil.runs.sample_stream import ImageStream
 from unveil.runs.session import join
 from unveil.runs.teacher import open_teacher_of
@@ -42,7 +42,7 @@ class ImageFinetuneConfig(FinetuneRunConfig):
     image_size: tuple[Side, ...] = ()
     """Side of the images, or height and width, such as 448 for a model of 224; by default that of the model. Positions are
     interpolated."""
-    HIDDEN = ("test_split", "max_pixels", "max_unreadable")
+    HIDDEN = ("test_split", "max_pixels", "max_unreadable", "leave_out_copies")
     split: str | None = None
     """Parts of DATA to train on: train, val, test, unlabeled, other (beside the splits), several as in train+val, or all; by
     default train."""
@@ -52,6 +52,8 @@ class ImageFinetuneConfig(FinetuneRunConfig):
     """Files with more pixels than this are not decoded."""
     max_unreadable: Share = 0.01
     """Stop, with a checkpoint, if a larger share of the images becomes unreadable during training."""
+    leave_out_copies: bool = True
+    """Leave out training images that are exact copies of test images held out, or of validation images."""
 
 
 DIGITS_DEFAULTS = {
@@ -82,6 +84,8 @@ def with_validation(opened: LabelledSubsets, config: ImageFinetuneConfig, reques
         labels = train.labels if with_classes else torch.zeros(len(train), dtype=torch.int64)
         rest, aside = stratified_split(labels, share, request.recipe.training.seed, train.groups)
         train, validation = Subset(train.dataset, train.indices[rest]), Subset(train.dataset, train.indices[aside])
+        if config.leave_out_copies:
+            train = without_copies(train, validation)
     return opened._replace(train=train, validation=validation if validation is not None and len(validation) else None)
 
 
@@ -180,6 +184,7 @@ class ImageModality(Modality):
             classes=request.classes,
             augment=request.augment,
             max_pixels=config.max_pixels,
+            leave_out_copies=config.leave_out_copies,
             say=printer(world.is_main),
             show=world.is_main,
         )

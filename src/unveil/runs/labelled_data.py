@@ -44,6 +44,8 @@ class LabelledOptions:
     """The crops to train on, for which images are kept large enough; None if they are only evaluated."""
     max_pixels: int
     """Files with more pixels than this are not decoded."""
+    leave_out_copies: bool = True
+    """Whether training images that are exact copies of test images held out, or of validation images, are left out."""
     read: bool = True
     """Whether images are read into memory if they fit; if not, only a sample is, and `reopened` reads them."""
     say: Say
@@ -107,13 +109,15 @@ def labelled_subsets(
         most=held_out_count(run),
         show=request.show,
         read=request.read,
+        leave_out_copies=request.leave_out_copies,
     )
+    say_notes(request.say, opened.note)
     name, test_name = roles.train.name, opened.test.dataset.source.name
     if not len(opened.test):
         count = count_of(len(opened.train), "image")
         raise UnveilError(f"{name} has {count}, too few to hold out a tenth: give a test set with --test")
     if not issubclass(request.targets, PER_IMAGE):  # every image has its target, or was left out on opening
-        return LabelledSubsets(*opened, roles.splits)
+        return LabelledSubsets(opened.train, opened.test, opened.held_out, opened.validation, roles.splits)
     train_set, test_set = opened.train.labelled(), opened.test.labelled()
     if not len(test_set):
         whose = f"none of the {count_of(len(opened.test), 'image')} held out from {name}" if opened.held_out else "no test image of"

@@ -13,6 +13,7 @@ from rich.progress import MofNCompleteColumn
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
+from unveil.data.copies import copies_of, copies_of_tests
 from unveil.data.dataset import ImageDataset
 from unveil.data.eval_transform import EvalTransform, crop_pct_for
 from unveil.data.image_samples import sample_images
@@ -23,7 +24,7 @@ from unveil.data.splits import Subset, held_out_split
 from unveil.errors import UnveilError
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
-from unveil.plain_text import shorten
+from unveil.plain_text import count_of, shorten
 from unveil.train.terminal import console, has_bars, new_bar
 
 Say = Callable[[str], None]
@@ -94,10 +95,20 @@ class ImageSubsets(NamedTuple):
     """Whether the test set was held out from the training images."""
     validation: Subset | None
     """The images to evaluate during training, so that the test set is evaluated only at the end; None means the test set."""
+    note: str = ""
+    """What the user should know about copies of test images; "" if there are none."""
 
 
 def open_subsets(
-    roles: Roles, *, side: ShrinkTo, channels: int | None, max_pixels: int, most: int, show: bool, read: bool = True
+    roles: Roles,
+    *,
+    side: ShrinkTo,
+    channels: int | None,
+    max_pixels: int,
+    most: int,
+    show: bool,
+    read: bool = True,
+    leave_out_copies: bool = True,
 ) -> ImageSubsets:
     """Opens the images of a run.
 
@@ -109,6 +120,7 @@ def open_subsets(
         most: Maximum number of images to hold out.
         show: Whether to show a progress bar.
         read: Whether images are read into memory if they fit; if not, only a sample is.
+        leave_out_copies: Whether training images that are exact copies of held-out ones are left out.
     """
     opened = ImageDataset if read else partial(ImageDataset, memory=0)
     with progress_bar(roles.train.name, show) as progress:
@@ -117,7 +129,9 @@ def open_subsets(
         groups = Subset(train, torch.arange(roles.held_out_of)).groups
         kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)), groups)
         kept = torch.cat([kept, torch.arange(roles.held_out_of, len(train))])
-        return ImageSubsets(Subset(train, kept), Subset(train, held_out), True, None)
+        all_kept, test = Subset(train, kept), Subset(train, held_out)
+        rest = without_copies(all_kept, test) if leave_out_copies else all_kept
+        return ImageSubsets(rest, test, True, None, left_out_sentence(len(all_kept) - len(rest)))
 
     def like_train(source: Source) -> Subset:
         source = source.with_classes(roles.train.classes) if roles.train.classes else source
@@ -128,7 +142,28 @@ def open_subsets(
         return Subset(dataset, torch.arange(len(dataset)))
 
     validation = None if roles.validation is None else like_train(roles.validation)
-    return ImageSubsets(Subset(train, torch.arange(len(train))), like_train(roles.test), False, validation)
+    note = shared_sentence(*copies_of_tests(roles.test, roles.train), len(roles.test))
+    return ImageSubsets(Subset(train, torch.arange(len(train))), like_train(roles.test), False, validation, note)
+
+
+def without_copies(kept: Subset, aside: Subset) -> Subset:
+    """The images of a subset that are no exact copies of images that are kept aside from it, of the same dataset."""
+    source = kept.dataset.source
+    copies = sorted(copies_of(source, aside.indices.numpy(), source, kept.indices.numpy()))
+    return Subset(kept.dataset, kept.indices[~torch.isin(kept.indices, torch.tensor(copies, dtype=torch.int64))])
+
+
+def left_out_sentence(copies: int) -> str:
+    """What the user should know about training images that were left out; "" if there are none."""
+    verb = "is an exact copy of a held-out one" if copies == 1 else "are exact copies of held-out ones"
+    return f"left out {count_of(copies, 'training image')} that {verb}" if copies else ""
+
+
+def shared_sentence(shared: int, checked: int, tests: int) -> str:
+    """A warning that test images are trained on; "" if none of those that were checked is."""
+    of = f"the {checked:,} that were checked of {tests:,} test images" if checked < tests else count_of(tests, "test image")
+    verb = "is an exact copy of a training image" if shared == 1 else "are exact copies of training images"
+    return f"{shared:,} of {of} {verb}: the accuracy is too high (unveil doctor lists them)" if shared else ""
 
 
 def image_facts(dataset: ImageDataset, image_size: Size) -> dict[str, Any]:

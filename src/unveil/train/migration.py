@@ -9,10 +9,10 @@ from typing import Any
 
 from unveil.blocks.attention import decoder_heads, default_heads
 
-RUN_FORMAT = 6
+RUN_FORMAT = 7
 """The format that this version writes. Version 2 renamed options and results, version 3 changed defaults, version 4 takes random
-crops from the original image, version 5 changed the settings of the digits, and version 6 fine-tunes with a validation set, images
-from a linear probe."""
+crops from the original image, version 5 changed the settings of the digits, version 6 fine-tunes with a validation set, images from
+a linear probe, and version 7 leaves out training images that are copies of held-out ones."""
 
 CONFIG_KEYS = {
     "recompute": "grad_checkpointing",
@@ -91,6 +91,8 @@ def migrate_config(config: Mapping[str, Any], version: int = 1) -> dict[str, Any
         new = {"crop_from": "shrunk"} | new
     if version < 6 and "from" in new:  # fine-tuning
         new = FINETUNE_OPTIONS | (FINETUNE_IMAGE_OPTIONS if "crop" in new and "task" not in new else {}) | new
+    if version < 7 and "crop" in new:
+        new = {"leave_out_copies": False} | new
     return new
 
 

@@ -1,0 +1,66 @@
+"""Exact copies: files with the same bytes, or arrays with the same pixels. They make a test set look easier than it is."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unveil.data.image_list import checksum
+from unveil.data.pixels import Unreadable
+from unveil.data.source import Source, evenly_spaced
+
+MOST_CHECKED, MOST_READ = 1000, 20_000
+"""Test images of a user that are looked for, and files that may have to be read for that."""
+Indices = NDArray[np.int64]
+
+
+def copies_of(wanted: Source, rows: Indices, source: Source, among: Indices) -> dict[int, int]:
+    """Which images of `source` are exact copies of wanted ones. Only files whose sizes occur in both are read.
+
+    Args:
+        wanted: Images, of which `rows` are looked for.
+        rows: Their indices.
+        source: The images to search, which may be the same source.
+        among: Indices of the images to search. None of them is one of `rows` of the same source.
+
+    Returns:
+        The index of a wanted image, by the index of its copy. Nothing is found if a source does not know the sizes of its files.
+    """
+    if wanted.sizes is None or source.sizes is None:
+        return {}
+    shared = np.intersect1d(wanted.sizes[rows], source.sizes[among])
+    shared = shared[shared > 0]
+    known = {digest: index for index, digest in digests(wanted, rows[np.isin(wanted.sizes[rows], shared)])}
+    candidates = among[np.isin(source.sizes[among], shared)]
+    return {index: known[digest] for index, digest in digests(source, candidates) if digest in known}
+
+
+def copies_of_tests(test: Source, train: Source) -> tuple[int, int]:
+    """How many test images are exact copies of training images, and how many were looked for: some of a large set."""
+    if test.sizes is None or train.sizes is None:
+        return 0, 0
+    count = MOST_CHECKED
+    while True:
+        rows = np.array(evenly_spaced(range(len(test)), count), dtype=np.int64)
+        if count <= 2 or np.isin(train.sizes, test.sizes[rows]).sum() <= MOST_READ:
+            break
+        count = max(2, count // 2)
+    return len(set(copies_of(test, rows, train, np.arange(len(train))).values())), len(rows)
+
+
+def digests(source: Source, indices: Indices) -> Iterator[tuple[int, bytes]]:
+    """A digest of each image that can be read."""
+
+    def digest(index: int) -> bytes:
+        try:
+            raw = source.read(index)
+        except Unreadable:
+            return b""
+        return hashlib.sha256(raw).digest() if isinstance(raw, bytes) else bytes.fromhex(checksum(raw))
+
+    with ThreadPoolExecutor(16, thread_name_prefix="copies") as pool:
+        for index, found in zip(indices.tolist(), pool.map(digest, indices.tolist()), strict=True):
+            if found:
+                yield index, found
