@@ -204,7 +204,7 @@ def _refuse_suffix(out: str | Path, suffixes: tuple[str, ...]) -> None:
     suffix = Path(out).suffix
     if suffix not in suffixes:
         listed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
-        raise UnveilError(f"{out} ends in {suffix or 'nothing'}: use {listed}")
+        raise UnveilError(f"{out} {f'ends in {suffix}' if suffix else 'has no ending'}: use {listed}")
 
 
 CHECKS: dict[str, Callable[[str], None]] = {

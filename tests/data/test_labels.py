@@ -14,7 +14,7 @@ from PIL import Image
 from unveil.data.label_table import Names
 from unveil.data.labels import class_order, classes_sentence, number_array, number_labels, unified
 from unveil.data.source import Source
-from unveil.data.sources import array_source, open_both, open_source
+from unveil.data.sources import array_source, open_both, open_roles, open_source
 from unveil.errors import UnveilError
 
 
@@ -305,3 +305,40 @@ def test_labels_change_the_fingerprint(tmp_path: Path) -> None:
     assert before.listing_fingerprint == after.listing_fingerprint
     images = np.zeros((2, 8, 8), np.uint8)
     assert array_source(images, np.array([0, 1])).fingerprint != array_source(images, np.array([1, 0])).fingerprint
+
+
+def test_accents_in_one_character_or_two_are_the_same_name(tmp_path):
+    composed, separate = "Gr\u00fcn", "Gru\u0308n"  # as Linux writes it, and a Mac
+    names = [
+        f"{split}/{other}/{i}.png"
+        for split, own in (("train", composed), ("test", separate))
+        for other in (own, "rot")
+        for i in range(3)
+    ]
+    write(tmp_path / "pics", names)
+    roles = open_roles(str(tmp_path / "pics"))
+    assert roles.train.classes == [composed, "rot"]
+    assert roles.test.classes == [composed, "rot"]
+    assert np.bincount(roles.test.labels).tolist() == [3, 3]
+    write(tmp_path / "table", [f"{separate}.png", "b.png"])
+    (tmp_path / "table" / "labels.csv").write_text(f"file,label\n{composed}.png,x\nb.png,y\n", encoding="utf-8")
+    source = open_source(str(tmp_path / "table"))
+    assert [source.classes[label] for label in source.labels] == [{"b.png": "y"}.get(name, "x") for name in source.names]
+
+
+def test_one_number_in_several_spellings_is_one_class():
+    assert unified(["0", "0.0", None, "1", "1.50"]) == ["0", "0", None, "1", "1.5"]
+    assert unified(["0", "0.5"]) == ["0", "0.5"]
+    assert unified(["0", "0.0", "a"]) == ["0", "0.0", "a"]
+    assert unified(["100", "1e2"]) == ["100", "1e2"]
+    assert unified(["200", "200.0"]) == ["200", "200"]
+
+
+def test_classes_that_may_be_mistakes_are_said():
+    labels = np.array([0, 1, 2, 3])
+    said = classes_sentence("the labels", labels, ["LEMON", "lemon ", "NaN", "pear"])
+    assert said.endswith(
+        "(1 image each). 'LEMON' and 'lemon ' differ only in case or spaces, and are 2 classes. 'NaN' is a class as well: leave "
+        "the label of an image empty if it has none"
+    )
+    assert classes_sentence("the labels", labels[:2], ["a", "b"]) == "took the labels as classes: a, b (1 image each)"

@@ -580,3 +580,14 @@ def test_what_is_no_image_is_listed_and_what_speaks_of_one_is_not(tmp_path):
     source = open_source(write("folder", tmp_path, {f"set/{name}": data for name, data in (files | others).items()}))
     assert {name.rpartition("/")[2] for name in source.skipped} == others.keys()
     assert set(source.skipped.values()) == {"not an image, by its name or its first bytes"}
+
+
+def test_arrays_of_16_bits_that_are_nearly_black_are_said():
+    dark = np.full((3, 8, 8, 3), 200, np.uint16)
+    assert array_source(dark).notes == (
+        "the array is uint16 and its largest value is 200, of 65535, so its images are nearly black: convert it to uint8 if 255 is "
+        "white",
+    )
+    assert any("nearly black" in note for note in array_source(dark, np.array([0, 1, 1])).notes)
+    assert array_source(dark * 300).notes == ()
+    assert array_source(dark.astype(np.uint8)).notes == ()

@@ -117,6 +117,9 @@ def test_a_tenth_is_kept_aside_if_there_is_no_validation_split(run: Run, data: P
     some = unveil.finetune(run, str(data / "train"), out=tmp_path / "some", validation=0.25, **options)
     assert (some.results["trained_on"], some.results["validated_on"]) == (54, 18)
     assert some.results["validation"]["metric"] == "top1"
+    with pytest.raises(UnveilError, match=r"^validation is 0\.001, but of 72 training images that is no whole image of any class"):
+        unveil.finetune(run, str(data / "train"), out=tmp_path / "none", validation=0.001, **options)
+    assert not (tmp_path / "none").exists()
 
 
 def test_patience(run: Run, data: Path, tmp_path: Path) -> None:

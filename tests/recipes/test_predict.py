@@ -141,6 +141,15 @@ def test_scores_are_those_of_timm(tuned: Path, data: Path, tmp_path: Path) -> No
     assert compared >= 12
 
 
+def test_a_list_with_a_file_that_cannot_be_read(tuned: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = sorted(str(path) for path in (data / "test").rglob("*.png"))[:2]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    table = unveil.predict(tuned, [good[0], str(tmp_path / "broken.png"), good[1]], device="cpu")
+    assert len(table.labels) == 2
+    assert list(table.skipped) == [str(tmp_path / "broken.png")]
+    assert "1 file could not be read and has no row" in capsys.readouterr().err
+
+
 def test_formats_hold_the_same(tuned: Path, data: Path, tmp_path: Path) -> None:
     from pyarrow import parquet
 

@@ -69,7 +69,7 @@ def test_options_and_their_values_are_renamed():
     foreign = {"length": 3, "keep": 1, "schedule": "line"}  # a plug-in may use these names today
     assert migrate_config(foreign, 2) == NEW_OPTIONS | foreign
     assert migrate_config(foreign, RUN_FORMAT) == foreign
-    assert migrate_config({"crop": "resized"}, 3) == {"crop": "resized", "crop_from": "shrunk"}  # images
+    assert migrate_config({"crop": "resized"}, 3) == {"crop": "resized", "crop_from": "shrunk", "leave_out_copies": False}  # images
     assert migrate_config({"crop": "resized", "crop_from": "original"}, RUN_FORMAT)["crop_from"] == "original"
     assert migrate_config({"crop": "none"})["crop_from"] == "shrunk"
 

@@ -43,6 +43,7 @@ def array_source(
         UnveilError: If it holds no images, or its axes seem to be in another order; or if the labels do not fit.
     """
     scale = _checked_images(array, known_axes)
+    dark = dark_note(array)
     if labels is not None and len(labels) != len(array):
         raise UnveilError(f"there are {len(labels)} labels for {len(array)} images: expected one for each")
     names = [f"{name}/{index:06d}" for index in range(len(array))]
@@ -52,7 +53,7 @@ def array_source(
     if labels is not None and kind is not None:
         content = digest.hexdigest()
         read = partial(_read, array, scale)
-        plain = Source(name, names, None, [], content, read, listing_fingerprint=content, form=form, sizes=sizes)
+        plain = Source(name, names, None, [], content, read, listing_fingerprint=content, form=form, sizes=sizes, notes=dark)
         return with_values(plain, kind, kind.read_array(labels))
     if labels is not None and labels.ndim != 1:
         maps = _checked_maps(np.asarray(labels), array)
@@ -70,11 +71,12 @@ def array_source(
             listing_fingerprint=content,
             form=form,
             sizes=sizes,
+            notes=dark,
         )
     content = digest.hexdigest()
     if labels is None:
         read = partial(_read, array, scale)
-        return Source(name, names, None, [], content, read, listing_fingerprint=content, form=form, sizes=sizes)
+        return Source(name, names, None, [], content, read, listing_fingerprint=content, form=form, sizes=sizes, notes=dark)
     numbers, classes = number_array(np.asarray(labels))
     return Source(
         name,
@@ -84,9 +86,19 @@ def array_source(
         version_2(content, *map(str, labels.tolist())),
         lambda index: scale(array[index]),
         listing_fingerprint=content,
-        notes=() if not classes else (classes_sentence("the labels", numbers, classes),),
+        notes=(*dark, *((classes_sentence("the labels", numbers, classes),) if classes else ())),
         form=form,
         sizes=sizes,
+    )
+
+
+def dark_note(array: NDArray[Any]) -> tuple[str, ...]:
+    """A sentence about 16-bit images that are nearly black."""
+    if array.dtype != np.uint16 or not array.size or (highest := int(array.max())) > 255:
+        return ()
+    return (
+        f"the array is uint16 and its largest value is {highest}, of 65535, so its images are nearly black: convert it to uint8 if "
+        f"255 is white",
     )
 
 

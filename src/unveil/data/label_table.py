@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,6 +122,11 @@ def examples(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
+def folded(name: str) -> str:
+    """A name without case, and with its accents and letters in one character each."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
 class Names:
     """Finds images by the paths that people write into tables."""
 
@@ -131,8 +137,9 @@ class Names:
     def find(self, written: str) -> int | None:
         """The index of an image; None if there is none.
 
-        Backslashes are slashes. If the path itself is not found, these are tried, where they are unambiguous: other case, a
-        missing suffix, a bare file name for an image in a folder, and the end of an absolute path.
+        Backslashes are slashes. If the path itself is not found, these are tried, where they are unambiguous: other case, accents
+        as separate characters (as in archives made on a Mac), a missing suffix, a bare file name for an image in a folder, and the
+        end of an absolute path.
         """
         path = written.replace("\\", "/")
         while path.startswith("./"):
@@ -147,23 +154,23 @@ class Names:
                 index = table.get(self._key(table, "/".join(steps[start:])), -1)
                 if index >= 0:
                     return index
-        index = self._bases.get(steps[0].lower(), -1) if len(steps) == 1 else -1
+        index = self._bases.get(folded(steps[0]), -1) if len(steps) == 1 else -1
         return index if index >= 0 else None
 
     def _key(self, table: Mapping[str, int], path: str) -> str:
-        return path if table is self._exact else path.lower()
+        return path if table is self._exact else folded(path)
 
     @cached_property
     def _lower(self) -> dict[str, int]:
-        return self._unambiguous((name.lower(), index) for index, name in enumerate(self.names))
+        return self._unambiguous((folded(name), index) for index, name in enumerate(self.names))
 
     @cached_property
     def _stems(self) -> dict[str, int]:
-        return self._unambiguous((_stem(name.lower()), index) for index, name in enumerate(self.names))
+        return self._unambiguous((_stem(folded(name)), index) for index, name in enumerate(self.names))
 
     @cached_property
     def _bases(self) -> dict[str, int]:
-        bases = [(name.lower().rpartition("/")[2], index) for index, name in enumerate(self.names)]
+        bases = [(folded(name).rpartition("/")[2], index) for index, name in enumerate(self.names)]
         stems = self._unambiguous((_stem(base), index) for base, index in bases)
         return stems | self._unambiguous(bases)
 

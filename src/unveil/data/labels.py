@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ from unveil.plain_text import count_of
 
 Labels = NDArray[np.int64]
 _INTEGER, _DECIMAL = re.compile(r"[+-]?[0-9]{1,400}"), re.compile(r"[+-]?[0-9]{0,40}\.?[0-9]{1,40}")
+MISSING = ("nan", "na", "n/a", "null", "none", "?")
+"""Words that tables have for a missing value, without case."""
 SHOWN_CLASSES = 6
 """Maximum number of class names in a message."""
 SAMPLED_JSON = 100
@@ -48,6 +52,7 @@ def number_labels(values: Mapping[str, Sequence[str | None]]) -> dict[str, tuple
     Only labels that occur are numbered. The classes of the train split are numbered first; those that occur in another part only
     follow after them. A label of None becomes -1, and a part without any label has None.
     """
+    values = composed(values)
     occurring = {part: class_order(value for value in own if value is not None) for part, own in values.items()}
     first = occurring.get("train") or class_order(name for names in occurring.values() for name in names)
     known = set(first)
@@ -58,6 +63,15 @@ def number_labels(values: Mapping[str, Sequence[str | None]]) -> dict[str, tuple
         labels = np.array([-1 if value is None else number[value] for value in own], dtype=np.int64)
         numbered[part] = (labels, classes) if occurring[part] else (None, [])
     return numbered
+
+
+def composed(values: Mapping[str, Sequence[str | None]]) -> Mapping[str, Sequence[str | None]]:
+    """Labels of which two that look the same, because an accent is a character of its own in one of them, are one class."""
+    distinct = {value for own in values.values() for value in own if value is not None}
+    one = {value: unicodedata.normalize("NFC", value) for value in distinct}
+    if len(set(one.values())) == len(distinct):
+        return values
+    return {part: [None if value is None else one[value] for value in own] for part, own in values.items()}
 
 
 def number_array(labels: NDArray[Any]) -> tuple[Labels, list[str]]:
@@ -84,7 +98,22 @@ def classes_sentence(where: str, labels: Labels, classes: Sequence[str]) -> str:
     each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     shown = ", ".join(name for name, _ in named[:SHOWN_CLASSES])
     many = f", ... ({len(named):,} classes, " if len(named) > SHOWN_CLASSES else " ("
-    return f"took {where} as classes: {shown}{many}{each} image{'s' * (most != 1)} each)"
+    doubts = "".join(f". {doubt}" for doubt in doubtful([name for name, _ in named]))
+    return f"took {where} as classes: {shown}{many}{each} image{'s' * (most != 1)} each){doubts}"
+
+
+def doubtful(classes: Sequence[str]) -> list[str]:
+    """Sentences about classes that may be mistakes: names that differ in case or spaces only, and words for a missing value."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault("".join(name.casefold().split()), []).append(name)
+    found = [
+        f"{' and '.join(map(repr, names))} differ only in case or spaces, and are {len(names)} classes"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    missing = [name for name in classes if name.strip().casefold() in MISSING]
+    return found[:3] + [f"{name!r} is a class as well: leave the label of an image empty if it has none" for name in missing]
 
 
 def written_labels(
@@ -110,10 +139,12 @@ def written_labels(
 
 
 def unified(values: Sequence[str | None]) -> list[str | None]:
-    """Labels, with the same text for the same number: if all are whole numbers, 01 and 1 are the same class."""
+    """Labels, with the same text for the same number: if all are numbers, 01, 1 and 1.0 are the same class."""
     distinct = {value for value in values if value is not None}
     if all(_INTEGER.fullmatch(value) for value in distinct) and len({int(value) for value in distinct}) < len(distinct):
         return [None if value is None else str(int(value)) for value in values]
+    if all(_DECIMAL.fullmatch(value) for value in distinct) and len({Decimal(value) for value in distinct}) < len(distinct):
+        return [None if value is None else f"{Decimal(value).normalize():f}" for value in values]
     return list(values)
 
 

@@ -94,6 +94,7 @@ def predict(
     if out is None:
         labeller.kept = []
         columns, skipped = job.in_memory()
+        job.say_skipped(skipped, None)
         return labeller.table(columns, skipped)
     path = Path(out)
     facts = {"top_k": config.top_k, "scores": config.scores, "split": config.split, "max_pixels": config.max_pixels}

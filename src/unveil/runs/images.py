@@ -13,12 +13,14 @@ from unveil.data.parts import Roles
 from unveil.data.sources import Data, open_both, open_roles
 from unveil.data.splits import Subset, few_labels, stratified_split
 from unveil.data.targets import PER_IMAGE, ClassTargets
+from unveil.errors import UnveilError
 from unveil.interop.encoder_only import image_config_of
 from unveil.learner import Method, Task
 from unveil.methods import METHODS, method_class, method_defaults
 from unveil.models.vit import ViT
 from unveil.models.vit_config import MODELS
 from unveil.options import check_options, configure, known_to
+from unveil.plain_text import count_of
 from unveil.ranges import Count, Share, Side
 from unveil.runs.image_pretraining import ImagePlan, PretrainConfig, run_path
 from unveil.runs.initial_weights import open_initial_weights
@@ -84,6 +86,11 @@ def with_validation(opened: LabelledSubsets, config: ImageFinetuneConfig, reques
         labels = train.labels if with_classes else torch.zeros(len(train), dtype=torch.int64)
         rest, aside = stratified_split(labels, share, request.recipe.training.seed, train.groups)
         train, validation = Subset(train.dataset, train.indices[rest]), Subset(train.dataset, train.indices[aside])
+        if not len(validation) and config.validation:
+            raise UnveilError(
+                f"validation is {share:g}, but of {count_of(len(opened.train), 'training image')} that is no whole image of any "
+                f"class, so none would be kept aside. Use a larger share, or 0 for none"
+            )
         if config.leave_out_copies:
             train = without_copies(train, validation)
     return opened._replace(train=train, validation=validation if validation is not None and len(validation) else None)

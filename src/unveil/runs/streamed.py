@@ -241,9 +241,9 @@ class TableJob:
         """Names the first samples that could not be read, and says where all of them are listed."""
         for name, reason in sorted(skipped.items())[:SHOWN]:
             self.say(f"skipped {printable(name)}\t{printable(reason)}")
-        if skipped and where is not None:
-            verb = "has" if len(skipped) == 1 else "have"
-            self.say(f"{count_of(len(skipped), 'file')} could not be read and {verb} no row: see {skipped_list(where)}")
+        if skipped:
+            verb, listed = "has" if len(skipped) == 1 else "have", f": see {skipped_list(where)}" if where is not None else ""
+            self.say(f"{count_of(len(skipped), 'file')} could not be read and {verb} no row{listed}")
 
 
 class Clock:

@@ -77,7 +77,8 @@ class Run(os.PathLike[str]):
     def __init__(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         if facts is None and not (self.path / "run.json").is_file():
-            raise UnveilError(f"{path} is not a run folder: it has no run.json")
+            probe = "; it is the folder of a probe, whose results are in results.json and predictions.csv"
+            raise UnveilError(f"{path} is not a run folder: it has no run.json{probe * (self.path / 'predictions.csv').is_file()}")
         self.facts = dict(facts) if facts is not None else read_facts(self.path / "run.json")
         """The content of `run.json`: kind, config, command, versions, hardware, data."""
         self._parsed: dict[str, tuple[object, Any]] = {}
