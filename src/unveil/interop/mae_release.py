@@ -117,7 +117,7 @@ def load_encoder(
         facts = replace(facts, image_size=None)  # fine-tuned models often have images of another size
     elif "norm_pre.weight" in state:  # CLIP
         facts = replace(facts, eps=1e-5)
-    found = load_state(state, source, facts, (), heads=heads, image_size=image_size)
+    found = load_state(state, source, facts, Labels(), heads=heads, image_size=image_size)
     vit: ViTConfig = found.learner.encoder.config
     kind = "; no decoder" if found.learner.encoder is found.learner or not has_head else f"; {found.description}"
     say(f"{source}: {found.matched} of {found.matched} tensors matched; {description_of(vit)}{kind}")

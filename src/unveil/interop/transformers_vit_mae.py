@@ -23,6 +23,7 @@ from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
 from unveil.interop.files import read_folder
 from unveil.interop.formats import Contents
+from unveil.interop.heads import joined, left_out
 from unveil.interop.layout_maps import decoder_map, encoder_map
 from unveil.interop.layouts import TRANSFORMERS_MAE
 from unveil.interop.silence import silenced
@@ -214,7 +215,7 @@ def verify(learner: Learner, folder: Path) -> Verification:
 def verification_of(again: Learner, learner: Learner, pair: ImagePair, folder: Path) -> Verification:
     """Compares the tokens of an encoder. Dispatches on the reloaded model, which has a decoder only if one was exported."""
     difference = relative_difference(tokens_of_transformers(folder, pair.theirs), vit_of(learner)(pair.ours))
-    return Verification(difference, "transformers", f"tokens of {pair.source}", NOTE)
+    return Verification(difference, "transformers", f"tokens of {pair.source}", joined(left_out(learner, "transformers"), NOTE))
 
 
 @verification_of.register
