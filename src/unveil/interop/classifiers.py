@@ -37,6 +37,9 @@ class Labels(NamedTuple):
     """What these outputs are."""
 
 
+NO_LABELS = Labels()
+
+
 class Found(NamedTuple):
     """A learner that was loaded."""
 
@@ -64,7 +67,7 @@ def load_classifier(
     source: str,
     *,
     pool: Pool,
-    labels: Labels = Labels(),
+    labels: Labels = NO_LABELS,
     keep_head: bool = True,
 ) -> Found:
     """The learner of an encoder's tensors, in eval mode, with its head if there is one that can be kept.

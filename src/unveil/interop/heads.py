@@ -1,4 +1,4 @@
-"""The head of a learner as one linear layer on pooled features, for formats of other libraries, and which format has a place for it.
+"""The head of a learner as one linear layer on pooled features, for other libraries, and which format has a place for it.
 
     tokens -> (final norm) -> class token, mean of the patches, or both -> (norm) -> linear layer -> scores, logits or a number
 

@@ -1,4 +1,4 @@
-"""What is exported for timm: the tensors of an encoder, with those of its head as one linear layer; and the nearest architecture."""
+"""What is exported for timm: the tensors of an encoder and of its head as one linear layer; and the nearest architecture."""
 
 import math
 from collections.abc import Sequence

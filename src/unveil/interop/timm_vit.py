@@ -6,7 +6,7 @@ They are read from a folder of `save_for_hf`, from a file of tensors, or by a na
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,27 @@ from unveil.interop.configs import checked
 from unveil.interop.encoder_only import has_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
-from unveil.interop.image_files import sizes_to_try, transform_of
 from unveil.interop.heads import exported_features, facts_of_head, joined, left_out, problem_in
+from unveil.interop.image_files import sizes_to_try, transform_of
 from unveil.interop.layout_maps import layout_of_file, refuse_unplaced, without_dropped
 from unveil.interop.layouts import TIMM
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import check_names
 from unveil.interop.timm_facts import NAMES_OF_ACTIVATIONS, TimmFacts, download, facts_of_architecture, preprocessing_of
 from unveil.interop.timm_model import DISTILLED, WITH_EPS_1E5, WITH_SWIGLU, TimmModel, architecture_of, timm_model
-from unveil.interop.verify_export import Verification, difference_of_outputs, image_pair, largest, outputs_for_images, relative_difference
+from unveil.interop.verify_export import (
+    Verification,
+    difference_of_outputs,
+    image_pair,
+    largest,
+    outputs_for_images,
+    relative_difference,
+)
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.models.vit_config import ViTConfig
 from unveil.train.terminal import print_to_stderr
+
 
 def matches(contents: Contents) -> bool:
     """Whether contents are in this format."""
@@ -113,7 +121,7 @@ def load_state(
     pool: Pool = facts.pool if vit.class_token else "mean"
     if vit.positions == "learned" and is_sincos(state[layout.positions], vit):
         vit = replace(vit, positions="sincos")
-    vit = checked(replace(vit, **options))
+    vit = checked(replace(vit, **options | dict(facts.options)))
     found = load_classifier(layout, vit, state, source, pool=pool, labels=labels, keep_head=facts.keep_head)
     return found._replace(notes=(*found.notes, *([facts.note] if facts.note else []), *notes))
 

@@ -6,7 +6,6 @@ bias of keys adds the same value to all attention scores of a query, which the s
 """
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,14 @@ from unveil.interop.layouts import TRANSFORMERS_LAYOUTS
 from unveil.interop.silence import silenced
 from unveil.interop.transformers_images import NOTE, images_of_transformers, shape_json, write_folder
 from unveil.interop.transformers_vit import ACTIVATIONS, load, with_registers_and_scales
-from unveil.interop.verify_export import Verification, difference_of_outputs, largest, outputs_for_images, random_images, relative_difference
+from unveil.interop.verify_export import (
+    Verification,
+    compare_reloaded,
+    difference_of_outputs,
+    largest,
+    outputs_for_images,
+    relative_difference,
+)
 from unveil.learner import Learner
 from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
@@ -111,9 +117,7 @@ def verify(learner: Learner, folder: Path) -> Verification:
     """Compares features and outputs for image files with those of transformers, or of our reloaded model without transformers."""
     head, vit, kind = parts(learner)
     if importlib.util.find_spec("transformers") is None:
-        images, again = random_images(vit), load(folder, say=lambda text: None)
-        found, compared = outputs_for_images(again, images)
-        return Verification(difference_of_outputs(learner, found, images), "the reloaded file", f"{compared} of random images")
+        return compare_reloaded(learner, load(folder, say=lambda text: None), "transformers")
     from transformers import AutoModelForImageClassification
 
     pair = images_of_transformers(folder, vit_of(learner).config)

@@ -28,7 +28,7 @@ from unveil.interop.state_dict_map import to_state_dict
 from unveil.interop.timm_vit import told
 from unveil.interop.transformers_images import NOTE, images_of_transformers, is_ours, preprocessing, shape_json, write_folder
 from unveil.interop.transformers_names import as_size, version4_names
-from unveil.interop.verify_export import Verification, relative_difference
+from unveil.interop.verify_export import Verification, compare_reloaded, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.models.vit_config import Activation, ViTConfig
@@ -223,9 +223,7 @@ def verify(learner: Learner, folder: Path) -> Verification:
     """Compares the tokens of an encoder with those of transformers, or of our reloaded model without transformers."""
     encoder = vit_of(learner)
     if importlib.util.find_spec("transformers") is None:
-        from unveil.interop.mae_release import verification_of
-
-        return verification_of(load(folder, say=lambda text: None), learner)
+        return compare_reloaded(learner, load(folder, say=lambda text: None), "transformers")
     from transformers import AutoModel
 
     pair = images_of_transformers(folder, encoder.config)

@@ -30,7 +30,7 @@ from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, fits, to_state_dict, weight_and_bias
 from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, shape_json, write_folder
 from unveil.interop.transformers_names import as_size, version4_names
-from unveil.interop.verify_export import ImagePair, Verification, largest, relative_difference
+from unveil.interop.verify_export import ImagePair, Verification, compare_reloaded, largest, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
@@ -207,7 +207,7 @@ def verify(learner: Learner, folder: Path) -> Verification:
     """Compares the outputs of the learner with those of transformers, or of our reloaded model without transformers."""
     again = load(folder, say=lambda text: None)
     if importlib.util.find_spec("transformers") is None:
-        return mae_release.verification_of(again, learner)
+        return compare_reloaded(learner, again, "transformers")
     return verification_of(again, learner, images_of_transformers(folder, vit_of(learner).config), folder)
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from unveil.data.augment import normalise
 from unveil.data.batch import Batch
+from unveil.interop.encoder_only import encoder_only, vit_of
+from unveil.interop.heads import head_for, left_out
 from unveil.interop.image_files import image_files, read_prepared, sizes_to_try
 from unveil.learner import Learner
 from unveil.models.bert import TextConfig
@@ -161,7 +163,17 @@ def compare_outputs(learner: Learner, again: Learner) -> Verification:
     else:
         found, compared = outputs_for_images(again, pair.theirs)
         return Verification(
-            largest(features, difference_of_outputs(learner, found, pair.ours)), library, f"features and {compared} of {pair.source}"
+            largest(features, difference_of_outputs(learner, found, pair.ours)),
+            library,
+            f"features and {compared} of {pair.source}",
         )
     difference = largest(features, relative_difference(found, wanted))
     return Verification(difference, library, f"features and {compared} of {pair.source}")
+
+
+@torch.no_grad()
+def compare_reloaded(learner: Learner, again: Learner, to: str) -> Verification:
+    """Compares what a format keeps of a learner with our reloaded copy of the export: all of it, or only its encoder."""
+    whole = isinstance(again, Reconstructs) or head_for(learner, to) is not None
+    kept = learner if whole else encoder_only(vit_of(learner), pool="class" if learner.pool == "class" else "mean")
+    return compare_outputs(kept, again)._replace(note=left_out(learner, to))
