@@ -52,7 +52,7 @@ class Found(NamedTuple):
     @property
     def description(self) -> str:
         """What it is."""
-        names = getattr(self.learner, "classes", ())
+        names: Sequence[str] = getattr(self.learner, "classes", [])
         if isinstance(self.learner, Regression):
             return f"a regression of {names[0]}"
         kind = "multi-label classifier" if isinstance(self.learner, MultiLabel) else "classifier"

@@ -140,6 +140,8 @@ def why_not_timm(vit: ViTConfig, head: Head) -> str:
     """Why timm has no place for a head; empty if it has."""
     if vit.distillation_token:
         return "timm's distilled models have two heads"
+    if vit.relative_bias != "none":
+        return "unveil writes no model of timm with relative biases"
     if head.pool == "both":
         return "timm's head takes the class token or the mean of the patch tokens, not both"
     return "timm has no norm both before and after the pooling" if head.norm == "twice" else ""
@@ -215,7 +217,7 @@ def left_out(learner: Learner, to: str) -> str:
         return f"the head of {type(learner).__name__} was left out, as only its own class knows it: --to safetensors keeps it"
     why = WHY_NOT[to](vit, head)
     keep = [name for name, reason in WHY_NOT.items() if name != "mae" and not reason(vit, head)] + ["safetensors", "onnx"]
-    return f"the head was left out, as {why}: --to {' or '.join(keep)} keeps {head.kind}" if why else ""
+    return f"the head was left out, as {why}: --to {', '.join(keep[:-1])} or {keep[-1]} keeps {head.kind}" if why else ""
 
 
 def joined(*notes: str) -> str:

@@ -40,10 +40,9 @@ class Outputs(nn.Module):
     def __init__(self, learner: Learner, example: Tensor) -> None:
         super().__init__()
         self.learner = learner
-        self.head: nn.Module | None = number_layer(
-            learner
-        )  # if scores are computed from the features, so that the encoder runs only once
-        if isinstance(learner, Classifies) and isinstance(head := getattr(learner, "head", None), nn.Module):
+        # If the outputs are computed from the features, the encoder runs only once.
+        self.head: nn.Module | None = linear_layer(learner)
+        if self.head is None and isinstance(learner, Classifies) and isinstance(head := getattr(learner, "head", None), nn.Module):
             features = learner.features(example)
             if head(features).equal(learner.logits(example)):
                 self.head = head
@@ -58,14 +57,14 @@ class Outputs(nn.Module):
         return tokens, vit_of(self.learner).pooled(tokens, self.learner.pool)
 
 
-def number_layer(learner: Learner) -> nn.Linear | None:
-    """The linear layer from features to the number of a regression, in its own unit; None for other learners."""
+def linear_layer(learner: Learner) -> nn.Linear | None:
+    """The linear layer from features to the outputs of a built-in head, a number in its own unit; None for other learners."""
     head = head_of(learner)
-    if head is None or head.problem != "regression":
+    if head is None:
         return None
-    layer = nn.Linear(head.weight.shape[1], len(head.weight), device=vit_of(learner).embed.weight.device)
+    layer = nn.Linear(head.weight.shape[1], len(head.weight))
     layer.load_state_dict({"weight": head.weight, "bias": head.bias})
-    return layer
+    return layer.to(vit_of(learner).embed.weight.device)
 
 
 def outputs_of(learner: Learner) -> dict[str, Any]:

@@ -162,11 +162,8 @@ def compare_outputs(learner: Learner, again: Learner) -> Verification:
         compared = "reconstructions"
     else:
         found, compared = outputs_for_images(again, pair.theirs)
-        return Verification(
-            largest(features, difference_of_outputs(learner, found, pair.ours)),
-            library,
-            f"features and {compared} of {pair.source}",
-        )
+        difference = largest(features, difference_of_outputs(learner, found, pair.ours))
+        return Verification(difference, library, f"features and {compared} of {pair.source}")
     difference = largest(features, relative_difference(found, wanted))
     return Verification(difference, library, f"features and {compared} of {pair.source}")
 
