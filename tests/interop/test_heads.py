@@ -236,6 +236,19 @@ ONNX = [
 """An export takes ten seconds, so each kind of head and each place of the norm is tried once."""
 
 
+@pytest.mark.parametrize("name", ["fine-tuned", "labels", "number"])
+def test_the_pipeline_of_transformers_applies_the_right_function(runs, tmp_path, logged, name):
+    """A softmax, a sigmoid, or nothing: by `problem_type`. Version 5 resizes by torch there, so probabilities are only close."""
+    run, images, table = runs(name)
+    out = export(run, to="transformers", out=tmp_path / "out", say=logged)
+    pipe = transformers.pipeline("image-classification", str(out), device="cpu")
+    for row, path in enumerate(table["path"].tolist()):
+        found = {each["label"]: each["score"] for each in pipe(opened(images / path), top_k=len(names_of(name)))}
+        wanted = table.scores[row].reshape(-1) if name == "number" else table.probabilities[row]
+        scale = DEVIATION if name == "number" else 1.0
+        np.testing.assert_allclose([found[label] for label in names_of(name)], wanted, atol=0.02 * scale)
+
+
 @pytest.mark.parametrize("name", ONNX)
 def test_onnx(runs, tmp_path, logged, name):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -322,6 +335,24 @@ def test_heads_of_own_classes_are_left_out_with_a_sentence(tmp_path, logged):
         found = module.verify(learner, module.export(learner, tmp_path / module.__name__))
         assert "the head of Doubled was left out, as only its own class knows it: --to safetensors keeps it" in found.note
         assert found.difference < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["fine-tuned", "labels, norm after the mean", "number, class token", "linear probe, both"])
+def test_heads_go_out_without_transformers(runs, tmp_path, monkeypatch, name):
+    from unveil.interop import transformers_heads
+
+    learner = load(runs(name)[0], say=lambda text: None)
+    out = transformers_heads.export(learner, tmp_path / "out")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda spec: None if spec == "transformers" else find(spec))
+    found = transformers_heads.verify(learner, out)
+    if name == "linear probe, both":
+        assert (found.difference, found.library) == (None, "transformers is not installed")
+        return
+    assert (found.library, found.difference <= TOLERANCE) == ("the reloaded file", True)
+    with torch.no_grad():
+        learner.head.bias.add_(0.5)
+    assert not transformers_heads.verify(learner, out).difference <= TOLERANCE
 
 
 @pytest.mark.parametrize("to", ["timm", "transformers", "mae", "safetensors", "onnx"])

@@ -19,6 +19,7 @@ from unveil.interop.state_dict_map import StateDictMap, renamed, weight_and_bias
 from unveil.learner import Learner, Task
 from unveil.methods.supervised import Supervised
 from unveil.models.vit_config import ViTConfig
+from unveil.protocols import Classifies
 from unveil.tasks.finetune import Finetune
 from unveil.tasks.linear import Linear
 from unveil.tasks.multilabel import MultiLabel
@@ -108,7 +109,7 @@ def built_in_head(learner: Any, kind: type, problem: Problem) -> Head | None:
 
 def has_head(learner: Learner) -> bool:
     """Whether a learner has a head of any kind, also one that only its own class knows."""
-    return isinstance(learner, Task) or head_of(learner) is not None
+    return isinstance(learner, Task | Classifies) or head_of(learner) is not None
 
 
 def plain_config(vit: ViTConfig) -> ViTConfig:
