@@ -317,6 +317,8 @@ def test_what_has_no_place_is_said(runs, tmp_path, logged, name, to):
     assert any(
         f"the head was left out, as {wanted}" in line and "transformers, safetensors or onnx keeps the " in line for line in logged
     )
+    card = out / "README.md" if out.is_dir() else out.with_name(f"{out.stem}.md")
+    assert "the head was left out" in card.read_text()
     original, again = load(run, say=logged), load(out, say=logged)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -248,5 +248,6 @@ def export(learner: Learner, out: str | Path) -> Path:
 def verify(learner: Learner, out: Path) -> Verification:
     """Reloads the file with the JSON beside it, and compares features and outputs for image files."""
     found = compare_reloaded(learner, load(out, say=lambda text: None), "mae")
-    note = f"how images are prepared, and the names of what it predicts, are in {place_of(out).name}"
+    has = "what its head predicts and how images are prepared are" if head_for(learner, "mae") else "how images are prepared is"
+    note = f"{has} in {place_of(out).name}"
     return found._replace(note=joined(left_out(learner, "mae"), note))

@@ -11,6 +11,7 @@ from unveil import plugins
 from unveil.atomic_files import ABANDONED_SECONDS, fresh_name, sweep, telling, write_text
 from unveil.errors import UnveilError
 from unveil.interop.formats import FORMATS, Format
+from unveil.interop.heads import joined
 from unveil.interop.hub import Repository, repository_of
 from unveil.interop.load import load
 from unveil.interop.verify_export import TOLERANCE
@@ -97,10 +98,10 @@ def export(
             if difference is None
             else f"{library} agrees on the {compared}, largest difference {difference:.1e} of the largest value"
         )
-        card = card_path(written)
+        card, said = card_path(written), joined(checked, note)
         with telling(target):
             write_text(
-                card, card_of(learner, source, written, CardInputs(to, licence, checked, repository.name if repository else None))
+                card, card_of(learner, source, written, CardInputs(to, licence, said, repository.name if repository else None))
             )
         names = sorted(path.name for path in fresh.iterdir())
         for name in names:
