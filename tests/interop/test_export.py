@@ -14,16 +14,15 @@ def test_each_format_is_written_and_checked(make_mae, tmp_path, logged, to):
     out = export(tmp_path / "run", to=to, say=logged)
     assert out == tmp_path / "run" / "export" / DEFAULT_NAMES[to]
     assert "agrees on the " in logged[-1]
-    files = "random images" if to == "mae" else "image files"
-    assert f"of {files}, largest difference" in logged[-1]
-    beside = ["config.json"] if to == "onnx" else []
+    assert "of image files, largest difference" in logged[-1]
+    beside = {"onnx": ["config.json"], "mae": ["mae.pth.json"]}.get(to, [])
     card = [] if out.is_dir() else [f"{out.stem}.md"]
     assert sorted(path.name for path in out.parent.iterdir()) == sorted([*beside, *card, out.name])  # nothing temporary is left
     with pytest.raises(UnveilError, match="exists, and is not overwritten"):
         export(tmp_path / "run", to=to, say=logged)
 
 
-@pytest.mark.parametrize("to", ["timm", "safetensors", "onnx"])
+@pytest.mark.parametrize("to", DEFAULT_NAMES)
 def test_fine_tuned_models_go_out_with_their_classes(make_finetune, tmp_path, logged, to):
     model_files.save(make_finetune(["cat", "dog", "cow"]), tmp_path / "run")
     out = export(tmp_path / "run", to=to, out=tmp_path / "out", say=logged)
@@ -64,7 +63,7 @@ def test_disagreement_keeps_nothing(make_mae, tmp_path, logged, monkeypatch):
 def test_format_that_cannot_express_it_keeps_nothing(make_finetune, tmp_path, logged):
     model_files.save(make_finetune(), tmp_path / "run")
     with pytest.raises(UnveilError, match="no final norm"):
-        export(tmp_path / "run", to="mae", out=tmp_path / "out.pth", say=logged)
+        export(tmp_path / "run" / "encoder.safetensors", to="mae", out=tmp_path / "out.pth", say=logged)
     with pytest.raises(UnveilError, match="no format 'gguf'"):
         export(tmp_path / "run", to="gguf", say=logged)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -97,7 +97,7 @@ def test_learners_without_a_transformer_go_out_as_safetensors_only(tmp_path, log
 
 
 @pytest.mark.parametrize("line", FORMATS, ids=lambda line: line.module.rpartition(".")[2])
-def test_every_check_finds_a_wrong_export(line: Format, make_mae, tmp_path) -> None:
+def test_every_check_finds_a_wrong_export(line: Format, make_mae, make_finetune, tmp_path) -> None:
     """A learner whose weights have changed since the export disagrees with it."""
     if line.to == "onnx":
         pytest.importorskip("onnxruntime")
@@ -108,6 +108,8 @@ def test_every_check_finds_a_wrong_export(line: Format, make_mae, tmp_path) -> N
         learner = perturbed(BEiT.build(ViTConfig(**SHAPE), BEiTConfig(codebook_size=11), AugmentConfig()))
     if "bert" in line.module:
         learner = perturbed(BERT.build(TEXT, BERTConfig()))
+    if line.module.endswith("transformers_heads"):
+        learner = make_finetune()
     if line.module.endswith("transformers_vit"):
         learner = make_mae(layer_scale=0.1, registers=2)
     module = line.open()

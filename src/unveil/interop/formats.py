@@ -68,6 +68,7 @@ FILE_OPTIONS = ("heads", "decoder_heads", "image_size", "target", "architecture"
 FORMATS = (
     Format("unveil.interop.model_files", to="safetensors", out="unveil.safetensors"),
     Format("unveil.interop.transformers_beit", to="transformers", out="transformers"),
+    Format("unveil.interop.transformers_heads", to="transformers", out="transformers", loads=False),
     Format("unveil.interop.transformers_vit", to="transformers", out="transformers"),
     Format("unveil.interop.transformers_bert", to="transformers", out="transformers"),
     Format("unveil.interop.transformers_vit_mae", to="transformers", out="transformers"),

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from unveil.blocks.attention import decoder_heads
-from unveil.blocks.masks import split
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
@@ -22,8 +21,10 @@ from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_tensors, write_tensors, write_torch
 from unveil.interop.formats import Contents
+from unveil.interop.heads import head_for, joined, left_out
 from unveil.interop.layout_maps import decoder_map, encoder_map, layout_of_file, refuse_unplaced
 from unveil.interop.layouts import RELEASE
+from unveil.interop.mae_facts import labels_in, place_of, preprocessing_in, read_facts, state_with_head, write_facts
 from unveil.interop.state_dict_map import (
     StateDictMap,
     TensorName,
@@ -35,7 +36,7 @@ from unveil.interop.state_dict_map import (
 )
 from unveil.interop.timm_facts import TimmFacts, facts_of_architecture
 from unveil.interop.timm_vit import load_state
-from unveil.interop.verify_export import Verification, every_other_patch, random_images, relative_difference
+from unveil.interop.verify_export import Verification, compare_reloaded
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.models.vit_config import ViTConfig
@@ -83,13 +84,16 @@ def load(
     Raises:
         UnveilError: If a tensor is missing or unexpected, or its shape does not fit the other tensors.
     """
-    state = without_prefix(read_tensors(Path(path)))
+    tensors = read_tensors(Path(path))
+    state, facts = without_prefix(tensors), read_facts(Path(path), tensors)
+    heads, image_size = heads or facts.get("heads"), image_size or facts.get("image_size")
     if not any(name.startswith("decoder_") for name in state):
-        return load_encoder(state, str(path), heads, image_size, architecture, say)
+        return load_encoder(state, str(path), heads, image_size, architecture, facts, say)
     if architecture is not None:
         raise UnveilError(f"{path} is an MAE with its decoder, which has no architecture of timm: do not pass it")
     vit = config_from_tensors(RELEASE, state, path, heads=heads, image_size=image_size)
-    config = mae_config_from(state, path, vit, heads=decoder_heads, target=target)
+    vit, target = checked(replace(vit, **preprocessing_in(facts))), target or facts.get("target")
+    config = mae_config_from(state, path, vit, heads=decoder_heads or facts.get("decoder_heads"), target=target)
     names = map_of(vit, config.decoder_depth)
     learner, matched = build_and_load(lambda: MAE.build(vit, config, AugmentConfig()), lambda _: names, state, path)
     assumed = ", which is assumed, since the file does not record it" if target is None else ""
@@ -105,25 +109,27 @@ def load_encoder(
     heads: int | None,
     image_size: int | Size | None,
     architecture: str | None,
+    recorded: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> Learner:
     """An encoder or a classifier from a file without a decoder. Says what is assumed, as the file does not record it."""
     has_head = any(name.startswith("head.") for name in state)
     class_pool = has_head and "fc_norm.weight" not in state and "cls_token" in state
-    facts = TimmFacts(heads=heads, pool="class" if class_pool else "mean")
+    class_pool = recorded["pool"] == "class" if "pool" in recorded else class_pool
+    facts = TimmFacts(heads=heads, pool="class" if class_pool else "mean", options=preprocessing_in(recorded))
     if architecture is not None:
         refuse_unplaced(layout_of_file(state), state, source)
         facts = facts_of_architecture(architecture.partition(".")[0], {}, source, tag=architecture, plain=False)
         facts = replace(facts, image_size=None)  # fine-tuned models often have images of another size
     elif "norm_pre.weight" in state:  # CLIP
         facts = replace(facts, eps=1e-5)
-    found = load_state(state, source, facts, (), heads=heads, image_size=image_size)
+    found = load_state(state, source, facts, labels_in(recorded), heads=heads, image_size=image_size)
     vit: ViTConfig = found.learner.encoder.config
     kind = "; no decoder" if found.learner.encoder is found.learner or not has_head else f"; {found.description}"
     say(f"{source}: {found.matched} of {found.matched} tensors matched; {description_of(vit)}{kind}")
     for note in found.notes:
         say(f"{source}: {note}")
-    if architecture is None:
+    if architecture is None and not recorded:
         pooled = f", the {'class token' if class_pool else 'mean of the patch tokens'} as features" if has_head else ""
         activation = "SwiGLU" if vit.mlp == "swiglu" else vit.mlp
         images = f"mean {vit.mean} and crop_pct {vit.crop_pct:g} of images"
@@ -192,10 +198,12 @@ def _(learner: MAE) -> Tensors:
 
 
 def encoder_state(learner: Learner) -> Tensors:
-    """The tensors of the encoder only."""
-    encoder = vit_of(learner)
-    refuse_without_final_norm(learner)
+    """The tensors of the encoder, and of its head if the layout has a place for it."""
+    encoder, head = vit_of(learner), head_for(learner, "mae")
     refuse_other_activations(encoder.config)
+    if head is not None:
+        return state_with_head(learner, head)
+    refuse_without_final_norm(learner)
     return to_state_dict(EncoderOnly(encoder), map_of(encoder.config, None), encoder.config.patch_size)
 
 
@@ -225,53 +233,21 @@ def refuse_without_final_norm(learner: Learner) -> None:
 
 
 def export(learner: Learner, out: str | Path) -> Path:
-    """Writes a checkpoint: as safetensors if `out` ends in .safetensors, else with torch.save."""
+    """Writes a checkpoint, as safetensors if `out` ends in .safetensors, else with torch.save; and a JSON beside it."""
     out = Path(out)
     state = state_of(learner)
     if out.suffix == ".safetensors":
         write_tensors(out, state)
     else:
         write_torch(out, {"model": state})
+    write_facts(learner, out, state)
     return out
-
-
-@singledispatch
-def load_like(learner: Learner, path: Path) -> Learner:
-    """Reloads the export of a learner, with the facts that the file does not record."""
-    vit = vit_of(learner).config
-    return load(path, heads=vit.heads, image_size=vit.image_size, say=lambda text: None)
-
-
-@load_like.register
-def _(learner: MAE, path: Path) -> Learner:
-    vit, heads = learner.encoder.config, learner.decoder.config.heads
-    target: Literal["normalised", "pixel"] = "pixel" if learner.config.target == "pixel" else "normalised"
-    return load(path, heads=vit.heads, decoder_heads=heads, image_size=vit.image_size, target=target, say=lambda text: None)
-
-
-@singledispatch
-def verification_of(again: Learner, learner: Learner) -> Verification:
-    """Compares the encoder of a learner with a reloaded encoder."""
-    images = random_images(vit_of(learner).config)
-    found, wanted = again.encoder(images), learner.encoder(images)
-    return reloaded("tokens", relative_difference(found, wanted), learner)
-
-
-@verification_of.register
-def _(again: MAE, learner: MAE) -> Verification:
-    images, hidden = random_images(learner.encoder.config), every_other_patch(learner.encoder.config)
-    found, wanted = (each.predict_patches(images, *split(hidden)) for each in (again, learner))
-    return reloaded("reconstructions", relative_difference(found, wanted), learner)
-
-
-def reloaded(compared: str, difference: float, learner: Learner) -> Verification:
-    """The result of a comparison on normalised images, and how images are prepared, which the file does not record."""
-    vit = vit_of(learner).config
-    note = f"the file does not record how images are prepared: crop_pct {vit.crop_pct:g}, mean {vit.mean}, std {vit.std}"
-    return Verification(difference, "the reloaded file", f"{compared} of random images", note)
 
 
 @torch.no_grad()
 def verify(learner: Learner, out: Path) -> Verification:
-    """Reloads the file, and compares the outputs."""
-    return verification_of(load_like(learner, out), learner)
+    """Reloads the file with the JSON beside it, and compares features and outputs for image files."""
+    found = compare_reloaded(learner, load(out, say=lambda text: None), "mae")
+    has = "what its head predicts and how images are prepared are" if head_for(learner, "mae") else "how images are prepared is"
+    note = f"{has} in {place_of(out).name}"
+    return found._replace(note=joined(left_out(learner, "mae"), note))

@@ -13,9 +13,18 @@ from torch import Tensor, nn
 from unveil.atomic_files import fresh_name, move_into_place, write_text
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import has_vit, vit_of
+from unveil.interop.heads import head_of
 from unveil.interop.image_files import WHITE, transform_of
 from unveil.interop.silence import silenced
-from unveil.interop.verify_export import Verification, image_pair, largest, outputs_for_images, prepare_like, relative_difference
+from unveil.interop.verify_export import (
+    Verification,
+    difference_of_outputs,
+    image_pair,
+    largest,
+    outputs_for_images,
+    prepare_like,
+    relative_difference,
+)
 from unveil.learner import Learner
 from unveil.protocols import Classifies
 
@@ -26,13 +35,14 @@ MAX_BYTES = 1_900_000_000
 
 
 class Outputs(nn.Module):
-    """A learner as a module that returns class scores or tokens, and features."""
+    """A learner as a module that returns the outputs of its head or else tokens, and features."""
 
     def __init__(self, learner: Learner, example: Tensor) -> None:
         super().__init__()
         self.learner = learner
-        self.head: nn.Module | None = None  # if scores are computed from the features, so that the encoder runs only once
-        if isinstance(learner, Classifies) and isinstance(head := getattr(learner, "head", None), nn.Module):
+        # If the outputs are computed from the features, the encoder runs only once.
+        self.head: nn.Module | None = linear_layer(learner)
+        if self.head is None and isinstance(learner, Classifies) and isinstance(head := getattr(learner, "head", None), nn.Module):
             features = learner.features(example)
             if head(features).equal(learner.logits(example)):
                 self.head = head
@@ -47,6 +57,27 @@ class Outputs(nn.Module):
         return tokens, vit_of(self.learner).pooled(tokens, self.learner.pool)
 
 
+def linear_layer(learner: Learner) -> nn.Linear | None:
+    """The linear layer from features to the outputs of a built-in head, a number in its own unit; None for other learners."""
+    head = head_of(learner)
+    if head is None:
+        return None
+    layer = nn.Linear(head.weight.shape[1], len(head.weight))
+    layer.load_state_dict({"weight": head.weight, "bias": head.bias})
+    return layer.to(vit_of(learner).embed.weight.device)
+
+
+def outputs_of(learner: Learner) -> dict[str, Any]:
+    """The names of the outputs of a graph, and what they are: see `export`."""
+    head = head_of(learner)
+    if head is not None and head.problem == "regression":
+        return {"outputs": ["values", "features"], "problem_type": head.problem, "columns": list(head.names)}
+    if not isinstance(learner, Classifies):
+        return {"outputs": ["tokens", "features"]}
+    problem = {"problem_type": head.problem} if head is not None else {}
+    return {"outputs": ["scores", "features"], **problem, "classes": list(learner.classes)}
+
+
 def writes(learner: Learner) -> bool:
     """Whether a learner has a ViT."""
     return has_vit(learner)
@@ -55,10 +86,9 @@ def writes(learner: Learner) -> bool:
 def config_json(learner: Learner) -> dict[str, Any]:
     """What a program needs besides the graph: how images are prepared, and the names of the classes. Sizes are height and width."""
     vit = vit_of(learner).config
-    classifier = isinstance(learner, Classifies)
     return {
         "format": "unveil onnx",
-        "outputs": ["scores" if classifier else "tokens", "features"],
+        **outputs_of(learner),
         "image_size": list(vit.image_size),
         "resize_to": list(transform_of(vit).fitted),
         "crop_pct": vit.crop_pct,
@@ -70,17 +100,17 @@ def config_json(learner: Learner) -> dict[str, Any]:
         "std": list(vit.std),
         "pool": learner.pool,
         "prefix_tokens": vit.prefix_tokens,
-        **({"classes": list(learner.classes)} if isinstance(learner, Classifies) else {}),
     }
 
 
 def export(learner: Learner, out: str | Path) -> Path:
     """Writes a graph whose input is `images` (B, C, H, W), normalised float32 images, with any batch size; and `config.json`.
 
-    The first output of a classifier is `scores` (B, K), and that of other learners is `tokens` (B, L + N, D), after the final norm,
-    with the class token and other leading tokens first: `prefix_tokens` is their number.
-    The second output is `features` (B, D), as `unveil embed` writes them. How images are prepared and the names of the classes are
-    in the metadata of the graph, as JSON by key, and in `config.json` beside it.
+    The first output of a classifier is `scores` (B, K), before the softmax, or before the sigmoid of a model with several labels
+    per image: `problem_type` says which. That of a regression is `values` (B, 1), in the unit of the labels. That of other
+    learners is `tokens` (B, L + N, D), after the final norm, with the class token and other leading tokens first: `prefix_tokens`
+    is their number. The second output is `features` (B, D), as `unveil embed` writes them. How images are prepared, and the names
+    of the classes or of the number, are in the metadata of the graph, as JSON by key, and in `config.json` beside it.
 
     Args:
         learner: A learner with a ViT.
@@ -142,7 +172,9 @@ def verify(learner: Learner, out: Path) -> Verification:
         std=tuple(facts["std"]),
     )
     pair = image_pair(vit, prepare_like(recorded))
-    wanted, compared = outputs_for_images(learner, pair.ours)
+    compared = outputs_for_images(learner, pair.ours)[1]
     found, features = (torch.from_numpy(x) for x in session.run(None, {"images": pair.theirs.numpy()}))
-    difference = largest(relative_difference(found, wanted), relative_difference(features, learner.features(pair.ours)))
+    difference = largest(
+        difference_of_outputs(learner, found, pair.ours), relative_difference(features, learner.features(pair.ours))
+    )
     return Verification(difference, "onnxruntime", f"features and {compared} of {pair.source}")

@@ -136,6 +136,11 @@ def to_state_dict(module: nn.Module, names: StateDictMap, patch_size: Size, skip
         UnveilError: If a tensor has no entry.
     """
     own = {name: value.detach() for name, value in module.state_dict().items() if skip is None or not name.startswith(skip)}
+    return renamed(own, names, patch_size)
+
+
+def renamed(own: Mapping[str, Tensor], names: StateDictMap, patch_size: Size) -> Tensors:
+    """Tensors under another library's names and in its shapes: see `to_state_dict`."""
     unmatched = own.keys() ^ names.keys()
     if unmatched:
         raise UnveilError(f"this format cannot represent {abbreviated(set(unmatched))}: export as safetensors instead")

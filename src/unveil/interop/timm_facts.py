@@ -54,6 +54,8 @@ class TimmFacts:
     image_size: Size | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """timm's `pretrained_cfg`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of our `ViTConfig` that are recorded elsewhere."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """The tensors of the model, with one block, if it was built."""
     note: str = ""

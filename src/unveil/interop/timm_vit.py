@@ -6,64 +6,43 @@ They are read from a folder of `save_for_hf`, from a file of tensors, or by a na
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import singledispatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unveil.atomic_files import write_text
 from unveil.blocks.positions import sincos_2d
 from unveil.errors import UnveilError
-from unveil.interop.classifiers import Found, Pool, load_classifier
+from unveil.interop.classifiers import Found, Labels, Pool, load_classifier
 from unveil.interop.config_from_tensors import config_from_tensors
 from unveil.interop.configs import checked
-from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
+from unveil.interop.encoder_only import has_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
+from unveil.interop.heads import exported_features, facts_of_head, joined, left_out, problem_in
 from unveil.interop.image_files import sizes_to_try, transform_of
-from unveil.interop.layout_maps import encoder_map, layout_of_file, refuse_unplaced, without_dropped
+from unveil.interop.layout_maps import layout_of_file, refuse_unplaced, without_dropped
 from unveil.interop.layouts import TIMM
 from unveil.interop.silence import silenced
-from unveil.interop.state_dict_map import StateDictMap, TensorName, check_names, fits, to_state_dict, weight_and_bias
+from unveil.interop.state_dict_map import check_names
 from unveil.interop.timm_facts import NAMES_OF_ACTIVATIONS, TimmFacts, download, facts_of_architecture, preprocessing_of
-from unveil.interop.verify_export import Verification, image_pair, largest, outputs_for_images, relative_difference
+from unveil.interop.timm_model import DISTILLED, WITH_EPS_1E5, WITH_SWIGLU, TimmModel, architecture_of, timm_model
+from unveil.interop.verify_export import (
+    Verification,
+    difference_of_outputs,
+    image_pair,
+    largest,
+    outputs_for_images,
+    relative_difference,
+)
 from unveil.json_files import read_json
 from unveil.learner import Learner
-from unveil.methods.supervised import Supervised
 from unveil.models.vit_config import ViTConfig
-from unveil.tasks.finetune import Finetune
-from unveil.tasks.partial import PartialFinetune
-from unveil.train.checkpoint import Tensors
 from unveil.train.terminal import print_to_stderr
-
-ARCHITECTURES: dict[int, tuple[str, tuple[int, ...]]] = {
-    192: ("vit_tiny", (16,)),
-    384: ("vit_small", (8, 16, 32)),
-    768: ("vit_base", (8, 16, 32)),
-    1024: ("vit_large", (14, 16, 32)),
-    1280: ("vit_huge", (14,)),
-}
-"""The names of timm's models by width, and the patch sizes that they exist for."""
-WITH_SWIGLU, WITH_EPS_1E5 = "vit_giant_patch14_reg4_dinov2", "vit_base_patch16_clip_224"
-DISTILLED = "deit_tiny_distilled_patch16_224"
-"""Architectures with what `model_args` cannot say: a SwiGLU, an epsilon of 1e-5, a distillation token."""
-
-
-class TimmModel(NamedTuple):
-    """The exported part of a learner."""
-
-    state: Tensors
-    """Tensors with timm's names."""
-    classes: Sequence[str] = ()
-    """Names of the classes; empty if there is no head."""
-    norm_after_pooling: bool = False
-    """Whether the norm follows the pooling of the tokens (timm's `fc_norm`)."""
-    pool: str = "mean"
-    """The features: the mean of the patch tokens, or the class token."""
 
 
 def matches(contents: Contents) -> bool:
@@ -94,21 +73,22 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
         size = pretrained.get("input_size", [None, None, None])[1:]
         facts = replace(facts, image_size=None if None in size else (size[0], size[1]))
     facts = replace(facts, preprocessing={**facts.preprocessing, **pretrained})
-    found = load_state(state, str(folder), facts, names_of_classes(config, pretrained), heads=None, image_size=None)
+    labels = Labels(names_of_classes(config, pretrained), problem_in(config))
+    found = load_state(state, str(folder), facts, labels, heads=None, image_size=None)
     return told(found, str(folder), "timm", say)
 
 
 def load_name(name: str, *, say: Callable[[str], None] = print_to_stderr) -> Learner:
     """Loads public weights by their name in timm, such as "timm:vit_base_patch16_224.mae", which are downloaded once."""
     state, facts, _, classes = download(name)
-    return told(load_state(state, name, facts, classes, heads=None, image_size=None), name, "timm", say)
+    return told(load_state(state, name, facts, Labels(classes), heads=None, image_size=None), name, "timm", say)
 
 
 def load_state(
     state: Mapping[str, Tensor],
     source: str,
     facts: TimmFacts,
-    classes: Sequence[str],
+    labels: Labels,
     *,
     heads: int | None,
     image_size: int | tuple[int, int] | None,
@@ -119,7 +99,7 @@ def load_state(
         state: The tensors.
         source: Where they are from, for messages.
         facts: What the tensors do not tell.
-        classes: Names of the classes, if they are known.
+        labels: What is known of a head.
         heads: Attention heads, if the facts do not tell.
         image_size: Side, or height and width, if the facts do not tell.
     """
@@ -141,8 +121,8 @@ def load_state(
     pool: Pool = facts.pool if vit.class_token else "mean"
     if vit.positions == "learned" and is_sincos(state[layout.positions], vit):
         vit = replace(vit, positions="sincos")
-    vit = checked(replace(vit, **options))
-    found = load_classifier(layout, vit, state, source, pool=pool, classes=classes, keep_head=facts.keep_head)
+    vit = checked(replace(vit, **options | dict(facts.options)))
+    found = load_classifier(layout, vit, state, source, pool=pool, labels=labels, keep_head=facts.keep_head)
     return found._replace(notes=(*found.notes, *([facts.note] if facts.note else []), *notes))
 
 
@@ -186,85 +166,9 @@ def names_of_classes(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -
     return tuple(str(name) for name in names)
 
 
-def map_of(vit: ViTConfig, *, prefix: str = "encoder.") -> StateDictMap:
-    """The map of an encoder for exporting; `prefix` is the prefix of our names."""
-    names = encoder_map(TIMM, vit, ours=prefix)
-    if vit.pre_norm:  # timm's patch embedding has no bias then
-        names[f"{prefix}embed.bias"] = TensorName(("",))
-    return names
-
-
-def map_of_finetune(vit: ViTConfig, *, has_norm: bool = True) -> StateDictMap:
-    """The map of a fine-tuned model; `has_norm` says whether it has a norm of its own after the pooling."""
-    return map_of(vit) | (weight_and_bias("norm", "fc_norm") if has_norm else {}) | weight_and_bias("head", "head")
-
-
 def writes(learner: Learner) -> bool:
-    """Whether a learner has a ViT. A fine-tuned model is exported with its head."""
+    """Whether a learner has a ViT. A head is exported with it if timm has a place for it."""
     return has_vit(learner)
-
-
-def encoder_model(learner: Learner) -> TimmModel:
-    """Only the encoder of a learner."""
-    encoder = vit_of(learner)
-    vit = encoder.config
-    if vit.distillation_token and learner.pool != "class":
-        raise UnveilError(
-            "timm's distilled models take the class token and the distillation token as features, but those of this model are the "
-            "mean of the patch tokens, so timm cannot represent it: export as safetensors instead"
-        )
-    state = to_state_dict(EncoderOnly(encoder), map_of(vit), vit.patch_size)
-    return TimmModel(state, norm_after_pooling=vit.norm_after_pooling, pool=learner.pool)
-
-
-@singledispatch
-def timm_model(learner: Learner) -> TimmModel:
-    """The exported part of a learner: its encoder, and the head of learner classes that are registered below."""
-    return encoder_model(learner)
-
-
-@timm_model.register(Finetune)
-@timm_model.register(PartialFinetune)
-def _(learner: Finetune | PartialFinetune) -> TimmModel:
-    vit: ViTConfig = learner.encoder.config
-    has_norm = not isinstance(learner.norm, nn.Identity)
-    names = map_of_finetune(vit, has_norm=has_norm)
-    if not fits(learner, names) or vit.distillation_token:  # a subclass with more tensors
-        return encoder_model(learner)
-    after_pooling = has_norm or vit.norm_after_pooling
-    return TimmModel(to_state_dict(learner, names, vit.patch_size), learner.classes, after_pooling, learner.pool)
-
-
-@timm_model.register
-def _(learner: Supervised) -> TimmModel:
-    model = encoder_model(learner)
-    if vit_of(learner).config.distillation_token:
-        return model
-    head = {f"head.{name}": value.detach().cpu().clone() for name, value in learner.head.state_dict().items()}
-    return model._replace(state=model.state | head, classes=learner.classes)
-
-
-def architecture_of(vit: ViTConfig) -> str:
-    """The name of timm's model that is most like an encoder. Differences from that model are written into `model_args`."""
-    special = [
-        name
-        for name, needed in (
-            (DISTILLED, vit.distillation_token),
-            (WITH_SWIGLU, vit.mlp == "swiglu"),
-            (WITH_EPS_1E5, math.isclose(vit.eps, 1e-5)),
-        )
-        if needed
-    ]
-    if len(special) > 1:
-        raise UnveilError(
-            f"timm has no model with what {' and '.join(special)} have each, so it cannot represent this encoder: export as "
-            f"safetensors instead"
-        )
-    if special:
-        return special[0]
-    width = min(ARCHITECTURES, key=lambda each: abs(math.log(each / vit.width)))
-    name, patches = ARCHITECTURES[width]
-    return f"{name}_patch{min(patches, key=lambda each: abs(each - vit.patch_size[0]))}_224"
 
 
 def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
@@ -316,7 +220,7 @@ def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:
             "classifier": ["head", "head_dist"] if vit.distillation_token else "head",
         },
     }
-    return facts | ({"label_names": list(model.classes)} if model.classes else {})
+    return facts | (facts_of_head(model.classes, model.problem) if model.classes else {})
 
 
 def export(learner: Learner, folder: str | Path) -> Path:
@@ -353,11 +257,12 @@ def verify(learner: Learner, folder: Path) -> Verification:
     if config.bit_depth == 16:
         note = "timm's transform is for 8-bit images: divide 16-bit ones by 65535 and normalise them yourself"
     if model.num_classes:
-        wanted, compared = outputs_for_images(learner, pair.ours)
-        found = model(pair.theirs)
+        compared = outputs_for_images(learner, pair.ours)[1]
+        difference = difference_of_outputs(learner, model(pair.theirs), pair.ours)
         model.reset_classifier(0)  # as `create_model(..., num_classes=0)`
     else:
-        wanted, compared, found = vit_of(learner)(pair.ours), "tokens", model.forward_features(pair.theirs)
-    features = relative_difference(model(pair.theirs), learner.features(pair.ours))
-    difference = largest(features, relative_difference(found, wanted))
-    return Verification(difference, "timm", f"features and {compared} of {pair.source}", note)
+        compared = "tokens"
+        difference = relative_difference(model.forward_features(pair.theirs), vit_of(learner)(pair.ours))
+    features = relative_difference(model(pair.theirs), exported_features(learner, "timm", pair.ours))
+    note = joined(left_out(learner, "timm"), note)
+    return Verification(largest(features, difference), "timm", f"features and {compared} of {pair.source}", note)

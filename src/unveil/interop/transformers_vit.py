@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from unveil.errors import UnveilError
-from unveil.interop.classifiers import Pool, load_classifier
+from unveil.interop.classifiers import Labels, Pool, load_classifier
 from unveil.interop.config_from_tensors import check_channels, is_gated, mlp_ratio
 from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
 from unveil.interop.files import read_folder
 from unveil.interop.formats import Contents
+from unveil.interop.heads import dinov2_ratio, joined, left_out, problem_in
 from unveil.interop.layout_maps import encoder_map, refuse_unplaced, without_dropped
 from unveil.interop.layouts import TRANSFORMERS_LAYOUTS, Layout
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import to_state_dict
 from unveil.interop.timm_vit import told
-from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, shape_json, write_folder
+from unveil.interop.transformers_images import NOTE, images_of_transformers, is_ours, preprocessing, shape_json, write_folder
 from unveil.interop.transformers_names import as_size, version4_names
-from unveil.interop.verify_export import Verification, relative_difference
+from unveil.interop.verify_export import Verification, compare_reloaded, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.models.vit_config import Activation, ViTConfig
@@ -66,14 +67,31 @@ def load(folder: str | Path, *, say: Callable[[str], None] = print_to_stderr) ->
     vit = checked(replace(vit, **preprocessing(folder, vit.image_size, say, kind)))
     classes = facts.get("id2label")
     names = [str(classes.get(str(i), i)) for i in range(len(classes))] if isinstance(classes, Mapping) else []
-    if names == [f"LABEL_{i}" for i in range(len(names))]:
+    if names == [f"LABEL_{i}" for i in range(len(names))] and not is_ours(folder):
         names = []  # transformers' names for classes without names
     pool: Pool = "mean" if kind == "beit" and facts.get("use_mean_pooling", True) else "class"
-    found = load_classifier(layout, vit, state, str(folder), pool=pool, classes=names)
+    if kind.startswith("dinov2"):
+        state, pool = with_one_half(state, vit.width)
+    found = load_classifier(layout, vit, state, str(folder), pool=pool, labels=Labels(names, problem_in(facts)))
     if dropped:
         note = f"{', '.join(sorted(dropped)[:4])} {'was' if len(dropped) == 1 else 'were'} dropped: features do not depend on it"
         found = found._replace(notes=(*found.notes, note))
     return told(found, str(folder), f"transformers, {kind}", say)
+
+
+def with_one_half(state: dict[str, Tensor], width: int) -> tuple[dict[str, Tensor], Pool]:
+    """The tensors of a DINOv2 with the head of one half of its features, if the weights of the other half are 0; and that half.
+
+    Its head takes the class token, and then the mean of the patch tokens.
+    """
+    weight = state.get("classifier.weight")
+    if weight is not None and weight.ndim == 2 and weight.shape[1] == 2 * width:
+        of_class, of_mean = weight[:, :width].contiguous(), weight[:, width:].contiguous()
+        if not of_mean.any():
+            return state | {"classifier.weight": of_class}, "class"
+        if not of_class.any():
+            return state | {"classifier.weight": of_mean}, "mean"
+    return state, "class"
 
 
 def with_split_swiglu(layout: Layout, state: Mapping[str, Tensor]) -> Layout:
@@ -163,25 +181,20 @@ def state_of(learner: Learner) -> Tensors:
             f"whole number: export for timm or as safetensors instead"
         )
     state = to_state_dict(EncoderOnly(encoder), encoder_map(layout, vit), vit.patch_size)
+    return with_registers_and_scales(state, layout, vit, "") if kind != "vit" else state
+
+
+def with_registers_and_scales(state: Tensors, layout: Layout, vit: ViTConfig, prefix: str) -> Tensors:
+    """The tensors of a DINOv2: positions of registers are added to them, a missing LayerScale is 1, and a mask token is 0."""
+    state = dict(state)
     if vit.registers:
-        table = state[layout.positions]  # (1, L + N, D)
-        state[layout.registers] = state[layout.registers] + table[:, 1 : vit.prefix_tokens]
-        state[layout.positions] = torch.cat([table[:, :1], table[:, vit.prefix_tokens :]], dim=1)
-    if kind == "vit":
-        return state
+        table, registers = state[f"{prefix}{layout.positions}"], f"{prefix}{layout.registers}"  # table (1, L + N, D)
+        state[registers] = state[registers] + table[:, 1 : vit.prefix_tokens]
+        state[f"{prefix}{layout.positions}"] = torch.cat([table[:, :1], table[:, vit.prefix_tokens :]], dim=1)
     if vit.layer_scale is None:
-        state |= {f"{layout.blocks}.{i}.{scale}": torch.ones(vit.width) for i in range(vit.depth) for scale in layout.scales}
-    return state | {"embeddings.mask_token": torch.zeros(1, vit.width)}
-
-
-def dinov2_ratio(vit: ViTConfig) -> int | None:
-    """The `mlp_ratio` from which transformers computes the width of an MLP of DINOv2, a whole number; None if there is none."""
-    hidden = int(vit.width * vit.mlp_ratio)
-    for ratio in range(1, 65):
-        whole = vit.width * ratio
-        if (whole if vit.mlp != "swiglu" else (int(whole * 2 / 3) + 7) // 8 * 8) == hidden:
-            return ratio
-    return None
+        places = [f"{prefix}{layout.blocks}.{i}.{scale}" for i in range(vit.depth) for scale in layout.scales]
+        state |= {place: torch.ones(vit.width) for place in places}
+    return state | {f"{prefix}embeddings.mask_token": torch.zeros(1, vit.width)}
 
 
 def config_json(vit: ViTConfig) -> dict[str, Any]:
@@ -210,13 +223,12 @@ def verify(learner: Learner, folder: Path) -> Verification:
     """Compares the tokens of an encoder with those of transformers, or of our reloaded model without transformers."""
     encoder = vit_of(learner)
     if importlib.util.find_spec("transformers") is None:
-        from unveil.interop.mae_release import verification_of
-
-        return verification_of(load(folder, say=lambda text: None), learner)
+        return compare_reloaded(learner, load(folder, say=lambda text: None), "transformers")
     from transformers import AutoModel
 
     pair = images_of_transformers(folder, encoder.config)
     with silenced():
         model: Any = AutoModel.from_pretrained(folder)
     found = model.eval()(pair.theirs).last_hidden_state
-    return Verification(relative_difference(found, encoder(pair.ours)), "transformers", f"tokens of {pair.source}", NOTE)
+    note = joined(left_out(learner, "transformers"), NOTE)
+    return Verification(relative_difference(found, encoder(pair.ours)), "transformers", f"tokens of {pair.source}", note)

@@ -23,13 +23,14 @@ from unveil.interop.configs import checked
 from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
 from unveil.interop.files import read_folder
 from unveil.interop.formats import Contents
+from unveil.interop.heads import joined, left_out
 from unveil.interop.layout_maps import decoder_map, encoder_map
 from unveil.interop.layouts import TRANSFORMERS_MAE
 from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import StateDictMap, TensorName, build_and_load, fits, to_state_dict, weight_and_bias
 from unveil.interop.transformers_images import NOTE, images_of_transformers, preprocessing, shape_json, write_folder
 from unveil.interop.transformers_names import as_size, version4_names
-from unveil.interop.verify_export import ImagePair, Verification, largest, relative_difference
+from unveil.interop.verify_export import ImagePair, Verification, compare_reloaded, largest, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.methods.mae import MAE, MAEConfig
@@ -206,7 +207,7 @@ def verify(learner: Learner, folder: Path) -> Verification:
     """Compares the outputs of the learner with those of transformers, or of our reloaded model without transformers."""
     again = load(folder, say=lambda text: None)
     if importlib.util.find_spec("transformers") is None:
-        return mae_release.verification_of(again, learner)
+        return compare_reloaded(learner, again, "transformers")
     return verification_of(again, learner, images_of_transformers(folder, vit_of(learner).config), folder)
 
 
@@ -214,7 +215,7 @@ def verify(learner: Learner, folder: Path) -> Verification:
 def verification_of(again: Learner, learner: Learner, pair: ImagePair, folder: Path) -> Verification:
     """Compares the tokens of an encoder. Dispatches on the reloaded model, which has a decoder only if one was exported."""
     difference = relative_difference(tokens_of_transformers(folder, pair.theirs), vit_of(learner)(pair.ours))
-    return Verification(difference, "transformers", f"tokens of {pair.source}", NOTE)
+    return Verification(difference, "transformers", f"tokens of {pair.source}", joined(left_out(learner, "transformers"), NOTE))
 
 
 @verification_of.register

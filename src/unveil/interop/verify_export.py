@@ -9,11 +9,16 @@ from PIL import Image
 from torch import Tensor
 
 from unveil.data.augment import normalise
+from unveil.data.batch import Batch
+from unveil.interop.encoder_only import encoder_only, vit_of
+from unveil.interop.heads import head_for, left_out
 from unveil.interop.image_files import image_files, read_prepared, sizes_to_try
 from unveil.learner import Learner
 from unveil.models.bert import TextConfig
 from unveil.models.vit_config import ViTConfig
 from unveil.protocols import Classifies, Reconstructs
+from unveil.tasks.multilabel import MultiLabel
+from unveil.tasks.regression import Regression
 
 TOLERANCE = 1e-4
 """Maximum difference of outputs, as a share of the largest value."""
@@ -108,10 +113,27 @@ def random_texts(config: TextConfig) -> tuple[Int[Tensor, "2 T"], Bool[Tensor, "
 
 @torch.no_grad()
 def outputs_for_images(learner: Learner, images: Float[Tensor, "B C H W"]) -> tuple[Tensor, str]:
-    """The class scores of a classifier, or else the tokens of the encoder; and a name for this output."""
+    """The outputs of a head (B, K), or else the tokens of the encoder; and a name for this output."""
+    if isinstance(learner, Regression):
+        keys, sizes = torch.arange(len(images)), torch.tensor(images.shape[2:]).expand(len(images), 2)
+        return learner.predict(Batch(images, sizes, keys))[:, None], "numbers"
     if isinstance(learner, Classifies):
-        return learner.logits(images), "class scores"
+        return learner.logits(images), "label scores" if isinstance(learner, MultiLabel) else "class scores"
     return learner.encoder(images), "tokens"
+
+
+def difference_of_outputs(learner: Learner, found: Tensor, images: Float[Tensor, "B C H W"]) -> float:
+    """Compares the outputs of another model with those of a learner, as a share of the largest value.
+
+    A number of a regression is measured from the mean of its train set: a share of a year would be decades. What float32 cannot
+    tell apart at that mean is no difference.
+    """
+    wanted, _ = outputs_for_images(learner, images)
+    if not isinstance(learner, Regression) or found.shape != wanted.shape:
+        return relative_difference(found, wanted)
+    rounding = 4 * torch.finfo(torch.float32).eps * learner.mean.abs()
+    scale = torch.maximum((wanted - learner.mean).abs().max(), 1e-3 * learner.deviation)
+    return float(((found - wanted).abs().max() - rounding).clamp(min=0) / scale)
 
 
 @torch.no_grad()
@@ -139,6 +161,16 @@ def compare_outputs(learner: Learner, again: Learner) -> Verification:
         found, wanted = again.reconstruct(pair.theirs, hidden).pixels, learner.reconstruct(pair.ours, hidden).pixels
         compared = "reconstructions"
     else:
-        (found, _), (wanted, compared) = outputs_for_images(again, pair.theirs), outputs_for_images(learner, pair.ours)
+        found, compared = outputs_for_images(again, pair.theirs)
+        difference = largest(features, difference_of_outputs(learner, found, pair.ours))
+        return Verification(difference, library, f"features and {compared} of {pair.source}")
     difference = largest(features, relative_difference(found, wanted))
     return Verification(difference, library, f"features and {compared} of {pair.source}")
+
+
+@torch.no_grad()
+def compare_reloaded(learner: Learner, again: Learner, to: str) -> Verification:
+    """Compares what a format keeps of a learner with our reloaded copy of the export: all of it, or only its encoder."""
+    whole = isinstance(again, Reconstructs) or head_for(learner, to) is not None
+    kept = learner if whole else encoder_only(vit_of(learner), pool="class" if learner.pool == "class" else "mean")
+    return compare_outputs(kept, again)._replace(note=left_out(learner, to))

@@ -11,6 +11,7 @@ from unveil import plugins
 from unveil.atomic_files import ABANDONED_SECONDS, fresh_name, sweep, telling, write_text
 from unveil.errors import UnveilError
 from unveil.interop.formats import FORMATS, Format
+from unveil.interop.heads import joined
 from unveil.interop.hub import Repository, repository_of
 from unveil.interop.load import load
 from unveil.interop.verify_export import TOLERANCE
@@ -46,13 +47,15 @@ def export(
 
     Args:
         run: A run folder, or anything else that `unveil.load` accepts.
-        to: "timm": the encoder, or a fine-tuned model with its head, for `timm.create_model("local-dir:<out>", pretrained=True)`.
-            "transformers": an MAE for `ViTMAEForPreTraining.from_pretrained`, or an encoder for `ViTMAEModel`; a BEiT, without its
-            visual tokenizer, for `BeitForMaskedImageModeling`; a BERT for `BertForMaskedLM`, or its encoder for `BertModel`.
-            "mae": a checkpoint in the layout of the public MAE release.
+        to: "timm": the encoder, with its head if there is one, for `timm.create_model("local-dir:<out>", pretrained=True)`.
+            "transformers": a model with a head for `AutoModelForImageClassification.from_pretrained`; an MAE for
+            `ViTMAEForPreTraining`, or an encoder for `ViTMAEModel`; a BEiT, without its visual tokenizer, for
+            `BeitForMaskedImageModeling`; a BERT for `BertForMaskedLM`, or its encoder for `BertModel`.
+            "mae": a checkpoint in the layout of the public MAE release, and its labels and preprocessing in `<out>.json` beside it.
             "safetensors": one file with everything that unveil needs.
-            "onnx": a graph from normalised images to features, and to tokens or the class scores of a classifier. How images are
-            prepared and the names of the classes are in its metadata, and in `config.json` beside it.
+            "onnx": a graph from normalised images to features, and to the outputs of a head or else tokens. How images are
+            prepared, and the names of the outputs, are in its metadata, and in `config.json` beside it.
+            A head that a format has no place for is left out, and `say` is told which formats keep it.
         out: The path to write; `<run>/export/<name>` by default. An existing path is not overwritten.
         licence: The licence of the weights for the model card, as the Hugging Face Hub spells it, such as "apache-2.0".
         push: "hf://user/name": also uploads the export, with its model card, to this repository of the Hugging Face Hub, which must
@@ -95,10 +98,10 @@ def export(
             if difference is None
             else f"{library} agrees on the {compared}, largest difference {difference:.1e} of the largest value"
         )
-        card = card_path(written)
+        card, said = card_path(written), joined(checked, note)
         with telling(target):
             write_text(
-                card, card_of(learner, source, written, CardInputs(to, licence, checked, repository.name if repository else None))
+                card, card_of(learner, source, written, CardInputs(to, licence, said, repository.name if repository else None))
             )
         names = sorted(path.name for path in fresh.iterdir())
         for name in names:
