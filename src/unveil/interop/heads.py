@@ -221,6 +221,11 @@ def left_out(learner: Learner, to: str) -> str:
     return f"the head was left out, as {why}: --to {', '.join(keep[:-1])} or {keep[-1]} keeps {head.kind}" if why else ""
 
 
+def keeps_head(learner: Learner, to: str) -> bool:
+    """Whether an export in a format has the head of a learner. False if there is none."""
+    return has_head(learner) and not (to in WHY_NOT and left_out(learner, to))
+
+
 def joined(*notes: str) -> str:
     """Sentences for the user as one text."""
     return "; ".join(note for note in notes if note)

@@ -14,6 +14,7 @@ from torch import nn
 
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import has_vit, vit_of
+from unveil.interop.heads import keeps_head
 from unveil.learner import Learner
 from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import count_of, printable
@@ -72,6 +73,7 @@ def model_card(
         commands: The commands that make the model again, in their order.
     """
     run = runs[0] if runs else None
+    has_head = keeps_head(learner, inputs.to) if has_vit(learner) else isinstance(learner, Classifies)
     title = headline_parts(run)[0] if run else f"{type(learner).__name__} of {source}"
     code = snippet(
         inputs.to, written, repository=inputs.repository, channels=vit_of(learner).config.channels if has_vit(learner) else 3
@@ -79,14 +81,14 @@ def model_card(
     sections: list[tuple[str, Sequence[str]]] = [
         ("How to use it", [code, f"On export: {in_text(inputs.checked)}."]),
         ("Images", image_lines(learner)),
-        ("Classes", class_lines(learner)),
+        ("Classes", class_lines(learner) if has_head else []),
         ("Results", result_lines(run)),
         ("Training data", list(data_lines(runs))),
         ("Recipe", list(recipe_lines(runs, commands))),
-        ("Limits", bullets(limits(learner, run))),
+        ("Limits", bullets(limits(learner, run, has_head))),
         ("Licence", licence_lines(inputs.licence, runs, source)),
     ]
-    parts = [metadata(learner, inputs), f"# {in_text(title)}", headline(run, learner)]
+    parts = [metadata(learner, inputs, has_head), f"# {in_text(title)}", headline(run, learner)]
     parts += [part for name, lines in sections if lines for part in (f"## {name}", *lines)]
     return "\n\n".join(parts) + "\n"
 
@@ -103,13 +105,13 @@ def ancestors(run: Run) -> Iterator[Run]:
         yield run
 
 
-def metadata(learner: Learner, inputs: CardInputs) -> str:
+def metadata(learner: Learner, inputs: CardInputs, has_head: bool) -> str:
     """The block that the Hub reads. JSON strings are YAML strings."""
     libraries = {"timm": "timm", "transformers": "transformers", "onnx": "onnx"}
     tags = ["unveil", *([] if inputs.to == "safetensors" else [inputs.to])]
     lines = [f"license: {inputs.licence or 'unknown'}", f"library_name: {libraries.get(inputs.to, 'unveil')}"]
     if learner.modality == "images":
-        lines.append(f"pipeline_tag: image-{'classification' if isinstance(learner, Classifies) else 'feature-extraction'}")
+        lines.append(f"pipeline_tag: image-{'classification' if has_head else 'feature-extraction'}")
     return "\n".join(["---", *lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"])
 
 
@@ -230,7 +232,7 @@ def without_folders(command: str) -> str:
     return shlex.join(found)
 
 
-def limits(learner: Learner, run: Run | None) -> Iterator[str]:
+def limits(learner: Learner, run: Run | None, has_head: bool) -> Iterator[str]:
     """What a user of the model should not assume, from what was and was not measured."""
     results: Results = run.results if run else {}
     score, judged = results.get("score") or {}, results.get("judged_on") or {}
@@ -251,7 +253,7 @@ def limits(learner: Learner, run: Run | None) -> Iterator[str]:
     if has_vit(learner):
         height, width = vit_of(learner).config.image_size
         yield f"It sees {height} x {width} pixels of an image; smaller details, and what is outside of the crop, have no influence."
-    if isinstance(learner, Classifies):
+    if has_head and isinstance(learner, Classifies):
         yield "It gives one of its classes to every image, also to one of something else."
     yield "Robustness, bias and fairness were not examined."
 
