@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 # A shell in the background ignores these for its programs, and unveil respects that. The tests of signals need the defaults.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -13,3 +15,11 @@ os.environ.setdefault("UNVEIL_CACHE", os.path.join(os.devnull, "unveil"))  # whe
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))  # before torch is imported
+
+
+@pytest.fixture(scope="module")
+def without_reports():
+    """Runs of these tests write no report, which would take half of their time. Other tests look at reports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unveil.runs.session.write_page", lambda run, learner: run.path / "report.html")
+        yield

@@ -15,6 +15,8 @@ from unveil.errors import UnveilError
 from unveil.recipes.pack import pack
 from unveil.runs.open_data import open_subsets
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 OPTIONS = {"model": "vit-nano", "image_size": 16, "patch_size": 8, "epochs": 1, "batch_size": 8, "device": "cpu"}
 
 

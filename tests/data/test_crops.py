@@ -30,6 +30,8 @@ from unveil.methods import METHODS, method_class
 from unveil.models.vit_config import ViTConfig
 from unveil.runs.open_data import stored_side
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 ZERO, ONE = (0.0,) * 3, (1.0,) * 3
 SIZE = (64, 80)
 HALF = (0.5,) * 3

@@ -223,12 +223,7 @@ def test_transformers(runs, tmp_path, logged, name):
         compare_reloaded(out, run)
 
 
-ONNX = [
-    "fine-tuned, norm after the mean",
-    "linear probe, class token",
-    "labels",
-    "number, class token",
-]
+ONNX = ["fine-tuned, norm after the mean", "linear probe, class token", "labels", "number, class token"]
 """An export takes up to ten seconds, so each kind of head is tried once."""
 
 

@@ -19,6 +19,8 @@ from unveil.errors import UnveilError
 from unveil.runs import streamed
 from unveil.runs.parts_on_disk import PartsOnDisk, unfinished
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 TINY = {
     "model": "vit-nano",
     "image_size": (16,),

@@ -21,6 +21,8 @@ from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.errors import UnveilError
 from unveil.train.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 TINY: dict[str, Any] = {
     "model": "vit-nano",
     "image_size": (16,),
@@ -105,6 +107,7 @@ def test_pretraining_gives_the_same_in_memory_and_on_demand(
     assert results["judged_on"]["test"] == 6 - results["unreadable"]["test"]
     assert (kept / "skipped.txt").read_text() == (fresh / "skipped.txt").read_text()
     assert {line.split("\t")[0] for line in (kept / "skipped.txt").read_text().splitlines()} == broken_names(images)
+    unveil.report(kept)
     page = (kept / "report.html").read_text(encoding="utf-8")
     roles = " and ".join(f"{count} in the {name} set" for name, count in results["unreadable"].items() if count)
     assert f"6 files were skipped. Of the images, {roles}: training replaced them by others, evaluations left them out." in page

@@ -21,6 +21,8 @@ from unveil.runs.labelled_data import LabelledOptions, data_of, labelled_subsets
 from unveil.train.data_changes import data_changes
 from unveil.train.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 TINY = {
     "model": "vit-nano",
     "image_size": (16,),
@@ -198,6 +200,7 @@ def test_classes_that_training_lacks_count_as_wrong(
     sentence = "5 of 13 test images have a class that no training sample has (elk: 5): they count as wrong"
     assert sentence in said.err
     assert sentence in " ".join(said.out.split())
+    unveil.report(tuned)
     assert sentence in (tuned.path / "report.html").read_text()
     with (tuned.path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -221,6 +224,7 @@ def test_classes_that_training_lacks_count_as_wrong(
     assert np.array(probed["score"]["confusion"]).sum(axis=1).tolist() == [2, 1, 3]
     pretrained = unveil.pretrain(str(data), out=tmp_path / "run", **TINY)
     assert pretrained.results["judged_on"] == {"train": 16, "test": 13, "classes": 2, "unseen_classes": {"elk": 5}}
+    unveil.report(pretrained)
     assert sentence in (pretrained.path / "report.html").read_text()
 
 

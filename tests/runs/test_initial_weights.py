@@ -22,6 +22,8 @@ from unveil.models.adapt import adapted
 from unveil.runs.initial_weights import name_of_weights
 from unveil.stop_signals import raise_on_signals
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 BRIEF: dict[str, Any] = {
     **{name: value for name, value in TINY.items() if name not in ("model", "image_size", "patch_size")},
     "epochs": 1,
@@ -73,6 +75,7 @@ def test_every_method_starts_from_the_weights(method, source, pics, tmp_path, ca
         assert run.results["features"]["before training"] == run.results["features"]["encoder"]
         spread = run.results["spread"]
         assert spread["before training"] == spread["encoder"] != spread["untrained"]
+    unveil.report(run)
     page = (run.path / "report.html").read_text()
     assert "the weights it started from" in page
 
@@ -248,6 +251,7 @@ def test_a_model_with_a_teacher_is_loaded_without_it(source, pics, tmp_path) -> 
     assert {"reconstruction_loss", "feature_loss"} <= run.log[-1].keys()
     line = run.log[-1]
     assert line["loss"] == pytest.approx(line["reconstruction_loss"] + 2 * line["feature_loss"], rel=1e-5)
+    unveil.report(run)
     assert "features of the teacher" in (run.path / "report.html").read_text()
     assert unveil.finetune(run, pics, out=tmp_path / "tuned", epochs=1, device="cpu").results["score"]
 
@@ -293,7 +297,7 @@ def test_the_command_line(source, pics, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([*words, "--epochs", "1", "--batch-size", "16", "--held-out", "4"])
     assert caught.value.code == 0
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "run" / "results.json").is_file()
     with pytest.raises(SystemExit) as caught:
         cli.main(["pretrain", str(pics), "--init", str(tmp_path / "nothing"), "--out", str(tmp_path / "no")])
     assert caught.value.code == 1

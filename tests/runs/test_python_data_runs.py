@@ -14,6 +14,8 @@ from torch import Tensor
 import unveil
 from unveil.errors import UnveilError
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 TINY: dict[str, Any] = {
     "model": "vit-nano",
     "image_size": (16,),

@@ -24,6 +24,8 @@ from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
 from unveil.train.recorder import Recorder
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 TINY: dict[str, Any] = {
     "model": "vit-nano",
     "image_size": (16,),
