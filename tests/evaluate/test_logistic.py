@@ -96,6 +96,17 @@ def test_crops_of_one_image_are_kept_aside_together(monkeypatch: pytest.MonkeyPa
     members = [torch.isin(features[groups == group, 0], seen[0][:, 0]) for group in range(20)]
     assert all(each.all() or not each.any() for each in members)
     assert len(seen[0]) == 48
+    assert len(seen) == 5  # of few samples, every fifth is kept aside in turn
+    assert sum(60 - len(rows) for rows in seen) == 60
+
+
+def test_the_penalty_for_few_samples_does_not_depend_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = samples(200, 60, 4)
+    features = features + torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
+    chosen = {choose_penalty(features, labels, 4, logistic.PENALTIES, None, seed) for seed in range(12)}
+    monkeypatch.setattr(logistic, "FEW_ROWS", 0)
+    single = {choose_penalty(features, labels, 4, logistic.PENALTIES, None, seed) for seed in range(12)}
+    assert len(chosen) == 1 < len(single)
 
 
 def test_too_few_samples_to_keep_any_aside() -> None:

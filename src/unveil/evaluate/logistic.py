@@ -4,6 +4,7 @@ It converges, so it has no learning rate, batch size or number of epochs. Its pe
 kept aside. It has the loss of scikit-learn's `LogisticRegression(C=1 / (n * penalty))` on standardised features.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,9 @@ PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Candidates for the weight of half the squared norm of the weights, beside the mean cross-entropy."""
 KEPT_ASIDE = 0.2
 """Share of the train set on which the penalty is chosen."""
+FEW_ROWS = 2_000
+"""Up to this many rows, each fifth of them is kept aside in turn: with one fifth of 279, the choice and the accuracy changed by 16
+points with the seed."""
 MAX_SWEEP, PER_CLASS = 5_000, 10
 """Maximum number of rows on which candidates are fitted, and of rows for each class if there are many classes."""
 MAX_STEPS, TOLERANCE, ROUGH = 200, 1e-4, 1e-3
@@ -75,24 +79,35 @@ def choose_penalty(
     seed: int,
     kind: "type[LogisticRegression] | None" = None,
 ) -> float:
-    """The penalty with the best `score` on a part kept aside; the larger of two that are equally good."""
+    """The penalty with the best `score` on a part kept aside, or of few rows on all parts in turn; the larger of two equal ones."""
     chance = torch.Generator().manual_seed(seed)
     numbers = torch.arange(len(features)) if groups is None else groups.unique(return_inverse=True)[1].cpu()
     place = torch.rand(int(numbers.max()) + 1, generator=chance)[numbers]  # the same for a whole group
     order = place.argsort(stable=True)[: round(max(MAX_SWEEP, PER_CLASS * classes) / (1 - KEPT_ASIDE))]
-    border = place[order[min(len(order) - 1, round(KEPT_ASIDE * len(order)))]]
-    aside, rest = (order[each].to(features.device) for each in (place[order] < border, place[order] >= border))
-    if not len(aside) or not len(rest):
+    splits = parts_of(place, order)[: None if len(order) <= FEW_ROWS else 1]
+    if not splits:
         return penalties[0]
-    regression = (kind or LogisticRegression)(features[rest], labels[rest], classes)
-    test, start, found = regression.standardised(features[aside]), None, list[tuple[float, float]]()
-    for penalty in sorted(penalties, reverse=True):  # each one starts from the solution before it
-        right = [each for each, _ in found]
-        if len(found) > 2 and right[-1] < right[-2] < max(right):
-            break  # it becomes worse and worse
-        start = regression.fit(penalty, start, tolerance=ROUGH)
-        found.append((regression.score(F.linear(test, *start), labels[aside]), penalty))
-    return max(found)[1]
+    found = dict.fromkeys(sorted(penalties, reverse=True), 0.0)
+    for aside, rest in (tuple(each.to(features.device) for each in split) for split in splits):
+        regression = (kind or LogisticRegression)(features[rest], labels[rest], classes)
+        test, start, right = regression.standardised(features[aside]), None, list[float]()
+        for penalty in found:  # each one starts from the solution before it
+            if len(splits) == 1 and len(right) > 2 and right[-1] < right[-2] < max(right):
+                right.append(-math.inf)  # it becomes worse and worse
+                continue
+            start = regression.fit(penalty, start, tolerance=ROUGH)
+            right.append(regression.score(F.linear(test, *start), labels[aside]))
+        found = {penalty: total + score for (penalty, total), score in zip(found.items(), right, strict=True)}
+    return max((total, penalty) for penalty, total in found.items())[1]
+
+
+def parts_of(place: Float[Tensor, " n"], order: Int[Tensor, " k"]) -> list[tuple[Tensor, Tensor]]:
+    """Divides rows by their places into five parts: the indices of its rows, and of all others. Empty parts are left out."""
+    count = round(1 / KEPT_ASIDE)
+    borders = [place[order[min(len(order) - 1, round(i * KEPT_ASIDE * len(order)))]] for i in range(1, count)]
+    number = torch.bucketize(place[order], torch.stack(borders), right=True)
+    parts = [(order[number == i], order[number != i]) for i in range(count)]
+    return [(aside, rest) for aside, rest in parts if len(aside) and len(rest)]
 
 
 class LogisticRegression:

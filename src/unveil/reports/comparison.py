@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unveil.data.split_folders import split_of
+from unveil.errors import UnveilError
 from unveil.reports.chance import chance_margin, contenders, within_chance
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
@@ -40,6 +42,11 @@ EVALUATED_ON = {"held-out": "images held out from training", "test": "the test s
 """Values of `evaluate_on` in words."""
 HELD_OUT_NOTE = "The test set was not looked at. To report a number, evaluate the run that you choose on it once: unveil probe RUN."
 """What to do after a comparison on held-out images."""
+NO_TEST_NOTE = (
+    "These are all the images that the data has for tests, so the best of several accuracies on them is too high. To report a "
+    "number, evaluate the run that you choose on others: unveil probe RUN --test OTHER."
+)
+"""The same if the data has no test set beside them."""
 RESULT_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("time", spell_time),
     "samples": ("samples", lambda value: f"{round(value):,}"),
@@ -212,6 +219,17 @@ def accuracy_section(rows: Sequence[ComparisonRow], evaluated_on: str) -> Markup
     return element("div", *figures, class_="figures")
 
 
+def held_out_note(folder: Path) -> str:
+    """What to do after a comparison on held-out images, by what its runs record about the data."""
+    for path in sorted(folder.glob("*/run.json")):
+        try:
+            splits = (Run(path.parent).facts.get("data") or {}).get("splits") or {}
+        except UnveilError:
+            continue
+        return HELD_OUT_NOTE if any(split_of(name) == "test" for name in splits.get("unused", ())) else NO_TEST_NOTE
+    return HELD_OUT_NOTE
+
+
 def write_comparison(
     folder: Path,
     rows: Sequence[ComparisonRow],
@@ -233,7 +251,7 @@ def write_comparison(
     title = f"Methods compared on {Path(facts['data']).name or facts['data']}"
     line = element("p", f"comparison {folder.name}", class_="muted")
     evaluated_on = facts["config"].get("evaluate_on", "test")  # earlier versions had no choice
-    note = [element("p", HELD_OUT_NOTE)] if evaluated_on == "held-out" else []
+    note = [element("p", held_out_note(folder))] if evaluated_on == "held-out" else []
     verdict = element("p", comparison_verdict(rows, test_count), class_="verdict")
     heading = join_markup([element("h1", title), verdict, *note, line])
     links = [element("li", element("a", each.name, href=f"{each.name}/report.html")) for each in runs]
