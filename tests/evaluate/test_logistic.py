@@ -10,7 +10,7 @@ from sklearn.covariance import ledoit_wolf
 
 from unveil.evaluate import logistic
 from unveil.evaluate.knn import knn_scores, shrunk_covariance, whiten
-from unveil.evaluate.logistic import LogisticRegression, choose_penalty, fit_logistic
+from unveil.evaluate.logistic import LogisticRegression, choose_penalty, fit_logistic, parts_of
 
 
 def samples(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,13 +100,22 @@ def test_crops_of_one_image_are_kept_aside_together(monkeypatch: pytest.MonkeyPa
     assert sum(60 - len(rows) for rows in seen) == 60
 
 
-def test_the_penalty_for_few_samples_does_not_depend_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_few_samples_the_penalty_is_that_of_a_cross_validation_by_scikit_learn() -> None:
     features, labels = samples(200, 60, 4)
     features = features + torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
-    chosen = {choose_penalty(features, labels, 4, logistic.PENALTIES, None, seed) for seed in range(12)}
-    monkeypatch.setattr(logistic, "FEW_ROWS", 0)
-    single = {choose_penalty(features, labels, 4, logistic.PENALTIES, None, seed) for seed in range(12)}
-    assert len(chosen) == 1 < len(single)
+    place = torch.rand(200, generator=torch.Generator().manual_seed(3))
+    right = dict.fromkeys(logistic.PENALTIES, 0)
+    parts = parts_of(place, place.argsort())
+    assert torch.equal(torch.cat([aside for aside, _ in parts]).sort().values, torch.arange(200))
+    for aside, rest in parts:
+        mean, deviation = features[rest].mean(0), features[rest].std(0, correction=0)
+        plain = (features - mean) / deviation
+        for penalty in right:
+            peer = linear_model.LogisticRegression(C=1 / (len(rest) * penalty), max_iter=5000).fit(plain[rest], labels[rest])
+            right[penalty] += int((peer.predict(plain[aside]) == labels[aside].numpy()).sum())
+    chosen = choose_penalty(features, labels, 4, logistic.PENALTIES, None, 3)
+    assert right[chosen] >= max(right.values()) - 1  # L-BFGS stops earlier for candidates
+    assert max(right.values()) - min(right.values()) > 5
 
 
 def test_too_few_samples_to_keep_any_aside() -> None:

@@ -31,7 +31,7 @@ class Measure(NamedTuple):
     is_share: bool = False
 
 
-LABEL_NOTE = "Where the label is wrong and not the prediction, mend the label."
+LABEL_NOTE = "Where the label is wrong and not the prediction, correct the label."
 MEASURES = {
     "probability": Measure(
         "probability", f"The wrong predictions with the highest probability, of the test images. {LABEL_NOTE}", is_share=True

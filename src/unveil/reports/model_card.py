@@ -188,7 +188,9 @@ def data_lines(runs: Sequence[Run]) -> Iterator[str]:
         yield "The file does not record it."
     for i, run in enumerate(runs):
         data = run.facts.get("data") or {}
-        rows = [[label, shown_value(data[key])] for key, label in DATA_FACTS.items() if data.get(key) is not None]
+        same = data.get("test_fingerprint") == data.get("fingerprint")  # the test set was held out from these
+        facts = {key: label for key, label in DATA_FACTS.items() if data.get(key) is not None and not (same and "test" in key)}
+        rows = [[label, shown_value(data[key])] for key, label in facts.items()]
         name = in_text(Path(str(data.get("name", "unnamed data"))).name)
         yield f"**{name}**{', of the run that it started from' if i else ''}:"
         if rows:

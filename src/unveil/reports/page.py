@@ -117,7 +117,8 @@ def headline_parts(run: Run) -> tuple[str, str, str]:
         model = f"The encoder of {Path(str(config['from'])).name}"
     name, wording = str(data.get("name", "unnamed data")), "scratch" if config.get("scratch") else kind
     title = f"{model or 'A model'}, {KINDS.get(wording, f'({kind}) on')} {Path(name).name or name}"
-    counts = ((data.get("count"), sample_noun(kind)), (data.get("texts"), "texts"))
+    trained = (run.results.get("trained_on"), run.results.get("samples", "images"))
+    counts = (trained, (data.get("count"), sample_noun(kind)), (data.get("texts"), "texts"))
     count = next((f"{number:,} {noun}" for number, noun in counts if isinstance(number, int)), "")
     epochs = config.get("epochs")
     facts = [count, f"{epochs:g} epoch{'s' * (epochs != 1)}" if isinstance(epochs, int | float) else ""]

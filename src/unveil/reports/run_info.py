@@ -34,6 +34,8 @@ DATA_LABELS = {
 
 def data_section(data: Mapping[str, Any], noun: str = "images") -> Markup:
     """A table about the data: name, count, size, channels, fingerprint; `noun` is the noun for its samples."""
+    if data.get("test_fingerprint") and data["test_fingerprint"] == data.get("fingerprint"):
+        data = {**data, "test_count": f"some of these {noun}", "test_fingerprint": None, "test_listing_fingerprint": None}
     labelled = [(noun if key == "count" else label, data[key]) for key, label in DATA_LABELS.items() if data.get(key) is not None]
     rest = [(humanize(key), value) for key, value in data.items() if key not in DATA_LABELS and value is not None]
     return key_value_table([*labelled, *rest], "The data")
