@@ -115,7 +115,7 @@ def test_for_few_samples_the_penalty_is_that_of_a_cross_validation_by_scikit_lea
             right[penalty] += int((peer.predict(plain[aside]) == labels[aside].numpy()).sum())
     chosen = choose_penalty(features, labels, 4, logistic.PENALTIES, None, 3)
     assert right[chosen] >= max(right.values()) - 1  # L-BFGS stops earlier for candidates
-    assert max(right.values()) - min(right.values()) > 5
+    assert max(right.values()) - min(right.values()) >= 5
 
 
 def test_too_few_samples_to_keep_any_aside() -> None:

@@ -77,6 +77,8 @@ def verdict_of(found: Examination) -> str:
         parts.append("No image was found in two splits.")
     serious = [kind for kind in SINGULAR if kind in counts]
     parts += [f"{counts[kind]:,} {SINGULAR[kind] if counts[kind] == 1 else KINDS[kind]}." for kind in serious]
+    if "duplicate" in counts:
+        parts.append(f"{count_of(counts['duplicate'], 'copy', 'copies')} within a split.")
     return " ".join(parts) or "Nothing serious was found."
 
 
@@ -167,6 +169,8 @@ def histograms(sizes: np.ndarray) -> list[tuple[str, Markup]]:
     drawn = list[tuple[str, Markup]]()
     for name, values, unit in (("Short side", short, "px"), ("Width divided by height", ratio, "")):
         low, high = float(values.min()), float(values.max())
+        if low == high:
+            continue
         bins = np.geomspace(low, high, 31) if high > 2 * low else np.linspace(low, max(high, low * 1.01), 31)
         figure = new_figure(5, 2.4, layout="constrained")
         with styled():

@@ -29,8 +29,8 @@ class HardwareConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to compute on; auto uses a GPU if there is one."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
-    """Precision of matrix products; auto uses the fastest of bfloat16, float16 and float32 on this hardware. tf32: float32 whose
-    factors are rounded to 10 bits on NVIDIA GPUs since Ampere."""
+    """Precision of matrix products; auto is float32 for embed, predict and similar, and else the fastest of bfloat16, float16 and
+    float32 on this hardware. tf32: float32 whose factors are rounded to 10 bits on NVIDIA GPUs since Ampere."""
     compile: bool = False
     """Compile the training step with torch.compile. The start is slower, the steps are faster."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
