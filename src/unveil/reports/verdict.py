@@ -60,12 +60,7 @@ def summary(results: Results) -> str:
     if results.get("score"):
         return metric_sentence(results)
     if features.get("encoder"):
-        parts = []
-        for classifier, value in features["encoder"].items():
-            compared = ", ".join(differences(results, classifier))
-            name = CLASSIFIER_LABELS.get(classifier, classifier)
-            parts.append(f"{percent(value)} accuracy with {with_article(name)}{f' ({compared})' if compared else ''}")
-        return f"Its features reach {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1]} on the test images."
+        return feature_sentence(results)
     if errors.get("held_out_error") is not None:
         return error_sentences(errors)[0]
     if results.get("bleu"):
@@ -74,6 +69,16 @@ def summary(results: Results) -> str:
     if results.get("words"):
         return word_sentence(results["words"])
     return "There are no results yet: the run has not finished."
+
+
+def feature_sentence(results: Results) -> str:
+    """The accuracy of the linear probe, or else of the first classifier, compared with the baselines; then that of the others."""
+    found = {key: (CLASSIFIER_LABELS.get(key, key), percent(value)) for key, value in results["features"]["encoder"].items()}
+    main = "linear" if "linear" in found else next(iter(found))
+    name, accuracy = found.pop(main)
+    compared, others = " and ".join(differences(results, main)), " and ".join(" ".join(each) for each in found.values())
+    parts = [f"Its features reach {accuracy} accuracy with {with_article(name)} on the test images"]
+    return f"{', '.join(filter(None, [*parts, compared]))}{f'; with {others}' if others else ''}."
 
 
 def metric_sentence(results: Results) -> str:
