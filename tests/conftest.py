@@ -17,6 +17,12 @@ if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))  # before torch is imported
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that at the end no process is left alone with one of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module")
 def without_reports():
     """Runs of these tests write no report, which would take half of their time. Other tests look at reports."""

@@ -94,6 +94,14 @@ def test_no_copy_of_a_held_out_image_is_trained_on(tmp_path):
     assert before.note == ""
 
 
+def test_nothing_but_copies_is_a_sentence():
+    roles = open_roles(np.zeros((20, 8, 8, 3), np.uint8))
+    with pytest.raises(
+        UnveilError, match="each image of array is an exact copy of one of the 2 images held out for the test, so none"
+    ):
+        open_subsets(roles, side=8, channels=3, max_pixels=10**6, most=1000, show=False)
+
+
 def test_copies_between_splits_of_the_user_are_said_and_kept(tmp_path):
     write(tmp_path / "pics" / "train", 20, copied=False)
     write(tmp_path / "pics" / "test", 8, seed=1, copied=False)

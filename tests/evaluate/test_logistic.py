@@ -63,9 +63,25 @@ def test_the_gradient_is_that_of_autograd_in_any_parts(monkeypatch: pytest.Monke
         torch.testing.assert_close(gradient, joint.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("penalty", [1e-1, 1e-2])
+def test_fewer_samples_than_features(penalty: float) -> None:
+    features, labels = samples(60, 200, 3)
+    test, _ = samples(50, 200, 3, seed=1)
+    mean, deviation = features.double().mean(0), (features.double().var(0, correction=0) + 1e-6).sqrt()
+    plain, plain_test = (((each - mean) / deviation).numpy() for each in (features, test))
+    peer = linear_model.LogisticRegression(C=1 / (60 * penalty), tol=1e-8, max_iter=5000).fit(plain, labels.numpy())
+    regression = LogisticRegression(features, labels, 3)
+    strict = {"tolerance": 1e-7, "max_steps": 2000}
+    weight, bias = regression.fit(penalty, **strict)
+    ours = torch.nn.functional.linear(torch.from_numpy(plain_test).float(), weight, bias).log_softmax(dim=1)
+    torch.testing.assert_close(ours, torch.from_numpy(peer.predict_log_proba(plain_test)).float(), atol=0.02, rtol=0.01)
+    again, _ = regression.fit(penalty, regression.fit(10 * penalty), **strict)
+    torch.testing.assert_close(again, weight, atol=1e-3, rtol=0.02)
+
+
 def test_the_penalty_is_the_best_on_images_kept_aside() -> None:
     """Few samples in many dimensions need a strong one, many samples in few a weak one."""
-    few, labels = samples(120, 100, 3)
+    few, labels = samples(60, 100, 3)
     many, more = samples(8000, 6, 3)
     strong = choose_penalty(few, labels, 3, logistic.PENALTIES, None, 0)
     weak = choose_penalty(many, more, 3, logistic.PENALTIES, None, 0)

@@ -113,7 +113,8 @@ def parts_of(place: Float[Tensor, " n"], order: Int[Tensor, " k"]) -> list[tuple
 class LogisticRegression:
     """The loss of a linear classifier of standardised features: the mean cross-entropy, plus a penalty.
 
-    L-BFGS works in coordinates in which the curvature is about the same in all directions, which takes half of the steps.
+    L-BFGS works in coordinates in which the curvature is about the same in all directions, which takes half of the steps. With
+    fewer samples than features, it works in the space that the samples span, in which the solution of least norm lies.
 
     Args:
         features: The features.
@@ -127,8 +128,12 @@ class LogisticRegression:
         squares = sum(((part - self.mean).square().sum(dim=0) for part in features.split(MAX_ROWS)), torch.zeros_like(self.mean))
         self.deviation = (squares / count + 1e-6).sqrt()  # as in the batch norm of a probe
         some = self.standardised(features[:: -(-count // MAX_GRAM)])
-        self._gram = (some.T @ some).double() / len(some)
         self._copy = self.standardised(features) if features.numel() <= MAX_COPY else None
+        self._basis = None
+        if self._copy is not None and count < features.shape[1]:
+            self._basis = torch.linalg.qr(self._copy.T).Q  # (D, n)
+            self._copy = some = self._copy @ self._basis
+        self._gram = (some.T @ some).double() / len(some)
 
     def score(self, logits: Float[Tensor, "m K"], labels: Tensor) -> float:
         """How good logits of other samples are: the number of correct predictions."""
@@ -172,7 +177,7 @@ class LogisticRegression:
         """
         from scipy.optimize import minimize  # imported here, since it takes a while
 
-        width = len(self.mean)
+        width = len(self._gram)
         curvature = torch.eye(width + 1, dtype=torch.float64, device=self.mean.device)  # of the biases: 1
         curvature[:width, :width] = self._gram / self.classes
         curvature.diagonal()[:width] += penalty + 1e-5
@@ -188,9 +193,13 @@ class LogisticRegression:
             scaled = torch.linalg.solve_triangular(root.T, gradient.double(), upper=True, left=False)
             return float(loss), scaled.flatten().cpu().numpy()
 
-        first = torch.zeros(self.classes, width + 1) if start is None else torch.cat([start[0], start[1][:, None]], dim=1)
+        first = torch.zeros(self.classes, width + 1)
+        if start is not None:
+            weight = start[0] if self._basis is None else start[0] @ self._basis
+            first = torch.cat([weight, start[1][:, None]], dim=1)
         options = {"maxiter": max_steps, "gtol": tolerance, "ftol": 1e-9, "maxfun": 2 * max_steps}
         with torch.no_grad():
             scaled = (first.to(root) @ root).flatten().cpu().numpy()
             joint = back(minimize(objective, scaled, jac=True, method="L-BFGS-B", options=options).x).to(self.mean)
-        return joint[:, :-1], joint[:, -1]
+        weight = joint[:, :-1] if self._basis is None else joint[:, :-1] @ self._basis.T
+        return weight, joint[:, -1]

@@ -131,6 +131,11 @@ def open_subsets(
         kept = torch.cat([kept, torch.arange(roles.held_out_of, len(train))])
         all_kept, test = Subset(train, kept), Subset(train, held_out)
         rest = without_copies(all_kept, test) if leave_out_copies else all_kept
+        if not len(rest) and len(all_kept):
+            raise UnveilError(
+                f"each image of {roles.train.name} is an exact copy of one of the {count_of(len(test), 'image')} held out for the "
+                f"test, so none is left to train on"
+            )
         return ImageSubsets(rest, test, True, None, left_out_sentence(len(all_kept) - len(rest)))
 
     def like_train(source: Source) -> Subset:
