@@ -19,6 +19,8 @@ from unveil.json_files import json_text
 from unveil.runs.session import Session
 from unveil.train.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SMALL = {"model": "vit-nano", "epochs": 1.0, "batch_size": 16}
 FOLDER = "Fotos im März/it's $HOME"
 
@@ -175,7 +177,7 @@ def test_the_command_of_a_run_on_labelled_texts(here, begun):
 
 
 def test_a_run_of_an_array_says_so(here, begun, capsys):
-    run = begun(unveil.pretrain, np.zeros((40, 16, 16, 3), np.uint8), out=here / "run", **SMALL)
+    run = begun(unveil.pretrain, np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), np.uint8), out=here / "run", **SMALL)
     assert cli.execute(["options", "run"]) == 0
     said = capsys.readouterr()
     assert shlex.split(said.out)[:3] == ["unveil", "pretrain", "DATA"]

@@ -26,6 +26,8 @@ from unveil.train.recipe import TrainConfig
 from unveil.train.run_cost import cost_line, peak_memory, run_cost, spell_bytes, spell_time
 from unveil.train.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 CPU = Hardware(device="cpu", name="CPU", memory=24 * 2**30, cores=2, processes=1, peak=4e11, precision="bfloat16")
 GPU = Hardware(device="cuda", name="H100", memory=80 * 10**9, cores=16, processes=1, peak=7e14, precision="bfloat16")
 EIGHT = Hardware(**(asdict(GPU) | {"processes": 8}))

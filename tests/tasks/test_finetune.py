@@ -13,6 +13,8 @@ from unveil.errors import UnveilError
 from unveil.methods.mae import MAE, MAEConfig
 from unveil.tasks.finetune import Finetune, FinetuneConfig
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 OFF = {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "randaugment": 0, "erasing": 0.0}
 
 
