@@ -83,3 +83,10 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(run: Path, data: Path, tmp
     with pytest.raises(UnveilError, match="no image is given"):
         unveil.similar(run, [], data, out=tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_name_of_a_figure_is_no_folder(run: Path, data: Path, tmp_path: Path) -> None:
+    image = next(iter(sorted(data.rglob("*.png"))))
+    with pytest.raises(UnveilError, match=r"but it is a folder for similar\.png and similar\.csv: give a name without an ending"):
+        unveil.similar(run, image, data, out=tmp_path / "figure.png", device="cpu")
+    assert not (tmp_path / "figure.png").exists()

@@ -78,7 +78,7 @@ def test_each_image_is_a_dot_at_its_place(run: Run) -> None:
         ("50.0", "50.0", "2", "0", "k", "y.png"),
         ("25.0", "100.0", "3", "0", "k1", "&lt;b&gt;1"),
     ]
-    assert "hold 42% of the variance" in text
+    assert "hold 42 % of the variance" in text
     assert "t-SNE keeps neighbours" in text
 
 

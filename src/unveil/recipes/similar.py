@@ -110,6 +110,8 @@ def similar(
     paths = [Path(each).expanduser() for each in ([image] if isinstance(image, str | os.PathLike) else image)]
     if not paths:
         raise UnveilError("no image is given: expected the path of at least one")
+    if out is not None and Path(out).suffix.lower() in (".png", ".csv", ".pdf", ".svg", ".jpg"):
+        raise UnveilError(f"out is {str(out)!r}, but it is a folder for similar.png and similar.csv: give a name without an ending")
     folder = Path(out) if out else free_file(Path(f"{slug(paths[0].stem)}-similar"))
     refuse_existing(folder)
     world, say = join_processes(hardware), printer(True)

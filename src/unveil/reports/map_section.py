@@ -53,8 +53,8 @@ def map_section(run: Run) -> Markup | None:
         figures.append(one_map(found.tsne, found, colours, "t-SNE"))
     sentences = (
         f"Features of {count_of(len(found.pca), 'image')} that the model was not trained on. Point at a dot, or tap it, to see its "
-        f"image. The first two principal components hold {found.explained:.0%} of the variance, and show distances as far as two "
-        "directions can."
+        f"image. The first two principal components hold {100 * found.explained:.0f} % of the variance, and show distances as "
+        "far as two directions can."
     )
     if found.tsne is not None:
         sentences += (

@@ -37,7 +37,8 @@ def data_section(data: Mapping[str, Any], noun: str = "images") -> Markup:
     if data.get("test_fingerprint") and data["test_fingerprint"] == data.get("fingerprint"):
         data = {**data, "test_count": f"some of these {noun}", "test_fingerprint": None, "test_listing_fingerprint": None}
     labelled = [(noun if key == "count" else label, data[key]) for key, label in DATA_LABELS.items() if data.get(key) is not None]
-    rest = [(humanize(key), value) for key, value in data.items() if key not in DATA_LABELS and value is not None]
+    hidden = (*DATA_LABELS, "listing_fingerprint", "test_listing_fingerprint")  # of earlier versions, for comparison
+    rest = [(humanize(key), value) for key, value in data.items() if key not in hidden and value is not None]
     return key_value_table([*labelled, *rest], "The data")
 
 
@@ -139,6 +140,8 @@ def format_value(name: str, value: Any) -> Markup | str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}" if name != "seed" else str(value)
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {format_value('', each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
         separator = f" {TIMES} " if name == "size, px" else ", "
         count = f"{len(value):,}: " if name == "classes" else ""
