@@ -1,5 +1,6 @@
 """Differences that chance can explain, compared with SciPy and with formulas by hand."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from scipy import stats
 
 from unveil.reports.chance import accuracy_interval, chance_margin, contenders, within_chance
-from unveil.reports.comparison import comparison_table, comparison_verdict, row_of
+from unveil.reports.comparison import HELD_OUT_NOTE, NO_TEST_NOTE, comparison_table, comparison_verdict, held_out_note, row_of
 from unveil.reports.study_page import Sweep, best_value
 from unveil.reports.verdict import comparisons, summary
 
@@ -97,3 +98,19 @@ def test_a_study_names_all_values_that_can_be_the_best() -> None:
 
 def test_contenders_are_in_order() -> None:
     assert contenders({"a": [0.5], "b": [0.9], "c": [0.89], "d": []}, 100) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "note"),
+    [
+        ({}, NO_TEST_NOTE),
+        ({"train": ["train"], "test": ["val"]}, NO_TEST_NOTE),
+        ({"train": ["train"], "test": ["val"], "unused": ["unlabeled"]}, NO_TEST_NOTE),
+        ({"train": ["train"], "test": ["val"], "unused": ["testing"]}, HELD_OUT_NOTE),
+    ],
+)
+def test_a_comparison_knows_whether_a_test_set_is_left(splits, note, tmp_path):
+    (tmp_path / "mae-seed0").mkdir()
+    data = {"name": "photos", "count": 10} | ({"splits": splits} if splits else {})
+    (tmp_path / "mae-seed0" / "run.json").write_text(json.dumps({"kind": "pretrain", "config": {}, "data": data}))
+    assert held_out_note(tmp_path) == note
