@@ -45,7 +45,7 @@ def plain_type(kind: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return typing.Union[tuple(plain_type(part) for part in parts)]  # noqa: UP007 (the parts are known at run time only)
     if origin is tuple:
-        return tuple[tuple(part if part is Ellipsis else plain_type(part) for part in parts)]  # type: ignore[misc]  # the parts are known at run time only
+        return types.GenericAlias(tuple, tuple(part if part is Ellipsis else plain_type(part) for part in parts))
     return kind
 
 

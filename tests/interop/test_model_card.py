@@ -16,6 +16,7 @@ from unveil.errors import UnveilError
 from unveil.interop import hub as hub_module
 from unveil.interop import model_files
 from unveil.recipes.export import export
+from unveil.reports.model_card import licence_lines, without_folders
 
 AWKWARD = ["cat, dog", "Grün|rot", "<b>1</b>", "`x`"]
 
@@ -72,6 +73,39 @@ def test_a_card_holds_neither_paths_nor_names_of_files(runs, tmp_path, logged):
             assert "secret-place" not in text
             assert "patient" not in text
             assert run.facts["hardware"]["host"] not in re.findall(r"[\w.-]+", text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("unveil pretrain /home/jane/scans --init /data/w.pth", "unveil pretrain scans --init w.pth"),
+        ("unveil pretrain hf:///home/jane/scans/ --out=~/runs/a", "unveil pretrain hf://scans --out=a"),
+        ("unveil finetune ../jane/run 'C:\\Users\\jane\\my scans'", "unveil finetune run 'my scans'"),
+        (
+            "unveil pretrain hf://jane/cells --base-lr 0.1 --crop-scale=-1",
+            "unveil pretrain hf://jane/cells --base-lr 0.1 --crop-scale=-1",
+        ),
+        (
+            "unveil pretrain photos/2024 --init timm:vit_base_patch16_224.mae",
+            "unveil pretrain photos/2024 --init timm:vit_base_patch16_224.mae",
+        ),
+    ],
+)
+def test_a_command_shows_no_folders(typed, shown):
+    assert without_folders(typed) == shown
+
+
+def test_the_licence_of_weights_of_others_is_named_and_that_of_no_weights_is_not(runs, tmp_path, logged, make_mae):
+    def licence_of(**config):
+        run = unveil.Run(runs[1].path, {**runs[1].facts, "config": {**runs[1].facts["config"], **config}})
+        return " ".join(licence_lines("mit", [run], "tuned"))
+
+    assert licence_of() == "mit."
+    assert licence_of(scratch=True, **{"from": "scratch"}) == "mit."
+    assert licence_of(**{"from": "timm:vit_base_patch16_224.mae"}).endswith(
+        "The licence of `timm:vit_base_patch16_224.mae`, which it was made from, applies as well."
+    )
+    assert "`teacher.pth`" in licence_of(teacher="/weights/teacher.pth")
 
 
 def test_names_of_classes_cannot_change_the_page(runs, tmp_path, logged):

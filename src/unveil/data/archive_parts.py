@@ -257,7 +257,7 @@ def names_without_shards(archive: Archive, candidates: Sequence[int]) -> list[st
 
 
 def _makers(layout: Layout, make: Callable[[str], Source]) -> dict[str, Callable[[], Source]]:
-    return {part: lambda part=part: make(part) for part in layout.parts}  # type: ignore[misc]  # binds `part` now
+    return {part: partial(make, part) for part in layout.parts}
 
 
 def _counts(layout: Layout) -> dict[str, int]:

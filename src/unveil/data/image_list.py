@@ -159,7 +159,8 @@ def list_source(images: Sequence[Any], *, name: str = "list", form: str = "") ->
         if number in paths:
             known = f"{os.path.relpath(paths[number], root)}\0{sizes[number]}"
         else:
-            known = f"{names[number]}\0{checksum(raw_image(image, names[number]))}"
+            raw = raw_image(image, names[number])
+            known, sizes[number] = f"{names[number]}\0{checksum(raw)}", bytes_of(raw)
         digest.update(f"{known}\n".encode("utf-8", "surrogateescape"))
     listing = digest.hexdigest()
     sampled = [paths[number] for number in evenly_spaced(sorted(paths.keys() - set(missing)), SAMPLED_FILES)]
@@ -182,7 +183,7 @@ def list_source(images: Sequence[Any], *, name: str = "list", form: str = "") ->
         listing_fingerprint=listing,
         notes=tuple(notes),
         groups=originals.astype(np.int64) if repeated else None,
-        sizes=np.array([sizes[i] or 0 if i in paths else bytes_of(raw_image(images[i], names[i])) for i in range(len(images))]),
+        sizes=np.array([sizes[number] or 0 for number in range(len(images))]),
         form=form or (PATHS if len(paths) == len(images) else IMAGES),
     )
 

@@ -51,15 +51,17 @@ def stored_dtype(raw: Raw) -> np.dtype[np.generic] | None:
     """The type of the values of an array, or of an NPY or TIFF file; None for other images."""
     if isinstance(raw, np.ndarray):
         return raw.dtype.newbyteorder("=")
-    kind = image_format(raw[:32]) if isinstance(raw, bytes) else None
+    if not isinstance(raw, bytes):
+        return None
+    kind = image_format(raw[:32])
     if kind == "NPY":
-        stream = io.BytesIO(raw)  # type: ignore[arg-type]  # bytes, because it has a format
+        stream = io.BytesIO(raw)
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         dtype: np.dtype[np.generic] = read(stream)[2].newbyteorder("=")
         return dtype
     if kind == "TIFF":
-        with tifffile.TiffFile(io.BytesIO(raw)) as file:  # type: ignore[arg-type]  # as above
+        with tifffile.TiffFile(io.BytesIO(raw)) as file:
             stored = file.pages[0].dtype
         return None if stored is None else np.dtype(stored).newbyteorder("=")
     return None

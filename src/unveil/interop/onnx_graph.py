@@ -16,15 +16,7 @@ from unveil.interop.encoder_only import has_vit, vit_of
 from unveil.interop.heads import head_of
 from unveil.interop.image_files import WHITE, transform_of
 from unveil.interop.silence import silenced
-from unveil.interop.verify_export import (
-    Verification,
-    difference_of_outputs,
-    image_pair,
-    largest,
-    outputs_for_images,
-    prepare_like,
-    relative_difference,
-)
+from unveil.interop.verify_export import Verification, difference_of_outputs, image_pair, largest, prepare_like, relative_difference
 from unveil.learner import Learner
 from unveil.protocols import Classifies
 
@@ -172,9 +164,7 @@ def verify(learner: Learner, out: Path) -> Verification:
         std=tuple(facts["std"]),
     )
     pair = image_pair(vit, prepare_like(recorded))
-    compared = outputs_for_images(learner, pair.ours)[1]
     found, features = (torch.from_numpy(x) for x in session.run(None, {"images": pair.theirs.numpy()}))
-    difference = largest(
-        difference_of_outputs(learner, found, pair.ours), relative_difference(features, learner.features(pair.ours))
-    )
+    difference, compared = difference_of_outputs(learner, found, pair.ours)
+    difference = largest(difference, relative_difference(features, learner.features(pair.ours)))
     return Verification(difference, "onnxruntime", f"features and {compared} of {pair.source}")

@@ -31,14 +31,7 @@ from unveil.interop.silence import silenced
 from unveil.interop.state_dict_map import check_names
 from unveil.interop.timm_facts import NAMES_OF_ACTIVATIONS, TimmFacts, download, facts_of_architecture, preprocessing_of
 from unveil.interop.timm_model import DISTILLED, WITH_EPS_1E5, WITH_SWIGLU, TimmModel, architecture_of, timm_model
-from unveil.interop.verify_export import (
-    Verification,
-    difference_of_outputs,
-    image_pair,
-    largest,
-    outputs_for_images,
-    relative_difference,
-)
+from unveil.interop.verify_export import Verification, difference_of_outputs, image_pair, largest, relative_difference
 from unveil.json_files import read_json
 from unveil.learner import Learner
 from unveil.models.vit_config import ViTConfig
@@ -257,8 +250,7 @@ def verify(learner: Learner, folder: Path) -> Verification:
     if config.bit_depth == 16:
         note = "timm's transform is for 8-bit images: divide 16-bit ones by 65535 and normalise them yourself"
     if model.num_classes:
-        compared = outputs_for_images(learner, pair.ours)[1]
-        difference = difference_of_outputs(learner, model(pair.theirs), pair.ours)
+        difference, compared = difference_of_outputs(learner, model(pair.theirs), pair.ours)
         model.reset_classifier(0)  # as `create_model(..., num_classes=0)`
     else:
         compared = "tokens"

@@ -20,14 +20,7 @@ from unveil.interop.layouts import TRANSFORMERS_LAYOUTS
 from unveil.interop.silence import silenced
 from unveil.interop.transformers_images import NOTE, images_of_transformers, shape_json, write_folder
 from unveil.interop.transformers_vit import ACTIVATIONS, load, with_registers_and_scales
-from unveil.interop.verify_export import (
-    Verification,
-    compare_reloaded,
-    difference_of_outputs,
-    largest,
-    outputs_for_images,
-    relative_difference,
-)
+from unveil.interop.verify_export import Verification, compare_reloaded, difference_of_outputs, largest, relative_difference
 from unveil.learner import Learner
 from unveil.models.vit_config import ViTConfig
 from unveil.train.checkpoint import Tensors
@@ -128,11 +121,8 @@ def verify(learner: Learner, folder: Path) -> Verification:
     model.eval()
     outputs = model.base_model(pair.theirs)
     features = outputs.pooler_output if kind == "beit" else pooled(outputs.last_hidden_state, vit, head)
-    difference = largest(
-        difference_of_outputs(learner, model(pair.theirs).logits, pair.ours),
-        relative_difference(features, learner.features(pair.ours)),
-    )
-    compared = outputs_for_images(learner, pair.ours)[1]
+    difference, compared = difference_of_outputs(learner, model(pair.theirs).logits, pair.ours)
+    difference = largest(difference, relative_difference(features, learner.features(pair.ours)))
     return Verification(difference, "transformers", f"features and {compared} of {pair.source}", NOTE)
 
 

@@ -122,18 +122,18 @@ def outputs_for_images(learner: Learner, images: Float[Tensor, "B C H W"]) -> tu
     return learner.encoder(images), "tokens"
 
 
-def difference_of_outputs(learner: Learner, found: Tensor, images: Float[Tensor, "B C H W"]) -> float:
-    """Compares the outputs of another model with those of a learner, as a share of the largest value.
+def difference_of_outputs(learner: Learner, found: Tensor, images: Float[Tensor, "B C H W"]) -> tuple[float, str]:
+    """Compares the outputs of another model with those of a learner, as a share of the largest value; and a name for these outputs.
 
     A number of a regression is measured from the mean of its train set: a share of a year would be decades. What float32 cannot
     tell apart at that mean is no difference.
     """
-    wanted, _ = outputs_for_images(learner, images)
+    wanted, compared = outputs_for_images(learner, images)
     if not isinstance(learner, Regression) or found.shape != wanted.shape:
-        return relative_difference(found, wanted)
+        return relative_difference(found, wanted), compared
     rounding = 4 * torch.finfo(torch.float32).eps * learner.mean.abs()
     scale = torch.maximum((wanted - learner.mean).abs().max(), 1e-3 * learner.deviation)
-    return float(((found - wanted).abs().max() - rounding).clamp(min=0) / scale)
+    return float(((found - wanted).abs().max() - rounding).clamp(min=0) / scale), compared
 
 
 @torch.no_grad()
@@ -159,13 +159,10 @@ def compare_outputs(learner: Learner, again: Learner) -> Verification:
     if isinstance(learner, Reconstructs) and isinstance(again, Reconstructs):
         hidden = every_other_patch(config, len(pair.ours)) if learner.reconstructs_hidden else None
         found, wanted = again.reconstruct(pair.theirs, hidden).pixels, learner.reconstruct(pair.ours, hidden).pixels
-        compared = "reconstructions"
+        difference, compared = relative_difference(found, wanted), "reconstructions"
     else:
-        found, compared = outputs_for_images(again, pair.theirs)
-        difference = largest(features, difference_of_outputs(learner, found, pair.ours))
-        return Verification(difference, library, f"features and {compared} of {pair.source}")
-    difference = largest(features, relative_difference(found, wanted))
-    return Verification(difference, library, f"features and {compared} of {pair.source}")
+        difference, compared = difference_of_outputs(learner, outputs_for_images(again, pair.theirs)[0], pair.ours)
+    return Verification(largest(features, difference), library, f"features and {compared} of {pair.source}")
 
 
 @torch.no_grad()

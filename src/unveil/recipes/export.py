@@ -14,7 +14,7 @@ from unveil.interop.formats import FORMATS, Format
 from unveil.interop.heads import joined
 from unveil.interop.hub import Repository, repository_of
 from unveil.interop.load import load
-from unveil.interop.verify_export import TOLERANCE
+from unveil.interop.verify_export import TOLERANCE, Verification
 from unveil.learner import Learner
 from unveil.paths import is_timm_name, refuse_existing
 from unveil.plain_text import count_of
@@ -90,19 +90,11 @@ def export(
         with telling(target):
             fresh.mkdir()
             written: Path = module.export(learner, fresh / target.name)
-        difference, library, compared, note = module.verify(learner, written)
-        if difference is not None and not difference <= TOLERANCE:  # this form also rejects NaN
-            raise UnveilError(f"{library} disagrees by {difference:.1e} on the {compared}: nothing was kept")
-        checked = (
-            f"not verified, as {library}"
-            if difference is None
-            else f"{library} agrees on the {compared}, largest difference {difference:.1e} of the largest value"
-        )
-        card, said = card_path(written), joined(checked, note)
+        found: Verification = module.verify(learner, written)
+        checked = sentence_of(found)
+        inputs = CardInputs(to, licence, joined(checked, found.note), repository.name if repository else None)
         with telling(target):
-            write_text(
-                card, card_of(learner, source, written, CardInputs(to, licence, said, repository.name if repository else None))
-            )
+            write_text(card_path(written), card_of(learner, source, written, inputs))
         names = sorted(path.name for path in fresh.iterdir())
         for name in names:
             refuse_existing(target.parent / name)  # such as the config.json beside a graph
@@ -111,12 +103,21 @@ def export(
                 os.replace(fresh / name, target.parent / name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    if note:
-        say(f"{target}: {note}")
+    if found.note:
+        say(f"{target}: {found.note}")
     say(f"{target}: {checked}")
     if repository:
         upload(repository, [target.parent / name for name in names], target, private=not public, say=say)
     return target
+
+
+def sentence_of(found: Verification) -> str:
+    """The result of a comparison. Raises `UnveilError` if the outputs differ."""
+    if found.difference is None:
+        return f"not verified, as {found.library}"
+    if not found.difference <= TOLERANCE:  # this form also rejects NaN
+        raise UnveilError(f"{found.library} disagrees by {found.difference:.1e} on the {found.compared}: nothing was kept")
+    return f"{found.library} agrees on the {found.compared}, largest difference {found.difference:.1e} of the largest value"
 
 
 def refuse_licence(licence: str | None) -> None:
@@ -151,7 +152,7 @@ def upload(repository: Repository, written: Sequence[Path], target: Path, *, pri
     """Uploads an export, and its model card as `README.md`.
 
     Raises:
-        UnveilError: If the Hub refuses. The message says how to upload the files that are on this machine.
+        UnveilError: If the Hub refuses. The message names the export, which stays on this machine.
     """
     files = {str(path.relative_to(target)): path for path in sorted(target.rglob("*")) if path.is_file()} if target.is_dir() else {}
     card = card_path(target)

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -20,8 +20,9 @@ from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import count_of, printable
 from unveil.protocols import Classifies
 from unveil.reports.page import headline_parts
+from unveil.reports.run_info import held_out_from_train
 from unveil.reports.snippets import snippet
-from unveil.reports.table import result_tables, to_markdown
+from unveil.reports.table import ResultTable, result_tables, to_markdown
 from unveil.reports.verdict import collapse_warning
 from unveil.reports.vocabulary import Results, percent
 from unveil.train.run_cost import spell_time
@@ -42,6 +43,8 @@ MAX_CLASSES = 100
 """Maximum number of class names on a card."""
 MAX_ANCESTORS = 5
 """Maximum number of earlier runs, each of which the next one started from."""
+ABSOLUTE = re.compile(r"^((?:--[\w-]+=)?(?:hf://)?)((?:/|~|\.\.|[A-Za-z]:\\).*?)[/\\]*$", re.DOTALL)
+"""A word of a command that is an absolute path, perhaps after an option and a scheme: what stands before it, and the path."""
 FEW_TESTS = 100
 """With fewer test images, the limits say that accuracies are uncertain."""
 
@@ -139,11 +142,9 @@ def image_lines(learner: Learner) -> list[str]:
         return []
     vit: ViTConfig = vit_of(learner).config
     height, width = vit.image_size
-    crop = {
-        "center": f"the short side is resized so that a centre crop of {height} x {width} keeps {vit.crop_pct:.4g} of it",
-        "center_floor": f"the short side is resized so that a centre crop of {height} x {width} keeps {vit.crop_pct:.4g} of it",
-        "squash": f"both sides are resized to {height} x {width}, which does not keep the shape",
-    }[vit.crop_mode]
+    crop = f"the short side is resized so that a centre crop of {height} x {width} keeps {vit.crop_pct:.4g} of it"
+    if vit.crop_mode == "squash":
+        crop = f"both sides are resized to {height} x {width}, which does not keep the shape"
     pooled = "the class token" if learner.pool == "class" else "the mean of the patch tokens"
     rows = [
         ["channels", f"{vit.channels}, {vit.bit_depth} bits"],
@@ -173,7 +174,7 @@ def result_lines(run: Run | None) -> list[str]:
     return [part for table in tables for part in (f"### {table.title}", to_markdown(escaped(table)))]
 
 
-def escaped(table: Any) -> Any:
+def escaped(table: ResultTable) -> ResultTable:
     """A table whose names of classes and test sets are safe in Markdown."""
     return table._replace(
         rows=[[in_text(cell) for cell in row] for row in table.rows],
@@ -188,8 +189,8 @@ def data_lines(runs: Sequence[Run]) -> Iterator[str]:
         yield "The file does not record it."
     for i, run in enumerate(runs):
         data = run.facts.get("data") or {}
-        same = data.get("test_fingerprint") == data.get("fingerprint")  # the test set was held out from these
-        facts = {key: label for key, label in DATA_FACTS.items() if data.get(key) is not None and not (same and "test" in key)}
+        hidden = "test" if held_out_from_train(data) else "-"
+        facts = {key: label for key, label in DATA_FACTS.items() if data.get(key) is not None and not key.startswith(hidden)}
         rows = [[label, shown_value(data[key])] for key, label in facts.items()]
         name = in_text(Path(str(data.get("name", "unnamed data"))).name)
         yield f"**{name}**{', of the run that it started from' if i else ''}:"
@@ -226,12 +227,8 @@ def recipe_lines(runs: Sequence[Run], commands: Sequence[str]) -> Iterator[str]:
 
 def without_folders(command: str) -> str:
     """A command whose absolute paths are reduced to their last names."""
-    found = []
-    for word in shlex.split(command):
-        scheme = "hf://" if word.startswith("hf:///") else ""
-        path = word.removeprefix(scheme)
-        found.append(scheme + Path(path).name if path.startswith(("/", "~", "..")) or re.match(r"[A-Za-z]:\\", path) else word)
-    return shlex.join(found)
+    words = (ABSOLUTE.sub(lambda found: found[1] + re.split(r"[/\\]", found[2])[-1], word) for word in shlex.split(command))
+    return shlex.join(words)
 
 
 def limits(learner: Learner, run: Run | None, has_head: bool) -> Iterator[str]:
@@ -268,7 +265,7 @@ def weak_classes(results: Results) -> Iterator[str]:
     found = [(row[i] / sum(row), sum(row), str(classes[i])) for i, row in enumerate(confusion) if sum(row)]
     if found:
         share, count, name = min(found)
-        yield f"Of the {count:,} tested images of the class {name!r}, {percent(share)} are recognised, fewest of all."
+        yield f"Of {count_of(count, 'tested image')} of the class {name!r}, {percent(share)} are recognised, fewest of all."
     untested = len(classes) - len(found)
     if untested:
         yield f"{count_of(untested, 'class', 'classes')} had no test image."
@@ -279,7 +276,8 @@ def licence_lines(licence: str | None, runs: Sequence[Run], source: str) -> list
     others = [source] if not runs else []
     for run in runs:
         config = run.facts.get("config") or {}
-        others += [str(config[key]) for key in ("from", "init", "teacher") if config.get(key) and not is_run(config[key])]
+        weights = [config.get(key) for key in ("from", "init", "teacher") if not (key == "from" and config.get("scratch"))]
+        others += [str(path) for path in weights if path and not is_run(path)]
     lines = [f"{licence}." if licence else "No licence was given, so this card grants no rights."]
     if others:
         names = ", ".join(f"`{Path(name).name}`" for name in dict.fromkeys(others))

@@ -34,12 +34,17 @@ DATA_LABELS = {
 
 def data_section(data: Mapping[str, Any], noun: str = "images") -> Markup:
     """A table about the data: name, count, size, channels, fingerprint; `noun` is the noun for its samples."""
-    if data.get("test_fingerprint") and data["test_fingerprint"] == data.get("fingerprint"):
+    if held_out_from_train(data):
         data = {**data, "test_count": f"some of these {noun}", "test_fingerprint": None, "test_listing_fingerprint": None}
     labelled = [(noun if key == "count" else label, data[key]) for key, label in DATA_LABELS.items() if data.get(key) is not None]
     hidden = (*DATA_LABELS, "listing_fingerprint", "test_listing_fingerprint")  # of earlier versions, for comparison
     rest = [(humanize(key), value) for key, value in data.items() if key not in hidden and value is not None]
     return key_value_table([*labelled, *rest], "The data")
+
+
+def held_out_from_train(data: Mapping[str, Any]) -> bool:
+    """Whether the test set of a run is a part of its training data that was held out."""
+    return bool(data.get("test_fingerprint")) and data["test_fingerprint"] == data.get("fingerprint")
 
 
 def skipped_section(path: Path, unreadable: Mapping[str, int]) -> Markup | None:

@@ -25,6 +25,7 @@ from unveil.models.vit_config import ViTConfig
 from unveil.paths import absolute_data
 from unveil.plain_text import count_of, csv_cell
 from unveil.runs.open_data import Say, open_subsets, pack_sentence, say_notes, stored_side
+from unveil.runs.table_formats import save_arrays
 from unveil.train.run_folder import Run
 
 
@@ -96,7 +97,8 @@ def labelled_subsets(
             f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
             f"trained on images that are held out now: its accuracy may be too high"
         )
-    if test is not None and roles.test and (shared := shared_images(roles.train, roles.test)):
+    shared = shared_images(roles.train, roles.test) if test is not None and roles.test else 0
+    if shared and roles.test:
         request.say(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the accuracy is too high")
     side = stored_side(vit.image_size, request.augment)
     say_notes(request.say, pack_sentence(roles.train, side))
@@ -111,7 +113,7 @@ def labelled_subsets(
         read=request.read,
         leave_out_copies=request.leave_out_copies,
     )
-    say_notes(request.say, opened.note)
+    say_notes(request.say, opened.note * (not shared))
     name, test_name = roles.train.name, opened.test.dataset.source.name
     if not len(opened.test):
         count = count_of(len(opened.train), "image")
@@ -312,4 +314,4 @@ def free_file(path: Path) -> Path:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays as an .npz file, atomically."""
     with replacing(path, sum(array.nbytes for array in arrays.values())) as fresh, fresh.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stubs confuse the arrays with `allow_pickle`
+        save_arrays(file, arrays)

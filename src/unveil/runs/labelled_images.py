@@ -45,20 +45,15 @@ class LabelledImages(LabelledData):
     """Images with labels: a train set, a test set, and perhaps others to validate on."""
 
     noun = "images"
+    train_set: Subset
+    test_set: Subset
+    validation_set: Subset | None
 
     def __init__(self, opened: LabelledSubsets, world: World, max_unreadable: float) -> None:
         self.train_set, self.test_set, self.held_out, self.validation_set, self.splits = opened
         self.max_unreadable = max_unreadable
         self.classes = self.train_set.dataset.classes
         self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, world, printer(world.is_main))
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        return len(self.train_set), len(self.test_set)
-
-    @property
-    def validation_count(self) -> int:
-        return 0 if self.validation_set is None else len(self.validation_set)
 
     @property
     def class_counts(self) -> Int[Tensor, " K"]:

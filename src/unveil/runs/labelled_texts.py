@@ -31,6 +31,9 @@ class LabelledTexts(LabelledData):
     """Texts with labels: a train set and a test set."""
 
     noun = "texts"
+    train_set: Texts
+    test_set: Texts
+    validation_set: Texts | None
 
     def __init__(
         self, train_set: Texts, test_set: Texts, held_out: bool, shape: TextConfig, validation_set: Texts | None = None
@@ -38,14 +41,6 @@ class LabelledTexts(LabelledData):
         self.train_set, self.test_set, self.held_out, self.validation_set = train_set, test_set, held_out, validation_set
         self.classes, self.length = train_set.classes, shape.length
         self.tokenizer = WordPieceTokenizer(shape.vocabulary, shape.lower)
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        return len(self.train_set), len(self.test_set)
-
-    @property
-    def validation_count(self) -> int:
-        return 0 if self.validation_set is None else len(self.validation_set)
 
     @property
     def class_counts(self) -> Int[Tensor, " K"]:

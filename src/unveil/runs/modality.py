@@ -7,7 +7,7 @@ from text.
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -140,11 +140,15 @@ class LabelledData(ABC):
     classes: Sequence[str]
     held_out: bool
     """Whether the test set was held out from the training data because DATA has no test split."""
+    train_set: Sized
+    test_set: Sized
+    validation_set: Sized | None
+    """The samples that are evaluated during training; None if there are none. They are never those of the test set."""
 
     @property
-    @abstractmethod
     def counts(self) -> tuple[int, int]:
         """Samples in the train set and in the test set."""
+        return len(self.train_set), len(self.test_set)
 
     @property
     @abstractmethod
@@ -169,9 +173,9 @@ class LabelledData(ABC):
         """The train set, in the order of a run, for a learner."""
 
     @property
-    @abstractmethod
     def validation_count(self) -> int:
-        """Samples that are evaluated during training; 0 if there are none. They are never those of the test set."""
+        """Samples that are evaluated during training; 0 if there are none."""
+        return 0 if self.validation_set is None else len(self.validation_set)
 
     @property
     @abstractmethod

@@ -243,7 +243,8 @@ def takes_options(command: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 raise UnveilError(f"{file.source} has the option {unused[0]!r}, which unveil.{function.__name__} does not have")
             options = {**file.options, **given.pop(rest, {})}
             arguments = {**file.arguments, **{name: value for name, value in given.items() if value is not None}}
-            return function(**arguments, **options)  # type: ignore[call-arg]  # the names are those of the signature
+            by_name: Callable[..., R] = function
+            return by_name(**arguments, **options)
 
         return called
 

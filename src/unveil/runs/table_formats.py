@@ -6,9 +6,9 @@ import json
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ ROW_GROUP = 2**26
 """Bytes of features, or of other values, in a row group of a Parquet file, at most one part more."""
 MIN_ROWS = 2**16
 """A row group holds at least so many rows, unless they have more bytes than that."""
+
+
+def save_arrays(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes arrays as an .npz file."""
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # the stubs confuse the arrays with `allow_pickle`
 
 
 class TableFormat(ABC):
@@ -96,7 +101,7 @@ class ArrayTable(TableFormat):
 
     def encode(self, columns: Columns) -> bytes:
         file = io.BytesIO()
-        np.savez(file, **columns)  # type: ignore[arg-type]  # the stubs confuse the arrays with `allow_pickle`
+        save_arrays(file, columns)
         return file.getvalue()
 
 
