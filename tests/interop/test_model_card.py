@@ -18,6 +18,8 @@ from unveil.interop import model_files
 from unveil.recipes.export import export
 from unveil.reports.model_card import licence_lines, without_folders
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 AWKWARD = ["cat, dog", "Grün|rot", "<b>1</b>", "`x`"]
 
 

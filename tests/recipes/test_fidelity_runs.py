@@ -17,6 +17,8 @@ from unveil.tasks.partial import PartialFinetune
 from unveil.train.loop import train
 from unveil.train.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SHORT = {key: value for key, value in TINY.items() if key not in ("model", "image_size", "patch_size")} | {"epochs": 0.5}
 
 

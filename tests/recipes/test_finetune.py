@@ -18,6 +18,8 @@ from unveil.runs.labelled_images import START_PENALTY
 from unveil.tasks.finetune import Finetune
 from unveil.train.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SHORT: dict[str, Any] = {"device": "cpu", "precision": "float32", "base_lr": 4e-3}
 COLOURS = {"blue": (60, 80, 190), "green": (70, 170, 90), "red": (190, 70, 60)}
 
@@ -127,7 +129,7 @@ def test_patience(run: Run, data: Path, tmp_path: Path) -> None:
     stopped = unveil.finetune(run, out=tmp_path / "stopped", **options, **SHORT | {"base_lr": 0.0})  # it never becomes better
     chosen = stopped.results["validation"]
     assert (chosen["step"], chosen["steps_done"], chosen["steps_planned"]) == (0, 6, 72)
-    assert "stopped early, at step 6" in (stopped.path / "report.html").read_text()
+    assert "stopped early, at step 6" in unveil.report(stopped.path).read_text()
     with pytest.raises(UnveilError, match=r"patience is 2, but there are no images to validate on: add --validation 0\.1"):
         unveil.finetune(run, str(data / "train"), test=str(data / "test"), out=tmp_path / "none", **options, **SHORT)
 
@@ -194,7 +196,7 @@ def test_scratch_stands_beside_and_mistakes_are_shown(run: Run, data: Path, tmp_
     scratch = unveil.finetune(run, out=tmp_path / f"{run.path.name}-scratch", scratch=True, **options)
     assert "probe" not in scratch.results
     tuned = unveil.finetune(run, out=tmp_path / "finetuned", **options)
-    page = (tuned.path / "report.html").read_text()
+    page = unveil.report(tuned.path).read_text()
     assert "from scratch</th>" in page
     assert "linear probe</th>" in page
     with (tuned.path / "predictions.csv").open() as file:

@@ -20,6 +20,8 @@ from unveil.tasks.multilabel import MultiLabel
 from unveil.tasks.regression import Regression
 from unveil.train.run_folder import Run
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 NAMES = ["blue, or not", "green", "red"]
 SHORT: dict[str, Any] = {"device": "cpu", "precision": "float32", "base_lr": 4e-3, "batch_size": 8}
 COUNTS = {"train": 60, "val": 20, "test": 30}
@@ -173,7 +175,7 @@ def test_the_best_weights_are_kept_and_a_stopped_run_goes_on(several: Run, count
 
 
 def test_the_page(several: Run, counted: Run) -> None:
-    labels, numbers = ((run.path / "report.html").read_text() for run in (several, counted))
+    labels, numbers = (unveil.report(run.path).read_text() for run in (several, counted))
     assert "blue, or not</th>" in labels or "<td>blue, or not</td>" in labels
     assert "AP of each class" in labels
     assert "mAP on the validation set" in labels
@@ -217,7 +219,7 @@ def test_from_scratch_and_with_the_loss_of_mae(run: Run, data: Path, tmp_path: P
     scratch = unveil.finetune(run, str(data / "numbers"), out=beside, scratch=True, **options)
     assert "probe" not in scratch.results
     tuned = unveil.finetune(run, str(data / "numbers"), out=tmp_path / "tuned", **options)
-    page = (tuned.path / "report.html").read_text()
+    page = unveil.report(tuned.path).read_text()
     better = tuned.results["score"]["mae"] < scratch.results["score"]["mae"]
     assert f"It is {'ahead of' if better else 'behind'} the same model from scratch (" in page
     both = unveil.finetune(

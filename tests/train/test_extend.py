@@ -21,6 +21,8 @@ from unveil.train.parallel import HardwareConfig, World
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.schedule import Restart
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 SHORT = TINY | {"epochs": 2, "warmup_ratio": 0.25, "min_lr": 1e-5}
 CPU = World(torch.device("cpu"))
 
@@ -94,6 +96,7 @@ def test_a_finished_run_goes_on_in_its_folder(short, pics, tmp_path, capsys) -> 
         UnveilError, match=r"config epochs: was 2\.0, is 5\.0\n.*for 5 epochs in this folder, add --extend; to go on with"
     ):
         unveil.pretrain(pics, out=run, **SHORT | {"epochs": 5})
+    unveil.report(run.path)
     before = {path: path.read_bytes() for path in (run.path / "results.json", run.path / "report.html")}
     again = unveil.pretrain(pics, out=run, extend=True, **SHORT | {"epochs": 5})
     total = round(5 * again.results["images"] / 16)
@@ -112,7 +115,7 @@ def test_a_finished_run_goes_on_in_its_folder(short, pics, tmp_path, capsys) -> 
     assert again.config["epochs"] == 5
     assert again.facts["extensions"] == [{"step": done, "total": done, "epochs": 2.0}]
     assert again.results["images_seen"] == 16 * total
-    assert f"at step {done}, from 2 epochs" in (run.path / "report.html").read_text()
+    assert f"at step {done}, from 2 epochs" in unveil.report(run.path).read_text()
     for extend in (True, False):  # the same command again finds a finished run
         results = (run.path / "results.json").read_bytes()
         unveil.pretrain(pics, out=run, extend=extend, **SHORT | {"epochs": 5})
