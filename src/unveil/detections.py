@@ -20,5 +20,5 @@ class Detections(NamedTuple):
     labels: Int[Tensor, " n"]
     """Classes, from 0 on. There is no class for the background."""
     masks: Tensor | Sequence[dict[str, Any]] | None = None
-    """A mask of each object: (n, H, W) bool at the size of the image, (n, h, w) probabilities within its box, or run lengths as COCO
-    writes them, {"size": [height, width], "counts": text}; None if there are only boxes."""
+    """A mask of each object: (n, H, W) bool at the size of the image, (n, h, w) probabilities within its box, or run lengths as
+    COCO writes them, {"size": [height, width], "counts": text}; None if there are only boxes."""

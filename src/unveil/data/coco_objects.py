@@ -17,7 +17,9 @@ LARGEST = 2**30
 """Maximum bytes of a file: twice that of instances_train2017.json."""
 MOST_FILES = 50
 """Maximum number of files to look into."""
-OTHERS = re.compile(r"(captions|person_keypoints|panoptic|image_info|stuff|unlabeled)[-_ .]|(package|config|settings|results?)\.json$")
+OTHERS = re.compile(
+    r"(captions|person_keypoints|panoptic|image_info|stuff|unlabeled)[-_ .]|(package|config|settings|results?)\.json$"
+)
 """Names of files that come with COCO, or with other tools, and have no objects to detect."""
 EXPECTED = "bbox as [left, top, width, height] in pixels"
 POLYGON = 6
@@ -69,8 +71,8 @@ def _annotation_files(finder: ImageFinder) -> dict[str, int]:
     found = next((kind for kind in kinds if kind), [])
     if len(found) > MOST_FILES:
         raise UnveilError(
-            f"{finder.text} has {len(found):,} json files, the first is {names[found[0]]}: expected one COCO json for each split, such "
-            f"as annotations/instances_train.json"
+            f"{finder.text} has {len(found):,} json files, the first is {names[found[0]]}: expected one COCO json for each split, "
+            f"such as annotations/instances_train.json"
         )
     if len(found) == 1:
         return {_split(names[found[0]]) or "train": found[0]}
@@ -142,7 +144,9 @@ class _Reader:
             if not isinstance(content.get(field), list):
                 found = ", ".join(sorted(content)[:6]) or "none"
                 what = f"{field} is no list" if field in content else f"the field {field} is missing"
-                raise UnveilError(f"{where}: {what}. Expected COCO json with images, annotations and categories; found the fields {found}")
+                raise UnveilError(
+                    f"{where}: {what}. Expected COCO json with images, annotations and categories; found the fields {found}"
+                )
             wrong = next((i for i, each in enumerate(content[field]) if not isinstance(each, dict)), None)
             if wrong is not None:
                 raise UnveilError(f"{where}: entry {wrong} of {field} is no object")

@@ -44,6 +44,7 @@ class ImageFinder:
         self.text, self.archive = text, archive
         self.candidates = candidates_or_error(text, archive)
         self._by_file: dict[str, list[int]] = {}
+        self._by_stem: dict[str, list[int]] = {}
         for index in self.candidates:
             self._by_file.setdefault(archive.names[index].rpartition("/")[2], []).append(index)
 
@@ -71,6 +72,15 @@ class ImageFinder:
             paths = " and ".join(self.archive.names[i] for i in found[:2])
             raise UnveilError(f"{self.text}: {beside} names the image {name}, which may be {paths}: write its folder into the name")
         return found[0] if found else None
+
+    def with_stem(self, stem: str, beside: str) -> int | None:
+        """The image that is called like an annotation file, but for the suffix; None if there is none, or several."""
+        if not self._by_stem:
+            for index in self.candidates:
+                self._by_stem.setdefault(self.archive.names[index].rpartition("/")[2].rpartition(".")[0], []).append(index)
+        found = self._by_stem.get(stem, [])
+        found = self._nearest(found, beside) if len(found) > 1 else found
+        return found[0] if len(found) == 1 else None
 
     def _of_split(self, found: Sequence[int], part: str) -> list[int]:
         same = [i for i in found if any(split_of(step) == part for step in self.archive.names[i].split("/")[:-1])]
@@ -109,6 +119,8 @@ def object_parts(text: str, archive: Archive) -> DataParts:
 def _data_parts(text: str, archive: Archive, parts: dict[str, Part]) -> DataParts:
     parts = {name: parts[name] for name in PARTS if name in parts}
     sources = {name: _source(text, archive, part, name) for name, part in parts.items()}
+    notes = tuple(dict.fromkeys(note for source in sources.values() for note in source.notes))
+    sources = {name: replace(source, notes=notes) for name, source in sources.items()}
     counts = {name: len(source) for name, source in sources.items()}
     return DataParts(text, {name: partial(sources.__getitem__, name) for name in sources}, counts=counts)
 

@@ -56,8 +56,8 @@ class Told(NamedTuple):
 def checked_objects(told: Told) -> tuple[Objects, list[str]]:
     """The objects of a part, and what the user should know about them.
 
-    Boxes are clipped to their image. A box that is not finite, of negative width or height, without area, or outside of its image is
-    left out, and so is an exact copy of another object.
+    Boxes are clipped to their image. A box that is not finite, of negative width or height, without area, or outside of its image
+    is left out, and so is an exact copy of another object.
 
     Raises:
         UnveilError: If that is more than `MOST_BROKEN` of them, or most reach far beyond their images.
@@ -191,6 +191,5 @@ def class_sentence(where: str, objects: Objects, classes: Sequence[str]) -> str:
     crowds = f", {int(objects.crowd.sum()):,} of them crowds" if objects.crowd.any() else ""
     empty = int((objects.counts == 0).sum())
     none = f"; {count_of(empty, 'image')} without objects" if empty else ""
-    return (
-        f"{where} has {count_of(len(objects.labels), 'object')}{masks}{crowds} in {count_of(len(objects), 'image')}{none}: {shown}{many}"
-    )
+    what = f"{count_of(len(objects.labels), 'object')}{masks}{crowds} in {count_of(len(objects), 'image')}{none}"
+    return f"{where} has {what}: {shown}{many}"

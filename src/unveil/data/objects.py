@@ -1,6 +1,7 @@
-"""The objects of images as DATA tells them: boxes, classes, crowds, areas and masks; and how they follow their image when it is read.
+"""The objects of images as DATA tells them: boxes, classes, crowds, areas and masks; and how they follow their image.
 
-Masks stay as they are written, as polygons or run lengths, until their image is read: a decoded mask takes a thousand times the memory.
+Masks stay as they are written, as polygons or run lengths, until their image is read: a decoded mask takes a thousand times the
+memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +120,8 @@ class Objects:
             with_masks: Whether masks are decoded.
 
         Raises:
-            Unreadable: If the annotation tells another size than the file, if it does not say whether it is of the turned image, or if
+            Unreadable: If the annotation tells another size than the file, if it does not say whether it is of the turned image,
+            or if
                 a mask is damaged.
         """
         turn = self._turn(index, frame)
@@ -141,6 +143,7 @@ class Objects:
             masks = np.zeros((int(seen.sum()), rows_of_image.length, columns.length), bool)
             for mask, segment in zip(masks, [s for s, kept in zip(self.segments[rows], seen, strict=True) if kept], strict=True):
                 if segment is not None:
+                    segment = scaled(segment, height, width) if self.relative else segment
                     _paint(mask, segment, annotated, turn, rows_of_image, columns)
         moved, area = moved[seen], area[seen]
         of_box = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
@@ -163,7 +166,8 @@ class Objects:
         if self.starts[index] == self.starts[index + 1]:
             return None
         raise Unreadable(
-            "is turned by its EXIF orientation, and its annotation does not say whether its boxes are of the turned image: save it upright"
+            "is turned by its EXIF orientation, and its annotation does not say whether its boxes are of the turned image: "
+            "save it upright"
         )
 
 
@@ -199,6 +203,12 @@ def _paint(
     whole = whole if rows.sources is None else whole[rows.sources]
     mask[:] = whole if columns.sources is None else whole[:, columns.sources]
     return None
+
+
+def scaled(segment: Segment, height: int, width: int) -> Segment:
+    """Polygons in shares of an image, in its pixels."""
+    assert isinstance(segment, list)
+    return [[value * (width, height)[i % 2] for i, value in enumerate(polygon)] for polygon in segment]
 
 
 def turned_boxes(boxes: Floats, turn: Image.Transpose | None, height: int, width: int) -> Floats:

@@ -1,8 +1,9 @@
 """Masks as COCO stores them: run lengths, plain or compressed, and polygons.
 
-Run lengths count pixels column by column, and begin with those outside of the object. The compressed form writes each number, less the
-one two places before it, in characters of six bits. Decoding is done here, with checks, because the libraries trust the numbers and
-write beyond the end of the mask if they are too large. Polygons are drawn by faster-coco-eval, which draws them as COCO does.
+Run lengths count pixels column by column, and begin with those outside of the object. The compressed form writes each number, less
+the one two places before it, in characters of six bits. Decoding is done here, with checks, because the libraries trust the
+numbers and write beyond the end of the mask if they are too large. Polygons are drawn by faster-coco-eval, which draws them as
+COCO does.
 """
 
 import math
@@ -18,7 +19,8 @@ from unveil.data.pixels import Unreadable
 Segment = dict[str, Any] | list[list[float]]
 """Run lengths {"size": [height, width], "counts": text or list}, or polygons [x, y, x, y, ...] that together are the object."""
 FAR = 10
-"""How far a point of a polygon may lie outside of the image, in sides of the image. The time to draw grows with the length of lines."""
+"""How far a point of a polygon may lie outside of the image, in sides of the image. The time to draw grows with the length of
+lines."""
 _LONGEST = 7
 """Maximum number of characters of a compressed number: more than any mask needs."""
 

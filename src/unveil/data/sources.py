@@ -20,8 +20,8 @@ from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_l
 from unveil.data.object_parts import OBJECT_LAYOUT, object_parts
 from unveil.data.pack_reader import Pack, is_pack
 from unveil.data.parts import DataParts, Roles
-from unveil.data.python_objects import python_object_parts
 from unveil.data.python_data import is_hugging_face, python_parts
+from unveil.data.python_objects import python_object_parts
 from unveil.data.source import Source, joined, version_2
 from unveil.data.split_folders import OTHER, split_of, without_union
 from unveil.errors import UnveilError
@@ -44,8 +44,8 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
         data: See `Data`. The name of a dataset has priority over a folder of that name: for the folder, write `./digits`.
         targets: The kind of target: `ClassTargets` (the default; images may lack a class), `MultiLabelTargets` or `NumberTargets`
             (see `unveil.data.label_values`); `PixelTargets` for one class per pixel, whose names are the lines of a file
-            classes.txt, starting with class 0 (without this file, names are numbers); or `BoxTargets` for boxes and masks of objects
-            (see `unveil.data.object_parts`).
+            classes.txt, starting with class 0 (without this file, names are numbers); or `BoxTargets` for boxes and masks of
+            objects (see `unveil.data.object_parts`).
 
     Raises:
         UnveilError: If DATA does not exist, is damaged, holds no images, or has no such targets.

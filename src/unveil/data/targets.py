@@ -157,8 +157,8 @@ class BoxTargets(_Boxes, TensorBatch):
         """The objects after crop, resize and flip. Boxes are clipped to the result, and objects outside of it are removed.
 
         The box of an object with a mask is that of the pixels of the mask that are left, as in large-scale jitter (Ghiasi et al.,
-        2020): the clipped box would be too large for a part of an object. The area is the number of these pixels; without a mask, it
-        changes as the area of the box does.
+        2020): the clipped box would be too large for a part of an object. The area is the number of these pixels; without a mask,
+        it changes as the area of the box does.
         """
         height, width = geometry.size
         top, left, box_height, box_width = geometry.boxes[:, None, None, :].unbind(3)  # (B, 1, 1)
