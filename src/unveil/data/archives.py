@@ -109,7 +109,7 @@ class Together(Archive):
 
     def __init__(self, folder: Folder, paths: Sequence[Path]):
         shards, packed = Shards(paths), {path.name for path in paths}
-        places = [(name, folder, i) for i, name in enumerate(folder.names) if name not in packed]
+        places: list[tuple[str, Archive, int]] = [(name, folder, i) for i, name in enumerate(folder.names) if name not in packed]
         places += [(name, shards, i) for i, name in enumerate(shards.names)]
         places.sort(key=lambda place: place[0])
         self.names = [name for name, _, _ in places]

@@ -92,8 +92,8 @@ def box_targets(objects: Sequence[ImageObjects], sizes: Sequence[Sequence[int]])
         boxes[row, :count], labels[row, :count], crowd[row, :count], area[row, :count] = each[:4]
         if masks is not None and each.masks is not None:
             masks.numpy()[row, :count, :height, :width] = each.masks
-    tensors = (torch.from_numpy(x) for x in (boxes, labels, crowd, area))
-    return BoxTargets(*tensors, masks)
+    whole, numbers, groups, areas = (torch.from_numpy(x) for x in (boxes, labels, crowd, area))
+    return BoxTargets(whole, numbers, groups, areas, masks)
 
 
 def label_targets(source: Source, indices: Int[Tensor, " B"]) -> ClassTargets | MultiLabelTargets | NumberTargets | None:

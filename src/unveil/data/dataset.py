@@ -41,7 +41,8 @@ Candidates = Callable[[int], Iterator[int]]
 MEMORY = 2 * 2**30
 """Maximum bytes of images to keep in memory. The limit is fixed, so that a run behaves the same on every machine."""
 
-Found, Item = TypeVar("Found"), TypeVar("Item")
+Found = TypeVar("Found")
+Item = TypeVar("Item")
 
 
 class ImagesLostError(UnveilError):

@@ -87,14 +87,16 @@ class ImageFinder:
         return same or list(found)
 
     def _nearest(self, found: Sequence[int], beside: str) -> list[int]:
+        """The images of the folder that has the most in common with that of the annotations and, among those, is the least deep."""
         folder = beside.split("/")[:-1]
 
-        def shared(index: int) -> int:
+        def nearness(index: int) -> tuple[int, int]:
             steps = self.archive.names[index].split("/")[:-1]
-            return next((i for i, (a, b) in enumerate(zip(steps, folder, strict=False)) if a != b), min(len(steps), len(folder)))
+            differ = next((i for i, (a, b) in enumerate(zip(steps, folder, strict=False)) if a != b), min(len(steps), len(folder)))
+            return differ, -len(steps)
 
-        most = max(map(shared, found))
-        return [i for i in found if shared(i) == most]
+        most = max(map(nearness, found))
+        return [i for i in found if nearness(i) == most]
 
 
 def object_parts(text: str, archive: Archive) -> DataParts:

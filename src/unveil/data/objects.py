@@ -78,7 +78,7 @@ class Objects:
     @property
     def only_crowds(self) -> NDArray[np.bool_]:
         """Whether each image has objects, all of which are crowds: there is nothing to learn from it."""
-        return (self.counts > 0) & (self._sums(self.crowd) == self.counts)
+        return np.asarray((self.counts > 0) & (self._sums(self.crowd) == self.counts))
 
     def taken(self, indices: Ints) -> "Objects":
         """The objects of some images, in this order."""
@@ -107,8 +107,8 @@ class Objects:
 
     def _rows(self, rows: NDArray[np.intp]) -> "Objects":
         segments = None if self.segments is None else [self.segments[row] for row in rows.tolist()]
-        parts = {"boxes": self.boxes[rows], "labels": self.labels[rows], "crowd": self.crowd[rows], "areas": self.areas[rows]}
-        return replace(self, segments=segments, **parts)
+        boxes, labels, crowd, areas = (each[rows] for each in (self.boxes, self.labels, self.crowd, self.areas))
+        return replace(self, boxes=boxes, labels=labels, crowd=crowd, areas=areas, segments=segments)
 
     def of_image(self, index: int, frame: Frame, shrink_to: ShrinkTo | None, *, with_masks: bool = True) -> ImageObjects:
         """The objects of an image as it is read: turned upright, shrunk, and without the ends of an extremely long image.

@@ -1,9 +1,9 @@
 """Scale jitter: images are enlarged or shrunk at random, cropped to one size, and padded where they are smaller.
 
-Large-scale jitter for detection draws the scale from 0.1 to 2 of the size at which the image fits (Ghiasi et al., "Simple Copy-Paste",
-2020, section 3); segmentation draws it from 0.5 to 2 of the size at which the image fills the result (as in mmsegmentation's recipes
-for ADE20K). Both are a crop box in the stored image, which may reach over its edge; then the image is at the upper left, and the rest is
-the mean colour, which is 0 after normalisation.
+Large-scale jitter for detection draws the scale from 0.1 to 2 of the size at which the image fits (Ghiasi et al., 2020, "Simple
+Copy-Paste", section 3). Segmentation draws it from 0.5 to 2 of the size at which the image fills the result (as mmsegmentation
+does for ADE20K). Both are a crop box in the stored image, which may reach over its edge. Then the image is at the upper left, and
+the rest is the mean colour, which is 0 after normalisation.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from unveil.blocks.patches import Size
 from unveil.blocks.stateless_random import Stream, uniform
-from unveil.data.augment import color_jitter, standardise
+from unveil.data.augment import standardise
 from unveil.data.batch import Batch
-from unveil.data.resize import MAX_VALUE, crop_resize
+from unveil.data.resize import crop_resize
 from unveil.data.targets import Geometry
 from unveil.errors import UnveilError
 
@@ -41,8 +41,6 @@ class ScaleJitter:
     fit: Fit = "inside"
     flip: bool = True
     """Whether half of the images are mirrored left to right."""
-    color_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation."""
 
     def __post_init__(self) -> None:
         low, high = self.scales
@@ -58,28 +56,25 @@ class ScaleJitter:
             attempt: Another number gives another scale and crop, with the same flip, for crops that are drawn until one is good.
         """
         boxes = jittered_boxes(sizes.float(), keys, self.image_size, self.scales, self.fit, attempt)
-        flips = uniform(keys, 1, stream=Stream.FLIP)[:, 0] < 0.5 if self.flip else None
+        if not self.flip:
+            return Geometry(boxes, self.image_size)
+        flips = uniform(keys, 1, stream=Stream.FLIP)[:, 0] < 0.5
+        over = (boxes[:, 1] + boxes[:, 3] - sizes[:, 1]).clamp(min=0)  # to the right of the image
+        boxes[:, 1] -= torch.where(flips, over, 0.0)  # so that the padding is on the right of a flipped image as well
         return Geometry(boxes, self.image_size, flips)
 
     def __call__(self, batch: Batch) -> Batch:
-        """Returns the batch with normalised images (B, C, S, T), `sizes` of the part of each that is not padding, and its targets.
-
-        The image, and so the part that is not padding, begins in the upper left corner also of an image that is flipped.
-        """
-        geometry = self.draw(batch.sizes, batch.keys)
-        return self.apply(batch, geometry)
+        """Returns the batch with normalised images (B, C, S, T), the `sizes` of what is not padding, and the targets."""
+        return self.apply(batch, self.draw(batch.sizes, batch.keys))
 
     def apply(self, batch: Batch, geometry: Geometry) -> Batch:
         """`__call__` with a geometry that was drawn."""
-        geometry = unpadded_flips(geometry, batch.sizes)
         images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip)
-        if self.color_jitter:
-            images = images if images.is_floating_point() else images.float() / MAX_VALUE[images.dtype]
-            images = color_jitter(images, batch.keys, self.color_jitter)
-        images = standardise(images, self.mean, self.std)
-        images = images.masked_fill_(~inside(geometry, batch.sizes)[:, None], 0.0)
+        seen = inside(geometry, batch.sizes)
+        images = standardise(images, self.mean, self.std).masked_fill_(~seen[:, None], 0.0)
         targets = None if batch.targets is None else batch.targets.transformed(geometry)
-        return Batch(images, valid_sizes(geometry, batch.sizes), batch.keys, targets)
+        sizes = torch.stack([seen.any(dim=2).sum(dim=1), seen.any(dim=1).sum(dim=1)], dim=1)
+        return Batch(images, sizes, batch.keys, targets)
 
 
 def jittered_boxes(
@@ -104,16 +99,6 @@ def jittered_boxes(
     return torch.cat([torch.minimum(start, (sizes - sides).clamp(min=0)), sides], dim=1)
 
 
-def unpadded_flips(geometry: Geometry, sizes: Int[Tensor, "B 2"]) -> Geometry:
-    """The same crops, moved so that the padding of a flipped image is on its right, as that of any other."""
-    if geometry.flip is None:
-        return geometry
-    over = (geometry.boxes[:, 1] + geometry.boxes[:, 3] - sizes[:, 1]).clamp(min=0)  # to the right of the image
-    moved = geometry.boxes.clone()
-    moved[:, 1] -= torch.where(geometry.flip, over, 0.0)
-    return geometry._replace(boxes=moved)
-
-
 def inside(geometry: Geometry, sizes: Int[Tensor, "B 2"]) -> Bool[Tensor, "B S T"]:
     """Which pixels of the results have their centre in the image; `crop_resize` makes the others black."""
     masks = []
@@ -126,9 +111,3 @@ def inside(geometry: Geometry, sizes: Int[Tensor, "B 2"]) -> Bool[Tensor, "B S T
     if geometry.flip is not None:
         columns = torch.where(geometry.flip[:, None], columns.flip(1), columns)
     return rows[:, :, None] & columns[:, None, :]
-
-
-def valid_sizes(geometry: Geometry, sizes: Int[Tensor, "B 2"]) -> Int[Tensor, "B 2"]:
-    """Height and width of the part of each result that is not padding."""
-    masks = inside(geometry, sizes)
-    return torch.stack([masks.any(dim=2).sum(dim=1), masks.any(dim=1).sum(dim=1)], dim=1)
