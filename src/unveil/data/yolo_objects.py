@@ -23,6 +23,7 @@ SLACK = 0.01
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")
 """Files with a class on each line."""
 YAML_LIMIT = 2**20
+MOST_LISTS = 100
 
 
 def yolo_parts(finder: ImageFinder) -> dict[str, Part] | None:
@@ -90,6 +91,8 @@ def _class_names(finder: ImageFinder) -> tuple[list[str], str]:
 
 def _yaml_names(raw: bytes, where: str) -> list[str]:
     """The names in a data.yaml: a list, or a name by its number; empty if it has none."""
+    if (lists := raw.count(b"[") + raw.count(b"{")) > MOST_LISTS:  # the time to parse them grows with the square of their depth
+        raise UnveilError(f"{where} has {lists:,} lists: expected the names of the classes")
     try:
         content: Any = yaml.safe_load(raw)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
