@@ -190,7 +190,13 @@ def test_boxes_by_hand() -> None:
         ClassTargets(torch.arange(6)),
         ClassTargets(torch.rand(6, 3)),
         PixelTargets(asymmetric_maps(6)),
-        BoxTargets(torch.rand(6, 2, 4), torch.zeros(6, 2, dtype=torch.int64)),
+        BoxTargets(
+            torch.rand(6, 2, 4),
+            torch.zeros(6, 2, dtype=torch.int64),
+            torch.zeros(6, 2, dtype=torch.bool),
+            torch.rand(6, 2),
+            torch.ones(6, 2, 4, 4, dtype=torch.bool),
+        ),
     ],
 )
 def test_every_kind_of_targets_moves_and_shrinks_with_its_batch(targets: Targets) -> None:

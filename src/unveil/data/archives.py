@@ -104,6 +104,24 @@ class Shards(Archive):
         return self._archives[self._shards[index]]._read(self._places[index], limit)
 
 
+class Together(Archive):
+    """A folder, and the archives that lie in it. The name of a file in an archive begins with the stem of the archive."""
+
+    def __init__(self, folder: Folder, paths: Sequence[Path]):
+        shards, packed = Shards(paths), {path.name for path in paths}
+        places: list[tuple[str, Archive, int]] = [(name, folder, i) for i, name in enumerate(folder.names) if name not in packed]
+        places += [(name, shards, i) for i, name in enumerate(shards.names)]
+        places.sort(key=lambda place: place[0])
+        self.names = [name for name, _, _ in places]
+        self._places = [(archive, index) for _, archive, index in places]
+        self.sizes = array("q", [archive.sizes[index] for archive, index in self._places])
+        self.refused = {**shards.refused, **folder.refused}
+
+    def _read(self, index: int, limit: int) -> bytes:
+        archive, place = self._places[index]
+        return archive._read(place, limit)
+
+
 def open_archive(path: Path, spool: Spool | None = None) -> Archive:
     """Lists a tar (plain or compressed) or a zip, by its first bytes.
 

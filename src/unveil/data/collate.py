@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from unveil.data.objects import ImageObjects
 from unveil.data.pixels import IGNORE, ClassMap, Pixels
 from unveil.data.resize import crop_bytes
 from unveil.data.source import Source
-from unveil.data.targets import ClassTargets, Geometry, MultiLabelTargets, NumberTargets, PixelTargets
+from unveil.data.targets import BoxTargets, ClassTargets, Geometry, MultiLabelTargets, NumberTargets, PixelTargets
 
 
 def stacked(images: Sequence[Pixels]) -> tuple[Tensor, Int[Tensor, "B 2"]]:
@@ -70,6 +71,29 @@ def pixel_targets(maps: Sequence[ClassMap]) -> PixelTargets:
     for row, x in zip(canvas, maps, strict=True):
         row[: x.shape[0], : x.shape[1]] = x
     return PixelTargets(torch.from_numpy(canvas))
+
+
+def box_targets(objects: Sequence[ImageObjects], sizes: Sequence[Sequence[int]]) -> BoxTargets:
+    """Stacks the objects of images, and pads them to the largest number of objects, at least 1.
+
+    Args:
+        objects: Those of each image.
+        sizes: Height and width of each image, which stands in the upper left corner of its canvas, as its masks do.
+    """
+    most = max(1, *(len(each.labels) for each in objects))
+    shape = (len(objects), most)
+    boxes, labels = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int64)
+    crowd, area = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    masks = None
+    if any(each.masks is not None for each in objects):
+        masks = torch.zeros(*shape, *(max(size[axis] for size in sizes) for axis in range(2)), dtype=torch.bool)
+    for row, (each, (height, width)) in enumerate(zip(objects, sizes, strict=True)):
+        count = len(each.labels)
+        boxes[row, :count], labels[row, :count], crowd[row, :count], area[row, :count] = each[:4]
+        if masks is not None and each.masks is not None:
+            masks.numpy()[row, :count, :height, :width] = each.masks
+    whole, numbers, groups, areas = (torch.from_numpy(x) for x in (boxes, labels, crowd, area))
+    return BoxTargets(whole, numbers, groups, areas, masks)
 
 
 def label_targets(source: Source, indices: Int[Tensor, " B"]) -> ClassTargets | MultiLabelTargets | NumberTargets | None:

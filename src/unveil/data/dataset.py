@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.data.batch import Batch, Cropped
-from unveil.data.collate import arrays_at, cut_crops, images_at, label_targets, numpy_type, pixel_targets, stacked
+from unveil.data.collate import arrays_at, box_targets, cut_crops, images_at, label_targets, numpy_type, pixel_targets, stacked
 from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_list import for_model, with_bits
 from unveil.data.image_samples import Fault, common_channels, sample_images
-from unveil.data.images import read_class_map, read_image
+from unveil.data.images import image_frame, read_class_map, read_image
+from unveil.data.objects import Frame, ImageObjects
 from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, shrink_class_map
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.scale import refuse_unclear_scale
+from unveil.data.source import Raw
 from unveil.data.sources import Source
-from unveil.data.targets import Draw
+from unveil.data.targets import Draw, Targets
 from unveil.errors import UnveilError
 
 Progress = Callable[[int, int], None]
@@ -40,6 +42,7 @@ MEMORY = 2 * 2**30
 """Maximum bytes of images to keep in memory. The limit is fixed, so that a run behaves the same on every machine."""
 
 Found = TypeVar("Found")
+Item = TypeVar("Item")
 
 
 class ImagesLostError(UnveilError):
@@ -47,10 +50,13 @@ class ImagesLostError(UnveilError):
 
 
 class Sample(NamedTuple):
-    """An image (H, W, C) and, if the source has them, the class of each of its pixels (H, W)."""
+    """An image (H, W, C) and, if the source has them, the class of each of its pixels (H, W), or its objects."""
 
     image: Pixels
-    classes: ClassMap | None
+    classes: ClassMap | None = None
+    frame: Frame | None = None
+    """The size of the file, from which that of the objects follows; None if the source has no objects."""
+    objects: ImageObjects | None = None
 
 
 class ImageDataset:
@@ -89,7 +95,7 @@ class ImageDataset:
         progress: Progress = lambda done, total: None,
         transform: EvalTransform | None = None,
     ) -> None:
-        source = source if transform is None else replace(source, map_reader=None)
+        source = source if transform is None else replace(source, map_reader=None, objects=None)
         self.source, self.side, self.max_pixels, self.transform = source, side, max_pixels, transform
         self.classes = source.classes
         self.unreadable: dict[int, Fault] = {}
@@ -99,6 +105,7 @@ class ImageDataset:
         self._was_read = np.zeros(len(source), dtype=bool)
         self._images: Tensor | list[Pixels] | None = None  # one tensor if all have the same size; None if read on demand
         self._maps: list[ClassMap] = []
+        self._frames: list[Frame | None] = []
         self._rows = np.arange(len(source))  # in `_images`; -1 for images that cannot be read
         self._size = torch.zeros(2, dtype=torch.int64)  # height and width, if all have one size
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="images")
@@ -173,8 +180,10 @@ class ImageDataset:
         else:
             pixels = read_image(image, channels=self.channels, shrink_to=self.side, max_pixels=self.max_pixels, name=name)
             pixels = with_bits(pixels, deep)
+        if self.source.objects is not None:
+            return self._with_objects(index, image, pixels)
         if self.source.map_reader is None:
-            return Sample(pixels, None)
+            return Sample(pixels)
         classes = read_class_map(self.source.read_map(index, retry=retry), max_pixels=self.max_pixels, name=name)
         height, width = classes.shape
         classes = shrink_class_map(classes, self.side)
@@ -184,6 +193,22 @@ class ImageDataset:
         if largest >= len(self.classes):
             raise Unreadable(f"mask with class {largest}, but there are {len(self.classes)} classes", name)
         return Sample(pixels, classes)
+
+    def _with_objects(self, index: int, raw: Raw, pixels: Pixels) -> Sample:
+        assert self.source.objects is not None
+        name = self.source.names[index]
+        frame = image_frame(raw, max_pixels=self.max_pixels, name=name)
+        try:
+            return Sample(pixels, frame=frame, objects=self.source.objects.of_image(index, frame, self.side))
+        except Unreadable as error:
+            raise Unreadable(error.reason, name) from None
+
+    def _objects_at(self, indices: Int[Tensor, " B"], rows: Int[Tensor, " B"]) -> list[ImageObjects]:
+        """The objects of images in memory; their masks are decoded again."""
+        objects = self.source.objects
+        assert objects is not None
+        places = list(zip(indices.tolist(), [self._frames[row] for row in rows.tolist()], strict=True))
+        return self._by_all_threads(lambda place: objects.of_image(place[0], checked(place[1]), self.side), places)
 
     def readable(self, indices: Int[Tensor, " B"], keys: Int[Tensor, " B"] | None = None, draw: Draw | None = None) -> Batch | None:
         """The images at these indices that can be read, with their targets; None if none can.
@@ -249,7 +274,8 @@ class ImageDataset:
     def preprocessed(self, transform: EvalTransform) -> "ImageDataset":
         """The same images, preprocessed for an evaluation from the file on, and read on demand. What is unreadable is shared."""
         view = copy.copy(self)
-        view.source, view.transform, view._images, view._maps = replace(self.source, map_reader=None), transform, None, []
+        view.source, view.transform = replace(self.source, map_reader=None, objects=None), transform
+        view._images, view._maps, view._frames = None, [], []
         return view
 
     def faults(self, known: int = 0) -> list[tuple[int, Fault]]:
@@ -293,7 +319,7 @@ class ImageDataset:
                 self.unreadable.pop(index, None)
         return sample
 
-    def _by_all_threads(self, function: Callable[[int], Found], items: Sequence[int]) -> list[Found]:
+    def _by_all_threads(self, function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
         """The function of each item. A thread is given several at once: handing over takes a twentieth of reading an image."""
         size = max(1, min(8, len(items) // (2 * (os.cpu_count() or 1))))
         blocks = [items[first : first + size] for first in range(0, len(items), size)]
@@ -323,10 +349,15 @@ class ImageDataset:
         maps = [sample.classes for sample in samples if sample.classes is not None]
         if self._maps:
             maps = [self._maps[row] for row in rows.tolist()]
-        targets = pixel_targets(maps) if maps else label_targets(self.source, indices)
+        targets: Targets | None = pixel_targets(maps) if maps else label_targets(self.source, indices)
+        objects = None
+        if self.source.objects is not None:
+            objects = [sample.objects for sample in samples if sample.objects is not None] or self._objects_at(indices, rows)
         on_gpu = isinstance(self._images, Tensor) and self._images.is_cuda
         if draw is not None and self.dtype == torch.uint8 and not on_gpu:
             arrays = [sample.image for sample in samples] or arrays_at(() if self._images is None else self._images, rows)
+            if objects is not None:
+                targets = box_targets(objects, [x.shape[:2] for x in arrays])
             geometry = draw(torch.tensor([x.shape[:2] for x in arrays]), keys)
             targets = None if targets is None else targets.transformed(geometry)
             sizes = torch.tensor(geometry.size).expand(len(keys), 2)
@@ -336,6 +367,8 @@ class ImageDataset:
         else:
             assert self._images is not None
             images, sizes = images_at(self._images, rows, self._size)
+        if objects is not None:
+            targets = box_targets(objects, sizes.tolist())
         return Batch(images, sizes, keys, targets)
 
     def _read_all(self, progress: Progress) -> None:
@@ -351,6 +384,7 @@ class ImageDataset:
         shape = (*next(iter(sizes)), self.channels)
         table: Any = np.empty((total if len(sizes) == 1 else 0, shape[2], *shape[:2]), numpy_type(self.dtype))
         nothing = Sample(table[:0].reshape(0, 0, shape[2]), np.empty((0, 0), np.uint8))
+        self._frames = []
 
         def read_block(block: range) -> list[Sample | str]:
             with quiet_decoders():  # once for all of them, because it takes as long as decoding a tiny image
@@ -364,6 +398,7 @@ class ImageDataset:
                 self.add_faults([(i, Fault(x))])
                 self._rows[i] = -1
             samples.append(nothing if isinstance(x, str) else x)
+            self._frames.append(samples[-1].frame)
             if i % 256 == 255 or i + 1 == total:
                 progress(i + 1, total)
         if (self._rows < 0).all():
@@ -383,10 +418,16 @@ class ImageDataset:
         if x.image.shape != row.shape:
             return x
         row[:] = x.image
-        return Sample(row, x.classes)
+        return x._replace(image=row)
 
     def _read_or_reason(self, index: int) -> Sample | str:
         try:
-            return self.read_sample(index)
+            return self.read_sample(index)._replace(objects=None)  # whose masks take more memory than the image
         except Unreadable as error:
             return error.reason
+
+
+def checked(frame: Frame | None) -> Frame:
+    """The frame of an image in memory."""
+    assert frame is not None
+    return frame

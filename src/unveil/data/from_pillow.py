@@ -18,7 +18,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 274
-_ENDS: dict[Image.Transpose | None, tuple[bool, bool, bool]] = {
+ENDS: dict[Image.Transpose | None, tuple[bool, bool, bool]] = {
     None: (False, False, False),
     Image.Transpose.FLIP_LEFT_RIGHT: (False, True, False),
     Image.Transpose.ROTATE_180: (False, True, True),
@@ -46,7 +46,7 @@ class Reduced(NamedTuple):
     def box(self, turn: Image.Transpose | None) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the image in the upright array that was decoded, as fractions of its pixels."""
         height, width = upright_size(self.height, self.width, turn)
-        _, from_right, from_bottom = _ENDS[turn]
+        _, from_right, from_bottom = ENDS[turn]
         rows, columns = height / self.scale, width / self.scale
         left = math.ceil(columns) - columns if from_right else 0.0
         top = math.ceil(rows) - rows if from_bottom else 0.0
@@ -55,7 +55,7 @@ class Reduced(NamedTuple):
 
 def upright_size(height: int, width: int, turn: Image.Transpose | None) -> tuple[int, int]:
     """Height and width after a turn."""
-    return (width, height) if _ENDS[turn][0] else (height, width)
+    return (width, height) if ENDS[turn][0] else (height, width)
 
 
 def from_pillow(image: Image.Image, channels: int | None, shrink_to: ShrinkTo | None, reduced: Reduced | None = None) -> Pixels:

@@ -16,6 +16,7 @@ from PIL import Image, JpegImagePlugin
 from unveil.data.from_pillow import Reduced, from_pillow, orientation, upright_size
 from unveil.data.image_headers import check_header
 from unveil.data.jpeg import from_jpeg
+from unveil.data.objects import Frame
 from unveil.data.pixels import (
     ClassMap,
     CropSide,
@@ -124,6 +125,29 @@ def read_image(
         raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
         raise Unreadable(_reason(kind, error), name) from None
+
+
+def image_frame(raw: bytes | Image.Image | NDArray[Any], *, max_pixels: int = 64_000_000, name: str = "") -> Frame:
+    """The size of an image as it is stored, and its orientation, without decoding it if Pillow reads its format.
+
+    Raises:
+        Unreadable: If it cannot be opened.
+    """
+    try:
+        if isinstance(raw, Image.Image):
+            return Frame(raw.height, raw.width, orientation(raw))
+        if not isinstance(raw, np.ndarray):
+            with quiet_decoders():
+                kind = _format_or_error(raw)
+                if kind not in ("NPY", "TIFF"):
+                    image, _ = _open(kind, raw, None, max_pixels)
+                    return Frame(image.height, image.width, orientation(image))
+        height, width = read_image(raw, max_pixels=max_pixels).shape[:2]
+        return Frame(height, width)
+    except Unreadable as error:
+        raise Unreadable(error.reason, name, lost=error.lost) from None
+    except Exception as error:
+        raise Unreadable(_reason("", error), name) from None
 
 
 def read_class_map(raw: bytes | NDArray[Any], *, max_pixels: int = 64_000_000, name: str = "") -> ClassMap:

@@ -104,7 +104,7 @@ def dataset_labels(dataset: Any, source: Source) -> tuple[list[Any] | None, list
 
     They are those of its attribute `targets` or `labels`, if there is one; or else each sample is read once.
     """
-    values, names, note = _attribute(dataset, TARGETS), _class_names(dataset), ""
+    values, names, note = _attribute(dataset, TARGETS), class_names(dataset), ""
     if values is None:
         read = source.reader
         assert isinstance(read, DatasetReader)
@@ -141,11 +141,11 @@ def _attribute(dataset: Any, names: Sequence[str]) -> list[Any] | None:
     return None
 
 
-def _class_names(dataset: Any) -> list[str] | None:
+def class_names(dataset: Any) -> list[str] | None:
     """The attribute `classes`: names, or tuples that begin with a name."""
     found = getattr(dataset, "classes", None)
     if found is None and getattr(dataset, "indices", None) is not None:
-        return _class_names(getattr(dataset, "dataset", None))
+        return class_names(getattr(dataset, "dataset", None))
     if not isinstance(found, list | tuple):
         return None
     names = [each[0] if isinstance(each, tuple) and each else each for each in found]

@@ -75,11 +75,17 @@ def without_ends(values: ArrayT, shrink_to: ShrinkTo) -> ArrayT:
     In a batch, all images have the canvas of the largest one, so a single long image would multiply the memory of all of them. The
     centre crop of the middle is the one of the whole image: equally many pixels are cut from both ends.
     """
-    limit = LONGEST * (shrink_to if isinstance(shrink_to, int) else max(shrink_to))
-    if max(values.shape[:2]) <= limit:
+    top, left = cut_ends(values.shape, shrink_to)
+    if not (top or left):
         return values
-    (top, rows), (left, columns) = ((max(0, (size - limit + 1) // 2), size) for size in values.shape[:2])
-    return cast(ArrayT, values[top : rows - top, left : columns - left].copy())
+    return cast(ArrayT, values[top : values.shape[0] - top, left : values.shape[1] - left].copy())
+
+
+def cut_ends(shape: tuple[int, ...], shrink_to: ShrinkTo) -> tuple[int, int]:
+    """How many rows at the top and at the bottom, and how many columns on the left and on the right, `without_ends` cuts off."""
+    limit = LONGEST * (shrink_to if isinstance(shrink_to, int) else max(shrink_to))
+    rows, columns = (max(0, (size - limit + 1) // 2) for size in shape[:2])
+    return rows, columns
 
 
 def as_pixels(values: NDArray[Any], bits: int = 0) -> Pixels:

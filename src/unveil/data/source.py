@@ -14,6 +14,7 @@ from PIL import Image
 
 from unveil.data.archives import Archive
 from unveil.data.labels import Labels
+from unveil.data.objects import Objects, joined_objects
 from unveil.data.pixels import Unreadable
 from unveil.data.retries import Retries
 
@@ -65,6 +66,8 @@ class Source:
     """What `values` are of labels that are not among `classes`: 0 if each image has a list of all its labels, else unknown."""
     sizes: NDArray[np.int64] | None = None
     """Bytes of each file, or of each image in memory, by which exact copies are found; None if they are not known."""
+    objects: Objects | None = None
+    """The boxes, and perhaps the masks, of the objects in each image, whose classes are `classes`; None if the data has none."""
     unscored: str = ""
     """A sentence about labels of a test set that the train set does not have; "" if there are none."""
 
@@ -110,6 +113,8 @@ class Source:
             return replace(self, classes=list(classes))
         if self.values is not None:
             return self if list(classes) == self.classes else self._with_values_of(classes)
+        if self.objects is not None:
+            return self if list(classes) == self.classes else self._with_objects_of(self.objects, classes)
         if self.labels is None or list(classes) == self.classes:
             return self
         occurring = {self.classes[label] for label in np.unique(self.labels[self.labels >= 0]).tolist()}
@@ -126,15 +131,20 @@ class Source:
             return replace(self, classes=list(classes))
         known, counts = set(classes), np.nansum(self.values, axis=0).astype(int).tolist()
         left_out = [f"{name}: {count:,}" for name, count in zip(self.classes, counts, strict=True) if count and name not in known]
-        verb = "is a label" if len(left_out) == 1 else "are labels"
-        shown = ", ".join(left_out[:5]) + ", ..." * (len(left_out) > 5)
-        sentence = f"{shown} {verb} of test images that the train set does not have, so the model has no score for it"
-        unscored = sentence if left_out else ""
+        unscored = _unscored(left_out, "label", "images")
         return replace(self, values=values_of(self, classes), classes=list(classes), unscored=unscored)
+
+    def _with_objects_of(self, objects: Objects, classes: Sequence[str]) -> "Source":
+        """`with_classes` of `objects`: those of `classes`. Others are left out, and named in `unscored`."""
+        found, lost = objects.numbered(self.classes, classes)
+        unscored = _unscored([f"{name}: {count:,}" for name, count in lost.items()], "class", "objects")
+        return replace(self, objects=found, classes=list(classes), unscored=unscored)
 
     @property
     def has_label(self) -> NDArray[np.bool_]:
-        """Whether each image has a label."""
+        """Whether each image has a label; of objects, whether there is more to learn from it than crowds."""
+        if self.objects is not None:
+            return np.asarray(~self.objects.only_crowds)
         if self.values is not None:
             return np.asarray(~np.isnan(self.values).reshape(len(self), -1).all(axis=1))
         return np.zeros(len(self), dtype=bool) if self.labels is None else self.labels >= 0
@@ -154,6 +164,7 @@ class Source:
             groups=None if self.groups is None else self.groups[chosen],
             values=None if self.values is None else self.values[chosen],
             sizes=None if self.sizes is None else self.sizes[chosen],
+            objects=None if self.objects is None else self.objects.taken(chosen),
             retries=Retries(),
         )
 
@@ -161,6 +172,15 @@ class Source:
     def is_labelled(self) -> bool:
         """Whether any image has a label."""
         return bool(self.has_label.any())
+
+
+def _unscored(left_out: Sequence[str], noun: str, what: str) -> str:
+    """A sentence about labels, or classes, that the train set does not have; "" if there are none."""
+    if not left_out:
+        return ""
+    verb = f"is a {noun}" if len(left_out) == 1 else f"are {noun}{'e' * noun.endswith('s')}s"
+    shown = ", ".join(left_out[:5]) + ", ..." * (len(left_out) > 5)
+    return f"{shown} {verb} of test {what} that the train set does not have, so the model has no score for it"
 
 
 def values_of(source: Source, classes: Sequence[str]) -> Values:
@@ -190,6 +210,9 @@ def joined(sources: Sequence[Source]) -> Source:
     values = joined_values(sources)
     if values is not None and values.ndim == 2:
         classes = joined_classes(sources)
+    objects = [source.objects for source in sources if source.objects is not None]
+    if objects:
+        classes = list(dict.fromkeys(name for source in sources for name in source.classes))
     starts = np.cumsum([0, *map(len, sources)])
 
     def part(index: int) -> tuple[Source, int]:
@@ -222,6 +245,7 @@ def joined(sources: Sequence[Source]) -> Source:
         form=sources[0].form,
         absent=next((source.absent for source in sources if source.values is not None), math.nan),
         sizes=joined_sizes(sources),
+        objects=joined_objects(objects, [source.classes for source in sources], classes) if objects else None,
     )
 
 

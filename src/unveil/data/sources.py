@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from unveil.data.archive_parts import MASK_LAYOUT, candidate_images, class_parts, map_parts, value_parts
-from unveil.data.archives import Archive, Folder, Shards, is_archive, open_archive
+from unveil.data.archives import Archive, Folder, Shards, Together, is_archive, open_archive
 from unveil.data.arrays import array_source
 from unveil.data.images import IMAGE_SUFFIXES, image_format
 from unveil.data.label_values import LabelKind, MultiLabel, Number, from_classes
 from unveil.data.labels import classes_sentence
 from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_listings, hugging_face_splits, torchvision_splits
+from unveil.data.object_parts import OBJECT_LAYOUT, object_parts
 from unveil.data.pack_reader import Pack, is_pack
 from unveil.data.parts import DataParts, Roles
 from unveil.data.python_data import is_hugging_face, python_parts
+from unveil.data.python_objects import python_object_parts
 from unveil.data.source import Source, joined, version_2
 from unveil.data.split_folders import OTHER, split_of, without_union
 from unveil.errors import UnveilError
@@ -41,14 +43,17 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
     Args:
         data: See `Data`. The name of a dataset has priority over a folder of that name: for the folder, write `./digits`.
         targets: The kind of target: `ClassTargets` (the default; images may lack a class), `MultiLabelTargets` or `NumberTargets`
-            (see `unveil.data.label_values`), or `PixelTargets` for one class per pixel, whose names are the lines of a file
-            classes.txt, starting with class 0. Without this file, names are numbers.
+            (see `unveil.data.label_values`); `PixelTargets` for one class per pixel, whose names are the lines of a file
+            classes.txt, starting with class 0 (without this file, names are numbers); or `BoxTargets` for boxes and masks of
+            objects (see `unveil.data.object_parts`).
 
     Raises:
         UnveilError: If DATA does not exist, is damaged, holds no images, or has no such targets.
     """
-    with_maps, kind = _wants_maps(targets), label_kind(targets)
+    with_maps, with_boxes, kind = _wants_maps(targets), _wants_boxes(targets), label_kind(targets)
     if not isinstance(data, str | os.PathLike):
+        if with_boxes:
+            return python_object_parts(data)
         if is_hugging_face(data) and not with_maps:
             listings = hugging_face_listings(data)
             return _read_as(_listed_parts("dataset", listings, form="a Dataset of the library datasets"), kind)
@@ -58,6 +63,10 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
     named = _named_parts(text) if isinstance(data, str) else None
     if with_maps and (named or (path.is_dir() and is_pack(path))):
         raise UnveilError(f"{text} has no class for each pixel: PixelTargets need {MASK_LAYOUT}")
+    if with_boxes:
+        if named or (path.is_dir() and is_pack(path)):
+            raise UnveilError(f"{text} has no boxes: BoxTargets need {OBJECT_LAYOUT}")
+        return object_parts(text, _with_archives(text, path))
     if named:
         return _read_as(named, kind)
     of_archive: Callable[[str, Archive], DataParts] = partial(class_parts, optional=targets is None)
@@ -116,11 +125,17 @@ def open_both(data: Data, *, targets: "type[Targets] | None" = None) -> tuple[So
 def _wants_maps(targets: "type[Targets] | None") -> bool:
     if targets is None:
         return False
-    from unveil.data.targets import BoxTargets, PixelTargets  # already imported by the caller, who has `targets`
+    from unveil.data.targets import PixelTargets  # already imported by the caller, who has `targets`
 
-    if issubclass(targets, BoxTargets):
-        raise UnveilError("BoxTargets cannot be read from DATA yet: no layout of files with boxes is supported")
     return issubclass(targets, PixelTargets)
+
+
+def _wants_boxes(targets: "type[Targets] | None") -> bool:
+    if targets is None:
+        return False
+    from unveil.data.targets import BoxTargets  # as above
+
+    return issubclass(targets, BoxTargets)
 
 
 def label_kind(targets: "type[Targets] | None") -> LabelKind | None:
@@ -233,6 +248,22 @@ def _pack_parts(text: str, path: Path) -> DataParts:
 
     counts = {name: facts["pictures"] for name, facts in pack.facts["splits"].items()}
     return DataParts(text, {name: partial(make, name) for name in counts}, counts=counts)
+
+
+def _with_archives(text: str, path: Path) -> Archive:
+    """Opens DATA with objects. The archives in a folder belong to it, with the annotations that lie beside them."""
+    if path.is_dir():
+        folder = Folder(path)
+        archives = [path / name for name in folder.names if "/" not in name and is_archive(Path(name))]
+        return Together(folder, archives) if archives else folder
+    if path.is_file():
+        if path.suffix.lower() in (".json", ".yaml", ".yml", ".xml"):
+            raise UnveilError(f"{text} is a file of annotations: give the folder that has it and the images")
+        return open_archive(path)
+    shards = [Path(each).expanduser() for each in expand_braces(text)]
+    if len(shards) > 1 and all(shard.is_file() for shard in shards):
+        return Shards(shards)
+    raise UnveilError(images_not_found(text))
 
 
 def _folder_or_shards(path: Path) -> Archive:

@@ -1,0 +1,135 @@
+"""Masks as COCO stores them: run lengths, plain or compressed, and polygons.
+
+Run lengths count pixels column by column, and begin with those outside of the object. The compressed form writes each number, less
+the one two places before it, in characters of six bits. Decoding is done here, with checks, because the libraries trust the
+numbers and write beyond the end of the mask if they are too large. Polygons are drawn by faster-coco-eval, which draws them as
+COCO does.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
+
+from unveil.data.pixels import Unreadable
+
+Segment = dict[str, Any] | list[list[float]]
+"""Run lengths {"size": [height, width], "counts": text or list}, or polygons [x, y, x, y, ...] that together are the object."""
+FAR = 10
+"""How far a point of a polygon may lie outside of the image, in sides of the image. The time to draw grows with the length of
+lines."""
+_LONGEST = 7
+"""Maximum number of characters of a compressed number: more than any mask needs."""
+
+
+def decoded(segment: Segment, height: int, width: int) -> Bool[np.ndarray, "H W"]:
+    """The pixels of an object.
+
+    Raises:
+        Unreadable: If the mask has another size than the image, or is damaged.
+    """
+    pixels = np.zeros((height, width), bool)
+    paint(segment, pixels)
+    return pixels
+
+
+def paint(segment: Segment, pixels: NDArray[np.bool_]) -> None:
+    """`decoded` into an array (H, W) of False."""
+    height, width = pixels.shape
+    counts = _drawn(segment, height, width) if isinstance(segment, list) else _checked(segment, height, width)
+    if len(counts) > 1:  # only the columns of the object are filled: it is much smaller than the image
+        rest = int(counts[-1]) if len(counts) % 2 else 0  # outside of the object, at the end
+        first, last = int(counts[0]) // height, -(-(height * width - rest) // height)
+        counts = counts.copy()
+        counts[0] -= first * height
+        counts[-1] -= (width - last) * height * (len(counts) % 2)
+        values = np.zeros(len(counts), bool)
+        values[1::2] = True
+        pixels[:, first:last] = np.repeat(values, counts).reshape(last - first, height).T
+
+
+def _checked(segment: dict[str, Any], height: int, width: int) -> NDArray[np.int64]:
+    if list(segment.get("size", ())) != [height, width]:
+        raise Unreadable(f"segmentation of size {segment.get('size')} (height, width), but its image has {[height, width]}")
+    counts = run_lengths(segment["counts"])
+    total = int(counts.sum())
+    if total != height * width or (counts < 0).any():
+        raise Unreadable(f"segmentation with run lengths of {total:,} pixels in all, expected {height * width:,}")
+    return counts
+
+
+def run_lengths(counts: str | bytes | Sequence[int]) -> NDArray[np.int64]:
+    """The run lengths of a mask, which begin with the pixels outside of the object.
+
+    Raises:
+        Unreadable: If they are no whole numbers, or the text is damaged.
+    """
+    if not isinstance(counts, str | bytes):
+        if any(type(each) is not int or not 0 <= each < 2**31 for each in counts):
+            raise Unreadable("segmentation with counts that are no whole numbers from 0 on")
+        return np.asarray(counts, dtype=np.int64)
+    try:
+        raw = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError:
+        raise Unreadable("segmentation with counts that are no compressed run lengths") from None
+    bits = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((bits & 32) == 0)  # the last character of each number
+    sizes = np.diff(ends, prepend=-1)
+    if not len(bits) or bits.min() < 0 or bits.max() > 63 or not len(ends) or ends[-1] != len(bits) - 1 or sizes.max() > _LONGEST:
+        raise Unreadable("segmentation with counts that are no compressed run lengths")
+    number = np.repeat(np.arange(len(ends)), sizes)  # the number to which each character belongs
+    place = np.arange(len(bits)) - np.repeat(ends - sizes + 1, sizes)
+    values = np.zeros(len(ends), np.int64)
+    np.add.at(values, number, (bits & 31) << (5 * place))
+    values -= np.where(bits[ends] & 16, np.int64(1) << (5 * sizes), 0)  # negative numbers
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def _drawn(polygons: list[list[float]], height: int, width: int) -> NDArray[np.int64]:
+    """The run lengths of polygons."""
+    from faster_coco_eval.core import mask  # imported here, since data without polygons does not need it
+
+    low, high = [-FAR * width, -FAR * height], [(FAR + 1) * width, (FAR + 1) * height]
+    for polygon in polygons:
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        if not ((points >= low) & (points <= high)).all():  # also if one is NaN
+            raise Unreadable(f"segmentation with a polygon far outside of its image of {width} x {height} pixels")
+    found = mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width)
+    return run_lengths((found[0] if len(found) == 1 else mask.merge(found))["counts"])
+
+
+def encoded(masks: NDArray[Any]) -> list[dict[str, Any]]:
+    """Compressed run lengths of masks (n, H, W), as COCO json holds them."""
+    from faster_coco_eval.core import mask  # as above
+
+    found = mask.encode(np.asfortranarray(np.moveaxis(masks.astype(np.uint8), 0, 2))) if len(masks) else []
+    return [{"size": [int(side) for side in each["size"]], "counts": as_text(each["counts"])} for each in found]
+
+
+def as_text(counts: str | bytes) -> str:
+    """Compressed run lengths as JSON can hold them."""
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts
+
+
+def area_of(segment: Segment, height: int, width: int) -> float:
+    """The number of pixels of an object. For arguments and errors, see `decoded`."""
+    if isinstance(segment, dict):
+        return float(run_lengths(segment["counts"])[1::2].sum())
+    return float(decoded(segment, height, width).sum())
+
+
+def is_rectangle(segment: Segment, box: Sequence[float]) -> bool:
+    """Whether a segment is one polygon with the corners of a box (left, top, right, bottom): a box, and no mask."""
+    if not isinstance(segment, list) or len(segment) != 1 or len(segment[0]) not in (8, 10):
+        return False
+    left, top, right, bottom = box
+    points = {(segment[0][i], segment[0][i + 1]) for i in range(0, len(segment[0]), 2)}
+    corners = [(left, top), (left, bottom), (right, top), (right, bottom)]
+    return len(points) == 4 and all(
+        any(math.isclose(x, u, abs_tol=0.02) and math.isclose(y, v, abs_tol=0.02) for u, v in corners) for x, y in points
+    )

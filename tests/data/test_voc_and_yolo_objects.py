@@ -1,0 +1,272 @@
+"""VOC xml and YOLO txt: layouts, what is read, and a sentence for everything that is wrong."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unveil.data.dataset import ImageDataset
+from unveil.data.sources import open_parts, open_roles
+from unveil.data.targets import BoxTargets
+from unveil.errors import UnveilError
+
+from .object_files import objects_of, write_image
+
+SIZE = "<size><width>30</width><height>20</height><depth>3</depth></size>"
+
+
+def refused(data: Path, message: str) -> str:
+    with pytest.raises(UnveilError, match=message) as error:
+        open_parts(data, targets=BoxTargets)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def box(name: str = "cat", corners: tuple[object, ...] = (3, 4, 12, 11), more: str = "") -> str:
+    sides = "".join(f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=False))
+    return f"<object><name>{name}</name>{more}<bndbox>{sides}</bndbox></object>"
+
+
+def voc(*objects: str, file: str = "a.png", size: str = SIZE) -> str:
+    return f"<?xml version='1.0'?>\n<annotation><folder>x</folder><filename>{file}</filename>{size}{''.join(objects)}</annotation>"
+
+
+def voc_data(root: Path, *texts: str) -> Path:
+    """Images a.png, b.png, ... and their annotations."""
+    (root / "Annotations").mkdir(parents=True)
+    for stem, text in zip("abcdefg", texts, strict=False):
+        write_image(root / "JPEGImages" / f"{stem}.png", seed=ord(stem))
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+    return root
+
+
+def test_voc_by_hand(tmp_path: Path) -> None:
+    """The first pixel is 1, and the last one belongs to the box (VOC devkit): 3 to 12 are ten columns, from 2 to 12 in torch."""
+    data = voc_data(
+        tmp_path,
+        voc(box("dog"), box("cat", (1, 1, 30, 20), "<difficult>1</difficult>")),
+        voc(file="b.png"),
+        voc(box(), file="c.png"),
+    )
+    write_image(tmp_path / "JPEGImages" / "z.png")
+    source = open_roles(data, targets=BoxTargets).train
+    assert source.names == [f"JPEGImages/{stem}.png" for stem in "abc"]
+    assert source.classes == ["cat", "dog"]
+    assert source.objects.boxes.tolist() == [[2, 3, 12, 11], [0, 0, 30, 20], [2, 3, 12, 11]]
+    assert source.objects.labels.tolist() == [1, 0, 0]
+    assert source.objects.counts.tolist() == [2, 0, 1]
+    assert source.objects.sizes.tolist() == [[20, 30]] * 3
+    notes = "\n".join(source.notes)
+    assert "boxes are read as VOC defines them, by their first and last pixel, counted from 1" in notes
+    assert "1 object marked as difficult, used like the others" in notes
+    assert "left out 1 image that is not in the annotations: JPEGImages/z.png" in notes
+
+
+def test_voc_from_zero(tmp_path: Path) -> None:
+    data = voc_data(tmp_path, voc(box(corners=(0, 4, 12, 11)), box(corners=(3.5, 4, 12.25, 11))))
+    source = open_roles(data, targets=BoxTargets).train
+    assert source.objects.boxes.tolist() == [[0, 4, 12, 11], [3.5, 4, 12.25, 11]]
+    assert "boxes begin at 0, so they are read as coordinates" in "\n".join(source.notes)
+
+
+def test_voc_lists_and_folders_are_splits(tmp_path: Path) -> None:
+    texts = [voc(box(), file=f"{stem}.png") for stem in "abcd"]
+    data = voc_data(tmp_path / "lists", *texts)
+    sets = data / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    for name, lines in (("train", "a\nc\n"), ("val", "b"), ("trainval", "a\nb\nc"), ("cat_train", "a 1\nc -1")):
+        (sets / f"{name}.txt").write_text(lines)
+    roles = open_roles(data, targets=BoxTargets)
+    assert [Path(name).stem for name in roles.train.names] == ["a", "c"]
+    assert [Path(name).stem for name in roles.test.names] == ["b"]
+    assert "left out 1 image that no list in ImageSets has" in "\n".join(roles.train.notes)
+    (sets / "val.txt").write_text("a")
+    refused(data, "a is in several lists of ImageSets/Main")
+    (sets / "train.txt").write_text("x")
+    (sets / "val.txt").write_text("y")
+    refused(data, "the lists in ImageSets/Main have none of its images: expected names such as a")
+    folders = tmp_path / "folders"
+    for split, stem in (("train", "a"), ("valid", "b")):  # Roboflow
+        write_image(folders / split / f"{stem}.png", seed=ord(stem))
+        (folders / split / f"{stem}.xml").write_text(voc(box("cat" if stem == "a" else "emu"), file=f"{stem}.png"))
+    roles = open_roles(folders, targets=BoxTargets)
+    assert (roles.train.names, roles.test.names) == (["train/a.png"], ["valid/b.png"])
+    assert roles.train.classes == roles.test.classes == ["cat", "emu"]
+    assert roles.test.objects.labels.tolist() == [1]
+
+
+def test_voc_images_that_were_renamed_or_are_missing(tmp_path: Path) -> None:
+    data = voc_data(tmp_path, voc(box(), file="old name.png"), voc(box(), file="a.png"), voc(box(), file="c.png"))
+    (tmp_path / "JPEGImages" / "c.png").unlink()
+    source = open_roles(data, targets=BoxTargets).train
+    assert source.names == ["JPEGImages/a.png", "JPEGImages/b.png"]  # b.xml says a.png, but is called b
+    assert "left out 1 of 3 images, whose files are missing: c.png" in "\n".join(source.notes)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.xml").write_text(voc(box()))
+    refused(data, r"Annotations/a.xml and other/a.xml are both annotations of one image")
+
+
+BOMB = "<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'><!ENTITY y '&x;&x;&x;&x;&x;&x;&x;&x;'>]>"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation>", r"a.xml is damaged: it is not valid XML \(no element found"),
+        ("", r"a.xml is damaged: it is not valid XML"),
+        (f"{BOMB}<annotation><filename>&y;</filename></annotation>", r"a.xml: it has a DOCTYPE"),
+        ("<annotation>" + "<a>" * 200_000, r"a.xml: its elements are more than 32 deep"),
+        (voc("<object><bndbox/></object>"), r"a.xml: object 1 has no name"),
+        (voc(box(), "<object><name>cat</name></object>"), r"a.xml: object 2 \(cat\) has no bndbox"),
+        (voc(box(corners=(1, 2, 3))), r"a.xml: ymax of object 1 is '': expected a number of pixels"),
+        (voc(box(corners=(1, 2, 3, "x"))), r"a.xml: ymax of object 1 is 'x'"),
+        (voc(box(corners=(1, 2, 3, "nan"))), r"a.xml: ymax of object 1 is 'nan'"),
+        (voc(box(), size="<size><width>30</width></size>"), r"a.xml: size has the height '': expected a number of pixels"),
+        (voc(box(), size="<size><width>-3</width><height>4</height></size>"), r"a.xml: size has the width '-3'|height"),
+        (voc(box(corners=(12, 4, 3, 11))), r"a.xml, object 1 has a bndbox of negative width or height"),
+        (voc(box(corners=(50, 4, 60, 11))), r"a.xml, object 1 has a bndbox outside of the image"),
+        (voc(), r"none of its 1 xml file has an object"),
+    ],
+)
+def test_voc_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    refused(voc_data(tmp_path, text), message)
+
+
+def test_voc_without_a_size_takes_that_of_the_image(tmp_path: Path) -> None:
+    source = open_roles(voc_data(tmp_path, voc(box(corners=(3, 4, 40, 11)), size="")), targets=BoxTargets).train
+    targets = ImageDataset(source, side=64).readable(torch.tensor([0])).targets
+    assert targets.boxes[0].tolist() == [[2, 3, 30, 11]]  # cut at the edge of the image, which is known only when it is read
+
+
+# ---------------------------------------------------------------- YOLO
+
+
+def yolo_data(root: Path, labels: dict[str, str], names: str = "names: [cat, dog]\n", layout: str = "{kind}/{split}") -> Path:
+    """Images of 30 x 20 pixels, named as "split/stem"; no file of labels for those that are None."""
+    for number, (place, text) in enumerate(labels.items()):
+        split, stem = place.split("/")
+        write_image(root / layout.format(kind="images", split=split) / f"{stem}.png", seed=number)
+        if text is not None:
+            target = root / layout.format(kind="labels", split=split) / f"{stem}.txt"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+    if names:
+        (root / "data.yaml").write_text(names)
+    return root
+
+
+@pytest.mark.parametrize("layout", ["{kind}/{split}", "{split}/{kind}", "set/images/{split}"])
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_yolo_by_hand(layout: str, form: str, tmp_path: Path) -> None:
+    """x, y, width and height of the box are shares of the image, and x, y is its centre."""
+    labels = {"train/a": "1 0.5 0.5 0.2 0.4\n\n0 0.1 0.25 0.2 0.5\n", "train/b": "", "train/c": None, "val/d": "0 0.5 0.5 1 1\n"}
+    data = yolo_data(tmp_path / "data", labels, layout=layout)
+    if form == "zip":
+        with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+            for path in sorted(data.rglob("*")):
+                archive.write(path, path.relative_to(tmp_path))
+        data = tmp_path / "data.zip"
+    roles = open_roles(data, targets=BoxTargets)
+    assert roles.train.classes == ["cat", "dog"]
+    assert [Path(name).stem for name in roles.train.names] == ["a", "b", "c"]
+    assert roles.train.objects.counts.tolist() == [2, 0, 0]
+    batch = ImageDataset(roles.train, side=64).readable(torch.tensor([0, 1]))
+    torch.testing.assert_close(batch.targets.boxes[0], torch.tensor([[12.0, 6, 18, 14], [0, 0, 6, 10]]))
+    assert batch.targets.labels.tolist() == [[1, 0], [-1, -1]]
+    assert batch.targets.area[0].tolist() == pytest.approx([48, 60])
+    test = ImageDataset(roles.test, side=64).readable(torch.tensor([0])).targets
+    assert test.boxes[0].tolist() == [[0, 0, 30, 20]]
+    assert "1 image without a txt file, taken as images without objects, such as" in "\n".join(roles.train.notes)
+
+
+def test_yolo_polygons_are_masks(tmp_path: Path) -> None:
+    data = yolo_data(tmp_path, {"train/a": "0 0.1 0.1 0.3 0.1 0.3 0.4 0.5 0.4 0.5 0.8 0.1 0.8\n1 0.5 0.5 0.2 0.2\n"})
+    batch = ImageDataset(open_roles(data, targets=BoxTargets).train, side=64).readable(torch.tensor([0]))
+    expected = torch.zeros(20, 30, dtype=torch.bool)
+    expected[2:16, 3:15] = True
+    expected[2:8, 9:15] = False
+    assert torch.equal(batch.targets.masks[0, 0], expected)
+    assert not batch.targets.masks[0, 1].any()
+    torch.testing.assert_close(batch.targets.boxes[0], torch.tensor([[3.0, 2, 15, 16], [12, 8, 18, 12]]))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "names: ['cat', \"dog\"]",
+        "names:\n  - cat\n  - dog\n",
+        "nc: 2\nnames:\n  0: cat\n  1: dog\n",
+        "path: x\ntrain: images/train\nnames: [cat, dog]",
+    ],
+)
+def test_yolo_names(names: str, tmp_path: Path) -> None:
+    assert open_roles(yolo_data(tmp_path, {"train/a": "1 0.5 0.5 0.2 0.4"}, names), targets=BoxTargets).train.classes == [
+        "cat",
+        "dog",
+    ]
+
+
+def test_yolo_names_in_other_files_or_none(tmp_path: Path) -> None:
+    data = yolo_data(tmp_path, {"train/a": "1 0.5 0.5 0.2 0.4"}, "")
+    source = open_roles(data, targets=BoxTargets).train
+    assert source.classes == ["0", "1"]
+    assert "no data.yaml or classes.txt names the classes, so they are called 0 to 1" in "\n".join(source.notes)
+    (tmp_path / "classes.txt").write_text("cat\ndog\nemu\n")
+    assert open_roles(data, targets=BoxTargets).train.classes == ["cat", "dog", "emu"]
+    (tmp_path / "classes.txt").write_text("cat\ncat\n")
+    refused(data, r"classes.txt: two classes are called 'cat': expected one name for each")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 0.5 0.5 0.2", r"a.txt, line 1: has 4 numbers: expected a class and x, y, width, height of the box, as shares"),
+        ("0 0.5 0.5 0.2 0.1\n1 0.5 0.5 0.2 0.1 0.9", r"a.txt, line 2: has 6 numbers"),
+        ("0 0.5 0.5 1.2 0.1", r"a.txt, line 1: has the value 1.2"),
+        ("0 320 240 20 10", r"a.txt, line 1: has the value 320"),
+        ("0 0.5 0.5 -0.2 0.1", r"a.txt, line 1: has the value -0.2"),
+        ("0 0.5 nan 0.2 0.1", r"a.txt, line 1: has the value nan"),
+        ("2 0.5 0.5 0.2 0.1", r"a.txt, line 1: has the class 2, but data.yaml has the classes 0 to 1"),
+        ("-1 0.5 0.5 0.2 0.1", r"a.txt, line 1: has the class -1"),
+        ("0.5 0.5 0.5 0.2 0.1", r"a.txt, line 1: has the class 0.5"),
+        ("nan 0.5 0.5 0.2 0.1", r"a.txt, line 1: has the class nan"),
+        ("cat 0.5 0.5 0.2 0.1", r"a.txt, line 1: has 'cat 0.5 0.5 0.2 0.1'"),
+        ("0 0.5 0.5 0 0", r"a.txt, line 1 has a box without area"),
+    ],
+)
+def test_yolo_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    refused(yolo_data(tmp_path, {"train/a": text}), message)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("names: [", r"data.yaml is damaged: it is not valid YAML"),
+        ("names: {1: cat, 2: dog}", r"data.yaml: names has the keys 1, 2: expected 0, 1, 2"),
+        ("names: 7", r"data.yaml: names is no list of classes"),
+        ("names: [cat, cat]", r"data.yaml: two classes are called 'cat'"),
+        ("names: !!python/object/apply:os.system ['true']", r"data.yaml is damaged: it is not valid YAML"),
+        ("names: " + "[" * 5000, r"data.yaml has 5,000 lists"),
+    ],
+)
+def test_yolo_names_that_are_wrong(names: str, message: str, tmp_path: Path) -> None:
+    refused(yolo_data(tmp_path, {"train/a": "0 0.5 0.5 0.2 0.1"}, names), message)
+
+
+def test_yolo_boxes_that_are_rounded_or_twice(tmp_path: Path) -> None:
+    line = "0 0.5 0.5 1.000001 0.4"
+    found = objects_of(yolo_data(tmp_path, {"train/a": f"{line}\n{line}\n"}))
+    assert found.boxes.tolist() == [[0, pytest.approx(0.3), 1, pytest.approx(0.7)]]
+
+
+def test_yolo_boxes_are_of_the_upright_image(tmp_path: Path) -> None:
+    """Labels have no size. Tools for YOLO turn images upright before they are labelled, and again when they are read."""
+    write_image(tmp_path / "images" / "train" / "a.jpg", 20, 30, orientation=6)
+    data = yolo_data(tmp_path, {"train/b": "0 0.5 0.5 1 1"})
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.25 0.5 0.5 1")
+    batch = ImageDataset(open_roles(data, targets=BoxTargets).train, side=64).readable(torch.tensor([0]))
+    assert batch.sizes.tolist() == [[30, 20]]
+    assert batch.targets.boxes[0].tolist() == [[0, 0, 10, 30]]
+    assert np.array_equal(batch.targets.labels[0].numpy(), [0])
