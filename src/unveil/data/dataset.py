@@ -28,6 +28,7 @@ from unveil.data.images import read_class_map, read_image
 from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, shrink_class_map
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.scale import refuse_unclear_scale
+from unveil.data.source import Raw
 from unveil.data.sources import Source
 from unveil.data.targets import Draw
 from unveil.errors import UnveilError
@@ -175,15 +176,21 @@ class ImageDataset:
             pixels = with_bits(pixels, deep)
         if self.source.map_reader is None:
             return Sample(pixels, None)
-        classes = read_class_map(self.source.read_map(index, retry=retry), max_pixels=self.max_pixels, name=name)
+        raw, values = self.source.read_map(index, retry=retry), self.source.mask_values
+        classes = read_class_map(raw, values=values, max_pixels=self.max_pixels, name=name)
         height, width = classes.shape
         classes = shrink_class_map(classes, self.side)
         if classes.shape != pixels.shape[:2]:
-            raise Unreadable(f"mask of {width} x {height} pixels, which is not the size of its image", name)
+            raise Unreadable(f"mask of {width} x {height} pixels, which is not the size of its image{self._size_of(image)}", name)
         largest = int(classes.max(initial=0, where=classes != IGNORE))
         if largest >= len(self.classes):
             raise Unreadable(f"mask with class {largest}, but there are {len(self.classes)} classes", name)
         return Sample(pixels, classes)
+
+    def _size_of(self, raw: Raw) -> str:
+        """The size of an image that is stored, for a message; "" if it was shrunk on reading."""
+        pixels = read_image(raw, max_pixels=self.max_pixels)
+        return f", {pixels.shape[1]} x {pixels.shape[0]}"
 
     def readable(self, indices: Int[Tensor, " B"], keys: Int[Tensor, " B"] | None = None, draw: Draw | None = None) -> Batch | None:
         """The images at these indices that can be read, with their targets; None if none can.

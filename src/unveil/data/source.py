@@ -14,6 +14,7 @@ from PIL import Image
 
 from unveil.data.archives import Archive
 from unveil.data.labels import Labels
+from unveil.data.mask_values import MaskValues
 from unveil.data.pixels import Unreadable
 from unveil.data.retries import Retries
 
@@ -67,6 +68,8 @@ class Source:
     """Bytes of each file, or of each image in memory, by which exact copies are found; None if they are not known."""
     unscored: str = ""
     """A sentence about labels of a test set that the train set does not have; "" if there are none."""
+    mask_values: MaskValues | None = None
+    """What the values of class maps mean, if `map_reader` reads files or segments; None for arrays of classes, or no maps."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,7 +87,7 @@ class Source:
         return self._read(self.reader, index, retry)
 
     def read_map(self, index: int, *, retry: bool = True) -> bytes | NDArray[Any]:
-        """Returns the class map of an image: the bytes of a PNG file, or an array (H, W). See `read`."""
+        """Returns the class map of an image: the bytes of a PNG file, or an array (H, W) of classes. See `read`."""
         assert self.map_reader is not None
         return self._read(self.map_reader, index, retry)
 
@@ -222,6 +225,7 @@ def joined(sources: Sequence[Source]) -> Source:
         form=sources[0].form,
         absent=next((source.absent for source in sources if source.values is not None), math.nan),
         sizes=joined_sizes(sources),
+        mask_values=sources[0].mask_values,
     )
 
 
