@@ -59,7 +59,8 @@ class ImageDataset:
 
     Args:
         source: The images.
-        side: How far images are shrunk, in pixels: see `unveil.data.images.read_image`. Images are never enlarged.
+        side: How far images are shrunk, in pixels: see `unveil.data.images.read_image`. Images are never enlarged. None keeps their
+            size.
         channels: Number of channels of all images. By default that of most images, or 3 if grey and colour are mixed.
         dtype: uint8 or uint16; by default uint16 if most images have 16 bits.
         max_pixels: Files with more pixels than this are not decoded.
@@ -82,7 +83,7 @@ class ImageDataset:
         self,
         source: Source,
         *,
-        side: ShrinkTo,
+        side: ShrinkTo | None,
         channels: int | None = None,
         dtype: torch.dtype | None = None,
         max_pixels: int = 64_000_000,
@@ -149,6 +150,8 @@ class ImageDataset:
     def cut(self) -> int:
         """The number of images so long that their ends are cut, see `without_ends`; of those in memory, else of a sample."""
         sizes = self.sample_sizes
+        if self.side is None:
+            return 0
         if isinstance(self._images, list):
             sizes = [(x.shape[0], x.shape[1]) for x in self._images]
         elif self._images is not None:
@@ -257,6 +260,19 @@ class ImageDataset:
         """The same images, preprocessed for an evaluation from the file on, and read on demand. What is unreadable is shared."""
         view = copy.copy(self)
         view.source, view.transform, view._images, view._maps = replace(self.source, map_reader=None), transform, None, []
+        return view
+
+    def whole(self) -> "ImageDataset":
+        """The same images at their original size: from memory if none was shrunk, else read on demand. Faults are shared."""
+        if self.side is None and self.transform is None:
+            return self
+        limit = self.side if isinstance(self.side, int) and self.transform is None else 0
+        images = [] if self._images is None else self._images
+        sizes = [tuple(self._size.tolist())] if isinstance(images, Tensor) else [x.shape[:2] for x in images if x.size]
+        if sizes and all(min(size) < limit and max(size) < LONGEST * limit for size in sizes):
+            return self
+        view = copy.copy(self)
+        view.side, view.transform, view._images, view._maps = None, None, None, []
         return view
 
     def faults(self, known: int = 0) -> list[tuple[int, Fault]]:

@@ -63,7 +63,7 @@ class MaskValues(NamedTuple):
             Unreadable: If a value, or a colour, is neither a class nor ignored.
         """
         codes = colour_codes(mask) if self.in_colour else mask
-        numbers = [code_of(colour) for colour in self.colours] if self.in_colour else self.stored
+        numbers = codes_of(self)
         known = np.array([*numbers, *self.ignored])
         classes = np.array([*range(len(numbers)), *(IGNORE for _ in self.ignored)], np.int64)
         if not self.in_colour:
@@ -120,6 +120,11 @@ class Meaning(NamedTuple):
     classes: list[str]
     notes: tuple[str, ...]
     """Sentences for the user."""
+
+
+def codes_of(values: MaskValues) -> list[int]:
+    """What masks store for each class: values, or the codes of colours."""
+    return [code_of(colour) for colour in values.colours] if values.in_colour else list(values.stored)
 
 
 def code_of(colour: Sequence[int]) -> int:
