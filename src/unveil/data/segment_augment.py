@@ -24,8 +24,8 @@ from unveil.errors import UnveilError
 SMALLEST = 0.5
 """The smallest factor by which images are resized."""
 TRIES, MAX_SHARE, GRID = 10, 0.75, 64
-"""How many crops are drawn until one class has at most this share of the labelled pixels, and the side of the grid of those that are
-counted (`cat_max_ratio`)."""
+"""How many crops are drawn until no class has more than this share of the labelled pixels (`cat_max_ratio`), and the side of the
+grid of pixels that are counted."""
 LONGEST = 4
 """The long side of a resized image is at most this many times the short side of the result, as in (2048, 512)."""
 

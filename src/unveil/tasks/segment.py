@@ -98,9 +98,9 @@ class Segment(Task):
         pyramid = build_pyramid(encoder, PyramidConfig(levels=levels, drop_path=config.drop_path))
         self.encoder: ViT = pyramid.encoder
         self.pyramid: Pyramid = without_encoder(pyramid)
-        width = encoder.config.width
+        width = encoder.config.width if config.head == "upernet" else 256
         build = UperNet if config.head == "upernet" else LinearHead
-        self.head = build(pyramid.channels, len(classes), UperNetConfig(channels=min(768, width)))
+        self.head = build(pyramid.channels, len(classes), UperNetConfig(channels=width))
         vit = self.encoder.config
         own_pixels = config.resize == "none"
         self.augmentation = SegmentAugment(augment, vit.image_size, vit.mean, vit.std, own_pixels=own_pixels)
