@@ -76,6 +76,20 @@ class Table(Columns):
         return f"<table><tr>{head}</tr>{''.join(body)}</table>{more}"
 
 
+class Predictions(list[Any]):
+    """Predictions in memory that are no rows of a table, such as class maps: one for each image that could be read.
+
+    Attributes:
+        names: The names of the images.
+        classes: The names of the classes, which the predictions number.
+        skipped: The images that could not be read, by name, with the reason.
+    """
+
+    names: list[str]
+    classes: list[str]
+    skipped: dict[str, str]
+
+
 class PredictsClasses(nn.Module, ABC):
     """The part of a learner that turns class scores into columns. A task whose output means something else overrides it."""
 

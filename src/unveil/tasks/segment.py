@@ -16,9 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.blocks.patches import Size
@@ -98,7 +100,7 @@ class Segment(Task):
         pyramid = build_pyramid(encoder, PyramidConfig(levels=levels, drop_path=config.drop_path))
         self.encoder: ViT = pyramid.encoder
         self.pyramid: Pyramid = without_encoder(pyramid)
-        width = encoder.config.width if config.head == "upernet" else 256
+        width = encoder.config.width if config.head == "upernet" else min(256, encoder.config.width)
         build = UperNet if config.head == "upernet" else LinearHead
         self.head = build(pyramid.channels, len(classes), UperNetConfig(channels=width))
         vit = self.encoder.config
@@ -209,6 +211,11 @@ class Segment(Task):
     def metric(self) -> Metric:
         return MeanIoU(self.classes)
 
+    def items(self, predictions: UInt8[Tensor, "B H W"], sizes: Int[Tensor, "B 2"]) -> list[NDArray[np.uint8]]:
+        """The class of each pixel of each image, (H, W): see `unveil.protocols.WritesFolder`."""
+        maps = predictions.cpu().numpy()
+        return [each[:height, :width] for each, (height, width) in zip(maps, sizes.tolist(), strict=True)]
+
     def writer(self, out: Any, *, overlays: bool) -> ClassMapWriter:
         """See `unveil.protocols.WritesFolder`."""
         return ClassMapWriter(
@@ -223,7 +230,7 @@ class Segment(Task):
     @torch.inference_mode()
     def predict_images(  # type: ignore[override]  # maps are no table
         self, images: Iterable[Any], *, max_pixels: int = 64_000_000
-    ) -> list[Any]:
+    ) -> list[NDArray[np.uint8]]:
         """The class of each pixel of images of any size, as arrays (H, W) of numbers of `classes`.
 
         Args:
