@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BeitConfig, BeitModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, VitDetBackbone, VitDetConfig
 
-from unveil.blocks.map_norms import MapBatchNorm, MapLayerNorm
+from unveil.blocks.map_norms import MapBatchNorm
 from unveil.blocks.patches import PatchEmbed
 from unveil.errors import UnveilError
 from unveil.interop.configs import config_from_json
@@ -374,14 +374,3 @@ def test_windows_refuse_what_they_cannot_do():
         replace(TINY, window=2)
     with pytest.raises(UnveilError, match="global_blocks has 4, but the blocks of this encoder are 0 to 3"):
         replace(TINY, window=2, class_token=False, global_blocks=(4,))
-
-
-def test_norms_of_maps():
-    x = torch.randn(2, 5, 3, 4)
-    layer = filled(MapLayerNorm(5))
-    torch.testing.assert_close(layer(x), norm(x, layer))
-    batch, peer = MapBatchNorm(5).train(), nn.BatchNorm2d(5).train()
-    torch.testing.assert_close(batch(x), peer(x))
-    torch.testing.assert_close(batch.running_var, peer.running_var)
-    with pytest.raises(UnveilError, match="batch norm needs at least 2 samples"):
-        batch(torch.randn(1, 5, 1, 1))
