@@ -1,14 +1,11 @@
 """Norms of feature maps against loops, torch, and one process against two."""
 
-from pathlib import Path
-from typing import Any
+from threading import Barrier, Thread, current_thread
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.processes import FORKS
 from unveil.blocks.map_norms import MapBatchNorm, MapLayerNorm, map_norm
 from unveil.errors import UnveilError
 
@@ -48,35 +45,39 @@ def test_batch_norm_of_a_single_pixel_is_refused():
     assert MapLayerNorm(5).train()(torch.randn(1, 5, 1, 1)).shape == (1, 5, 1, 1)
 
 
-def step(rank: int, world: int) -> dict[str, Tensor]:
-    """Results, gradients and statistics of a process with its part of four images."""
-    generator = torch.Generator().manual_seed(0)
-    x, push = (torch.randn(4, 5, 2, 3, generator=generator).chunk(world)[rank] for _ in range(2))
-    x, norm = x.clone().requires_grad_(), filled(MapBatchNorm(5)).train()
-    found = norm(x)
-    (found * push).sum().backward()
-    assert x.grad is not None
-    return {"found": found.detach(), "gradient": x.grad, "mean": norm.running_mean, "variance": norm.running_var}
+def test_batch_norm_on_two_processes_is_that_of_one(monkeypatch: pytest.MonkeyPatch):
+    """Two threads stand for the processes. Their gather keeps the graphs of both, so that one backward pass is that of both."""
+    x, push = torch.randn(4, 5, 2, 3), torch.randn(4, 5, 2, 3)
+    whole = x.clone().requires_grad_()
+    one = filled(MapBatchNorm(5)).train()
+    true = one(whole)
+    (true * push).sum().backward()
 
+    together, parts = Barrier(2), {}
 
-def on_one_of_two(rank: int, store: str, results: Any) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    found = step(rank, 2)
-    if rank:
-        results.put({name: value.numpy() for name, value in found.items()})
-    dist.barrier()
-    dist.destroy_process_group()
+    def gather(rows: Tensor) -> Tensor:
+        parts[current_thread().name] = rows
+        together.wait()
+        return torch.cat([parts["0"], parts["1"]])
 
+    monkeypatch.setattr("unveil.blocks.distributed.all_gather_with_grad", gather)
+    for place in ("distributed", "map_norms"):
+        monkeypatch.setattr(f"unveil.blocks.{place}.world_size", lambda: 2)
+    inputs = [part.clone().requires_grad_() for part in x.chunk(2)]
+    norms, found = [filled(MapBatchNorm(5)).train() for _ in range(2)], [Tensor(), Tensor()]
 
-def test_batch_norm_on_two_processes_is_that_of_one(tmp_path: Path):
-    results, whole = FORKS.Queue(), step(0, 1)
-    processes = [FORKS.Process(target=on_one_of_two, args=(rank, str(tmp_path / "store"), results)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = {name: torch.tensor(value) for name, value in results.get(timeout=120).items()}
-    for process in processes:
-        process.join(60)
-    for name in ("found", "gradient"):
-        torch.testing.assert_close(found[name], whole[name][2:], rtol=1e-4, atol=1e-5)
-    for name in ("mean", "variance"):
-        torch.testing.assert_close(found[name], whole[name])
+    def work(rank: int) -> None:
+        found[rank] = norms[rank](inputs[rank])
+
+    threads = [Thread(target=work, args=(rank,), name=str(rank)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    torch.testing.assert_close(torch.cat(found), true)
+    (torch.cat(found) * push).sum().backward()
+    torch.testing.assert_close(torch.cat([part.grad for part in inputs]), whole.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norms[0].weight.grad + norms[1].weight.grad, one.weight.grad)
+    for norm in norms:
+        torch.testing.assert_close(norm.running_mean, one.running_mean)
+        torch.testing.assert_close(norm.running_var, one.running_var)
