@@ -97,7 +97,8 @@ def from_windows(windows: Float[Tensor, "V h W d"], grid: Size, window: int) -> 
     down, across = (-(-side // window) for side in grid)
     x = windows.unflatten(2, (window, window)).unflatten(0, (-1, down, across))  # (B, down, across, h, w, w, d)
     x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # (B, h, R and padding, C and padding, d)
-    return x[:, :, : grid[0], : grid[1]].flatten(2, 3)
+    patches: Tensor = x[:, :, : grid[0], : grid[1]].flatten(2, 3)
+    return patches
 
 
 def resize_offsets(table: Float[Tensor, "O d"], side: int) -> Float[Tensor, "P d"]:
@@ -112,7 +113,8 @@ def offsets(table: Float[Tensor, "O d"], side: int) -> Float[Tensor, "{side} {si
     """The vector of each pair of rows or columns, that attends first. Row 0 of the table is that of the most negative offset."""
     place = torch.arange(side, device=table.device)
     index = place[:, None] - place[None, :] + side - 1
-    return resize_offsets(table, side).index_select(0, index.flatten()).unflatten(0, (side, side))
+    each: Tensor = resize_offsets(table, side).index_select(0, index.flatten()).unflatten(0, (side, side))
+    return each
 
 
 def decomposed(
