@@ -23,8 +23,9 @@ from unveil.tasks import TASKS, task_source
 from unveil.verbs import METHOD, TASK, Verb
 
 SOURCE = Path(unveil.__file__).parent
-SHAPES = {"TransformerConfig", "ViTConfig", "TextConfig", "Seq2SeqConfig"}
-"""Shapes of models. No option sets them: they are built from the name of a model, or compared with the tensors of a file."""
+SHAPES = {"TransformerConfig", "ViTConfig", "TextConfig", "Seq2SeqConfig", "PyramidConfig", "UperNetConfig", "MaskRCNNConfig"}
+"""Shapes of models. No option sets them: they are built from the name of a model, from the options of a task, or compared with the
+tensors of a file."""
 
 
 def config_paths() -> set[str]:

@@ -162,12 +162,16 @@ VERBS = {
     ),
     "predict": Verb(
         "unveil.recipes.predict:predict_to_file",
-        f"Label new images with a classifier, as CSV, Parquet or JSON lines.{RESUMES}",
+        f"Label new images with a trained model: a table, or a folder of class maps.{RESUMES}",
         {
             "run": CLASSIFIER,
             "images": Argument(str, f"Images: {DATA} For a text classifier, {TEXT_FORMS}.", positional=True, path="samples"),
             "out": Argument(
-                str, "A new .csv, .parquet or .jsonl file, with one row per image.", "predictions.csv", path="new labels"
+                str | None,
+                "A new .csv, .parquet or .jsonl file with one row per image, or a new folder of class maps; by default "
+                "predictions.csv, or predictions.",
+                None,
+                path="new labels",
             ),
         },
         {"predictions": "unveil.recipes.predict:PredictConfig", "hardware": SHARED["hardware"]},

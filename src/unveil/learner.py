@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_c
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unveil.blocks.patches import Size
+from unveil.data.mask_values import MaskValues
 from unveil.data.targets import ClassTargets, Draw, Targets
 from unveil.errors import UnveilError
 from unveil.metrics import Metric
@@ -34,6 +36,10 @@ class Learner(nn.Module, ABC):
     needs_whole_batch: bool = False
     """Whether the loss of a sample depends on the others of its batch, by comparing them or by batch norm, so that a batch cannot
     be computed in microbatches."""
+    whole_images: ClassVar[bool] = False
+    """Whether evaluations and `unveil predict` give `predict` whole images, one at a time and as they are stored: `batch.images` is
+    a uint8 or uint16 canvas (1, C, H, W), `batch.sizes` the size of the image on it, and targets are in its pixels. Such a task
+    resizes and normalises images itself, and predicts in pixels of the original. If False, images are cropped and normalised."""
     augments_whole_batch: bool = False
     """Whether `augment` mixes samples, or draws from the global generators. It is then given all samples that a process has in a
     step, and its result, a `TensorBatch`, is cut into microbatches."""
@@ -241,6 +247,17 @@ class Task(PredictsClasses, Learner, ABC):
         """Defaults that follow from the width of the encoder and the number of labelled samples, unless --recipe is "paper"."""
         return {}
 
+    @classmethod
+    def training_side(cls, config: Any, augment: Any, image_size: Size) -> int | None:
+        """With `whole_images`, how far images are shrunk for training: the length of their short side; None keeps their size.
+
+        Args:
+            config: The options of the task.
+            augment: The options of the augmentation.
+            image_size: The size of the encoder's images.
+        """
+        return None
+
     @property
     def starts_from_probe(self) -> bool:
         """Whether training starts with the head of a linear probe of `features` (LP-FT, arXiv 2202.10054): see `set_head`."""
@@ -251,6 +268,9 @@ class Task(PredictsClasses, Learner, ABC):
 
     def set_class_counts(self, counts: Int[Tensor, " K"]) -> None:
         """Receives the number of training samples of each class before training, also when it resumes."""
+
+    def set_mask_values(self, values: MaskValues) -> None:
+        """Receives what the masks store for each class before training, also when it resumes, if the labels are masks in files."""
 
     def set_train_targets(self, targets: Targets) -> None:
         """Receives the labels of all training samples before training, also when it resumes, unless they are maps."""
@@ -263,7 +283,10 @@ class Task(PredictsClasses, Learner, ABC):
 
     @abstractmethod
     def predict(self, batch: Any) -> Any:
-        """Predictions for a batch of normalised samples: class scores (B, K), numbers (B,), or class maps (B, K, H, W)."""
+        """Predictions for a batch of normalised samples: class scores (B, K), numbers (B,), or class maps (B, K, H, W).
+
+        With `whole_images`, the batch is one image as it is stored, and the prediction is in its pixels: see there.
+        """
 
     @abstractmethod
     def metric(self) -> Metric:

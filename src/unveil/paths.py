@@ -194,6 +194,13 @@ def refuse_unless_new_labels(out: str | Path) -> None:
     refuse_existing(out)
 
 
+def refuse_unless_new_predictions(out: str | Path) -> None:
+    """Raises `UnveilError` if `--out` can be neither a new table of predictions nor a new folder of class maps."""
+    if Path(out).suffix:
+        _refuse_suffix(out, (".csv", ".parquet", ".jsonl"))
+    refuse_existing(out)
+
+
 def refuse_unless_new_figure(out: str | Path) -> None:
     """Raises `UnveilError` if `--out` cannot be a new figure."""
     _refuse_suffix(out, (".png", ".pdf", ".svg"))
@@ -219,7 +226,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "folder": refuse_file,
     "new": refuse_existing,
     "new table": refuse_unless_new_table,
-    "new labels": refuse_unless_new_labels,
+    "new labels": refuse_unless_new_predictions,
     "new figure": refuse_unless_new_figure,
 }
 """The check of each kind of path, which the command line runs before it imports torch."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from unveil.data.augment import standardise
 from unveil.data.batch import Batch
 from unveil.data.eval_transform import EvalTransform
-from unveil.data.image_list import for_model, raw_image
+from unveil.data.image_list import for_model, raw_image, with_bits
+from unveil.data.images import read_image
 from unveil.data.pixels import Pixels, Unreadable
 from unveil.errors import UnveilError
 from unveil.models.vit_config import ViTConfig
@@ -75,6 +76,20 @@ class Table(Columns):
         return f"<table><tr>{head}</tr>{''.join(body)}</table>{more}"
 
 
+class Predictions(list[Any]):
+    """Predictions in memory that are no rows of a table, such as class maps: one for each image that could be read.
+
+    Attributes:
+        names: The names of the images.
+        classes: The names of the classes, which the predictions number.
+        skipped: The images that could not be read, by name, with the reason.
+    """
+
+    names: list[str]
+    classes: list[str]
+    skipped: dict[str, str]
+
+
 class PredictsClasses(nn.Module, ABC):
     """The part of a learner that turns class scores into columns. A task whose output means something else overrides it."""
 
@@ -107,8 +122,7 @@ class PredictsClasses(nn.Module, ABC):
         vit = self.encoder.config
         if not isinstance(vit, ViTConfig):
             raise UnveilError(f"{type(self).__name__} takes no images: for texts, use unveil.predict")
-        if isinstance(images, str | bytes | PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
-            raise UnveilError("predict_images takes several images: give a list, such as [image]")
+        refuse_single(images)
         transform, device = EvalTransform.of(vit), next(iter(self.state_dict().values())).device
         found, waiting = list[Tensor](), list[Pixels]()
         for number, image in enumerate(chain(images, [None])):
@@ -126,7 +140,7 @@ class PredictsClasses(nn.Module, ABC):
                 found.append(self.predict(Batch(standardise(pixels, vit.mean, vit.std), sizes, keys)).float().cpu())
                 waiting = []
         if not found:
-            raise UnveilError("predict_images was given no images: give a list with at least one")
+            raise UnveilError(NO_IMAGES)
         return self.table(torch.cat(found), top_k=top_k, scores=scores)
 
     def table(self, predictions: Tensor, *, top_k: int = 1, scores: bool = False, before: "Columns | None" = None) -> "Table":
@@ -172,6 +186,43 @@ class PredictsClasses(nn.Module, ABC):
         if scores:
             found |= {name: shares[:, index].numpy() for index, name in enumerate(score_names(self.classes))}
         return found
+
+
+def whole_image_predictions(task: Any, images: Iterable[Any], *, max_pixels: int) -> Iterator[Any]:
+    """What a task with `whole_images` predicts for each of several images, as a batch of one.
+
+    Args:
+        task: The task.
+        images: See `raw_image`.
+        max_pixels: An image with more pixels than this is refused.
+
+    Raises:
+        UnveilError: If there are no images, or one of them cannot be read.
+    """
+    vit: ViTConfig = task.encoder.config
+    refuse_single(images)
+    device, number = next(iter(task.state_dict().values())).device, -1
+    for number, image in enumerate(images):
+        name = str(image) if isinstance(image, str | PathLike) else f"image {number}"
+        try:
+            raw = raw_image(image, name, vit.channels)
+            pixels = with_bits(read_image(raw, channels=vit.channels, max_pixels=max_pixels, name=name), vit.bit_depth == 16)
+        except Unreadable as error:
+            raise UnveilError(f"{error}") from None
+        canvas = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+        size = torch.tensor([pixels.shape[:2]], device=device)
+        yield task.predict(Batch(canvas, size, torch.tensor([number], device=device)))
+    if number < 0:
+        raise UnveilError(NO_IMAGES)
+
+
+NO_IMAGES = "predict_images was given no images: give a list with at least one"
+
+
+def refuse_single(images: Any) -> None:
+    """Raises `UnveilError` for one image in place of several."""
+    if isinstance(images, str | bytes | PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
+        raise UnveilError("predict_images takes several images: give a list, such as [image]")
 
 
 def score_names(classes: Sequence[str]) -> list[str]:

@@ -84,3 +84,32 @@ class Predicts(Protocol):
 
     def columns(self, predictions: Any, *, top_k: int = 1, scores: bool = False) -> Columns:
         """The predictions as columns of a table: see `unveil.predictions.PredictsClasses`."""
+
+
+class FolderWriter(Protocol):
+    """Writes predictions that are no rows of a table into a folder. Several processes may write other images into the same one."""
+
+    def has(self, name: str) -> bool:
+        """Whether everything about an image was written; `name` is its relative path, without an ending as a rule."""
+
+    def add(self, name: str, image: Any, prediction: Any) -> None:
+        """Writes what is predicted for an image (H, W, C) of uint8 or uint16. Each file appears when it is complete."""
+
+    def close(self) -> None:
+        """Writes what is about all images, such as a legend. Called once, when all images were added."""
+
+
+@runtime_checkable
+class WritesFolder(Protocol):
+    """A learner with `whole_images` whose predictions `unveil predict` writes into a folder: class maps, or boxes and masks."""
+
+    def items(self, predictions: Any, sizes: Int[Tensor, "B 2"]) -> list[Any]:
+        """What is predicted for each image of a batch, from the result of `predict` and the sizes of the images."""
+
+    def writer(self, out: Any, *, overlays: bool) -> FolderWriter:
+        """What writes such items into a folder.
+
+        Args:
+            out: The folder, which may hold files of a stopped command.
+            overlays: Whether to draw predictions over the images.
+        """

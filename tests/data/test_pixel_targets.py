@@ -183,10 +183,10 @@ def test_images_with_a_bad_mask_are_left_out(memory: int, tmp_path: Path) -> Non
         assert np.array_equal(classes.numpy(), class_map(5))
         assert np.array_equal(image.permute(1, 2, 0).numpy(), rendered(class_map(5)))
     assert dataset.skipped == {
-        "images/train/00.png": "mask of 9 x 9 pixels, which is not the size of its image",
+        "images/train/00.png": "mask of 9 x 9 pixels, which is not the size of its image, 26 x 20",
         "images/train/01.png": "not an image",
-        "images/train/02.png": "mask in colour (RGB), expected one class number per pixel: a grey or palette PNG",
-        "images/train/03.png": "mask with class 9, but there are 4 classes",
+        "images/train/02.png": "mask with the value 80, which is none of its 4 classes",
+        "images/train/03.png": "mask with the value 9, which is none of its 4 classes",
     }
 
 
@@ -220,7 +220,7 @@ def test_targets_that_data_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match="BoxTargets cannot be read from DATA yet: no layout"):
         open_both(tmp_path / "plain", targets=BoxTargets)
     data = write(tmp_path / "data", "{split}/{kind}", classes="one\n\ntwo\n")
-    with pytest.raises(UnveilError, match=r"classes\.txt has 3 lines: expected one name per line"):
+    with pytest.raises(UnveilError, match=r"classes\.txt has 3 lines, and an empty one: expected one class per line"):
         open_both(data, targets=PixelTargets)
 
 

@@ -1,6 +1,7 @@
 """The table of formats: every line offers what the table promises."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tests.interop.conftest import SHAPE, perturbed
 from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop import model_files
-from unveil.interop.encoder_only import TextEncoderOnly
+from unveil.interop.encoder_only import TextEncoderOnly, encoder_only
 from unveil.interop.formats import FORMATS, Format, LoadOptions
 from unveil.interop.load import load
 from unveil.interop.verify_export import TOLERANCE
@@ -18,9 +19,24 @@ from unveil.methods.bert import BERT, BERTConfig
 from unveil.methods.dvae import DVAE, DVAEConfig
 from unveil.methods.wordmae import WordMAE, WordMAEConfig
 from unveil.models.bert import TextConfig, TextEncoder
+from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.recipes.export import DEFAULT_NAMES, export, format_for
 from unveil.tasks.text_classification import TextClassification, TextClassificationConfig
+
+
+def test_encoders_with_windows_go_out_as_safetensors_and_onnx_only(tmp_path, logged) -> None:
+    shape = ViTConfig(width=24, depth=2, heads=3, image_size=(16, 24), patch_size=(4, 4), class_token=False, window=3)
+    encoder = perturbed(ViT(replace(shape, global_blocks=(1,), relative_bias="decomposed")))
+    model_files.save(encoder_only(encoder, pool="mean"), tmp_path / "run")
+    again = load(export(tmp_path / "run", to="safetensors", say=logged), say=logged).encoder
+    images = torch.randn(2, 3, 16, 24)
+    assert torch.equal(again(images), encoder.eval()(images))
+    assert again.config == encoder.config
+    for to in ("timm", "transformers", "mae"):
+        match = f"{to} cannot represent .* with windows or decomposed relative positions: use --to safetensors or onnx"
+        with pytest.raises(UnveilError, match=match):
+            export(tmp_path / "run", to=to, say=logged)
 
 
 @pytest.mark.parametrize("line", FORMATS, ids=lambda line: line.module.rpartition(".")[2])

@@ -1,6 +1,7 @@
 """FLOPs by formula, against torch's own count of what is really run, and against the published figures."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,3 +83,12 @@ def test_figures_of_the_paper_s_models(model, patch, visible, giga, ratio, saved
     assert plain.step / 1e9 == pytest.approx(giga, rel=0.002)
     assert full.step / plain.step == pytest.approx(ratio, abs=0.01)
     assert 100 * (1 - mae_cost(vit, visible, **shape).forward / plain.forward) == pytest.approx(saved, abs=0.3)
+
+
+@pytest.mark.parametrize("blocks", [(), (1,)])
+def test_windows_cost_what_they_compute(blocks):
+    shape = replace(SMALL, window=4, global_blocks=blocks, class_token=False)  # 6 x 8 patches, so the grid is padded
+    vit = ViT(shape)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
+        vit(torch.randn(B, 2, 24, 16))
+    assert counter.get_total_flops() == round(B * vit_cost(shape).forward)

@@ -3,6 +3,8 @@
 Letters: B samples, T tokens that attend (queries), S tokens that are attended to (keys), h heads, d width of a head, D = h x d.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from unveil.blocks.fast import choose
 from unveil.blocks.fast.half_attention import attention_by_products
 from unveil.blocks.fast.learned_bias import attention_with_learned_bias
+from unveil.blocks.patches import Size
 from unveil.errors import UnveilError
 
 HEADS = {96: 3, 192: 3, 384: 6, 512: 16, 768: 12, 1024: 16, 1280: 16}
@@ -84,6 +87,15 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=scores, dropout_p=dropout)
 
 
+class OnGrid(NamedTuple):
+    """What attention on a grid of patches is given in place of a bias: see `unveil.blocks.windows`."""
+
+    grid: Size
+    """Rows and columns of the patches that attend."""
+    bias: Float[Tensor, "..."] | None = None
+    """Added to the scores of each pair of patches, of a window or of the whole grid."""
+
+
 class Attention(nn.Module):
     """Multi-head attention: project, attend in each head, concatenate, project.
 
@@ -104,7 +116,7 @@ class Attention(nn.Module):
         context: Float[Tensor, "B S D"] | None = None,
         *,
         allowed: Bool[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | OnGrid | None = None,
         causal: bool = False,
     ) -> Float[Tensor, "B T D"]:
         """Self-attention of `x`, or cross-attention from `x` to `context`; the other arguments are those of `attend`."""
@@ -143,10 +155,11 @@ class Attention(nn.Module):
         value: Float[Tensor, "B h S d"],
         *,
         allowed: Bool[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | OnGrid | None = None,
         causal: bool = False,
     ) -> Float[Tensor, "B T D"]:
         """Attends in each head, concatenates the heads, and projects the result."""
+        assert not isinstance(bias, OnGrid)  # that is for a `GridAttention`
         dropout = self.dropout if self.training else 0.0
         mixed = attend(query, key, value, allowed=allowed, bias=bias, causal=causal, dropout=dropout)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)

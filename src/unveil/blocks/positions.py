@@ -60,15 +60,21 @@ def resize_biases(table: Float[Tensor, "T h"], old: Size, new: Size) -> Float[Te
     return torch.cat([image.permute(0, 2, 3, 1).flatten(1, 2)[0].to(table.dtype), table[offsets:]])
 
 
+def relative_offsets(grid: Size) -> tuple[Int[Tensor, "N N"], Int[Tensor, "N N"]]:
+    """For each pair of patches of a grid, the rows and the columns from the second to the first."""
+    rows, columns = grid
+    y = torch.arange(rows).repeat_interleave(columns)
+    x = torch.arange(columns).repeat(rows)
+    return y[:, None] - y[None, :], x[:, None] - x[None, :]
+
+
 def relative_index(grid: Size, class_token: bool) -> Int[Tensor, "T T"]:
     """For each pair of tokens, the index of its offset in a table of all offsets between two patches of a grid.
 
     With a class token, which comes first, three more rows follow: class to patch, patch to class, class to class.
     """
-    rows, columns = grid
-    y = torch.arange(rows).repeat_interleave(columns)
-    x = torch.arange(columns).repeat(rows)
-    index = (y[:, None] - y[None, :] + rows - 1) * (2 * columns - 1) + x[:, None] - x[None, :] + columns - 1
+    (rows, columns), (down, across) = grid, relative_offsets(grid)
+    index = (down + rows - 1) * (2 * columns - 1) + across + columns - 1
     if class_token:
         offsets = (2 * rows - 1) * (2 * columns - 1)
         index = F.pad(index, (1, 0, 1, 0))
@@ -95,6 +101,21 @@ class RelativePositionBias(nn.Module):
         if grid is not None and grid != self.grid:
             table = resize_biases(table, self.grid, grid)
             index = relative_index(grid, self.class_token).to(table.device)
+        return self.select(table, index)
+
+    def within(self, window: int) -> Float[Tensor, "heads W W"]:
+        """The bias of each pair of patches in a window of `window` x `window` patches, without a class token.
+
+        An offset has the bias that it has in the grid. Only for windows larger than the grid is the table interpolated.
+        """
+        grid = (max(self.grid[0], window), max(self.grid[1], window))
+        table = resize_biases(self.table, self.grid, grid)
+        rows, columns = relative_offsets((window, window))
+        index = (rows + grid[0] - 1) * (2 * grid[1] - 1) + columns + grid[1] - 1
+        return self.select(table, index.to(table.device))
+
+    def select(self, table: Float[Tensor, "O heads"], index: Int[Tensor, "T T"]) -> Float[Tensor, "heads T T"]:
+        """The biases at these rows of a table."""
         if choose.selected_biases(table):
             return selected_biases(table, index)
         return table[index].permute(2, 0, 1).contiguous()

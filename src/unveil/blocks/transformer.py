@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unveil.blocks.activations import ACTIVATIONS, SwiGLU
-from unveil.blocks.attention import Attention
+from unveil.blocks.attention import Attention, OnGrid
 from unveil.blocks.fast import choose
 from unveil.blocks.fast.block import block_forward
 from unveil.blocks.fast.cast_together import call_in_half
 from unveil.blocks.init import xavier
 from unveil.blocks.layer_norm import LayerNorm
 from unveil.blocks.mask_tokens import MaskTokens, append
+from unveil.blocks.patches import Size
 from unveil.blocks.residual import ResidualBranch
+from unveil.blocks.windows import GridAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +50,37 @@ class TransformerConfig:
     """Initial value of LayerScale, a learned factor for each channel of a branch (BEiT: 0.1); None means no LayerScale."""
     grad_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, which saves memory for a third more time."""
+    window: int = 0
+    """Side of the windows within which patches attend; 0 for global attention. Such stacks need an `OnGrid` for each block."""
+    global_blocks: tuple[int, ...] = ()
+    """Indices of blocks without windows."""
+    relative_grid: Size | None = None
+    """Rows and columns of patches, for decomposed relative positions in each block; None for no such positions."""
+
+    def window_of(self, block: int) -> int:
+        """Side of the windows of a block; 0 if it attends globally."""
+        return 0 if block in self.global_blocks else self.window
 
 
 class Block(nn.Module):
-    """Self-attention, optional cross-attention, and an MLP, each with a residual connection."""
+    """Self-attention, optional cross-attention, and an MLP, each with a residual connection.
 
-    def __init__(self, config: TransformerConfig, drop_path: float = 0.0) -> None:
+    Args:
+        config: The shape of the stack.
+        drop_path: Drop-path rate of this block.
+        window: Side of the windows of this block, in patches; 0 for global attention.
+    """
+
+    def __init__(self, config: TransformerConfig, drop_path: float = 0.0, window: int = 0) -> None:
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.pre = config.norm == "pre"
         self.norm1 = LayerNorm(width, eps=config.eps)
-        self.attention = Attention(width, config.heads, config.dropout)
+        if window or config.relative_grid:
+            relative = (window, window) if window and config.relative_grid else config.relative_grid
+            self.attention: Attention = GridAttention(width, config.heads, config.dropout, window=window, relative=relative)
+        else:
+            self.attention = Attention(width, config.heads, config.dropout)
         self.branch1, self.branch2 = (ResidualBranch(width, config.dropout, drop_path, config.layer_scale) for _ in range(2))
         if config.cross:
             self.norm_cross = LayerNorm(width, eps=config.eps)
@@ -76,7 +98,7 @@ class Block(nn.Module):
         *,
         allowed: Bool[Tensor, "..."] | None = None,
         context_allowed: Bool[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | OnGrid | None = None,
         causal: bool = False,
         mask_tokens: MaskTokens | None = None,
         last: int | None = None,
@@ -108,7 +130,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         steps = max(config.depth - 1, 1)
-        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / steps) for i in range(config.depth))
+        rates = [config.drop_path * i / steps for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, rate, config.window_of(i)) for i, rate in enumerate(rates))
         self.norm = LayerNorm(config.width, eps=config.eps) if config.norm == "pre" and config.final_norm else nn.Identity()
         self.apply(xavier)
 
@@ -119,7 +142,7 @@ class Transformer(nn.Module):
         *,
         allowed: Bool[Tensor, "..."] | None = None,
         context_allowed: Bool[Tensor, "..."] | None = None,
-        biases: Sequence[Tensor] = (),
+        biases: Sequence[Tensor | OnGrid | None] = (),
         causal: bool = False,
         mask_tokens: MaskTokens | None = None,
         last: int | None = None,
@@ -140,7 +163,9 @@ class Transformer(nn.Module):
         x = self.norm(x if last is None else x[:, -last:])
         return x
 
-    def intermediates(self, x: Float[Tensor, "B T D"], biases: Sequence[Tensor] = ()) -> list[Float[Tensor, "B T D"]]:
+    def intermediates(
+        self, x: Float[Tensor, "B T D"], biases: Sequence[Tensor | OnGrid | None] = ()
+    ) -> list[Float[Tensor, "B T D"]]:
         """The tokens after each block, without the final norm."""
         found: list[Tensor] = []
         for i, block in enumerate(self.blocks):

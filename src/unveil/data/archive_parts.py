@@ -1,9 +1,8 @@
-"""The parts of a folder, an archive or shards: their splits, with labels of images or with class maps."""
+"""The parts of a folder, an archive or shards: their splits, with labels of images. For class maps see `unveil.data.mask_parts`."""
 
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -12,21 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unveil.data.archives import Archive, Shards
-from unveil.data.images import IMAGE_SUFFIXES, image_format, read_class_map
+from unveil.data.images import IMAGE_SUFFIXES, image_format
 from unveil.data.label_table import TABLE, examples
 from unveil.data.label_values import LabelKind, Written, written_values
 from unveil.data.labels import classes_sentence, number_labels, sample_names, written_labels
 from unveil.data.parts import DataParts
-from unveil.data.pixels import IGNORE, Unreadable
+from unveil.data.pixels import Unreadable
 from unveil.data.retries import Retries
 from unveil.data.source import Source, archive_fingerprints
 from unveil.data.split_folders import OTHER, Layout, folder_classes, layout_of
 from unveil.errors import UnveilError
 from unveil.paths import IMAGE_FORMS
 from unveil.plain_text import count_of
-
-MASK_LAYOUT = "a folder images/ and a folder masks/ with a PNG of the same name for each image, both optionally with split folders"
-"""The layout of files with class maps for `PixelTargets`, for error messages."""
 
 
 class Listed(NamedTuple):
@@ -151,40 +147,6 @@ def sizes_of(archive: Archive, members: Sequence[int]) -> NDArray[np.int64]:
     return np.asarray(archive.sizes, dtype=np.int64)[np.asarray(members, dtype=np.int64)]
 
 
-def map_parts(text: str, archive: Archive) -> DataParts:
-    """The parts of images with one mask each: see `MASK_LAYOUT`."""
-    indices = {name: index for index, name in enumerate(archive.names)}
-    images = [index for index in candidates_or_error(text, archive) if "images" in archive.names[index].split("/")[:-1]]
-    expected = {image: _mask_name(archive.names[image], indices) for image in images}
-    masks = {image: indices[name] for image, name in expected.items() if name in indices}
-    candidates = [image for image in images if image in masks]
-    if not candidates:
-        raise UnveilError(f"no masks in {text!r}: PixelTargets need {MASK_LAYOUT}")
-    others = set(images) - set(candidates) - set(masks.values())  # all of the data may be in a folder called images
-    unused = {archive.names[image]: f"it has no mask {expected[image]}" for image in sorted(others)}
-    layout = layout_of(names_without_shards(archive, candidates), keep_masks=True)
-    classes = _named_classes(archive, text) or _numbered_classes(archive, list(masks.values()))
-
-    def make(part: str) -> Source:
-        members = [candidates[i] for i in layout.parts[part]]
-        maps = [masks[image] for image in members]
-        fingerprint, listing = archive_fingerprints(archive, [*members, *maps])
-        return Source(
-            text,
-            [archive.names[index] for index in members],
-            None,
-            classes,
-            fingerprint,
-            lambda index: archive.read(members[index]),
-            unused | dict(archive.refused),
-            lambda index: archive.read(maps[index]),
-            listing,
-            sizes=sizes_of(archive, members),
-        )
-
-    return DataParts(text, _makers(layout, make), layout.folders, _counts(layout))
-
-
 def candidate_images(archive: Archive) -> list[int]:
     """Indices of files with the suffix of an image, and of files without a suffix that begin like an image."""
     indices, retries = [], Retries()
@@ -281,39 +243,3 @@ def _stray_notes(layout: Layout, names: Sequence[str], values: Mapping[str, Sequ
             lie = "lie" if len(stray) > 1 else "lies"
             notes.append(f"{count_of(len(stray), 'image')} {lie} beside the class folders, without a class: {examples(stray)}")
     return notes
-
-
-def _mask_name(image: str, indices: Mapping[str, int]) -> str:
-    """The path of the mask of an image: its path with the folder "masks" in place of a folder "images"."""
-    *folders, file = image.split("/")
-    names = [
-        "/".join([*folders[:depth], "masks", *folders[depth + 1 :], os.path.splitext(file)[0] + ".png"])
-        for depth, folder in enumerate(folders)
-        if folder == "images"
-    ]
-    return next((name for name in names if name in indices), names[-1])
-
-
-def _named_classes(archive: Archive, text: str) -> list[str]:
-    """The lines of classes.txt, if there is one."""
-    files = sorted((name.count("/"), index) for index, name in enumerate(archive.names) if name.rpartition("/")[2] == "classes.txt")
-    if not files:
-        return []
-    classes = [line.strip() for line in archive.read_text(files[0][1], text).decode("utf-8-sig", "replace").strip().splitlines()]
-    if not 0 < len(classes) <= IGNORE or "" in classes:
-        raise UnveilError(f"{text}: classes.txt has {len(classes)} lines: expected one name per line, and 1 to {IGNORE} names")
-    return classes
-
-
-def _numbered_classes(archive: Archive, masks: Sequence[int]) -> list[str]:
-    """Classes from 0 to the largest number in all masks. Reads all masks."""
-
-    def largest(index: int) -> int:
-        try:
-            classes = read_class_map(archive.read(index))
-        except (OSError, Unreadable):
-            return 0  # the error is reported when its image is read
-        return int(classes.max(initial=0, where=classes != IGNORE))
-
-    with ThreadPoolExecutor(thread_name_prefix="masks") as pool:
-        return [str(number) for number in range(max(pool.map(largest, masks)) + 1)]

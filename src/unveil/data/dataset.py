@@ -64,7 +64,8 @@ class ImageDataset:
 
     Args:
         source: The images.
-        side: How far images are shrunk, in pixels: see `unveil.data.images.read_image`. Images are never enlarged.
+        side: How far images are shrunk, in pixels: see `unveil.data.images.read_image`. Images are never enlarged. None keeps their
+            size.
         channels: Number of channels of all images. By default that of most images, or 3 if grey and colour are mixed.
         dtype: uint8 or uint16; by default uint16 if most images have 16 bits.
         max_pixels: Files with more pixels than this are not decoded.
@@ -87,7 +88,7 @@ class ImageDataset:
         self,
         source: Source,
         *,
-        side: ShrinkTo,
+        side: ShrinkTo | None,
         channels: int | None = None,
         dtype: torch.dtype | None = None,
         max_pixels: int = 64_000_000,
@@ -155,6 +156,8 @@ class ImageDataset:
     def cut(self) -> int:
         """The number of images so long that their ends are cut, see `without_ends`; of those in memory, else of a sample."""
         sizes = self.sample_sizes
+        if self.side is None:
+            return 0
         if isinstance(self._images, list):
             sizes = [(x.shape[0], x.shape[1]) for x in self._images]
         elif self._images is not None:
@@ -184,11 +187,12 @@ class ImageDataset:
             return self._with_objects(index, image, pixels)
         if self.source.map_reader is None:
             return Sample(pixels)
-        classes = read_class_map(self.source.read_map(index, retry=retry), max_pixels=self.max_pixels, name=name)
+        raw, values = self.source.read_map(index, retry=retry), self.source.mask_values
+        classes = read_class_map(raw, values=values, max_pixels=self.max_pixels, name=name)
         height, width = classes.shape
         classes = shrink_class_map(classes, self.side)
         if classes.shape != pixels.shape[:2]:
-            raise Unreadable(f"mask of {width} x {height} pixels, which is not the size of its image", name)
+            raise Unreadable(f"mask of {width} x {height} pixels, which is not the size of its image{self._size_of(image)}", name)
         largest = int(classes.max(initial=0, where=classes != IGNORE))
         if largest >= len(self.classes):
             raise Unreadable(f"mask with class {largest}, but there are {len(self.classes)} classes", name)
@@ -209,6 +213,11 @@ class ImageDataset:
         assert objects is not None
         places = list(zip(indices.tolist(), [self._frames[row] for row in rows.tolist()], strict=True))
         return self._by_all_threads(lambda place: objects.of_image(place[0], checked(place[1]), self.side), places)
+
+    def _size_of(self, raw: Raw) -> str:
+        """The size of an image that is stored, for a message; "" if it was shrunk on reading."""
+        pixels = read_image(raw, max_pixels=self.max_pixels)
+        return f", {pixels.shape[1]} x {pixels.shape[0]}"
 
     def readable(self, indices: Int[Tensor, " B"], keys: Int[Tensor, " B"] | None = None, draw: Draw | None = None) -> Batch | None:
         """The images at these indices that can be read, with their targets; None if none can.
@@ -276,6 +285,19 @@ class ImageDataset:
         view = copy.copy(self)
         view.source, view.transform = replace(self.source, map_reader=None, objects=None), transform
         view._images, view._maps, view._frames = None, [], []
+        return view
+
+    def whole(self) -> "ImageDataset":
+        """The same images at their original size: from memory if none was shrunk, else read on demand. Faults are shared."""
+        if self.side is None and self.transform is None:
+            return self
+        limit = self.side if isinstance(self.side, int) and self.transform is None else 0
+        images = [] if self._images is None else self._images
+        sizes = [tuple(self._size.tolist())] if isinstance(images, Tensor) else [x.shape[:2] for x in images if x.size]
+        if sizes and all(min(size) < limit and max(size) < LONGEST * limit for size in sizes):
+            return self
+        view = copy.copy(self)
+        view.side, view.transform, view._images, view._maps, view._frames = None, None, None, [], []
         return view
 
     def faults(self, known: int = 0) -> list[tuple[int, Fault]]:

@@ -23,7 +23,7 @@ class Fault(NamedTuple):
 
 
 def sample_images(
-    source: Source, count: int, *, shrink_to: ShrinkTo, max_pixels: int, faults: dict[int, Fault] | None = None
+    source: Source, count: int, *, shrink_to: ShrinkTo | None, max_pixels: int, faults: dict[int, Fault] | None = None
 ) -> list[Pixels]:
     """Up to `count` readable images, evenly spaced in a source. Images that cannot be read are added to `faults`.
 

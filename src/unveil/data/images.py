@@ -7,7 +7,7 @@ header. Pillow's global limit is not changed.
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from PIL import Image, JpegImagePlugin
 from unveil.data.from_pillow import Reduced, from_pillow, orientation, upright_size
 from unveil.data.image_headers import check_header
 from unveil.data.jpeg import from_jpeg
+from unveil.data.mask_values import MaskValues
 from unveil.data.objects import Frame
 from unveil.data.pixels import (
     ClassMap,
@@ -150,11 +151,20 @@ def image_frame(raw: bytes | Image.Image | NDArray[Any], *, max_pixels: int = 64
         raise Unreadable(_reason("", error), name) from None
 
 
-def read_class_map(raw: bytes | NDArray[Any], *, max_pixels: int = 64_000_000, name: str = "") -> ClassMap:
-    """Reads a mask with one class number per pixel as (H, W) uint8; 255 marks pixels without a class.
+class Mask(NamedTuple):
+    """What a mask stores for each pixel."""
+
+    pixels: NDArray[np.generic]
+    """Values (H, W), or colours (H, W, 3) of uint8."""
+    palette: tuple[tuple[int, int, int], ...] = ()
+    """The colour of each value, if the file has a palette."""
+
+
+def read_mask(raw: bytes | NDArray[Any], *, max_pixels: int = 64_000_000, name: str = "") -> Mask:
+    """Reads a mask as it is stored: a palette is never looked up, and values are not scaled.
 
     Args:
-        raw: The bytes of a grey or palette PNG, whose values or palette indices are the classes; or an array (H, W).
+        raw: The bytes of a PNG in grey (1 to 16 bits), with a palette, or in colour; or an array (H, W).
         max_pixels: Maximum number of pixels to decode.
         name: The name of the mask in errors.
 
@@ -163,21 +173,54 @@ def read_class_map(raw: bytes | NDArray[Any], *, max_pixels: int = 64_000_000, n
     """
     try:
         if isinstance(raw, np.ndarray):
-            return as_class_map(raw)
+            return Mask(as_class_map(raw))
         with quiet_decoders():
             kind = _format_or_error(raw)
             if kind != "PNG":
                 raise Unreadable(f"mask in {kind} format, expected PNG")
             image, _ = _open(kind, raw, None, max_pixels)
-            if image.mode not in ("1", "L", "P", "I", "I;16"):
-                raise Unreadable(f"mask in colour ({image.mode}), expected one class number per pixel: a grey or palette PNG")
+            if image.mode not in ("1", "L", "P", "I", "I;16", "RGB", "RGBA"):
+                raise Unreadable(f"mask in the colour mode {image.mode}, expected a PNG in grey, with a palette, or in RGB")
             image.load()
+            if image.mode in ("RGB", "RGBA"):
+                colours = np.asarray(image)[:, :, :3]
+                grey = bool((colours == colours[:, :, :1]).all())  # values that were saved as a colour image
+                return Mask(as_class_map(colours[:, :, 0]) if grey else colours)
             classes = np.asarray(image)
-            return as_class_map(classes // _grey_step(raw) if image.mode == "L" else classes)
+            stored = as_class_map(classes // _grey_step(raw) if image.mode == "L" else classes)
+            palette = np.asarray(image.getpalette() if image.mode == "P" else (), np.int64).reshape(-1, 3).tolist()
+            return Mask(stored, tuple((red, green, blue) for red, green, blue in palette))
     except Unreadable as error:
         raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
         raise Unreadable(_reason("PNG", error), name) from None
+
+
+def read_class_map(
+    raw: bytes | NDArray[Any], *, values: MaskValues | None = None, max_pixels: int = 64_000_000, name: str = ""
+) -> ClassMap:
+    """Reads a mask as one class number per pixel, (H, W) uint8; 255 marks pixels without a class.
+
+    Args:
+        raw: As for `read_mask`. An array holds classes already, to which `values` do not apply.
+        values: The class of each value or colour. By default values are the classes, and there are no colour masks.
+        max_pixels: Maximum number of pixels to decode.
+        name: The name of the mask in errors.
+
+    Raises:
+        Unreadable: If it is not such a mask, is damaged, or has another value or colour.
+    """
+    mask = read_mask(raw, max_pixels=max_pixels, name=name).pixels
+    if mask.ndim == 3 and (values is None or not values.in_colour):
+        raise Unreadable("mask in colour (RGB), expected one class number per pixel: a grey or palette PNG", name)
+    if values is None or isinstance(raw, np.ndarray):
+        return as_class_map(mask)
+    if values.in_colour and mask.ndim == 2:
+        mask = np.repeat(mask[:, :, None], 3, axis=2)  # a mask whose only colours are grey
+    try:
+        return values.classes_of(mask)
+    except Unreadable as error:
+        raise Unreadable(error.reason, name) from None
 
 
 def _format_or_error(raw: bytes) -> str:

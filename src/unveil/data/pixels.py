@@ -224,7 +224,7 @@ def finish(pixels: Pixels, channels: int | None, shrink_to: ShrinkTo | None) -> 
 
 
 def as_class_map(values: NDArray[Any]) -> ClassMap:
-    """Class numbers (H, W) of any integer dtype as uint8; 255 marks pixels without a class.
+    """Class numbers (H, W) of any integer dtype as uint8; 255 marks pixels without a class, as does 65535 in longer integers.
 
     Raises:
         Unreadable: If the array has another shape, or numbers outside of 0 to 255.
@@ -233,6 +233,8 @@ def as_class_map(values: NDArray[Any]) -> ClassMap:
         raise Unreadable(f"mask of shape {values.shape}, expected (H, W): one class number per pixel")
     if values.dtype.kind not in "biu":
         raise Unreadable(f"mask of {values.dtype} values, expected class numbers")
+    if values.dtype.itemsize > 1:
+        values = np.where(values == 65535, IGNORE, values)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 255:
         raise Unreadable(f"mask with values from {low} to {high}, expected classes from 0 to 254, and 255 for pixels without one")

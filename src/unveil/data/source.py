@@ -14,6 +14,7 @@ from PIL import Image
 
 from unveil.data.archives import Archive
 from unveil.data.labels import Labels
+from unveil.data.mask_values import MaskValues
 from unveil.data.objects import Objects, joined_objects
 from unveil.data.pixels import Unreadable
 from unveil.data.retries import Retries
@@ -70,6 +71,8 @@ class Source:
     """The boxes, and perhaps the masks, of the objects in each image, whose classes are `classes`; None if the data has none."""
     unscored: str = ""
     """A sentence about labels of a test set that the train set does not have; "" if there are none."""
+    mask_values: MaskValues | None = None
+    """What the values of class maps mean, if `map_reader` reads files or segments; None for arrays of classes, or no maps."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,7 +90,7 @@ class Source:
         return self._read(self.reader, index, retry)
 
     def read_map(self, index: int, *, retry: bool = True) -> bytes | NDArray[Any]:
-        """Returns the class map of an image: the bytes of a PNG file, or an array (H, W). See `read`."""
+        """Returns the class map of an image: the bytes of a PNG file, or an array (H, W) of classes. See `read`."""
         assert self.map_reader is not None
         return self._read(self.map_reader, index, retry)
 
@@ -246,6 +249,7 @@ def joined(sources: Sequence[Source]) -> Source:
         absent=next((source.absent for source in sources if source.values is not None), math.nan),
         sizes=joined_sizes(sources),
         objects=joined_objects(objects, [source.classes for source in sources], classes) if objects else None,
+        mask_values=sources[0].mask_values,
     )
 
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from unveil.data.archive_parts import MASK_LAYOUT, candidate_images, class_parts, map_parts, value_parts
+from unveil.data.archive_parts import candidate_images, class_parts, value_parts
 from unveil.data.archives import Archive, Folder, Shards, Together, is_archive, open_archive
 from unveil.data.arrays import array_source
 from unveil.data.images import IMAGE_SUFFIXES, image_format
 from unveil.data.label_values import LabelKind, MultiLabel, Number, from_classes
 from unveil.data.labels import classes_sentence
+from unveil.data.mask_parts import MASK_LAYOUT, map_parts
+from unveil.data.mask_values import PLAIN, MaskConfig
 from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_listings, hugging_face_splits, torchvision_splits
 from unveil.data.object_parts import OBJECT_LAYOUT, object_parts
 from unveil.data.pack_reader import Pack, is_pack
@@ -37,15 +39,16 @@ Data = Any
 """DATA: a path or a name, see `FORMS`; or in Python also images, see `unveil.data.python_data`."""
 
 
-def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataParts:
+def open_parts(data: Data, *, targets: "type[Targets] | None" = None, masks: MaskConfig = PLAIN) -> DataParts:
     """Opens DATA with all its splits.
 
     Args:
         data: See `Data`. The name of a dataset has priority over a folder of that name: for the folder, write `./digits`.
         targets: The kind of target: `ClassTargets` (the default; images may lack a class), `MultiLabelTargets` or `NumberTargets`
-            (see `unveil.data.label_values`); `PixelTargets` for one class per pixel, whose names are the lines of a file
-            classes.txt, starting with class 0 (without this file, names are numbers); or `BoxTargets` for boxes and masks of
-            objects (see `unveil.data.object_parts`).
+            (see `unveil.data.label_values`); `PixelTargets` for one class per pixel (see `unveil.data.mask_parts`), whose names
+            are in a file classes.txt or colors.txt (without such a file, names are the values of the masks); or `BoxTargets` for
+            boxes and masks of objects (see `unveil.data.object_parts`).
+        masks: What the values of masks mean.
 
     Raises:
         UnveilError: If DATA does not exist, is damaged, holds no images, or has no such targets.
@@ -71,7 +74,7 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None) -> DataPar
         return _read_as(named, kind)
     of_archive: Callable[[str, Archive], DataParts] = partial(class_parts, optional=targets is None)
     if with_maps or kind is not None:
-        of_archive = map_parts if kind is None else partial(value_parts, kind=kind)
+        of_archive = partial(map_parts, config=masks) if kind is None else partial(value_parts, kind=kind)
     if path.is_dir():
         return _read_as(_pack_parts(text, path), kind) if is_pack(path) else of_archive(text, _folder_or_shards(path))
     if path.is_file():

@@ -61,6 +61,19 @@ def evaluation_batches(
             yield prepared(batch, subset, vit, hardware, world)
 
 
+@torch.no_grad()
+def whole_images(subset: Subset, world: World) -> Iterator[Batch]:
+    """Each image of a subset by itself, as it is stored, with its targets. Images that cannot be read are left out.
+
+    One at a time, since on a common canvas, one large image would multiply the memory of all others.
+    """
+    dataset = subset.dataset.whole()
+    parts = torch.split(subset.indices, 1)
+    for batch in map(dataset.readable, parts) if dataset.in_memory else read_ahead(dataset.readable, parts):
+        if batch is not None:
+            yield batch.to(world.device)
+
+
 def crop_pct_of(subset: Subset, vit: ViTConfig) -> float:
     """The share of the short side of the images of a batch to keep; all of it if the transform of the dataset has cropped."""
     return 1.0 if subset.dataset.transform else vit.crop_pct
@@ -155,9 +168,13 @@ def refuse_non_finite(features: Features, owner: str) -> None:
 def predictions_of(
     task: Task, subset: Subset, hardware: HardwareConfig, world: World
 ) -> Iterator[tuple[Batch, Any, Targets | None]]:
-    """The batches of a subset, with the predictions of a task in eval mode and the targets; see `evaluation_batches`."""
+    """The batches of a subset, with the predictions of a task in eval mode and the targets.
+
+    See `evaluation_batches` or, for a task that takes whole images, `whole_images`.
+    """
     task.eval()
-    for batch in evaluation_batches(subset, task.encoder.config, hardware, world):
+    batches = whole_images(subset, world) if task.whole_images else evaluation_batches(subset, task.encoder.config, hardware, world)
+    for batch in batches:
         with autocast(hardware, world):
             predictions = task.predict(batch)
         yield batch, predictions, batch.targets

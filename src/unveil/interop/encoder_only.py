@@ -85,6 +85,11 @@ def has_vit(learner: Learner) -> bool:
     return has_encoder(learner) and isinstance(learner.encoder, ViT)
 
 
+def has_common_vit(learner: Learner) -> bool:
+    """Whether the encoder of a learner is a ViT as other libraries have it: without windows and decomposed relative positions."""
+    return has_vit(learner) and not vit_of(learner).config.on_grid
+
+
 def vit_of(learner: Learner) -> ViT:
     """The ViT of a learner. Raises `UnveilError` if it has none."""
     encoder = encoder_of(learner)

@@ -18,7 +18,7 @@ from unveil.data.augment import AugmentConfig
 from unveil.errors import UnveilError
 from unveil.interop.config_from_tensors import config_from_tensors, required_tensor
 from unveil.interop.configs import checked
-from unveil.interop.encoder_only import EncoderOnly, has_vit, vit_of
+from unveil.interop.encoder_only import EncoderOnly, has_common_vit, vit_of
 from unveil.interop.files import read_tensors, write_tensors, write_torch
 from unveil.interop.formats import Contents
 from unveil.interop.heads import head_for, joined, left_out
@@ -176,8 +176,8 @@ def mae_config_from(
 
 
 def writes(learner: Learner) -> bool:
-    """Whether a learner has a ViT. An MAE is exported with its decoder."""
-    return has_vit(learner)
+    """Whether a learner has a ViT without windows. An MAE is exported with its decoder."""
+    return has_common_vit(learner)
 
 
 @singledispatch

@@ -20,7 +20,7 @@ from unveil.errors import UnveilError
 from unveil.interop.classifiers import Found, Labels, Pool, load_classifier
 from unveil.interop.config_from_tensors import config_from_tensors
 from unveil.interop.configs import checked
-from unveil.interop.encoder_only import has_vit, vit_of
+from unveil.interop.encoder_only import has_common_vit, vit_of
 from unveil.interop.files import read_folder, write_tensors
 from unveil.interop.formats import Contents
 from unveil.interop.heads import exported_features, facts_of_head, joined, left_out, problem_in
@@ -160,8 +160,8 @@ def names_of_classes(config: Mapping[str, Any], pretrained: Mapping[str, Any]) -
 
 
 def writes(learner: Learner) -> bool:
-    """Whether a learner has a ViT. A head is exported with it if timm has a place for it."""
-    return has_vit(learner)
+    """Whether a learner has a ViT without windows. A head is exported with it if timm has a place for it."""
+    return has_common_vit(learner)
 
 
 def config_json(vit: ViTConfig, model: TimmModel) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from unveil.errors import UnveilError
 from unveil.interop import mae_release
 from unveil.interop.config_from_tensors import default_mean_and_std, mlp_ratio
 from unveil.interop.configs import checked
-from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_vit, vit_of
+from unveil.interop.encoder_only import EncoderOnly, encoder_only, has_common_vit, vit_of
 from unveil.interop.files import read_folder
 from unveil.interop.formats import Contents
 from unveil.interop.heads import joined, left_out
@@ -133,8 +133,8 @@ def configs_from(facts: Mapping[str, Any], folder: Path, say: Callable[[str], No
 
 
 def writes(learner: Learner) -> bool:
-    """Whether a learner has a ViT. An MAE is exported with its decoder."""
-    return has_vit(learner)
+    """Whether a learner has a ViT without windows. An MAE is exported with its decoder."""
+    return has_common_vit(learner)
 
 
 def encoder_model(learner: Learner) -> TransformersModel:

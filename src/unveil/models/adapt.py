@@ -3,7 +3,7 @@
 from unveil.blocks.patch_resize import change_channels, resize_patches
 from unveil.blocks.patches import PatchEmbed
 from unveil.blocks.positions import resize_biases, resize_positions
-from unveil.models.vit import ViT
+from unveil.models.vit import ViT, offset_resizes
 from unveil.models.vit_config import ViTConfig
 
 
@@ -27,6 +27,8 @@ def adapted(encoder: ViT, config: ViTConfig) -> ViT:
     for i in range(len(encoder.relative)):
         name = f"relative.{i}.table"
         state[name] = resize_biases(state[name], old.grid, config.grid)
+    for name, change in offset_resizes(config).items():
+        state[name] = change(state[name], old.grid, config.grid)
     new.load_state_dict(state)
     return new
 

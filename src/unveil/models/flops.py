@@ -3,6 +3,7 @@
 Norms, softmax, GELU and other elementwise operations are not counted. Letters: T tokens, D width, E decoder width.
 """
 
+import math
 from dataclasses import dataclass
 
 from unveil.models.vit_config import ViTConfig
@@ -62,8 +63,13 @@ def vit_cost(vit: ViTConfig, visible: int | None = None) -> Cost:
     """FLOPs of the forward pass of an encoder; `visible` is the number of patches that it embeds, all by default."""
     patches = vit.grid[0] * vit.grid[1] if visible is None else visible
     embed = 2 * patches * vit.patch_size[0] * vit.patch_size[1] * vit.channels * vit.width
-    block = block_flops(vit.prefix_tokens + patches, vit.width, vit.mlp_ratio, gated=vit.mlp == "swiglu")
-    return Cost(embed=embed, encoder=vit.depth * block)
+    tokens = vit.prefix_tokens + patches
+    encoder = vit.depth * block_flops(tokens, vit.width, vit.mlp_ratio, gated=vit.mlp == "swiglu")
+    if vit.window:  # a patch, also one that pads the grid, attends to a window
+        windows = math.prod(-(-side // vit.window) for side in vit.grid)
+        saved = tokens**2 - windows * vit.window**4
+        encoder -= (vit.depth - len(vit.global_blocks)) * 2 * 2 * saved * vit.width
+    return Cost(embed=embed, encoder=encoder)
 
 
 def mae_cost(

@@ -4,7 +4,7 @@ Letters: B images, C channels, H W pixels, h w rows and columns of patches, N = 
     L leading tokens (one class token, unless the config says otherwise), T = L + V tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -13,13 +13,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unveil.blocks.attention import OnGrid
 from unveil.blocks.init import xavier
 from unveil.blocks.layer_norm import LayerNorm
 from unveil.blocks.patches import PatchEmbed, Size, grid_size
 from unveil.blocks.positions import RelativePositionBias, resize_biases, resize_positions, sincos_2d
 from unveil.blocks.transformer import Block, Transformer, TransformerConfig
+from unveil.blocks.windows import GridAttention, resize_offsets
 from unveil.errors import UnveilError
 from unveil.models.vit_config import ViTConfig
+
+OF_TRANSFORMER = (
+    *("width", "depth", "heads", "mlp_ratio", "final_norm", "drop_path", "layer_scale", "eps", "grad_checkpointing"),
+    *("window", "global_blocks"),
+)
+"""The fields of a `ViTConfig` that its `TransformerConfig` has as well."""
 
 
 class ViT(nn.Module):
@@ -46,11 +54,11 @@ class ViT(nn.Module):
         self.distillation_token = nn.Parameter(torch.randn(config.width) * 0.02) if config.distillation_token else None
         self.registers = nn.Parameter(torch.randn(config.registers, config.width) * 0.02) if config.registers else None
         self.pre_norm = LayerNorm(config.width, eps=config.eps) if config.pre_norm else nn.Identity()
-        tables = {"none": 0, "shared": 1, "block": config.depth}[config.relative_bias]
-        self.relative = nn.ModuleList(RelativePositionBias(config.grid, config.heads) for _ in range(tables))
-        shared = ("width", "depth", "heads", "mlp_ratio", "final_norm", "drop_path", "layer_scale", "eps", "grad_checkpointing")
-        values = {name: getattr(config, name) for name in shared}
-        self.transformer = Transformer(TransformerConfig(**values, activation=config.mlp))
+        tables = {"none": 0, "shared": 1, "block": config.depth, "decomposed": 0}[config.relative_bias]
+        self.relative = nn.ModuleList(RelativePositionBias(config.grid, config.heads, config.class_token) for _ in range(tables))
+        values = {name: getattr(config, name) for name in OF_TRANSFORMER}
+        relative_grid = config.grid if config.relative_bias == "decomposed" else None
+        self.transformer = Transformer(TransformerConfig(**values, activation=config.mlp, relative_grid=relative_grid))
         self.pooled_norm = LayerNorm(config.width, eps=config.eps) if config.norm_after_pooling else nn.Identity()
 
     def no_weight_decay(self) -> set[str]:
@@ -110,13 +118,38 @@ class ViT(nn.Module):
         every = [*single, *([] if self.registers is None else [self.registers])]
         return torch.cat(every) if len(every) > 1 else (every[0] if every else None)
 
-    def biases(self, grid: Size, keep: Int[Tensor, "B V"] | None = None) -> list[Tensor]:
-        """Relative attention biases, for the patches `keep`: one for all blocks, one per block, or none."""
+    def biases(self, grid: Size, keep: Int[Tensor, "B V"] | None = None) -> Sequence[Tensor | OnGrid | None]:
+        """Relative attention biases, for the patches `keep`: one for all blocks, one per block, or none.
+
+        With windows or decomposed relative positions, there is one per block, which also says the grid. Raises `UnveilError` if
+        `keep` is then given.
+        """
+        if self.config.on_grid:
+            if keep is not None:
+                raise UnveilError("an encoder with windows or decomposed relative positions takes all patches, not some (keep)")
+            return self.places(grid)
         tables = [table(grid) for table in self.relative]  # (heads, 1 + N, 1 + N), of a class token and patches
         if keep is None or not tables:
             return tables
         kept = torch.cat([torch.zeros_like(keep[:, :1]), 1 + keep], dim=1)
         return [table[:, kept[:, :, None], kept[:, None, :]].transpose(0, 1) for table in tables]  # (B, heads, 1 + V, 1 + V)
+
+    def places(self, grid: Size) -> list[OnGrid | Tensor | None]:
+        """What the attention of each block needs to know of a grid of patches."""
+        found: dict[tuple[int, int], Tensor] = {}  # blocks with the same table and windows share a bias
+        places: list[OnGrid | Tensor | None] = []
+        for i, block in enumerate(self.transformer.blocks):
+            window, bias = self.transformer.config.window_of(i), None
+            if self.relative:
+                table = i % len(self.relative)
+                if (table, window) not in found:
+                    owner = self.relative[table]
+                    assert isinstance(owner, RelativePositionBias)
+                    found[table, window] = owner.within(window) if window else owner(grid)
+                bias = found[table, window]
+            assert isinstance(block, Block)
+            places.append(OnGrid(grid, bias) if isinstance(block.attention, GridAttention) else bias)
+        return places
 
     def forward(
         self,
@@ -152,18 +185,21 @@ class ViT(nn.Module):
         mean: Tensor = self.pooled_norm(patches.mean(dim=1, dtype=torch.promote_types(tokens.dtype, torch.float32)))
         return mean if pool == "mean" else torch.cat([mean, first.to(mean.dtype)], dim=1)
 
-    def forward_features(self, images: Float[Tensor, "B C H W"], layers: Sequence[int]) -> list[Float[Tensor, "B D h w"]]:
+    def forward_features(
+        self, images: Float[Tensor, "B C H W"], layers: Sequence[int], *, antialias: bool = True
+    ) -> list[Float[Tensor, "B D h w"]]:
         """Feature maps after some blocks, for dense tasks. These are the patch tokens without the final norm.
 
         This is timm's `forward_intermediates(images, layers, intermediates_only=True)`. Images may have any size that patches tile;
-        positions (antialiased, as in timm) and relative biases are interpolated.
+        positions and relative biases are interpolated.
 
         Args:
             images: Normalised images.
             layers: Indices of blocks, for example (3, 5, 7, 11); a negative index counts from the last block.
+            antialias: How to interpolate positions, by default as in timm; see `resize_positions`.
         """
         grid = self.grid_of(images, any_size=True)
-        outputs = self.transformer.intermediates(self.tokens(images, any_size=True, antialias=True), self.biases(grid))
+        outputs = self.transformer.intermediates(self.tokens(images, any_size=True, antialias=antialias), self.biases(grid))
         return [outputs[layer][:, self.config.prefix_tokens :].transpose(1, 2).unflatten(2, grid) for layer in layers]
 
     @torch.no_grad()
@@ -177,7 +213,9 @@ class ViT(nn.Module):
         before = [tokens, *self.transformer.intermediates(tokens, biases)][-2]
         last = self.transformer.blocks[-1]
         assert isinstance(last, Block)
-        return last.attention.weights(last.norm1(before), biases[-1] if biases else None)[:, :, 0, self.config.prefix_tokens :]
+        bias = biases[-1] if biases else None
+        assert not isinstance(bias, OnGrid)  # there is no class token on a grid
+        return last.attention.weights(last.norm1(before), bias)[:, :, 0, self.config.prefix_tokens :]
 
     def resized(self, image_size: Size | int, antialias: bool = False) -> "ViT":
         """A copy for images of another size, with interpolated positions.
@@ -196,5 +234,16 @@ class ViT(nn.Module):
         state, old, new = self.state_dict(), self.config.grid, other.config.grid
         resizes = {f"relative.{i}.table": resize_biases for i in range(len(self.relative))}
         resizes["positions"] = partial(resize_positions, antialias=antialias)
+        resizes |= offset_resizes(self.config)
         other.load_state_dict(state | {name: change(state[name], old, new) for name, change in resizes.items() if name in state})
         return other
+
+
+def offset_resizes(config: ViTConfig) -> dict[str, Callable[[Tensor, Size, Size], Tensor]]:
+    """The tensors of decomposed relative positions that depend on the size of images, and how they change with the grid."""
+    if config.relative_bias != "decomposed":
+        return {}
+    whole = [i for i in range(config.depth) if not config.window or i in config.global_blocks]
+    rows = {f"transformer.blocks.{i}.attention.rows": lambda table, old, new: resize_offsets(table, new[0]) for i in whole}
+    columns = {f"transformer.blocks.{i}.attention.columns": lambda table, old, new: resize_offsets(table, new[1]) for i in whole}
+    return rows | columns

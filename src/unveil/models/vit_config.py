@@ -46,8 +46,13 @@ class ViTConfig:
     registers: Annotated[int, Range(0, 1_000)] = 0
     """Number of further tokens between the class token and the patches, whose outputs are not used (Darcet et al., 2023)."""
     positions: Literal["sincos", "learned", "none"] = "sincos"
-    relative_bias: Literal["none", "shared", "block"] = "none"
-    """Learned attention biases for each offset between patches (BEiT): one table for all blocks, or one per block."""
+    relative_bias: Literal["none", "shared", "block", "decomposed"] = "none"
+    """Learned attention biases for each offset between patches: one table for all blocks, or one per block (BEiT), or in each block
+    the product of the query with a vector for the offset of the rows and one for that of the columns (ViTDet)."""
+    window: Annotated[int, Range(0, 10_000)] = 0
+    """Side of the windows within which patches attend, in patches; 0 for global attention (ViTDet, for large images)."""
+    global_blocks: tuple[int, ...] = ()
+    """Indices of the blocks in which patches attend to all patches nevertheless."""
     drop_path: ShareBelowOne = 0.0
     layer_scale: float | None = None
     eps: Share = 1e-6
@@ -79,11 +84,29 @@ class ViTConfig:
                 raise UnveilError(f"the {name} to normalise images is {values}, expected a finite number for each channel")
         if min(self.std, default=1.0) <= 0:
             raise UnveilError(f"the std to normalise images is {self.std}, expected numbers above 0, as images are divided by them")
-        if self.relative_bias != "none" and (self.prefix_tokens != 1 or not self.class_token):
+        if self.on_grid:
+            self.check_grid()
+        elif self.relative_bias != "none" and (self.prefix_tokens != 1 or not self.class_token):
             raise UnveilError(
                 f"relative biases are known for patches and one class token, but this encoder has {self.prefix_tokens} tokens "
                 f"before its patches: use positions instead"
             )
+
+    def check_grid(self) -> None:
+        """Raises `UnveilError` for windows, or relative positions of patches only, that contradict other fields."""
+        what = f"windows of {self.window} x {self.window} patches" if self.window else "decomposed relative positions"
+        if self.prefix_tokens:
+            raise UnveilError(
+                f"{what} are for patches only, but this encoder has {self.prefix_tokens} tokens before its patches: remove them"
+            )
+        wrong = [block for block in self.global_blocks if not 0 <= block < self.depth]
+        if wrong:
+            raise UnveilError(f"global_blocks has {wrong[0]}, but the blocks of this encoder are 0 to {self.depth - 1}")
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether attention needs the rows and columns of the patches, so that it takes all patches and no other tokens."""
+        return self.window > 0 or self.relative_bias == "decomposed"
 
     @property
     def grid(self) -> Size:

@@ -25,6 +25,7 @@ from unveil.plugins import trust as allow
 from unveil.predictions import Columns
 from unveil.ranges import Count, Range
 from unveil.runs.open_data import open_each, say_notes
+from unveil.runs.parts_on_disk import skipped_list
 from unveil.runs.sample_stream import ImageStream
 from unveil.runs.streamed import TableJob
 from unveil.train.parallel import HardwareConfig, World, autocast, join_processes
@@ -103,7 +104,7 @@ def embed(
     facts = {"tokens": config.tokens, "split": config.split, "max_pixels": config.max_pixels}
     outcome = job.to_file(path, job.facts("embed", learner, facts))
     if world.is_main:
-        job.say_skipped(outcome.skipped, path)
+        job.say_skipped(outcome.skipped, skipped_list(path))
         counts = ", ".join(f"{count:,} of {name}" for name, count in outcome.rows.items())
         splits = f" ({counts})" if len(outcome.rows) > 1 else ""
         say(f"{count_of(sum(outcome.rows.values()), 'image')}{splits}, {' x '.join(map(str, shape))} features each: {path}")

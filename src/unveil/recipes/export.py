@@ -10,6 +10,7 @@ from typing import Literal
 from unveil import plugins
 from unveil.atomic_files import ABANDONED_SECONDS, fresh_name, sweep, telling, write_text
 from unveil.errors import UnveilError
+from unveil.interop.encoder_only import has_vit, vit_of
 from unveil.interop.formats import FORMATS, Format
 from unveil.interop.heads import joined
 from unveil.interop.hub import Repository, repository_of
@@ -169,7 +170,8 @@ def format_for(learner: Learner, to: str) -> Format:
     found = next((each for each in FORMATS if each.to == to and each.open().writes(learner)), None)
     if found is None:
         possible = dict.fromkeys(each.to for each in FORMATS if each.open().writes(learner))
+        grid = " with windows or decomposed relative positions" if has_vit(learner) and vit_of(learner).config.on_grid else ""
         raise UnveilError(
-            f"{to} cannot represent a {type(learner).__name__} of {learner.modality}: use --to {' or '.join(possible)}"
+            f"{to} cannot represent a {type(learner).__name__} of {learner.modality}{grid}: use --to {' or '.join(possible)}"
         )
     return found

@@ -93,7 +93,13 @@ def finetune(
     sums = checksums(encoder_of(learner), weights=not own.scratch)  # so that a resume notices another encoder in its place
     encoder = samples.resized(encoder_of(learner), own)
     request = LabelledRequest(
-        task=kind, encoder=encoder.config, config=own, recipe=recipe, augment=augment, classes=recorded_classes(path)
+        task=kind,
+        encoder=encoder.config,
+        config=own,
+        recipe=recipe,
+        augment=augment,
+        task_config=task_config,
+        classes=recorded_classes(path),
     )
     labelled = samples.labelled(run, data, test, request)
     if not labelled.counts[0]:

@@ -1,6 +1,5 @@
 """Figures for tasks with one class per pixel: image, true map and predicted map side by side, with one colour per class."""
 
-import colorsys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unveil.data.class_map_files import class_colours as byte_colours
 from unveil.data.pixels import IGNORE
 from unveil.reports.html import Markup, element
 from unveil.reports.image_grid import ImageGrid, to_rgb
@@ -15,15 +15,12 @@ from unveil.reports.image_grid import ImageGrid, to_rgb
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GOLDEN_RATIO = 0.618034
 MAP_LABELS = ("image", "truth", "prediction")
 
 
 def class_colours(count: int) -> Float[np.ndarray, "K 3"]:
-    """A colour between 0 and 1 for each class. Hues in steps of the golden ratio differ well for any number of classes."""
-    levels = ((0.85, 0.65), (0.55, 0.85), (0.95, 0.45))  # value and saturation, in turn
-    hues = [(0.58 + GOLDEN_RATIO * i) % 1 for i in range(count)]
-    return np.array([colorsys.hsv_to_rgb(hue, levels[i % 3][1], levels[i % 3][0]) for i, hue in enumerate(hues)]).reshape(-1, 3)
+    """A colour between 0 and 1 for each class: see `unveil.data.class_map_files`."""
+    return byte_colours(count).numpy() / 255
 
 
 def colour_map_image(classes: Int[np.ndarray, "H W"], colours: Float[np.ndarray, "K 3"]) -> Float[np.ndarray, "H W 3"]:

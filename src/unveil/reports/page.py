@@ -12,6 +12,7 @@ from unveil.methods import METHODS
 from unveil.reports.chance import within_chance
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
+from unveil.reports.map_samples import maps_section
 from unveil.reports.map_section import map_section
 from unveil.reports.mistakes import calibration_section, mistake_section, scatter_section
 from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
@@ -52,7 +53,8 @@ def write_page(run: Run, learner: Learner | None) -> Path:
     builders: list[tuple[str, Callable[[], Markup | None]]] = [
         ("Results", lambda: html_table({**run.results, "scratch": scratch_score(run)}) or None),
         ("Curves", lambda: curve_section(run)),
-        ("Predictions", lambda: draw_samples(run, learner, draw_maps) if has_maps(run) else None),
+        ("Predictions", lambda: draw_samples(run, learner, draw_maps) if has_maps(run) else maps_section(run, worst=False)),
+        ("Worst images", lambda: maps_section(run, worst=True)),
         ("Reconstructions", lambda: draw_samples(run, learner, reconstruction_section)),
         ("Attention", lambda: draw_samples(run, learner, attention_section)),
         ("Mistakes", lambda: mistake_section(run.path / "mistakes.npz", learner)),

@@ -53,6 +53,8 @@ class Finetuning:
         """A task that is not trained yet."""
         task = self.kind.build(copy.deepcopy(self.encoder), self.config, self.augment, self.labelled.classes)
         task.set_class_counts(self.labelled.class_counts)
+        if (values := self.labelled.mask_values) is not None:
+            task.set_mask_values(values)
         if (targets := self.labelled.train_targets) is not None:
             task.set_train_targets(targets)
         if isinstance(self.source, HasPixelDecoder):

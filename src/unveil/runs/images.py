@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from unveil.data.augment import AugmentConfig
+from unveil.data.mask_values import MaskConfig
 from unveil.data.parts import Roles
 from unveil.data.sources import Data, open_both, open_roles
 from unveil.data.splits import Subset, few_labels, stratified_split
@@ -183,9 +184,13 @@ class ImageModality(Modality):
     def labelled(
         self, run: str | os.PathLike[str], data: Data | None, test: Data | None, request: LabelledRequest
     ) -> LabelledImages:
-        config, world = request.config, request.recipe.world
+        config, world, task = request.config, request.recipe.world, request.task
+        whole = task.whole_images
         options = LabelledOptions(
-            targets=request.task.TargetType,
+            targets=task.TargetType,
+            masks=request.task_config if isinstance(request.task_config, MaskConfig) else MaskConfig(),
+            whole=whole,
+            side=task.training_side(request.task_config, request.augment, request.encoder.image_size) if whole else None,
             split=config.split,
             test_split=config.test_split,
             classes=request.classes,
@@ -204,8 +209,8 @@ class ImageModality(Modality):
 
     def stream(self, learner: Any, data: Data, *, split: str | None, max_pixels: int) -> ImageStream:
         vit = image_config_of(learner)
-        parts = open_each(data, split, vit, max_pixels=max_pixels, adapt=False)
-        return ImageStream(parts, vit)
+        parts = open_each(data, split, vit, max_pixels=max_pixels, adapt=False, whole=learner.whole_images)
+        return ImageStream(parts, vit, whole=learner.whole_images)
 
     def has_labels(self, data: Data) -> bool:
         return open_both(data)[0].is_labelled

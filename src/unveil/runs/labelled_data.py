@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unveil.atomic_files import replacing
 from unveil.data.augment import AugmentConfig
+from unveil.data.mask_values import PLAIN, MaskConfig, codes_of
 from unveil.data.parts import Roles
 from unveil.data.python_data import absolute_paths
 from unveil.data.sources import Data, Source, label_kind, open_parts
@@ -41,6 +42,12 @@ class LabelledOptions:
     """The part to test on; by default the test split, or the validation split if that is missing or has no labels."""
     classes: Sequence[str] = ()
     """The classes of the run that is resumed: labels keep their numbers, even if a new version would number them differently."""
+    masks: MaskConfig = PLAIN
+    """What the values of masks mean."""
+    whole: bool = False
+    """Whether images are kept for a task that takes whole images, and are shrunk to `side`."""
+    side: int | None = None
+    """With `whole`, the length of the short side to which they are shrunk for training; None keeps their size."""
     augment: AugmentConfig | None = None
     """The crops to train on, for which images are kept large enough; None if they are only evaluated."""
     max_pixels: int
@@ -83,11 +90,12 @@ def labelled_subsets(
     Raises:
         UnveilError: If there are no labels, or only one class.
     """
-    parts = open_parts(data, targets=request.targets)
+    parts = open_parts(data, targets=request.targets, masks=request.masks)
     roles = parts.roles(request.split, None if test is not None else request.test_split)
     if test is not None:
-        of_test = open_parts(test, targets=request.targets).roles(test_split=request.test_split)
-        roles = roles._replace(test=of_test.train if of_test.test is None else of_test.test, validation=None)
+        of_test = open_parts(test, targets=request.targets, masks=request.masks).roles(test_split=request.test_split)
+        chosen = of_test.train if of_test.test is None else of_test.test
+        roles = roles._replace(test=with_masks_of(roles.train, chosen), validation=None)
     roles = roles.numbered_as(request.classes)
     say_notes(request.say, roles.sentence, roles.train, *([roles.test] if test is not None and roles.test else []))
     if trained := trained_on_test(run, roles):
@@ -100,8 +108,9 @@ def labelled_subsets(
     shared = shared_images(roles.train, roles.test) if test is not None and roles.test else 0
     if shared and roles.test:
         request.say(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the accuracy is too high")
-    side = stored_side(vit.image_size, request.augment)
-    say_notes(request.say, pack_sentence(roles.train, side))
+    side = request.side if request.whole else stored_side(vit.image_size, request.augment)
+    if side is not None:
+        say_notes(request.say, pack_sentence(roles.train, side))
     refuse_one_class(roles.train, request)
     opened = open_subsets(
         roles,
@@ -142,6 +151,25 @@ def labelled_subsets(
         request.say(f"left out {count_of(unlabelled, 'test image')} without a label")
     validation = opened.validation and opened.validation.labelled()
     return LabelledSubsets(train_set, test_set, opened.held_out, validation, roles.splits)
+
+
+def with_masks_of(train: Source, test: Source) -> Source:
+    """A separate test set whose masks are read like those of the train set, whose classes may be more.
+
+    Raises:
+        UnveilError: If its masks have a class that the train set lacks, or that has another value there.
+    """
+    if train.mask_values is None or test.mask_values is None:
+        return test
+    known, found = (dict(zip(source.classes, codes_of(source.mask_values), strict=True)) for source in (train, test))
+    for name, code in found.items():
+        if known.get(name) != code:
+            there = f"has {known[name]}" if name in known else "lacks it"
+            raise UnveilError(
+                f"the masks of {test.name} have {code} for the class {name!r}, but {train.name} {there}: give both the same "
+                "classes.txt"
+            )
+    return replace(test, classes=train.classes, mask_values=train.mask_values)
 
 
 def refuse_one_class(source: Source, request: LabelledOptions) -> None:

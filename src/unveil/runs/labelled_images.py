@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from unveil.data.class_map_files import class_colours
 from unveil.data.loader import ImageLoader
+from unveil.data.mask_values import MaskValues, listed
 from unveil.data.splits import Subset
 from unveil.data.targets import PER_IMAGE, MultiLabelTargets, NumberTargets, PixelTargets, Targets
 from unveil.evaluate.features import Features, NothingReadableError, features_of, predictions_of, refuse_non_finite, views_of
@@ -22,12 +24,14 @@ from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import count_of
 from unveil.runs.labelled_data import LabelledSubsets, data_facts, unseen_classes, write_arrays, write_class_scores
+from unveil.runs.map_samples import MapSamples
 from unveil.runs.modality import LabelledData, ProbedHeads
 from unveil.runs.open_data import adapt_to_images, preprocessed
 from unveil.runs.session import Session
 from unveil.runs.skipped_files import SkippedFiles, refuse_earlier_numbering
 from unveil.runs.value_predictions import judged as compared
 from unveil.runs.value_predictions import worst, write_values
+from unveil.segmentation_metrics import MeanIoU
 from unveil.train.parallel import World
 from unveil.train.recipe import Recipe
 from unveil.train.terminal import printer
@@ -51,14 +55,18 @@ class LabelledImages(LabelledData):
 
     def __init__(self, opened: LabelledSubsets, world: World, max_unreadable: float) -> None:
         self.train_set, self.test_set, self.held_out, self.validation_set, self.splits = opened
-        self.max_unreadable = max_unreadable
+        self.max_unreadable, self.say = max_unreadable, printer(world.is_main)
         self.classes = self.train_set.dataset.classes
-        self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, world, printer(world.is_main))
+        self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, world, self.say)
 
     @property
     def class_counts(self) -> Int[Tensor, " K"]:
         labels = self.train_set.labels
         return torch.bincount(labels[labels >= 0], minlength=len(self.classes))
+
+    @property
+    def mask_values(self) -> MaskValues | None:
+        return self.train_set.dataset.source.mask_values
 
     @property
     def train_targets(self) -> Targets | None:
@@ -118,20 +126,25 @@ class LabelledImages(LabelledData):
         if validation:
             assert self.validation_set is not None
             return predictions_of(task, self.validation_set, recipe.hardware, recipe.world)
+        exact = replace(recipe.hardware, precision="float32")  # as `unveil predict` computes them: from the file on, in float32
+        if task.whole_images:
+            return predictions_of(task, self.test_set, exact, recipe.world)
         if task.TargetType is PixelTargets:  # maps follow the crops of the training
             return predictions_of(task, self.test_set, recipe.hardware, recipe.world)
-        exact = replace(recipe.hardware, precision="float32")  # as `unveil predict` computes them: from the file on, in float32
         return predictions_of(task, preprocessed(self.test_set, task.encoder.config), exact, recipe.world)
 
     def evaluate(self, task: Task, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """Class scores are written as a table with one row per image; of class maps, a few are kept for the report."""
         metric, scores, maps, read = task.metric(), list[Tensor](), list[list[Tensor]](), list[Tensor]()
         shown = self.test_set.spread_out(8).indices
+        samples = MapSamples(len(self.classes), shown)
         for batch, predictions, targets in self.predictions(task, recipe):
             metric.update(predictions, targets)
             read.append(batch.keys.cpu())
             if isinstance(targets, PER_IMAGE):
                 scores.append(predictions.float().cpu())
+            elif isinstance(targets, PixelTargets) and task.whole_images:
+                samples.add(batch, predictions, targets.maps)
             elif isinstance(targets, PixelTargets):
                 rows = torch.isin(batch.keys, shown.to(batch.keys.device)).nonzero()[:, 0]
                 parts = (batch.keys, batch.images.float(), targets.maps, predictions.argmax(dim=1))
@@ -152,6 +165,11 @@ class LabelledImages(LabelledData):
         elif scores:
             write_class_scores(folder / "predictions.csv", judged, torch.cat(scores))
             write_mistakes(folder / "mistakes.npz", judged, torch.cat(scores), task.encoder.config)
+        samples.write(folder, judged, getattr(task, "colours", class_colours(len(self.classes))))
+        if isinstance(metric, MeanIoU) and metric.absent:
+            count, names = len(metric.absent), listed(metric.absent)
+            verb = "has" if count == 1 else "have"
+            self.say(f"{count_of(count, 'class', 'classes')} {verb} no pixel in the test set, and no IoU: {names}")
         if maps:
             indices, images, true, predicted = (torch.cat(parts) for parts in zip(*maps, strict=True))
             names = np.array(Subset(judged.dataset, indices).names)

@@ -188,6 +188,11 @@ class LabelledData(ABC):
         return None
 
     @property
+    def mask_values(self) -> Any:
+        """What the masks of the train set store, as a `MaskValues`; None if the labels are no masks in files."""
+        return None
+
+    @property
     def about(self) -> str:
         """What the labels are, for the line that announces a run: "of 10 classes"."""
         return f"of {len(self.classes)} classes"
@@ -316,6 +321,8 @@ class LabelledRequest:
     recipe: Recipe
     augment: Any = None
     """The `AugmentConfig` of images."""
+    task_config: Any = None
+    """The options of the task."""
     classes: Sequence[str] = ()
     """The classes of the run that is resumed, so that labels keep their numbers."""
 

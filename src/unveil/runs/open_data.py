@@ -102,7 +102,7 @@ class ImageSubsets(NamedTuple):
 def open_subsets(
     roles: Roles,
     *,
-    side: ShrinkTo,
+    side: ShrinkTo | None,
     channels: int | None,
     max_pixels: int,
     most: int,
@@ -224,7 +224,9 @@ def progress_bar(name: str, show: bool, doing: str = "reading") -> Iterator[Call
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int, adapt: bool = True) -> dict[str, Subset]:
+def open_each(
+    data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int, adapt: bool = True, whole: bool = False
+) -> dict[str, Subset]:
     """The images of DATA, preprocessed for a model, by the name of their split; "train" if DATA has no splits.
 
     They are read on demand, since each is used once.
@@ -236,10 +238,11 @@ def open_each(data: Data, split: str | None, vit: ViTConfig, *, max_pixels: int,
         max_pixels: Files with more pixels than this are not decoded.
         adapt: Whether images are read with 16 bits if most of them have 16, also for a model of 8 bits. If not, the result for an
             image does not depend on the other images.
+        whole: Whether images are read as they are stored, for a task that takes whole images.
     """
     subsets, parts = dict[str, Subset](), open_parts(data)
     dtype = torch.uint16 if vit.bit_depth == 16 else None if adapt else torch.uint8
-    side, transform = stored_side(vit.image_size), EvalTransform.of(vit)
+    side, transform = (None, None) if whole else (stored_side(vit.image_size), EvalTransform.of(vit))
     for name in parts.chosen(split or "all"):
         dataset = ImageDataset(
             parts.source(name), side=side, channels=vit.channels, dtype=dtype, max_pixels=max_pixels, memory=0, transform=transform

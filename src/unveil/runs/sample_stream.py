@@ -66,12 +66,13 @@ class ImageStream(SampleStream):
     Args:
         parts: The images of each split; see `unveil.runs.open_data.open_each`.
         vit: Their size and normalisation.
+        whole: Whether batches are images as they are stored, for a task that takes whole images.
     """
 
     noun = "image"
 
-    def __init__(self, parts: Mapping[str, Subset], vit: ViTConfig) -> None:
-        self.parts, self.vit = parts, vit
+    def __init__(self, parts: Mapping[str, Subset], vit: ViTConfig, *, whole: bool = False) -> None:
+        self.parts, self.vit, self.whole = parts, vit, whole
         self.counts = {name: len(subset) for name, subset in parts.items()}
         self.fingerprints = [subset.dataset.source.fingerprint for subset in parts.values()]
         self.listed = {name: reason for subset in parts.values() for name, reason in subset.dataset.source.skipped.items()}
@@ -79,10 +80,14 @@ class ImageStream(SampleStream):
     def batches(self, spans: Iterable[Span], hardware: HardwareConfig, world: World) -> Iterator[Any | None]:
         def read(span: Span) -> tuple[Subset, Any]:
             subset = self.parts[span.split]
-            return subset, read_batch(subset, subset.indices[span.start : span.stop], self.vit)
+            indices = subset.indices[span.start : span.stop]
+            return subset, subset.dataset.readable(indices) if self.whole else read_batch(subset, indices, self.vit)
 
         for subset, batch in read_ahead(read, spans):
-            yield None if batch is None else prepared(batch, subset, self.vit, hardware, world)
+            if batch is None or self.whole:
+                yield None if batch is None else batch.to(world.device)
+            else:
+                yield prepared(batch, subset, self.vit, hardware, world)
 
     def columns(self, split: str, keys: Int[Tensor, " B"]) -> Columns:
         names = self.parts[split].dataset.names

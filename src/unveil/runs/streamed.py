@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from unveil.learner import Learner
 from unveil.models.weights import digest
 from unveil.plain_text import count_of, printable
 from unveil.predictions import Columns
-from unveil.runs.parts_on_disk import PartsOnDisk, skipped_list, unfinished
+from unveil.runs.parts_on_disk import PartsOnDisk, unfinished
 from unveil.runs.sample_stream import SampleStream, Span
 from unveil.train.parallel import HardwareConfig, World, first_over_processes, shutdown
 from unveil.train.terminal import console, has_bars, new_bar
@@ -32,6 +32,15 @@ SAY_SECONDS = 60.0
 """Without a terminal, progress is said as often as this."""
 SHOWN = 10
 """Number of files that could not be read to name in the terminal; all are in the list beside the table."""
+
+
+class OnDisk(Protocol):
+    """Where an unfinished result is."""
+
+    @property
+    def folder(self) -> Path: ...
+    def open(self) -> object: ...
+    def clear_if_empty(self) -> None: ...
 
 
 class Part(NamedTuple):
@@ -51,14 +60,12 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableJob:
-    """A table to compute.
+class Job:
+    """Something to compute for many samples.
 
     Attributes:
         stream: The samples.
-        function: The columns of a batch on the device, given the split, without those of the stream.
         batch_size: Samples in a batch.
-        row_bytes: About how many bytes a row has.
         hardware: Precision.
         world: The device and the processes.
         say: Prints a message for the user.
@@ -66,13 +73,105 @@ class TableJob:
     """
 
     stream: SampleStream
-    function: Callable[[str, Any], Columns]
     batch_size: int
-    row_bytes: int
     hardware: HardwareConfig
     world: World
     say: Callable[[str], None]
     doing: str
+
+    def facts(self, verb: str, learner: Learner, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What the bytes of the result follow from; parts of other facts are not joined."""
+        config = {"encoder": repr(learner.encoder.config), "classes": json.dumps(list(getattr(learner, "classes", ())))}
+        return {
+            "verb": verb,
+            "model": digest(learner.state_dict(), config),
+            "data": list(self.stream.fingerprints),
+            "counts": dict(self.stream.counts),
+            "options": {
+                **options,
+                "batch_size": self.batch_size,
+                "device": self.world.device.type,
+                "precision": self.hardware.precision,
+            },
+        }
+
+    @contextmanager
+    def alone_in(self, disk: OnDisk) -> Iterator[None]:
+        """A context in which no other command writes into the folder of the parts. Its end removes a folder without parts."""
+        folder = disk.folder
+        try:
+            with locked(folder, f"{self.doing} into"):
+                try:
+                    yield
+                finally:
+                    disk.clear_if_empty()
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
+
+    def open(self, disk: OnDisk) -> None:
+        """The main process opens the parts; if it refuses to, so do all."""
+        sentence = None
+        if self.world.is_main:
+            try:
+                disk.open()
+            except UnveilError as error:
+                sentence = str(error)
+        if sentence := first_over_processes(sentence, self.world):
+            raise UnveilError(sentence)
+
+    def refuse_nothing(self, rows: int, skipped: Mapping[str, str]) -> None:
+        """Raises `NothingReadableError` if there is no row."""
+        if not rows:
+            reason = ": ".join(next(iter(skipped.items()), ("", "there are none")))
+            raise NothingReadableError(f"none of {count_of(self.stream.total, self.stream.noun)} can be read; the first: {reason}")
+
+    def wait_for_all(self) -> None:
+        """Returns in the main process when every process has computed its parts. No limit of time: shares may differ by hours."""
+        world = self.world
+        if world.size == 1:
+            return
+        if world.store is None:  # the caller's process group
+            dist.barrier()
+            return
+        world.store.set(f"parts-{world.rank}", "done")
+        if world.is_main:
+            for rank in range(1, world.size):
+                while not world.store.check([f"parts-{rank}"]):
+                    time.sleep(0.05)
+
+    @contextmanager
+    def progress(self, done: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar or, without a terminal, a line from time to time; called with the number of further samples."""
+        target, total = console(stderr=True), self.stream.total
+        if not (has_bars(target) and self.world.is_main):
+            clock = Clock(done, total, self.stream.noun, self.say)
+            yield clock.advance
+            return
+        with new_bar(target, MofNCompleteColumn(), TimeRemainingColumn(), width=24, transient=True) as bar:
+            task = bar.add_task(self.doing, total=total, completed=done)
+            yield lambda count: bar.advance(task, count)
+
+    def say_skipped(self, skipped: Mapping[str, str], listed: Path | None, lack: str = "row") -> None:
+        """Names the first samples that could not be read, and says in which file all of them are listed, and what they lack."""
+        for name, reason in sorted(skipped.items())[:SHOWN]:
+            self.say(f"skipped {printable(name)}\t{printable(reason)}")
+        if skipped:
+            verb, where = "has" if len(skipped) == 1 else "have", f": see {listed}" if listed is not None else ""
+            self.say(f"{count_of(len(skipped), 'file')} could not be read and {verb} no {lack}{where}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableJob(Job):
+    """A table to compute.
+
+    Attributes:
+        function: The columns of a batch on the device, given the split, without those of the stream.
+        row_bytes: About how many bytes a row has.
+    """
+
+    function: Callable[[str, Any], Columns]
+    row_bytes: int
 
     @property
     def part_rows(self) -> int:
@@ -110,21 +209,7 @@ class TableJob:
                 tables.clear()
 
     def facts(self, verb: str, learner: Learner, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What the bytes of the table follow from; parts of other facts are not joined."""
-        config = {"encoder": repr(learner.encoder.config), "classes": json.dumps(list(getattr(learner, "classes", ())))}
-        return {
-            "verb": verb,
-            "model": digest(learner.state_dict(), config),
-            "data": list(self.stream.fingerprints),
-            "counts": dict(self.stream.counts),
-            "options": {
-                **options,
-                "batch_size": self.batch_size,
-                "device": self.world.device.type,
-                "precision": self.hardware.precision,
-            },
-            "part_rows": self.part_rows,
-        }
+        return {**super().facts(verb, learner, options), "part_rows": self.part_rows}
 
     def in_memory(self) -> tuple[Columns, dict[str, str]]:
         """The whole table, and what could not be read.
@@ -168,31 +253,6 @@ class TableJob:
             shutdown(world)
         return outcome
 
-    @contextmanager
-    def alone_in(self, disk: PartsOnDisk) -> Iterator[None]:
-        """A context in which no other command writes into the folder of the parts. Its end removes a folder without parts."""
-        folder = disk.folder
-        try:
-            with locked(folder, f"{self.doing} into"):
-                try:
-                    yield
-                finally:
-                    disk.clear_if_empty()
-        finally:
-            with suppress(OSError):
-                folder.rmdir()
-
-    def open(self, disk: PartsOnDisk) -> None:
-        """The main process opens the parts; if it refuses to, so do all."""
-        sentence = None
-        if self.world.is_main:
-            try:
-                disk.open()
-            except UnveilError as error:
-                sentence = str(error)
-        if sentence := first_over_processes(sentence, self.world):
-            raise UnveilError(sentence)
-
     def joined(self, disk: PartsOnDisk, parts: Sequence[Part]) -> Outcome:
         """The final file, from all parts."""
         disk.refuse_missing(len(parts))
@@ -204,46 +264,6 @@ class TableJob:
         self.refuse_nothing(sum(rows.values()), skipped)
         disk.join(len(parts), sum(rows.values()), skipped)
         return Outcome(rows, skipped)
-
-    def refuse_nothing(self, rows: int, skipped: Mapping[str, str]) -> None:
-        """Raises `NothingReadableError` if there is no row."""
-        if not rows:
-            reason = ": ".join(next(iter(skipped.items()), ("", "there are none")))
-            raise NothingReadableError(f"none of {count_of(self.stream.total, self.stream.noun)} can be read; the first: {reason}")
-
-    def wait_for_all(self) -> None:
-        """Returns in the main process when every process has computed its parts. No limit of time: shares may differ by hours."""
-        world = self.world
-        if world.size == 1:
-            return
-        if world.store is None:  # the caller's process group
-            dist.barrier()
-            return
-        world.store.set(f"parts-{world.rank}", "done")
-        if world.is_main:
-            for rank in range(1, world.size):
-                while not world.store.check([f"parts-{rank}"]):
-                    time.sleep(0.05)
-
-    @contextmanager
-    def progress(self, done: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar or, without a terminal, a line from time to time; called with the number of further samples."""
-        target, total = console(stderr=True), self.stream.total
-        if not (has_bars(target) and self.world.is_main):
-            clock = Clock(done, total, self.stream.noun, self.say)
-            yield clock.advance
-            return
-        with new_bar(target, MofNCompleteColumn(), TimeRemainingColumn(), width=24, transient=True) as bar:
-            task = bar.add_task(self.doing, total=total, completed=done)
-            yield lambda count: bar.advance(task, count)
-
-    def say_skipped(self, skipped: Mapping[str, str], where: Path | None) -> None:
-        """Names the first samples that could not be read, and says where all of them are listed."""
-        for name, reason in sorted(skipped.items())[:SHOWN]:
-            self.say(f"skipped {printable(name)}\t{printable(reason)}")
-        if skipped:
-            verb, listed = "has" if len(skipped) == 1 else "have", f": see {skipped_list(where)}" if where is not None else ""
-            self.say(f"{count_of(len(skipped), 'file')} could not be read and {verb} no row{listed}")
 
 
 class Clock:

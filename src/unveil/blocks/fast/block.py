@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from unveil.blocks.attention import OnGrid
 from unveil.blocks.fast import choose
 from unveil.blocks.fast.recompute import linear_after
 from unveil.blocks.fast.shared_tokens import append_projected
@@ -20,7 +21,7 @@ def block_forward(
     context: Float[Tensor, "B S D"] | None,
     allowed: Bool[Tensor, "..."] | None,
     context_allowed: Bool[Tensor, "..."] | None,
-    bias: Float[Tensor, "..."] | None,
+    bias: Float[Tensor, "..."] | OnGrid | None,
     causal: bool,
     mask_tokens: MaskTokens | None,
     last: int | None,
