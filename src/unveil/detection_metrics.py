@@ -56,8 +56,7 @@ class DetectionMetric(Metric):
         masks: Whether detections have masks, which are scored if the targets have masks as well. An object that has only a box is
             then ignored: a detection of it counts neither as right nor as wrong.
         max_dets: Detections of an image that are counted, those with the highest scores. COCO counts 100. Use more if images have
-        more
-            objects, since the rest of them cannot be found otherwise.
+            more objects, since the rest of them cannot be found otherwise.
     """
 
     def __init__(self, classes: int, *, masks: bool = False, max_dets: int = 100) -> None:
@@ -262,6 +261,27 @@ def _ious(found: _Found, objects: _Found) -> NDArray[np.float64]:
     return np.asarray(coco_mask.iou(found.boxes, objects.boxes, [int(each) for each in objects.crowd]))
 
 
+def hits_of_image(found: _Found, objects: _Found, iou: NDArray[np.float64]) -> list[bool | None]:
+    """Whether each detection, the best first, shows an object of its class that no better one shows; None if it is in a crowd."""
+    crowd, taken = np.array(objects.crowd, bool), np.zeros(len(objects.labels), bool)
+    labels, hits = np.array(objects.labels), list[bool | None]()
+    for row, label in enumerate(found.labels):
+        fits = (labels == label) & (iou[row] >= MATCH) if len(labels) else np.zeros(0, bool)
+        free = fits & ~taken & ~crowd
+        if free.any():
+            taken[np.where(free, iou[row], -1.0).argmax()] = True
+        hits.append(None if not free.any() and (fits & crowd).any() else bool(free.any()))
+    return hits
+
+
+def errors_of_image(found: Detections, targets: BoxTargets, row: int) -> tuple[int, int]:
+    """The objects of image `row` of a batch that no detection shows, and the detections of no object, by boxes at IoU 0.5."""
+    detections, objects = _detections(found, False), _objects(targets, row, (0, 0), False)
+    detections = _of_best(detections, len(detections.labels))
+    hits = hits_of_image(detections, objects, _ious(detections, objects))
+    return objects.crowd.count(False) - hits.count(True), hits.count(False)
+
+
 def best_threshold(images: Sequence[tuple[_Found, _Found, NDArray[np.float64]]]) -> tuple[float | None, float | None]:
     """The score with the highest F1 over all classes, when detections of at least this score are taken; and this F1.
 
@@ -269,18 +289,11 @@ def best_threshold(images: Sequence[tuple[_Found, _Found, NDArray[np.float64]]])
     """
     scores, correct, total = list[float](), list[bool](), 0
     for found, objects, iou in images:
-        crowd, taken = np.array(objects.crowd, bool), np.zeros(len(objects.labels), bool)
-        labels = np.array(objects.labels)
-        total += int((~crowd).sum())
-        for row, (label, score) in enumerate(zip(found.labels, found.scores, strict=True)):
-            fits = (labels == label) & (iou[row] >= MATCH) if len(labels) else np.zeros(0, bool)
-            free = fits & ~taken & ~crowd
-            if free.any():
-                taken[np.where(free, iou[row], -1.0).argmax()] = True
-            elif (fits & crowd).any():
-                continue
-            scores.append(score)
-            correct.append(bool(free.any()))
+        total += objects.crowd.count(False)
+        for score, is_hit in zip(found.scores, hits_of_image(found, objects, iou), strict=True):
+            if is_hit is not None:
+                scores.append(score)
+                correct.append(is_hit)
     if not scores or not total:
         return None, None
     order = np.argsort([-score for score in scores], kind="stable")

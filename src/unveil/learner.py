@@ -272,11 +272,17 @@ class Task(PredictsClasses, Learner, ABC):
     def set_mask_values(self, values: MaskValues) -> None:
         """Receives what the masks store for each class before training, also when it resumes, if the labels are masks in files."""
 
+    def set_category_ids(self, ids: Mapping[str, Any]) -> None:
+        """Receives the id of each class in the annotations before training, also when it resumes, if the labels are objects."""
+
     def set_train_targets(self, targets: Targets) -> None:
         """Receives the labels of all training samples before training, also when it resumes, unless they are maps."""
 
     def set_decoder(self, state: Mapping[str, Tensor]) -> None:
         """Receives the decoder of the MAE that the encoder comes from: see `unveil.protocols.HasPixelDecoder`."""
+
+    def add_training_parts(self) -> None:
+        """Adds what only training needs, before it, also when it resumes."""
 
     def drop_training_parts(self) -> None:
         """Removes what only training needs, after it, so that the saved model is smaller."""

@@ -92,8 +92,8 @@ class FolderWriter(Protocol):
     def has(self, name: str) -> bool:
         """Whether everything about an image was written; `name` is its relative path, without an ending as a rule."""
 
-    def add(self, name: str, image: Any, prediction: Any) -> None:
-        """Writes what is predicted for an image (H, W, C) of uint8 or uint16. Each file appears when it is complete."""
+    def add(self, name: str, image: Any, prediction: Any, file: str = "") -> None:
+        """Writes what is predicted for an image (H, W, C) of uint8 or uint16, called `file` in DATA. Each file appears complete."""
 
     def close(self) -> None:
         """Writes what is about all images, such as a legend. Called once, when all images were added."""

@@ -80,7 +80,7 @@ class ClassMapWriter:
         """Whether everything about an image was written. The mask is written last."""
         return self.mask_path(name).is_file()
 
-    def add(self, name: str, image: Pixels, classes: NDArray[np.uint8]) -> None:
+    def add(self, name: str, image: Pixels, classes: NDArray[np.uint8], file: str = "") -> None:
         """Writes the mask and the overlay of an image (H, W, C), from the class (H, W) of each pixel."""
         if self.overlays:
             write_picture(self.overlay_path(name), Image.fromarray(self.overlay(image, classes)), quality=90)

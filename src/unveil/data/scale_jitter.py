@@ -6,6 +6,7 @@ does for ADE20K). Both are a crop box in the stored image, which may reach over 
 the rest is the mean colour, which is 0 after normalisation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +22,8 @@ from unveil.data.resize import crop_resize
 from unveil.data.targets import Geometry
 from unveil.errors import UnveilError
 
-Fit = Literal["inside", "cover"]
-"""What scale 1 is: the whole image fits into the result, or it just fills the result."""
+Fit = Literal["inside", "cover", "pixels"]
+"""What scale 1 is: the whole image fits into the result, it just fills the result, or a pixel of the image is one of the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class ScaleJitter:
     fit: Fit = "inside"
     flip: bool = True
     """Whether half of the images are mirrored left to right."""
+    change: Callable[[Tensor, Tensor], Tensor] | None = None
+    """What else happens to images (B, C, S, T) between 0 and 1, or uint8, with the keys of their samples, such as a distortion."""
 
     def __post_init__(self) -> None:
         low, high = self.scales
@@ -70,6 +73,8 @@ class ScaleJitter:
     def apply(self, batch: Batch, geometry: Geometry) -> Batch:
         """`__call__` with a geometry that was drawn."""
         images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip)
+        if self.change is not None:
+            images = self.change(images, batch.keys)
         seen = inside(geometry, batch.sizes)
         images = standardise(images, self.mean, self.std).masked_fill_(~seen[:, None], 0.0)
         targets = None if batch.targets is None else batch.targets.transformed(geometry)
@@ -92,7 +97,7 @@ def jittered_boxes(
     u = uniform(keys, 3 * (attempt + 1), stream=Stream.CROP)[:, 3 * attempt :]
     result = torch.tensor(image_size, dtype=torch.float32, device=sizes.device)
     each = sizes / result  # pixels of the image for a pixel of the result, by which its height, or its width, fits
-    unit = each.amax(dim=1) if fit == "inside" else each.amin(dim=1)
+    unit = {"inside": each.amax(dim=1), "cover": each.amin(dim=1), "pixels": torch.ones_like(each[:, 0])}[fit]
     step = unit / (scales[0] + (scales[1] - scales[0]) * u[:, 0])
     sides = (result * step[:, None]).round().clamp(min=1)
     start = (u[:, 1:] * ((sizes - sides).clamp(min=0) + 1)).floor()

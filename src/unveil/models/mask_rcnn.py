@@ -51,6 +51,8 @@ class MaskRCNNConfig:
     """Linear layers after them."""
     box_width: int = 1024
     """Width of these linear layers."""
+    samples: int = 512
+    """Proposals of an image that the heads learn from, a quarter of them on objects."""
     mask_convs: int = 4
     """Convolutions of the mask head before its deconvolution."""
     norm: Literal["layer", "none"] = "layer"
@@ -141,7 +143,7 @@ class MaskRCNN(nn.Module):
             FastRCNNPredictor(config.box_width, classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
-            batch_size_per_image=512,
+            batch_size_per_image=config.samples,
             positive_fraction=0.25,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
             score_thresh=config.score_threshold,
@@ -181,7 +183,8 @@ class MaskRCNN(nn.Module):
         Args:
             images: Normalised images, with their padding below and on the right.
             targets: For each image `boxes` (n, 4), left, top, right, bottom in pixels; `labels` (n,), 0 to K - 1; and with
-                `config.masks` also `masks` (n, S, T) bool. An image may have no object, n = 0.
+                `config.masks` also `masks` (n, S, T) bool, all False for an object that has only a box. An image may have no
+                object, n = 0.
             sizes: Height and width of each image without its padding.
 
         Raises:
@@ -196,7 +199,9 @@ class MaskRCNN(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             losses |= self.class_losses(scores, boxes, torch.cat(labels), torch.cat(deltas))
         if self.config.masks:
+            drawn = [target["masks"].flatten(1).any(dim=1) for target in objects]  # others have only a box
             positive = [torch.where(each > 0)[0] for each in labels]
+            positive = [place[has[owner[place]]] for place, has, owner in zip(positive, drawn, matched, strict=True)]
             chosen = [each[place] for each, place in zip(sampled, positive, strict=True)]
             owners = [each[place] for each, place in zip(matched, positive, strict=True)]
             classes = [each[place] for each, place in zip(labels, positive, strict=True)]

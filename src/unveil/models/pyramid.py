@@ -204,3 +204,11 @@ def body_state(encoder: ViT, built: ViT) -> dict[str, Tensor]:
                 f"windows of {new.window} are asked for: use window {old.window}"
             )
     return {name: state[name] for name in wanted}
+
+
+def without_encoder(pyramid: Pyramid) -> Pyramid:
+    """The same pyramid, of whose modules the encoder is none, so that its tensors have one name: a task owns it."""
+    encoder = pyramid.encoder
+    del pyramid.encoder
+    object.__setattr__(pyramid, "encoder", encoder)
+    return pyramid

@@ -55,10 +55,13 @@ class Finetuning:
         task.set_class_counts(self.labelled.class_counts)
         if (values := self.labelled.mask_values) is not None:
             task.set_mask_values(values)
+        if (ids := self.labelled.category_ids) is not None:
+            task.set_category_ids(ids)
         if (targets := self.labelled.train_targets) is not None:
             task.set_train_targets(targets)
         if isinstance(self.source, HasPixelDecoder):
             task.set_decoder(self.source.decoder_state())
+        task.add_training_parts()
         return task
 
     def start(self, task: Task) -> None:

@@ -116,7 +116,7 @@ class FolderJob(Job):
                     if image is None:
                         skipped |= dict(self.stream.unreadable(span))
                     else:
-                        writer.add(names[span], image, prediction)
+                        writer.add(names[span], image, prediction, self.name_of(span))
                     advance(world.size)
             write_text(disk.folder / f"skipped-{world.rank}.json", json_text(skipped))
             self.wait_for_all()

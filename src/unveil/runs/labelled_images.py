@@ -1,6 +1,6 @@
 """Labelled images for fine-tuning: a train set and a test set, and the predictions on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from unveil.data.class_map_files import class_colours
 from unveil.data.loader import ImageLoader
 from unveil.data.mask_values import MaskValues, listed
 from unveil.data.splits import Subset
-from unveil.data.targets import PER_IMAGE, MultiLabelTargets, NumberTargets, PixelTargets, Targets
+from unveil.data.targets import PER_IMAGE, BoxTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
 from unveil.evaluate.features import Features, NothingReadableError, features_of, predictions_of, refuse_non_finite, views_of
 from unveil.evaluate.label_fits import fit_labels, fit_ridge
 from unveil.evaluate.logistic import fit_logistic
@@ -23,6 +23,7 @@ from unveil.learner import Task
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import count_of
+from unveil.runs.box_samples import BoxSamples
 from unveil.runs.labelled_data import LabelledSubsets, data_facts, unseen_classes, write_arrays, write_class_scores
 from unveil.runs.map_samples import MapSamples
 from unveil.runs.modality import LabelledData, ProbedHeads
@@ -69,12 +70,30 @@ class LabelledImages(LabelledData):
         return self.train_set.dataset.source.mask_values
 
     @property
+    def category_ids(self) -> Mapping[str, Any] | None:
+        objects = self.train_set.dataset.source.objects
+        return None if objects is None else objects.category_ids
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of objects: whether they have masks, and room for a half more than the most in a training image, if those are over 100."""
+        objects = self.train_set.dataset.source.objects
+        if objects is None:
+            return {}
+        most = int(objects.counts[self.train_set.indices.numpy()].max(initial=0))
+        return {"masks": objects.segments is not None, "detections": 100 if most <= 100 else 100 * -(-3 * most // 200)}
+
+    @property
     def train_targets(self) -> Targets | None:
-        return None if self.train_set.dataset.source.map_reader else self.train_set.targets
+        source = self.train_set.dataset.source
+        return None if source.map_reader or source.objects is not None else self.train_set.targets
 
     @property
     def about(self) -> str:
         source = self.train_set.dataset.source
+        if source.objects is not None:
+            count = int(source.objects.counts[self.train_set.indices.numpy()].sum())
+            return f"with {count_of(count, 'object')} of {count_of(len(self.classes), 'class', 'classes')}"
         if source.values is None:
             return super().about
         name = count_of(len(self.classes), "label") if source.values.ndim == 2 else self.classes[0]
@@ -137,7 +156,7 @@ class LabelledImages(LabelledData):
         """Class scores are written as a table with one row per image; of class maps, a few are kept for the report."""
         metric, scores, maps, read = task.metric(), list[Tensor](), list[list[Tensor]](), list[Tensor]()
         shown = self.test_set.spread_out(8).indices
-        samples = MapSamples(len(self.classes), shown)
+        samples, objects = MapSamples(len(self.classes), shown), BoxSamples(self.classes, shown)
         for batch, predictions, targets in self.predictions(task, recipe):
             metric.update(predictions, targets)
             read.append(batch.keys.cpu())
@@ -145,6 +164,8 @@ class LabelledImages(LabelledData):
                 scores.append(predictions.float().cpu())
             elif isinstance(targets, PixelTargets) and task.whole_images:
                 samples.add(batch, predictions, targets.maps)
+            elif isinstance(targets, BoxTargets):
+                objects.add(batch, predictions, targets)
             elif isinstance(targets, PixelTargets):
                 rows = torch.isin(batch.keys, shown.to(batch.keys.device)).nonzero()[:, 0]
                 parts = (batch.keys, batch.images.float(), targets.maps, predictions.argmax(dim=1))
@@ -165,6 +186,7 @@ class LabelledImages(LabelledData):
         elif scores:
             write_class_scores(folder / "predictions.csv", judged, torch.cat(scores))
             write_mistakes(folder / "mistakes.npz", judged, torch.cat(scores), task.encoder.config)
+        objects.write(folder, judged, self.category_ids or {})
         samples.write(folder, judged, getattr(task, "colours", class_colours(len(self.classes))))
         if isinstance(metric, MeanIoU) and metric.absent:
             count, names = len(metric.absent), listed(metric.absent)

@@ -193,6 +193,16 @@ class LabelledData(ABC):
         return None
 
     @property
+    def category_ids(self) -> Mapping[str, Any] | None:
+        """The id of each class in the annotations, by its name; None if the labels are no objects."""
+        return None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Options of the task whose defaults follow from the labels, such as whether objects have masks."""
+        return {}
+
+    @property
     def about(self) -> str:
         """What the labels are, for the line that announces a run: "of 10 classes"."""
         return f"of {len(self.classes)} classes"

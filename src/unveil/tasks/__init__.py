@@ -16,6 +16,7 @@ TASKS = Registry(
         "finetune": "unveil.tasks.finetune:Finetune",
         "multilabel": "unveil.tasks.multilabel:MultiLabel",
         "regression": "unveil.tasks.regression:Regression",
+        "detect": "unveil.tasks.detect:Detect",
         "segment": "unveil.tasks.segment:Segment",
         "text-classification": "unveil.tasks.text_classification:TextClassification",
         "translation": "unveil.tasks.translate:Translation",

@@ -34,7 +34,7 @@ from unveil.data.segment_augment import SegmentAugment, base_scale
 from unveil.data.targets import PixelTargets
 from unveil.learner import Step, Task
 from unveil.metrics import Metric
-from unveil.models.pyramid import Pyramid, PyramidConfig, build_pyramid
+from unveil.models.pyramid import Pyramid, PyramidConfig, build_pyramid, without_encoder
 from unveil.models.sliding_window import Score, averaged_bands, classes_of_bands
 from unveil.models.upernet import LinearHead, Maps, UperNet, UperNetConfig
 from unveil.models.vit import ViT
@@ -241,14 +241,6 @@ class Segment(Task):
             UnveilError: If an image cannot be read.
         """
         return [found[0].cpu().numpy() for found in whole_image_predictions(self, images, max_pixels=max_pixels)]
-
-
-def without_encoder(pyramid: Pyramid) -> Pyramid:
-    """The same pyramid, of whose modules the encoder is none, so that its tensors have one name: the task owns it."""
-    encoder = pyramid.encoder
-    del pyramid.encoder
-    object.__setattr__(pyramid, "encoder", encoder)
-    return pyramid
 
 
 def resized(scores: Float[Tensor, "B K _ _"], size: Sequence[int]) -> Float[Tensor, "B K S T"]:
