@@ -124,9 +124,8 @@ def drawn(image: Pixels, found: Detections, classes: Sequence[str], *, longest: 
     picture = Image.fromarray(canvas.round().astype(np.uint8))
     pen, thick = ImageDraw.Draw(picture), max(1, round(max(size) / 400))
     font = ImageFont.load_default(max(10, round(max(size) / 50)))
-    for box, label, score in sorted(
-        zip(found.boxes.tolist(), labels, found.scores.tolist(), strict=True), key=lambda each: each[2]
-    ):
+    objects = zip(found.boxes.tolist(), labels, found.scores.tolist(), strict=True)
+    for box, label, score in sorted(objects, key=lambda each: each[2]):  # the best ones on top
         left, top, right, bottom = (value * scale for value in box)
         colour = tuple(colours[label].tolist())
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=thick)

@@ -18,8 +18,8 @@ class DetectAugment:
     """Turns a batch of uint8 or uint16 canvases and their objects into normalised images of one size and the objects on them.
 
     Args:
-        config: `crop` "resized" draws a scale and a place, "fixed" a place, "none" nothing; `flip`; `color_jitter` is the strength of
-            the distortion (0.5 is usual). `crop_scale` is not used.
+        config: `crop` "resized" draws a scale and a place, "fixed" a place, "none" nothing; `flip`; `color_jitter` is the strength
+            of the distortion (0.5 is usual). `crop_scale` is not used.
         image_size: Height and width of the result.
         mean: For the normalisation.
         std: For the normalisation.

@@ -76,7 +76,7 @@ class LabelledImages(LabelledData):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Of objects: whether they have masks, and room for a half more than the most in a training image, if those are over 100."""
+        """Of objects: whether they have masks, and room for a half more than the most in a training image, if it has over 100."""
         objects = self.train_set.dataset.source.objects
         if objects is None:
             return {}

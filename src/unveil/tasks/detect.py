@@ -66,8 +66,8 @@ class DetectConfig:
         "score_threshold",
     )
     recipe: Literal["auto", "paper"] = "auto"
-    """Settings: those that suit the size of the model and the number of images, or those of ViTDet for COCO. Single options override
-    either."""
+    """Settings: those that suit the size of the model and the number of images, or those of ViTDet for COCO. Single options
+    override either."""
     masks: bool = True
     """Whether to predict a mask of each object; by default if DATA has masks."""
     detections: Count = 100
