@@ -314,9 +314,8 @@ def test_panoptic_and_index_masks_of_coco_agree(tmp_path: Path) -> None:
     with tarfile.open(data / "val.tar") as tar:
         some = [member for member in tar.getmembers() if member.name[-5] == "5"]
         for kind in ("annotations", "panoptic"):
-            tar.extractall(
-                tmp_path / kind, filter="data", members=[each for each in some if each.name.split("/")[0] in ("images", kind)]
-            )
+            members = [member for member in some if member.name.split("/")[0] in ("images", kind)]
+            tar.extractall(tmp_path / kind, filter="data", members=members)
     (tmp_path / "annotations" / "classes.txt").write_bytes((data / "classes.txt").read_bytes())
     (tmp_path / "panoptic" / "panoptic_val.json").write_bytes((data / "panoptic_val.json").read_bytes())
     options = {"targets": PixelTargets}
