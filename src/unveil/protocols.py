@@ -86,6 +86,23 @@ class Predicts(Protocol):
         """The predictions as columns of a table: see `unveil.predictions.PredictsClasses`."""
 
 
+@runtime_checkable
+class MapsClasses(Protocol):
+    """A learner that gives each pixel one score per class, such as `unveil.tasks.segment`. Exports to ONNX compute the scores."""
+
+    if TYPE_CHECKING:
+        classes: Sequence[str]
+
+    def map_logits(self, images: Float[Tensor, "B C S T"]) -> Float[Tensor, "B K S T"]:
+        """The scores of normalised images of the size of the encoder's."""
+
+    def classes_of(self, image: Tensor, score: Any) -> Tensor:
+        """The class of each pixel of an image (C, H, W) as it is stored, by `map_logits` or a function that computes the same."""
+
+    def graph_facts(self) -> Mapping[str, Any]:
+        """What a program needs besides the graph of `map_logits`: how images are resized and cut, and what masks hold."""
+
+
 class FolderWriter(Protocol):
     """Writes predictions that are no rows of a table into a folder. Several processes may write other images into the same one."""
 

@@ -67,7 +67,8 @@ def beside(archive: Archive, data: str) -> Path | None:
 
 def with_values(lines: list[str], file: str, data: str) -> MaskNames:
     """The names of lines that are names, or a value, a tab or a comma, and a name."""
-    rows = [[cell.strip() for cell in re.split(r"[\t,;]", line)] for line in lines]
+    between = "\t" if all("\t" in line for line in lines) else "," if all("," in line for line in lines) else ";"
+    rows = [[cell.strip() for cell in line.split(between)] for line in lines]
     if all(len(row) > 1 and row[0].isdigit() and row[1] for row in rows):
         values = tuple(int(row[0]) for row in rows)
         if max(values) > IGNORE or len(set(values)) < len(values):

@@ -19,7 +19,7 @@ from unveil.interop.state_dict_map import StateDictMap, renamed, weight_and_bias
 from unveil.learner import Learner, Task
 from unveil.methods.supervised import Supervised
 from unveil.models.vit_config import ViTConfig
-from unveil.protocols import Classifies
+from unveil.protocols import Classifies, MapsClasses
 from unveil.tasks.finetune import Finetune
 from unveil.tasks.linear import Linear
 from unveil.tasks.multilabel import MultiLabel
@@ -215,7 +215,8 @@ def left_out(learner: Learner, to: str) -> str:
         return ""
     head, vit = head_of(learner), vit_of(learner).config
     if head is None:
-        return f"the head of {type(learner).__name__} was left out, as only its own class knows it: --to safetensors keeps it"
+        keeps = "safetensors or onnx" if isinstance(learner, MapsClasses) else "safetensors"
+        return f"the head of {type(learner).__name__} was left out, as only its own class knows it: --to {keeps} keeps it"
     why = WHY_NOT[to](vit, head)
     keep = [name for name, reason in WHY_NOT.items() if name != "mae" and not reason(vit, head)] + ["safetensors", "onnx"]
     return f"the head was left out, as {why}: --to {', '.join(keep[:-1])} or {keep[-1]} keeps {head.kind}" if why else ""

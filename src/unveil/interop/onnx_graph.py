@@ -11,17 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from unveil.atomic_files import fresh_name, move_into_place, write_text
+from unveil.data.images import read_image
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import has_vit, vit_of
 from unveil.interop.heads import head_of
-from unveil.interop.image_files import WHITE, transform_of
+from unveil.interop.image_files import WHITE, image_files, sizes_to_try, transform_of
 from unveil.interop.silence import silenced
-from unveil.interop.verify_export import Verification, difference_of_outputs, image_pair, largest, prepare_like, relative_difference
+from unveil.interop.verify_export import (
+    Verification,
+    difference_of_outputs,
+    image_pair,
+    largest,
+    prepare_like,
+    random_images,
+    relative_difference,
+)
 from unveil.learner import Learner
-from unveil.protocols import Classifies
+from unveil.protocols import Classifies, MapsClasses
 
 OPSET = 18
 CONFIG = "config.json"
+SAME_PIXELS = 0.995
+"""Share of the pixels whose class is the same. Others lie where two scores are equal but for rounding."""
 MAX_BYTES = 1_900_000_000
 """Maximum bytes of weights inside the ONNX file, whose limit is 2 GiB. More weights go to a file `<name>.data` next to it."""
 
@@ -34,12 +45,16 @@ class Outputs(nn.Module):
         self.learner = learner
         # If the outputs are computed from the features, the encoder runs only once.
         self.head: nn.Module | None = linear_layer(learner)
+        if isinstance(learner, MapsClasses):
+            return
         if self.head is None and isinstance(learner, Classifies) and isinstance(head := getattr(learner, "head", None), nn.Module):
             features = learner.features(example)
             if head(features).equal(learner.logits(example)):
                 self.head = head
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self.learner, MapsClasses):
+            return (self.learner.map_logits(images),)
         if self.head is not None:
             features = self.learner.features(images)
             return self.head(features), features
@@ -62,6 +77,8 @@ def linear_layer(learner: Learner) -> nn.Linear | None:
 def outputs_of(learner: Learner) -> dict[str, Any]:
     """The names of the outputs of a graph, and what they are: see `export`."""
     head = head_of(learner)
+    if isinstance(learner, MapsClasses):
+        return {"outputs": ["scores"], "classes": list(learner.classes), **learner.graph_facts()}
     if head is not None and head.problem == "regression":
         return {"outputs": ["values", "features"], "problem_type": head.problem, "columns": list(head.names)}
     if not isinstance(learner, Classifies):
@@ -78,20 +95,23 @@ def writes(learner: Learner) -> bool:
 def config_json(learner: Learner) -> dict[str, Any]:
     """What a program needs besides the graph: how images are prepared, and the names of the classes. Sizes are height and width."""
     vit = vit_of(learner).config
-    return {
-        "format": "unveil onnx",
-        **outputs_of(learner),
-        "image_size": list(vit.image_size),
+    crop = {
         "resize_to": list(transform_of(vit).fitted),
         "crop_pct": vit.crop_pct,
         "crop_mode": vit.crop_mode,
         "interpolation": vit.interpolation,
+        "pool": learner.pool,
+        "prefix_tokens": vit.prefix_tokens,
+    }
+    return {
+        "format": "unveil onnx",
+        **outputs_of(learner),
+        "image_size": list(vit.image_size),
         "channels": vit.channels,
         "rescale_factor": 1 / WHITE[vit.bit_depth],
         "mean": list(vit.mean),
         "std": list(vit.std),
-        "pool": learner.pool,
-        "prefix_tokens": vit.prefix_tokens,
+        **({} if isinstance(learner, MapsClasses) else crop),
     }
 
 
@@ -101,8 +121,9 @@ def export(learner: Learner, out: str | Path) -> Path:
     The first output of a classifier is `scores` (B, K), before the softmax, or before the sigmoid of a model with several labels
     per image: `problem_type` says which. That of a regression is `values` (B, 1), in the unit of the labels. That of other
     learners is `tokens` (B, L + N, D), after the final norm, with the class token and other leading tokens first: `prefix_tokens`
-    is their number. The second output is `features` (B, D), as `unveil embed` writes them. How images are prepared, and the names
-    of the classes or of the number, are in the metadata of the graph, as JSON by key, and in `config.json` beside it.
+    is their number. The second output is `features` (B, D), as `unveil embed` writes them. A segmenter has one output, `scores`
+    (B, K, H, W) of each pixel of a window. How images are prepared, and for a segmenter cut into windows, and the names of the
+    classes or of the number, are in the metadata of the graph, as JSON by key, and in `config.json` beside it.
 
     Args:
         learner: A learner with a ViT.
@@ -151,6 +172,8 @@ def verify(learner: Learner, out: Path) -> Verification:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    if isinstance(learner, MapsClasses):
+        return verify_maps(learner, session)
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     vit = vit_of(learner).config
     recorded = replace(
@@ -168,3 +191,26 @@ def verify(learner: Learner, out: Path) -> Verification:
     difference, compared = difference_of_outputs(learner, found, pair.ours)
     difference = largest(difference, relative_difference(features, learner.features(pair.ours)))
     return Verification(difference, "onnxruntime", f"features and {compared} of {pair.source}")
+
+
+def verify_maps(learner: MapsClasses, session: Any) -> Verification:
+    """Compares the scores of all windows of image files, and the maps that follow from them."""
+    assert isinstance(learner, Learner)
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    if facts != json.loads(json.dumps(config_json(learner))):
+        return Verification(float("nan"), "onnxruntime", "metadata of the graph")
+    vit, differences = vit_of(learner).config, [0.0]
+
+    def score(images: Tensor) -> Tensor:
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        differences.append(relative_difference(found, learner.map_logits(images)))
+        return found
+
+    with image_files(vit, sizes_to_try(vit)) as paths:
+        for path in paths:
+            pixels = torch.from_numpy(read_image(path, channels=vit.channels)).permute(2, 0, 1)
+            same = learner.classes_of(pixels, score) == learner.classes_of(pixels, learner.map_logits)
+            differences.append(0.0 if float(same.float().mean()) > SAME_PIXELS else float("nan"))
+        if not paths:
+            score(random_images(vit))
+        return Verification(largest(*differences), "onnxruntime", f"class maps of {'image files' if paths else 'random images'}")

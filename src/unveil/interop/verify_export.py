@@ -16,7 +16,7 @@ from unveil.interop.image_files import image_files, read_prepared, sizes_to_try
 from unveil.learner import Learner
 from unveil.models.bert import TextConfig
 from unveil.models.vit_config import ViTConfig
-from unveil.protocols import Classifies, Reconstructs
+from unveil.protocols import Classifies, MapsClasses, Reconstructs
 from unveil.tasks.multilabel import MultiLabel
 from unveil.tasks.regression import Regression
 
@@ -117,6 +117,8 @@ def outputs_for_images(learner: Learner, images: Float[Tensor, "B C H W"]) -> tu
     if isinstance(learner, Regression):
         keys, sizes = torch.arange(len(images)), torch.tensor(images.shape[2:]).expand(len(images), 2)
         return learner.predict(Batch(images, sizes, keys))[:, None], "numbers"
+    if isinstance(learner, MapsClasses):
+        return learner.map_logits(images), "class scores of pixels"
     if isinstance(learner, Classifies):
         return learner.logits(images), "label scores" if isinstance(learner, MultiLabel) else "class scores"
     return learner.encoder(images), "tokens"

@@ -223,8 +223,6 @@ class FolderPredictor:
         if given:
             raise UnveilError(f"{given[0]}, but {self.owner} predicts a map for each image, not a row of a table: leave it out")
         if config.batch_size > 1:
-            raise UnveilError(
-                f"batch_size is {config.batch_size}, but {self.owner} takes whole images, one at a time: leave it out"
-            )
+            raise UnveilError(f"batch_size is {config.batch_size}, but {self.owner} takes one whole image at a time: leave it out")
         if out is not None and Path(out).suffix in (".csv", ".parquet", ".jsonl"):
             raise UnveilError(f"{out} is a table, but {self.owner} predicts a map for each image: give a new folder as --out")

@@ -30,7 +30,7 @@ from unveil.data.class_map_files import ClassMapWriter, class_colours
 from unveil.data.mask_values import MaskConfig, MaskValues
 from unveil.data.pixels import IGNORE
 from unveil.data.resize import crop_resize
-from unveil.data.segment_augment import SegmentAugment, base_scale
+from unveil.data.segment_augment import LONGEST, SegmentAugment, base_scale
 from unveil.data.targets import PixelTargets
 from unveil.learner import Step, Task
 from unveil.metrics import Metric
@@ -200,13 +200,29 @@ class Segment(Task):
             return F.pad(part, (0, window[1] - part.shape[2], 0, window[0] - part.shape[1]))  # as beyond the edge in training
 
         padded = max(size[0], window[0]), max(size[1], window[1])
-        stride = max(1, round(config.stride * window[0])), max(1, round(config.stride * window[1]))
-        return classes_of_bands(averaged_bands(cut, score, padded, window, stride), size, original)
+        return classes_of_bands(averaged_bands(cut, score, padded, window, self.stride_of(window)), size, original)
 
     def evaluation_size(self, original: Size) -> Size:
         """The size to which an image is resized before it is cut into windows."""
         scale = float(base_scale(torch.tensor([original]).float(), self.encoder.config.image_size))
         return max(1, round(original[0] * scale)), max(1, round(original[1] * scale))
+
+    def graph_facts(self) -> Mapping[str, Any]:
+        """See `unveil.protocols.MapsClasses`."""
+        window = self.encoder.config.image_size
+        return {
+            "resize": self.config.resize,
+            "longest": LONGEST,
+            "window": list(window),
+            "stride": list(self.stride_of(window)),
+            "values": self.stored.tolist(),
+            "colours": self.colours.tolist(),
+        }
+
+    def stride_of(self, window: Size) -> Size:
+        """The distance of windows in pixels."""
+        rows, columns = (max(1, round(self.config.stride * side)) for side in window)
+        return rows, columns
 
     def metric(self) -> Metric:
         return MeanIoU(self.classes)
