@@ -330,7 +330,7 @@ def test_anchors_follow_the_patches():
     pyramid = build_pyramid(ViT(replace(ENCODER, patch_size=(14, 14), image_size=(28, 28))), PyramidConfig(channels=8))
     model = MaskRCNN(pyramid, K, SMALL)
     assert model.strides == (3.5, 7, 14, 28, 56)
-    found = model.propose(pictures(28, 42), torch.tensor([[28, 42]] * 2))
+    found = model.propose(model.pyramid(pictures(28, 42)), torch.tensor([[28, 42]] * 2))
     anchors = found.anchors[0]
     assert len(anchors) == 3 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1)
     torch.testing.assert_close(anchors[1], torch.tensor([-14.0, -14, 14, 14]))
@@ -409,8 +409,8 @@ def test_many_objects_in_an_image():
 def test_counts_of_proposals():
     model = small(rpn_before_nms=(40, 20), rpn_after_nms=(30, 10))
     with torch.no_grad():
-        assert {len(each) for each in model.train().propose(pictures(), SIZES).boxes} == {30}
-        assert {len(each) for each in model.eval().propose(pictures(), SIZES).boxes} == {10}
+        assert {len(each) for each in model.train().propose(model.pyramid(pictures()), SIZES).boxes} == {30}
+        assert {len(each) for each in model.eval().propose(model.pyramid(pictures()), SIZES).boxes} == {10}
 
 
 @pytest.mark.parametrize("masks", [True, False])
@@ -422,7 +422,7 @@ def test_half_precision_moves_no_box(masks):
         torch.manual_seed(6)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             found = model.losses(pictures(), TARGETS, SIZES)
-            proposals = model.propose(pictures(), SIZES)
+            proposals = model.propose(model.pyramid(pictures()), SIZES)
         losses.append(found)
         boxes.append(proposals.boxes[0])
         assert proposals.anchors[0].dtype == proposals.boxes[0].dtype == torch.float32
@@ -441,3 +441,37 @@ def test_layers_and_weight_decay():
     assert model.layer_of("pyramid.encoder.transformer.blocks.1.norm1.weight") == 2
     assert {model.layer_of(name) for name, _ in model.named_parameters() if "encoder" not in name} == {3}
     assert model.no_weight_decay() == {"pyramid.encoder.positions"}
+
+
+class Light(nn.Module):
+    """Maps that take little time to compile."""
+
+    channels, strides = [8] * 4, [2, 4, 8, 16]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [F.avg_pool2d(self.conv(images), stride) for stride in self.strides]
+
+
+def test_compiled_it_learns_the_same():
+    """torch.compile stops at the pyramid, so another number of objects needs no new graph."""
+    model, graphs = MaskRCNN(Light(), K, SMALL).train(), []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def losses(targets: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return model.losses(pictures(), targets, SIZES)
+
+    compiled = torch.compile(losses, backend=count)
+    for targets in (TARGETS, TARGETS[::-1], [objects([], [])] * 2):
+        torch.manual_seed(8)
+        found = compiled(targets)
+        torch.manual_seed(8)
+        for name, loss in losses(targets).items():
+            torch.testing.assert_close(found[name], loss)
+    assert len(graphs) == 1
