@@ -62,7 +62,8 @@ class LabelledImages(LabelledData):
 
     @property
     def train_targets(self) -> Targets | None:
-        return None if self.train_set.dataset.source.map_reader else self.train_set.targets
+        source = self.train_set.dataset.source
+        return None if source.map_reader or source.objects else self.train_set.targets
 
     @property
     def about(self) -> str:
