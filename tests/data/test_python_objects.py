@@ -87,8 +87,9 @@ def test_datasets(tmp_path: Path) -> None:
     assert source.objects.category_ids == {"cat": 1, "dog": 2}
     assert read(source, [0, 1]).boxes.tolist() == [[[2, 3, 12, 11]]] * 2
     assert read(source, [0, 1]).labels.tolist() == [[0], [1]]
-    entries = [annotation(1, 1, segmentation=[[2, 3, 12, 3, 12, 9]], area=30.0), annotation(2, 2, (0, 0, 5, 5), 90, iscrowd=0)]
-    data = write_coco_data(tmp_path, coco([each | {"area": 25.0, "iscrowd": 0} for each in entries]))
+    drawn = {"segmentation": [[2, 3, 12, 3, 12, 9]], "area": 25.0, "iscrowd": 0}
+    entries = [annotation(1, 1, **drawn), annotation(2, 2, (0, 0, 5, 5), 90, **drawn)]
+    data = write_coco_data(tmp_path, coco(entries, 3), 3)
     plain = CocoDetection(str(data / "images"), str(data / "annotations.json"))
     expected = read(open_roles(data, targets=BoxTargets).train, [0, 1])
     for dataset in (plain, wrap_dataset_for_transforms_v2(plain, target_keys=("boxes", "labels", "masks"))):
@@ -128,8 +129,8 @@ def test_what_does_not_fit(target: object, message: str) -> None:
 def test_what_is_no_data_with_boxes() -> None:
     for data, message in [
         ([picture()], "DATA is a list without boxes: BoxTargets need"),
-        (([picture()], targets(2)), "there are 1 image, and a list of 2 of targets"),
-        (([picture()], "boxes"), "there are 1 image, and no list of targets"),
+        (([picture()], targets(2)), "DATA has 1 image, and a list of 2 targets"),
+        (([picture()], "boxes"), "DATA has 1 image, and no list of targets"),
         ("digits", "digits has no boxes: BoxTargets need"),
     ]:
         with pytest.raises(UnveilError, match=message):

@@ -69,9 +69,8 @@ def test_an_image_far_smaller_than_its_crop_equals_pillow(size: tuple[int, int],
     """What Pillow makes of the whole image, where its sides are whole pixels of the result."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    found = crop_resize(
-        images, torch.tensor([[0.0, 0, box, box]]), torch.tensor([size]), (image_size, image_size), longest=box / min(size)
-    )
+    boxes, longest = torch.tensor([[0.0, 0, box, box]]), box / min(size)
+    found = crop_resize(images, boxes, torch.tensor([size]), (image_size, image_size), longest=longest)
     height, width = (side * image_size // box for side in size)
     expected = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
     ours = (found[0, :, :height, :width] * 255).round().permute(1, 2, 0).numpy()
