@@ -12,6 +12,7 @@ from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.collate import box_targets
 from unveil.data.objects import ImageObjects
+from unveil.data.rle import Patch
 from unveil.data.targets import BoxTargets, Geometry, boxes_of_masks, cropped_masks
 
 
@@ -28,7 +29,7 @@ def scene(images: int, most: int, height: int, width: int, seed: int = 0) -> Box
             patch[1, 1] = True
         boxes = boxes_of_masks(torch.from_numpy(masks)[None])[0].double().numpy()
         labels, crowd = rng.integers(0, 5, count), rng.uniform(size=count) < 0.2
-        objects.append(ImageObjects(boxes, labels, crowd, masks.sum(axis=(1, 2)).astype(float), masks))
+        objects.append(ImageObjects(boxes, labels, crowd, masks.sum(axis=(1, 2)).astype(float), [Patch(0, 0, x) for x in masks]))
     return box_targets(objects, [(height, width)] * images)
 
 
