@@ -87,11 +87,12 @@ def box_targets(objects: Sequence[ImageObjects], sizes: Sequence[Sequence[int]])
     masks = None
     if any(each.masks is not None for each in objects):
         masks = torch.zeros(*shape, *(max(size[axis] for size in sizes) for axis in range(2)), dtype=torch.bool)
-    for row, (each, (height, width)) in enumerate(zip(objects, sizes, strict=True)):
+    for row, each in enumerate(objects):
         count = len(each.labels)
         boxes[row, :count], labels[row, :count], crowd[row, :count], area[row, :count] = each[:4]
-        if masks is not None and each.masks is not None:
-            masks.numpy()[row, :count, :height, :width] = each.masks
+        for place, patch in enumerate(each.masks or ()):
+            assert masks is not None
+            patch.paste(masks.numpy()[row, place])
     whole, numbers, groups, areas = (torch.from_numpy(x) for x in (boxes, labels, crowd, area))
     return BoxTargets(whole, numbers, groups, areas, masks)
 

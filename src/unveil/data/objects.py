@@ -14,8 +14,9 @@ from PIL import Image
 
 from unveil.data.from_pillow import ENDS, upright_size
 from unveil.data.pixels import ShrinkTo, Unreadable, cut_ends, fit_size
-from unveil.data.rle import Segment, paint
+from unveil.data.rle import Patch, Segment, decoded, patch
 
+NO_MASK = Patch(0, 0, np.zeros((0, 0), bool))
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -39,8 +40,8 @@ class ImageObjects(NamedTuple):
     """(m,) whether each is a group of objects that are not told apart."""
     area: Floats
     """(m,) pixels of each object."""
-    masks: NDArray[np.bool_] | None
-    """(m, H, W), all False for an object that has only a box; None if DATA has no masks, or they were not asked for."""
+    masks: list[Patch] | None
+    """A mask of each object, empty for one that has only a box; None if DATA has no masks, or they were not asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +108,8 @@ class Objects:
 
     def _rows(self, rows: NDArray[np.intp]) -> "Objects":
         segments = None if self.segments is None else [self.segments[row] for row in rows.tolist()]
-        boxes, labels, crowd, areas = (each[rows] for each in (self.boxes, self.labels, self.crowd, self.areas))
-        return replace(self, boxes=boxes, labels=labels, crowd=crowd, areas=areas, segments=segments)
+        boxes, labels, areas = self.boxes[rows], self.labels[rows], self.areas[rows]
+        return replace(self, boxes=boxes, labels=labels, crowd=self.crowd[rows], areas=areas, segments=segments)
 
     def of_image(self, index: int, frame: Frame, shrink_to: ShrinkTo | None, *, with_masks: bool = True) -> ImageObjects:
         """The objects of an image as it is read: turned upright, shrunk, and without the ends of an extremely long image.
@@ -138,17 +139,19 @@ class Objects:
         moved = np.clip(boxes * scale - np.array([columns.cut, rows_of_image.cut] * 2), 0, ends)
         seen = (moved[:, 0] < moved[:, 2]) & (moved[:, 1] < moved[:, 3])
         area = self.areas[rows] * columns.scale * rows_of_image.scale
-        masks: NDArray[np.bool_] | None = None
+        masks: list[Patch] | None = None
         if self.segments is not None and with_masks:
-            masks = np.zeros((int(seen.sum()), rows_of_image.length, columns.length), bool)
-            for mask, segment in zip(masks, [s for s, kept in zip(self.segments[rows], seen, strict=True) if kept], strict=True):
-                if segment is not None:
-                    segment = scaled(segment, height, width) if self.relative else segment
-                    _paint(mask, segment, annotated, turn, rows_of_image, columns)
+            masks = [
+                NO_MASK
+                if segment is None
+                else _patch(scaled(segment, height, width) if self.relative else segment, annotated, turn, (rows_of_image, columns))
+                for segment, kept in zip(self.segments[rows], seen, strict=True)
+                if kept
+            ]
         moved, area = moved[seen], area[seen]
         of_box = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
         if masks is not None and np.isnan(area).any():
-            pixels = masks.sum(axis=(1, 2))
+            pixels = np.array([mask.pixels.sum() for mask in masks])
             of_box = np.where(pixels > 0, pixels, of_box)
         return ImageObjects(moved, labels[seen], crowd[seen], np.where(np.isnan(area), of_box, area), masks)
 
@@ -192,17 +195,14 @@ def _axis(old: int, shrink_to: ShrinkTo | None, size: tuple[int, int], axis: int
     return _Axis(new - 2 * cut, new / old, cut, None if new == old and not cut else sources[cut : new - cut])
 
 
-def _paint(
-    mask: NDArray[np.bool_], segment: Segment, annotated: tuple[int, int], turn: Image.Transpose | None, rows: _Axis, columns: _Axis
-) -> None:
+def _patch(segment: Segment, annotated: tuple[int, int], turn: Image.Transpose | None, axes: tuple[_Axis, _Axis]) -> Patch:
+    """The mask of an object in the image as it is read."""
+    rows, columns = axes
     if turn is None and rows.sources is None and columns.sources is None:
-        return paint(segment, mask)
-    whole = np.zeros(annotated, bool)
-    paint(segment, whole)
-    whole = turned_mask(whole, turn)
+        return patch(segment, *annotated)
+    whole = turned_mask(decoded(segment, *annotated), turn)
     whole = whole if rows.sources is None else whole[rows.sources]
-    mask[:] = whole if columns.sources is None else whole[:, columns.sources]
-    return None
+    return Patch(0, 0, whole if columns.sources is None else whole[:, columns.sources])
 
 
 def scaled(segment: Segment, height: int, width: int) -> Segment:

@@ -43,8 +43,8 @@ def python_object_parts(data: Any) -> DataParts:
         source = _images(images)
         targets = list(targets) if isinstance(targets, list | tuple) else None
         if targets is None or len(targets) != len(source):
-            given = "no list" if targets is None else f"a list of {len(targets)}"
-            raise UnveilError(f"there are {count_of(len(source), 'image')}, and {given} of targets: {TAKES}")
+            given = "no list of targets" if targets is None else f"a list of {count_of(len(targets), 'target')}"
+            raise UnveilError(f"DATA has {count_of(len(source), 'image')}, and {given}: {TAKES}")
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list | dict | np.ndarray):
         source = dataset_source(data)
         reader = source.reader
@@ -113,7 +113,7 @@ def _coco_names(dataset: Any) -> list[str] | None:
 
 def _dict_rows(target: Any, where: str) -> tuple[list[tuple[Row, Any]], tuple[int, int]]:
     """The objects of a dictionary with boxes and labels, and the size of the image if masks tell it."""
-    if target is None:
+    if target is None or (isinstance(target, Mapping) and set(target) == {"image_id"}):  # as torchvision does it
         return [], (0, 0)
     if not isinstance(target, Mapping) or "boxes" not in target or "labels" not in target:
         kind = f"has the keys {', '.join(map(str, target))}" if isinstance(target, Mapping) else f"is a {type(target).__name__}"

@@ -8,7 +8,7 @@ COCO does.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -25,6 +25,19 @@ _LONGEST = 7
 """Maximum number of characters of a compressed number: more than any mask needs."""
 
 
+class Patch(NamedTuple):
+    """The rectangle of a mask that has all of its pixels: most objects are much smaller than their image."""
+
+    top: int
+    left: int
+    pixels: Bool[np.ndarray, "h w"]
+
+    def paste(self, canvas: Bool[np.ndarray, "H W"]) -> None:
+        """Draws the mask on a canvas of False."""
+        height, width = self.pixels.shape
+        canvas[self.top : self.top + height, self.left : self.left + width] = self.pixels
+
+
 def decoded(segment: Segment, height: int, width: int) -> Bool[np.ndarray, "H W"]:
     """The pixels of an object.
 
@@ -32,23 +45,27 @@ def decoded(segment: Segment, height: int, width: int) -> Bool[np.ndarray, "H W"
         Unreadable: If the mask has another size than the image, or is damaged.
     """
     pixels = np.zeros((height, width), bool)
-    paint(segment, pixels)
+    patch(segment, height, width).paste(pixels)
     return pixels
 
 
-def paint(segment: Segment, pixels: NDArray[np.bool_]) -> None:
-    """`decoded` into an array (H, W) of False."""
-    height, width = pixels.shape
+def patch(segment: Segment, height: int, width: int) -> Patch:
+    """`decoded` without the columns and rows at the sides that the object does not reach."""
     counts = _drawn(segment, height, width) if isinstance(segment, list) else _checked(segment, height, width)
-    if len(counts) > 1:  # only the columns of the object are filled: it is much smaller than the image
-        rest = int(counts[-1]) if len(counts) % 2 else 0  # outside of the object, at the end
-        first, last = int(counts[0]) // height, -(-(height * width - rest) // height)
-        counts = counts.copy()
-        counts[0] -= first * height
-        counts[-1] -= (width - last) * height * (len(counts) % 2)
-        values = np.zeros(len(counts), bool)
-        values[1::2] = True
-        pixels[:, first:last] = np.repeat(values, counts).reshape(last - first, height).T
+    ends = np.cumsum(counts)
+    starts, ends = ends[0:-1:2], ends[1::2]  # of the runs inside of the object
+    starts, ends = starts[starts < ends], ends[starts < ends]
+    if not len(starts):
+        return Patch(0, 0, np.zeros((0, 0), bool))
+    first, last = int(starts[0]) // height, int(ends[-1] - 1) // height + 1  # columns
+    values = np.zeros(2 * len(starts) + 1, bool)
+    values[1::2] = True
+    edges = np.empty(2 * len(starts) + 2, np.int64)
+    edges[0], edges[1:-1:2], edges[2:-1:2], edges[-1] = first * height, starts, ends, last * height
+    columns = np.repeat(values, np.diff(edges)).reshape(last - first, height)
+    rows = np.flatnonzero(columns.any(axis=0))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    return Patch(top, first, np.ascontiguousarray(columns[:, top:bottom].T))
 
 
 def _checked(segment: dict[str, Any], height: int, width: int) -> NDArray[np.int64]:
@@ -80,10 +97,8 @@ def run_lengths(counts: str | bytes | Sequence[int]) -> NDArray[np.int64]:
     sizes = np.diff(ends, prepend=-1)
     if not len(bits) or bits.min() < 0 or bits.max() > 63 or not len(ends) or ends[-1] != len(bits) - 1 or sizes.max() > _LONGEST:
         raise Unreadable("segmentation with counts that are no compressed run lengths")
-    number = np.repeat(np.arange(len(ends)), sizes)  # the number to which each character belongs
     place = np.arange(len(bits)) - np.repeat(ends - sizes + 1, sizes)
-    values = np.zeros(len(ends), np.int64)
-    np.add.at(values, number, (bits & 31) << (5 * place))
+    values = np.add.reduceat((bits & 31) << (5 * place), ends - sizes + 1)
     values -= np.where(bits[ends] & 16, np.int64(1) << (5 * sizes), 0)  # negative numbers
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
@@ -94,12 +109,11 @@ def _drawn(polygons: list[list[float]], height: int, width: int) -> NDArray[np.i
     """The run lengths of polygons."""
     from faster_coco_eval.core import mask  # imported here, since data without polygons does not need it
 
-    low, high = [-FAR * width, -FAR * height], [(FAR + 1) * width, (FAR + 1) * height]
     for polygon in polygons:
-        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-        if not ((points >= low) & (points <= high)).all():  # also if one is NaN
-            raise Unreadable(f"segmentation with a polygon far outside of its image of {width} x {height} pixels")
-    found = mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width)
+        for values, side in ((polygon[0::2], width), (polygon[1::2], height)):
+            if not (min(values) >= -FAR * side and max(values) <= (FAR + 1) * side and math.isfinite(sum(values))):
+                raise Unreadable(f"segmentation with a polygon far outside of its image of {width} x {height} pixels")
+    found = mask.frPyObjects(polygons, height, width)
     return run_lengths((found[0] if len(found) == 1 else mask.merge(found))["counts"])
 
 

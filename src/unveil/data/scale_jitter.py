@@ -72,7 +72,10 @@ class ScaleJitter:
 
     def apply(self, batch: Batch, geometry: Geometry) -> Batch:
         """`__call__` with a geometry that was drawn."""
-        images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip)
+        canvas = batch.images.shape[2:]
+        longest = (max(each / side for each, side in zip(canvas, self.image_size, strict=True))) / self.scales[0]
+        longest *= max(side / each for each, side in zip(canvas, self.image_size, strict=True))
+        images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip, max(longest, 1.0))
         if self.change is not None:
             images = self.change(images, batch.keys)
         seen = inside(geometry, batch.sizes)

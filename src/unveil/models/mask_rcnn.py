@@ -200,40 +200,7 @@ class MaskRCNN(nn.Module):
         Raises:
             UnveilError: If masks are to be predicted, and there are none.
         """
-<<<<<<< HEAD
-        objects = [self.checked(target) for target in targets]
-        found = self.propose(images, sizes)
-        with torch.autocast(images.device.type, enabled=False):
-            losses = self.proposal_losses(found, objects)
-            sampled, matched, labels, deltas = self.roi.select_training_samples(found.boxes, objects)
-        scores, boxes = self.classify(found.maps, sampled)
-        with torch.autocast(images.device.type, enabled=False):
-            losses |= self.class_losses(scores, boxes, torch.cat(labels), torch.cat(deltas))
-        if self.config.masks:
-            drawn = [target["masks"].flatten(1).any(dim=1) for target in objects]  # others have only a box
-            positive = [torch.where(each > 0)[0] for each in labels]
-            positive = [place[has[owner[place]]] for place, has, owner in zip(positive, drawn, matched, strict=True)]
-            chosen = [each[place] for each, place in zip(sampled, positive, strict=True)]
-            owners = [each[place] for each, place in zip(matched, positive, strict=True)]
-            classes = [each[place] for each, place in zip(labels, positive, strict=True)]
-            logits = self.draw(found.maps, chosen)
-            with torch.autocast(images.device.type, enabled=False):
-                true = [
-                    mask_targets(
-                        target["masks"],
-                        boxes_of_image,
-                        owner,
-                        logits.shape[-1],
-                        aligned=self.config.aligned,
-                        binary=self.config.binary_masks,
-                    )
-                    for target, boxes_of_image, owner in zip(objects, chosen, owners, strict=True)
-                ]
-                losses["loss_mask"] = mask_loss(logits, torch.cat(classes), torch.cat(true))
-        return losses
-=======
         return self.losses_of(self.pyramid(images), targets, sizes)
->>>>>>> pyramid
 
     @above_graphs
     @torch.no_grad()
@@ -320,7 +287,9 @@ class MaskRCNN(nn.Module):
 
     def mask_loss(self, maps: list[Tensor], objects: list[dict[str, Tensor]], samples: Samples) -> Float[Tensor, ""]:
         """The loss of the masks of those samples that are on objects."""
+        drawn = [target["masks"].flatten(1).any(dim=1) for target in objects]  # others have only a box
         positive = [torch.where(each > 0)[0] for each in samples.labels]
+        positive = [place[has[owner[place]]] for place, has, owner in zip(positive, drawn, samples.objects, strict=True)]
         boxes, owners, labels = ([each[place] for each, place in zip(part, positive, strict=True)] for part in samples)
         logits, config = self.draw(maps, boxes), self.config
         with in_full(maps):

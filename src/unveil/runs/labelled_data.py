@@ -128,7 +128,13 @@ def labelled_subsets(
         count = count_of(len(opened.train), "image")
         raise UnveilError(f"{name} has {count}, too few to hold out a tenth: give a test set with --test")
     if not issubclass(request.targets, PER_IMAGE):  # every image has its target, or was left out on opening
-        return LabelledSubsets(opened.train, opened.test, opened.held_out, opened.validation, roles.splits)
+        has_objects = opened.train.dataset.source.objects is not None
+        train_set = opened.train.labelled() if has_objects else opened.train  # without images that have only crowds
+        if crowds := len(opened.train) - len(train_set):
+            request.say(f"left out {count_of(crowds, 'training image')} with crowds only, from which nothing can be learned")
+        if unscored := opened.test.dataset.source.unscored:
+            request.say(unscored)
+        return LabelledSubsets(train_set, opened.test, opened.held_out, opened.validation, roles.splits)
     train_set, test_set = opened.train.labelled(), opened.test.labelled()
     if not len(test_set):
         whose = f"none of the {count_of(len(opened.test), 'image')} held out from {name}" if opened.held_out else "no test image of"
