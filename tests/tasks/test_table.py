@@ -9,7 +9,7 @@ import torch
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig, eval_geometry
 from unveil.data.batch import Batch
-from unveil.data.targets import ClassTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
+from unveil.data.targets import BoxTargets, ClassTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
 from unveil.interop import model_files
 from unveil.interop.load import load
 from unveil.learner import Task
@@ -30,6 +30,8 @@ VIT = ViTConfig(width=24, depth=2, heads=3, image_size=(8, 12), patch_size=(4, 4
 TEXT = TextConfig(width=24, depth=2, heads=3, vocabulary=(*SPECIAL, *(f"word{i}" for i in range(20))), length=12, dropout=0.0)
 SAMPLES, SIZE = 24, 8
 OFF = {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "randaugment": 0, "erasing": 0.0, "dropout": 0.0}
+SMALL = {"channels": 16, "box_convs": 1, "mask_convs": 1, "box_width": 16, "samples": 32, "proposals": 30, "scales": (0.7, 1.4)}
+"""Options of the heads of a detector."""
 LOADED = [name for name in TASKS.builtin if name != "translation"]
 """Tasks on an encoder; the translator has files of its own, which tests/recipes/test_translate.py covers."""
 
@@ -52,7 +54,13 @@ class Images:
         maps = (self.images[indices, 0] // 86).long()
         maps[:, -1] = 255
         numbers = self.images[indices, 0].float().mean(dim=(1, 2))
+        boxes = torch.tensor([[0.0, 0, 8, 8], [4, 4, 16, 12]]).expand(size, 2, 4)
+        masks = torch.zeros(size, 2, 12, 16, dtype=torch.bool)
+        masks[:, 0, :8, :8] = masks[:, 1, 4:, 4:] = True
+        labels = torch.stack([indices, indices + 1], dim=1) % len(CLASSES)
+        nobody = torch.zeros(size, 2, dtype=torch.bool)
         kinds: dict[type[Targets], Targets] = {
+            BoxTargets: BoxTargets(boxes, labels, nobody, masks.sum(dim=(2, 3)).float(), masks),
             PixelTargets: PixelTargets(maps),
             ClassTargets: ClassTargets(indices % len(CLASSES)),
             MultiLabelTargets: MultiLabelTargets((numbers[:, None] > torch.tensor([80.0, 86.0, 92.0])).float()),
@@ -82,7 +90,7 @@ def built(name: str) -> Task:
     torch.manual_seed(0)
     kind = task_class(name)
     fields = kind.Config.__dataclass_fields__
-    config = kind.Config(**{key: value for key, value in OFF.items() if key in fields})
+    config = kind.Config(**{key: value for key, value in (OFF | SMALL).items() if key in fields})
     if name == "translation":
         return kind.build(Seq2Seq(Seq2SeqConfig(words=30, width=32, depth=1, heads=2)), config, None, ())
     if kind.modality == "text":
@@ -129,7 +137,16 @@ def test_it_is_saved_and_predicts_the_same(name: str, tmp_path: Path) -> None:
         assert type(again) is type(task)
         assert (list(again.classes), again.config) == (CLASSES, task.config)
         with torch.no_grad():
-            assert torch.equal(again.predict(batch), task.predict(batch))
+            assert same(again.predict(batch), task.predict(batch))
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two predictions are equal: tensors, or detections."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(same(*pair) for pair in zip(first, second, strict=True))
+    return bool(first == second)
 
 
 @pytest.mark.parametrize("name", LOADED)
@@ -163,6 +180,13 @@ def test_targets_stay_aligned_with_augmented_images(name: str) -> None:
         maps = augmented.targets.maps
         known = maps != 255
         assert ((red / 86).long() == maps)[known].float().mean() > 0.9
+    elif isinstance(augmented.targets, BoxTargets):
+        found, masks = augmented.targets.boxes, augmented.targets.masks
+        assert masks is not None
+        assert masks.shape[2:] == VIT.image_size
+        for box, mask, label in zip(found.flatten(0, 1), masks.flatten(0, 1), augmented.targets.labels.flatten(), strict=True):
+            left, top, right, bottom = box.long().tolist()
+            assert mask[top:bottom, left:right].all() == mask.any() == (label >= 0)
     elif augmented.targets[0].ndim == batch.targets[0].ndim:  # not mixed
         assert torch.equal(augmented.targets[0], batch.targets[0])
 

@@ -27,6 +27,8 @@ def class_section(results: Results) -> Markup | None:
         return None
     classes = results.get("classes") or []
     names = [classes[i] if i < len(classes) else f"class {i}" for i in range(size)]
+    if metric.get("background") and len(classes) < size:
+        names[-1] = "background"  # as a row, what was found there; as a column, what was missed
     unit = metric.get("unit") or results.get("samples", "images")
     parts: list[object] = [class_table(columns, names, counts, unit)] if columns else []
     if counts is not None:
@@ -54,7 +56,7 @@ def class_table(
 ) -> Markup:
     """A table with a row and a bar for each class, the worst first. If there are many classes, only the worst and the best."""
     heading, shares = next(iter(columns.items()))
-    order = sorted(range(len(names)), key=lambda i: (shares[i] is None, shares[i] or 0.0))
+    order = sorted(range(len(shares)), key=lambda i: (shares[i] is None, shares[i] or 0.0))
     title = f"{heading[0].upper()}{heading[1:]} of each class, the worst first"
     if len(order) > MAX_CLASSES:
         measured, half = [i for i in order if shares[i] is not None], MAX_CLASSES // 2

@@ -9,6 +9,7 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.methods import METHODS
+from unveil.reports.box_samples import boxes_section, precision_section
 from unveil.reports.chance import within_chance
 from unveil.reports.confusion import class_section
 from unveil.reports.html import Markup, element, join_markup
@@ -54,7 +55,9 @@ def write_page(run: Run, learner: Learner | None) -> Path:
         ("Results", lambda: html_table({**run.results, "scratch": scratch_score(run)}) or None),
         ("Curves", lambda: curve_section(run)),
         ("Predictions", lambda: draw_samples(run, learner, draw_maps) if has_maps(run) else maps_section(run, worst=False)),
-        ("Worst images", lambda: maps_section(run, worst=True)),
+        ("Detections", lambda: boxes_section(run, worst=False)),
+        ("Worst images", lambda: maps_section(run, worst=True) or boxes_section(run, worst=True)),
+        ("Precision", lambda: precision_section(run.results)),
         ("Reconstructions", lambda: draw_samples(run, learner, reconstruction_section)),
         ("Attention", lambda: draw_samples(run, learner, attention_section)),
         ("Mistakes", lambda: mistake_section(run.path / "mistakes.npz", learner)),
