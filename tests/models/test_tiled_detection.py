@@ -1,5 +1,7 @@
 """Tiles cover an image, and objects that several tiles show are found once."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_tiles_cover_the_image_and_overlap(size: tuple[int, int]) -> None:
         seen[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] += 1
     assert (seen > 0).all()
     for axis, start in ((0, sorted({tile.top for tile in tiles})), (1, sorted({tile.left for tile in tiles}))):
-        assert all(second - first <= 32 for first, second in zip(start, start[1:], strict=False)), axis
+        assert all(second - first <= 32 for first, second in pairwise(start)), axis
 
 
 def test_a_box_at_an_inner_edge_may_be_cut() -> None:

@@ -43,8 +43,7 @@ class DetectAugment:
         scales: tuple[float, float],
         fit: Fit,
     ) -> None:
-        if config.crop == "clipped":
-            raise UnveilError("crop clipped is for linear probes: to detect, use crop resized, fixed or none")
+        refuse_clipped(config)
         self.config = config
         self.jitter = ScaleJitter(
             image_size=image_size,
@@ -68,3 +67,9 @@ class DetectAugment:
             images = images if images.is_floating_point() else images.float() / MAX_VALUE[images.dtype]
             images = self.own(images)
         return images
+
+
+def refuse_clipped(config: AugmentConfig) -> None:
+    """Raises `UnveilError` for crops that are drawn without a look at the image."""
+    if config.crop == "clipped":
+        raise UnveilError("crop clipped is for linear probes: to detect, use crop resized, fixed or none")

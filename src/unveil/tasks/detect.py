@@ -22,7 +22,7 @@ from unveil.blocks.ema import ema_update
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
-from unveil.data.detect_augment import DetectAugment
+from unveil.data.detect_augment import DetectAugment, refuse_clipped
 from unveil.data.scale_jitter import ScaleJitter
 from unveil.data.targets import BoxTargets, Geometry
 from unveil.detection_files import DetectionWriter
@@ -182,7 +182,8 @@ class Detect(Task):
 
     @classmethod
     def training_side(cls, config: DetectConfig, augment: AugmentConfig, image_size: Size) -> int | None:
-        """What the largest scale needs."""
+        """What the largest scale needs. Raises `UnveilError` for a kind of crop that boxes do not have."""
+        refuse_clipped(augment)
         return None if config.resize == "none" else -int(-max(image_size) * config.scales[1] // 1)
 
     def layer_of(self, name: str) -> int:
