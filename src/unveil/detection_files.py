@@ -102,7 +102,7 @@ class DetectionWriter:
         file.write("]}\n")
 
 
-def drawn(image: Pixels, found: Detections, classes: Sequence[str], *, longest: int = LARGEST_OVERLAY) -> NDArray[np.uint8]:
+def drawn(image: Pixels, found: Detections, classes: Sequence[str], *, longest: int = LARGEST_OVERLAY, names: bool = True) -> NDArray[np.uint8]:
     """An image (H, W, C) with boxes, masks and names of classes; shrunk if it is larger than `longest`.
 
     Args:
@@ -110,6 +110,7 @@ def drawn(image: Pixels, found: Detections, classes: Sequence[str], *, longest: 
         found: Objects in its pixels; masks are run lengths, or bool (n, H, W).
         classes: The names of the classes.
         longest: The long side of the result, at most.
+        names: Whether to write the class and the score of each object.
     """
     height, width = image.shape[:2]
     scale = min(1.0, longest / max(height, width))
@@ -129,7 +130,7 @@ def drawn(image: Pixels, found: Detections, classes: Sequence[str], *, longest: 
         left, top, right, bottom = (value * scale for value in box)
         colour = tuple(colours[label].tolist())
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=thick)
-        if right - left > 30 or len(labels) <= 20:  # names of hundreds of cells would hide them
+        if names and (right - left > 30 or len(labels) <= 20):  # names of hundreds of cells would hide them
             text = f"{classes[label]} {score:.2f}" if score < 1 else classes[label]
             place = pen.textbbox((left + 1, top), text, font=font)
             pen.rectangle((place[0] - 1, place[1] - 1, place[2] + 1, place[3] + 1), fill=colour)

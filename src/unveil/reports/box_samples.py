@@ -7,6 +7,7 @@ import numpy as np
 
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
+from unveil.reports.class_maps import class_colours, legend
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.image_grid import ImageGrid
 from unveil.reports.sections import name_list, refuse_bomb
@@ -50,11 +51,12 @@ def boxes_section(run: Run, *, worst: bool) -> Markup | None:
             text = f"{place + 1}: {label}" if column == 0 else label
             grid.add_image(line, first + column, picture / 255, text if line == 0 else (f"{place + 1}" if column == 0 else ""))
     alt = f"{count_of(len(rows), 'image')} with the objects of the annotation, and with those that were found."
-    figure = element("div", element("figure", inline_svg(grid.figure, "worst" if worst else "found", alt)), class_="figures")
+    figure = element("figure", inline_svg(grid.figure, "worst" if worst else "found", alt))
     said = "The images with the most errors." if worst else "The model was not trained on these images."
     note = element("p", f"{said} Objects with a score of at least 0.5 are shown; one that overlaps none by half (IoU) is an error.")
     names = [f"{found.names[row]} ({found.missed[row]} missed, {found.wrong[row]} wrong)" for row in rows]
-    return join_markup([figure, note, name_list(names)])
+    classes = run.results.get("classes") or []
+    return join_markup([figure, legend(classes, class_colours(len(classes))), note, name_list(names)])
 
 
 def precision_section(results: Results) -> Markup | None:

@@ -20,7 +20,7 @@ from unveil.detections import Detections
 from unveil.runs.labelled_data import write_arrays
 
 FILE, RESULTS = "boxes.npz", "predictions.json"
-SIDE = 320
+SIDE = 400
 """The long side of the pictures."""
 WORST = 8
 
@@ -69,7 +69,7 @@ class BoxSamples:
                 continue
             pixels: Any = batch.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy()
             pictures = [
-                drawn(pixels, each, self.classes, longest=SIDE) for each in (true_objects(targets, row, height, width), best)
+                drawn(pixels, each, self.classes, longest=SIDE, names=False) for each in (true_objects(targets, row, height, width), best)
             ]
             sample = Sample(index, missed, wrong, *pictures)
             if index in self.chosen:
