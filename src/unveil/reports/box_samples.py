@@ -51,7 +51,7 @@ def boxes_section(run: Run, *, worst: bool) -> Markup | None:
             text = f"{place + 1}: {label}" if column == 0 else label
             grid.add_image(line, first + column, picture / 255, text if line == 0 else (f"{place + 1}" if column == 0 else ""))
     alt = f"{count_of(len(rows), 'image')} with the objects of the annotation, and with those that were found."
-    figure = element("figure", inline_svg(grid.figure, "worst" if worst else "found", alt))
+    figure = element("figure", inline_svg(grid.figure, "worst" if worst else "found", alt), class_="wide")
     said = "The images with the most errors." if worst else "The model was not trained on these images."
     note = element("p", f"{said} Objects with a score of at least 0.5 are shown; one that overlaps none by half (IoU) is an error.")
     names = [f"{found.names[row]} ({found.missed[row]} missed, {found.wrong[row]} wrong)" for row in rows]

@@ -61,7 +61,7 @@ def maps_section(run: Run, *, worst: bool) -> Markup | None:
         for column, (label, cell) in enumerate(zip(LABELS, cells, strict=True)):
             grid.add_image(line, column, cell, label if line == 0 else "")
     alt = f"{count_of(len(rows), 'image')}, the true class of each pixel, the predicted class, and where they differ."
-    figure = element("div", element("figure", inline_svg(grid.figure, "worst" if worst else "predictions", alt)), class_="figures")
+    figure = element("figure", inline_svg(grid.figure, "worst" if worst else "predictions", alt), class_="wide")
     said = (
         "The images with the lowest mean IoU of the classes that they have."
         if worst
