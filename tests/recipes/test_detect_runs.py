@@ -182,6 +182,13 @@ def test_boxes_alone(source: Run, data: Path, tmp_path: Path) -> None:
     assert all("segmentation" not in each for each in json.loads((boxes.path / "predictions.json").read_text()))
 
 
+def test_a_frozen_encoder_stays_as_it_is(source: Run, data: Path, tmp_path: Path) -> None:
+    frozen = unveil.finetune(source.path, str(data), out=tmp_path / "frozen", masks=False, frozen=True, **TUNE | {"epochs": 1.0})
+    first, second = (unveil.load(each.path).encoder.state_dict() for each in (source, frozen))
+    assert set(first) - set(second) == {"transformer.norm.weight", "transformer.norm.bias"}  # maps do not go through it
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
 def test_large_images_are_computed_in_tiles(run: Run, data: Path) -> None:
     """An image of three scenes side by side has the objects of each."""
     model = unveil.load(run.path)

@@ -78,6 +78,8 @@ class DetectConfig:
     satellites, of which large images are then computed in tiles."""
     scales: tuple[Positive, Positive] = (0.1, 2.0)
     """The smallest and the largest scale in training (large-scale jitter)."""
+    frozen: bool = False
+    """Train what follows the encoder only, to see what its features are worth as they are."""
     drop_path: ShareBelowOne = 0.1
     """Probability that a sample skips a block, in the last block; it grows linearly with depth."""
     ema: ShareBelowOne = 0.0
@@ -137,12 +139,12 @@ class Detect(Task):
         pyramid_config = PyramidConfig(
             levels=config.levels,
             channels=config.channels,
-            drop_path=config.drop_path,
+            drop_path=0.0 if config.frozen else config.drop_path,
             window=window,
             relative_positions=window > 0 if config.relative_positions is None else config.relative_positions,
         )
         pyramid = build_pyramid(encoder, pyramid_config)
-        self.encoder: ViT = pyramid.encoder
+        self.encoder: ViT = pyramid.encoder.requires_grad_(not config.frozen)
         options = MaskRCNNConfig(
             masks=config.masks,
             head_channels=config.channels,

@@ -53,6 +53,8 @@ class SegmentConfig(MaskConfig):
     HIDDEN: ClassVar[tuple[str, ...]] = ("auxiliary", "stride")
     head: Literal["upernet", "linear"] = "upernet"
     """Head: UperNet, or a few convolutions on the patches, which is faster and suits small sets."""
+    frozen: bool = False
+    """Train what follows the encoder only, to see what its features are worth as they are."""
     drop_path: ShareBelowOne = 0.1
     """Probability that a sample skips a block, in the last block; it grows linearly with depth."""
     auxiliary: NonNegative = 0.4
@@ -97,8 +99,8 @@ class Segment(Task):
         super().__init__()
         self.classes, self.config = classes, config
         levels: Literal["depths", "patches"] = "depths" if config.head == "upernet" else "patches"
-        pyramid = build_pyramid(encoder, PyramidConfig(levels=levels, drop_path=config.drop_path))
-        self.encoder: ViT = pyramid.encoder
+        pyramid = build_pyramid(encoder, PyramidConfig(levels=levels, drop_path=0.0 if config.frozen else config.drop_path))
+        self.encoder: ViT = pyramid.encoder.requires_grad_(not config.frozen)
         self.pyramid: Pyramid = without_encoder(pyramid)
         width = encoder.config.width if config.head == "upernet" else min(256, encoder.config.width)
         build = UperNet if config.head == "upernet" else LinearHead
