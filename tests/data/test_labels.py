@@ -263,6 +263,25 @@ def test_tables_that_cannot_be_used(text: bytes, reason: str, tmp_path: Path) ->
         open_source(write(tmp_path, ["a.png", "b.png"], labels__csv=text))
 
 
+def test_a_table_of_excel_on_windows_is_read_and_said(tmp_path: Path) -> None:
+    write(tmp_path, ["schön.png", "b.png"])
+    (tmp_path / "labels.csv").write_bytes("file;label\nschön.png;Bär\nb.png;Kuh\n".encode("cp1252"))
+    source = open_source(tmp_path)
+    assert classes_of(source) == {"schön.png": "Bär", "b.png": "Kuh"}
+    assert "labels.csv is not in UTF-8, so it is read as Windows-1252: if letters are wrong" in source.notes[0]
+    (tmp_path / "labels.csv").write_bytes(b"file;label\nb.png;\x81\n")  # a byte that Windows-1252 lacks
+    with pytest.raises(UnveilError, match=r"labels\.csv is not in UTF-8: save it as CSV UTF-8"):
+        open_source(tmp_path)
+
+
+def test_numbers_that_are_written_in_several_ways_are_one_class_and_said(tmp_path: Path) -> None:
+    write(tmp_path, ["a.png", "b.png", "c.png"])
+    (tmp_path / "labels.csv").write_text("file,label\na.png,1\nb.png,01\nc.png,2\n")
+    source = open_source(tmp_path)
+    assert source.classes == ["1", "2"]
+    assert "all labels are numbers, so 01 and 1 are one class, 1" in source.notes
+
+
 def test_names_of_any_bytes_in_a_table(tmp_path: Path) -> None:
     with open(bytes(tmp_path) + b"/gr\xfcn.png", "wb") as file:
         file.write(image())

@@ -59,7 +59,9 @@ def test_a_card_says_what_the_run_has_recorded(runs, tmp_path, logged):
     assert f"| {100 * score['top1']:.1f} %" in text
     for run in (first, tuned):
         assert run.facts["data"]["fingerprint"] in text
-        assert f"{run.facts['data']['count']:,}" in text
+        assert f"| images listed | {run.facts['data']['count']:,} |" in text
+    assert f"| training images | {tuned.results['trained_on']:,} |" in text
+    assert f"| training images | {first.results['images']:,} |" in text
     assert f"It was tested on {score['count']:,} images" in text
     assert "are few: an accuracy" in text
     assert "unveil pretrain 'my photos' --model vit-nano" in text
@@ -132,14 +134,21 @@ def test_a_file_without_a_run_says_that_nothing_is_known(make_mae, tmp_path, log
 
 
 def test_the_code_of_a_card_runs(runs, tmp_path, logged, monkeypatch):
+    """On a photograph that a phone has turned, which `unveil predict` sees upright."""
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save("image.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    Image.fromarray(photo).save("image.jpg", quality=95, exif=turned)
+    expected = torch.from_numpy(unveil.load(runs[1].path).predict_images(["image.jpg"]).scores)
     for to, run, width in (("timm", runs[1], 4), ("timm", runs[0], 96), ("transformers", runs[0], 96)):
         out = export(run, to=to, out=f"{to}-{run.path.name}", say=logged)
         code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
         names = {}
         exec(code, names)
         output = names["output"]
+        if to == "timm" and run is runs[1]:
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
         assert output.shape == (1, width) if to == "timm" else output.last_hidden_state.shape == (1, 5, width)
 
 

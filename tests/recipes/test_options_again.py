@@ -133,6 +133,7 @@ def test_weights_to_start_from(here, begun):
     line = unveil.command(run)
     assert "--init 'a source'" in line
     assert "--decoder-depth 1" in line
+    assert "None" not in line
     assert "--model" not in line
     assert again(line, here / "second").config == run.config
     assert again("unveil pretrain --config run", here / "third").config == run.config

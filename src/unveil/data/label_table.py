@@ -38,7 +38,7 @@ def class_column(header: Sequence[str], file: int) -> list[int]:
     lower = [name.lower() for name in header]
     found = next((lower.index(name) for name in LABEL_COLUMNS if name in lower), -1)
     if min(file, found) < 0:
-        hint = ". Several labels per image, and numbers, need --task multilabel or --task regression" if file >= 0 else ""
+        hint = ". Several labels per image, and numbers, are for finetune --task multilabel or regression" if file >= 0 else ""
         raise NoColumnError(f"begins with {', '.join(header[:5])!r}: expected file,label in its first line{hint}")
     return [found]
 
@@ -191,16 +191,32 @@ class _Table:
         self.cells: list[Cells | None] = [None] * len(names.names)
         self.columns: list[str] = []
         self.notes: list[str] = []
-        rows = list(self._rows(raw))
+        rows = list(self._rows(self._text(raw)))
         if self.columns:
             self._apply(rows)
 
     def _fail(self, what: str) -> UnveilError:
         return UnveilError(f"{self.where}: {self.path} {what}")
 
-    def _rows(self, raw: bytes) -> Iterator[tuple[str, Cells]]:
+    def _text(self, raw: bytes) -> str:
+        """The text of a table: UTF-8, UTF-16 with its mark, or the Windows code page in which Excel saves "CSV".
+
+        Bytes that are no UTF-8 are kept if names of files have such bytes as well.
+        """
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return raw.decode("utf-16", "replace").lstrip("\r\n")
+        text = raw.decode("utf-8-sig", "surrogateescape").lstrip("\r\n")
+        if not has_bytes(text) or any(map(has_bytes, self.names.names)):
+            return text
+        try:
+            text = raw.decode("cp1252").lstrip("\r\n")
+        except UnicodeDecodeError:
+            raise self._fail("is not in UTF-8: save it as CSV UTF-8") from None
+        self.notes.append(f"{self.path} is not in UTF-8, so it is read as Windows-1252: if letters are wrong, save it as CSV UTF-8")
+        return text
+
+    def _rows(self, text: str) -> Iterator[tuple[str, Cells]]:
         """The file and the labels of each row."""
-        text = _decoded(raw).lstrip("\r\n")
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True)
         broken: list[str] = []
         try:
@@ -285,11 +301,9 @@ class _Table:
             self.notes.append(f"{self.path}: {text}: {examples(found)}")
 
 
-def _decoded(raw: bytes) -> str:
-    """The text of a table. Excel writes UTF-8 or UTF-16 with a mark; other bytes are kept, since names of files have them too."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return raw.decode("utf-16", "replace")
-    return raw.decode("utf-8-sig", "surrogateescape")
+def has_bytes(text: str) -> bool:
+    """Whether a text has bytes that are no UTF-8, as `surrogateescape` keeps them."""
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _delimiter(text: str) -> str:

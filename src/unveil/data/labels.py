@@ -96,7 +96,7 @@ def classes_sentence(where: str, labels: Labels, classes: Sequence[str]) -> str:
     named = [(name, int(count)) for name, count in zip(classes, counts, strict=True) if count]
     least, most = min(count for _, count in named), max(count for _, count in named)
     each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-    shown = ", ".join(name for name, _ in named[:SHOWN_CLASSES])
+    shown = ", ".join(f"{name!r}" if "," in name else name for name, _ in named[:SHOWN_CLASSES])
     many = f", ... ({len(named):,} classes, " if len(named) > SHOWN_CLASSES else " ("
     doubts = "".join(f". {doubt}" for doubt in doubtful([name for name, _ in named]))
     return f"took {where} as classes: {shown}{many}{each} image{'s' * (most != 1)} each){doubts}"
@@ -134,8 +134,15 @@ def written_labels(
         if table is None:
             return None
         values = [None if cells is None else cells[0] for cells in table.cells]
-        return WrittenLabels(unified(values), f"the labels in {TABLE}" if table.columns else "", table.notes)
-    return found._replace(values=unified(found.values))
+        found = WrittenLabels(values, f"the labels in {TABLE}" if table.columns else "", table.notes)
+    same = unified(found.values)
+    several: dict[str, set[str]] = {}
+    for written, value in zip(found.values, same, strict=True):
+        if written is not None and value is not None:
+            several.setdefault(value, set()).add(written)
+    joined = [f"{' and '.join(sorted(each))} are one class, {value}" for value, each in several.items() if len(each) > 1]
+    notes = [f"all labels are numbers, so {examples(joined)}"] if joined else []
+    return found._replace(values=same, notes=[*found.notes, *notes])
 
 
 def unified(values: Sequence[str | None]) -> list[str | None]:

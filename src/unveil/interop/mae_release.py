@@ -135,7 +135,7 @@ def load_encoder(
         images = f"mean {vit.mean} and crop_pct {vit.crop_pct:g} of images"
         say(
             f"{source} does not record everything: {activation}, an epsilon of {vit.eps:g}{pooled}, {images}: these are assumed. "
-            f"If they are others, pass architecture=, a name in timm"
+            f"If they are others, load it in Python with architecture=, a name in timm, and export it"
         )
     return found.learner
 

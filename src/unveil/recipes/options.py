@@ -115,7 +115,8 @@ def pretraining_defaults(file: OptionFile, arguments: Mapping[str, Any], run: Ru
     image, patch = tuple(config["image_size"]), tuple(config["patch_size"])
     if config.get("init"):  # what has its shape, or may have
         follows = {name: config[name] for name in OF_ENCODER if name in config}
-        return usual, {k: v for k, v in found.items() if k not in (*OF_DECODER, "image_size", "patch_size")} | follows
+        given = {name for name in OF_DECODER if config.get(name) is not None}
+        return usual, {k: v for k, v in found.items() if k not in (*given, "image_size", "patch_size")} | follows
     huge = run.config.get("model") == "vit-huge"
     if data.startswith("digits"):  # which are always the same
         natural = natural_side(open_roles(data).train, int(found["max_pixels"]))

@@ -34,6 +34,14 @@ def join_markup(parts: Iterable[object]) -> Markup:
     return Markup("".join(escape(part) for part in parts))
 
 
+def prose(sentence: str) -> Markup:
+    """A sentence in which what stands between backticks, such as a command, is code."""
+    parts = sentence.split("`")
+    if len(parts) % 2 == 0:  # a single backtick is only a character
+        return join_markup([sentence])
+    return join_markup(element("code", part) if i % 2 else part for i, part in enumerate(parts))
+
+
 def table_element(
     head: Iterable[object], rows: Iterable[Iterable[object]], *, title: str, show_title: bool = True, class_: str = "numbers"
 ) -> Markup:

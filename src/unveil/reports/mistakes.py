@@ -106,6 +106,10 @@ def read_mistakes(path: Path) -> Mistakes:
     return Mistakes(torch.from_numpy(images), names, true, predicted, MEASURES[key], numbers)
 
 
+FEW = 30
+"""Test images below which a mean of probabilities is not judged."""
+
+
 def calibration_section(results: Results) -> Markup | None:
     """A reliability diagram (Guo et al., 2017), if the score has one."""
     score = results.get("score") or {}
@@ -124,7 +128,9 @@ def calibration_section(results: Results) -> Markup | None:
     mean = float((counts * means).sum() / counts.sum())
     right = float((counts * shares).sum() / counts.sum())
     chance = 1.96 * (right * (1 - right) / counts.sum()) ** 0.5  # of the share that is correct, by its binomial distribution
-    if abs(mean - right) <= max(chance, 0.01):
+    if counts.sum() < FEW:
+        tendency = f"{count_of(int(counts.sum()), 'test image')} cannot tell whether its probabilities are right"
+    elif abs(mean - right) <= max(chance, 0.01):
         tendency = "On average its probabilities are right, as far as so many images can tell"
     else:
         tendency = f"It is too {'confident' if mean > right else 'cautious'}"

@@ -29,7 +29,8 @@ from unveil.train.run_cost import spell_time
 from unveil.train.run_folder import Run
 
 DATA_FACTS = {
-    "count": "training images",
+    "trained_on": "training images",
+    "count": "images listed",
     "texts": "training texts",
     "test_count": "test images",
     "test_texts": "test texts",
@@ -189,6 +190,8 @@ def data_lines(runs: Sequence[Run]) -> Iterator[str]:
         yield "The file does not record it."
     for i, run in enumerate(runs):
         data = run.facts.get("data") or {}
+        trained_on = run.results.get("trained_on") or run.results.get("images")
+        data = data | ({"trained_on": trained_on} if isinstance(trained_on, int) else {})
         hidden = "test" if held_out_from_train(data) else "-"
         facts = {key: label for key, label in DATA_FACTS.items() if data.get(key) is not None and not key.startswith(hidden)}
         rows = [[label, shown_value(data[key])] for key, label in facts.items()]

@@ -7,20 +7,22 @@ from unveil.json_files import read_json
 
 TIMM = """\
 import timm, torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("{mode}")  # upright, as phones mean it
 model = timm.create_model({place}, pretrained=True).eval()
 prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 with torch.inference_mode():
-    output = model(prepare(Image.open("image.jpg").convert("{mode}")).unsqueeze(0))"""
+    output = model(prepare(image).unsqueeze(0))"""
 TRANSFORMERS = """\
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, {model}
 
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("{mode}")  # upright, as phones mean it
 prepare, model = AutoImageProcessor.from_pretrained({place}, backend="pil"), {model}.from_pretrained({place}{more}).eval()
 with torch.inference_mode():
-    output = model(**prepare(Image.open("image.jpg").convert("{mode}"), return_tensors="pt"))"""
+    output = model(**prepare(image, return_tensors="pt"))"""
 TRANSFORMERS_TEXT = """\
 from transformers import {model}
 

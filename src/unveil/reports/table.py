@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unveil.plain_text import printable
-from unveil.reports.html import Markup, element, join_markup, table_element
+from unveil.reports.html import Markup, element, join_markup, prose, table_element
 from unveil.reports.verdict import collapse_warning, comparisons, error_sentences, word_sentence
 from unveil.reports.vocabulary import (
     CLASSIFIER_LABELS,
@@ -95,7 +95,7 @@ def to_html(table: ResultTable) -> Markup:
     cells = [[row[0], *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row[1:])] for row in table.rows]
     class_ = "numbers ours" if table.rows[0][0] in OWN_ROWS else "numbers"
     markup = table_element(table.heads, cells, title=table.title, class_=class_)
-    return join_markup([markup, *(element("p", sentence) for sentence in table.sentences)])
+    return join_markup([markup, *(element("p", prose(sentence)) for sentence in table.sentences)])
 
 
 def to_markdown(table: ResultTable) -> str:

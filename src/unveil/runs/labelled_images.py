@@ -101,7 +101,7 @@ class LabelledImages(LabelledData):
 
     def probed_heads(self, task: Task, recipe: Recipe) -> ProbedHeads:
         hardware, world = recipe.hardware, recipe.world
-        some = self.train_set.labelled(MAX_PROBED)
+        some = preprocessed(self.train_set.labelled(MAX_PROBED), task.encoder.config)  # as `unveil probe` sees them
         rows, subset = features_of(task.eval().features, some, task.encoder.config, hardware, world)
         refuse_non_finite(Features(rows, subset), "the encoder")
         targets, groups, seed = subset.targets, subset.groups, recipe.training.seed
