@@ -22,6 +22,8 @@ OTHERS = re.compile(
 )
 """Names of files that come with COCO, or with other tools, and have no objects to detect."""
 EXPECTED = "bbox as [left, top, width, height] in pixels"
+NUMBERS = {int, float}
+"""Types of numbers in JSON; a boolean is none."""
 POLYGON = 6
 """Minimum numbers of a polygon: three points."""
 
@@ -242,7 +244,7 @@ class _Reader:
     def _row(self, name: str, each: dict[str, Any], place: int, label: int) -> Row:
         box, area, crowd = each.get("bbox"), each.get("area"), each.get("iscrowd", 0)
         segment = self._segment(name, each.get("segmentation"))
-        if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        if not isinstance(box, list) or len(box) != 4 or not set(map(type, box)) <= NUMBERS:
             self._fail(name, "bbox", box, "[left, top, width, height] in pixels")
         if area is not None and (type(area) not in (int, float) or area < 0):
             self._fail(name, "area", area, "a number of pixels")
@@ -262,12 +264,12 @@ class _Reader:
             if not isinstance(counts, str | list) or not counts:
                 self._fail(name, "segmentation.counts", counts, "run lengths, as a list or as a text")
             return {"size": size, "counts": counts}
-        if isinstance(value, list) and all(type(number) in (int, float) for number in value):
+        if isinstance(value, list) and set(map(type, value)) <= NUMBERS:
             value = [value]  # one polygon without the list around it
         if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
             self._fail(name, "segmentation", value, "polygons [[x, y, x, y, ...], ...] or run lengths")
         for polygon in value:
-            if len(polygon) % 2 or not all(type(number) in (int, float) for number in polygon):
+            if len(polygon) % 2 or not set(map(type, polygon)) <= NUMBERS:
                 self._fail(name, "segmentation", polygon, "polygons of numbers x, y, x, y, ...")
         drawn = [polygon for polygon in value if len(polygon) >= POLYGON]
         return drawn or None  # a point or a line has no pixels

@@ -1,5 +1,6 @@
 """Metrics of each class, the confusion matrix, and the most frequent mistakes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,9 +27,11 @@ def class_section(results: Results) -> Markup | None:
     if not size:
         return None
     classes = results.get("classes") or []
-    names = [classes[i] if i < len(classes) else f"class {i}" for i in range(size)]
+    rest = "background" if metric.get("background") else "class {}"  # of detections that are of no object, and the other way round
+    names = [classes[i] if i < len(classes) else rest.format(i) for i in range(size)]
     unit = metric.get("unit") or results.get("samples", "images")
-    parts: list[object] = [class_table(columns, names, counts, unit)] if columns else []
+    known = names[: max(map(len, columns.values()))] if columns else []
+    parts: list[object] = [class_table(columns, known, counts, unit)] if columns else []
     if counts is not None:
         parts.append(confusion_table(counts, names) if size <= MAX_CLASSES else confusion_figure(counts))
         parts.append(mistake_table(counts, names))
@@ -42,7 +45,7 @@ def per_class_columns(results: Results) -> dict[str, list[float | None]]:
     for key, values in metric.items():
         if key == "per_class" and values:
             primary = primary_of(results)
-            name = "accuracy" if primary in (None, "top1") else label_of(str(primary)).removeprefix("mean ").removeprefix("m")
+            name = "accuracy" if primary in (None, "top1") else re.sub(r"^(mean |m(?=[A-Z]))", "", label_of(str(primary)))
             columns[name] = list(values)
         elif key.startswith("per_class_") and values:
             columns[humanize(key.removeprefix("per_class_"))] = list(values)

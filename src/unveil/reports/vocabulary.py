@@ -17,12 +17,13 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
     "words"      masked words of held-out texts: "word_loss", "word_accuracy", "frequency_loss", "frequency_accuracy"
     "bleu"       BLEU of a translation run: {test set: {"greedy" | "beam": number}}; "beams": number of beams
     "score"      numbers of a task by name; "primary" is the key of the most important one. Besides numbers it may hold
-                     "confusion"   K x K counts, true classes as rows
+                     "confusion"   K x K counts, true classes as rows; with "background" true, the last of them is no class
                      "per_class"   a number, or None, for each class; further such lists have keys that begin with "per_class_"
                      "count"       number of test samples
                      "reliability"   count, mean probability and accuracy in each range of probabilities
                      "unit"        the unit of "confusion", such as "pixels"; by default samples
                      "scatter"     pairs of a true and a predicted number
+                     "pr_curves"   precision at each of "recalls": see `unveil.detection_metrics`
     "lower_is_better"   true if the primary number is an error
     "probe"      the numbers of "score" of the linear probe from which fine-tuning started; on a page also "scratch", those of the
                      run from scratch beside it
@@ -68,8 +69,22 @@ QUANTITIES = {
     "mean_iou": Quantity("mean IoU", True),
     "pixel_accuracy": Quantity("pixel accuracy", True),
     "mean_accuracy": Quantity("mean accuracy of the classes", True),
-    "box_ap": Quantity("box AP", True),
-    "mask_ap": Quantity("mask AP", True),
+    **{f"{kind}_ap": Quantity(f"{kind} AP", True) for kind in ("box", "mask")},
+    **{f"{kind}_ap{iou}": Quantity(f"{kind} AP{iou}", True) for kind in ("box", "mask") for iou in (50, 75)},
+    **{
+        f"{kind}_ap_{size}": Quantity(f"{kind} AP, {size}", True)
+        for kind in ("box", "mask")
+        for size in ("small", "medium", "large")
+    },
+    **{f"{kind}_ar": Quantity(f"{kind} AR", True) for kind in ("box", "mask")},
+    **{f"{kind}_ar{count}": Quantity(f"{kind} AR, {count} an image", True) for kind in ("box", "mask") for count in (1, 10)},
+    **{
+        f"{kind}_ar_{size}": Quantity(f"{kind} AR, {size}", True)
+        for kind in ("box", "mask")
+        for size in ("small", "medium", "large")
+    },
+    "best_f1": Quantity("best F1 of boxes", True),
+    "score_threshold": Quantity("score with the best F1", digits=2),
     "bleu": Quantity("BLEU"),
     "held_out_loss": Quantity("loss"),
     "token_accuracy": Quantity("masked tokens predicted correctly", True),
@@ -112,6 +127,8 @@ CURVES = {
     "codebook_usage": "Share of the codebook in use on held-out images",
     "word_accuracy": "Masked words predicted correctly in held-out texts",
     "mean_iou": "Mean IoU on the test set",
+    "box_ap": "Box AP on the validation set",
+    "mask_ap": "Mask AP on the validation set",
     "pixel_accuracy": "Pixel accuracy on the test set",
     "bleu": "BLEU on held-out sentences",
 }

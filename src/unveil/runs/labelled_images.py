@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unveil.data.loader import ImageLoader
 from unveil.data.splits import Subset
-from unveil.data.targets import PER_IMAGE, MultiLabelTargets, NumberTargets, PixelTargets, Targets
+from unveil.data.targets import PER_IMAGE, BoxTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
 from unveil.evaluate.features import Features, NothingReadableError, features_of, predictions_of, refuse_non_finite, views_of
 from unveil.evaluate.label_fits import fit_labels, fit_ridge
 from unveil.evaluate.logistic import fit_logistic
@@ -119,7 +119,7 @@ class LabelledImages(LabelledData):
         if validation:
             assert self.validation_set is not None
             return predictions_of(task, self.validation_set, recipe.hardware, recipe.world)
-        if task.TargetType is PixelTargets:  # maps follow the crops of the training
+        if task.TargetType in (PixelTargets, BoxTargets):  # they follow the crops of the training
             return predictions_of(task, self.test_set, recipe.hardware, recipe.world)
         exact = replace(recipe.hardware, precision="float32")  # as `unveil predict` computes them: from the file on, in float32
         return predictions_of(task, preprocessed(self.test_set, task.encoder.config), exact, recipe.world)
