@@ -85,7 +85,7 @@ def test_a_task_with_boxes(folder: Path, pretrained: Run, capsys: pytest.Capture
     given = {"task": f"{folder / 'onebox.py'}:OneBox", "device": "cpu", "precision": "float32"}
     whole = unveil.finetune(pretrained.path, str(folder / "data"), out=folder / "whole", **given)
     said = " ".join(capsys.readouterr().err.split())
-    assert "instances_train.json has 12 objects, 1 of them crowds in 12 images: cat (6), dog (6)" in said
+    assert "instances_train.json has 12 objects, 1 of them crowds in 12 images: dog (6), cat (6)" in said
     assert "left out 1 object: annotation 99 has a bbox without area" in said
     assert "left out 1 training image with crowds only" in said
     results = json.loads((whole.path / "results.json").read_text())

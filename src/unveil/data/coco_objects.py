@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from unveil.data.image_finder import ImageFinder, Part, missing_note, unlisted_note
 from unveil.data.label_table import examples
-from unveil.data.object_parts import ImageFinder, Part, missing_note, unlisted_note
 from unveil.data.object_rows import Row, Told
 from unveil.data.rle import Segment
 from unveil.data.split_folders import split_of, without_union

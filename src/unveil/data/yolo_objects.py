@@ -11,7 +11,7 @@ import yaml
 
 from unveil.data.archive import SAMPLE_TEXT_LIMIT
 from unveil.data.archive_parts import names_without_shards
-from unveil.data.object_parts import ImageFinder, Part
+from unveil.data.image_finder import ImageFinder, Part
 from unveil.data.object_rows import Row, Told
 from unveil.data.split_folders import layout_of
 from unveil.errors import UnveilError
