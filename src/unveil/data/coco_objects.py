@@ -24,6 +24,8 @@ OTHERS = re.compile(
 EXPECTED = "bbox as [left, top, width, height] in pixels"
 NUMBERS = {int, float}
 """Types of numbers in JSON; a boolean is none."""
+HUGE = 2**31
+"""No coordinate is larger."""
 POLYGON = 6
 """Minimum numbers of a polygon: three points."""
 
@@ -200,7 +202,7 @@ class _Reader:
             ids[id_], files[file] = file, id_
             sides = each.get("height", 0), each.get("width", 0)
             for side, value in zip(("height", "width"), sides, strict=True):
-                if value is not None and (type(value) not in (int, float) or value < 0 or value != int(value)):
+                if value is not None and (type(value) not in NUMBERS or not 0 <= value <= HUGE or value != int(value)):
                     self._fail(f"image {id_} ({file})", side, value, "a number of pixels")
             found.append((id_, file, (int(sides[0] or 0), int(sides[1] or 0))))
         if copies:
@@ -244,9 +246,9 @@ class _Reader:
     def _row(self, name: str, each: dict[str, Any], place: int, label: int) -> Row:
         box, area, crowd = each.get("bbox"), each.get("area"), each.get("iscrowd", 0)
         segment = self._segment(name, each.get("segmentation"))
-        if not isinstance(box, list) or len(box) != 4 or not set(map(type, box)) <= NUMBERS:
+        if not isinstance(box, list) or len(box) != 4 or not set(map(type, box)) <= NUMBERS or max(map(abs, box)) > HUGE:
             self._fail(name, "bbox", box, "[left, top, width, height] in pixels")
-        if area is not None and (type(area) not in (int, float) or area < 0):
+        if area is not None and (type(area) not in NUMBERS or not 0 <= area <= HUGE**2):
             self._fail(name, "area", area, "a number of pixels")
         if crowd not in (0, 1, None):
             self._fail(name, "iscrowd", crowd, "0 or 1")

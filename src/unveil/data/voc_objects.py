@@ -179,7 +179,7 @@ def _text(element: Element, tag: str) -> str:
 
 def _pixels(where: str, size: Element, tag: str) -> int:
     text = _text(size, tag)
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         _fail(where, f"size has the {tag} {text!r}: expected a number of pixels")
     return int(text)
 
