@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from unveil.coco_results import coco_entries, write_coco
+from unveil.coco_results import class_ids, coco_entries, write_coco
 from unveil.data.dataset import ImageDataset
 from unveil.data.sources import open_parts
 from unveil.data.targets import BoxTargets
@@ -225,6 +225,11 @@ def test_an_entry_by_hand() -> None:
         "segmentation": {"size": [9, 9], "counts": first["segmentation"]["counts"]},
     }
     assert (second["category_id"], second["bbox"]) == (90, [1, 2, 3, 6])
+
+
+def test_ids_of_classes() -> None:
+    assert class_ids(["dog", "emu", "cat", "elk"], {"cat": 3, "dog": 90}) == [90, 91, 3, 92]
+    assert class_ids(["cat"], {}) == [1]
 
 
 def objects(boxes: list[list[float]], labels: list[int], crowd: list[bool] | None = None) -> BoxTargets:

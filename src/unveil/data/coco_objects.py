@@ -1,7 +1,6 @@
 """Objects in COCO json: boxes, crowds, and masks as polygons or run lengths."""
 
 import re
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from unveil.data.image_finder import ImageFinder, Part, missing_note, unlisted_note
@@ -283,16 +282,3 @@ class _Reader:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def class_ids(names: Sequence[str], category_ids: dict[str, Any]) -> list[Any]:
-    """The id of each class in the annotations; for a class without one, the next free number."""
-    free = max((id_ for id_ in category_ids.values() if isinstance(id_, int)), default=0) + 1
-    found = []
-    for name in names:
-        if name in category_ids:
-            found.append(category_ids[name])
-        else:
-            found.append(free)
-            free += 1
-    return found
