@@ -13,12 +13,15 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from unveil.coco_results import coco_entries, write_coco
+from unveil.coco_results import class_ids, coco_entries, write_coco
+from unveil.data.dataset import ImageDataset
+from unveil.data.sources import open_parts
 from unveil.data.targets import BoxTargets
 from unveil.detection_metrics import DetectionMetric, best_threshold
 from unveil.detections import Detections
 from unveil.errors import UnveilError
 
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 HEIGHT, WIDTH = 150, 200
 CLASSES = 4
 IDS = [1, 3, 7, 90]
@@ -224,6 +227,11 @@ def test_an_entry_by_hand() -> None:
     assert (second["category_id"], second["bbox"]) == (90, [1, 2, 3, 6])
 
 
+def test_ids_of_classes() -> None:
+    assert class_ids(["dog", "emu", "cat", "elk"], {"cat": 3, "dog": 90}) == [90, 91, 3, 92]
+    assert class_ids(["cat"], {}) == [1]
+
+
 def objects(boxes: list[list[float]], labels: list[int], crowd: list[bool] | None = None) -> BoxTargets:
     return BoxTargets(torch.tensor([boxes]), torch.tensor([labels]), None if crowd is None else torch.tensor([crowd]))
 
@@ -323,3 +331,30 @@ def test_masks_that_cannot_be_scored() -> None:
         DetectionMetric(1).update([one, one], targets)
     with pytest.raises(UnveilError, match="max_dets is 0"):
         DetectionMetric(1, max_dets=0)
+
+
+@pytest.mark.parametrize("name", ["coco_mini", "nuclei_dsb2018/nuclei.tar.gz"])
+def test_the_objects_themselves_as_detections_score_one(name: str) -> None:
+    """From the files on: every AP and AR of real objects, found where they are, is 1."""
+    if not (SHARED / name).exists():
+        pytest.skip(f"{SHARED / name} is absent")
+    source = open_parts(SHARED / name, targets=BoxTargets).makers["val"]()
+    source = source.taken(list(range(0, len(source), 12)))
+    dataset = ImageDataset(source, side=4096, memory=0)
+    metric = DetectionMetric(len(source.classes), masks=True, max_dets=500)
+    for rows in torch.arange(len(source)).split(4):
+        batch = dataset.readable(rows)
+        found = []
+        for i, (height, width) in enumerate(batch.sizes.tolist()):
+            real = (batch.targets.labels[i] >= 0) & ~batch.targets.crowd[i]
+            masks = batch.targets.masks[i][real, :height, :width]
+            found.append(
+                Detections(batch.targets.boxes[i][real], torch.ones(int(real.sum())), batch.targets.labels[i][real], masks)
+            )
+        metric.update(found, batch.targets)
+    score = metric.compute()
+    assert score["box_ap"] == score["mask_ap"] == score["mask_ap_small"] == score["box_ar"] == score["mask_ar"] == 1.0
+    assert {value for value in score["per_class"] if value is not None} == {1.0}
+    confusion = np.array(score["confusion"])
+    assert (confusion == np.diag(confusion.diagonal())).all()
+    assert confusion.sum() == int((~source.objects.crowd).sum())

@@ -1,7 +1,7 @@
 """Detections as COCO writes results: a list of boxes and masks with scores, which COCO's tools load beside the annotations."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def write_coco(path: Path, images: Iterable[tuple[Any, Detections]], category_id
     Args:
         path: The file.
         images: The id of each image in the annotations, and its detections in pixels of the original.
-        category_ids: The id of each class in the annotations: see `Objects.category_ids`.
+        category_ids: The id of each class in the annotations: see `class_ids`.
 
     Raises:
         UnveilError: If a mask does not have the size of its image.
@@ -49,6 +49,19 @@ def coco_entries(image_id: Any, found: Detections, category_ids: Sequence[Any]) 
         }
         entries.append(entry if masks is None else entry | {"segmentation": masks[row]})
     return entries
+
+
+def class_ids(names: Sequence[str], category_ids: Mapping[str, Any]) -> list[Any]:
+    """The id of each class by `Source.objects.category_ids`; for a class without one, the next free number."""
+    free = max((id_ for id_ in category_ids.values() if isinstance(id_, int)), default=0) + 1
+    found = []
+    for name in names:
+        if name in category_ids:
+            found.append(category_ids[name])
+        else:
+            found.append(free)
+            free += 1
+    return found
 
 
 def run_lengths_of(masks: Tensor | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

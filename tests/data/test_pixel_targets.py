@@ -217,7 +217,7 @@ def test_targets_that_data_does_not_have(tmp_path: Path) -> None:
     (tmp_path / "plain" / "images" / "1.png").write_bytes(png(images[0]))
     with pytest.raises(UnveilError, match=r"no masks in .*: PixelTargets need a folder images/"):
         open_both(tmp_path / "plain", targets=PixelTargets)
-    with pytest.raises(UnveilError, match="BoxTargets cannot be read from DATA yet: no layout"):
+    with pytest.raises(UnveilError, match=r"no boxes in .*: expected annotations in COCO json"):
         open_both(tmp_path / "plain", targets=BoxTargets)
     data = write(tmp_path / "data", "{split}/{kind}", classes="one\n\ntwo\n")
     with pytest.raises(UnveilError, match=r"classes\.txt has 3 lines, and an empty one: expected one class per line"):

@@ -127,6 +127,10 @@ BOMB = "<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'><!ENTITY y '&x;&x;&x;&x;&x;&x;&x;&x
         (voc(box(), size="<size><width>-3</width><height>4</height></size>"), r"a.xml: size has the width '-3'|height"),
         (voc(box(corners=(12, 4, 3, 11))), r"a.xml, object 1 has a bndbox of negative width or height"),
         (voc(box(corners=(50, 4, 60, 11))), r"a.xml, object 1 has a bndbox outside of the image"),
+        (
+            voc(box(), size="<size><width>30</width><height>99999999999999999999</height></size>"),
+            r"a.xml: size has the height '9999",
+        ),
         (voc(), r"none of its 1 xml file has an object"),
     ],
 )
@@ -206,6 +210,10 @@ def test_yolo_names(names: str, tmp_path: Path) -> None:
         "cat",
         "dog",
     ]
+
+
+def test_a_class_that_is_no_number_of_one(tmp_path: Path) -> None:
+    refused(yolo_data(tmp_path, {"train/a": "4000000000 0.5 0.5 0.2 0.4"}, ""), "has the class 4000000000, but classes are numbers")
 
 
 def test_yolo_names_in_other_files_or_none(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """Objects in COCO json: boxes, crowds, and masks as polygons or run lengths."""
 
 import re
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from unveil.data.image_finder import ImageFinder, Part, missing_note, unlisted_note
 from unveil.data.label_table import examples
-from unveil.data.object_parts import ImageFinder, Part, missing_note, unlisted_note
 from unveil.data.object_rows import Row, Told
 from unveil.data.rle import Segment
 from unveil.data.split_folders import split_of, without_union
@@ -22,6 +21,10 @@ OTHERS = re.compile(
 )
 """Names of files that come with COCO, or with other tools, and have no objects to detect."""
 EXPECTED = "bbox as [left, top, width, height] in pixels"
+NUMBERS = {int, float}
+"""Types of numbers in JSON; a boolean is none."""
+HUGE = 2**31
+"""No coordinate is larger."""
 POLYGON = 6
 """Minimum numbers of a polygon: three points."""
 
@@ -198,7 +201,7 @@ class _Reader:
             ids[id_], files[file] = file, id_
             sides = each.get("height", 0), each.get("width", 0)
             for side, value in zip(("height", "width"), sides, strict=True):
-                if value is not None and (type(value) not in (int, float) or value < 0 or value != int(value)):
+                if value is not None and (type(value) not in NUMBERS or not 0 <= value <= HUGE or value != int(value)):
                     self._fail(f"image {id_} ({file})", side, value, "a number of pixels")
             found.append((id_, file, (int(sides[0] or 0), int(sides[1] or 0))))
         if copies:
@@ -242,9 +245,9 @@ class _Reader:
     def _row(self, name: str, each: dict[str, Any], place: int, label: int) -> Row:
         box, area, crowd = each.get("bbox"), each.get("area"), each.get("iscrowd", 0)
         segment = self._segment(name, each.get("segmentation"))
-        if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        if not isinstance(box, list) or len(box) != 4 or not set(map(type, box)) <= NUMBERS or max(map(abs, box)) > HUGE:
             self._fail(name, "bbox", box, "[left, top, width, height] in pixels")
-        if area is not None and (type(area) not in (int, float) or area < 0):
+        if area is not None and (type(area) not in NUMBERS or not 0 <= area <= HUGE**2):
             self._fail(name, "area", area, "a number of pixels")
         if crowd not in (0, 1, None):
             self._fail(name, "iscrowd", crowd, "0 or 1")
@@ -262,12 +265,12 @@ class _Reader:
             if not isinstance(counts, str | list) or not counts:
                 self._fail(name, "segmentation.counts", counts, "run lengths, as a list or as a text")
             return {"size": size, "counts": counts}
-        if isinstance(value, list) and all(type(number) in (int, float) for number in value):
+        if isinstance(value, list) and set(map(type, value)) <= NUMBERS:
             value = [value]  # one polygon without the list around it
         if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
             self._fail(name, "segmentation", value, "polygons [[x, y, x, y, ...], ...] or run lengths")
         for polygon in value:
-            if len(polygon) % 2 or not all(type(number) in (int, float) for number in polygon):
+            if len(polygon) % 2 or not set(map(type, polygon)) <= NUMBERS:
                 self._fail(name, "segmentation", polygon, "polygons of numbers x, y, x, y, ...")
         drawn = [polygon for polygon in value if len(polygon) >= POLYGON]
         return drawn or None  # a point or a line has no pixels
@@ -279,16 +282,3 @@ class _Reader:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def class_ids(names: Sequence[str], category_ids: dict[str, Any]) -> list[Any]:
-    """The id of each class in the annotations; for a class without one, the next free number."""
-    free = max((id_ for id_ in category_ids.values() if isinstance(id_, int)), default=0) + 1
-    found = []
-    for name in names:
-        if name in category_ids:
-            found.append(category_ids[name])
-        else:
-            found.append(free)
-            free += 1
-    return found

@@ -85,16 +85,16 @@ def box_targets(objects: Sequence[ImageObjects], sizes: Sequence[Sequence[int]])
     boxes, labels = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int64)
     crowd, area = np.zeros(shape, bool), np.zeros(shape, np.float32)
     masks = None
-    if any(each.masks is not None for each in objects):
-        masks = torch.zeros(*shape, *(max(size[axis] for size in sizes) for axis in range(2)), dtype=torch.bool)
+    if any(each.masks is not None for each in objects):  # pages of zeros that nothing is drawn on take no time, unlike torch.zeros
+        masks = np.zeros((*shape, *(max(size[axis] for size in sizes) for axis in range(2))), bool)
     for row, each in enumerate(objects):
         count = len(each.labels)
         boxes[row, :count], labels[row, :count], crowd[row, :count], area[row, :count] = each[:4]
         for place, patch in enumerate(each.masks or ()):
             assert masks is not None
-            patch.paste(masks.numpy()[row, place])
+            patch.paste(masks[row, place])
     whole, numbers, groups, areas = (torch.from_numpy(x) for x in (boxes, labels, crowd, area))
-    return BoxTargets(whole, numbers, groups, areas, masks)
+    return BoxTargets(whole, numbers, groups, areas, None if masks is None else torch.from_numpy(masks))
 
 
 def label_targets(source: Source, indices: Int[Tensor, " B"]) -> ClassTargets | MultiLabelTargets | NumberTargets | None:

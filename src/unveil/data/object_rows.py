@@ -15,6 +15,7 @@ from unveil.plain_text import count_of
 
 MOST_BROKEN = 0.1
 """Largest share of the boxes that may be broken. With more, the file is another than it seems."""
+EMPTY = "without area"
 FAR_OUT = 0.1
 """A box that reaches this share of a side beyond its image, or further, is not just rounded."""
 
@@ -60,7 +61,8 @@ def checked_objects(told: Told) -> tuple[Objects, list[str]]:
     is left out, and so is an exact copy of another object.
 
     Raises:
-        UnveilError: If that is more than `MOST_BROKEN` of them, or most reach far beyond their images.
+        UnveilError: If that is more than `MOST_BROKEN` of them (boxes without area aside) or all; or if most reach far beyond
+            their images.
     """
     rows = sorted(told.rows, key=lambda row: row.image)  # stable: objects of an image stay in their order
     boxes = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
@@ -108,7 +110,7 @@ def _broken(field: str, boxes: NDArray[np.float64], ends: NDArray[np.float64]) -
     tests = {
         f"a {field} with numbers that are not finite": ~finite,
         f"a {field} of negative width or height": (sides < 0).any(axis=1),
-        f"a {field} without area": (sides == 0).any(axis=1),
+        f"a {field} {EMPTY}": (sides == 0).any(axis=1),
         f"a {field} outside of the image": (boxes[:, 2:] <= 0).any(axis=1) | (boxes[:, :2] >= ends[:, :2]).any(axis=1),
     }
     found, seen = list[tuple[str, NDArray[np.bool_]]](), np.zeros(len(boxes), bool)
@@ -122,7 +124,8 @@ def _refuse_many(
     told: Told, rows: Sequence[Row], boxes: NDArray[np.float64], wrong: Sequence[tuple[str, NDArray[np.bool_]]]
 ) -> None:
     total = sum(int(flags.sum()) for _, flags in wrong)
-    if not total or total <= MOST_BROKEN * len(rows):
+    empty = sum(int(flags.sum()) for reason, flags in wrong if reason.endswith(EMPTY))  # a click of the mouse makes one
+    if not total or (total - empty <= MOST_BROKEN * len(rows) and total < len(rows)):
         return
     reason, flags = max(wrong, key=lambda each: int(each[1].sum()))
     first = int(np.flatnonzero(flags)[0])

@@ -139,6 +139,8 @@ class Objects:
         moved = np.clip(boxes * scale - np.array([columns.cut, rows_of_image.cut] * 2), 0, ends)
         seen = (moved[:, 0] < moved[:, 2]) & (moved[:, 1] < moved[:, 3])
         area = self.areas[rows] * columns.scale * rows_of_image.scale
+        if rows_of_image.cut or columns.cut:  # as much of an object is left as of its box
+            area = area * _areas(moved) / np.maximum(_areas(boxes * scale), 1e-6)
         masks: list[Patch] | None = None
         if self.segments is not None and with_masks:
             masks = [
@@ -149,7 +151,7 @@ class Objects:
                 if kept
             ]
         moved, area = moved[seen], area[seen]
-        of_box = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
+        of_box = _areas(moved)
         if masks is not None and np.isnan(area).any():
             pixels = np.array([mask.pixels.sum() for mask in masks])
             of_box = np.where(pixels > 0, pixels, of_box)
@@ -172,6 +174,10 @@ class Objects:
             "is turned by its EXIF orientation, and its annotation does not say whether its boxes are of the turned image: "
             "save it upright"
         )
+
+
+def _areas(boxes: Floats) -> Floats:
+    return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
 
 
 class _Axis(NamedTuple):

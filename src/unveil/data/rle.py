@@ -117,12 +117,49 @@ def _drawn(polygons: list[list[float]], height: int, width: int) -> NDArray[np.i
     return run_lengths((found[0] if len(found) == 1 else mask.merge(found))["counts"])
 
 
-def encoded(masks: NDArray[Any]) -> list[dict[str, Any]]:
-    """Compressed run lengths of masks (n, H, W), as COCO json holds them."""
-    from faster_coco_eval.core import mask  # as above
+def encoded(masks: Bool[np.ndarray, "n H W"]) -> list[dict[str, Any]]:
+    """Compressed run lengths of masks, as COCO json holds them."""
+    found = []
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows):
+            top, left = int(rows[0]), int(columns[0])
+            piece = Patch(top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1])
+        else:
+            piece = Patch(0, 0, np.zeros((0, 0), bool))
+        found.append(encoded_patch(piece, *mask.shape))
+    return found
 
-    found = mask.encode(np.asfortranarray(np.moveaxis(masks.astype(np.uint8), 0, 2))) if len(masks) else []
-    return [{"size": [int(side) for side in each["size"]], "counts": as_text(each["counts"])} for each in found]
+
+def encoded_patch(piece: Patch, height: int, width: int) -> dict[str, Any]:
+    """Compressed run lengths of a mask of which only a rectangle is given, in an image of this size."""
+    rows, columns = piece.pixels.shape
+    padded = np.zeros((columns, rows + 2), np.int8)
+    padded[:, 1:-1] = piece.pixels.T
+    steps = np.diff(padded, axis=1)  # 1 where a run begins in its column, -1 after its end
+    first = piece.top + height * (piece.left + np.arange(columns))
+    starts, ends = ((np.nonzero(steps == step)) for step in (1, -1))
+    edges = np.stack([first[starts[0]] + starts[1], first[ends[0]] + ends[1]], axis=1).reshape(-1)
+    same = np.flatnonzero(edges[1:-1:2] == edges[2::2])  # a run that goes on in the next column
+    edges = np.delete(edges, np.concatenate([2 * same + 1, 2 * same + 2]))
+    counts = np.diff(edges, prepend=0, append=height * width)
+    if len(edges) and edges[-1] == height * width:
+        counts = counts[:-1]
+    return {"size": [height, width], "counts": compressed(counts)}
+
+
+def compressed(counts: NDArray[np.int64]) -> str:
+    """Run lengths as text: the reverse of `run_lengths`."""
+    rest = counts.copy()
+    rest[3:] -= counts[1:-2]
+    chars, kept = np.zeros((len(rest), _LONGEST), np.uint8), np.zeros((len(rest), _LONGEST), bool)
+    alive = np.ones(len(rest), bool)
+    for place in range(_LONGEST):
+        bits, rest = rest & 31, rest >> 5
+        more = np.where(bits & 16, rest != -1, rest != 0)  # the sign of the number is that of its last bit
+        chars[:, place], kept[:, place] = (bits | more << 5) + 48, alive
+        alive = alive & more
+    return chars[kept].tobytes().decode("ascii")
 
 
 def as_text(counts: str | bytes) -> str:

@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 from unveil.data.archive import SAMPLE_TEXT_LIMIT
 from unveil.data.archive_parts import names_without_shards
-from unveil.data.object_parts import ImageFinder, Part, missing_note, unlisted_note
+from unveil.data.image_finder import ImageFinder, Part, missing_note, unlisted_note
 from unveil.data.object_rows import Row, Told
 from unveil.data.split_folders import SPLITS, layout_of, split_of, without_union
 from unveil.data.xml_files import parse_xml
@@ -179,7 +179,7 @@ def _text(element: Element, tag: str) -> str:
 
 def _pixels(where: str, size: Element, tag: str) -> int:
     text = _text(size, tag)
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         _fail(where, f"size has the {tag} {text!r}: expected a number of pixels")
     return int(text)
 

@@ -11,7 +11,7 @@ import yaml
 
 from unveil.data.archive import SAMPLE_TEXT_LIMIT
 from unveil.data.archive_parts import names_without_shards
-from unveil.data.object_parts import ImageFinder, Part
+from unveil.data.image_finder import ImageFinder, Part
 from unveil.data.object_rows import Row, Told
 from unveil.data.split_folders import layout_of
 from unveil.errors import UnveilError
@@ -24,6 +24,8 @@ NAMES = ("classes.txt", "obj.names", "_darknet.labels")
 """Files with a class on each line."""
 YAML_LIMIT = 2**20
 MOST_LISTS = 100
+MOST_CLASSES = 100_000
+"""Maximum number of classes that no file names."""
 
 
 def yolo_parts(finder: ImageFinder) -> dict[str, Part] | None:
@@ -164,9 +166,13 @@ def _rows(raw: bytes, place: int, where: str, file: str, known: tuple[Sequence[s
         label, shares = values[0], values[1:]
         if label != int(label) if math.isfinite(label) else True:
             _fail(where, number, f"has the class {words[0]}")
-        if label < 0 or (names and label >= len(names)):
-            listed = f"{named_in} has the classes 0 to {len(names) - 1}" if names else "classes begin with 0"
-            raise UnveilError(f"{where}, line {number}: has the class {int(label)}, but {listed}")
+        if not 0 <= label < (len(names) or MOST_CLASSES):
+            listed = (
+                f"{named_in} has the classes 0 to {len(names) - 1}"
+                if names
+                else f"classes are numbers from 0 to {MOST_CLASSES - 1}"
+            )
+            raise UnveilError(f"{where}, line {number}: has the class {label:.0f}, but {listed}")
         outside = next((each for each in shares if not -SLACK <= each <= 1 + SLACK), None)
         if outside is not None:
             _fail(where, number, f"has the value {outside:g}")

@@ -1,5 +1,6 @@
 """Metrics of each class, the confusion matrix, and the most frequent mistakes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,11 +27,11 @@ def class_section(results: Results) -> Markup | None:
     if not size:
         return None
     classes = results.get("classes") or []
-    names = [classes[i] if i < len(classes) else f"class {i}" for i in range(size)]
-    if metric.get("background") and len(classes) < size:
-        names[-1] = "background"  # as a row, what was found there; as a column, what was missed
+    rest = "background" if metric.get("background") else "class {}"  # of detections that are of no object, and the other way round
+    names = [classes[i] if i < len(classes) else rest.format(i) for i in range(size)]
     unit = metric.get("unit") or results.get("samples", "images")
-    parts: list[object] = [class_table(columns, names, counts, unit)] if columns else []
+    known = names[: max(map(len, columns.values()))] if columns else []
+    parts: list[object] = [class_table(columns, known, counts, unit)] if columns else []
     if counts is not None:
         parts.append(confusion_table(counts, names) if size <= MAX_CLASSES else confusion_figure(counts))
         parts.append(mistake_table(counts, names))
@@ -44,7 +45,7 @@ def per_class_columns(results: Results) -> dict[str, list[float | None]]:
     for key, values in metric.items():
         if key == "per_class" and values:
             primary = primary_of(results)
-            name = "accuracy" if primary in (None, "top1") else label_of(str(primary)).removeprefix("mean ").removeprefix("m")
+            name = "accuracy" if primary in (None, "top1") else re.sub(r"^(mean |m(?=[A-Z]))", "", label_of(str(primary)))
             columns[name] = list(values)
         elif key.startswith("per_class_") and values:
             columns[humanize(key.removeprefix("per_class_"))] = list(values)
@@ -56,7 +57,7 @@ def class_table(
 ) -> Markup:
     """A table with a row and a bar for each class, the worst first. If there are many classes, only the worst and the best."""
     heading, shares = next(iter(columns.items()))
-    order = sorted(range(len(shares)), key=lambda i: (shares[i] is None, shares[i] or 0.0))
+    order = sorted(range(len(names)), key=lambda i: (shares[i] is None, shares[i] or 0.0))
     title = f"{heading[0].upper()}{heading[1:]} of each class, the worst first"
     if len(order) > MAX_CLASSES:
         measured, half = [i for i in order if shares[i] is not None], MAX_CLASSES // 2

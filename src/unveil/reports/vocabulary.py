@@ -17,12 +17,13 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
     "words"      masked words of held-out texts: "word_loss", "word_accuracy", "frequency_loss", "frequency_accuracy"
     "bleu"       BLEU of a translation run: {test set: {"greedy" | "beam": number}}; "beams": number of beams
     "score"      numbers of a task by name; "primary" is the key of the most important one. Besides numbers it may hold
-                     "confusion"   K x K counts, true classes as rows
+                     "confusion"   K x K counts, true classes as rows; with "background" true, the last of them is no class
                      "per_class"   a number, or None, for each class; further such lists have keys that begin with "per_class_"
                      "count"       number of test samples
                      "reliability"   count, mean probability and accuracy in each range of probabilities
                      "unit"        the unit of "confusion", such as "pixels"; by default samples
                      "scatter"     pairs of a true and a predicted number
+                     "pr_curves"   precision at each of "recalls": see `unveil.detection_metrics`
     "lower_is_better"   true if the primary number is an error
     "probe"      the numbers of "score" of the linear probe from which fine-tuning started; on a page also "scratch", those of the
                      run from scratch beside it
@@ -68,32 +69,22 @@ QUANTITIES = {
     "mean_iou": Quantity("mean IoU", True),
     "pixel_accuracy": Quantity("pixel accuracy", True),
     "mean_accuracy": Quantity("mean accuracy of the classes", True),
-    "box_ap": Quantity("box AP", True),
-    "box_ap50": Quantity("box AP50", True),
-    "box_ap75": Quantity("box AP75", True),
-    "box_ap_small": Quantity("box AP, small objects", True),
-    "box_ap_medium": Quantity("box AP, medium objects", True),
-    "box_ap_large": Quantity("box AP, large objects", True),
-    "mask_ap": Quantity("mask AP", True),
-    "mask_ap50": Quantity("mask AP50", True),
-    "mask_ap75": Quantity("mask AP75", True),
-    "mask_ap_small": Quantity("mask AP, small objects", True),
-    "mask_ap_medium": Quantity("mask AP, medium objects", True),
-    "mask_ap_large": Quantity("mask AP, large objects", True),
-    "box_ar": Quantity("box recall", True),
-    "box_ar1": Quantity("box recall with one detection", True),
-    "box_ar10": Quantity("box recall with ten detections", True),
-    "box_ar_small": Quantity("box recall, small objects", True),
-    "box_ar_medium": Quantity("box recall, medium objects", True),
-    "box_ar_large": Quantity("box recall, large objects", True),
-    "mask_ar": Quantity("mask recall", True),
-    "mask_ar1": Quantity("mask recall with one detection", True),
-    "mask_ar10": Quantity("mask recall with ten detections", True),
-    "mask_ar_small": Quantity("mask recall, small objects", True),
-    "mask_ar_medium": Quantity("mask recall, medium objects", True),
-    "mask_ar_large": Quantity("mask recall, large objects", True),
-    "best_f1": Quantity("best F1 at IoU 0.5", True),
-    "score_threshold": Quantity("score of the best F1", digits=3),
+    **{f"{kind}_ap": Quantity(f"{kind} AP", True) for kind in ("box", "mask")},
+    **{f"{kind}_ap{iou}": Quantity(f"{kind} AP{iou}", True) for kind in ("box", "mask") for iou in (50, 75)},
+    **{
+        f"{kind}_ap_{size}": Quantity(f"{kind} AP, {size}", True)
+        for kind in ("box", "mask")
+        for size in ("small", "medium", "large")
+    },
+    **{f"{kind}_ar": Quantity(f"{kind} AR", True) for kind in ("box", "mask")},
+    **{f"{kind}_ar{count}": Quantity(f"{kind} AR, {count} an image", True) for kind in ("box", "mask") for count in (1, 10)},
+    **{
+        f"{kind}_ar_{size}": Quantity(f"{kind} AR, {size}", True)
+        for kind in ("box", "mask")
+        for size in ("small", "medium", "large")
+    },
+    "best_f1": Quantity("best F1 of boxes", True),
+    "score_threshold": Quantity("score with the best F1", digits=2),
     "bleu": Quantity("BLEU"),
     "held_out_loss": Quantity("loss"),
     "token_accuracy": Quantity("masked tokens predicted correctly", True),
@@ -136,9 +127,9 @@ CURVES = {
     "codebook_usage": "Share of the codebook in use on held-out images",
     "word_accuracy": "Masked words predicted correctly in held-out texts",
     "mean_iou": "Mean IoU on the test set",
-    "pixel_accuracy": "Pixel accuracy on the test set",
     "box_ap": "Box AP on the validation set",
     "mask_ap": "Mask AP on the validation set",
+    "pixel_accuracy": "Pixel accuracy on the test set",
     "bleu": "BLEU on held-out sentences",
 }
 """Keys of `QUANTITIES` whose values in the log are drawn as a curve, and the title of the curve."""

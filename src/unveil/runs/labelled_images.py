@@ -148,7 +148,7 @@ class LabelledImages(LabelledData):
         exact = replace(recipe.hardware, precision="float32")  # as `unveil predict` computes them: from the file on, in float32
         if task.whole_images:
             return predictions_of(task, self.test_set, exact, recipe.world)
-        if task.TargetType is PixelTargets:  # maps follow the crops of the training
+        if task.TargetType in (PixelTargets, BoxTargets):  # they follow the crops of the training
             return predictions_of(task, self.test_set, recipe.hardware, recipe.world)
         return predictions_of(task, preprocessed(self.test_set, task.encoder.config), exact, recipe.world)
 
