@@ -374,3 +374,13 @@ def test_windows_refuse_what_they_cannot_do():
         replace(TINY, window=2)
     with pytest.raises(UnveilError, match="global_blocks has 4, but the blocks of this encoder are 0 to 3"):
         replace(TINY, window=2, class_token=False, global_blocks=(4,))
+
+
+def test_a_frozen_encoder_keeps_no_activations():
+    pyramid = build_pyramid(tiny(), PyramidConfig(channels=4))
+    pyramid.encoder.requires_grad_(False)
+    tap = pyramid.encoder.forward_features(pictures(), (3,))[0]
+    assert tap.grad_fn is None
+    sum(m.square().mean() for m in pyramid(pictures())).backward()
+    learned = {name.partition(".")[0] for name, p in pyramid.named_parameters() if p.grad is not None}
+    assert learned == {"resize", "project"}
