@@ -6,9 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN as Peer
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.resnet import resnet18
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from unveil.errors import UnveilError
 from unveil.models.mask_rcnn import TORCHVISION, MaskRCNN, MaskRCNNConfig
@@ -47,7 +51,11 @@ def objects(boxes: list[list[float]], labels: list[int], height: int = 64, width
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[math.ceil(top) : int(bottom), math.ceil(left) : int(right)] = True
         mask[math.ceil(top), math.ceil(left)] = False  # so that boxes and masks differ
-    return {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.tensor(labels, dtype=torch.long), "masks": masks}
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.long),
+        "masks": masks,
+    }
 
 
 TARGETS = [objects([[3, 5, 40, 30.5], [20.25, 8, 90, 60], [50, 40, 62, 50]], [0, 2, 1]), objects([[10, 10, 42, 60]], [1])]
@@ -58,11 +66,25 @@ SIZES = torch.tensor([[64, 96], [64, 64]])
 def parity() -> tuple[MaskRCNN, Peer, torch.Tensor]:
     """Ours and torchvision's with the same weights, and images of which the second is padded."""
     torch.manual_seed(0)
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
-    fewer = {"rpn_post_nms_top_n_test": 60, "box_detections_per_img": 20}
-    peer = Peer(backbone, K + 1, min_size=64, max_size=96, image_mean=[0.0] * 3, image_std=[1.0] * 3, **fewer)
+    stages = {f"layer{i + 1}": str(i) for i in range(4)}
+    backbone = BackboneWithFPN(resnet18(norm_layer=FrozenBatchNorm2d), stages, [64, 128, 256, 512], 16)
+    peer = Peer(
+        backbone,
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+        rpn_post_nms_top_n_train=200,
+        rpn_post_nms_top_n_test=30,
+        box_detections_per_img=5,
+        box_head=TwoMLPHead(16 * 49, 32),
+        box_predictor=FastRCNNPredictor(32, K + 1),
+        mask_head=MaskRCNNHeads(16, (24, 24), 1),
+        mask_predictor=MaskRCNNPredictor(24, 24, K + 1),
+        min_size=64,
+        max_size=96,
+    )
     peer.transform._skip_resize = True  # which draws a random number
-    ours = MaskRCNN(Maps(backbone), K, MaskRCNNConfig(**{**TORCHVISION, "rpn_after_nms": (2000, 60), "detections": 20}))
+    shape = {"head_channels": 24, "box_width": 32, "mask_convs": 2, "rpn_after_nms": (200, 30), "detections": 5}
+    ours = MaskRCNN(Maps(backbone), K, MaskRCNNConfig(**{**TORCHVISION, **shape}))
     ours.rpn.head.load_state_dict(peer.rpn.head.state_dict())
     state = {name.replace("fc6", "1").replace("fc7", "3"): x for name, x in peer.roi_heads.state_dict().items()}
     ours.roi.load_state_dict(state)
@@ -87,7 +109,8 @@ def test_losses_are_those_of_torchvision(parity):
     for model, losses in ((ours, found), (peer, true)):
         model.zero_grad()
         sum(losses.values()).backward()
-        gradients.append([p.grad.clone() for p in (*ours.pyramid.parameters(), *model.rpn.parameters())])
+        stages = (ours.pyramid, model.rpn, model.roi if model is ours else model.roi_heads)
+        gradients.append([p.grad.clone() for stage in stages for p in stage.parameters() if p.grad is not None])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -99,7 +122,7 @@ def test_detections_are_those_of_torchvision(parity, monkeypatch):
     monkeypatch.setattr(peer.roi_heads, "score_thresh", 0.2)
     monkeypatch.setattr(ours.roi, "score_thresh", 0.2)
     for peer_found, found in zip(peer.eval()([images[0], images[1, :, :, :64]]), ours.eval().detect(images, SIZES), strict=True):
-        assert 0 < len(found.boxes) <= 20
+        assert 0 < len(found.boxes) <= 5
         assert torch.equal(found.boxes, peer_found["boxes"])
         assert torch.equal(found.scores, peer_found["scores"])
         assert torch.equal(found.labels, peer_found["labels"] - 1)
@@ -308,7 +331,7 @@ def test_anchors_follow_the_patches():
     pyramid = build_pyramid(ViT(replace(ENCODER, patch_size=(14, 14), image_size=(28, 28))), PyramidConfig(channels=8))
     model = MaskRCNN(pyramid, K, SMALL)
     assert model.strides == (3.5, 7, 14, 28, 56)
-    found = model.propose(pictures(28, 42), torch.tensor([[28, 42]] * 2))
+    found = model.propose(model.pyramid(pictures(28, 42)), torch.tensor([[28, 42]] * 2))
     anchors = found.anchors[0]
     assert len(anchors) == 3 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1)
     torch.testing.assert_close(anchors[1], torch.tensor([-14.0, -14, 14, 14]))
@@ -387,8 +410,8 @@ def test_many_objects_in_an_image():
 def test_counts_of_proposals():
     model = small(rpn_before_nms=(40, 20), rpn_after_nms=(30, 10))
     with torch.no_grad():
-        assert {len(each) for each in model.train().propose(pictures(), SIZES).boxes} == {30}
-        assert {len(each) for each in model.eval().propose(pictures(), SIZES).boxes} == {10}
+        assert {len(each) for each in model.train().propose(model.pyramid(pictures()), SIZES).boxes} == {30}
+        assert {len(each) for each in model.eval().propose(model.pyramid(pictures()), SIZES).boxes} == {10}
 
 
 @pytest.mark.parametrize("masks", [True, False])
@@ -400,7 +423,7 @@ def test_half_precision_moves_no_box(masks):
         torch.manual_seed(6)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             found = model.losses(pictures(), TARGETS, SIZES)
-            proposals = model.propose(pictures(), SIZES)
+            proposals = model.propose(model.pyramid(pictures()), SIZES)
         losses.append(found)
         boxes.append(proposals.boxes[0])
         assert proposals.anchors[0].dtype == proposals.boxes[0].dtype == torch.float32
@@ -419,3 +442,37 @@ def test_layers_and_weight_decay():
     assert model.layer_of("pyramid.encoder.transformer.blocks.1.norm1.weight") == 2
     assert {model.layer_of(name) for name, _ in model.named_parameters() if "encoder" not in name} == {3}
     assert model.no_weight_decay() == {"pyramid.encoder.positions"}
+
+
+class Light(nn.Module):
+    """Maps that take little time to compile."""
+
+    channels, strides = [8] * 4, [2, 4, 8, 16]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [F.avg_pool2d(self.conv(images), stride) for stride in self.strides]
+
+
+def test_compiled_it_learns_the_same():
+    """torch.compile stops at the pyramid, so another number of objects needs no new graph."""
+    model, graphs = MaskRCNN(Light(), K, SMALL).train(), []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def losses(targets: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return model.losses(pictures(), targets, SIZES)
+
+    compiled = torch.compile(losses, backend=count)
+    for targets in (TARGETS, TARGETS[::-1], [objects([], [])] * 2):
+        torch.manual_seed(8)
+        found = compiled(targets)
+        torch.manual_seed(8)
+        for name, loss in losses(targets).items():
+            torch.testing.assert_close(found[name], loss)
+    assert len(graphs) == 1

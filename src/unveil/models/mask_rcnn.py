@@ -26,11 +26,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
+from unveil.blocks.compiling import above_graphs, in_no_graph
 from unveil.blocks.map_norms import MapLayerNorm
 from unveil.detections import Detections
 from unveil.errors import UnveilError
 from unveil.models.pyramid import Pyramid
-from unveil.models.roi_heads import RoIPool, anchor_grid, anchors_of, box_loss, mask_loss, mask_targets
+from unveil.models.roi_heads import RoIPool, anchor_grid, anchors_of, box_loss, in_full, mask_loss, mask_targets, shapes_of
 
 BOX_CELLS, MASK_CELLS = 7, 14
 
@@ -102,8 +103,6 @@ TORCHVISION: Mapping[str, Any] = {
 class Proposals(NamedTuple):
     """What the first stage knows of a batch."""
 
-    maps: list[Float[Tensor, "B C _ _"]]
-    """Of the pyramid."""
     anchors: list[Float[Tensor, "A 4"]]
     """Of each image."""
     objectness: Float[Tensor, "BA 1"]
@@ -112,6 +111,16 @@ class Proposals(NamedTuple):
     """From each anchor to its box."""
     boxes: list[Float[Tensor, "_ 4"]]
     """The best boxes of each image."""
+
+
+class Samples(NamedTuple):
+    """Proposals of each image to learn from."""
+
+    boxes: list[Float[Tensor, "_ 4"]]
+    objects: list[Int[Tensor, " _"]]
+    """The object that overlaps most."""
+    labels: list[Int[Tensor, " _"]]
+    """Its class, from 1 on; 0 for proposals on the background."""
 
 
 class MaskRCNN(nn.Module):
@@ -170,6 +179,7 @@ class MaskRCNN(nn.Module):
         """Names of matrices without weight decay: those of the pyramid."""
         return {f"pyramid.{name}" for name in self.pyramid.no_weight_decay()}
 
+    @above_graphs
     def losses(
         self, images: Float[Tensor, "B C S T"], targets: Sequence[Mapping[str, Tensor]], sizes: Int[Tensor, "B 2"]
     ) -> dict[str, Float[Tensor, ""]]:
@@ -187,70 +197,65 @@ class MaskRCNN(nn.Module):
         Raises:
             UnveilError: If masks are to be predicted, and there are none.
         """
-        objects = [self.checked(target) for target in targets]
-        found = self.propose(images, sizes)
-        with torch.autocast(images.device.type, enabled=False):
-            losses = self.proposal_losses(found, objects)
-            sampled, matched, labels, deltas = self.roi.select_training_samples(found.boxes, objects)
-        scores, boxes = self.classify(found.maps, sampled)
-        with torch.autocast(images.device.type, enabled=False):
-            losses |= self.class_losses(scores, boxes, torch.cat(labels), torch.cat(deltas))
-        if self.config.masks:
-            positive = [torch.where(each > 0)[0] for each in labels]
-            chosen = [each[place] for each, place in zip(sampled, positive, strict=True)]
-            owners = [each[place] for each, place in zip(matched, positive, strict=True)]
-            classes = [each[place] for each, place in zip(labels, positive, strict=True)]
-            logits = self.draw(found.maps, chosen)
-            with torch.autocast(images.device.type, enabled=False):
-                true = [
-                    mask_targets(
-                        target["masks"],
-                        boxes_of_image,
-                        owner,
-                        logits.shape[-1],
-                        aligned=self.config.aligned,
-                        binary=self.config.binary_masks,
-                    )
-                    for target, boxes_of_image, owner in zip(objects, chosen, owners, strict=True)
-                ]
-                losses["loss_mask"] = mask_loss(logits, torch.cat(classes), torch.cat(true))
-        return losses
+        return self.losses_of(self.pyramid(images), targets, sizes)
 
+    @above_graphs
     @torch.no_grad()
     def detect(self, images: Float[Tensor, "B C S T"], sizes: Int[Tensor, "B 2"]) -> list[Detections]:
         """What is found in each image, in pixels of the input, the best first; masks are (n, 28, 28) probabilities within the box.
 
         Arguments as in `losses`.
         """
-        found = self.propose(images, sizes)
-        scores, deltas = self.classify(found.maps, found.boxes)
-        with torch.autocast(images.device.type, enabled=False):
+        return self.detections_in(self.pyramid(images), sizes)
+
+    @in_no_graph
+    def losses_of(
+        self, maps: list[Tensor], targets: Sequence[Mapping[str, Tensor]], sizes: Int[Tensor, "B 2"]
+    ) -> dict[str, Tensor]:
+        """See `losses`."""
+        objects = [self.checked(target) for target in targets]
+        found = self.propose(maps, sizes)
+        with in_full(maps):
+            losses = self.proposal_losses(found, objects)
+            sampled, matched, labels, deltas = self.roi.select_training_samples(found.boxes, objects)
+        scores, boxes = self.classify(maps, sampled)
+        with in_full(maps):
+            losses |= self.class_losses(scores, boxes, torch.cat(labels), torch.cat(deltas))
+        if self.config.masks:
+            losses["loss_mask"] = self.mask_loss(maps, objects, Samples(sampled, matched, labels))
+        return losses
+
+    @in_no_graph
+    def detections_in(self, maps: list[Tensor], sizes: Int[Tensor, "B 2"]) -> list[Detections]:
+        """See `detect`."""
+        found = self.propose(maps, sizes)
+        scores, deltas = self.classify(maps, found.boxes)
+        with in_full(maps):
             boxes, scores, labels = self.roi.postprocess_detections(scores, deltas, found.boxes, shapes_of(sizes))
         masks: list[Tensor] | list[None] = [None] * len(boxes)
         if self.config.masks:
             chosen = torch.cat(labels)
-            drawn = self.draw(found.maps, boxes)[torch.arange(len(chosen), device=chosen.device), chosen].sigmoid()
+            drawn = self.draw(maps, boxes)[torch.arange(len(chosen), device=chosen.device), chosen].sigmoid()
             masks = list(drawn.split([len(each) for each in boxes]))
         return [Detections(b, s, label - 1, m) for b, s, label, m in zip(boxes, scores, labels, masks, strict=True)]
 
-    def propose(self, images: Float[Tensor, "B C S T"], sizes: Int[Tensor, "B 2"]) -> Proposals:
+    def propose(self, maps: list[Tensor], sizes: Int[Tensor, "B 2"]) -> Proposals:
         """The first stage. Anchors and boxes are in float32, also under autocast: half precision would move them by pixels."""
-        maps = self.pyramid(images)
         every = [*maps, F.max_pool2d(maps[-1], 1, 2)]
         logits, deltas = ([each.float() for each in part] for part in self.rpn.head(every))
-        with torch.autocast(images.device.type, enabled=False):
-            anchors = [self.anchors(every, images.device)] * len(images)
+        with in_full(maps):
+            anchors = [self.anchors(every)] * len(sizes)
             counts = [each[0].numel() for each in logits]
             objectness, flat = concat_box_prediction_layers(logits, deltas)
-            boxes = self.rpn.box_coder.decode(flat.detach(), anchors).view(len(images), -1, 4)
+            boxes = self.rpn.box_coder.decode(flat.detach(), anchors).view(len(sizes), -1, 4)
             best, _ = self.rpn.filter_proposals(boxes, objectness, shapes_of(sizes), counts)
-        return Proposals(maps, anchors, objectness, flat, best)
+        return Proposals(anchors, objectness, flat, best)
 
-    def anchors(self, maps: Sequence[Tensor], device: torch.device) -> Float[Tensor, "A 4"]:
+    def anchors(self, maps: Sequence[Tensor]) -> Float[Tensor, "A 4"]:
         """The anchors of all maps, the finest first."""
         config, found = self.config, []
         for each, stride in zip(maps, self.strides, strict=True):
-            cell = anchors_of(config.anchor_scale * stride, config.anchor_ratios, config.round_anchors).to(device)
+            cell = anchors_of(config.anchor_scale * stride, config.anchor_ratios, config.round_anchors).to(each.device)
             found.append(anchor_grid(cell, each.shape[2], each.shape[3], stride))
         return torch.cat(found)
 
@@ -277,6 +282,18 @@ class MaskRCNN(nn.Module):
             "loss_box_reg": box_loss(of_class, true[positive], self.config.smooth_l1_beta, len(labels)),
         }
 
+    def mask_loss(self, maps: list[Tensor], objects: list[dict[str, Tensor]], samples: Samples) -> Float[Tensor, ""]:
+        """The loss of the masks of those samples that are on objects."""
+        positive = [torch.where(each > 0)[0] for each in samples.labels]
+        boxes, owners, labels = ([each[place] for each, place in zip(part, positive, strict=True)] for part in samples)
+        logits, config = self.draw(maps, boxes), self.config
+        with in_full(maps):
+            true = [
+                mask_targets(each["masks"], box, owner, logits.shape[-1], aligned=config.aligned, binary=config.binary_masks)
+                for each, box, owner in zip(objects, boxes, owners, strict=True)
+            ]
+            return mask_loss(logits, torch.cat(labels), torch.cat(true))
+
     def classify(self, maps: list[Tensor], boxes: list[Tensor]) -> tuple[Float[Tensor, "n K1"], Float[Tensor, "n K4"]]:
         """Class scores of boxes, the background first, and for each class the way to a better box."""
         pooled = self.roi.box_roi_pool(maps, boxes)
@@ -299,8 +316,3 @@ class MaskRCNN(nn.Module):
                 raise UnveilError("the objects have no masks, so no masks can be learned: use masks=False for boxes alone")
             found["masks"] = target["masks"][kept]
         return found
-
-
-def shapes_of(sizes: Int[Tensor, "B 2"]) -> list[tuple[int, int]]:
-    """Heights and widths as torchvision takes them."""
-    return [(int(height), int(width)) for height, width in sizes.tolist()]

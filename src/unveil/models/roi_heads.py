@@ -116,3 +116,13 @@ def mask_loss(logits: Float[Tensor, "n K s s"], labels: Int[Tensor, " n"], true:
     if not len(labels):
         return logits.sum() * 0
     return F.binary_cross_entropy_with_logits(logits[torch.arange(len(labels), device=labels.device), labels], true)
+
+
+def shapes_of(sizes: Int[Tensor, "B 2"]) -> list[tuple[int, int]]:
+    """Heights and widths as torchvision takes them."""
+    return [(int(height), int(width)) for height, width in sizes.tolist()]
+
+
+def in_full(maps: Sequence[Tensor]) -> torch.autocast:
+    """A context without autocast, on the device of these maps."""
+    return torch.autocast(maps[0].device.type, enabled=False)
