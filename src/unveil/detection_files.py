@@ -102,7 +102,9 @@ class DetectionWriter:
         file.write("]}\n")
 
 
-def drawn(image: Pixels, found: Detections, classes: Sequence[str], *, longest: int = LARGEST_OVERLAY, names: bool = True) -> NDArray[np.uint8]:
+def drawn(
+    image: Pixels, found: Detections, classes: Sequence[str], *, longest: int = LARGEST_OVERLAY, names: bool = True
+) -> NDArray[np.uint8]:
     """An image (H, W, C) with boxes, masks and names of classes; shrunk if it is larger than `longest`.
 
     Args:

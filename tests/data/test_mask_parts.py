@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from unveil.data.dataset import ImageDataset
 from unveil.data.mask_values import MaskConfig, MaskValues
@@ -337,3 +337,34 @@ def test_colours_and_values_one_by_one() -> None:
     assert colours.classes_of(np.array([[[1, 2, 3], [3, 2, 1], [0, 0, 0]]], np.uint8)).tolist() == [[0, 1, 255]]
     with pytest.raises(Unreadable, match=r"the colour \(9, 9, 9\)"):
         colours.classes_of(np.full((1, 1, 3), 9, np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_turned_with_their_images_or_left_out(orientation: int, tmp_path: Path) -> None:
+    """A mask of the stored pixels, one of the upright image, one with the same orientation, and one that may be either."""
+    chance, exif = np.random.default_rng(3), Image.Exif()
+    exif[0x0112] = orientation
+    values = chance.integers(0, 3, (16, 24)).astype(np.uint8)
+    pixels = np.repeat((values * 100)[:, :, None], 3, axis=2)
+    for folder in ("images", "annotations"):
+        (tmp_path / folder / "train").mkdir(parents=True)
+    upright = np.asarray(ImageOps.exif_transpose(with_exif(Image.fromarray(values), exif)))
+    for name, mask, kept in (("stored", values, None), ("upright", upright, None), ("both", values, exif)):
+        Image.fromarray(pixels).save(tmp_path / "images/train" / f"{name}.png", exif=exif)
+        Image.fromarray(mask).save(tmp_path / "annotations/train" / f"{name}.png", **({"exif": kept} if kept else {}))
+    source = open_parts(tmp_path, targets=PixelTargets).source("train")
+    dataset = ImageDataset(source, side=None, memory=0)
+    for i, path in enumerate(source.names):
+        if orientation in (2, 3, 4) and "both" not in path:
+            with pytest.raises(Unreadable, match="the image has an EXIF orientation, and its mask has none"):
+                dataset.read_sample(i)
+            continue
+        image, classes = dataset.read_sample(i)
+        assert np.array_equal(image[:, :, 0] // 100, classes)
+        assert np.array_equal(classes, upright)
+
+
+def with_exif(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", exif=exif)
+    return Image.open(stream)

@@ -38,7 +38,7 @@ def class_colours(count: int) -> UInt8[Tensor, "K 3"]:
 
 def shown(image: Pixels) -> NDArray[np.uint8]:
     """An image (H, W, C) as RGB: the first channel as grey, or the first three as red, green and blue."""
-    pixels = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+    pixels: NDArray[np.uint8] = (image >> 8 if image.dtype == np.uint16 else image).astype(np.uint8)
     channels: NDArray[np.uint8] = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
     return channels
 

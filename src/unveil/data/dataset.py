@@ -24,7 +24,7 @@ from unveil.data.collate import arrays_at, box_targets, cut_crops, images_at, la
 from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_list import for_model, with_bits
 from unveil.data.image_samples import Fault, common_channels, sample_images
-from unveil.data.images import image_frame, read_class_map, read_image
+from unveil.data.images import image_frame, read_class_map, read_image, turned_with_image
 from unveil.data.objects import Frame, ImageObjects
 from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, shrink_class_map
 from unveil.data.quiet_decoders import quiet_decoders
@@ -189,6 +189,10 @@ class ImageDataset:
             return Sample(pixels)
         raw, values = self.source.read_map(index, retry=retry), self.source.mask_values
         classes = read_class_map(raw, values=values, max_pixels=self.max_pixels, name=name)
+        try:
+            classes = turned_with_image(classes, raw, image)
+        except Unreadable as error:
+            raise Unreadable(error.reason, name) from None
         height, width = classes.shape
         classes = shrink_class_map(classes, self.side)
         if classes.shape != pixels.shape[:2]:

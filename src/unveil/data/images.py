@@ -223,6 +223,63 @@ def read_class_map(
         raise Unreadable(error.reason, name) from None
 
 
+class Turned(NamedTuple):
+    """How an image file is stored, and what makes it upright."""
+
+    turn: Image.Transpose | None
+    height: int
+    width: int
+
+
+def turned(raw: bytes, max_pixels: int = 64_000_000) -> Turned | None:
+    """What the header of an image file says about its orientation; None if it is upright, or says nothing.
+
+    Args:
+        raw: The bytes of a file that can be read.
+        max_pixels: As for `read_image`.
+    """
+    kind = image_format(raw[:32])
+    if kind in (None, "NPY", "TIFF"):  # a TIFF has its own tag, which few programs write
+        return None
+    try:
+        with quiet_decoders():
+            image, _ = _open(str(kind), raw, None, max_pixels)
+            turn = orientation(image)
+            return None if turn is None else Turned(turn, image.height, image.width)
+    except Exception:  # what cannot be read is told where it is decoded
+        return None
+
+
+def turned_with_image(classes: ClassMap, mask: bytes | NDArray[Any], image: object) -> ClassMap:
+    """A class map, upright like its image.
+
+    A mask with an orientation of its own is turned by that. A mask without one belongs to the pixels as they are stored, or to the
+    upright image, as its size tells.
+
+    Args:
+        classes: The map as it is stored.
+        mask: The file of the mask.
+        image: The file of the image, or something else that has no orientation.
+
+    Raises:
+        Unreadable: If both sizes are the same, so that it is not clear which it is.
+    """
+    own, found = (turned(raw) if isinstance(raw, bytes) else None for raw in (mask, image))
+    if own is not None and own.turn is not None:
+        return np.array(Image.fromarray(classes).transpose(own.turn))
+    if found is None:
+        return classes
+    stored, upright = (found.height, found.width), upright_size(found.height, found.width, found.turn)
+    if stored == upright:
+        raise Unreadable(
+            "the image has an EXIF orientation, and its mask has none and the same size both ways, so it is not clear whether the "
+            "mask has to be turned: save the image upright"
+        )
+    if classes.shape == stored and found.turn is not None:
+        return np.array(Image.fromarray(classes).transpose(found.turn))
+    return classes
+
+
 def _format_or_error(raw: bytes) -> str:
     if not raw:
         raise Unreadable("empty file")

@@ -68,7 +68,8 @@ class Place(NamedTuple):
 
     rank: int
     """The place of its suffix in `SUFFIXES`."""
-    index: int
+    mask: int
+    """Its index in the archive."""
 
 
 class Look(NamedTuple):
@@ -149,9 +150,9 @@ def pairs_of(archive: Archive, candidates: Sequence[int]) -> dict[int, int]:
     for word, table in tables.items():
         pairs = {}
         for index in candidates:
-            places = [table[key] for key in image_keys(archive.names[index]) if key in table and table[key].index != index]
+            places = [table[key] for key in image_keys(archive.names[index]) if key in table and table[key].mask != index]
             if places:
-                pairs[index] = min(places).index
+                pairs[index] = min(places).mask
         found[word] = {image: mask for image, mask in pairs.items() if image not in pairs.values()}
     order = [*MASKS, "beside", "suffix"]
     best = max(found, key=lambda word: (len(found[word]), -order.index(word)), default=None)

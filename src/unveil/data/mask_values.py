@@ -76,7 +76,8 @@ class MaskValues(NamedTuple):
             found = np.where(known[order][places] == codes, classes[order][places], UNKNOWN)
         if bool((wrong := found == UNKNOWN).any()):
             raise Unreadable(f"mask with {self.spelled(int(codes[wrong][0]))}, which is none of its {len(numbers)} classes")
-        return found.astype(np.uint8)
+        result: ClassMap = found.astype(np.uint8)
+        return result
 
     def spelled(self, code: int) -> str:
         """A value or a colour in words."""

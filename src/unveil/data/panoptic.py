@@ -61,7 +61,8 @@ class Panoptic:
             raise Unreadable(f"panoptic mask {name} with the segment {wrong[0]}, which its json does not have")
         classes = [number.get(segments[each], IGNORE) if each else IGNORE for each in present.tolist()]
         table: NDArray[np.uint8] = np.array(classes, np.uint8)
-        return table[places.reshape(ids.shape)]
+        result: ClassMap = table[places.reshape(ids.shape)]
+        return result
 
 
 def open_panoptic(archive: Archive, candidates: Sequence[int], data: str) -> Panoptic | None:
@@ -120,10 +121,11 @@ def parsed(raw: bytes, name: str) -> dict[str, Any]:
         facts = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise UnveilError(f"{name} is not valid JSON: {' '.join(str(error).split())[:200]}") from None
+    found: dict[str, Any] = facts if isinstance(facts, dict) else {}
     for key in ("annotations", "categories"):
-        if not isinstance(facts, dict) or not isinstance(facts.get(key), list):
+        if not isinstance(found.get(key), list):
             raise UnveilError(f"{name} has no list {key!r}, as a COCO panoptic json has")
-    return facts
+    return found
 
 
 def wanted(entry: Any, key: str, name: str) -> Any:

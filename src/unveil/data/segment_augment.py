@@ -151,4 +151,5 @@ def hue_rotation(angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
     turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
-    return torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    found: Tensor = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    return found

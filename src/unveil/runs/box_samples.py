@@ -69,7 +69,8 @@ class BoxSamples:
                 continue
             pixels: Any = batch.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy()
             pictures = [
-                drawn(pixels, each, self.classes, longest=SIDE, names=False) for each in (true_objects(targets, row, height, width), best)
+                drawn(pixels, each, self.classes, longest=SIDE, names=False)
+                for each in (true_objects(targets, row, height, width), best)
             ]
             sample = Sample(index, missed, wrong, *pictures)
             if index in self.chosen:

@@ -167,7 +167,8 @@ def with_masks_of(train: Source, test: Source) -> Source:
     """
     if train.mask_values is None or test.mask_values is None:
         return test
-    known, found = (dict(zip(source.classes, codes_of(source.mask_values), strict=True)) for source in (train, test))
+    known = dict(zip(train.classes, codes_of(train.mask_values), strict=True))
+    found = dict(zip(test.classes, codes_of(test.mask_values), strict=True))
     for name, code in found.items():
         if known.get(name) != code:
             there = f"has {known[name]}" if name in known else "lacks it"

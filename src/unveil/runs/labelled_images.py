@@ -189,9 +189,9 @@ class LabelledImages(LabelledData):
         objects.write(folder, judged, self.category_ids or {})
         samples.write(folder, judged, getattr(task, "colours", class_colours(len(self.classes))))
         if isinstance(metric, MeanIoU) and metric.absent:
-            count, names = len(metric.absent), listed(metric.absent)
+            count, absent = len(metric.absent), listed(metric.absent)
             verb = "has" if count == 1 else "have"
-            self.say(f"{count_of(count, 'class', 'classes')} {verb} no pixel in the test set, and no IoU: {names}")
+            self.say(f"{count_of(count, 'class', 'classes')} {verb} no pixel in the test set, and no IoU: {absent}")
         if maps:
             indices, images, true, predicted = (torch.cat(parts) for parts in zip(*maps, strict=True))
             names = np.array(Subset(judged.dataset, indices).names)

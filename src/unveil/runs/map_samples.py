@@ -27,7 +27,7 @@ WORST = 8
 class Sample(NamedTuple):
     """A test image, shrunk."""
 
-    index: int
+    number: int
     """Its place among the test images."""
     score: float
     """The mean IoU of its classes; NaN if no pixel has one."""
@@ -90,7 +90,7 @@ class MapSamples:
             "predicted": maps[1],
             "scores": np.array([sample.score for sample in samples]),
             "worst": np.arange(len(samples)) >= len(self.shown),
-            "names": np.array(Subset(subset.dataset, torch.tensor([sample.index for sample in samples])).names),
+            "names": np.array(Subset(subset.dataset, torch.tensor([sample.number for sample in samples])).names),
             "colours": colours.cpu().numpy(),
         }
         write_arrays(folder / FILE, arrays)
