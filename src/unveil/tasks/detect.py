@@ -23,6 +23,7 @@ from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.detect_augment import DetectAugment, refuse_clipped
+from unveil.data.rle import encoded
 from unveil.data.scale_jitter import ScaleJitter
 from unveil.data.targets import BoxTargets, Geometry
 from unveil.detection_files import DetectionWriter
@@ -31,7 +32,7 @@ from unveil.detections import Detections
 from unveil.learner import Step, Task
 from unveil.metrics import Metric
 from unveil.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
-from unveil.models.paste_masks import pasted_masks
+from unveil.models.paste_masks import pasted_mask
 from unveil.models.pyramid import PyramidConfig, build_pyramid, without_encoder
 from unveil.models.tiled_detection import Tile, cut_by, merged, tiles_of
 from unveil.models.vit import ViT
@@ -261,7 +262,7 @@ class Detect(Task):
             kept = merged(boxes, scores, labels, torch.cat(cut), options.nms, options.detections)
             boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
             masks = None if masks is None else masks[kept]
-        drawn = None if masks is None else pasted_masks(masks, boxes, size)
+        drawn = None if masks is None else pasted(masks, boxes, size)
         return Detections(clip_boxes_to_image(boxes, size).cpu(), scores.cpu(), labels.cpu(), drawn)
 
     def detected(self, image: Tensor) -> Detections:
@@ -312,6 +313,12 @@ def objects_of(targets: BoxTargets) -> list[dict[str, Tensor]]:
         each = {"boxes": targets.boxes[row][real], "labels": targets.labels[row][real]}
         found.append(each if targets.masks is None else each | {"masks": targets.masks[row][real]})
     return found
+
+
+def pasted(masks: Float[Tensor, "n s s"], boxes: Float[Tensor, "n 4"], size: Size) -> list[dict[str, Any]]:
+    """Masks at the size of the image, as run lengths: one at a time, so that hundreds of a large image fit into memory."""
+    each = (pasted_mask(mask, box, size) for mask, box in zip(masks, boxes.tolist(), strict=True))
+    return [encoded(mask[None].numpy())[0] for mask in each]
 
 
 def original_boxes(boxes: Float[Tensor, "n 4"], geometry: Geometry) -> Float[Tensor, "n 4"]:
