@@ -58,10 +58,7 @@ class DetectionWriter:
     def add(self, name: str, image: Pixels, found: Detections, file: str = "") -> None:
         """Writes the objects and the overlay of an image (H, W, C); `file` is its name in DATA."""
         if self.overlays:
-            kept = found.scores >= SHOWN_SCORE
-            rows = kept.nonzero()[:, 0].tolist()
-            masks = None if found.masks is None else [found.masks[row] for row in rows]
-            picture = drawn(image, Detections(found.boxes[kept], found.scores[kept], found.labels[kept], masks), self.classes)
+            picture = drawn(image, found.above(SHOWN_SCORE), self.classes)
             write_picture(self.out / "overlays" / f"{name}.jpg", Image.fromarray(picture), quality=90)
         height, width = image.shape[:2]
         facts = {"file_name": file or name, "height": height, "width": width}

@@ -22,3 +22,13 @@ class Detections(NamedTuple):
     masks: Tensor | Sequence[dict[str, Any]] | None = None
     """A mask of each object: (n, H, W) bool at the size of the image, (n, h, w) probabilities within its box, or run lengths as
     COCO writes them, {"size": [height, width], "counts": text}; None if there are only boxes."""
+
+    def above(self, score: float) -> "Detections":
+        """The detections with at least this score."""
+        kept = self.scores >= score
+        masks = self.masks
+        if isinstance(masks, Tensor):
+            masks = masks[kept]
+        elif masks is not None:
+            masks = [masks[row] for row in kept.nonzero()[:, 0].tolist()]
+        return Detections(self.boxes[kept], self.scores[kept], self.labels[kept], masks)

@@ -64,9 +64,9 @@ def precision_section(results: Results) -> Markup | None:
     curves = (results.get("score") or {}).get("pr_curves")
     if not isinstance(curves, dict):
         return None
-    recalls = curves.get("recalls")
-    lines = [(title, curves.get(key)) for key, title in (("iou50", "IoU 0.5"), ("iou75", "IoU 0.75"))]
-    if not is_curve(recalls) or not all(is_curve(values) and len(values) == len(recalls) for _, values in lines):
+    recalls = numbers_of(curves.get("recalls"))
+    lines = [(title, numbers_of(curves.get(key))) for key, title in (("iou50", "IoU 0.5"), ("iou75", "IoU 0.75"))]
+    if not recalls or any(len(values) != len(recalls) for _, values in lines):
         return None
     figure = new_figure(4.4, 2.8)
     with styled():
@@ -79,9 +79,10 @@ def precision_section(results: Results) -> Markup | None:
     return element("figure", inline_svg(figure, "precision", caption), element("figcaption", caption))
 
 
-def is_curve(values: object) -> bool:
-    """Whether these are numbers between 0 and 1."""
-    return isinstance(values, list) and bool(values) and all(isinstance(x, int | float) and 0 <= x <= 1 for x in values)
+def numbers_of(values: object) -> list[float]:
+    """A list of numbers between 0 and 1; an empty one for anything else."""
+    is_curve = isinstance(values, list) and all(isinstance(x, int | float) and 0 <= x <= 1 for x in values)
+    return list(values) if is_curve and isinstance(values, list) else []
 
 
 def read_boxes(path: Path) -> SavedBoxes:

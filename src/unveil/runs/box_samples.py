@@ -28,8 +28,8 @@ WORST = 8
 class Sample(NamedTuple):
     """A test image with its objects, shrunk."""
 
-    index: int
-    """Its place among the test images."""
+    place: int
+    """Among the test images."""
     missed: int
     """Objects that no detection shows."""
     wrong: int
@@ -59,10 +59,7 @@ class BoxSamples:
         for row, (index, (height, width)) in enumerate(zip(batch.keys.tolist(), batch.sizes.tolist(), strict=True)):
             found = predictions[row]
             self.found.append((index, found))
-            sure = found.scores >= SHOWN_SCORE
-            rows = sure.nonzero()[:, 0].tolist()
-            masks = None if found.masks is None else [found.masks[place] for place in rows]
-            best = Detections(found.boxes[sure], found.scores[sure], found.labels[sure], masks)
+            best = found.above(SHOWN_SCORE)
             missed, wrong = errors_of_image(best, targets, row)
             is_bad = missed + wrong > 0 and (len(self.worst) < WORST or missed + wrong > errors(self.worst[-1]))
             if index not in self.chosen and not is_bad:
@@ -105,7 +102,7 @@ class BoxSamples:
             "missed": np.array([sample.missed for sample in samples]),
             "wrong": np.array([sample.wrong for sample in samples]),
             "worst": np.arange(len(samples)) >= len(self.shown),
-            "names": np.array(Subset(subset.dataset, torch.tensor([sample.index for sample in samples])).names),
+            "names": np.array(Subset(subset.dataset, torch.tensor([sample.place for sample in samples])).names),
         }
         write_arrays(folder / FILE, arrays)
 

@@ -130,6 +130,7 @@ class Detect(Task):
     CHOSEN = ("base_lr", "epochs", "batch_size", "drop_path", "scales", *SMALL_HEADS)
     TargetType = BoxTargets
     category_ids: Tensor
+    averaged: Tensor
 
     def __init__(self, encoder: ViT, classes: Sequence[str], config: DetectConfig, augment: AugmentConfig) -> None:
         super().__init__()
@@ -228,7 +229,8 @@ class Detect(Task):
         assert isinstance(batch.targets, BoxTargets)
         if not self.config.masks:
             batch = batch._replace(targets=batch.targets._replace(masks=None))
-        return self.augmentation(batch)
+        augmented: Batch = self.augmentation(batch)
+        return augmented
 
     def forward(self, batch: Batch) -> Step:
         """The sum of the losses of proposals, classes, boxes and masks. Crowds are not learned."""
