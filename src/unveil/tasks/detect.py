@@ -116,6 +116,7 @@ class Detect(Task):
     """
 
     whole_images = True
+    needs_whole_batch = True  # the losses of boxes and masks are means over the objects of a batch
     Config = DetectConfig
     DEFAULTS = {
         "schedule": "linear",
