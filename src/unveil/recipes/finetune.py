@@ -114,7 +114,7 @@ def finetune(
         )
     if getattr(task_config, "recipe", "auto") == "auto":  # what follows from the data, which is open now
         chosen = kind.settings_for(encoder.config.width, labelled.counts[0])
-        chosen = {**chosen, **labelled.settings}
+        chosen = {**chosen, **known_to(labelled.settings, kind.Config)}
         own, task_config, *rest = configure({**defaults, **chosen, **kept, **options}, *configs)
         recipe = replace(recipe, training=rest[-3], optim=rest[-2])
     recipe = replace(recipe, training=recipe.training.with_batch_size(labelled.counts[0]))

@@ -164,7 +164,7 @@ class LabelledImages(LabelledData):
                 scores.append(predictions.float().cpu())
             elif isinstance(targets, PixelTargets) and task.whole_images:
                 samples.add(batch, predictions, targets.maps)
-            elif isinstance(targets, BoxTargets):
+            elif isinstance(targets, BoxTargets) and task.whole_images:
                 objects.add(batch, predictions, targets)
             elif isinstance(targets, PixelTargets):
                 rows = torch.isin(batch.keys, shown.to(batch.keys.device)).nonzero()[:, 0]
