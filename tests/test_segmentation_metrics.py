@@ -41,16 +41,20 @@ def test_it_equals_scikit_learn(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert (found["count"], found["unit"]) == (14, "pixels")
 
 
-def test_a_class_without_pixels_is_left_out_and_said() -> None:
+@pytest.mark.parametrize("is_predicted", [False, True])
+def test_a_class_without_true_pixels_is_said(is_predicted: bool) -> None:
+    """It is left out of the mean or, if it is predicted nevertheless, has an IoU of 0, as in scikit-learn."""
     metric = MeanIoU(CLASSES)
     predicted, true = maps(0, 4)
-    predicted[0, 0] = 4  # predicted, though it occurs nowhere
+    if is_predicted:
+        predicted[0, 0] = 4
     metric.update(predicted, PixelTargets(true))
     found = metric.compute()
     assert metric.absent == ["e"]
-    assert found["per_class"][4] is None
+    assert found["per_class"][4] == (0 if is_predicted else None)
     assert found["per_class_accuracy"][4] is None
-    assert found["mean_iou"] == pytest.approx(sum(found["per_class"][:4]) / 4)
+    known = true != 255
+    assert found["mean_iou"] == pytest.approx(jaccard_score(true[known], predicted[known], average="macro"))
 
 
 def test_nothing_labelled_is_no_score() -> None:

@@ -19,7 +19,8 @@ class MeanIoU(Metric):
     """The intersection over union of each class, from sums over all images, and its mean.
 
     It is not a mean over images: a class that fills a few pixels of one image and all of another counts by its pixels. Pixels that
-    are `IGNORE` in the truth count nowhere. A class without any true pixel has no IoU, and is left out of the means.
+    are `IGNORE` in the truth count nowhere. A class that is neither in the truth nor predicted is left out of the mean; one that
+    is predicted but not in the truth has an IoU of 0, as in MMSegmentation and scikit-learn.
 
     Args:
         classes: The names of the classes.
@@ -50,7 +51,7 @@ class MeanIoU(Metric):
         true, predicted = self.confusion.sum(dim=1).tolist(), self.confusion.sum(dim=0).tolist()
         hits = [row[number] for number, row in enumerate(counts)]
         triples = list(zip(hits, true, predicted, strict=True))
-        ious = [hit / (real + guessed - hit) if real else None for hit, real, guessed in triples]
+        ious = [hit / (real + guessed - hit) if real or guessed else None for hit, real, guessed in triples]
         accuracies = [hit / real if real else None for hit, real, _ in triples]
         found = {
             "mean_iou": mean_of(ious),

@@ -191,7 +191,9 @@ class LabelledImages(LabelledData):
         if isinstance(metric, MeanIoU) and metric.absent:
             count, absent = len(metric.absent), listed(metric.absent)
             verb = "has" if count == 1 else "have"
-            self.say(f"{count_of(count, 'class', 'classes')} {verb} no pixel in the test set, and no IoU: {absent}")
+            self.say(
+                f"{count_of(count, 'class', 'classes')} {verb} no pixel in the test set, so an IoU of 0 if it is predicted and none if not: {absent}"
+            )
         if maps:
             indices, images, true, predicted = (torch.cat(parts) for parts in zip(*maps, strict=True))
             names = np.array(Subset(judged.dataset, indices).names)
