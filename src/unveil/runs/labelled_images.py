@@ -192,7 +192,7 @@ class LabelledImages(LabelledData):
             count, absent = len(metric.absent), listed(metric.absent)
             verb = "has" if count == 1 else "have"
             self.say(
-                f"{count_of(count, 'class', 'classes')} {verb} no pixel in the test set, so an IoU of 0 if it is predicted and none if not: {absent}"
+                f"{count_of(count, 'class', 'classes')} {verb} no pixel in the test set, so no IoU, or 0 if predicted: {absent}"
             )
         if maps:
             indices, images, true, predicted = (torch.cat(parts) for parts in zip(*maps, strict=True))
