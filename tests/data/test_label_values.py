@@ -109,7 +109,11 @@ WRONG = [
     (MultiLabelTargets, "file,a|b,c\na.png,1,0\n", r"the name 'a\|b', but \| separates labels: rename it"),
     (MultiLabelTargets, "file,cat,cat\na.png,1,0\n", r"the name cat twice"),
     (MultiLabelTargets, "file\na.png\n", r"labels\.csv begins with 'file': expected file,labels, or file and a column"),
-    (ClassTargets, "file,cat,dog\na.png,1,0\n", r"begins with 'file, cat, dog': expected file,label in .* need --task multilabel"),
+    (
+        ClassTargets,
+        "file,cat,dog\na.png,1,0\n",
+        "begins with 'file, cat, dog': expected file,label in .* are for finetune --task multilabel",
+    ),
 ]
 
 

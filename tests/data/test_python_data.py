@@ -114,7 +114,7 @@ def test_each_form_equals_the_folder(folder: Path, form: str) -> None:
     assert source.form
     assert not wanted.form
     assert open_source(forms(folder)[form]).fingerprint == source.fingerprint  # not of the objects, but of their content
-    assert any(note.startswith("took the labels as classes: ant, bee, cat, black (4 images each)") for note in source.notes)
+    assert any(note.startswith("took the labels as classes: ant, bee, 'cat, black' (4 images each)") for note in source.notes)
     dataset = ImageDataset(source, side=16)
     assert torch.equal(
         dataset.readable(torch.arange(COUNT)).images,  # type: ignore[union-attr]

@@ -1,6 +1,7 @@
 """Model cards, and uploads to a stand-in for the Hugging Face Hub."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from unveil.errors import UnveilError
 from unveil.interop import hub as hub_module
 from unveil.interop import model_files
 from unveil.recipes.export import export
-from unveil.reports.model_card import licence_lines, without_folders
+from unveil.reports.model_card import data_lines, licence_lines, without_folders
 
 pytestmark = pytest.mark.usefixtures("without_reports")
 
@@ -131,6 +132,13 @@ def test_a_file_without_a_run_says_that_nothing_is_known(make_mae, tmp_path, log
     assert "It was not tested on labelled images." in text
     assert "No licence was given" in text
     assert "`encoder.safetensors`, which it was made from, applies" in text
+
+
+def test_texts_are_not_called_images():
+    run = SimpleNamespace(facts={"data": {"name": "reviews", "texts": 90}}, results={"trained_on": 60, "samples": "texts"})
+    table = "\n".join(data_lines([run]))
+    assert "| training texts | 60 |" in table
+    assert "images" not in table
 
 
 def test_the_code_of_a_card_runs(runs, tmp_path, logged, monkeypatch):

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 import zipfile
 from typing import Any
@@ -67,12 +66,13 @@ def read_everything(folder: Any) -> None:
 @pytest.mark.parametrize("name", ["run.json", "results.json"])
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_another_value_at_any_place_gives_a_page_or_a_sentence(name, odd, run):
-    """A third of the places for each value, so that three values come to each place, or all with UNVEIL_TEST_PLACES=1."""
+    """Without the images, whose figures would take most of the time and show none of these values."""
+    (run.path / "samples.npz").unlink()
     (run.path / "results.json").write_text(json.dumps(RESULTS | TASK_RESULTS | MORE))
     read_everything(run.path)
     whole = json.loads((run.path / name).read_text())
-    sentences, step = [], int(os.environ.get("UNVEIL_TEST_PLACES", "3"))
-    for path in places(whole)[list(ODD.values()).index(odd) % step :: step]:
+    sentences = []
+    for path in places(whole):
         (run.path / name).write_text(json.dumps(replaced(whole, path, odd)))
         try:
             read_everything(run.path)
@@ -80,7 +80,7 @@ def test_another_value_at_any_place_gives_a_page_or_a_sentence(name, odd, run):
             sentences.append(str(error))
     expected = (str(run.path / name), "different settings", "not a pretrain run")
     assert [each for each in sentences if not any(text in each for text in expected)] == []
-    assert len(sentences) >= (0 if odd == {} else 3)
+    assert len(sentences) >= (1 if odd == {} else 10)
 
 
 CONTENTS = {

@@ -33,6 +33,7 @@ class Zip(Archive):
                 entries = table.infolist()
             self._bytes = ReopenedFile(path, open_regular(path))
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
+            # zipfile raises the last two for a version or a compression that it does not know, and for sizes beyond those of files
             raise damaged(path, error) from None
         members: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:

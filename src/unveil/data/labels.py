@@ -136,13 +136,15 @@ def written_labels(
         values = [None if cells is None else cells[0] for cells in table.cells]
         found = WrittenLabels(values, f"the labels in {TABLE}" if table.columns else "", table.notes)
     same = unified(found.values)
+    if same == found.values:
+        return found
     several: dict[str, set[str]] = {}
     for written, value in zip(found.values, same, strict=True):
         if written is not None and value is not None:
             several.setdefault(value, set()).add(written)
     joined = [f"{' and '.join(sorted(each))} are one class, {value}" for value, each in several.items() if len(each) > 1]
-    notes = [f"all labels are numbers, so {examples(joined)}"] if joined else []
-    return found._replace(values=same, notes=[*found.notes, *notes])
+    notes = [*found.notes, *([f"all labels are numbers, so {examples(joined)}"] if joined else [])]
+    return found._replace(values=same, notes=notes)
 
 
 def unified(values: Sequence[str | None]) -> list[str | None]:

@@ -115,6 +115,7 @@ def check_zip(path: Path) -> None:
     except UnveilError:
         raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, NotImplementedError) as error:
+        # NotImplementedError: zipfile does not know the compression, or the version
         raise UnveilError(f"{path} cannot be read as plain tensors: it is damaged ({one_line(error)})") from None
     if damaged is not None:
         raise UnveilError(f"{path} is damaged: the checksum of {damaged} does not match. Copy it again")
@@ -145,7 +146,7 @@ def functions_of(path: Path) -> list[str]:
             pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
             return [found for name in pickles for found in globals_of(archive.open(name).read(LARGEST_PICKLE))]
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
-        return []  # torch cannot read it either
+        return []  # zipfile does not know the compression or the file is damaged: torch cannot read it either
 
 
 def globals_of(raw: bytes) -> list[str]:

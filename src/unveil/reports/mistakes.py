@@ -45,6 +45,8 @@ MEASURES = {
     ),
 }
 """By the name of the array in `mistakes.npz`."""
+FEW = 30
+"""Test images below which the mean of their probabilities is not judged."""
 
 
 class Mistakes(NamedTuple):
@@ -104,10 +106,6 @@ def read_mistakes(path: Path) -> Mistakes:
     if images.ndim != 4 or not len(images) or {len(names), len(true), len(predicted), len(numbers)} != {len(images)}:
         raise UnveilError(f"{path} is damaged: its images have the shape {images.shape}")
     return Mistakes(torch.from_numpy(images), names, true, predicted, MEASURES[key], numbers)
-
-
-FEW = 30
-"""Test images below which a mean of probabilities is not judged."""
 
 
 def calibration_section(results: Results) -> Markup | None:

@@ -191,7 +191,8 @@ def data_lines(runs: Sequence[Run]) -> Iterator[str]:
     for i, run in enumerate(runs):
         data = run.facts.get("data") or {}
         trained_on = run.results.get("trained_on") or run.results.get("images")
-        data = data | ({"trained_on": trained_on} if isinstance(trained_on, int) else {})
+        key = "texts" if "texts" in data else "trained_on"
+        data = data | ({key: trained_on} if isinstance(trained_on, int) else {})
         hidden = "test" if held_out_from_train(data) else "-"
         facts = {key: label for key, label in DATA_FACTS.items() if data.get(key) is not None and not key.startswith(hidden)}
         rows = [[label, shown_value(data[key])] for key, label in facts.items()]
