@@ -41,8 +41,8 @@ def crop_resize(
         sizes: Height and width of each image on its canvas.
         image_size: Height and width of the result.
         flip: Which results are mirrored left to right; none by default.
-        max_shrink: At least the number of pixels of a box that become one pixel of the result, on either axis. It is needed for boxes
-            that are longer than the canvas, and is given so that the host does not wait for a GPU.
+        max_shrink: At least the number of pixels of a box that become one pixel of the result, on either axis. Only boxes longer
+            than the canvas need it. It is given so that the host does not wait for a GPU.
     """
     flip = torch.zeros(len(images), dtype=torch.bool, device=images.device) if flip is None else flip
     if images.device.type == "cpu" and images.dtype == torch.uint8 and min(image_size) >= LARGE:
@@ -105,7 +105,12 @@ def crop_bytes(image: NDArray[Any], box: Sequence[int], image_size: Size, flip: 
 
 
 def resize_matrix(
-    start: Float[Tensor, " B"], length: Float[Tensor, " B"], size: Int[Tensor, " B"], canvas: int, result: int, max_shrink: float = 0.0
+    start: Float[Tensor, " B"],
+    length: Float[Tensor, " B"],
+    size: Int[Tensor, " B"],
+    canvas: int,
+    result: int,
+    max_shrink: float = 0.0,
 ) -> Float[Tensor, "B S H"]:
     """The matrix (result, canvas) that crops [start, start + length) and resizes it: Pillow's bicubic, widened when shrinking.
 

@@ -84,11 +84,7 @@ class ScaleJitter:
 
 
 def jittered_boxes(
-    sizes: Float[Tensor, "B 2"],
-    keys: Int[Tensor, " B"],
-    image_size: Size,
-    scales: tuple[float, float],
-    fit: Fit = "inside",
+    sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"], image_size: Size, scales: tuple[float, float], fit: Fit = "inside"
 ) -> Float[Tensor, "B 4"]:
     """Boxes (top, left, height, width), whole numbers, for results of `image_size` at a random scale and place.
 

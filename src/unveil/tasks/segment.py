@@ -104,7 +104,8 @@ class Segment(Task):
         self.pyramid: Pyramid = without_encoder(pyramid)
         width = encoder.config.width if config.head == "upernet" else min(256, encoder.config.width)
         build = UperNet if config.head == "upernet" else LinearHead
-        self.head = build(pyramid.channels, len(classes), UperNetConfig(channels=width))
+        auxiliary = UperNetConfig.auxiliary_channels if config.auxiliary else 0
+        self.head = build(pyramid.channels, len(classes), UperNetConfig(channels=width, auxiliary_channels=auxiliary))
         vit = self.encoder.config
         own_pixels = config.resize == "none"
         self.augmentation = SegmentAugment(augment, vit.image_size, vit.mean, vit.std, own_pixels=own_pixels)
@@ -133,11 +134,6 @@ class Segment(Task):
         """What the largest random resize needs."""
         return None if config.resize == "none" else -int(-min(image_size) // augment.crop_scale**0.5)
 
-    def layer_of(self, name: str) -> int:
-        """The depth of a parameter: 0 for the encoder's embedding, 1 to depth for its blocks, depth + 1 for all that follows."""
-        owner, _, rest = name.partition(".")
-        return self.encoder.layer_of(rest) if owner == "encoder" else self.encoder.config.depth + 1
-
     @torch.no_grad()
     def set_mask_values(self, values: MaskValues) -> None:
         """Stores what predicted masks hold for each class: the values, and the colours if any are known."""
@@ -160,7 +156,7 @@ class Segment(Task):
         assert isinstance(batch.targets, PixelTargets)
         maps, found = batch.targets.maps, self.maps(batch.images)
         loss = pixel_loss(found.logits, maps)
-        if found.auxiliary is None or not self.config.auxiliary:
+        if found.auxiliary is None:
             return Step(loss, {})
         auxiliary = pixel_loss(found.auxiliary, maps)
         return Step(loss + self.config.auxiliary * auxiliary, {"segmentation_loss": loss, "auxiliary_loss": auxiliary})
