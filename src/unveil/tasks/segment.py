@@ -32,6 +32,7 @@ from unveil.data.pixels import IGNORE
 from unveil.data.resize import crop_resize
 from unveil.data.segment_augment import LONGEST, SegmentAugment, base_scale
 from unveil.data.targets import PixelTargets
+from unveil.errors import UnveilError
 from unveil.learner import Step, Task
 from unveil.metrics import Metric
 from unveil.models.pyramid import Pyramid, PyramidConfig, build_pyramid, without_encoder
@@ -207,6 +208,11 @@ class Segment(Task):
 
     def graph_facts(self) -> Mapping[str, Any]:
         """See `unveil.protocols.MapsClasses`."""
+        if self.config.inference == "whole":
+            raise UnveilError(
+                "a graph has one size of images, but this segmenter computes whole images of any size (inference whole): use --to "
+                "safetensors"
+            )
         window = self.encoder.config.image_size
         return {
             "resize": self.config.resize,
