@@ -221,8 +221,10 @@ class FolderPredictor:
         config = self.config
         given = [f"top_k is {config.top_k}"] * (config.top_k != 1) + ["scores is on"] * config.scores
         if given:
-            raise UnveilError(f"{given[0]}, but what {self.owner} predicts for an image is no row of a table: leave it out")
+            raise UnveilError(f"{given[0]}, but {self.owner} predicts no row of a table for an image: leave it out")
         if config.batch_size > 1:
             raise UnveilError(f"batch_size is {config.batch_size}, but {self.owner} takes one whole image at a time: leave it out")
         if out is not None and Path(out).suffix in (".csv", ".parquet", ".jsonl"):
-            raise UnveilError(f"{out} is a table, but what {self.owner} predicts for an image is no row of a table: give a new folder as --out")
+            raise UnveilError(
+                f"{out} is a table, but {self.owner} predicts no row of a table for an image: give a new folder as --out"
+            )
