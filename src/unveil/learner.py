@@ -291,7 +291,8 @@ class Task(PredictsClasses, Learner, ABC):
     def predict(self, batch: Any) -> Any:
         """Predictions for a batch of normalised samples.
 
-        They are class scores (B, K), numbers (B,), class maps (B, K, H, W), or the detections of each image. With `whole_images`, the batch is one image as it is stored, and the prediction is in its pixels: see there.
+        They are class scores (B, K), numbers (B,), class maps (B, K, H, W), or the detections of each image. With
+        `whole_images`, the batch is one image as it is stored, and the prediction is in its pixels: see there.
         """
 
     @abstractmethod
