@@ -122,7 +122,7 @@ def drawn(
         inside = pixels[rows[:, None], columns]
         canvas[inside] = 0.5 * canvas[inside] + 0.5 * colours[labels[number]]
     picture = Image.fromarray(canvas.round().astype(np.uint8))
-    pen, thick = ImageDraw.Draw(picture), max(1, round(max(size) / 400))
+    pen, thick = ImageDraw.Draw(picture), max(2 if max(size) >= 200 else 1, round(max(size) / 400))
     font = ImageFont.load_default(max(10, round(max(size) / 50)))
     objects = zip(found.boxes.tolist(), labels, found.scores.tolist(), strict=True)
     for box, label, score in sorted(objects, key=lambda each: each[2]):  # the best ones on top

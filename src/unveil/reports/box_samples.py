@@ -44,12 +44,11 @@ def boxes_section(run: Run, *, worst: bool) -> Markup | None:
     if not rows:
         return None
     lines = -(-len(rows) // 2)
-    grid = ImageGrid(lines, (2, 2), found.true.shape[1:3], headings=False, side=1.9)
+    grid = ImageGrid(lines, (2, 2), found.true.shape[1:3], headings=False, label_rows=range(lines), side=1.9)
     for place, row in enumerate(rows):
         line, first = place // 2, 2 * (place % 2)
         for column, (label, picture) in enumerate(zip(LABELS, (found.true[row], found.predicted[row]), strict=True)):
-            text = f"{place + 1}: {label}" if column == 0 else label
-            grid.add_image(line, first + column, picture / 255, text if line == 0 else (f"{place + 1}" if column == 0 else ""))
+            grid.add_image(line, first + column, picture / 255, f"{place + 1}: {label}" if column == 0 else label)
     alt = f"{count_of(len(rows), 'image')} with the objects of the annotation, and with those that were found."
     figure = element("figure", inline_svg(grid.figure, "worst" if worst else "found", alt), class_="wide")
     said = "The images with the most errors." if worst else "The model was not trained on these images."
