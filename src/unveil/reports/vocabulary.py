@@ -126,10 +126,10 @@ CURVES = {
     "mae": "Mean absolute error on the validation set",
     "codebook_usage": "Share of the codebook in use on held-out images",
     "word_accuracy": "Masked words predicted correctly in held-out texts",
-    "mean_iou": "Mean IoU on the test set",
+    "mean_iou": "Mean IoU on the validation set",
     "box_ap": "Box AP on the validation set",
     "mask_ap": "Mask AP on the validation set",
-    "pixel_accuracy": "Pixel accuracy on the test set",
+    "pixel_accuracy": "Pixel accuracy on the validation set",
     "bleu": "BLEU on held-out sentences",
 }
 """Keys of `QUANTITIES` whose values in the log are drawn as a curve, and the title of the curve."""

@@ -331,7 +331,7 @@ class Screen:
             self._bar.stop()
 
 
-SHOWN = ("knn", "accuracy", "top1", "mean_iou", "bleu")
+SHOWN = ("knn", "accuracy", "top1", "mean_iou", "mask_ap", "box_ap", "bleu")
 """Evaluation results to show next to the loss."""
 WAITING = 0.05
 """Share of the time spent waiting for images above which `unveil pack` is recommended."""
