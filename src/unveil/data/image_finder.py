@@ -1,14 +1,17 @@
 """Finds the images that annotations name; and what every format of annotations tells about a part of DATA."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from unveil.data.archive_parts import candidates_or_error
 from unveil.data.archives import Archive
 from unveil.data.label_table import examples
 from unveil.data.object_rows import Told
-from unveil.data.split_folders import split_of
+from unveil.data.split_folders import splits_of
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
 
@@ -28,6 +31,15 @@ class Part:
     """Files that are not used, with the reason."""
 
 
+class Found(NamedTuple):
+    """The image that annotations name."""
+
+    image: int
+    """Its index in the archive."""
+    agrees: bool
+    """Whether no folder in the name contradicts those of the image, as seq2/1.png contradicts seq1/1.png."""
+
+
 class ImageFinder:
     """Finds images by the names that annotations have for them."""
 
@@ -37,57 +49,102 @@ class ImageFinder:
         self._by_file: dict[str, list[int]] = {}
         self._by_stem: dict[str, list[int]] = {}
         for index in self.candidates:
-            self._by_file.setdefault(archive.names[index].rpartition("/")[2], []).append(index)
+            file = archive.names[index].rpartition("/")[2]
+            self._by_file.setdefault(file, []).append(index)
+            self._by_stem.setdefault(os.path.splitext(file)[0], []).append(index)
 
-    def find(self, name: str, beside: str, part: str) -> int | None:
+    def find(self, name: str, beside: str, splits: Set[str]) -> Found | None:
         """The image of this name; None if there is none.
 
         Args:
             name: A file, or a path that ends with it. As much of the end of the path counts as any image has.
             beside: The annotation file, for which the images in the nearest folder are meant.
-            part: The split, for which the images in a folder of that split are meant.
+            splits: The splits of the annotations. Images in the folder of another split are not meant, unless the name has it.
 
         Raises:
             UnveilError: If it may be one of several images.
         """
-        steps = [step for step in name.replace("\\", "/").split("/") if step not in ("", ".", "..")]
-        found = self._by_file.get(steps[-1], []) if steps else []
-        for depth in range(2, len(steps) + 1):
-            deeper = [i for i in found if self.archive.names[i].split("/")[-depth:] == steps[-depth:]]
-            if not deeper:
-                break
-            found = deeper
-        for narrower in (partial(self._of_split, part=part), partial(self._nearest, beside=beside)):
+        *folders, file = [step for step in name.replace("\\", "/").split("/") if step not in ("", ".", "..")] or [""]
+        hits = {i: self._rest(i, folders, beside) for i in self._by_file.get(file, [])}
+        hits = {i: rest for i, rest in hits.items() if not self._is_elsewhere(i, rest[1], beside, splits)}
+        if not hits:
+            return None
+        agreements = {i: (not rest or same == len(folders), same) for i, (same, rest) in hits.items()}
+        best = max(agreements.values())
+        found = [i for i, agreement in agreements.items() if agreement == best]
+        for narrower in (partial(self._of_split, splits=splits), partial(self._nearest, beside=beside)):
             found = narrower(found) if len(found) > 1 else found
-        if len(found) > 1:
+        if len(found) > 1 and best[0]:
             paths = " and ".join(self.archive.names[i] for i in found[:2])
             raise UnveilError(f"{self.text}: {beside} names the image {name}, which may be {paths}: write its folder into the name")
-        return found[0] if found else None
+        return Found(found[0], best[0]) if len(found) == 1 else None
 
-    def with_stem(self, stem: str, beside: str) -> int | None:
+    def find_all(self, names: Sequence[str], beside: str, splits: Set[str]) -> tuple[list[int | None], str]:
+        """The image of each name as `find` does it, and a sentence for the user, or "".
+
+        If some names agree with the folders of their images, so do all, and an image in another folder is another image. If none
+        does, the images were moved.
+        """
+        hits = [self.find(name, beside, splits) for name in names]
+        moved = [(name, hit.image) for name, hit in zip(names, hits, strict=True) if hit is not None and not hit.agrees]
+        if not moved:
+            return [hit and hit.image for hit in hits], ""
+        if any(hit is not None and hit.agrees and re.search(r"[/\\]", name) for name, hit in zip(names, hits, strict=True)):
+            return [hit.image if hit is not None and hit.agrees else None for hit in hits], ""
+        name, image = moved[0]
+        note = f"{self.text}: {beside} has other folders than the images: {name} is taken to be {self.archive.names[image]}"
+        return [hit and hit.image for hit in hits], note
+
+    def with_stem(self, stem: str, beside: str, splits: Set[str]) -> int | None:
         """The image that is called like an annotation file, but for the suffix; None if there is none, or several."""
-        if not self._by_stem:
-            for index in self.candidates:
-                self._by_stem.setdefault(self.archive.names[index].rpartition("/")[2].rpartition(".")[0], []).append(index)
-        found = self._by_stem.get(stem, [])
+        found = [i for i in self._by_stem.get(stem, []) if not self._is_elsewhere(i, self._rest(i, (), beside)[1], beside, splits)]
         found = self._nearest(found, beside) if len(found) > 1 else found
         return found[0] if len(found) == 1 else None
 
-    def _of_split(self, found: Sequence[int], part: str) -> list[int]:
-        same = [i for i in found if any(split_of(step) == part for step in self.archive.names[i].split("/")[:-1])]
+    def elsewhere(self, name: str) -> str:
+        """An image of this name in whatever folder; "" if there is none."""
+        found = self._by_file.get(name.replace("\\", "/").rpartition("/")[2], [])
+        return self.archive.names[found[0]] if found else ""
+
+    def ids(self, images: Sequence[int]) -> list[str]:
+        """Names for images that annotations do not number: the file without its suffix, or the path if several are called so."""
+        paths = [self.archive.names[i] for i in images]
+        stems = [os.path.splitext(path.rpartition("/")[2])[0] for path in paths]
+        return [stem if len(self._by_stem[stem]) == 1 else path for stem, path in zip(stems, paths, strict=True)]
+
+    def _rest(self, index: int, folders: Sequence[str], beside: str) -> tuple[int, list[str]]:
+        """How many folders of an image a name ends with, and the others, without those that it shares with the annotations."""
+        own = self.archive.names[index].split("/")[:-1]
+        both = list(zip(reversed(own), reversed(folders), strict=False))
+        same = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
+        return same, own[min(_shared(own, beside), len(own) - same) : len(own) - same]
+
+    def _is_elsewhere(self, index: int, rest: Sequence[str], beside: str, splits: Set[str]) -> bool:
+        """Whether an image is in a folder of another split, which the name does not have."""
+        if not splits or not any(map(splits_of, rest)):
+            return False
+        own = self.archive.names[index].split("/")[:-1]
+        return not any(splits_of(step) & splits for step in own[_shared(own, beside) :])
+
+    def _of_split(self, found: Sequence[int], splits: Set[str]) -> list[int]:
+        same = [i for i in found if any(splits_of(step) & splits for step in self.archive.names[i].split("/")[:-1])]
         return same or list(found)
 
     def _nearest(self, found: Sequence[int], beside: str) -> list[int]:
         """The images of the folder that has the most in common with that of the annotations and, among those, is the least deep."""
-        folder = beside.split("/")[:-1]
 
         def nearness(index: int) -> tuple[int, int]:
             steps = self.archive.names[index].split("/")[:-1]
-            differ = next((i for i, (a, b) in enumerate(zip(steps, folder, strict=False)) if a != b), min(len(steps), len(folder)))
-            return differ, -len(steps)
+            return _shared(steps, beside), -len(steps)
 
         most = max(map(nearness, found))
         return [i for i in found if nearness(i) == most]
+
+
+def _shared(folders: Sequence[str], beside: str) -> int:
+    """How many folders an image has in common with a file, from the outermost on."""
+    pairs = list(zip(folders, beside.split("/")[:-1], strict=False))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
 
 
 def missing_note(where: str, names: Sequence[str], total: int) -> str:
