@@ -161,6 +161,8 @@ def test_ids_are_paths_where_names_are_not_distinct(form: str, tmp_path: Path) -
         else:
             (tmp_path / "labels" / place[0]).mkdir(parents=True, exist_ok=True)
             (tmp_path / "labels" / f"{place}.txt").write_text("0 0.5 0.5 0.2 0.2")
+    if form == "voc":
+        write_image(tmp_path / "SegmentationClass" / "2.png")  # a mask, which is none of the images
     assert objects_of(tmp_path).image_ids == ["images/a/1.png", "images/b/1.png", "2"]
 
 
@@ -393,9 +395,21 @@ def test_which_yaml_is_meant(tmp_path: Path) -> None:
     refused(data, r"a.yaml and z.yaml have different names of classes: leave one of them")
     (data / "z.yaml").write_text("names: [cat]\nnc: 1")
     assert open_roles(data, targets=BoxTargets).train.classes == ["cat"]
+    (data / "z.yaml").write_text("train: images/train\nnc: 1")  # without names
+    assert open_roles(data, targets=BoxTargets).train.classes == ["dog"]
     (data / "a.yaml").unlink()
     (data / "z.yaml").unlink()
     refused(data, r"b.yaml is damaged: it is not valid YAML")
+
+
+def test_several_yaml_with_other_splits(tmp_path: Path) -> None:
+    """As for cross-validation."""
+    data = yolo_data(tmp_path, {"one/a": LINE, "two/b": LINE}, "")
+    for name, train, val in (("fold1", "one", "two"), ("fold2", "two", "one")):
+        (data / f"{name}.yaml").write_text(f"names: [cat]\ntrain: images/{train}\nval: images/{val}")
+    assert parts_of(data) == {"train": ["a"], "val": ["b"]}
+    notes = "\n".join(open_roles(data, targets=BoxTargets).train.notes)
+    assert "splits are read from fold1.yaml, and not from fold2.yaml" in notes
 
 
 def test_yolo_poses_are_boxes(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -106,11 +107,12 @@ class ImageFinder:
         found = self._by_file.get(name.replace("\\", "/").rpartition("/")[2], [])
         return self.archive.names[found[0]] if found else ""
 
-    def ids(self, images: Sequence[int]) -> list[str]:
+    def ids(self, images: Iterable[int]) -> dict[int, str]:
         """Names for images that annotations do not number: the file without its suffix, or the path if several are called so."""
-        paths = [self.archive.names[i] for i in images]
-        stems = [os.path.splitext(path.rpartition("/")[2])[0] for path in paths]
-        return [stem if len(self._by_stem[stem]) == 1 else path for stem, path in zip(stems, paths, strict=True)]
+        paths = {i: self.archive.names[i] for i in images}
+        stems = {i: os.path.splitext(path.rpartition("/")[2])[0] for i, path in paths.items()}
+        counts = Counter(stems.values())
+        return {i: stem if counts[stem] == 1 else paths[i] for i, stem in stems.items()}
 
     def _rest(self, index: int, folders: Sequence[str], beside: str) -> tuple[int, list[str]]:
         """How many folders of an image a name ends with, and the others, without those that it shares with the annotations."""

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -43,6 +43,14 @@ class YoloConfig:
     notes: list[str] = field(default_factory=list)
 
 
+class _File(NamedTuple):
+    rank: int
+    """The lower, the likelier it is the one that is meant."""
+    name: str
+    content: dict[str, Any]
+    has_splits: bool
+
+
 def yolo_config(finder: ImageFinder) -> YoloConfig:
     """Reads data.yaml, or the file that is most like it, or else a list of classes.
 
@@ -51,40 +59,60 @@ def yolo_config(finder: ImageFinder) -> YoloConfig:
     """
     archive = finder.archive
     by_depth = sorted(range(len(archive.names)), key=lambda i: (archive.names[i].count("/"), archive.names[i]))
-    files = [i for i in by_depth if archive.names[i].lower().endswith((".yaml", ".yml"))]
-    files = sorted(files, key=lambda i: not _is_usual(archive.names[i]))[:MOST_FILES]
-    found, damaged = list[tuple[int, str, dict[str, Any]]](), list[UnveilError]()
-    for i in files:
-        name, usual = archive.names[i], _is_usual(archive.names[i])
-        try:
-            content = _parsed(archive.read_text(i, finder.text, YAML_LIMIT), f"{finder.text}: {name}")
-        except UnveilError as error:  # a file of another program, unless no file is better
-            if usual:
-                raise
-            damaged.append(error)
-            continue
-        has_splits = any(_entries(content, key) for key in SPLITS)
-        if content.get("names") is not None or has_splits:
-            found.append((0 if usual else 1 if has_splits or "nc" in content else 2, name, content))
-    found = [each for each in found if each[0] == min(rank for rank, *_ in found)]
-    names = {name: _names(content, f"{finder.text}: {name}") for _, name, content in found if content.get("names") is not None}
+    files, damaged = _yaml_files(finder, by_depth)
+    named = _likeliest([file for file in files if file.content.get("names") is not None])
+    splitting = sorted(_likeliest([file for file in files if file.has_splits]), key=lambda file: file not in named[:1])
+    names = {file.name: _names(file.content, f"{finder.text}: {file.name}") for file in named}
     if len(set(map(tuple, names.values()))) > 1:
         first, second = list(names)[:2]
         raise UnveilError(f"{finder.text}: {first} and {second} have different names of classes: leave one of them")
     config = YoloConfig()
-    if found:
-        _, name, content = next((each for each in found if each[1] in names), found[0])
-        config = YoloConfig(names.get(name, []), name, name, keypoints=_keypoints(content, f"{finder.text}: {name}"))
-        _add_splits(config, finder, name, content)
-    if not config.names:
+    for file in [*named[:1], *splitting[:1]]:
+        config.keypoints = config.keypoints or _keypoints(file.content, f"{finder.text}: {file.name}")
+    if named:
+        config.named_in = config.file = named[0].name
+        config.names = names[config.named_in]
+    if splitting:
+        config.file = splitting[0].name
+        _add_splits(config, finder, config.file, splitting[0].content)
+        told = [[_entries(file.content, key) for key in SPLITS] for file in splitting]
+        other = next((file.name for file, splits in zip(splitting, told, strict=True) if splits != told[0]), None)
+        if other is not None:
+            config.notes.append(f"{finder.text}: splits are read from {config.file}, and not from {other}")
+    if not named:
         listed = next((i for i in by_depth if archive.names[i].rpartition("/")[2] in NAMES), None)
-        if listed is None and damaged and not found:
+        if listed is None and damaged and not splitting:
             raise damaged[0]
         if listed is not None:
             text = archive.read_text(listed, finder.text, YAML_LIMIT).decode("utf-8-sig", "replace").strip()
             config.named_in = archive.names[listed]
             config.names = _distinct([line.strip() for line in text.splitlines()], f"{finder.text}: {config.named_in}")
     return config
+
+
+def _yaml_files(finder: ImageFinder, by_depth: Sequence[int]) -> tuple[list[_File], list[UnveilError]]:
+    """The files with names or splits, and what is wrong with others, which may be of another program."""
+    archive = finder.archive
+    chosen = [i for i in by_depth if archive.names[i].lower().endswith((".yaml", ".yml"))]
+    chosen = sorted(chosen, key=lambda i: not _is_usual(archive.names[i]))[:MOST_FILES]
+    files, damaged = list[_File](), list[UnveilError]()
+    for i in chosen:
+        name, usual = archive.names[i], _is_usual(archive.names[i])
+        try:
+            content = _parsed(archive.read_text(i, finder.text, YAML_LIMIT), f"{finder.text}: {name}")
+        except UnveilError as error:
+            if usual:
+                raise
+            damaged.append(error)
+            continue
+        has_splits = any(_entries(content, key) for key in SPLITS)
+        if content.get("names") is not None or has_splits:
+            files.append(_File(0 if usual else 1 if has_splits or "nc" in content else 2, name, content, has_splits))
+    return files, damaged
+
+
+def _likeliest(files: Sequence[_File]) -> list[_File]:
+    return [file for file in files if file.rank == min(other.rank for other in files)]
 
 
 def _is_usual(name: str) -> bool:

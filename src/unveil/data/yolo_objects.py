@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -39,12 +39,11 @@ def yolo_parts(finder: ImageFinder) -> dict[str, Part] | None:
     if not splits:
         layout = layout_of(names_without_shards(archive, finder.candidates))
         splits = {part: [finder.candidates[i] for i in members] for part, members in layout.parts.items()}
-    parts = {}
-    for part, images in splits.items():
-        if any(labels[image] is not None for image in images):
-            parts[part] = _part(finder, images, [labels[image] for image in images], config)
-    if not parts:
+    splits = {part: images for part, images in splits.items() if any(labels[image] is not None for image in images)}
+    if not splits:
         raise UnveilError(f"{finder.text}: no image in the splits of {config.file} has a txt file of boxes")
+    ids = finder.ids(image for images in splits.values() for image in images)
+    parts = {part: _part(finder, {i: labels[i] for i in images}, ids, config) for part, images in splits.items()}
     first = next(iter(parts.values()))
     first.notes += config.notes
     if config.keypoints is not None:
@@ -81,8 +80,9 @@ def _path_key(path: str) -> str:
     return folder.lower() + slash + file
 
 
-def _part(finder: ImageFinder, images: list[int], files: Sequence[int | None], config: YoloConfig) -> Part:
-    archive = finder.archive
+def _part(finder: ImageFinder, labels: Mapping[int, int | None], ids: Mapping[int, str], config: YoloConfig) -> Part:
+    """The images of a split, with the file of each."""
+    archive, images, files = finder.archive, list(labels), list(labels.values())
 
     def read(place: int) -> tuple[list[Row], bytes]:
         index = files[place]
@@ -103,7 +103,7 @@ def _part(finder: ImageFinder, images: list[int], files: Sequence[int | None], c
         EXPECTED,
         rows,
         [(0, 0)] * len(images),
-        finder.ids(images),
+        [ids[image] for image in images],
         {name: number for number, name in enumerate(config.names)},
         relative=True,
     )
