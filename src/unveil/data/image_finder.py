@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache
 from typing import NamedTuple
 
 from unveil.data.archive_parts import candidates_or_error
@@ -41,6 +41,21 @@ class Found(NamedTuple):
     """Whether no folder in the name contradicts those of the image, as seq2/1.png contradicts seq1/1.png."""
 
 
+class _Fit(NamedTuple):
+    """How well the folders of an image fit: the largest is meant."""
+
+    agrees: bool
+    """Whether no folder of the name contradicts those of the image."""
+    same: int
+    """How many of its last folders the name has."""
+    of_split: bool
+    """Whether a folder is called after a split of the annotations."""
+    shared: int
+    """How many of its first folders the annotations have."""
+    height: int
+    """The less deep, the larger."""
+
+
 class ImageFinder:
     """Finds images by the names that annotations have for them."""
 
@@ -66,19 +81,11 @@ class ImageFinder:
             UnveilError: If it may be one of several images.
         """
         *folders, file = [step for step in name.replace("\\", "/").split("/") if step not in ("", ".", "..")] or [""]
-        hits = {i: self._rest(i, folders, beside) for i in self._by_file.get(file, [])}
-        hits = {i: rest for i, rest in hits.items() if not self._is_elsewhere(i, rest[1], beside, splits)}
-        if not hits:
-            return None
-        agreements = {i: (not rest or same == len(folders), same) for i, (same, rest) in hits.items()}
-        best = max(agreements.values())
-        found = [i for i, agreement in agreements.items() if agreement == best]
-        for narrower in (partial(self._of_split, splits=splits), partial(self._nearest, beside=beside)):
-            found = narrower(found) if len(found) > 1 else found
-        if len(found) > 1 and best[0]:
+        found, agrees = self._best(self._by_file.get(file, []), "/".join(folders), beside, splits)
+        if len(found) > 1 and agrees:
             paths = " and ".join(self.archive.names[i] for i in found[:2])
             raise UnveilError(f"{self.text}: {beside} names the image {name}, which may be {paths}: write its folder into the name")
-        return Found(found[0], best[0]) if len(found) == 1 else None
+        return Found(found[0], agrees) if len(found) == 1 else None
 
     def find_all(self, names: Sequence[str], beside: str, splits: Set[str]) -> tuple[list[int | None], str]:
         """The image of each name as `find` does it, and a sentence for the user, or "".
@@ -98,8 +105,7 @@ class ImageFinder:
 
     def with_stem(self, stem: str, beside: str, splits: Set[str]) -> int | None:
         """The image that is called like an annotation file, but for the suffix; None if there is none, or several."""
-        found = [i for i in self._by_stem.get(stem, []) if not self._is_elsewhere(i, self._rest(i, (), beside)[1], beside, splits)]
-        found = self._nearest(found, beside) if len(found) > 1 else found
+        found, _ = self._best(self._by_stem.get(stem, []), "", beside, splits)
         return found[0] if len(found) == 1 else None
 
     def elsewhere(self, name: str) -> str:
@@ -114,39 +120,33 @@ class ImageFinder:
         counts = Counter(stems.values())
         return {i: stem if counts[stem] == 1 else paths[i] for i, stem in stems.items()}
 
-    def _rest(self, index: int, folders: Sequence[str], beside: str) -> tuple[int, list[str]]:
-        """How many folders of an image a name ends with, and the others, without those that it shares with the annotations."""
-        own = self.archive.names[index].split("/")[:-1]
-        both = list(zip(reversed(own), reversed(folders), strict=False))
-        same = next((i for i, (a, b) in enumerate(both) if a != b), len(both))
-        return same, own[min(_shared(own, beside), len(own) - same) : len(own) - same]
-
-    def _is_elsewhere(self, index: int, rest: Sequence[str], beside: str, splits: Set[str]) -> bool:
-        """Whether an image is in a folder of another split, which the name does not have."""
-        if not splits or not any(map(splits_of, rest)):
-            return False
-        own = self.archive.names[index].split("/")[:-1]
-        return not any(splits_of(step) & splits for step in own[_shared(own, beside) :])
-
-    def _of_split(self, found: Sequence[int], splits: Set[str]) -> list[int]:
-        same = [i for i in found if any(splits_of(step) & splits for step in self.archive.names[i].split("/")[:-1])]
-        return same or list(found)
-
-    def _nearest(self, found: Sequence[int], beside: str) -> list[int]:
-        """The images of the folder that has the most in common with that of the annotations and, among those, is the least deep."""
-
-        def nearness(index: int) -> tuple[int, int]:
-            steps = self.archive.names[index].split("/")[:-1]
-            return _shared(steps, beside), -len(steps)
-
-        most = max(map(nearness, found))
-        return [i for i in found if nearness(i) == most]
+    def _best(self, candidates: Sequence[int], folders: str, beside: str, splits: Set[str]) -> tuple[list[int], bool]:
+        """The candidates that fit best, and whether their folders agree with the name."""
+        place, known = beside.rpartition("/")[0], frozenset(splits)
+        fits = {i: _fit(self.archive.names[i].rpartition("/")[0], folders, place, known) for i in candidates}
+        best = max((fit for fit in fits.values() if fit is not None), default=None)
+        return [i for i, fit in fits.items() if fit is not None and fit == best], best is not None and best.agrees
 
 
-def _shared(folders: Sequence[str], beside: str) -> int:
-    """How many folders an image has in common with a file, from the outermost on."""
-    pairs = list(zip(folders, beside.split("/")[:-1], strict=False))
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+@lru_cache(2**16)
+def _fit(path: str, named: str, beside: str, splits: frozenset[str]) -> _Fit | None:
+    """How well an image in the folder `path` fits a name with the folders `named` in annotations in the folder `beside`.
+
+    None if it is in the folder of another split, which the name does not have.
+    """
+    own, folders, others = (steps.split("/") if steps else [] for steps in (path, named, beside))
+    same = _shared(own[::-1], folders[::-1])
+    shared = _shared(own, others)
+    rest = own[min(shared, len(own) - same) : len(own) - same]  # of which neither the name nor the annotations tell
+    below = set[str]().union(*map(splits_of, own[shared:]))
+    if splits and below.isdisjoint(splits) and any(map(splits_of, rest)):
+        return None
+    return _Fit(not rest or same == len(folders), same, any(splits_of(step) & splits for step in own), shared, -len(own))
+
+
+def _shared(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many folders two paths have in common, from the first on."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def missing_note(where: str, names: Sequence[str], total: int) -> str:
