@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -113,12 +113,12 @@ class ImageFinder:
         found = self._by_file.get(name.replace("\\", "/").rpartition("/")[2], [])
         return self.archive.names[found[0]] if found else ""
 
-    def ids(self, images: Iterable[int]) -> dict[int, str]:
-        """Names for images that annotations do not number: the file without its suffix, or the path if several are called so."""
-        paths = {i: self.archive.names[i] for i in images}
-        stems = {i: os.path.splitext(path.rpartition("/")[2])[0] for i, path in paths.items()}
-        counts = Counter(stems.values())
-        return {i: stem if counts[stem] == 1 else paths[i] for i, stem in stems.items()}
+    def ids(self, images: Sequence[int]) -> list[str]:
+        """Ids for images that annotations do not number: the file without its suffix, or the path if several are called so."""
+        paths = [self.archive.names[i] for i in images]
+        stems = [os.path.splitext(path.rpartition("/")[2])[0] for path in paths]
+        counts = Counter(stems)
+        return [stem if counts[stem] == 1 else path for stem, path in zip(stems, paths, strict=True)]
 
     def _best(self, candidates: Sequence[int], folders: str, beside: str, splits: Set[str]) -> tuple[list[int], bool]:
         """The candidates that fit best, and whether their folders agree with the name."""

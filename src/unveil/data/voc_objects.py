@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
@@ -81,8 +81,7 @@ def voc_parts(finder: ImageFinder) -> dict[str, Part] | None:
     classes = sorted({each.name for file, _ in images.values() for each in file.objects})
     if not classes:
         raise UnveilError(f"{finder.text}: none of its {count_of(len(read_files), 'xml file')} has an object")
-    ids = finder.ids(used)
-    parts = {part: _part(finder.text, {ids[i]: images[i] for i in own}, own, classes) for part, own in members.items()}
+    parts = {part: _part(finder, [images[i] for i in own], own, classes) for part, own in members.items()}
     first = next(iter(parts.values()))
     unlisted = [names[i] for i in finder.candidates if i not in images]
     difficult = sum(file.difficult for file, _ in images.values())
@@ -153,8 +152,7 @@ def _stem(path: str) -> str:
     return os.path.splitext(path.rpartition("/")[2])[0]
 
 
-def _part(where: str, by_id: Mapping[str, tuple[_File, bytes]], images: list[int], classes: list[str]) -> Part:
-    files = list(by_id.values())
+def _part(finder: ImageFinder, files: Sequence[tuple[_File, bytes]], images: list[int], classes: list[str]) -> Part:
     number = {name: i for i, name in enumerate(classes)}
     rows = [
         Row(place, number[each.name], (each.box[0] - 1, each.box[1] - 1, *each.box[2:]), each.where)
@@ -163,7 +161,7 @@ def _part(where: str, by_id: Mapping[str, tuple[_File, bytes]], images: list[int
     ]
     expected = "bndbox with xmin, ymin, xmax and ymax in pixels"
     category_ids = {name: i + 1 for name, i in number.items()}
-    told = Told(where, "bndbox", expected, rows, [file.size for file, _ in files], list(by_id), category_ids)
+    told = Told(finder.text, "bndbox", expected, rows, [file.size for file, _ in files], finder.ids(images), category_ids)
     return Part(images, told, classes, b"".join(digest for _, digest in files))
 
 

@@ -42,8 +42,7 @@ def yolo_parts(finder: ImageFinder) -> dict[str, Part] | None:
     splits = {part: images for part, images in splits.items() if any(labels[image] is not None for image in images)}
     if not splits:
         raise UnveilError(f"{finder.text}: no image in the splits of {config.file} has a txt file of boxes")
-    ids = finder.ids(image for images in splits.values() for image in images)
-    parts = {part: _part(finder, {i: labels[i] for i in images}, ids, config) for part, images in splits.items()}
+    parts = {part: _part(finder, {i: labels[i] for i in images}, config) for part, images in splits.items()}
     first = next(iter(parts.values()))
     first.notes += config.notes
     if config.keypoints is not None:
@@ -80,7 +79,7 @@ def _path_key(path: str) -> str:
     return folder.lower() + slash + file
 
 
-def _part(finder: ImageFinder, labels: Mapping[int, int | None], ids: Mapping[int, str], config: YoloConfig) -> Part:
+def _part(finder: ImageFinder, labels: Mapping[int, int | None], config: YoloConfig) -> Part:
     """The images of a split, with the file of each."""
     archive, images, files = finder.archive, list(labels), list(labels.values())
 
@@ -103,7 +102,7 @@ def _part(finder: ImageFinder, labels: Mapping[int, int | None], ids: Mapping[in
         EXPECTED,
         rows,
         [(0, 0)] * len(images),
-        [ids[image] for image in images],
+        finder.ids(images),
         {name: number for number, name in enumerate(config.names)},
         relative=True,
     )
