@@ -243,6 +243,118 @@ def test_images_that_are_missing_or_not_listed(tmp_path: Path) -> None:
     )
 
 
+def write_listing(root: Path, file: str, *names: str, **other: Any) -> None:
+    """A json with an image of each name, with an object each."""
+    entries = [annotation(i, i, (i, 1, 5, 5)) for i in range(1, len(names) + 1)]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names, 1)]
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(json.dumps(coco(entries) | {"images": images} | other))
+
+
+def write_images(root: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        write_image(root / name, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("files", "listed", "found"),
+    [
+        (["a/1.png"], ["a/1.png", "b/1.png"], ["a/1.png"]),
+        (["a/img/1.png", "a/img/2.png"], ["a/img/1.png", "b/img/1.png"], ["a/img/1.png"]),
+        (["a/1.png", "b/1.png"], ["a/1.png", "c/1.png"], ["a/1.png"]),
+        (["x/1.png", "1.png"], ["b/1.png", "x/1.png"], ["1.png", "x/1.png"]),  # in no folder, which contradicts nothing
+        (["x/1.png", "x/2.png"], ["/home/me/a/1.png", "/home/me/a/2.png"], ["x/1.png", "x/2.png"]),  # moved
+    ],
+)
+def test_an_image_in_another_folder_is_another_image(files: list[str], listed: list[str], found: list[str], tmp_path: Path) -> None:
+    """Frames of sequences have the same names in each of them."""
+    write_images(tmp_path, *files)
+    write_listing(tmp_path, "instances.json", *listed)
+    source = open_roles(tmp_path, targets=BoxTargets).train
+    assert source.names == found
+    moved = "instances.json has other folders than the images: /home/me/a/1.png is taken to be x/1.png"
+    assert (moved in "\n".join(source.notes)) == (listed[0][0] == "/")
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (["1.png", "a/1.png"], r"a/1.png is the image of two entries: 1.png in instances_train.json, and a/1.png in instances_tr"),
+        (["b/1.png", "c/1.png"], r"a/1.png is the image of two entries: b/1.png in instances_train.json, and c/1.png in"),
+        (["b/2.png"], r"none of the 1 image of instances_train.json is there: expected a file that ends with b/2.png"),
+    ],
+)
+def test_one_image_has_one_entry(listed: list[str], message: str, tmp_path: Path) -> None:
+    write_images(tmp_path, "a/1.png")
+    write_listing(tmp_path, "instances_train.json", *listed)
+    refused(tmp_path, message)
+
+
+def test_images_of_a_missing_split_are_not_those_of_another(tmp_path: Path) -> None:
+    write_images(tmp_path, "train/1.png", "train/2.png")
+    for split in ("train", "val"):
+        write_listing(tmp_path, f"annotations/instances_{split}.json", "1.png", "2.png")
+    message = (
+        r"none of the 2 images of annotations/instances_val.json is there: .* train/1.png is in another folder: if it is meant"
+    )
+    refused(tmp_path, message)
+    write_images(tmp_path, "val/2.png")
+    roles = open_roles(tmp_path, targets=BoxTargets)
+    assert (roles.train.names, roles.test.names) == (["train/1.png", "train/2.png"], ["val/2.png"])
+    assert "instances_val.json: left out 1 of 2 images, whose files are missing: 1.png" in "\n".join(roles.train.notes)
+    write_listing(tmp_path, "annotations/instances_val.json", "train/1.png")  # said in so many words, but train has it
+    refused(tmp_path, r"train/1.png is the image of two entries: 1.png in annotations/instances_train.json, and train/1.png in")
+    write_listing(tmp_path, "annotations/instances_train.json", "2.png")
+    assert open_roles(tmp_path, targets=BoxTargets).test.names == ["train/1.png"]
+
+
+@pytest.mark.parametrize("folder", ["trainval/", "train_val_images/", "images/", ""])
+@pytest.mark.parametrize("file", ["val.json", "train/val.json"])
+def test_folders_that_images_of_two_splits_share(folder: str, file: str, tmp_path: Path) -> None:
+    """A folder of both splits, or one that the annotations are in as well."""
+    below = "train/" if file.startswith("train/") else ""
+    write_images(tmp_path, f"{below}{folder}1.png", f"{below}{folder}2.png")
+    write_listing(tmp_path, f"{below}train.json", "1.png")
+    write_listing(tmp_path, file, "2.png")
+    assert open_roles(tmp_path, targets=BoxTargets).test.names == [f"{below}{folder}2.png"]
+
+
+def test_files_of_other_names_have_other_splits(tmp_path: Path) -> None:
+    write_images(tmp_path, "train/1.png", "val/2.png", "test/3.png")
+    write_listing(tmp_path, "annotations/instances_train.json", "1.png")
+    write_listing(tmp_path, "annotations/val.json", "2.png")
+    (tmp_path / "test.json").write_text("{}")
+    assert open_parts(tmp_path, targets=BoxTargets).names == ["train", "val"]
+    write_listing(tmp_path, "my_val.json", "3.png")
+    refused(tmp_path, r"annotations/val.json and my_val.json are both annotations of the split val")
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    data = write_coco_data(tmp_path, "\ufeff" + json.dumps(coco([annotation(1)])))
+    assert len(objects_of(data).boxes) == 1
+
+
+def test_an_orientation_without_a_size(tmp_path: Path) -> None:
+    """It cannot be known whether boxes are of the turned image. An image without boxes is read."""
+    for number, orientation in enumerate((1, 3, 6, 6), 1):
+        write_image(tmp_path / "images" / f"{number}.jpg", 30, 30, seed=number, orientation=orientation)
+    write_listing(
+        tmp_path, "annotations.json", *(f"{i}.jpg" for i in range(1, 5)), annotations=[annotation(i, i) for i in (1, 2, 3)]
+    )
+    dataset = ImageDataset(open_roles(tmp_path, targets=BoxTargets).train, side=64)
+    assert dataset.readable(torch.arange(4)).keys.tolist() == [0, 3]
+    assert all("is turned by its EXIF orientation" in reason for reason in dataset.skipped.values())
+
+
+def test_a_box_outside_of_an_image_without_a_size(tmp_path: Path) -> None:
+    write_images(tmp_path, "1.png", "2.png")
+    entries = [annotation(1), annotation(2), annotation(3, 2), annotation(4, 2, (40, 2, 9, 9))]
+    write_listing(tmp_path, "annotations.json", "1.png", "2.png", annotations=entries)
+    dataset = ImageDataset(open_roles(tmp_path, targets=BoxTargets).train, side=64)
+    reason = "has 30 x 20 pixels, and 1 of its 2 boxes outside of them, such as 40, 2, 49, 11 (left, top, right, bottom)"
+    assert dataset.skipped == {"2.png": reason}
+
+
 def changed(**fields: Any) -> dict[str, Any]:
     return coco([annotation(17) | fields])
 
@@ -287,6 +399,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         (coco([]) | {"images": [{"id": 1, "file_name": "1.png"}, {"id": 1, "file_name": "2.png"}]}, r"two images have the id 1"),
         (coco([]) | {"images": [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": "1.png"}]}, r"1.png is listed twice"),
         (coco([]) | {"images": [{"id": 1, "file_name": "1.png", "width": -3}]}, r"width of image 1 \(1.png\) is -3"),
+        (coco([]) | {"images": [{"id": 1.0}]}, r"id of entry 0 of images is 1.0: expected a whole number or a text"),
         (coco([]) | {"images": [{"id": 1}]}, r"file_name of image 1 is missing"),
         (coco([annotation(i, box=(10, 8, 28, 18)) for i in range(6)]), r"6 of 6 boxes reach far beyond their images: the bbox of"),
     ],
@@ -299,6 +412,8 @@ def test_a_sentence_names_the_file_and_the_field(content: Any, message: str, tmp
 def test_files_that_may_be_meant(tmp_path: Path) -> None:
     data = write_coco_data(tmp_path, coco([annotation(1)]), file="annotations/a.json")
     (tmp_path / "annotations" / "b.json").write_text("{}")
+    assert len(open_roles(data, targets=BoxTargets).train) == 2  # b.json is something else
+    (tmp_path / "annotations" / "b.json").write_text(json.dumps(coco([annotation(1)])))
     refused(data, r"annotations/a.json is called after no split: rename it, as in instances_train.json")
     for name in ("a", "b"):
         (tmp_path / "annotations" / f"{name}.json").rename(tmp_path / "annotations" / f"train_{name}.json")
@@ -416,7 +531,7 @@ def test_parts_are_joined_and_taken(tmp_path: Path) -> None:
     part = both.taken([3, 0])
     assert part.objects.labels.tolist() == [1, 0]
     assert part.objects.segments == [POLYGON, None]
-    assert list(part.objects.image_ids) == [2, 1]
+    assert list(part.objects.image_ids) == ["val/2.png", "train/1.png"]  # both have images with the ids 1 and 2
     assert ImageDataset(part, side=64).readable(torch.tensor([0])).targets.masks[0, 0].any()
 
 
@@ -432,3 +547,20 @@ def test_roboflow_lists_its_project_as_a_category(tmp_path: Path) -> None:
     categories = [{"id": 0, "name": "cells", "supercategory": "none"}, {"id": 1, "name": "red", "supercategory": "cells"}]
     data = write_coco_data(tmp_path, coco([annotation(1, category=1)], categories=categories))
     assert open_roles(data, targets=BoxTargets).train.classes == ["red"]
+
+
+def test_a_category_may_be_its_own_supercategory(tmp_path: Path) -> None:
+    """As person is in COCO. It stays, used or not, and so does the supercategory of another class that is used."""
+    categories = [{"id": 1, "name": "person", "supercategory": "person"}, {"id": 2, "name": "rider", "supercategory": "person"}]
+    data = write_coco_data(tmp_path, coco([annotation(1, category=2)], categories=categories))
+    assert open_roles(data, targets=BoxTargets).train.classes == ["person", "rider"]
+
+
+def test_ids_of_joined_parts_are_distinct(tmp_path: Path) -> None:
+    write_images(tmp_path, "train/1.png", "val/2.png")
+    for split, file, name in (("train", "1.png", "cat"), ("val", "2.png", "dog")):
+        write_listing(tmp_path, f"instances_{split}.json", file, categories=[{"id": 3, "name": name}])
+    both = open_parts(tmp_path, targets=BoxTargets).roles("train+val").train
+    assert both.objects.category_ids == {"cat": 1, "dog": 2}
+    assert both.objects.image_ids == ["train/1.png", "val/2.png"]
+    assert "joined parts have the same category id for different classes" in "\n".join(both.notes)

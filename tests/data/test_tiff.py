@@ -1,5 +1,6 @@
 """TIFF files against the specification: they are written by hand, and the expected values are computed from the samples."""
 
+import io
 import itertools
 import json
 import struct
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from tests.data.test_hostile_archives import LINUX, tried
-from tests.data.tiff_files import write_tiff
+from tests.data.tiff_files import TURNS, write_tiff
 from unveil.data import tiff
-from unveil.data.images import read_image
+from unveil.data.images import image_frame, read_image, turned_with_image
+from unveil.data.objects import turned_mask
 from unveil.data.pixels import Unreadable
 
 HEIGHT, WIDTH = 20, 37
@@ -220,3 +223,33 @@ def test_tiles_are_compared_with_the_image(tmp_path: Path) -> None:
 def test_the_import_needs_no_torch() -> None:
     code = "import sys, unveil.data.tiff; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["rgb", "rgb, infrared", "six channels"])  # Pillow reads the first one, tifffile the others
+def test_boxes_and_masks_of_a_turned_tiff(kind: str, orientation: int) -> None:
+    photometric, _, extra = KINDS[kind]
+    samples = samples_of(kind, np.uint8)
+    raw = write_tiff(samples, photometric, extra=extra, orientation=orientation)
+    frame, stored = image_frame(raw), TURNS[orientation](samples)
+    assert (frame.height, frame.width) == stored.shape[:2]
+    assert np.array_equal(turned_mask(stored[..., 0] > 99, frame.turn), samples[..., 0] > 99)
+    mask = np.ascontiguousarray(stored[..., 0])
+    if orientation in (2, 3, 4):
+        with pytest.raises(Unreadable, match="its mask has none and the same size both ways"):
+            turned_with_image(mask, mask, raw)
+    else:
+        assert np.array_equal(turned_with_image(mask, mask, raw), samples[..., 0])
+
+
+@pytest.mark.parametrize("shape", [(20, 37), (20, 37, 5), (5, 20, 37), (40, 20, 37)])
+def test_the_frame_is_the_size_of_what_is_read(shape: tuple[int, ...]) -> None:
+    """Without decoding: the file has no pixels."""
+    tiff_file, npy_file = io.BytesIO(), io.BytesIO()
+    tifffile.imwrite(tiff_file, np.ones(shape, np.uint8), photometric="minisblack")
+    np.save(npy_file, np.ones(shape, np.uint8))
+    for raw in (tiff_file.getvalue(), npy_file.getvalue()):
+        assert image_frame(raw)[:2] == read_image(raw).shape[:2]
+    header = npy_file.getvalue()[:128]
+    assert image_frame(header)[:2] == read_image(npy_file.getvalue()).shape[:2]
+    assert image_frame(np.ones((20, 37, 3), np.uint8)) == (20, 37, None)

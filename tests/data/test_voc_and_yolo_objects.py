@@ -64,11 +64,11 @@ def test_voc_by_hand(tmp_path: Path) -> None:
     assert "left out 1 image that is not in the annotations: JPEGImages/z.png" in notes
 
 
-def test_voc_from_zero(tmp_path: Path) -> None:
+def test_one_voc_box_at_zero_does_not_move_the_others(tmp_path: Path) -> None:
     data = voc_data(tmp_path, voc(box(corners=(0, 4, 12, 11)), box(corners=(3.5, 4, 12.25, 11))))
     source = open_roles(data, targets=BoxTargets).train
-    assert source.objects.boxes.tolist() == [[0, 4, 12, 11], [3.5, 4, 12.25, 11]]
-    assert "boxes begin at 0, so they are read as coordinates" in "\n".join(source.notes)
+    assert source.objects.boxes.tolist() == [[0, 3, 12, 11], [2.5, 3, 12.25, 11]]
+    assert "counted from 1; but 1 box of them begins before 1" in "\n".join(source.notes)
 
 
 def test_voc_lists_and_folders_are_splits(tmp_path: Path) -> None:
@@ -108,6 +108,64 @@ def test_voc_images_that_were_renamed_or_are_missing(tmp_path: Path) -> None:
     refused(data, r"Annotations/a.xml and other/a.xml are both annotations of one image")
 
 
+def test_voc_images_whose_names_end_alike(tmp_path: Path) -> None:
+    for stem in ("1", "11"):
+        write_image(tmp_path / "JPEGImages" / f"{stem}.png", seed=len(stem))
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "1.xml").write_text(voc(box(), file="11.png"))
+    assert open_roles(tmp_path, targets=BoxTargets).train.names == ["JPEGImages/1.png"]
+
+
+def test_voc_images_of_another_split_are_not_meant(tmp_path: Path) -> None:
+    for split, stem in (("train", "a"), ("train", "b"), ("valid", "a")):
+        (tmp_path / split).mkdir(exist_ok=True)
+        (tmp_path / split / f"{stem}.xml").write_text(voc(box(), file=f"{stem}.png"))
+    write_image(tmp_path / "train" / "b.png")
+    write_image(tmp_path / "valid" / "a.png", seed=1)
+    (tmp_path / "valid" / "a.xml").unlink()
+    source = open_roles(tmp_path, targets=BoxTargets).train
+    assert source.names == ["train/b.png"]
+    assert "left out 1 of 2 images, whose files are missing: a.png" in "\n".join(source.notes)
+
+
+@pytest.mark.parametrize("train", ["my image", "my image.png", "\ufeffmy image\r", "my image.PNG -1"])
+def test_lines_of_voc_lists(train: str, tmp_path: Path) -> None:
+    """A name with spaces or a suffix, a byte order mark; one word, and whether the image has objects of a class."""
+    stem = "my" if "-1" in train else "my image"
+    for name in (stem, "b"):
+        write_image(tmp_path / "JPEGImages" / f"{name}.png", seed=len(name))
+        (tmp_path / f"{name}.xml").write_text(voc(box(), file=f"{name}.png"))
+    sets = tmp_path / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    (sets / "train.txt").write_text(train.replace(" image", "") if stem == "my" else train)
+    (sets / "val.txt").write_text("b")
+    assert open_roles(tmp_path, targets=BoxTargets).train.names == [f"JPEGImages/{stem}.png"]
+
+
+@pytest.mark.parametrize("files", ["", "unrelated/a.json unrelated/b.json", "unrelated/train.json"])
+@pytest.mark.parametrize("text", ["{}", "["])
+def test_other_json_files_beside_voc(files: str, text: str, tmp_path: Path) -> None:
+    data = voc_data(tmp_path, voc(box()))
+    for file in files.split():
+        (data / file).parent.mkdir(exist_ok=True)
+        (data / file).write_text(text)
+    assert len(open_roles(data, targets=BoxTargets).train) == 1
+
+
+@pytest.mark.parametrize("form", ["voc", "yolo"])
+def test_ids_are_paths_where_names_are_not_distinct(form: str, tmp_path: Path) -> None:
+    for place in ("a/1", "b/1", "b/2"):
+        write_image(tmp_path / "images" / f"{place}.png", seed=ord(place[0]))
+        if form == "voc":
+            (tmp_path / "images" / f"{place}.xml").write_text(voc(box(), file=f"{place[2:]}.png"))
+        else:
+            (tmp_path / "labels" / place[0]).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "labels" / f"{place}.txt").write_text("0 0.5 0.5 0.2 0.2")
+    if form == "voc":
+        write_image(tmp_path / "SegmentationClass" / "2.png")  # a mask, which is none of the images
+    assert objects_of(tmp_path).image_ids == ["images/a/1.png", "images/b/1.png", "2"]
+
+
 BOMB = "<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'><!ENTITY y '&x;&x;&x;&x;&x;&x;&x;&x;'>]>"
 
 
@@ -123,7 +181,7 @@ BOMB = "<!DOCTYPE a [<!ENTITY x 'xxxxxxxxxx'><!ENTITY y '&x;&x;&x;&x;&x;&x;&x;&x
         (voc(box(corners=(1, 2, 3))), r"a.xml: ymax of object 1 is '': expected a number of pixels"),
         (voc(box(corners=(1, 2, 3, "x"))), r"a.xml: ymax of object 1 is 'x'"),
         (voc(box(corners=(1, 2, 3, "nan"))), r"a.xml: ymax of object 1 is 'nan'"),
-        (voc(box(), size="<size><width>30</width></size>"), r"a.xml: size has the height '': expected a number of pixels"),
+        (voc(box(), size="<size><width>30</width><height>x</height></size>"), r"a.xml: size has the height 'x': expected a number"),
         (voc(box(), size="<size><width>-3</width><height>4</height></size>"), r"a.xml: size has the width '-3'|height"),
         (voc(box(corners=(12, 4, 3, 11))), r"a.xml, object 1 has a bndbox of negative width or height"),
         (voc(box(corners=(50, 4, 60, 11))), r"a.xml, object 1 has a bndbox outside of the image"),
@@ -138,8 +196,9 @@ def test_voc_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None
     refused(voc_data(tmp_path, text), message)
 
 
-def test_voc_without_a_size_takes_that_of_the_image(tmp_path: Path) -> None:
-    source = open_roles(voc_data(tmp_path, voc(box(corners=(3, 4, 40, 11)), size="")), targets=BoxTargets).train
+@pytest.mark.parametrize("size", ["", "<size><width/><height></height></size>", "<size><width>30</width></size>"])
+def test_voc_without_a_size_takes_that_of_the_image(size: str, tmp_path: Path) -> None:
+    source = open_roles(voc_data(tmp_path, voc(box(corners=(3, 4, 40, 11)), size=size)), targets=BoxTargets).train
     targets = ImageDataset(source, side=64).readable(torch.tensor([0])).targets
     assert targets.boxes[0].tolist() == [[2, 3, 30, 11]]  # cut at the edge of the image, which is known only when it is read
 
@@ -253,6 +312,8 @@ def test_yolo_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> Non
     [
         ("names: [", r"data.yaml is damaged: it is not valid YAML"),
         ("names: {1: cat, 2: dog}", r"data.yaml: names has the keys 1, 2: expected 0, 1, 2"),
+        ("names: [no, yes]", r"data.yaml: names has a class that YAML reads as false, such as yes or no: quote it"),
+        ("names: [cat]\nkpt_shape: 3", r"data.yaml: kpt_shape is 3: expected \[keypoints, numbers of each\]"),
         ("names: 7", r"data.yaml: names is no list of classes"),
         ("names: [cat, cat]", r"data.yaml: two classes are called 'cat'"),
         ("names: !!python/object/apply:os.system ['true']", r"data.yaml is damaged: it is not valid YAML"),
@@ -278,3 +339,104 @@ def test_yolo_boxes_are_of_the_upright_image(tmp_path: Path) -> None:
     assert batch.sizes.tolist() == [[30, 20]]
     assert batch.targets.boxes[0].tolist() == [[0, 0, 10, 30]]
     assert np.array_equal(batch.targets.labels[0].numpy(), [0])
+
+
+LINE = "0 0.5 0.5 0.2 0.2"
+
+
+def parts_of(data: Path) -> dict[str, list[str]]:
+    parts = open_parts(data, targets=BoxTargets)
+    return {part: [Path(name).stem for name in parts.source(part).names] for part in parts.names}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: images/one\nval: images/two",
+        "path: ../datasets/mine\ntrain: images/one/\nval: ./images/two\ntest:",
+        "train: ../images/one\nval: [../images/two]",
+        "train: C:\\work\\images\\one\nval: /home/me/images/two",
+        "train: lists/train.txt\nval: lists/val.txt",
+    ],
+)
+def test_yolo_splits_of_data_yaml(text: str, tmp_path: Path) -> None:
+    data = yolo_data(tmp_path, {"one/a": LINE, "one/b": LINE, "two/c": LINE, "three/d": LINE}, f"names: [cat]\n{text}\n")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.txt").write_text("\ufeff./images/one/a.png\r\n/home/me/images/one/b.png\n")
+    (tmp_path / "lists" / "val.txt").write_text("../images/two/c.png\nimages/two/gone.png\n")
+    assert parts_of(data) == {"train": ["a", "b"], "val": ["c"]}
+    assert "data.yaml: left out 1 image that is in none of its splits" in "\n".join(
+        open_roles(data, targets=BoxTargets).train.notes
+    )
+
+
+def test_yolo_splits_that_are_not_there_or_the_same(tmp_path: Path) -> None:
+    data = yolo_data(tmp_path, {"train/a": LINE, "valid/b": LINE}, "names: [cat]\ntrain: x/y\nval: images/valid\n")
+    assert parts_of(data) == {"train": ["a"], "val": ["b"]}
+    note = "data.yaml: found no images for train (x/y), so splits follow from the names of folders"
+    assert note in "\n".join(open_roles(data, targets=BoxTargets).train.notes)
+    (data / "data.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/train\ntest: test/images\n")
+    assert parts_of(data) == {"train": ["a"]}
+    notes = "\n".join(open_roles(data, targets=BoxTargets).train.notes)
+    assert "data.yaml: val has the images of train, so it is left out" in notes
+    assert "data.yaml: found no images for test (test/images)" in notes
+    (data / "data.yaml").write_text("names: [cat]\ntrain: images\nval: images/valid\n")
+    refused(data, r"data.yaml: images/valid/b.png is in several of its splits")
+    (data / "data.yaml").write_text("names: [cat]\ntrain: {lr: 0.1}\n")  # the settings of a program
+    assert parts_of(data) == {"train": ["a"], "val": ["b"]}
+
+
+def test_which_yaml_is_meant(tmp_path: Path) -> None:
+    data = yolo_data(tmp_path, {"train/a": LINE}, "names: [cat]")
+    (data / "a.yaml").write_text("names: [dog]")
+    (data / "b.yaml").write_text("x: [1,")
+    assert open_roles(data, targets=BoxTargets).train.classes == ["cat"]
+    (data / "data.yaml").rename(data / "z.yaml")
+    refused(data, r"a.yaml and z.yaml have different names of classes: leave one of them")
+    (data / "z.yaml").write_text("names: [cat]\nnc: 1")
+    assert open_roles(data, targets=BoxTargets).train.classes == ["cat"]
+    (data / "z.yaml").write_text("train: images/train\nnc: 1")  # without names
+    assert open_roles(data, targets=BoxTargets).train.classes == ["dog"]
+    (data / "a.yaml").unlink()
+    (data / "z.yaml").unlink()
+    refused(data, r"b.yaml is damaged: it is not valid YAML")
+
+
+def test_several_yaml_with_other_splits(tmp_path: Path) -> None:
+    """As for cross-validation."""
+    data = yolo_data(tmp_path, {"one/a": LINE, "two/b": LINE}, "")
+    for name, train, val in (("fold1", "one", "two"), ("fold2", "two", "one")):
+        (data / f"{name}.yaml").write_text(f"names: [cat]\ntrain: images/{train}\nval: images/{val}")
+    assert parts_of(data) == {"train": ["a"], "val": ["b"]}
+    notes = "\n".join(open_roles(data, targets=BoxTargets).train.notes)
+    assert "splits are read from fold1.yaml, and not from fold2.yaml" in notes
+
+
+def test_yolo_poses_are_boxes(tmp_path: Path) -> None:
+    """Two numbers for each of three keypoints look like a polygon."""
+    pose = f"{LINE} 0.45 0.48 0.52 0.5 0.5 0.55"
+    data = yolo_data(tmp_path, {"train/a": f"{pose}\n{LINE}\n"}, "names: [cat]\nkpt_shape: [3, 2]")
+    found = objects_of(data)
+    assert found.segments is None
+    np.testing.assert_allclose(found.boxes, [[0.4, 0.4, 0.6, 0.6]])
+    (data / "labels" / "train" / "a.txt").write_text(f"{pose} 0.5 0.5")
+    refused(data, r"a.txt, line 1: has 13 numbers, and kpt_shape asks for 11")
+
+
+def test_yolo_folders_in_capitals_and_in_two_zips(tmp_path: Path) -> None:
+    write_image(tmp_path / "a" / "Images" / "1.png")
+    (tmp_path / "a" / "Labels").mkdir()
+    (tmp_path / "a" / "Labels" / "1.txt").write_text(LINE)
+    assert len(objects_of(tmp_path / "a").boxes) == 1
+    data = yolo_data(tmp_path / "b", {"train/a": LINE})
+    (tmp_path / "c").mkdir()
+    for kind in ("images", "labels"):
+        with zipfile.ZipFile(tmp_path / "c" / f"{kind}.zip", "w") as archive:
+            for path in (data / kind).rglob("*.*"):
+                archive.write(path, path.relative_to(data))
+    assert len(objects_of(tmp_path / "c").boxes) == 1
+
+
+def test_small_yolo_polygons_are_no_rectangles(tmp_path: Path) -> None:
+    diamond = "0 0.50 0.49 0.51 0.50 0.50 0.51 0.49 0.50"
+    assert objects_of(yolo_data(tmp_path, {"train/a": diamond})).segments is not None

@@ -102,9 +102,14 @@ def orientation(image: Image.Image) -> Image.Transpose | None:
     if {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}.isdisjoint(image.info):
         return None
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return turn_of(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return None
+
+
+def turn_of(tag: int) -> Image.Transpose | None:
+    """What makes an image of this orientation upright, by the number that EXIF and TIFF have for it."""
+    return _UPRIGHT.get(tag)
 
 
 def _upright(image: Image.Image) -> Image.Image:

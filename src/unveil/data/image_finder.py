@@ -1,14 +1,18 @@
 """Finds the images that annotations name; and what every format of annotations tells about a part of DATA."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache
+from typing import NamedTuple
 
 from unveil.data.archive_parts import candidates_or_error
 from unveil.data.archives import Archive
 from unveil.data.label_table import examples
 from unveil.data.object_rows import Told
-from unveil.data.split_folders import split_of
+from unveil.data.split_folders import splits_of
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
 
@@ -28,6 +32,30 @@ class Part:
     """Files that are not used, with the reason."""
 
 
+class Found(NamedTuple):
+    """The image that annotations name."""
+
+    image: int
+    """Its index in the archive."""
+    agrees: bool
+    """Whether no folder in the name contradicts those of the image, as seq2/1.png contradicts seq1/1.png."""
+
+
+class _Fit(NamedTuple):
+    """How well the folders of an image fit: the largest is meant."""
+
+    agrees: bool
+    """Whether no folder of the name contradicts those of the image."""
+    same: int
+    """How many of its last folders the name has."""
+    of_split: bool
+    """Whether a folder is called after a split of the annotations."""
+    shared: int
+    """How many of its first folders the annotations have."""
+    height: int
+    """The less deep, the larger."""
+
+
 class ImageFinder:
     """Finds images by the names that annotations have for them."""
 
@@ -37,57 +65,88 @@ class ImageFinder:
         self._by_file: dict[str, list[int]] = {}
         self._by_stem: dict[str, list[int]] = {}
         for index in self.candidates:
-            self._by_file.setdefault(archive.names[index].rpartition("/")[2], []).append(index)
+            file = archive.names[index].rpartition("/")[2]
+            self._by_file.setdefault(file, []).append(index)
+            self._by_stem.setdefault(os.path.splitext(file)[0], []).append(index)
 
-    def find(self, name: str, beside: str, part: str) -> int | None:
+    def find(self, name: str, beside: str, splits: Set[str]) -> Found | None:
         """The image of this name; None if there is none.
 
         Args:
             name: A file, or a path that ends with it. As much of the end of the path counts as any image has.
             beside: The annotation file, for which the images in the nearest folder are meant.
-            part: The split, for which the images in a folder of that split are meant.
+            splits: The splits of the annotations. Images in the folder of another split are not meant, unless the name has it.
 
         Raises:
             UnveilError: If it may be one of several images.
         """
-        steps = [step for step in name.replace("\\", "/").split("/") if step not in ("", ".", "..")]
-        found = self._by_file.get(steps[-1], []) if steps else []
-        for depth in range(2, len(steps) + 1):
-            deeper = [i for i in found if self.archive.names[i].split("/")[-depth:] == steps[-depth:]]
-            if not deeper:
-                break
-            found = deeper
-        for narrower in (partial(self._of_split, part=part), partial(self._nearest, beside=beside)):
-            found = narrower(found) if len(found) > 1 else found
-        if len(found) > 1:
+        *folders, file = [step for step in name.replace("\\", "/").split("/") if step not in ("", ".", "..")] or [""]
+        found, agrees = self._best(self._by_file.get(file, []), "/".join(folders), beside, splits)
+        if len(found) > 1 and agrees:
             paths = " and ".join(self.archive.names[i] for i in found[:2])
             raise UnveilError(f"{self.text}: {beside} names the image {name}, which may be {paths}: write its folder into the name")
-        return found[0] if found else None
+        return Found(found[0], agrees) if len(found) == 1 else None
 
-    def with_stem(self, stem: str, beside: str) -> int | None:
+    def find_all(self, names: Sequence[str], beside: str, splits: Set[str]) -> tuple[list[int | None], str]:
+        """The image of each name as `find` does it, and a sentence for the user, or "".
+
+        If some names agree with the folders of their images, so do all, and an image in another folder is another image. If none
+        does, the images were moved.
+        """
+        hits = [self.find(name, beside, splits) for name in names]
+        moved = [(name, hit.image) for name, hit in zip(names, hits, strict=True) if hit is not None and not hit.agrees]
+        if not moved:
+            return [hit and hit.image for hit in hits], ""
+        if any(hit is not None and hit.agrees and re.search(r"[/\\]", name) for name, hit in zip(names, hits, strict=True)):
+            return [hit.image if hit is not None and hit.agrees else None for hit in hits], ""
+        name, image = moved[0]
+        note = f"{self.text}: {beside} has other folders than the images: {name} is taken to be {self.archive.names[image]}"
+        return [hit and hit.image for hit in hits], note
+
+    def with_stem(self, stem: str, beside: str, splits: Set[str]) -> int | None:
         """The image that is called like an annotation file, but for the suffix; None if there is none, or several."""
-        if not self._by_stem:
-            for index in self.candidates:
-                self._by_stem.setdefault(self.archive.names[index].rpartition("/")[2].rpartition(".")[0], []).append(index)
-        found = self._by_stem.get(stem, [])
-        found = self._nearest(found, beside) if len(found) > 1 else found
+        found, _ = self._best(self._by_stem.get(stem, []), "", beside, splits)
         return found[0] if len(found) == 1 else None
 
-    def _of_split(self, found: Sequence[int], part: str) -> list[int]:
-        same = [i for i in found if any(split_of(step) == part for step in self.archive.names[i].split("/")[:-1])]
-        return same or list(found)
+    def elsewhere(self, name: str) -> str:
+        """An image of this name in whatever folder; "" if there is none."""
+        found = self._by_file.get(name.replace("\\", "/").rpartition("/")[2], [])
+        return self.archive.names[found[0]] if found else ""
 
-    def _nearest(self, found: Sequence[int], beside: str) -> list[int]:
-        """The images of the folder that has the most in common with that of the annotations and, among those, is the least deep."""
-        folder = beside.split("/")[:-1]
+    def ids(self, images: Sequence[int]) -> list[str]:
+        """Ids for images that annotations do not number: the file without its suffix, or the path if several are called so."""
+        paths = [self.archive.names[i] for i in images]
+        stems = [os.path.splitext(path.rpartition("/")[2])[0] for path in paths]
+        counts = Counter(stems)
+        return [stem if counts[stem] == 1 else path for stem, path in zip(stems, paths, strict=True)]
 
-        def nearness(index: int) -> tuple[int, int]:
-            steps = self.archive.names[index].split("/")[:-1]
-            differ = next((i for i, (a, b) in enumerate(zip(steps, folder, strict=False)) if a != b), min(len(steps), len(folder)))
-            return differ, -len(steps)
+    def _best(self, candidates: Sequence[int], folders: str, beside: str, splits: Set[str]) -> tuple[list[int], bool]:
+        """The candidates that fit best, and whether their folders agree with the name."""
+        place, known = beside.rpartition("/")[0], frozenset(splits)
+        fits = {i: _fit(self.archive.names[i].rpartition("/")[0], folders, place, known) for i in candidates}
+        best = max((fit for fit in fits.values() if fit is not None), default=None)
+        return [i for i, fit in fits.items() if fit is not None and fit == best], best is not None and best.agrees
 
-        most = max(map(nearness, found))
-        return [i for i in found if nearness(i) == most]
+
+@lru_cache(2**16)
+def _fit(path: str, named: str, beside: str, splits: frozenset[str]) -> _Fit | None:
+    """How well an image in the folder `path` fits a name with the folders `named` in annotations in the folder `beside`.
+
+    None if it is in the folder of another split, which the name does not have.
+    """
+    own, folders, others = (steps.split("/") if steps else [] for steps in (path, named, beside))
+    same = _shared(own[::-1], folders[::-1])
+    shared = _shared(own, others)
+    rest = own[min(shared, len(own) - same) : len(own) - same]  # of which neither the name nor the annotations tell
+    below = set[str]().union(*map(splits_of, own[shared:]))
+    if splits and below.isdisjoint(splits) and any(map(splits_of, rest)):
+        return None
+    return _Fit(not rest or same == len(folders), same, any(splits_of(step) & splits for step in own), shared, -len(own))
+
+
+def _shared(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many folders two paths have in common, from the first on."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def missing_note(where: str, names: Sequence[str], total: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from unveil.data.from_pillow import Reduced, from_pillow, orientation, upright_size
+from unveil.data.from_pillow import Reduced, from_pillow, orientation, turn_of, upright_size
 from unveil.data.image_headers import check_header
 from unveil.data.jpeg import from_jpeg
 from unveil.data.mask_values import MaskValues
@@ -29,11 +29,13 @@ from unveil.data.pixels import (
     check_size,
     finish,
     fit_size,
+    npy_header,
     read_npy,
+    sides_of,
 )
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.regular_files import read_file
-from unveil.data.tiff import read_tiff
+from unveil.data.tiff import read_tiff, tiff_frame
 
 IMAGE_SUFFIXES = tuple(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .tif .tiff .bmp .dib .npy .ppm .pgm .pbm .pnm .pfm "
@@ -129,7 +131,7 @@ def read_image(
 
 
 def image_frame(raw: bytes | Image.Image | NDArray[Any], *, max_pixels: int = 64_000_000, name: str = "") -> Frame:
-    """The size of an image as it is stored, and its orientation, without decoding it if Pillow reads its format.
+    """The size of an image as it is stored, and its orientation, without decoding it.
 
     Raises:
         Unreadable: If it cannot be opened.
@@ -137,14 +139,17 @@ def image_frame(raw: bytes | Image.Image | NDArray[Any], *, max_pixels: int = 64
     try:
         if isinstance(raw, Image.Image):
             return Frame(raw.height, raw.width, orientation(raw))
-        if not isinstance(raw, np.ndarray):
-            with quiet_decoders():
-                kind = _format_or_error(raw)
-                if kind not in ("NPY", "TIFF"):
-                    image, _ = _open(kind, raw, None, max_pixels)
-                    return Frame(image.height, image.width, orientation(image))
-        height, width = read_image(raw, max_pixels=max_pixels).shape[:2]
-        return Frame(height, width)
+        if isinstance(raw, np.ndarray):
+            return Frame(*raw.shape[:2])
+        with quiet_decoders():
+            kind = _format_or_error(raw)
+            if kind == "NPY":
+                return Frame(*sides_of(npy_header(raw, max_pixels)[0]))
+            if kind == "TIFF":
+                height, width, tag = tiff_frame(raw, max_pixels)
+                return Frame(height, width, turn_of(tag))
+            image, _ = _open(kind, raw, None, max_pixels)
+            return Frame(image.height, image.width, orientation(image))
     except Unreadable as error:
         raise Unreadable(error.reason, name, lost=error.lost) from None
     except Exception as error:
@@ -223,31 +228,18 @@ def read_class_map(
         raise Unreadable(error.reason, name) from None
 
 
-class Turned(NamedTuple):
-    """How an image file is stored, and what makes it upright."""
-
-    turn: Image.Transpose | None
-    height: int
-    width: int
-
-
-def turned(raw: bytes, max_pixels: int = 64_000_000) -> Turned | None:
-    """What the header of an image file says about its orientation; None if it is upright, or says nothing.
+def turned(raw: bytes | Image.Image, max_pixels: int = 64_000_000) -> Frame | None:
+    """What an image says about its orientation; None if it is upright, or says nothing.
 
     Args:
-        raw: The bytes of a file that can be read.
+        raw: The bytes of a file that can be read, or a Pillow image.
         max_pixels: As for `read_image`.
     """
-    kind = image_format(raw[:32])
-    if kind in (None, "NPY", "TIFF"):  # a TIFF has its own tag, which few programs write
-        return None
     try:
-        with quiet_decoders():
-            image, _ = _open(str(kind), raw, None, max_pixels)
-            turn = orientation(image)
-            return None if turn is None else Turned(turn, image.height, image.width)
-    except Exception:  # what cannot be read is told where it is decoded
+        frame = image_frame(raw, max_pixels=max_pixels)
+    except Unreadable:  # what cannot be read is told where it is decoded
         return None
+    return None if frame.turn is None else frame
 
 
 def turned_with_image(classes: ClassMap, mask: bytes | NDArray[Any], image: object) -> ClassMap:
@@ -259,12 +251,12 @@ def turned_with_image(classes: ClassMap, mask: bytes | NDArray[Any], image: obje
     Args:
         classes: The map as it is stored.
         mask: The file of the mask.
-        image: The file of the image, or something else that has no orientation.
+        image: The image: its file, a Pillow image, or something else that has no orientation.
 
     Raises:
         Unreadable: If both sizes are the same, so that it is not clear which it is.
     """
-    own, found = (turned(raw) if isinstance(raw, bytes) else None for raw in (mask, image))
+    own, found = (turned(raw) if isinstance(raw, bytes | Image.Image) else None for raw in (mask, image))
     if own is not None and own.turn is not None:
         return np.array(Image.fromarray(classes).transpose(own.turn))
     if found is None:

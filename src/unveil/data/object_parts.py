@@ -51,7 +51,7 @@ def _data_parts(text: str, archive: Archive, parts: dict[str, Part]) -> DataPart
 def _source(text: str, archive: Archive, part: Part, name: str) -> Source:
     told, members = part.told, part.images
     if not members:
-        raise UnveilError(f"{told.where} has no image that is in {text!r}")
+        raise UnveilError(f"{told.where}: none of its images is in {text!r}")
     objects, notes = checked_objects(told)
     fingerprint, listing = archive_fingerprints(archive, members)
     source = Source(

@@ -111,19 +111,17 @@ class Objects:
         boxes, labels, areas = self.boxes[rows], self.labels[rows], self.areas[rows]
         return replace(self, boxes=boxes, labels=labels, crowd=self.crowd[rows], areas=areas, segments=segments)
 
-    def of_image(self, index: int, frame: Frame, shrink_to: ShrinkTo | None, *, with_masks: bool = True) -> ImageObjects:
+    def of_image(self, index: int, frame: Frame, shrink_to: ShrinkTo | None) -> ImageObjects:
         """The objects of an image as it is read: turned upright, shrunk, and without the ends of an extremely long image.
 
         Args:
             index: The image.
             frame: Its file.
             shrink_to: How far it is shrunk: see `unveil.data.images.read_image`.
-            with_masks: Whether masks are decoded.
 
         Raises:
-            Unreadable: If the annotation tells another size than the file, if it does not say whether it is of the turned image,
-            or if
-                a mask is damaged.
+            Unreadable: If the annotation tells another size than the file, if it does not say whether it is of the turned image, if
+                it has no size and a box is outside of the image, or if a mask is damaged.
         """
         turn = self._turn(index, frame)
         rows = slice(int(self.starts[index]), int(self.starts[index + 1]))
@@ -132,6 +130,8 @@ class Objects:
         boxes, labels, crowd = self.boxes[rows], self.labels[rows], self.crowd[rows]
         if self.relative:
             boxes = boxes * np.array([width, height, width, height])
+        elif 0 in self.sizes[index]:
+            _refuse_outside(boxes, height, width)
         boxes = turned_boxes(boxes, turn, height, width)
         rows_of_image, columns = _axis(height, shrink_to, (height, width), 0), _axis(width, shrink_to, (height, width), 1)
         scale = np.array([columns.scale, rows_of_image.scale] * 2)
@@ -142,7 +142,7 @@ class Objects:
         if rows_of_image.cut or columns.cut:  # as much of an object is left as of its box
             area = area * _areas(moved) / np.maximum(_areas(boxes * scale), 1e-6)
         masks: list[Patch] | None = None
-        if self.segments is not None and with_masks:
+        if self.segments is not None:
             masks = [
                 NO_MASK
                 if segment is None
@@ -161,18 +161,29 @@ class Objects:
         """The turn that brings boxes and masks of an image upright; None if they are of the upright image."""
         told, stored = tuple(self.sizes[index].tolist()), (frame.height, frame.width)
         upright = upright_size(*stored, frame.turn)
-        if 0 in told or self.relative:
+        if self.relative:  # tools for YOLO turn images upright before they are labelled
             return None
-        if told not in (stored, upright):
+        if 0 not in told and told not in (stored, upright):
             sides = "{1} x {0} pixels".format
             raise Unreadable(f"has {sides(*stored)}, but its annotation says {sides(*told)}")
-        if frame.turn is None or stored != upright:
+        if frame.turn is None or (0 not in told and stored != upright):
             return frame.turn if told == stored else None
         if self.starts[index] == self.starts[index + 1]:
             return None
         raise Unreadable(
             "is turned by its EXIF orientation, and its annotation does not say whether its boxes are of the turned image: "
             "save it upright"
+        )
+
+
+def _refuse_outside(boxes: Floats, height: int, width: int) -> None:
+    """Raises `Unreadable` for a box outside of an image whose size is known only now."""
+    outside = np.flatnonzero((boxes[:, 0] >= width) | (boxes[:, 1] >= height))
+    if len(outside):
+        shown = ", ".join(f"{value:.6g}" for value in boxes[outside[0]])
+        raise Unreadable(
+            f"has {width} x {height} pixels, and {len(outside)} of its {len(boxes)} boxes outside of them, such as {shown} "
+            "(left, top, right, bottom)"
         )
 
 
@@ -239,14 +250,28 @@ def starts_of(counts: NDArray[Any]) -> Ints:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def joined_objects(parts: Sequence[Objects], classes: Sequence[Sequence[str]], names: Sequence[str]) -> Objects:
-    """The objects of several sources, with their classes numbered as in `names`."""
+def joined_objects(
+    parts: Sequence[Objects], classes: Sequence[Sequence[str]], names: Sequence[str], files: Sequence[str]
+) -> tuple[Objects, str]:
+    """The objects of several sources, and what the user should know about their ids, or "".
+
+    Args:
+        parts: The objects of each source.
+        classes: The classes of each source.
+        names: The classes of all, by which labels are numbered.
+        files: The names of all images: their ids, if those of the sources are not distinct.
+    """
     parts = [part.numbered(own, names)[0] for part, own in zip(parts, classes, strict=True)]
     masks = any(part.segments is not None for part in parts)
     whole: Callable[[str], Any] = lambda field: np.concatenate([getattr(part, field) for part in parts])  # noqa: E731
     segments = [each for part in parts for each in (part.segments or [None] * len(part.labels))] if masks else None
     counts = np.concatenate([part.counts for part in parts])
-    return Objects(
+    image_ids = [each for part in parts for each in part.image_ids]
+    category_ids, note = {name: id_ for part in reversed(parts) for name, id_ in part.category_ids.items()}, ""
+    if len(set(category_ids.values())) < len(category_ids):
+        note = "joined parts have the same category id for different classes, so their classes are numbered from 1"
+        category_ids = {name: number for number, name in enumerate(names, 1)}
+    objects = Objects(
         starts_of(counts),
         whole("boxes"),
         whole("labels"),
@@ -254,7 +279,8 @@ def joined_objects(parts: Sequence[Objects], classes: Sequence[Sequence[str]], n
         whole("areas"),
         segments,
         whole("sizes"),
-        [each for part in parts for each in part.image_ids],
-        {name: id_ for part in reversed(parts) for name, id_ in part.category_ids.items()},
+        image_ids if len(set(image_ids)) == len(image_ids) else list(files),
+        category_ids,
         parts[0].relative,
     )
+    return objects, note

@@ -170,6 +170,11 @@ def channels_last(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
+def sides_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of `channels_last` of an array of this shape."""
+    return cast(tuple[int, int], channels_last(np.broadcast_to(np.uint8(0), shape)).shape[:2])
+
+
 def match_channels(pixels: Pixels, channels: int | None) -> Pixels:
     """Converts (H, W, C) to a number of channels. For 3, grey is repeated; for 1, RGB becomes luma.
 
@@ -269,6 +274,16 @@ def read_npy(raw: bytes, max_pixels: int) -> Pixels:
     Raises:
         Unreadable: If it holds pickled objects or values that are not pixels, has a wrong shape, or is truncated.
     """
+    shape, fortran, dtype, offset = npy_header(raw, max_pixels)
+    count = math.prod(shape)
+    if (missing := count * dtype.itemsize - (len(raw) - offset)) > 0:
+        raise Unreadable(f"truncated NPY: {missing:,} bytes are missing")
+    values = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F" if fortran else "C")
+    return as_pixels(channels_last(values))
+
+
+def npy_header(raw: bytes, max_pixels: int) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """The shape, the order of the axes and the type of an array in an NPY file, and where its values begin."""
     stream = io.BytesIO(raw)
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
@@ -282,9 +297,4 @@ def read_npy(raw: bytes, max_pixels: int) -> Pixels:
     if len(shape) not in (2, 3):
         raise Unreadable(f"has shape {shape}, expected (H, W), (H, W, C) or (C, H, W)")
     check_array_size(shape, dtype, max_pixels)
-    count, offset = math.prod(shape), stream.tell()
-    missing = count * dtype.itemsize - (len(raw) - offset)
-    if missing > 0:
-        raise Unreadable(f"truncated NPY: {missing:,} bytes are missing")
-    values = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F" if fortran else "C")
-    return as_pixels(channels_last(values))
+    return shape, fortran, dtype, stream.tell()

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from unveil.data.arrays import array_source, tensor_array
+from unveil.data.coco_entries import ID, CocoEntries, is_id
+from unveil.data.from_pillow import orientation
 from unveil.data.image_list import is_torch_tensor, list_source
 from unveil.data.map_dataset import DatasetReader, class_names, dataset_source
 from unveil.data.object_rows import Row, Told, checked_objects, class_sentence
@@ -33,7 +36,7 @@ def python_object_parts(data: Any) -> DataParts:
     Raises:
         UnveilError: If they are something else, or boxes, labels and masks do not fit.
     """
-    names: list[str] | None = None
+    ids: dict[str, Any] | None = None
     if isinstance(data, Given):
         if data.splits is not None:
             raise UnveilError("split= is not read for boxes: give the test images and their boxes as test=")
@@ -41,6 +44,7 @@ def python_object_parts(data: Any) -> DataParts:
     if isinstance(data, tuple) and len(data) == 2:
         images, targets = data
         source = _images(images)
+        sizes = _sizes(images, source)
         targets = list(targets) if isinstance(targets, list | tuple) else None
         if targets is None or len(targets) != len(source):
             given = "no list of targets" if targets is None else f"a list of {count_of(len(targets), 'target')}"
@@ -49,12 +53,17 @@ def python_object_parts(data: Any) -> DataParts:
         source = dataset_source(data)
         reader = source.reader
         assert isinstance(reader, DatasetReader)
-        targets, names = [reader.sample(index)[1] for index in range(len(source))], class_names(data) or _coco_names(data)
+        targets, sizes = [], []
+        for index in range(len(source)):
+            image, target = reader.sample(index)
+            targets.append(target)
+            sizes.append(_size(image))
+        ids = _class_ids(data, targets)
         note = f"read all {count_of(len(source), 'sample')} for their boxes"
         source = replace(source, notes=(*source.notes, note))
     else:
         raise UnveilError(f"DATA is a {type(data).__name__} without boxes: {TAKES}")
-    told = _told(source, targets, names)
+    told = _told(source, targets, sizes, ids)
     objects, notes = checked_objects(told)
     classes = list(told.category_ids)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in (objects.starts, objects.boxes, objects.labels)))
@@ -80,41 +89,65 @@ def _images(images: Any) -> Source:
     raise UnveilError(f"the images are a {type(images).__name__}: {TAKES}")
 
 
-def _told(source: Source, targets: Sequence[Any], names: list[str] | None) -> Told:
-    """What dictionaries, or COCO's annotations, say about the images."""
-    rows, labels, sizes = list[Row](), list[Any](), list[tuple[int, int]]()
+def _sizes(images: Any, source: Source) -> list[tuple[int, int]]:
+    """The height and the width of each image, 0 if it is not in memory."""
+    if is_torch_tensor(images) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OU"):
+        return [_size(source.reader(0))] * len(source)
+    return [_size(image) for image in images]
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """The height and the width of an image in memory; 0 if it is a path, or is turned: boxes may be of the upright image."""
+    if isinstance(image, Image.Image):
+        return (0, 0) if orientation(image) else (image.height, image.width)
+    shape = tuple(getattr(image, "shape", ()))
+    if len(shape) not in (2, 3):  # which is told when the image is read
+        return 0, 0
+    return (shape[-2], shape[-1]) if is_torch_tensor(image) else (shape[0], shape[1])
+
+
+def _told(source: Source, targets: Sequence[Any], sizes: Sequence[tuple[int, int]], ids: Mapping[str, Any] | None) -> Told:
+    """What dictionaries, or COCO's annotations, say about the images; `ids` are the labels of named classes."""
+    rows, labels, told_sizes = list[Row](), list[Any](), list[tuple[int, int]]()
     for place, target in enumerate(targets):
         where = f"the target of {source.names[place]}"
         found, size = _coco_rows(target, where) if isinstance(target, list) else _dict_rows(target, where)
         rows += [row._replace(image=place, name=f"{source.names[place]}, {row.name}") for row, _ in found]
         labels += [label for _, label in found]
-        sizes.append(size)
+        told_sizes.append(size or sizes[place])
     distinct = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
     if not distinct:
         raise UnveilError(f"{source.name} has no boxes: {TAKES}")
-    if names is not None and all(isinstance(label, int) and 0 <= label < len(names) for label in distinct):
-        first = 1 if names[0] in BACKGROUND and 0 not in distinct else 0
-        ids = {name: number for number, name in enumerate(names) if number >= first}
-    else:
+    if ids is None or not set(distinct) <= set(ids.values()):
         ids = {str(label): label for label in distinct}
+    first = next(iter(ids))
+    if first in BACKGROUND and ids[first] not in distinct:
+        ids = {name: label for name, label in ids.items() if name != first}
     number = {label: place for place, label in enumerate(ids.values())}
     rows = [row._replace(label=number[label]) for row, label in zip(rows, labels, strict=True)]
     expected = "boxes (n, 4) with left, top, right, bottom in pixels"
-    return Told(source.name, "box", expected, rows, sizes, list(range(len(targets))), ids)
+    return Told(source.name, "box", expected, rows, told_sizes, list(range(len(targets))), dict(ids))
 
 
-def _coco_names(dataset: Any) -> list[str] | None:
-    """The names of the categories of torchvision's `CocoDetection`, by their ids."""
+def _class_ids(dataset: Any, targets: Sequence[Any]) -> dict[str, Any] | None:
+    """The labels of the classes that a Dataset names: places in `classes`, or ids as in torchvision's `CocoDetection`."""
+    names = class_names(dataset)
+    if names is not None:
+        return {name: place for place, name in enumerate(names)}
     categories = getattr(getattr(dataset, "coco", None), "cats", None)
-    if not isinstance(categories, Mapping) or not all(isinstance(id_, int) and id_ >= 0 for id_ in categories):
-        return None
-    return [categories[id_]["name"] if id_ in categories else f"{id_}" for id_ in range(max(categories, default=0) + 1)]
+    if not isinstance(categories, Mapping) or not all(isinstance(each, Mapping) for each in categories.values()):
+        inner = getattr(dataset, "dataset", None)
+        return None if inner is None or not hasattr(dataset, "indices") else _class_ids(inner, targets)
+    entries = [each for target in targets if isinstance(target, list) for each in target if isinstance(each, Mapping)]
+    used = {id_ for each in entries if is_id(id_ := each.get("category_id"))}
+    found, ids = CocoEntries(f"the categories of the {type(dataset).__name__}").categories(list(categories.values()), used)
+    return dict(zip(found, ids, strict=True))
 
 
-def _dict_rows(target: Any, where: str) -> tuple[list[tuple[Row, Any]], tuple[int, int]]:
+def _dict_rows(target: Any, where: str) -> tuple[list[tuple[Row, Any]], tuple[int, int] | None]:
     """The objects of a dictionary with boxes and labels, and the size of the image if masks tell it."""
     if target is None or (isinstance(target, Mapping) and set(target) == {"image_id"}):  # as torchvision does it
-        return [], (0, 0)
+        return [], None
     if not isinstance(target, Mapping) or "boxes" not in target or "labels" not in target:
         kind = f"has the keys {', '.join(map(str, target))}" if isinstance(target, Mapping) else f"is a {type(target).__name__}"
         raise UnveilError(
@@ -130,12 +163,13 @@ def _dict_rows(target: Any, where: str) -> tuple[list[tuple[Row, Any]], tuple[in
     crowd = _column(target, "iscrowd", len(boxes), where, 0)
     area = _column(target, "area", len(boxes), where, float("nan"))
     segments: list[Segment | None] = [None] * len(boxes)
-    size = (0, 0)
+    size = None
     if target.get("masks") is not None:
         masks = _array(target["masks"])
-        if masks.ndim != 3 or len(masks) != len(boxes):
+        if (masks.ndim != 3 or len(masks) != len(boxes)) and (masks.size or len(boxes)):
             raise UnveilError(f"{where} has masks {masks.shape}: expected ({len(boxes)}, H, W), one for each box")
-        size = (masks.shape[1], masks.shape[2])
+        size = (masks.shape[1], masks.shape[2]) if masks.ndim == 3 and 0 not in masks.shape[1:] else None
+        masks = masks if masks.ndim == 3 else masks.reshape(0, 0, 0)
         segments = [rle if drawn else None for rle, drawn in zip(encoded(masks != 0), (masks != 0).any(axis=(1, 2)), strict=True)]
     rows = [
         (Row(0, 0, (b[0], b[1], b[2], b[3]), f"box {i}", bool(crowd[i]), float(area[i]), segments[i]), labels[i])
@@ -160,20 +194,29 @@ def _corners(boxes: Any, where: str) -> NDArray[np.float64]:
     return values
 
 
-def _coco_rows(target: list[Any], where: str) -> tuple[list[tuple[Row, Any]], tuple[int, int]]:
+def _coco_rows(target: list[Any], where: str) -> tuple[list[tuple[Row, Any]], None]:
     """The objects of a list of COCO's annotations, as torchvision's `CocoDetection` yields them."""
-    rows = []
+    entries, rows = CocoEntries(where), list[tuple[Row, Any]]()
     for i, each in enumerate(target):
         if not isinstance(each, Mapping) or not {"bbox", "category_id"} <= set(each):
             raise UnveilError(f"{where} is a list whose entry {i} is no annotation of COCO: expected bbox and category_id")
-        left, top, width, height = map(float, each["bbox"])
-        segment = each.get("segmentation") or None
-        area = float(each["area"]) if each.get("area") is not None else float("nan")
-        box = (left, top, left + width, top + height)
-        rows.append(
-            (Row(0, 0, box, f"annotation {each.get('id', i)}", bool(each.get("iscrowd")), area, segment), each["category_id"])
-        )
-    return rows, (0, 0)
+        entry = _plain(each)
+        name, label = f"annotation {entry.get('id', i)}", entry["category_id"]
+        if not is_id(label):
+            entries.fail(name, "category_id", label, ID)
+        rows.append((entries.row(name, entry, 0, 0), label))
+    return rows, None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: arrays become lists, and run lengths as pycocotools writes them become text."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _column(target: Mapping[str, Any], key: str, count: int, where: str, default: float) -> list[float]:

@@ -21,6 +21,8 @@ Segment = dict[str, Any] | list[list[float]]
 FAR = 10
 """How far a point of a polygon may lie outside of the image, in sides of the image. The time to draw grows with the length of
 lines."""
+ROUNDED = 0.005
+"""By how much the corners of a polygon may differ from those of a box, in sides of the box. Tools round them differently."""
 _LONGEST = 7
 """Maximum number of characters of a compressed number: more than any mask needs."""
 
@@ -167,20 +169,17 @@ def as_text(counts: str | bytes) -> str:
     return counts.decode("ascii") if isinstance(counts, bytes) else counts
 
 
-def area_of(segment: Segment, height: int, width: int) -> float:
-    """The number of pixels of an object. For arguments and errors, see `decoded`."""
-    if isinstance(segment, dict):
-        return float(run_lengths(segment["counts"])[1::2].sum())
-    return float(decoded(segment, height, width).sum())
-
-
 def is_rectangle(segment: Segment, box: Sequence[float]) -> bool:
     """Whether a segment is one polygon with the corners of a box (left, top, right, bottom): a box, and no mask."""
     if not isinstance(segment, list) or len(segment) != 1 or len(segment[0]) not in (8, 10):
         return False
     left, top, right, bottom = box
     points = {(segment[0][i], segment[0][i + 1]) for i in range(0, len(segment[0]), 2)}
+    reach = (ROUNDED * (right - left), ROUNDED * (bottom - top))
     corners = [(left, top), (left, bottom), (right, top), (right, bottom)]
-    return len(points) == 4 and all(
-        any(math.isclose(x, u, abs_tol=0.02) and math.isclose(y, v, abs_tol=0.02) for u, v in corners) for x, y in points
-    )
+    found = [[i for i, corner in enumerate(corners) if _is_near(point, corner, reach)][:1] for point in points]
+    return sorted(found) == [[0], [1], [2], [3]]
+
+
+def _is_near(point: tuple[float, float], corner: tuple[float, float], reach: tuple[float, float]) -> bool:
+    return all(abs(a - b) <= far for a, b, far in zip(point, corner, reach, strict=True))

@@ -216,6 +216,9 @@ def joined(sources: Sequence[Source]) -> Source:
     objects = [source.objects for source in sources if source.objects is not None]
     if objects:
         classes = list(dict.fromkeys(name for source in sources for name in source.classes))
+    names = [name for source in sources for name in source.names]
+    of_all, note = joined_objects(objects, [source.classes for source in sources], classes, names) if objects else (None, "")
+    notes = [*(note for source in sources for note in source.notes), *([f"{sources[0].name}: {note}"] if note else [])]
     starts = np.cumsum([0, *map(len, sources)])
 
     def part(index: int) -> tuple[Source, int]:
@@ -233,7 +236,7 @@ def joined(sources: Sequence[Source]) -> Source:
 
     return Source(
         sources[0].name,
-        [name for source in sources for name in source.names],
+        names,
         np.concatenate(labels) if any(source.labels is not None and source.is_labelled for source in sources) else None,
         classes or sources[0].classes,
         version_2(*(source.fingerprint for source in sources)),
@@ -241,14 +244,14 @@ def joined(sources: Sequence[Source]) -> Source:
         {name: reason for source in sources for name, reason in source.skipped.items()},
         read_map if all(source.map_reader is not None for source in sources) else None,
         hashlib.sha256("\n".join(source.listing_fingerprint for source in sources).encode()).hexdigest(),
-        tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+        tuple(dict.fromkeys(notes)),
         joined_groups(sources),
         min((source.shrunk_to for source in sources if source.shrunk_to is not None), default=None),
         values=values,
         form=sources[0].form,
         absent=next((source.absent for source in sources if source.values is not None), math.nan),
         sizes=joined_sizes(sources),
-        objects=joined_objects(objects, [source.classes for source in sources], classes) if objects else None,
+        objects=of_all,
         mask_values=sources[0].mask_values,
     )
 

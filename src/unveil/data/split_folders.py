@@ -101,6 +101,12 @@ def split_of(name: str) -> str | None:
     return _SPLIT_OF[found[1]] if found else None
 
 
+def splits_of(name: str) -> set[str]:
+    """The splits whose images a folder may have: that of `split_of`, or train and val for trainval/. Empty for other names."""
+    split = split_of(name)
+    return {"train", "val"} if split and "trainval" in _plain(name) else {split} if split else set()
+
+
 def without_union(splits: Mapping[str, str]) -> dict[str, str]:
     """Splits by name, without trainval beside train and val: it has the images of both again, so val would be trained on."""
     rest = {name: split for name, split in splits.items() if "trainval" not in _plain(name)}

@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unveil.data.from_pillow import from_pillow
-from unveil.data.pixels import Pixels, ShrinkTo, Unreadable, as_pixels, channels_last, check_array_size, check_size, finish
+from unveil.data.pixels import (
+    Pixels,
+    ShrinkTo,
+    Unreadable,
+    as_pixels,
+    channels_last,
+    check_array_size,
+    check_size,
+    finish,
+    sides_of,
+)
 
 _NONE, _LZW, _DEFLATE, _OLD_DEFLATE = 1, 5, 8, 32946  # codes of compressions
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8  # codes of colour spaces
@@ -69,6 +79,23 @@ def read_tiff(raw: bytes, channels: int | None, shrink_to: ShrinkTo | None, max_
     return from_pillow(image, channels, shrink_to)
 
 
+def tiff_frame(raw: bytes, max_pixels: int) -> tuple[int, int, int]:
+    """Height and width of what `read_tiff` reads, as they are stored, and its orientation; from the header alone."""
+    Image.init()
+    try:
+        tags = Image.OPEN["TIFF"][0](io.BytesIO(raw), "").tag_v2  # type: ignore[attr-defined]  # of TIFF only
+        if _pillow_keeps_all(tags):
+            return int(tags[257]), int(tags[256]), int(tags.get(274, 1))
+    except Exception:
+        pass  # tifffile reads it, or says why not
+    with tifffile.TiffFile(io.BytesIO(raw)) as file:
+        page, image, _ = _first_image(file)
+        check_array_size(image.shape, image.dtype, max_pixels)
+        if image is page:
+            return page.imagelength, page.imagewidth, int(page.tags.valueof(274, 1))
+        return *sides_of(image.shape), int(page.tags.valueof(274, 1))
+
+
 def _pillow_keeps_all(tags: Any) -> bool:
     """Whether Pillow reads every channel and every bit, by the tags of a file."""
     bits, samples, photometric, extra = (tags.get(tag) for tag in (258, 277, 262, 338))
@@ -87,17 +114,7 @@ def _pillow_keeps_all(tags: Any) -> bool:
 def read_samples(raw: bytes, channels: int | None, max_pixels: int) -> Pixels:
     """Reads a TIFF with tifffile as (H, W, C), upright. `channels` only says whether transparency is kept: if it is 4."""
     with tifffile.TiffFile(io.BytesIO(raw)) as file:
-        page: Any = file.pages[0]
-        pages, image = [page], page
-        if file.is_shaped and len(file.series[0].shape) == 3 and int(page.photometric) in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
-            series = file.series[0]
-            found = [each for each in series.pages if each is not None]
-            if min(series.shape) <= 32 or len(found) == 1:  # otherwise it is a stack of images
-                pages, image = found, series
-        if image.dtype is None:
-            raise Unreadable(f"TIFF with samples of {page.bitspersample} bits")
-        if len(image.shape) not in (2, 3):
-            raise Unreadable(f"TIFF of shape {image.shape}, expected one image")
+        page, image, pages = _first_image(file)
         check_array_size(image.shape, image.dtype, max_pixels)
         for each in pages:
             _check_segments(page, each, raw)
@@ -108,6 +125,22 @@ def read_samples(raw: bytes, channels: int | None, max_pixels: int) -> Pixels:
             values = values.transpose(1, 2, 0) if page.axes[:1] == "S" else values.reshape(page.imagelength, page.imagewidth, -1)
         pixels = _colours(values, page, channels)
     return _UPRIGHT[int(page.tags.valueof(274, 1))](pixels) if page.tags.valueof(274, 1) in _UPRIGHT else pixels
+
+
+def _first_image(file: tifffile.TiffFile) -> tuple[Any, Any, list[Any]]:
+    """The first page, what is read (the page, or a series whose pages are channels), and its pages."""
+    page: Any = file.pages[0]
+    image, pages = page, [page]
+    if file.is_shaped and len(file.series[0].shape) == 3 and int(page.photometric) in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
+        series = file.series[0]
+        found = [each for each in series.pages if each is not None]
+        if min(series.shape) <= 32 or len(found) == 1:  # otherwise it is a stack of images
+            image, pages = series, found
+    if image.dtype is None:
+        raise Unreadable(f"TIFF with samples of {page.bitspersample} bits")
+    if len(image.shape) not in (2, 3):
+        raise Unreadable(f"TIFF of shape {image.shape}, expected one image")
+    return page, image, pages
 
 
 _UPRIGHT = {

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
@@ -12,8 +12,9 @@ from xml.etree.ElementTree import Element
 from unveil.data.archive import SAMPLE_TEXT_LIMIT
 from unveil.data.archive_parts import names_without_shards
 from unveil.data.image_finder import ImageFinder, Part, missing_note, unlisted_note
+from unveil.data.images import IMAGE_SUFFIXES
 from unveil.data.object_rows import Row, Told
-from unveil.data.split_folders import SPLITS, layout_of, split_of, without_union
+from unveil.data.split_folders import SPLITS, layout_of, split_of, splits_of, without_union
 from unveil.data.xml_files import parse_xml
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
@@ -80,17 +81,14 @@ def voc_parts(finder: ImageFinder) -> dict[str, Part] | None:
     classes = sorted({each.name for file, _ in images.values() for each in file.objects})
     if not classes:
         raise UnveilError(f"{finder.text}: none of its {count_of(len(read_files), 'xml file')} has an object")
-    zero = any(min(each.box[:2]) <= 0 for file, _ in images.values() for each in file.objects)
-    parts = {part: _part(finder, [images[i] for i in own], own, classes, zero) for part, own in members.items()}
+    parts = {part: _part(finder, [images[i] for i in own], own, classes) for part, own in members.items()}
     first = next(iter(parts.values()))
     unlisted = [names[i] for i in finder.candidates if i not in images]
     difficult = sum(file.difficult for file, _ in images.values())
     hard = f"{finder.text}: {count_of(difficult, 'object')} marked as difficult, used like the others" if difficult else ""
-    origin = (
-        f"{finder.text}: boxes begin at 0, so they are read as coordinates and not as VOC's pixels, which are counted from 1"
-        if zero
-        else f"{finder.text}: boxes are read as VOC defines them, by their first and last pixel, counted from 1"
-    )
+    zero = sum(min(each.box[:2]) < 1 for file, _ in images.values() for each in file.objects)
+    before = f"; but {count_of(zero, 'box', 'boxes')} of them begin{'s' * (zero == 1)} before 1" if zero else ""
+    origin = f"{finder.text}: boxes are read as VOC defines them, by their first and last pixel, counted from 1{before}"
     gone = missing_note(finder.text, missing, len(read_files))
     out = f"{finder.text}: left out {count_of(len(rest), 'image')} that no list in ImageSets has" if rest else ""
     first.notes += [note for note in (origin, gone, unlisted_note(finder.text, unlisted), out, hard) if note]
@@ -100,12 +98,13 @@ def voc_parts(finder: ImageFinder) -> dict[str, Part] | None:
 
 def _image_of(finder: ImageFinder, file: _File) -> int | None:
     """The image of the name that a file gives; or else, since images get renamed, the one that is called like the file."""
-    found = finder.find(file.image, file.name, "")
-    stem = os.path.splitext(file.name.rpartition("/")[2])[0]
-    if found is not None and os.path.splitext(finder.archive.names[found])[0].endswith(stem):
-        return found
-    alike = finder.with_stem(stem, file.name)
-    return found if alike is None else alike
+    splits = {split for step in file.name.split("/")[:-1] for split in splits_of(step)}
+    found = finder.find(file.image, file.name, splits)
+    stem = _stem(file.name)
+    if found is not None and found.agrees and _stem(finder.archive.names[found.image]) == stem:
+        return found.image
+    alike = finder.with_stem(stem, file.name, splits)
+    return found.image if alike is None and found is not None else alike
 
 
 def _members(finder: ImageFinder, used: Sequence[int]) -> tuple[dict[str, list[int]], list[int]]:
@@ -113,17 +112,18 @@ def _members(finder: ImageFinder, used: Sequence[int]) -> tuple[dict[str, list[i
     archive = finder.archive
     lists: dict[str, set[str]] = {}
     found = [i for i, name in enumerate(archive.names) if "imagesets/main/" in f"/{name.lower()}" and name.lower().endswith(".txt")]
-    splits = {i: split for i in found if (split := split_of(os.path.splitext(archive.names[i].rpartition("/")[2])[0]))}
+    splits = {i: split for i in found if (split := split_of(_stem(archive.names[i])))}
     kept = without_union({archive.names[i]: split for i, split in splits.items()})
+    stems = {i: _stem(archive.names[i]) for i in used}
+    known = set(stems.values())
     for i, split in splits.items():
         if archive.names[i] in kept:
-            text = archive.read_text(i, finder.text).decode("utf-8", "replace")
-            lists.setdefault(split, set()).update(line.split()[0] for line in text.splitlines() if line.strip())
+            text = archive.read_text(i, finder.text).decode("utf-8-sig", "replace")
+            lists.setdefault(split, set()).update(_listed(line, known) for line in text.splitlines() if line.strip())
     if not lists:
         layout = layout_of(names_without_shards(archive, used))
         parts = {part: [used[i] for i in own] for part, own in layout.parts.items() if own}
         return parts or {"train": list(used)}, []
-    stems = {i: os.path.splitext(archive.names[i].rpartition("/")[2])[0] for i in used}
     members = {part: [i for i in used if stems[i] in lists[part]] for part in SPLITS if part in lists}
     both = [stem for stem in stems.values() if sum(stem in own for own in lists.values()) > 1]
     if both:
@@ -137,17 +137,31 @@ def _members(finder: ImageFinder, used: Sequence[int]) -> tuple[dict[str, list[i
     return members, [i for i in used if i not in listed]
 
 
-def _part(finder: ImageFinder, files: Sequence[tuple[_File, bytes]], images: list[int], classes: list[str], zero: bool) -> Part:
+def _listed(line: str, known: Set[str]) -> str:
+    """The image on a line of a list: all of the line, or its first word, as in "000012 -1"; without the suffix of an image."""
+    names = [name[: -len(end)] if (end := _suffix(name)) else name for name in (line.strip(), line.split()[0])]
+    return next((name for name in names if name in known), names[-1])
+
+
+def _suffix(name: str) -> str:
+    end = os.path.splitext(name)[1]
+    return end if end.lower() in IMAGE_SUFFIXES else ""
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path.rpartition("/")[2])[0]
+
+
+def _part(finder: ImageFinder, files: Sequence[tuple[_File, bytes]], images: list[int], classes: list[str]) -> Part:
     number = {name: i for i, name in enumerate(classes)}
-    first = 0 if zero else 1  # the first pixel
     rows = [
-        Row(place, number[each.name], (each.box[0] - first, each.box[1] - first, *each.box[2:]), each.where)
+        Row(place, number[each.name], (each.box[0] - 1, each.box[1] - 1, *each.box[2:]), each.where)
         for place, (file, _) in enumerate(files)
         for each in file.objects
     ]
     expected = "bndbox with xmin, ymin, xmax and ymax in pixels"
-    ids = [os.path.splitext(finder.archive.names[i].rpartition("/")[2])[0] for i in images]
-    told = Told(finder.text, "bndbox", expected, rows, [file.size for file, _ in files], ids, {n: i + 1 for n, i in number.items()})
+    category_ids = {name: i + 1 for name, i in number.items()}
+    told = Told(finder.text, "bndbox", expected, rows, [file.size for file, _ in files], finder.ids(images), category_ids)
     return Part(images, told, classes, b"".join(digest for _, digest in files))
 
 
@@ -169,8 +183,7 @@ def _read(raw: bytes, where: str, name: str) -> _File | None:
         corners = [_number(where, number, box, corner) for corner in CORNERS]
         objects.append(_Object(called, (corners[0], corners[1], corners[2], corners[3]), f"{name}, object {number}"))
         difficult += _text(each, "difficult") == "1"
-    stem = os.path.splitext(name.rpartition("/")[2])[0]
-    return _File(name, image or stem, sides, objects, difficult)
+    return _File(name, image or _stem(name), sides, objects, difficult)
 
 
 def _text(element: Element, tag: str) -> str:
@@ -178,7 +191,8 @@ def _text(element: Element, tag: str) -> str:
 
 
 def _pixels(where: str, size: Element, tag: str) -> int:
-    text = _text(size, tag)
+    """A side of the image, 0 if it is not told."""
+    text = _text(size, tag) or "0"
     if not text.isdecimal() or len(text) > 9:
         _fail(where, f"size has the {tag} {text!r}: expected a number of pixels")
     return int(text)

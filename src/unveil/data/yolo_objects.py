@@ -3,27 +3,22 @@
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
-
-import yaml
+from typing import NoReturn
 
 from unveil.data.archive import SAMPLE_TEXT_LIMIT
 from unveil.data.archive_parts import names_without_shards
 from unveil.data.image_finder import ImageFinder, Part
 from unveil.data.object_rows import Row, Told
 from unveil.data.split_folders import layout_of
+from unveil.data.yolo_config import YoloConfig, yolo_config
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
 
 EXPECTED = "a class and x, y, width, height of the box, as shares of the image from 0 to 1"
 SLACK = 0.01
 """By how much a share may lie outside of 0 to 1, since tools round."""
-NAMES = ("classes.txt", "obj.names", "_darknet.labels")
-"""Files with a class on each line."""
-YAML_LIMIT = 2**20
-MOST_LISTS = 100
 MOST_CLASSES = 100_000
 """Maximum number of classes that no file names."""
 
@@ -35,19 +30,24 @@ def yolo_parts(finder: ImageFinder) -> dict[str, Part] | None:
         UnveilError: If a file cannot be used.
     """
     archive = finder.archive
-    indices = {name: i for i, name in enumerate(archive.names)}
+    indices = {_path_key(name): i for i, name in enumerate(archive.names)}
     labels = {image: _label_file(archive.names[image], indices) for image in finder.candidates}
     if not any(index is not None for index in labels.values()):
         return None
-    names, where = _class_names(finder)
-    layout = layout_of(names_without_shards(archive, finder.candidates))
-    parts = {}
-    for part, members in layout.parts.items():
-        images = [finder.candidates[i] for i in members]
-        if any(labels[image] is not None for image in images):
-            parts[part] = _part(finder, images, [labels[image] for image in images], names, where)
+    config = yolo_config(finder)
+    splits = config.splits
+    if not splits:
+        layout = layout_of(names_without_shards(archive, finder.candidates))
+        splits = {part: [finder.candidates[i] for i in members] for part, members in layout.parts.items()}
+    splits = {part: images for part, images in splits.items() if any(labels[image] is not None for image in images)}
+    if not splits:
+        raise UnveilError(f"{finder.text}: no image in the splits of {config.file} has a txt file of boxes")
+    parts = {part: _part(finder, {i: labels[i] for i in images}, config) for part, images in splits.items()}
     first = next(iter(parts.values()))
-    if not names:
+    first.notes += config.notes
+    if config.keypoints is not None:
+        first.notes.append(f"{finder.text}: {config.file} is of poses (kpt_shape): boxes are read, and keypoints are not")
+    if not config.names:
         _name_by_numbers(finder, parts)
     bare = [i for part in parts.values() for i in part.images if labels[i] is None]
     if bare:
@@ -57,78 +57,38 @@ def yolo_parts(finder: ImageFinder) -> dict[str, Part] | None:
         )
     used = {i for part in parts.values() for i in part.images}
     rest = [archive.names[i] for i in finder.candidates if i not in used]
-    first.unused |= dict.fromkeys(rest, "its folder has no txt files of boxes")
+    first.unused |= dict.fromkeys(rest, "its folder has no txt files of boxes, or it is in no split")
     return parts
 
 
 def _label_file(image: str, indices: dict[str, int]) -> int | None:
     """The file of an image: in the folder labels/ in place of images/, or beside the image."""
-    *folders, file = image.split("/")
+    *folders, file = _path_key(image).split("/")
     text = os.path.splitext(file)[0] + ".txt"
-    for depth in reversed(range(len(folders))):
-        if folders[depth] == "images":
-            found = indices.get("/".join([*folders[:depth], "labels", *folders[depth + 1 :], text]))
-            if found is not None:
-                return found
+    places = [i for i, folder in enumerate(folders) if folder == "images"]
+    for chosen in (*([place] for place in reversed(places)), places):  # all of them in images.zip with a folder images/ inside
+        found = indices.get("/".join(["labels" if i in chosen else folder for i, folder in enumerate(folders)] + [text]))
+        if found is not None:
+            return found
     return indices.get("/".join([*folders, text]))
 
 
-def _class_names(finder: ImageFinder) -> tuple[list[str], str]:
-    """The names of the classes, and the file that has them; nothing if no file has."""
-    archive = finder.archive
-    by_depth = sorted(range(len(archive.names)), key=lambda i: (archive.names[i].count("/"), archive.names[i]))
-    for i in by_depth:
-        name = archive.names[i]
-        if name.lower().endswith((".yaml", ".yml")):
-            names = _yaml_names(archive.read_text(i, finder.text, YAML_LIMIT), f"{finder.text}: {name}")
-            if names:
-                return names, name
-    for i in by_depth:
-        name = archive.names[i]
-        if name.rpartition("/")[2] in NAMES:
-            text = archive.read_text(i, finder.text, YAML_LIMIT).decode("utf-8-sig", "replace").strip()
-            return _distinct([line.strip() for line in text.splitlines()], f"{finder.text}: {name}"), name
-    return [], ""
+def _path_key(path: str) -> str:
+    """A path with its folders in lower case: Images/ and Labels/ are usual as well."""
+    folder, slash, file = path.rpartition("/")
+    return folder.lower() + slash + file
 
 
-def _yaml_names(raw: bytes, where: str) -> list[str]:
-    """The names in a data.yaml: a list, or a name by its number; empty if it has none."""
-    if (lists := raw.count(b"[") + raw.count(b"{")) > MOST_LISTS:  # the time to parse them grows with the square of their depth
-        raise UnveilError(f"{where} has {lists:,} lists: expected the names of the classes")
-    try:
-        content: Any = yaml.safe_load(raw)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UnveilError(f"{where} is damaged: it is not valid YAML ({' '.join(str(error).split())[:200]})") from None
-    names = content.get("names") if isinstance(content, dict) else None
-    if names is None:
-        return []
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UnveilError(f"{where}: names has the keys {', '.join(map(str, list(names)[:5]))}: expected 0, 1, 2, ...")
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
-        raise UnveilError(f"{where}: names is no list of classes")
-    return _distinct([str(name).strip() for name in names], where)
-
-
-def _distinct(names: list[str], where: str) -> list[str]:
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None or "" in names or not names:
-        raise UnveilError(
-            f"{where}: {f'two classes are called {twice!r}' if twice else 'a class has no name'}: expected one name for each"
-        )
-    return names
-
-
-def _part(finder: ImageFinder, images: list[int], files: Sequence[int | None], names: Sequence[str], where: str) -> Part:
-    archive = finder.archive
+def _part(finder: ImageFinder, labels: Mapping[int, int | None], config: YoloConfig) -> Part:
+    """The images of a split, with the file of each."""
+    archive, images, files = finder.archive, list(labels), list(labels.values())
 
     def read(place: int) -> tuple[list[Row], bytes]:
         index = files[place]
         if index is None:
             return [], b"none"
         raw = archive.read_text(index, finder.text, SAMPLE_TEXT_LIMIT)
-        return _rows(raw, place, f"{finder.text}: {archive.names[index]}", archive.names[index], (names, where)), raw
+        return _rows(raw, place, f"{finder.text}: {archive.names[index]}", archive.names[index], config), raw
 
     with ThreadPoolExecutor(8, thread_name_prefix="txt") as pool:
         found = list(pool.map(read, range(len(images))))
@@ -142,16 +102,16 @@ def _part(finder: ImageFinder, images: list[int], files: Sequence[int | None], n
         EXPECTED,
         rows,
         [(0, 0)] * len(images),
-        [os.path.splitext(archive.names[i].rpartition("/")[2])[0] for i in images],
-        {name: number for number, name in enumerate(names)},
+        finder.ids(images),
+        {name: number for number, name in enumerate(config.names)},
         relative=True,
     )
-    return Part(images, told, list(names), digest.digest())
+    return Part(images, told, list(config.names), digest.digest())
 
 
-def _rows(raw: bytes, place: int, where: str, file: str, known: tuple[Sequence[str], str]) -> list[Row]:
-    """The objects of a file; `known` are the classes, and the file that names them."""
-    names, named_in = known
+def _rows(raw: bytes, place: int, where: str, file: str, config: YoloConfig) -> list[Row]:
+    """The objects of a file."""
+    names = config.names
     rows = []
     for number, line in enumerate(raw.decode("utf-8-sig", "replace").splitlines(), 1):
         words = line.split()
@@ -161,6 +121,10 @@ def _rows(raw: bytes, place: int, where: str, file: str, known: tuple[Sequence[s
             values = [float(word) for word in words]
         except ValueError:
             _fail(where, number, f"has {line.strip()[:60]!r}")
+        if config.keypoints is not None:
+            if len(values) not in (5, 5 + config.keypoints):
+                _fail(where, number, f"has {count_of(len(values), 'number')}, and kpt_shape asks for {5 + config.keypoints}")
+            values = values[:5]
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
             _fail(where, number, f"has {count_of(len(values), 'number')}")
         label, shares = values[0], values[1:]
@@ -168,7 +132,7 @@ def _rows(raw: bytes, place: int, where: str, file: str, known: tuple[Sequence[s
             _fail(where, number, f"has the class {words[0]}")
         if not 0 <= label < (len(names) or MOST_CLASSES):
             listed = (
-                f"{named_in} has the classes 0 to {len(names) - 1}"
+                f"{config.named_in} has the classes 0 to {len(names) - 1}"
                 if names
                 else f"classes are numbers from 0 to {MOST_CLASSES - 1}"
             )
