@@ -385,7 +385,7 @@ def test_boxes_alone_need_no_masks():
     assert losses.keys() == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert not any("mask" in name for name, _ in model.named_parameters())
     for target in (targets[0], {**targets[0], "masks": None}):
-        with pytest.raises(UnveilError, match=r"the objects have no masks.*use masks=False"):
+        with pytest.raises(UnveilError, match=r"the objects have no masks.*use --no-masks"):
             small().losses(pictures(count=1), [target], SIZES[:1])
 
 
