@@ -206,7 +206,7 @@ def test_another_test_set_must_have_the_same_classes(source: Run, data: Path, tm
             name = f"scene {i}.png"
             (tmp_path / "other" / kind / name).write_bytes((data / kind / "validation" / name).read_bytes())
     (tmp_path / "other" / "classes.txt").write_text("square\nground\ndisc\n")
-    with pytest.raises(UnveilError, match=r"have 1 for the class 'square', but .* has 2: give both the same classes\.txt"):
+    with pytest.raises(UnveilError, match=r"have the value 1 for the class 'square', but .* has the value 2 for it: give both"):
         unveil.finetune(source.path, str(data), test=str(tmp_path / "other"), out=tmp_path / "run", **TUNE)
     assert not (tmp_path / "run").exists()
 
