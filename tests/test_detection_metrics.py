@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from unveil.data.targets import BoxTargets
 from unveil.detection_metrics import DetectionMetric, best_threshold
 from unveil.detections import Detections
 from unveil.errors import UnveilError
+from unveil.runs.labelled_images import LabelledImages
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 HEIGHT, WIDTH = 150, 200
@@ -314,6 +316,18 @@ def test_the_primary_number_is_one_that_is_there(with_masks: bool) -> None:
     metric.update([found_in([[2, 2, 8, 8]], [0.5], [0])[0]._replace(masks=masks[0])], targets)
     assert metric.compute()[metric.primary] == 1.0
     assert metric.primary == metric.primary_for(has_masks=with_masks) == ("mask_ap" if with_masks else "box_ap")
+
+
+def test_a_run_names_the_primary_number_of_its_data() -> None:
+    def subset(segments: Any) -> Any:
+        return SimpleNamespace(dataset=SimpleNamespace(source=SimpleNamespace(objects=SimpleNamespace(segments=segments))))
+
+    labelled: Any = SimpleNamespace(test_set=subset(None), validation_set=subset([]))
+    metric = DetectionMetric(1, masks=True)
+    assert LabelledImages.primary_of(labelled, metric) == "box_ap"
+    assert LabelledImages.primary_of(labelled, metric, validation=True) == "mask_ap"
+    labelled.validation_set = None  # then the test set is validated on
+    assert LabelledImages.primary_of(labelled, metric, validation=True) == "box_ap"
 
 
 def test_masks_are_encoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
