@@ -73,7 +73,7 @@ def test_other_names_of_folders(folder: str, masks: str, tmp_path: Path) -> None
 def test_lists_of_voc(tmp_path: Path) -> None:
     files: dict[str, Any] = {}
     for i in range(4):
-        files |= {f"VOC/JPEGImages/{i}.png": None, f"VOC/SegmentationClass/{i}.png": i + 1}
+        files |= {f"VOC/JPEGImages/{i}.png": None, f"VOC/SegmentationClass/{i}.png": i + 1, f"VOC/SegmentationObject/{i}.png": 9}
     lists = {"train": b"0\n1\n", "val": b"2\n", "trainval": b"0\n1\n2\n"}
     files |= {f"VOC/ImageSets/Segmentation/{name}.txt": text for name, text in lists.items()}
     files["VOC/ImageSets/Main/train.txt"] = b"3\n"
@@ -82,6 +82,8 @@ def test_lists_of_voc(tmp_path: Path) -> None:
     assert found == {"0.png": 1, "1.png": 2}
     assert value_of(data, "val")[0] == {"2.png": 3}
     assert any("left out 1 image that no list in ImageSets/Segmentation has: VOC/JPEGImages/3.png" in note for note in source.notes)
+    assert not any("without a mask" in note for note in source.notes)
+    assert source.skipped["VOC/SegmentationObject/0.png"] == "another kind of mask"
     for text, message in ((b"2\n", "2 is in several lists"), (b"x\n", "have none of its images")):
         for name in ("train", "val"):
             (data / f"VOC/ImageSets/Segmentation/{name}.txt").write_bytes(text)

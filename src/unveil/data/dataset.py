@@ -25,7 +25,7 @@ from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_list import for_model, with_bits
 from unveil.data.image_samples import Fault, common_channels, sample_images
 from unveil.data.images import image_frame, read_image
-from unveil.data.map_reading import MapReader
+from unveil.data.map_reading import read_map_of
 from unveil.data.objects import Frame, ImageObjects
 from unveil.data.pixels import LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable
 from unveil.data.quiet_decoders import quiet_decoders
@@ -107,7 +107,6 @@ class ImageDataset:
         self._was_read = np.zeros(len(source), dtype=bool)
         self._images: Tensor | list[Pixels] | None = None  # one tensor if all have the same size; None if read on demand
         self._maps: list[ClassMap] = []
-        self._maps_of_files = MapReader(source, max_pixels)
         self._frames: list[Frame | None] = []
         self._rows = np.arange(len(source))  # in `_images`; -1 for images that cannot be read
         self._size = torch.zeros(2, dtype=torch.int64)  # height and width, if all have one size
@@ -189,7 +188,8 @@ class ImageDataset:
             return self._with_objects(index, image, pixels)
         if self.source.map_reader is None:
             return Sample(pixels)
-        return Sample(pixels, self._maps_of_files.read(index, image, pixels.shape, self.side, retry=retry))
+        classes = read_map_of(self.source, index, image, pixels.shape, self.side, max_pixels=self.max_pixels, retry=retry)
+        return Sample(pixels, classes)
 
     def _with_objects(self, index: int, raw: Raw, pixels: Pixels) -> Sample:
         assert self.source.objects is not None

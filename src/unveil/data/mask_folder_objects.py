@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unveil.data.archive_parts import names_without_shards
 from unveil.data.archives import Archive
@@ -103,11 +104,10 @@ def _bytes(finder: ImageFinder, index: int) -> bytes:
         raise UnveilError(f"{finder.text}: {finder.archive.names[index]} cannot be read: {reason}") from None
 
 
-def _inside(raw: bytes, where: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
+def _inside(raw: bytes, where: str) -> NDArray[np.bool_]:
     """The pixels (H, W) of a mask that are not 0. Raises `UnveilError` if it cannot be read."""
     try:
         pixels = read_mask(raw).pixels
     except Unreadable as error:
         raise UnveilError(f"{where}: {error.reason}") from None
-    inside: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = pixels != 0
-    return inside.any(axis=2) if inside.ndim == 3 else inside
+    return np.asarray((pixels != 0).any(axis=2) if pixels.ndim == 3 else pixels != 0)

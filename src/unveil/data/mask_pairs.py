@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from unveil.data.archives import Archive
 from unveil.data.label_table import examples
-from unveil.data.split_folders import IMAGE_FOLDERS, MASK_FOLDERS
+from unveil.data.split_folders import IMAGE_FOLDERS, MASK_FOLDERS, is_mask_folder
 from unveil.plain_text import count_of
 
 SUFFIXES = (
@@ -186,7 +186,7 @@ def unpaired(archive: Archive, candidates: Sequence[int], masks: Mapping[int, in
             found[name] = "another mask of its image"
         elif any(step in folders for step in steps):
             found[name] = NO_IMAGE
-        elif any(plain_step(step) in MASK_FOLDERS or "panoptic" in step.lower() for step in steps):
+        elif any(is_mask_folder(step) or "panoptic" in step.lower() for step in steps):
             found[name] = "another kind of mask"
         else:
             found[name] = f"{NO_MASK}{expected_mask(name, folders)}"

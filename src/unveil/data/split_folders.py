@@ -34,26 +34,9 @@ IMAGE_FOLDERS = frozenset(
     {"images", "image", "imgs", "img", "jpegimages", "jpgimages", "pngimages", "leftimg8bit", "inputs", "input"}
 )
 """Folders of images that lie beside those of masks, in small letters and without separators."""
-MASK_FOLDERS = (
-    "masks",
-    "mask",
-    "annotations",
-    "annotation",
-    "annots",
-    "annot",
-    "labels",
-    "label",
-    "segmentationclass",
-    "segmentationclassaug",
-    "segmentationclassraw",
-    "segmentation",
-    "segmentations",
-    "semantic",
-    "groundtruth",
-    "groundtruths",
-    "gt",
-    "gtfine",
-    "gtcoarse",
+MASK_FOLDERS = tuple(
+    "masks mask annotations annotation annots annot labels label segmentationclass segmentationclassaug segmentationclassraw "
+    "segmentation segmentations semantic groundtruth groundtruths gt gtfine gtcoarse".split()
 )
 """Folders that may have one mask of classes for each image. If there are several, the one with more masks is used, and of equals
 the first."""
@@ -234,7 +217,7 @@ def _cut_masks(root: _Node, names: Sequence[str]) -> list[Masks]:
     """Removes folders of masks from a tree, and returns them."""
     masks: list[Masks] = []
     for node in root.walk():
-        likely = {name for name in node.children if _is_mask_word(_plain(name))}
+        likely = {name for name in node.children if is_mask_folder(name)}
         rest = [name for name in node.children if name not in likely]
         images = [name for name in rest if _plain(name) in IMAGE_FOLDERS]
         splits = [name for name in rest if split_of(name)] or list(_same_pattern(rest))
@@ -247,7 +230,9 @@ def _cut_masks(root: _Node, names: Sequence[str]) -> list[Masks]:
     return sorted(masks)
 
 
-def _is_mask_word(word: str) -> bool:
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder is called after masks or annotations of any kind."""
+    word = _plain(name)
     return word not in IMAGE_FOLDERS and not split_of(word) and bool(_MASKS.fullmatch(word) or _SPLIT_MASKS.fullmatch(word))
 
 
