@@ -289,9 +289,10 @@ class Task(PredictsClasses, Learner, ABC):
 
     @abstractmethod
     def predict(self, batch: Any) -> Any:
-        """Predictions for a batch of normalised samples: class scores (B, K), numbers (B,), or class maps (B, K, H, W).
+        """Predictions for a batch of normalised samples.
 
-        With `whole_images`, the batch is one image as it is stored, and the prediction is in its pixels: see there.
+        They are class scores (B, K), numbers (B,), class maps (B, K, H, W), or the detections of each image. With
+        `whole_images`, the batch is one image as it is stored, and the prediction is in its pixels: see there.
         """
 
     @abstractmethod

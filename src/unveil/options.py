@@ -13,6 +13,7 @@ import pathlib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from unveil.errors import UnveilError
@@ -52,11 +53,9 @@ class ClassSource:
         return f"{self.module}:{self.name}"
 
     @property
-    def own_names(self) -> set[str]:
+    def own_names(self) -> frozenset[str]:
         """The variables and classes at the top of the module, which may be called like a name of `TYPE_NAMES`."""
-        assigned = [node for node in self.tree.body if isinstance(node, ast.Assign)]
-        targets = {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
-        return targets | {node.name for node in self.tree.body if isinstance(node, ast.ClassDef)}
+        return names_at_top(self.tree)
 
     @classmethod
     def find(cls, path: str) -> "ClassSource":
@@ -192,13 +191,27 @@ def parse_module(module: str) -> tuple[pathlib.Path, ast.Module]:
     if file is None:
         raise UnveilError(f"module {module!r} was not found: check the spelling, and whether its package is installed")
     try:
-        return file, ast.parse(file.read_text(encoding="utf-8"))
+        return file, parsed(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UnveilError(f"{file} cannot be read: {error.strerror}") from None
     except (SyntaxError, ValueError) as error:
         where = f"{file}:{error.lineno}" if isinstance(error, SyntaxError) else str(file)
         reason = error.msg if isinstance(error, SyntaxError) else error
         raise UnveilError(f"{where} is not valid Python: {reason}") from None
+
+
+@lru_cache(maxsize=256)
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a source, which nobody changes: commands of one process look at the same files again and again."""
+    return ast.parse(text)
+
+
+@lru_cache(maxsize=256)
+def names_at_top(tree: ast.Module) -> frozenset[str]:
+    """The variables and classes at the top of a module."""
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    targets = {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+    return frozenset(targets | {node.name for node in tree.body if isinstance(node, ast.ClassDef)})
 
 
 def file_of(module: str) -> pathlib.Path | None:

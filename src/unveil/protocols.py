@@ -100,7 +100,11 @@ class MapsClasses(Protocol):
         """The class of each pixel of an image (C, H, W) as it is stored, by `map_logits` or a function that computes the same."""
 
     def graph_facts(self) -> Mapping[str, Any]:
-        """What a program needs besides the graph of `map_logits`: how images are resized and cut, and what masks hold."""
+        """What a program needs besides the graph of `map_logits`: how images are resized and cut, and what masks hold.
+
+        Raises:
+            UnveilError: If a graph cannot compute it.
+        """
 
 
 class FolderWriter(Protocol):

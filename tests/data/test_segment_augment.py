@@ -11,6 +11,7 @@ from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.pixels import IGNORE
+from unveil.data.resize import crop_resize
 from unveil.data.segment_augment import (
     GRID,
     MAX_SHARE,
@@ -156,3 +157,18 @@ def test_a_crop_equals_pillow() -> None:
 def test_a_crop_for_probes_is_refused() -> None:
     with pytest.raises(UnveilError, match="crop clipped is for linear probes"):
         SegmentAugment(AugmentConfig(crop="clipped"), (8, 8), ZERO, ONE, own_pixels=False)
+
+
+@pytest.mark.parametrize("crop", ["resized", "fixed", "none"])
+@pytest.mark.parametrize("own_pixels", [False, True])
+@pytest.mark.parametrize(("size", "image_size"), [((100, 100), 128), ((256, 180), 64)])
+def test_the_filter_is_never_cut_off(crop: str, own_pixels: bool, size: tuple[int, int], image_size: int) -> None:
+    """Whatever the factor is, all pixels under the filter count, also if the box is longer than the canvas."""
+    images = torch.randint(0, 256, (40, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    maps = torch.randint(0, 4, (40, *size), generator=torch.Generator().manual_seed(1))
+    given = Batch(images, torch.tensor([size] * 40), sample_keys(0, 0, 40), PixelTargets(maps))
+    config = AugmentConfig(crop=crop, crop_scale=0.25)
+    augment = SegmentAugment(config, (image_size, image_size), ZERO, ONE, own_pixels=own_pixels)
+    geometry = augment.varied(given.sizes, given.keys, given.targets)
+    wanted = crop_resize(images, geometry.boxes, given.sizes, geometry.size, geometry.flip, max_shrink=50.0)
+    assert torch.allclose(augment(given).images, wanted, atol=1e-6)

@@ -293,8 +293,9 @@ def test_a_saved_body_is_rebuilt(kind):
     for a, b in zip(again(pictures()), pyramid(pictures()), strict=True):
         assert torch.equal(a, b)
     if shape.relative_bias == "decomposed":
-        with pytest.raises(UnveilError, match=r"trained with windows of 2 patches.*use window 2"):
+        with pytest.raises(UnveilError, match=r"trained with windows of 2 patches.*give no window, or 2"):
             build_pyramid(pyramid.encoder, replace(config, window=3))
+    assert build_pyramid(ViT(shape), replace(config, window=None, relative_positions=False)).encoder.config == shape
 
 
 def test_an_older_config_has_no_windows():

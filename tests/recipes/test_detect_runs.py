@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import unveil
+from unveil.data.augment import AugmentConfig
 from unveil.data.rle import decoded, encoded
 from unveil.errors import UnveilError
-from unveil.tasks.detect import Detect
+from unveil.models.vit import ViT
+from unveil.models.vit_config import ViTConfig
+from unveil.runs.box_samples import true_objects
+from unveil.tasks.detect import Detect, DetectConfig
 from unveil.train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("without_reports")
@@ -35,6 +40,8 @@ TUNE: dict[str, Any] = {
     "device": "cpu",
     "precision": "float32",
 }
+SMALL: dict[str, Any] = {"channels": 16, "box_convs": 0, "mask_convs": 1, "box_width": 32}
+VIT = ViTConfig(image_size=(32, 32), patch_size=(4, 4), width=24, depth=2, heads=2)
 CATEGORIES = [{"id": 5, "name": "disc"}, {"id": 17, "name": "square"}]
 
 
@@ -141,6 +148,8 @@ def test_a_stopped_run_ends_with_the_same_weights(source: Run, data: Path, tmp_p
         with pytest.raises(OSError, match="stopped"):
             unveil.finetune(source.path, str(data), out=tmp_path / "run", save_seconds=0.0, **options)
     assert Run(tmp_path / "run").checkpoints().steps()
+    (found,) = unveil.load(tmp_path / "run").predict_images([scene(1, 30, 30)[0]])  # the average of an unfinished run
+    assert found.boxes.shape[1] == 4
     again = unveil.finetune(source.path, str(data), out=tmp_path / "run", save_seconds=0.0, **options)
     first, second = (unveil.load(each.path).state_dict() for each in (whole, again))
     assert first.keys() == second.keys()
@@ -187,6 +196,58 @@ def test_a_frozen_encoder_stays_as_it_is(source: Run, data: Path, tmp_path: Path
     first, second = (unveil.load(each.path).encoder.state_dict() for each in (source, frozen))
     assert set(first) - set(second) == {"transformer.norm.weight", "transformer.norm.bias"}  # maps do not go through it
     assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+@pytest.mark.parametrize(("frozen", "window", "bias"), [(False, 14, "decomposed"), (True, 0, "none")])
+def test_only_a_trained_encoder_gets_windows(frozen: bool, window: int, bias: str) -> None:
+    model = Detect(ViT(replace(VIT, image_size=(136, 32))), ["cell"], DetectConfig(frozen=frozen, **SMALL), AugmentConfig())
+    assert (model.encoder.config.window, model.encoder.config.relative_bias) == (window, bias)
+    again = Detect(model.encoder, ["cell"], DetectConfig(frozen=frozen, **SMALL), AugmentConfig())  # from a run with windows
+    assert again.encoder.config == model.encoder.config
+
+
+def test_as_many_proposals_as_detections() -> None:
+    model = Detect(ViT(VIT), ["cell"], DetectConfig(proposals=50, detections=120, **SMALL), AugmentConfig())
+    assert model.detector.config.rpn_after_nms == (120, 120)
+    model.set_category_ids({"cell": 7})
+    assert model.category_ids.tolist() == [7]
+
+
+def test_ids_of_categories_that_occur_twice_are_not_used() -> None:
+    model = Detect(ViT(VIT), ["cell", "dust"], DetectConfig(**SMALL), AugmentConfig())
+    model.set_category_ids({"cell": 4, "dust": 4})
+    assert model.category_ids.tolist() == [1, 2]
+    model.set_category_ids({"cell": 4, "dust": 3})
+    assert model.category_ids.tolist() == [4, 3]
+
+
+def test_results_have_the_ids_of_the_test_set(source: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotations of the test set may number the categories otherwise than those of the train set."""
+    other = tmp_path / "other"
+    (other / "annotations").mkdir(parents=True)
+    (other / "val").symlink_to(data / "val")
+    whole = json.loads((data / "annotations" / "instances_val.json").read_text())
+    swapped = {5: 17, 17: 5}
+    for each in whole["categories"]:
+        each["id"] = swapped[each["id"]]
+    for each in whole["annotations"]:
+        each["category_id"] = swapped[each["category_id"]]
+    (other / "annotations" / "instances_val.json").write_text(json.dumps(whole))
+
+    def perfect(self: Detect, batch: Any) -> Any:
+        sizes = enumerate(batch.sizes.tolist())
+        return [true_objects(batch.targets, row, height, width)._replace(masks=None) for row, (height, width) in sizes]
+
+    monkeypatch.setattr(Detect, "predict", perfect)
+    judged = unveil.finetune(source.path, str(data), test=str(other), out=tmp_path / "run", masks=False, **TUNE | {"epochs": 1.0})
+    truth = COCO(str(other / "annotations" / "instances_val.json"))
+    judge = COCOeval(truth, truth.loadRes(str(judged.path / "predictions.json")), "bbox")
+    judge.params.imgIds = [1000, 1001, 1002, 1003]
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    assert judged.results["score"]["box_ap"] == pytest.approx(1.0)
+    assert judge.stats[0] == pytest.approx(1.0)
 
 
 def test_large_images_are_computed_in_tiles(run: Run, data: Path) -> None:

@@ -242,11 +242,12 @@ def test_masks_of_objects(source: Run, tmp_path: Path) -> None:
     assert [(row["value"], row["class"]) for row in legend] == [("0", "background"), ("1", "disc"), ("2", "square")]
 
 
-@pytest.mark.parametrize("options", [{"inference": "whole"}, {"resize": "none"}, {"head": "upernet"}])
+@pytest.mark.parametrize("options", [{"inference": "whole"}, {"resize": "none"}, {"head": "upernet", "auxiliary": 0.0}])
 def test_other_ways_from_scratch(options: dict[str, Any], source: Run, data: Path, tmp_path: Path) -> None:
     found = unveil.finetune(source.path, str(data), out=tmp_path / "run", scratch=True, **(TUNE | {"epochs": 1.0} | options))
     assert 0 < found.results["score"]["mean_iou"] <= 1
     again = unveil.load(found.path)
+    assert not any("auxiliary" in name for name, _ in again.named_parameters())  # they would get no gradient
     image = read_image(data / "images" / "validation" / "scene 3.png")
     (first,) = again.predict_images([image])
     assert first.shape == image.shape[:2]
@@ -254,6 +255,9 @@ def test_other_ways_from_scratch(options: dict[str, Any], source: Run, data: Pat
     (second,) = again.predict_images([large])
     assert second.shape == large.shape[:2]
     assert found.config["reduce_zero"] is True
+    if options.get("inference") == "whole":
+        with pytest.raises(UnveilError, match=r"a graph has one size of images.*use --to safetensors"):
+            unveil.export(found.path, to="onnx", out=tmp_path / "model.onnx")
 
 
 def test_pairs_of_arrays(source: Run, tmp_path: Path) -> None:

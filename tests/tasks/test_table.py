@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
+from tests.processes import FORKS
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.augment import AugmentConfig, eval_geometry
 from unveil.data.batch import Batch
@@ -197,3 +201,46 @@ def test_its_recipe_names_options_that_exist(name: str) -> None:
     known = {field for config in (kind.Config, TrainConfig, OptimConfig, AugmentConfig) for field in config.__dataclass_fields__}
     assert set(kind.DEFAULTS) <= known
     assert task_defaults(name) == dict(kind.DEFAULTS)  # as the command line reads it, without importing torch
+
+
+def trained(name: str, world: World, way: str) -> dict[str, torch.Tensor]:
+    """The weights of a small task after an epoch, of which this process has seen its share."""
+    task, loader = built(name), loader_of(name)
+    for module in task.modules():
+        if isinstance(module, torch.nn.Dropout2d):
+            module.p = 0.0  # the processes would not drop what one does
+    training = TrainConfig(epochs=1.0, batch_size=SIZE, log_every=1, accum_steps=1, num_evals=1)
+    train(task, loader, Recipe(training, OptimConfig(base_lr=0.1), HardwareConfig(precision="float32", parallel=way), world))
+    return {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in task.state_dict().items()}
+
+
+def on_one_of_two(rank: int, store: str, found: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    for way in ("ddp", "fsdp"):
+        for name in ("detect", "segment"):
+            state = trained(name, World(torch.device("cpu"), rank, 2), way)
+            found.put((rank, way, name, {key: value.numpy() for key, value in state.items()}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    """A detector looks at the objects of its process alone, so it only has the same weights on both processes."""
+    found = FORKS.Queue()
+    processes = [FORKS.Process(target=on_one_of_two, args=(rank, str(tmp_path / "store"), found), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    seen = {key: state for *key, state in (found.get(timeout=240) for _ in range(8)) for key in [tuple(key)]}
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    for way in ("ddp", "fsdp"):
+        for name in ("detect", "segment"):
+            first, second = (seen[rank, way, name] for rank in range(2))
+            assert all(np.array_equal(first[key], second[key]) for key in first)
+            assert all(np.isfinite(value).all() for value in first.values())
+        for key, value in trained("segment", World(torch.device("cpu")), "ddp").items():
+            np.testing.assert_allclose(seen[0, way, "segment"][key], value.numpy(), rtol=1e-3, atol=2e-3, err_msg=key)
+    assert any((seen[0, "ddp", "detect"][key] != value.numpy()).any() for key, value in built("detect").state_dict().items())

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tests.methods.test_table import SMALL, loader_of
 from tests.methods.test_table import built as built_method
 from tests.tasks.test_table import CLASSES, TEXT, VIT, Images, Texts
+from tests.tasks.test_table import SMALL as SMALL_HEADS
 from tests.tasks.test_translate import learner as translator
 from tests.tasks.test_translate import loader as pairs
 from unveil.blocks.microbatches import microbatch, rand_rows
@@ -42,12 +43,14 @@ def task_and_loader(name: str) -> tuple[Learner, Any]:
         return translator(0.0), pairs(8)
     torch.manual_seed(0)
     kind = task_class(name)
-    off = {"dropout": 0.0} if "dropout" in kind.Config.__dataclass_fields__ else {}
+    small = {key: value for key, value in (SMALL_HEADS | {"dropout": 0.0}).items() if key in kind.Config.__dataclass_fields__}
     encoder: Any = TextEncoder(TEXT) if kind.modality == "text" else ViT(VIT)
     augment = None if kind.modality == "text" else AugmentConfig()
-    return kind.build(encoder, kind.Config(**off), augment, CLASSES), (Texts if kind.modality == "text" else Images)(
-        kind.TargetType
-    )
+    task = kind.build(encoder, kind.Config(**small), augment, CLASSES)
+    for module in task.modules():
+        if isinstance(module, torch.nn.Dropout2d):
+            module.p = 0.0
+    return task, (Texts if kind.modality == "text" else Images)(kind.TargetType)
 
 
 def gradients(made: Callable[[], tuple[Learner, Any]], accum_steps: int) -> dict[str, Tensor]:
@@ -103,7 +106,7 @@ def linear_probe(name: str) -> tuple[Learner, Any]:
 def test_the_refused_are_those_that_compare_or_normalise():
     refused = {name for name in METHODS.names if method_and_loader(name)[0].needs_whole_batch}
     assert refused == {"mocov3"}
-    assert {name for name in TASKS.builtin if task_and_loader(name)[0].needs_whole_batch} == {"linear"}
+    assert {name for name in TASKS.builtin if task_and_loader(name)[0].needs_whole_batch} == {"linear", "detect"}
     with pytest.raises(UnveilError, match="a step cannot be computed in 2 microbatches"):
         gradients(lambda: linear_probe("partial"), 2)
 
@@ -127,21 +130,22 @@ def test_views_of_a_sample_get_their_own_numbers():
 
 
 class Noisy(Learner):
-    """Dropout of ones: the share that is kept, sample by sample."""
+    """Dropout of ones: what is kept, sample by sample."""
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, dropout: torch.nn.Module) -> None:
         super().__init__()
-        self.dropout, self.weight, self.seen = torch.nn.Dropout(p), torch.nn.Parameter(torch.ones(())), list[Tensor]()
+        self.dropout, self.weight, self.seen = dropout, torch.nn.Parameter(torch.ones(())), list[Tensor]()
 
     def forward(self, batch: Batch) -> Step:
-        kept = self.dropout(torch.ones(len(batch.keys), 64)) * self.weight
+        kept = self.dropout(torch.ones(len(batch.keys), 64, 1, 1)) * self.weight
         self.seen.append(kept.detach())
         return Step(kept.mean(), {})
 
 
-def test_microbatches_do_not_share_their_dropout():
+@pytest.mark.parametrize("dropout", [torch.nn.Dropout(0.5), torch.nn.Dropout2d(0.5)])
+def test_microbatches_do_not_share_their_dropout(dropout: torch.nn.Module):
     """With dropout the generator goes on, since the same state would drop the same values in each microbatch."""
-    learner, loader = Noisy(0.5), Images(ClassTargets)
+    learner, loader = Noisy(dropout), Images(ClassTargets)
     config = TrainConfig(epochs=loader.batch_size / loader.samples, batch_size=8, accum_steps=2)
     train(learner, loader, Recipe(config, OptimConfig(optimizer="sgd"), EXACT, World(CPU)))
     first, second = learner.seen[-2:]

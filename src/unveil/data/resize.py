@@ -31,7 +31,7 @@ def crop_resize(
     sizes: Int[Tensor, "B 2"],
     image_size: Size,
     flip: Bool[Tensor, " B"] | None = None,
-    longest: float = 1.0,
+    max_shrink: float = 0.0,
 ) -> Float[Tensor, "B C S T"]:
     """Crops and resizes each image like Pillow's bicubic filter, to floats between 0 and 1.
 
@@ -41,28 +41,28 @@ def crop_resize(
         sizes: Height and width of each image on its canvas.
         image_size: Height and width of the result.
         flip: Which results are mirrored left to right; none by default.
-        longest: How many times as long as a side of the canvas that side of a box may be: more than 1 for crops that reach far over
-            the edge. It is given, so that the host does not wait for a GPU.
+        max_shrink: At least the number of pixels of a box that become one pixel of the result, on either axis. Only boxes longer
+            than the canvas need it. It is given so that the host does not wait for a GPU.
     """
     flip = torch.zeros(len(images), dtype=torch.bool, device=images.device) if flip is None else flip
     if images.device.type == "cpu" and images.dtype == torch.uint8 and min(image_size) >= LARGE:
         # The loop cannot be traced. As a decorator, `torch.compiler.disable` would import the compiler in every process, which
         # takes seconds. Here it is called only during compilation.
         loop = torch.compiler.disable(one_by_one) if torch.compiler.is_compiling() else one_by_one
-        result: Tensor = loop(images, boxes, sizes, image_size, flip, longest)
+        result: Tensor = loop(images, boxes, sizes, image_size, flip, max_shrink)
         return result
     # Bytes are exact in half precision, and tensor cores are fast. The rounding of weights and of the rows in between is less than
     # half a step of a byte (0.4 measured on an H100).
     half = images.device.type == "cuda" and images.dtype == torch.uint8
-    return by_products(images, boxes, sizes, image_size, flip, torch.float16 if half else torch.float32, longest)
+    return by_products(images, boxes, sizes, image_size, flip, torch.float16 if half else torch.float32, max_shrink)
 
 
 def by_products(
-    images: Tensor, boxes: Tensor, sizes: Tensor, image_size: Size, flip: Tensor, kind: torch.dtype, longest: float = 1.0
+    images: Tensor, boxes: Tensor, sizes: Tensor, image_size: Size, flip: Tensor, kind: torch.dtype, max_shrink: float = 0.0
 ) -> Float[Tensor, "B C S T"]:
     """The whole batch as two matrix products, computed in the dtype `kind`."""
-    rows = resize_matrix(boxes[:, 0], boxes[:, 2], sizes[:, 0], images.shape[2], image_size[0], longest).to(kind)
-    columns = resize_matrix(boxes[:, 1], boxes[:, 3], sizes[:, 1], images.shape[3], image_size[1], longest).to(kind)
+    rows = resize_matrix(boxes[:, 0], boxes[:, 2], sizes[:, 0], images.shape[2], image_size[0], max_shrink).to(kind)
+    columns = resize_matrix(boxes[:, 1], boxes[:, 3], sizes[:, 1], images.shape[3], image_size[1], max_shrink).to(kind)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     result = torch.empty(*images.shape[:2], *image_size, device=images.device)
     chunk = max(1, 2 ** (18 if images.device.type == "cpu" else 25) // images[0].numel())  # the cache of a CPU is small
@@ -75,7 +75,7 @@ def by_products(
 
 
 def one_by_one(
-    images: Tensor, boxes: Tensor, sizes: Tensor, image_size: Size, flip: Tensor, longest: float = 1.0
+    images: Tensor, boxes: Tensor, sizes: Tensor, image_size: Size, flip: Tensor, max_shrink: float = 0.0
 ) -> Float[Tensor, "B C S T"]:
     """`crop_resize` on a CPU, image by image, rounded to bytes between the two passes as in Pillow.
 
@@ -92,7 +92,7 @@ def one_by_one(
             result[i].div_(MAX_VALUE[torch.uint8])
         else:  # the crop extends beyond the edge
             each = slice(i, i + 1)
-            result[each] = by_products(images[each], boxes[each], sizes[each], image_size, flip[each], torch.float32, longest)
+            result[each] = by_products(images[each], boxes[each], sizes[each], image_size, flip[each], torch.float32, max_shrink)
     return result
 
 
@@ -105,7 +105,12 @@ def crop_bytes(image: NDArray[Any], box: Sequence[int], image_size: Size, flip: 
 
 
 def resize_matrix(
-    start: Float[Tensor, " B"], length: Float[Tensor, " B"], size: Int[Tensor, " B"], canvas: int, result: int, longest: float = 1.0
+    start: Float[Tensor, " B"],
+    length: Float[Tensor, " B"],
+    size: Int[Tensor, " B"],
+    canvas: int,
+    result: int,
+    max_shrink: float = 0.0,
 ) -> Float[Tensor, "B S H"]:
     """The matrix (result, canvas) that crops [start, start + length) and resizes it: Pillow's bicubic, widened when shrinking.
 
@@ -116,7 +121,7 @@ def resize_matrix(
     scale = length / result
     centre = start + (torch.arange(result, device=start.device)[None, :, None] + 0.5) * scale  # (B, S, 1)
     reach = 2 * scale.clamp(min=1)
-    window = math.ceil(4 * max(longest * canvas / result, 1)) + 1  # K
+    window = math.ceil(4 * max(canvas / result, max_shrink, 1)) + 1  # K
     pixel = (centre - reach).floor() + torch.arange(window, device=start.device)
     distance = ((pixel + 0.5 - centre) / scale.clamp(min=1)).abs()
     near = (1.5 * distance - 2.5) * distance * distance + 1  # Keys' cubic with a = -0.5

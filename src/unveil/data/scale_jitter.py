@@ -1,9 +1,8 @@
 """Scale jitter: images are enlarged or shrunk at random, cropped to one size, and padded where they are smaller.
 
 Large-scale jitter for detection draws the scale from 0.1 to 2 of the size at which the image fits (Ghiasi et al., 2020, "Simple
-Copy-Paste", section 3). Segmentation draws it from 0.5 to 2 of the size at which the image fills the result (as mmsegmentation
-does for ADE20K). Both are a crop box in the stored image, which may reach over its edge. Then the image is at the upper left, and
-the rest is the mean colour, which is 0 after normalisation.
+Copy-Paste", section 3). The crop is a box in the stored image, which may reach over its edge. Then the image is at the upper left,
+and the rest is the mean colour, which is 0 after normalisation.
 """
 
 from collections.abc import Callable
@@ -22,8 +21,8 @@ from unveil.data.resize import crop_resize
 from unveil.data.targets import Geometry
 from unveil.errors import UnveilError
 
-Fit = Literal["inside", "cover", "pixels"]
-"""What scale 1 is: the whole image fits into the result, it just fills the result, or a pixel of the image is one of the result."""
+Fit = Literal["inside", "pixels"]
+"""What scale 1 is: the whole image fits into the result, or a pixel of the image is a pixel of the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +49,14 @@ class ScaleJitter:
         if not 0 < low <= high:
             raise UnveilError(f"the scales are {low:g} to {high:g}: expected two numbers above 0, the smaller one first")
 
-    def draw(self, sizes: Int[Tensor, "B 2"], keys: Int[Tensor, " B"], attempt: int = 0) -> Geometry:
+    def draw(self, sizes: Int[Tensor, "B 2"], keys: Int[Tensor, " B"]) -> Geometry:
         """Draws the crop and the flip of each image.
 
         Args:
             sizes: Height and width of each image.
             keys: The keys of the samples.
-            attempt: Another number gives another scale and crop, with the same flip, for crops that are drawn until one is good.
         """
-        boxes = jittered_boxes(sizes.float(), keys, self.image_size, self.scales, self.fit, attempt)
+        boxes = jittered_boxes(sizes.float(), keys, self.image_size, self.scales, self.fit)
         if not self.flip:
             return Geometry(boxes, self.image_size)
         flips = uniform(keys, 1, stream=Stream.FLIP)[:, 0] < 0.5
@@ -73,9 +71,9 @@ class ScaleJitter:
     def apply(self, batch: Batch, geometry: Geometry) -> Batch:
         """`__call__` with a geometry that was drawn."""
         canvas = batch.images.shape[2:]
-        longest = (max(each / side for each, side in zip(canvas, self.image_size, strict=True))) / self.scales[0]
-        longest *= max(side / each for each, side in zip(canvas, self.image_size, strict=True))
-        images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip, max(longest, 1.0))
+        unit = max(each / side for each, side in zip(canvas, self.image_size, strict=True)) if self.fit == "inside" else 1.0
+        most = unit / self.scales[0] + 1 / min(self.image_size)  # boxes are rounded to pixels
+        images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip, most)
         if self.change is not None:
             images = self.change(images, batch.keys)
         seen = inside(geometry, batch.sizes)
@@ -86,21 +84,16 @@ class ScaleJitter:
 
 
 def jittered_boxes(
-    sizes: Float[Tensor, "B 2"],
-    keys: Int[Tensor, " B"],
-    image_size: Size,
-    scales: tuple[float, float],
-    fit: Fit = "inside",
-    attempt: int = 0,
+    sizes: Float[Tensor, "B 2"], keys: Int[Tensor, " B"], image_size: Size, scales: tuple[float, float], fit: Fit = "inside"
 ) -> Float[Tensor, "B 4"]:
     """Boxes (top, left, height, width), whole numbers, for results of `image_size` at a random scale and place.
 
     A box that is larger than the image begins at its upper left corner; any other lies at a random place inside of it.
     """
-    u = uniform(keys, 3 * (attempt + 1), stream=Stream.CROP)[:, 3 * attempt :]
+    u = uniform(keys, 3, stream=Stream.CROP)
     result = torch.tensor(image_size, dtype=torch.float32, device=sizes.device)
     each = sizes / result  # pixels of the image for a pixel of the result, by which its height, or its width, fits
-    unit = {"inside": each.amax(dim=1), "cover": each.amin(dim=1), "pixels": torch.ones_like(each[:, 0])}[fit]
+    unit = each.amax(dim=1) if fit == "inside" else torch.ones_like(each[:, 0])
     step = unit / (scales[0] + (scales[1] - scales[0]) * u[:, 0])
     sides = (result * step[:, None]).round().clamp(min=1)
     start = (u[:, 1:] * ((sizes - sides).clamp(min=0) + 1)).floor()

@@ -71,6 +71,12 @@ class SegmentAugment:
         flip = uniform(keys, 1, stream=Stream.FLIP)[:, 0] < 0.5 if flips else None
         return Geometry(torch.cat([start, box], dim=1), self.image_size, flip)
 
+    def max_shrink(self, canvas: Size) -> float:
+        """See `crop_resize`."""
+        short, factor = min(self.image_size), SMALLEST if self.config.crop == "resized" else 1.0
+        unit = 1.0 if self.own_pixels else max(min(canvas) / short, max(canvas) / (LONGEST * short))
+        return unit / factor + 1 / short  # boxes are rounded to pixels
+
     def varied(self, sizes: Int[Tensor, "B 2"], keys: Int[Tensor, " B"], targets: PixelTargets) -> Geometry:
         """The first crop of each image in which no class has more than `MAX_SHARE`; the last one if all have."""
         geometry = self.draw(sizes, keys)
@@ -85,7 +91,8 @@ class SegmentAugment:
         """Returns the batch with float images (B, C, S, T) and maps (B, S, T)."""
         assert isinstance(batch.targets, PixelTargets)
         geometry = self.varied(batch.sizes, batch.keys, batch.targets)
-        images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip)
+        most = self.max_shrink((batch.images.shape[2], batch.images.shape[3]))
+        images = crop_resize(batch.images, geometry.boxes, batch.sizes, geometry.size, geometry.flip, most)
         targets = batch.targets.transformed(geometry)
         if self.config.color_jitter:
             images = photometric_distortion(images, batch.keys, self.config.color_jitter)

@@ -193,7 +193,10 @@ def load(path: str | os.PathLike[str], *, say: Callable[[str], None] = print_to_
     if step is not None:
         say(f"{path} is not finished: using its checkpoint of step {step:,}")
         state = checkpoints.load(step, "model")
-        return with_weights(config, path, checkpoints.path(step), shapes_of(state), lambda: state, say)
+        learner = with_weights(config, path, checkpoints.path(step), shapes_of(state), lambda: state, say, in_training)
+        if isinstance(learner, Task):
+            learner.drop_training_parts()
+        return learner
     if (path / "encoder.safetensors").is_file():
         return load(path / "encoder.safetensors", say=say)
     raise UnveilError(f"{path} has no weights yet: neither model.safetensors nor an undamaged checkpoint")
@@ -215,8 +218,21 @@ def refuse_another_config(config: Mapping[str, Any], weights: Path) -> None:
         )
 
 
+def in_training(learner: Learner) -> Learner:
+    """A learner with what a task has only during training, such as an average of its weights."""
+    if isinstance(learner, Task):
+        learner.add_training_parts()
+    return learner
+
+
 def with_weights(
-    config: Mapping[str, Any], owner: Path, source: Path, shapes: Shapes, read: Callable[[], Tensors], say: Callable[[str], None]
+    config: Mapping[str, Any],
+    owner: Path,
+    source: Path,
+    shapes: Shapes,
+    read: Callable[[], Tensors],
+    say: Callable[[str], None],
+    change: Callable[[Learner], Learner] = lambda learner: learner,
 ) -> Learner:
     """Builds a learner and loads its tensors.
 
@@ -227,12 +243,16 @@ def with_weights(
         shapes: The shapes of its tensors, which limit the memory for the learner.
         read: Reads the tensors.
         say: Receives log lines.
+        change: What happens to the learner before its tensors are loaded.
 
     Raises:
         UnveilError: If a tensor is missing, unexpected, not finite, or has another shape.
     """
-    # A plug-in may allocate what it likes: its code is trusted.
-    learner = rebuild(config, owner) if has_plugin(config) else check_build(lambda: rebuild(config, owner), shapes, source)
+
+    def built() -> Learner:
+        return change(rebuild(config, owner))
+
+    learner = built() if has_plugin(config) else check_build(built, shapes, source)  # the code of a plug-in is trusted
     module = module_to_save(learner)
     compare(module, shapes, source)
     state = read()

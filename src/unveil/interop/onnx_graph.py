@@ -14,7 +14,7 @@ from unveil.atomic_files import fresh_name, move_into_place, write_text
 from unveil.data.images import read_image
 from unveil.errors import UnveilError
 from unveil.interop.encoder_only import has_vit, vit_of
-from unveil.interop.heads import head_of
+from unveil.interop.heads import head_of, left_out
 from unveil.interop.image_files import WHITE, image_files, sizes_to_try, transform_of
 from unveil.interop.silence import silenced
 from unveil.interop.verify_export import (
@@ -190,7 +190,8 @@ def verify(learner: Learner, out: Path) -> Verification:
     found, features = (torch.from_numpy(x) for x in session.run(None, {"images": pair.theirs.numpy()}))
     difference, compared = difference_of_outputs(learner, found, pair.ours)
     difference = largest(difference, relative_difference(features, learner.features(pair.ours)))
-    return Verification(difference, "onnxruntime", f"features and {compared} of {pair.source}")
+    note = left_out(learner, "onnx") if "tokens" in facts["outputs"] else ""
+    return Verification(difference, "onnxruntime", f"features and {compared} of {pair.source}", note)
 
 
 def verify_maps(learner: MapsClasses, session: Any) -> Verification:

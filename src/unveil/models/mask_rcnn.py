@@ -318,6 +318,8 @@ class MaskRCNN(nn.Module):
         found = {"boxes": boxes[kept], "labels": target["labels"][kept].long() + 1}
         if self.config.masks:
             if target.get("masks") is None:
-                raise UnveilError("the objects have no masks, so no masks can be learned: use masks=False for boxes alone")
+                raise UnveilError(
+                    "the objects have no masks, so no masks can be learned: use --no-masks (in Python, masks=False) for boxes alone"
+                )
             found["masks"] = target["masks"][kept]
         return found

@@ -41,8 +41,9 @@ class PyramidConfig:
     """Norm of the convolutions: see `unveil.blocks.map_norms`."""
     drop_path: float = 0.0
     """Probability that a sample skips a block, in the last block; it grows linearly with depth."""
-    window: int = 0
-    """Side of the windows within which patches attend, in patches; 0 for global attention. ViTDet has 14 at 1024 pixels."""
+    window: int | None = None
+    """Side of the windows within which patches attend, in patches; 0 for global attention. ViTDet has 14 at 1024 pixels. By default
+    that of the encoder."""
     relative_positions: bool = False
     """Whether to learn decomposed relative positions, from zero. Relative biases that the encoder has are kept instead."""
 
@@ -161,10 +162,10 @@ def build_pyramid(encoder: ViT, config: PyramidConfig) -> Pyramid:
 
 def body_config(vit: ViTConfig, config: PyramidConfig) -> ViTConfig:
     """The shape of the encoder in a pyramid. It has no norm at the end, since no gradient would reach it."""
-    relative = vit.relative_bias
+    relative, window = vit.relative_bias, vit.window if config.window is None else config.window
     if relative == "none" and config.relative_positions:
         relative = "decomposed"
-    on_grid = config.window > 0 or relative == "decomposed"
+    on_grid = window > 0 or relative == "decomposed"
     return replace(
         vit,
         final_norm=False,
@@ -172,8 +173,8 @@ def body_config(vit: ViTConfig, config: PyramidConfig) -> ViTConfig:
         drop_path=config.drop_path,
         positions="none" if vit.positions == "none" else "learned",
         relative_bias=relative,
-        window=config.window,
-        global_blocks=global_blocks(vit.depth) if config.window else (),
+        window=window,
+        global_blocks=vit.global_blocks if window == vit.window else global_blocks(vit.depth) if window else (),
         class_token=vit.class_token and not on_grid,
         distillation_token=vit.distillation_token and not on_grid,
         registers=0 if on_grid else vit.registers,
@@ -201,7 +202,7 @@ def body_state(encoder: ViT, built: ViT) -> dict[str, Tensor]:
         elif state[name].shape != value.shape:
             raise UnveilError(
                 f"the encoder was trained with windows of {old.window} patches (0: none) and has relative positions for them, but "
-                f"windows of {new.window} are asked for: use window {old.window}"
+                f"windows of {new.window} are asked for: give no window, or {old.window}"
             )
     return {name: state[name] for name in wanted}
 

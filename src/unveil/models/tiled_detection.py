@@ -1,6 +1,5 @@
 """Detections in overlapping tiles of a large image, merged."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from unveil.blocks.patches import Size
 CUT = 1.5
 """A box that ends within so many pixels of the inner edge of a tile may have been cut by it."""
 SAME = 0.5
-"""A box that was cut is dropped if more than this share of it, or of another one, is in both."""
+"""A box that was cut is dropped if more than this share of it is in a better one."""
 
 
 class Tile(NamedTuple):
@@ -66,7 +65,8 @@ def merged(
 ) -> Int[Tensor, " m"]:
     """The detections to keep from all tiles of an image, the best first.
 
-    Whole boxes go through non-maximum suppression. A box that an edge has cut is kept only if no better one shows the same object.
+    Whole boxes go through non-maximum suppression. A box that an edge has cut is kept only if no other one shows the same object.
+    It is computed on the CPU, since each decision depends on those before it.
 
     Args:
         boxes: In pixels of the image.
@@ -76,24 +76,33 @@ def merged(
         nms: Overlap (IoU) from which the weaker of two detections of a class is dropped.
         most: How many to keep.
     """
+    device = boxes.device
+    boxes, scores, labels, cut = (each.cpu() for each in (boxes, scores, labels, cut))
     whole, parts = torch.where(~cut)[0], torch.where(cut)[0]
-    kept: list[int] = whole[batched_nms(boxes[whole], scores[whole], labels[whole], nms)].tolist()
-    for part in parts[scores[parts].argsort(descending=True, stable=True)].tolist():
-        others = [other for other in kept if labels[other] == labels[part]]
-        if not others or share_in_both(boxes[part], boxes[others]) <= SAME:
-            kept.append(part)
-    chosen = torch.tensor(kept, dtype=torch.int64, device=boxes.device)
-    return chosen[scores[chosen].argsort(descending=True, stable=True)][:most]
+    whole = whole[batched_nms(boxes[whole], scores[whole], labels[whole], nms)]
+    parts = parts[scores[parts].argsort(descending=True, stable=True)]
+    kept = [whole]
+    for label in labels[parts].unique():
+        mine = parts[labels[parts] == label]
+        kept.append(mine[are_new(boxes[mine], boxes[whole[labels[whole] == label]])])
+    chosen = torch.cat(kept)
+    return chosen[scores[chosen].argsort(descending=True, stable=True)][:most].to(device)
 
 
-def share_in_both(box: Float[Tensor, " 4"], others: Float[Tensor, "n 4"]) -> float:
-    """The largest share of the smaller of two boxes that lies in both."""
+def are_new(parts: Float[Tensor, "n 4"], whole: Float[Tensor, "m 4"]) -> Bool[Tensor, " n"]:
+    """Which boxes that were cut, the best first, show an object that no whole one and no better part shows.
+
+    A part lies in a whole box of its object. Of two parts, the smaller one lies in the other.
+    """
+    areas, kept = box_area(parts).clamp(min=1e-6), torch.zeros(len(parts), dtype=torch.bool)
+    for i, part in enumerate(parts):
+        in_whole = area_in_both(part, whole) / areas[i]
+        in_parts = area_in_both(part, parts[kept]) / torch.minimum(areas[i], areas[kept])
+        kept[i] = not (torch.cat([in_whole, in_parts]) > SAME).any()
+    return kept
+
+
+def area_in_both(box: Float[Tensor, " 4"], others: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
+    """The area that a box shares with each other one."""
     corner = torch.maximum(box[:2], others[:, :2])
-    sides = (torch.minimum(box[2:], others[:, 2:]) - corner).clamp(min=0)
-    smaller = torch.minimum(box_area(box[None]), box_area(others)).clamp(min=1e-6)
-    return float((sides.prod(dim=1) / smaller).max())
-
-
-def joined(parts: Sequence[Tensor], empty: Tensor) -> Tensor:
-    """Tensors of all tiles as one; `empty` if there are none."""
-    return torch.cat(list(parts)) if parts else empty
+    return (torch.minimum(box[2:], others[:, 2:]) - corner).clamp(min=0).prod(dim=1)

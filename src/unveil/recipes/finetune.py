@@ -112,11 +112,11 @@ def finetune(
             f"patience is {own.patience}, but there are no {labelled.noun} to validate on: add --validation 0.1, which keeps a "
             f"tenth of the {labelled.counts[0]:,} training {labelled.noun} aside"
         )
-    if getattr(task_config, "recipe", "auto") == "auto":  # what follows from the data, which is open now
-        chosen = kind.settings_for(encoder.config.width, labelled.counts[0])
-        chosen = {**chosen, **known_to(labelled.settings, kind.Config)}
-        own, task_config, *rest = configure({**defaults, **chosen, **kept, **options}, *configs)
-        recipe = replace(recipe, training=rest[-3], optim=rest[-2])
+    is_auto = getattr(task_config, "recipe", "auto") == "auto"
+    chosen = dict(kind.settings_for(encoder.config.width, labelled.counts[0])) if is_auto else {}
+    chosen |= known_to(labelled.settings, kind.Config)  # what follows from the data, which is open now
+    own, task_config, *rest = configure({**defaults, **chosen, **kept, **options}, *configs)
+    recipe = replace(recipe, training=rest[-3], optim=rest[-2])
     recipe = replace(recipe, training=recipe.training.with_batch_size(labelled.counts[0]))
     named = {} if TASKS.label(kind) == samples.default_task else TASKS.describe(kind)  # as in older folders
     spec = RunSpec(

@@ -47,13 +47,13 @@ class PredictConfig:
     max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
     overlays: bool = True
-    """Of a model that predicts class maps, also draw them over the images."""
+    """Of a model that predicts class maps or objects, also draw them over the images."""
 
 
 def predict(
     run: str | os.PathLike[str], images: AnyData, *, out: str | Path | None = None, trust: str | Path | None = None, **options: Any
 ) -> Path | Table | Predictions:
-    """Labels every image, or text, that can be read. A segmentation model gives a map of classes for each image.
+    """Labels every image, or text, that can be read. A segmenter gives a map of classes for each image, a detector its objects.
 
     With `out`, it needs the memory of a few batches, goes on where a stopped call was, and shares the samples among the processes
     of torchrun; the file has the same bytes in each case. What cannot be read has no row, and is listed in a file beside it.
@@ -62,13 +62,13 @@ def predict(
         run: A classifier: anything that `unveil.load` accepts and that has a head, such as a fine-tuned run or a linear probe.
         images: See `unveil.data.sources.FORMS`; in Python also an array (N, H, W, C), or a list of paths, Pillow images, arrays
             (H, W, C) and tensors (C, H, W). For a text classifier: a file or a folder of texts.
-        out: A new .csv, .parquet or .jsonl file; for class maps, a new folder. None returns the table, or the maps: for each image
-            an array (H, W) of numbers of classes.
+        out: A new .csv, .parquet or .jsonl file; for class maps and objects, a new folder. None returns the table; or for each
+            image its map, an array (H, W) of numbers of classes, or its objects, as `Detections`.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
         **options: Fields of `PredictConfig` and `HardwareConfig`. By default, scores are computed in float32.
 
     Returns:
-        The path of the file or folder; or the table, a dictionary of columns; or the maps, a list.
+        The path of the file or folder; or the table, a dictionary of columns; or a list with the maps or objects of each image.
 
     Raises:
         UnveilError: If the model has no head, the file exists, or scores are not finite.
@@ -221,8 +221,10 @@ class FolderPredictor:
         config = self.config
         given = [f"top_k is {config.top_k}"] * (config.top_k != 1) + ["scores is on"] * config.scores
         if given:
-            raise UnveilError(f"{given[0]}, but {self.owner} predicts a map for each image, not a row of a table: leave it out")
+            raise UnveilError(f"{given[0]}, but {self.owner} predicts no row of a table for an image: leave it out")
         if config.batch_size > 1:
             raise UnveilError(f"batch_size is {config.batch_size}, but {self.owner} takes one whole image at a time: leave it out")
         if out is not None and Path(out).suffix in (".csv", ".parquet", ".jsonl"):
-            raise UnveilError(f"{out} is a table, but {self.owner} predicts a map for each image: give a new folder as --out")
+            raise UnveilError(
+                f"{out} is a table, but {self.owner} predicts no row of a table for an image: give a new folder as --out"
+            )

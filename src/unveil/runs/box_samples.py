@@ -1,6 +1,6 @@
 """The detections of a test set: all of them as COCO writes results, and pictures of a few images for the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unveil.coco_results import write_coco
+from unveil.coco_results import class_ids, write_coco
 from unveil.data.batch import Batch
 from unveil.data.splits import Subset
 from unveil.data.targets import BoxTargets
@@ -75,18 +75,17 @@ class BoxSamples:
             if is_bad:
                 self.worst = sorted([*self.worst, sample], key=errors, reverse=True)[:WORST]
 
-    def write(self, folder: Path, subset: Subset, category_ids: Mapping[str, Any]) -> None:
+    def write(self, folder: Path, subset: Subset) -> None:
         """Writes the detections and the pictures into a run folder. Does nothing if there are none.
 
         Args:
             folder: The folder.
             subset: The dataset of the images.
-            category_ids: The id of each class in the annotations.
         """
         objects = subset.dataset.source.objects
         if not self.found or objects is None:
             return
-        ids = [category_ids.get(name, number) for number, name in enumerate(self.classes, 1)]
+        ids = class_ids(self.classes, objects.category_ids)
         write_coco(folder / RESULTS, ((objects.image_ids[index], found) for index, found in self.found), ids)
         samples = [*self.shown, *self.worst]
         if not samples:

@@ -193,7 +193,7 @@ class LabelledImages(LabelledData):
         elif scores:
             write_class_scores(folder / "predictions.csv", judged, torch.cat(scores))
             write_mistakes(folder / "mistakes.npz", judged, torch.cat(scores), task.encoder.config)
-        objects.write(folder, judged, self.category_ids or {})
+        objects.write(folder, judged)
         samples.write(folder, judged, getattr(task, "colours", class_colours(len(self.classes))))
         if isinstance(metric, MeanIoU) and metric.absent:
             count, absent = len(metric.absent), listed(metric.absent)

@@ -73,7 +73,7 @@ class DetectConfig:
     """Whether to predict a mask of each object; by default if DATA has masks."""
     detections: Count = 100
     """Largest number of detections in an image, which is also how many are scored; by default 100 as in COCO, or more if training
-    images have more objects."""
+    images have more objects. An image in tiles may have as many in each area of the size of the input."""
     resize: Literal["fit", "none"] = "fit"
     """Scale 1: images that fit into the size of the input, as for photographs; or the pixels as they are, as for microscopes and
     satellites, of which large images are then computed in tiles."""
@@ -98,10 +98,11 @@ class DetectConfig:
     samples: Count = 512
     """Proposals of an image that the heads learn from, a quarter of them on objects."""
     proposals: Count = 1000
-    """Proposals of an image that the heads look at in evaluations, and from which `samples` are drawn."""
+    """Proposals of an image that the heads look at in evaluations, and from which `samples` are drawn; at least as many as
+    `detections`."""
     window: CountOrZero | None = None
-    """Side of the windows within which most blocks attend, in patches; 0 for none. By default 14 for inputs of more than 32 patches
-    on a side."""
+    """Side of the windows within which most blocks attend, in patches; 0 for none. By default that of the encoder, or 14 for inputs
+    of more than 32 patches on a side if the encoder is trained."""
     relative_positions: bool | None = None
     """Whether to add decomposed relative positions, from zero; by default with windows."""
     score_threshold: ShareBelowOne = 0.05
@@ -137,25 +138,27 @@ class Detect(Task):
         super().__init__()
         self.classes, self.config = classes, config
         vit = encoder.config
-        large = max(vit.grid) > LARGE_GRID
-        window = (WINDOW if large else 0) if config.window is None else config.window
+        large = max(vit.grid) > LARGE_GRID and not config.frozen  # the features of a frozen encoder stay as they are
+        window = (vit.window or (WINDOW if large else 0)) if config.window is None else config.window
+        relative = window > 0 and not config.frozen if config.relative_positions is None else config.relative_positions
         pyramid_config = PyramidConfig(
             levels=config.levels,
             channels=config.channels,
             drop_path=0.0 if config.frozen else config.drop_path,
             window=window,
-            relative_positions=window > 0 if config.relative_positions is None else config.relative_positions,
+            relative_positions=relative,
         )
         pyramid = build_pyramid(encoder, pyramid_config)
         self.encoder: ViT = pyramid.encoder.requires_grad_(not config.frozen)
+        proposals = max(config.proposals, config.detections)  # each gives one detection of a class
         options = MaskRCNNConfig(
             masks=config.masks,
             head_channels=config.channels,
             box_convs=config.box_convs,
             mask_convs=config.mask_convs,
             samples=config.samples,
-            rpn_before_nms=(2 * config.proposals, config.proposals),
-            rpn_after_nms=(config.proposals, config.proposals),
+            rpn_before_nms=(2 * proposals, proposals),
+            rpn_after_nms=(proposals, proposals),
             box_width=config.box_width,
             detections=config.detections,
             score_threshold=config.score_threshold,
@@ -175,9 +178,12 @@ class Detect(Task):
 
     @classmethod
     def settings_for(cls, width: int, samples: int) -> Mapping[str, Any]:
-        """Small encoders get small heads and a higher learning rate; few images are seen more often."""
+        """Small encoders get small heads and a higher learning rate; few images are seen more often.
+
+        The rate of ViT-B is the published one, 1e-4 for a batch of 64; that of vit-nano was chosen on blood cells (LAB.md).
+        """
         found: dict[str, Any] = {
-            "base_lr": 4e-4 * (768 / width),
+            "base_lr": 4e-4 * (768 / width) ** (7 / 3),
             "epochs": float(min(150, max(12, round(BUDGET / samples)))),
             "batch_size": 16 if samples >= 1000 else 8,
             "drop_path": 0.1 if width >= SMALL else 0.0,
@@ -191,16 +197,11 @@ class Detect(Task):
         refuse_clipped(augment)
         return None if config.resize == "none" else -int(-max(image_size) * config.scales[1] // 1)
 
-    def layer_of(self, name: str) -> int:
-        """The depth of a parameter: 0 for the encoder's embedding, 1 to depth for its blocks, depth + 1 for all that follows."""
-        owner, _, rest = name.partition(".")
-        return self.encoder.layer_of(rest) if owner == "encoder" else self.encoder.config.depth + 1
-
     @torch.no_grad()
     def set_category_ids(self, ids: Mapping[str, Any]) -> None:
-        """Stores the ids of the classes in the annotations, if they are whole numbers; else they are 1 to K."""
+        """Stores the ids of the classes in the annotations; 1 to K if any is no whole number, or two are equal."""
         found = [ids.get(name) for name in self.classes]
-        if all(isinstance(each, int) and not isinstance(each, bool) for each in found):
+        if len(set(found)) == len(found) and all(isinstance(each, int) and not isinstance(each, bool) for each in found):
             self.category_ids.copy_(torch.tensor(found, dtype=torch.int64))
 
     def add_training_parts(self) -> None:
@@ -262,7 +263,8 @@ class Detect(Task):
         masks = torch.cat([part.masks for part in parts]) if self.config.masks else None  # type: ignore[misc]  # all tensors
         if len(tiles) > 1:
             options = self.detector.config
-            kept = merged(boxes, scores, labels, torch.cat(cut), options.nms, options.detections)
+            most = options.detections * -(-size[0] * size[1] // (inputs[0] * inputs[1]))  # in as many inputs as the image fills
+            kept = merged(boxes, scores, labels, torch.cat(cut), options.nms, most)
             boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
             masks = None if masks is None else masks[kept]
         drawn = None if masks is None else pasted(masks, boxes, size)

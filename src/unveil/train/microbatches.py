@@ -26,7 +26,7 @@ class Microbatches:
         self.count, self._world, self._training = count, recipe.world, recipe.training
         self._whole = learner.augments_whole_batch
         self._augment = torch.compile(learner.augment) if recipe.hardware.compile else learner.augment
-        has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in learner.modules())
+        has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in learner.modules())
         self._shares = 1 if has_dropout else count * self._world.size  # in which a step is computed
         self._state: Any = None
 
