@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from unveil.data.archive_parts import names_without_shards
 from unveil.data.archives import Archive
-from unveil.data.image_finder import ImageFinder, Part, unlisted_note
+from unveil.data.image_finder import ImageFinder, Part
 from unveil.data.images import read_mask
+from unveil.data.label_table import examples
 from unveil.data.object_rows import Row, Told
 from unveil.data.pixels import Unreadable
+from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.rle import Patch, encoded_patch
 from unveil.data.split_folders import layout_of
 from unveil.errors import UnveilError
@@ -40,7 +42,9 @@ def mask_folder_parts(finder: ImageFinder) -> dict[str, Part] | None:
     rest = [names[i] for i in finder.candidates if i not in masks and i not in members]
     first = next(iter(parts.values()))
     first.notes += [f"{finder.text}: each mask in {MASKS}/ is taken as an object of the class {CLASS}"]
-    first.notes += [unlisted_note(finder.text, rest)] if rest else []
+    first.notes += (
+        [f"{finder.text}: left out {count_of(len(rest), 'image')} without a folder {MASKS}/: {examples(rest)}"] if rest else []
+    )
     first.unused |= dict.fromkeys(rest, f"it has no folder {MASKS}/")
     return parts
 
@@ -85,7 +89,7 @@ def _part(finder: ImageFinder, images: list[int], masks: Mapping[int, list[int]]
             rows.append(Row(place, 0, (left, top, right, bottom), name, area=float(pixels.sum()), segment=segment))
         return rows, size, digest.digest()
 
-    with ThreadPoolExecutor(8, thread_name_prefix="masks") as pool:
+    with quiet_decoders(), ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="masks") as pool:
         found = list(pool.map(read, range(len(images))))
     rows = [row for own, _, _ in found for row in own]
     if not rows:
