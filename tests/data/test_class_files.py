@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.test_mask_parts import maps_of, png, write
-from unveil.data.class_files import with_colours, with_values
+from unveil.data.class_files import ClassFiles, with_colours, with_values
 from unveil.data.mask_values import MaskNames
 from unveil.errors import UnveilError
 
@@ -31,6 +31,13 @@ MASK = np.array([[0, 1, 2]] * 2, np.uint8)
 )
 def test_lines_that_begin_with_a_value(text: str, names: tuple[str, ...], values: tuple[int, ...]) -> None:
     assert with_values(text.split("|"), "classes.txt", "data") == MaskNames("classes.txt", names, values)
+
+
+def test_colours_in_a_file_of_names() -> None:
+    found = with_values(["128 64 128 road", "1 2 3 car"], "classes.txt", "data")
+    assert (found.names, found.values, found.colours) == (("road", "car"), (), ((128, 64, 128), (1, 2, 3)))
+    for in_colour in (True, False):
+        assert ClassFiles(found).of_masks(in_colour) == found
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ LIMIT = 2**20
 """Maximum number of bytes of such a file."""
 _NUMBERED = re.compile(r"(\d+)(?:\s*[:=]\s*|\s+-\s+|\s+)(\S.*)")
 """A line with a value and a name, as in `1 person`, `1: person` or `1 - person`."""
+_COLOUR_FIRST = re.compile(r"(?:\d{1,3}[\s,;]+){3}[^\d\s].*")
+"""A line with a colour and a name, as in `128 64 128 road`."""
 
 
 class ClassFiles(NamedTuple):
@@ -46,6 +48,8 @@ class ClassFiles(NamedTuple):
             return self.coloured if self.coloured.names else self.named
         if not self.named.names:
             return self.coloured
+        if self.named.colours:
+            return self.named
         colours = dict(zip(self.coloured.names, self.coloured.colours, strict=True))
         known = tuple(colours[name] for name in self.named.names) if set(self.named.names) <= colours.keys() else ()
         return self.named._replace(colours=known)
@@ -101,7 +105,9 @@ def beside(archive: Archive, data: str) -> Path | None:
 
 
 def with_values(lines: list[str], file: str, data: str) -> MaskNames:
-    """The names of lines that are names, or a value and a name; with values, the first line may be a head."""
+    """The names of lines that are names, or a value and a name; with values, the first line may be a head. Colours do as well."""
+    if all(map(_COLOUR_FIRST.fullmatch, lines)):
+        return with_colours(lines, file, data)
     rows = numbered_rows(lines) or (numbered_rows(lines[1:]) if is_head(lines[0]) and re.search(r"[\t,;]", lines[0]) else None)
     if rows is None:
         if len(lines) > IGNORE:
