@@ -47,6 +47,7 @@ def test_the_folder(tmp_path: Path) -> None:
     assert (first["category_id"], first["bbox"], first["area"]) == (7, [30, 20, 9, 8], 72)
     assert dataset.annToMask(second).sum() == 100
     assert [each["name"] for each in dataset.loadCats([7, 3])] == CLASSES
+    assert b"\r" not in (tmp_path / "detections.csv").read_bytes()
     rows = list(csv.DictReader((tmp_path / "detections.csv").open(encoding="utf-8")))
     assert [(row["file"], row["label"], float(row["score"]), float(row["left"])) for row in rows] == [
         ("b/2.PNG", "cell, red", 0.9, 30),

@@ -71,7 +71,7 @@ class DetectionWriter:
         folder = self.out / PARTS
         paths = sorted(folder.rglob("*.json"), key=lambda path: path.relative_to(folder).as_posix())
         with replacing(self.out / "detections.csv") as table, table.open("w", newline="", encoding="utf-8") as lines:
-            writer = csv.writer(lines)
+            writer = csv.writer(lines, lineterminator="\n")  # as in the other files of a prediction
             writer.writerow(FIELDS)
             with replacing(self.out / "detections.json") as fresh, fresh.open("w", encoding="utf-8") as file:
                 self._write(paths, file, writer, names)

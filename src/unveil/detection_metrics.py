@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.coco_results import run_lengths_of
-from unveil.data.rle import encoded
+from unveil.data.rle import Patch, encoded, encoded_patch
 from unveil.data.targets import BoxTargets
 from unveil.detections import Detections
 from unveil.errors import UnveilError
@@ -63,9 +63,13 @@ class DetectionMetric(Metric):
         if max_dets < 1:
             raise UnveilError(f"max_dets is {max_dets}: expected 1 or more detections")
         self.classes, self.masks, self.max_dets = classes, masks, max_dets
-        self.primary = "mask_ap" if masks else "box_ap"
+        self.primary = self.primary_for(has_masks=True)
         self._objects: list[_Found] = []
         self._detections: list[_Found] = []
+
+    def primary_for(self, *, has_masks: bool) -> str:
+        """AP of masks if there are any to compare with, else of boxes."""
+        return "mask_ap" if self.masks and has_masks else "box_ap"
 
     def update(self, predictions: Sequence[Detections], targets: BoxTargets) -> None:
         """Adds the detections and the objects of a batch of images.
@@ -91,7 +95,9 @@ class DetectionMetric(Metric):
             IoU 0.5 and "score_threshold", the score with the highest F1, "best_f1".
         """
         kinds: list[Literal["box", "mask"]] = ["box"]
-        if self.masks and any(each.masks is not None for each in self._objects):
+        has_masks = any(each.masks is not None for each in self._objects)
+        self.primary = self.primary_for(has_masks=has_masks)
+        if self.masks and has_masks:
             kinds.append("mask")
         found: dict[str, Any] = {}
         if not self._objects:
@@ -154,16 +160,22 @@ def _objects(targets: BoxTargets, row: int, size: tuple[int, int], with_masks: b
     areas = (boxes[:, 2] * boxes[:, 3]).tolist() if targets.area is None else targets.area[row][real].double().cpu().tolist()
     masks: list[Rle | None] | None = None
     if with_masks and targets.masks is not None:
-        pixels = targets.masks[row][real].cpu().numpy()
-        height, width = size if all(size) else (pixels.shape[1], pixels.shape[2])
-        beyond = pixels[:, height:].any() or pixels[:, :, width:].any()
-        if beyond or height > pixels.shape[1] or width > pixels.shape[2]:
-            raise UnveilError(
-                f"the detected masks have {width} x {height} pixels, which is not the size of their image: scale them to it"
-            )
-        pixels, size = pixels[:, :height, :width], (height, width)
-        masks = [mask if each.any() else None for mask, each in zip(encoded(pixels), pixels, strict=True)]
+        canvas = targets.masks.shape[2:]
+        size = size if all(size) else (canvas[0], canvas[1])
+        places = real.nonzero()[:, 0].tolist()  # one after the other: a copy of all masks of a large image takes gigabytes
+        masks = [_run_lengths(targets.masks[row, place].cpu().numpy(), size) for place in places]
     return _Found(boxes, labels, [1.0] * len(labels), crowd, areas, areas, masks, size)
+
+
+def _run_lengths(canvas: NDArray[np.bool_], size: tuple[int, int]) -> Rle | None:
+    """A mask in the upper left corner of a canvas, with this height and width; None if it is empty."""
+    height, width = size
+    if height > canvas.shape[0] or width > canvas.shape[1] or canvas[height:].any() or canvas[:, width:].any():
+        raise UnveilError(
+            f"the detected masks have {width} x {height} pixels, which is not the size of their image: scale them to it"
+        )
+    mask = canvas[:height, :width]
+    return encoded(mask[None])[0] if mask.any() else None
 
 
 def corners_to_sides(boxes: Float[Tensor, "n 4"]) -> NDArray[np.float64]:
@@ -204,9 +216,8 @@ def _dataset(images: Sequence[_Found], classes: int, kind: Literal["box", "mask"
 
 def _rectangle(found: _Found, row: int) -> Rle:
     left, top, width, height = found.boxes[row].round().astype(int).tolist()
-    pixels = np.zeros((1, *found.size), bool)
-    pixels[0, top : top + height, left : left + width] = True
-    return encoded(pixels)[0]
+    rows, columns = min(height, found.size[0] - top), min(width, found.size[1] - left)
+    return encoded_patch(Patch(top, left, np.ones((max(0, rows), max(0, columns)), bool)), *found.size)
 
 
 def numbers(kind: str, precision: NDArray[np.float64], recall: NDArray[np.float64], max_dets: int) -> dict[str, float | None]:

@@ -26,6 +26,10 @@ class Metric(ABC):
     lower_is_better: bool = False
     """Whether the primary number is an error."""
 
+    def primary_for(self, *, has_masks: bool) -> str:
+        """`primary` on samples whose objects have masks, or have none."""
+        return self.primary
+
     @abstractmethod
     def update(self, predictions: Any, targets: Any) -> None:
         """Adds a batch: predictions from `Task.predict`, and targets from `Batch.targets`."""

@@ -249,7 +249,8 @@ def test_an_index_above_the_class_count(tmp_path: Path) -> None:
     data = write(tmp_path / "data", [png(each) for each in some()])
     (data / "classes.txt").write_text("road\nsky\n")
     with pytest.raises(
-        UnveilError, match=r"annotations/train/0\.png has the value 2, but classes\.txt names 2 classes, 0 to 1, as 1 "
+        UnveilError,
+        match=r"train/0\.png has the value 2, but classes\.txt names 2 classes, 0 to 1; 1 other value has no name either",
     ):
         maps_of(data)
 

@@ -220,7 +220,7 @@ def test_targets_that_data_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match=r"no boxes in .*: expected annotations in COCO json"):
         open_both(tmp_path / "plain", targets=BoxTargets)
     data = write(tmp_path / "data", "{split}/{kind}", classes="one\n\ntwo\n")
-    with pytest.raises(UnveilError, match=r"classes\.txt has 3 lines, and an empty one: expected one class per line"):
+    with pytest.raises(UnveilError, match=r"line 2 of classes\.txt is empty: expected one class per line"):
         open_both(data, targets=PixelTargets)
 
 

@@ -403,7 +403,7 @@ def test_labels_beside_a_path_or_nothing() -> None:
         with_columns([BLANK], {"labels": "species"})
     with pytest.raises(UnveilError, match="DATA is a pair of images and labels, and there are labels= too"):
         with_columns(([BLANK], [1]), {"labels": [1]})
-    with pytest.raises(UnveilError, match="PixelTargets need a pair of arrays"):
+    with pytest.raises(UnveilError, match="PixelTargets need masks: give a pair of arrays"):
         open_parts([BLANK], targets=PixelTargets)
 
 

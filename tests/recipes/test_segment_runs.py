@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix
 import unveil
 from tests.processes import Command
 from unveil.data.images import read_image
+from unveil.data.rle import encoded
 from unveil.errors import UnveilError
 from unveil.runs.folder_job import relative_names
 from unveil.tasks.segment import Segment
@@ -206,9 +207,39 @@ def test_another_test_set_must_have_the_same_classes(source: Run, data: Path, tm
             name = f"scene {i}.png"
             (tmp_path / "other" / kind / name).write_bytes((data / kind / "validation" / name).read_bytes())
     (tmp_path / "other" / "classes.txt").write_text("square\nground\ndisc\n")
-    with pytest.raises(UnveilError, match=r"have 1 for the class 'square', but .* has 2: give both the same classes\.txt"):
+    with pytest.raises(UnveilError, match=r"have the value 1 for the class 'square', but .* has the value 2 for it: give both"):
         unveil.finetune(source.path, str(data), test=str(tmp_path / "other"), out=tmp_path / "run", **TUNE)
     assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_objects(source: Run, tmp_path: Path) -> None:
+    """Images with objects of two classes, in an order of ids that is another than that of names."""
+    entries, listed = [], []
+    for i in range(4):
+        image, mask = scene(i, 24, 32)
+        (tmp_path / "data/images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"data/images/{i}.png")
+        listed.append({"id": i, "file_name": f"{i}.png", "height": 24, "width": 32})
+        for value, category in ((3, 5), (2, 9)):
+            pixels = mask == value
+            rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+            box = [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+            (segment,) = encoded(pixels[None])
+            entry = {"id": len(entries) + 1, "image_id": i, "category_id": category, "bbox": box, "segmentation": segment}
+            entries.append(entry | {"area": int(pixels.sum()), "iscrowd": 0})
+    categories = [{"id": 5, "name": "disc"}, {"id": 9, "name": "square"}]
+    content = {"images": listed, "annotations": entries, "categories": categories}
+    (tmp_path / "data/annotations.json").write_text(json.dumps(content))
+    data, options = str(tmp_path / "data"), TUNE | {"reduce_zero": False, "epochs": 1.0}
+    with pytest.raises(UnveilError, match="With --instances, the masks of objects"):
+        unveil.finetune(source.path, data, test=data, out=tmp_path / "run", **options)
+    found = unveil.finetune(source.path, data, test=data, out=tmp_path / "run", instances=True, **options)
+    assert 0 < found.results["score"]["mean_iou"] <= 1
+    assert found.config["instances"] is True
+    assert unveil.load(found.path).classes == ["background", "disc", "square"]
+    unveil.predict(found.path, data, out=tmp_path / "maps", device="cpu", overlays=False)
+    legend = list(csv.DictReader((tmp_path / "maps/classes.csv").open()))
+    assert [(row["value"], row["class"]) for row in legend] == [("0", "background"), ("1", "disc"), ("2", "square")]
 
 
 @pytest.mark.parametrize("options", [{"inference": "whole"}, {"resize": "none"}, {"head": "upernet", "auxiliary": 0.0}])

@@ -24,9 +24,10 @@ from unveil.data.collate import arrays_at, box_targets, cut_crops, images_at, la
 from unveil.data.eval_transform import EvalTransform
 from unveil.data.image_list import for_model, with_bits
 from unveil.data.image_samples import Fault, common_channels, sample_images
-from unveil.data.images import image_frame, read_class_map, read_image, turned_with_image
+from unveil.data.images import image_frame, read_image
+from unveil.data.map_reading import read_map_of
 from unveil.data.objects import Frame, ImageObjects
-from unveil.data.pixels import IGNORE, LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable, shrink_class_map
+from unveil.data.pixels import LONGEST, ClassMap, CropSide, Pixels, ShrinkTo, Unreadable
 from unveil.data.quiet_decoders import quiet_decoders
 from unveil.data.scale import refuse_unclear_scale
 from unveil.data.source import Raw
@@ -187,19 +188,7 @@ class ImageDataset:
             return self._with_objects(index, image, pixels)
         if self.source.map_reader is None:
             return Sample(pixels)
-        raw, values = self.source.read_map(index, retry=retry), self.source.mask_values
-        classes = read_class_map(raw, values=values, max_pixels=self.max_pixels, name=name)
-        try:
-            classes = turned_with_image(classes, raw, image)
-        except Unreadable as error:
-            raise Unreadable(error.reason, name) from None
-        height, width = classes.shape
-        classes = shrink_class_map(classes, self.side)
-        if classes.shape != pixels.shape[:2]:
-            raise Unreadable(f"mask of {width} x {height} pixels, which is not the size of its image{self._size_of(image)}", name)
-        largest = int(classes.max(initial=0, where=classes != IGNORE))
-        if largest >= len(self.classes):
-            raise Unreadable(f"mask with class {largest}, but there are {len(self.classes)} classes", name)
+        classes = read_map_of(self.source, index, image, pixels.shape, self.side, max_pixels=self.max_pixels, retry=retry)
         return Sample(pixels, classes)
 
     def _with_objects(self, index: int, raw: Raw, pixels: Pixels) -> Sample:
@@ -217,11 +206,6 @@ class ImageDataset:
         assert objects is not None
         places = list(zip(indices.tolist(), [self._frames[row] for row in rows.tolist()], strict=True))
         return self._by_all_threads(lambda place: objects.of_image(place[0], checked(place[1]), self.side), places)
-
-    def _size_of(self, raw: Raw) -> str:
-        """The size of an image that is stored, for a message; "" if it was shrunk on reading."""
-        pixels = read_image(raw, max_pixels=self.max_pixels)
-        return f", {pixels.shape[1]} x {pixels.shape[0]}"
 
     def readable(self, indices: Int[Tensor, " B"], keys: Int[Tensor, " B"] | None = None, draw: Draw | None = None) -> Batch | None:
         """The images at these indices that can be read, with their targets; None if none can.

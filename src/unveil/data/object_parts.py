@@ -1,4 +1,4 @@
-"""The parts of a folder, an archive or shards whose images have objects: COCO json, VOC xml or YOLO txt, found by the layout."""
+"""The parts of a folder, an archive or shards whose images have objects: COCO json, VOC xml, YOLO txt or masks, by the layout."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from unveil.data.archive_parts import sizes_of
 from unveil.data.archives import Archive
 from unveil.data.coco_objects import coco_parts
 from unveil.data.image_finder import ImageFinder, Part
+from unveil.data.mask_folder_objects import mask_folder_parts
 from unveil.data.object_rows import checked_objects, class_sentence
 from unveil.data.parts import DataParts
 from unveil.data.source import Source, archive_fingerprints, version_2
@@ -19,7 +20,8 @@ from unveil.errors import UnveilError
 
 OBJECT_LAYOUT = (
     "annotations in COCO json (annotations/instances_train.json beside the folder train/ of images), VOC xml (Annotations/ beside "
-    "JPEGImages/), or YOLO txt (labels/train/ beside images/train/, with data.yaml)"
+    "JPEGImages/), YOLO txt (labels/train/ beside images/train/, with data.yaml), or a mask for each object (7/images/7.png and "
+    "7/masks/*.png)"
 )
 """The layouts of files with boxes for `BoxTargets`, for error messages."""
 
@@ -31,7 +33,7 @@ def object_parts(text: str, archive: Archive) -> DataParts:
         UnveilError: If there are no annotations, or they cannot be used.
     """
     finder = ImageFinder(text, archive)
-    readers: tuple[Callable[[ImageFinder], dict[str, Part] | None], ...] = (coco_parts, voc_parts, yolo_parts)
+    readers: tuple[Callable[[ImageFinder], dict[str, Part] | None], ...] = (coco_parts, voc_parts, yolo_parts, mask_folder_parts)
     for reader in readers:
         parts = reader(finder)
         if parts:

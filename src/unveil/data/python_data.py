@@ -15,6 +15,7 @@ from unveil.data.label_values import LIST_COLUMNS, NUMBER_COLUMNS, SEPARATOR, La
 from unveil.data.labels import classes_sentence, number_labels, unified
 from unveil.data.map_dataset import dataset_labels, dataset_source, numbered
 from unveil.data.parts import DataParts
+from unveil.data.python_maps import MapRequest, with_list_of_maps
 from unveil.data.source import Source, version_2
 from unveil.data.split_folders import split_of
 from unveil.errors import UnveilError
@@ -26,6 +27,11 @@ TAKES = (
 )
 
 
+MAPS = (
+    "give a pair of arrays, (N, H, W, C) images and (N, H, W) labels; or a pair of lists, of images and of masks, which are paths, "
+    "Pillow images, or arrays (H, W)"
+)
+"""Images with class maps in Python, for error messages."""
 LABEL_NAMES: dict[type, tuple[str, ...]] = {MultiLabel: LIST_COLUMNS, Number: NUMBER_COLUMNS}
 """Names of the column of a DataFrame with labels of another kind than one class."""
 
@@ -70,12 +76,12 @@ def with_columns(data: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, 
     return (Given(*data, splits) if isinstance(data, tuple) and len(data) == 2 else Given(data, labels, splits)), rest
 
 
-def python_parts(data: Any, *, with_maps: bool = False, kind: LabelKind | None = None) -> DataParts:
+def python_parts(data: Any, *, maps: MapRequest | None = None, kind: LabelKind | None = None) -> DataParts:
     """Opens DATA that was given in Python.
 
     Args:
         data: See `Given`, and `TAKES`.
-        with_maps: Whether the labels have to be class maps.
+        maps: How class maps are read, if the labels have to be class maps.
         kind: The kind of labels, if it is neither classes nor maps.
 
     Raises:
@@ -83,6 +89,7 @@ def python_parts(data: Any, *, with_maps: bool = False, kind: LabelKind | None =
     """
     given = data if isinstance(data, Given) else Given(*data) if isinstance(data, tuple) and len(data) == 2 else Given(data)
     images, labels, splits = given.images, given.labels, given.splits
+    with_maps = maps is not None
     _refuse_others(images, isinstance(data, tuple) and len(data) == 2)
     if is_frame(images):
         table = columns_of(images, labels if isinstance(labels, str) else None, LABEL_NAMES.get(type(kind), LABELS))
@@ -91,11 +98,11 @@ def python_parts(data: Any, *, with_maps: bool = False, kind: LabelKind | None =
         what = "a DataFrame of paths" if all(map(is_path, table.images)) else "a DataFrame of images"
         source = list_source(table.images, name="dataframe", form=what)
     elif isinstance(images, np.ndarray) and not (images.ndim == 1 and images.dtype.kind in "OU"):
-        return _parts(_of_array(images, labels, with_maps, kind=kind), splits)
+        return _parts(_of_array(images, labels, maps, kind=kind), splits)
     elif is_torch_tensor(images):
         array = tensor_array(images, "a tensor")
         about: dict[str, Any] = {"name": "tensor", "form": "a tensor in memory", "known_axes": True}
-        return _parts(_of_array(array, labels, with_maps, kind=kind, **about), splits)
+        return _parts(_of_array(array, labels, maps, kind=kind, **about), splits)
     elif _is_list(images):
         rows = list(images)
         if rows and labels is None and all(isinstance(row, tuple) and len(row) == 2 for row in rows):
@@ -109,6 +116,8 @@ def python_parts(data: Any, *, with_maps: bool = False, kind: LabelKind | None =
             if names is not None and labels is not None and kind is None:
                 source = _checked_maps(with_maps, _labelled(source, labels, names))
                 return _parts(source, splits)
+    if maps is not None and labels is not None:
+        return _parts(with_list_of_maps(source, labels, maps), splits)
     if kind is not None and labels is not None:
         return _parts(_with_kind(source, labels, kind), splits)
     source = source if labels is None else _labelled(source, label_values(labels, len(source)))
@@ -190,21 +199,21 @@ def _cell(value: Any) -> str:
     return str(value).strip()
 
 
-def _of_array(array: Any, labels: Any, with_maps: bool, *, kind: LabelKind | None, **about: Any) -> Source:
+def _of_array(array: Any, labels: Any, maps: MapRequest | None, *, kind: LabelKind | None, **about: Any) -> Source:
     if isinstance(array, np.ma.MaskedArray) and array.mask.any():
         raise UnveilError("DATA is an array with masked values: choose what they should be, such as array.filled(0)")
     if kind is not None and labels is not None:
         return _with_kind(array_source(array, **about), labels, kind)
     if is_torch_tensor(labels):
         labels = labels.detach().cpu().numpy()
+    if maps is not None and (isinstance(labels, list) or (labels is not None and maps != MapRequest())):
+        return with_list_of_maps(array_source(array, **about), labels, maps)
     if labels is not None:
         labels = np.asarray(labels if isinstance(labels, np.ndarray) else _as_list(labels, "labels"))
         if labels.dtype.kind == "O" and labels.ndim == 1:
             labels = np.array([None if is_missing(value) else value for value in labels.tolist()], dtype=object)
-    if with_maps and (labels is None or labels.ndim == 1):
-        raise UnveilError(
-            "PixelTargets need a class for each pixel: give a pair of arrays, (N, H, W, C) images and (N, H, W) labels"
-        )
+    if maps is not None and (labels is None or labels.ndim == 1):
+        raise UnveilError(f"PixelTargets need a class for each pixel: {MAPS}")
     return array_source(array, labels, **about)
 
 
@@ -275,10 +284,7 @@ def _refuse_others(images: Any, in_pair: bool) -> None:
 
 def _checked_maps(with_maps: bool, source: Source) -> Source:
     if with_maps:
-        raise UnveilError(
-            f"{source.name} has no class for each pixel: in Python, PixelTargets need a pair of arrays, (N, H, W, C) images and "
-            "(N, H, W) labels"
-        )
+        raise UnveilError(f"{source.name} has no class for each pixel: in Python, PixelTargets need masks: {MAPS}")
     return source
 
 

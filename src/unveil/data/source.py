@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unveil.data.archives import Archive
+from unveil.data.instance_map import InstanceMap
 from unveil.data.labels import Labels
 from unveil.data.mask_values import MaskValues
 from unveil.data.objects import Objects, joined_objects
@@ -21,6 +22,7 @@ from unveil.data.retries import Retries
 
 T = TypeVar("T")
 Raw = bytes | Image.Image | NDArray[Any]
+RawMap = bytes | NDArray[Any] | InstanceMap
 Values = NDArray[np.floating[Any]]
 SAMPLED_FILES, SAMPLED_BYTES = 256, 1 << 18
 """A fingerprint covers the contents of this many files, and of each of them the first bytes up to this limit."""
@@ -45,7 +47,7 @@ class Source:
     """Reads an image by its index; called by `read`."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Files that were skipped when listing, with the reason."""
-    map_reader: Callable[[int], bytes | NDArray[Any]] | None = field(default=None, repr=False)
+    map_reader: Callable[[int], RawMap] | None = field(default=None, repr=False)
     """Reads a class map by its index; called by `read_map`. None if the data has no class maps."""
     listing_fingerprint: str = ""
     """The fingerprint by the formula of earlier versions, over names and sizes only, to recognise the data of earlier runs."""
@@ -72,7 +74,7 @@ class Source:
     unscored: str = ""
     """A sentence about labels of a test set that the train set does not have; "" if there are none."""
     mask_values: MaskValues | None = None
-    """What the values of class maps mean, if `map_reader` reads files or segments; None for arrays of classes, or no maps."""
+    """What the values of class maps mean; None if `map_reader` reads arrays of classes, or there are no maps."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,8 +91,8 @@ class Source:
         """
         return self._read(self.reader, index, retry)
 
-    def read_map(self, index: int, *, retry: bool = True) -> bytes | NDArray[Any]:
-        """Returns the class map of an image: the bytes of a PNG file, or an array (H, W) of classes. See `read`."""
+    def read_map(self, index: int, *, retry: bool = True) -> RawMap:
+        """Returns the class map of an image: the bytes of a PNG file, an array (H, W) of classes, or what draws it. See `read`."""
         assert self.map_reader is not None
         return self._read(self.map_reader, index, retry)
 
@@ -229,7 +231,7 @@ def joined(sources: Sequence[Source]) -> Source:
         source, inner = part(index)
         return source.reader(inner)
 
-    def read_map(index: int) -> bytes | NDArray[Any]:
+    def read_map(index: int) -> RawMap:
         source, inner = part(index)
         assert source.map_reader is not None
         return source.map_reader(inner)

@@ -14,15 +14,17 @@ from unveil.data.archive_parts import candidate_images, class_parts, value_parts
 from unveil.data.archives import Archive, Folder, Shards, Together, is_archive, open_archive
 from unveil.data.arrays import array_source
 from unveil.data.images import IMAGE_SUFFIXES, image_format
+from unveil.data.instance_parts import instance_parts
 from unveil.data.label_values import LabelKind, MultiLabel, Number, from_classes
 from unveil.data.labels import classes_sentence
 from unveil.data.mask_parts import MASK_LAYOUT, map_parts
-from unveil.data.mask_values import PLAIN, MaskConfig
+from unveil.data.mask_values import PLAIN, KnownMasks, MaskConfig
 from unveil.data.named_datasets import TORCHVISION_SETS, Listing, hugging_face_listings, hugging_face_splits, torchvision_splits
 from unveil.data.object_parts import OBJECT_LAYOUT, object_parts
 from unveil.data.pack_reader import Pack, is_pack
 from unveil.data.parts import DataParts, Roles
 from unveil.data.python_data import is_hugging_face, python_parts
+from unveil.data.python_maps import MapRequest
 from unveil.data.python_objects import python_object_parts
 from unveil.data.source import Source, joined, version_2
 from unveil.data.split_folders import OTHER, split_of, without_union
@@ -39,7 +41,9 @@ Data = Any
 """DATA: a path or a name, see `FORMS`; or in Python also images, see `unveil.data.python_data`."""
 
 
-def open_parts(data: Data, *, targets: "type[Targets] | None" = None, masks: MaskConfig = PLAIN) -> DataParts:
+def open_parts(
+    data: Data, *, targets: "type[Targets] | None" = None, masks: MaskConfig = PLAIN, like: Source | None = None
+) -> DataParts:
     """Opens DATA with all its splits.
 
     Args:
@@ -48,33 +52,33 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None, masks: Mas
             (see `unveil.data.label_values`); `PixelTargets` for one class per pixel (see `unveil.data.mask_parts`), whose names
             are in a file classes.txt or colors.txt (without such a file, names are the values of the masks); or `BoxTargets` for
             boxes and masks of objects (see `unveil.data.object_parts`).
-        masks: What the values of masks mean.
+        masks: What the values of masks mean, or whether masks of objects are drawn as class maps.
+        like: The train set, if DATA is its test set: class maps are read like its own.
 
     Raises:
         UnveilError: If DATA does not exist, is damaged, holds no images, or has no such targets.
     """
     with_maps, with_boxes, kind = _wants_maps(targets), _wants_boxes(targets), label_kind(targets)
+    known = None if like is None or like.mask_values is None else KnownMasks(like.name, like.classes, like.mask_values)
+    if with_maps and masks.instances:
+        return instance_parts(_object_parts(data), masks, known)
+    if with_boxes:
+        return _object_parts(data)
     if not isinstance(data, str | os.PathLike):
-        if with_boxes:
-            return python_object_parts(data)
         if is_hugging_face(data) and not with_maps:
             listings = hugging_face_listings(data)
             return _read_as(_listed_parts("dataset", listings, form="a Dataset of the library datasets"), kind)
-        return python_parts(data, with_maps=with_maps, kind=kind)
+        return python_parts(data, maps=MapRequest(masks, known) if with_maps else None, kind=kind)
     text = str(data)
     path = Path(text).expanduser()
     named = _named_parts(text) if isinstance(data, str) else None
     if with_maps and (named or (path.is_dir() and is_pack(path))):
         raise UnveilError(f"{text} has no class for each pixel: PixelTargets need {MASK_LAYOUT}")
-    if with_boxes:
-        if named or (path.is_dir() and is_pack(path)):
-            raise UnveilError(f"{text} has no boxes: BoxTargets need {OBJECT_LAYOUT}")
-        return object_parts(text, _with_archives(text, path))
     if named:
         return _read_as(named, kind)
     of_archive: Callable[[str, Archive], DataParts] = partial(class_parts, optional=targets is None)
     if with_maps or kind is not None:
-        of_archive = partial(map_parts, config=masks) if kind is None else partial(value_parts, kind=kind)
+        of_archive = partial(map_parts, config=masks, known=known) if kind is None else partial(value_parts, kind=kind)
     if path.is_dir():
         return _read_as(_pack_parts(text, path), kind) if is_pack(path) else of_archive(text, _folder_or_shards(path))
     if path.is_file():
@@ -86,6 +90,16 @@ def open_parts(data: Data, *, targets: "type[Targets] | None" = None, masks: Mas
             raise UnveilError(f"{text}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}")
         return of_archive(text, Shards(shards))
     raise UnveilError(images_not_found(text))
+
+
+def _object_parts(data: Data) -> DataParts:
+    """`open_parts` of images with objects."""
+    if not isinstance(data, str | os.PathLike):
+        return python_object_parts(data)
+    text, path = str(data), Path(data).expanduser()
+    if (_named_parts(text) if isinstance(data, str) else None) or (path.is_dir() and is_pack(path)):
+        raise UnveilError(f"{text} has no boxes: BoxTargets need {OBJECT_LAYOUT}")
+    return object_parts(text, _with_archives(text, path))
 
 
 def open_roles(

@@ -30,10 +30,18 @@ _WORD = "|".join(sorted(_SPLIT_OF, key=len, reverse=True))
 _SPLIT = re.compile(
     rf"(?:seg|data|dataset|images?|imgs?)?({_WORD})(?:set|split|data|dataset|images?|imgs?|jpe?gs?|photos|\d{{1,4}})?"
 )
-_IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpgimages", "pngimages", "leftimg8bit", "inputs", "input"})
-_MASK = (
-    r"masks?|labels?|annots?|annotations?|groundtruths?|gt|gtfine|gtcoarse|segmentations?|segmentationclass(?:raw|aug)?|"
-    r"segmentationobject|trimaps?|panoptic|semantic|instances?|(?:1st|2nd)?manual|outlines?|boxes|bboxes"
+IMAGE_FOLDERS = frozenset(
+    {"images", "image", "imgs", "img", "jpegimages", "jpgimages", "pngimages", "leftimg8bit", "inputs", "input"}
+)
+"""Folders of images that lie beside those of masks, in small letters and without separators."""
+MASK_FOLDERS = tuple(
+    "masks mask annotations annotation annots annot labels label segmentationclass segmentationclassaug segmentationclassraw "
+    "segmentation segmentations semantic groundtruth groundtruths gt gtfine gtcoarse".split()
+)
+"""Folders that may have one mask of classes for each image. If there are several, the one with more masks is used, and of equals
+the first."""
+_MASK = "|".join(MASK_FOLDERS) + (
+    r"|segmentationobject|trimaps?|panoptic|instances?|(?:1st|2nd)manual|outlines?|boxes|bboxes"  # masks of other kinds
 )
 _MASKS = re.compile(_MASK)
 _SPLIT_MASKS = re.compile(rf".*?(?:{_WORD}).*?(?:masks?|labels?|annots?|annotations?|groundtruths?|gt)")
@@ -215,9 +223,9 @@ def _cut_masks(root: _Node, names: Sequence[str]) -> list[Masks]:
     """Removes folders of masks from a tree, and returns them."""
     masks: list[Masks] = []
     for node in root.walk():
-        likely = {name for name in node.children if _is_mask_word(_plain(name))}
+        likely = {name for name in node.children if is_mask_folder(name)}
         rest = [name for name in node.children if name not in likely]
-        images = [name for name in rest if _plain(name) in _IMAGES]
+        images = [name for name in rest if _plain(name) in IMAGE_FOLDERS]
         splits = [name for name in rest if split_of(name)] or list(_same_pattern(rest))
         for name in likely:
             child, of_split = node.children[name], splits and _SPLIT_MASKS.fullmatch(_plain(name))
@@ -228,8 +236,10 @@ def _cut_masks(root: _Node, names: Sequence[str]) -> list[Masks]:
     return sorted(masks)
 
 
-def _is_mask_word(word: str) -> bool:
-    return word not in _IMAGES and not split_of(word) and bool(_MASKS.fullmatch(word) or _SPLIT_MASKS.fullmatch(word))
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder is called after masks or annotations of any kind."""
+    word = _plain(name)
+    return word not in IMAGE_FOLDERS and not split_of(word) and bool(_MASKS.fullmatch(word) or _SPLIT_MASKS.fullmatch(word))
 
 
 def _plain(name: str) -> str:
@@ -257,7 +267,7 @@ def _splits_among(node: _Node) -> dict[str, str]:
     if {_plain(name) for name in children} == {"valid", "invalid"}:
         return {}
     if splits != {"train"}:  # test/ beside images/, which can only be the train split
-        return found | {name: "train" for name in others if _plain(name) in _IMAGES}
+        return found | {name: "train" for name in others if _plain(name) in IMAGE_FOLDERS}
     has_classes = any(children[name].children for name in found)
     return found if has_classes or len(others) == 1 else {}
 

@@ -73,7 +73,8 @@ class Finetuning:
         session, labelled = self.session, self.labelled
         if self.validates:
             metric = task.metric()
-            session.keep_best(metric.primary, lower_is_better=metric.lower_is_better, patience=self.patience)
+            primary = labelled.primary_of(metric, validation=True)
+            session.keep_best(primary, lower_is_better=metric.lower_is_better, patience=self.patience)
         elif labelled.validation_count:
             cause = "sharded weights are not evaluated during training" if session.recipe.training.num_evals else "num_evals is 0"
             if self.patience:
@@ -98,7 +99,8 @@ class Finetuning:
                 metric.update(predictions, targets)
                 seen = True
         found = metric.compute() if seen else {}
-        return {metric.primary: found[metric.primary]} if metric.primary in found else {}
+        primary = self.labelled.primary_of(metric, validation=True)
+        return {primary: found[primary]} if primary in found else {}
 
     def probe_score(self) -> dict[str, Any]:
         """The metric of the probe from which the head started, on the test set; {} if it did not."""
@@ -119,7 +121,7 @@ class Finetuning:
         return {
             "task": TASKS.label(self.kind),
             "score": dict(score),
-            "primary": metric.primary,
+            "primary": labelled.primary_of(metric),
             **({"lower_is_better": True} if metric.lower_is_better else {}),
             **({"probe": probe} if (probe := self.probe_score()) else {}),
             **self.session.chosen,

@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unveil.atomic_files import replacing
 from unveil.data.augment import AugmentConfig
-from unveil.data.mask_values import PLAIN, MaskConfig, codes_of
+from unveil.data.mask_values import PLAIN, MaskConfig
 from unveil.data.parts import Roles
 from unveil.data.python_data import absolute_paths
 from unveil.data.sources import Data, Source, label_kind, open_parts
@@ -93,9 +93,11 @@ def labelled_subsets(
     parts = open_parts(data, targets=request.targets, masks=request.masks)
     roles = parts.roles(request.split, None if test is not None else request.test_split)
     if test is not None:
-        of_test = open_parts(test, targets=request.targets, masks=request.masks).roles(test_split=request.test_split)
+        of_test = open_parts(test, targets=request.targets, masks=request.masks, like=roles.train).roles(
+            test_split=request.test_split
+        )
         chosen = of_test.train if of_test.test is None else of_test.test
-        roles = roles._replace(test=with_masks_of(roles.train, chosen), validation=None)
+        roles = roles._replace(test=chosen, validation=None)
     roles = roles.numbered_as(request.classes)
     say_notes(request.say, roles.sentence, roles.train, *([roles.test] if test is not None and roles.test else []))
     if trained := trained_on_test(run, roles):
@@ -157,26 +159,6 @@ def labelled_subsets(
         request.say(f"left out {count_of(unlabelled, 'test image')} without a label")
     validation = opened.validation and opened.validation.labelled()
     return LabelledSubsets(train_set, test_set, opened.held_out, validation, roles.splits)
-
-
-def with_masks_of(train: Source, test: Source) -> Source:
-    """A separate test set whose masks are read like those of the train set, whose classes may be more.
-
-    Raises:
-        UnveilError: If its masks have a class that the train set lacks, or that has another value there.
-    """
-    if train.mask_values is None or test.mask_values is None:
-        return test
-    known = dict(zip(train.classes, codes_of(train.mask_values), strict=True))
-    found = dict(zip(test.classes, codes_of(test.mask_values), strict=True))
-    for name, code in found.items():
-        if known.get(name) != code:
-            there = f"has {known[name]}" if name in known else "lacks it"
-            raise UnveilError(
-                f"the masks of {test.name} have {code} for the class {name!r}, but {train.name} {there}: give both the same "
-                "classes.txt"
-            )
-    return replace(test, classes=train.classes, mask_values=train.mask_values)
 
 
 def refuse_one_class(source: Source, request: LabelledOptions) -> None:

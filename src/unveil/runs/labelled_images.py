@@ -13,13 +13,15 @@ from torch import Tensor
 
 from unveil.data.class_map_files import class_colours
 from unveil.data.loader import ImageLoader
-from unveil.data.mask_values import MaskValues, listed
+from unveil.data.mask_meaning import listed
+from unveil.data.mask_values import MaskValues
 from unveil.data.splits import Subset
 from unveil.data.targets import PER_IMAGE, BoxTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
 from unveil.evaluate.features import Features, NothingReadableError, features_of, predictions_of, refuse_non_finite, views_of
 from unveil.evaluate.label_fits import fit_labels, fit_ridge
 from unveil.evaluate.logistic import fit_logistic
 from unveil.learner import Task
+from unveil.metrics import Metric
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import count_of
@@ -98,6 +100,11 @@ class LabelledImages(LabelledData):
             return super().about
         name = count_of(len(self.classes), "label") if source.values.ndim == 2 else self.classes[0]
         return f"with {name}" if source.values.ndim == 2 else f"with the number {name}"
+
+    def primary_of(self, metric: Metric, *, validation: bool = False) -> str:
+        chosen = (self.validation_set if validation else None) or self.test_set
+        objects = chosen.dataset.source.objects
+        return metric.primary_for(has_masks=objects is not None and objects.segments is not None)
 
     def probed_heads(self, task: Task, recipe: Recipe) -> ProbedHeads:
         hardware, world = recipe.hardware, recipe.world

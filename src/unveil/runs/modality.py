@@ -19,6 +19,7 @@ from unveil.data.loader import Loader
 from unveil.errors import UnveilError
 from unveil.learner import Method, Task
 from unveil.methods import method_defaults
+from unveil.metrics import Metric
 from unveil.ranges import CountOrZero, ShareBelowOne
 from unveil.runs.sample_stream import SampleStream
 from unveil.runs.session import Session
@@ -206,6 +207,10 @@ class LabelledData(ABC):
     def about(self) -> str:
         """What the labels are, for the line that announces a run: "of 10 classes"."""
         return f"of {len(self.classes)} classes"
+
+    def primary_of(self, metric: Metric, *, validation: bool = False) -> str:
+        """The number of a metric that stands for the whole, on the test set or on the samples to validate on."""
+        return metric.primary
 
     def probed_heads(self, task: Task, recipe: Recipe) -> "ProbedHeads":
         """Linear probes of the features of a task, fitted to the train set."""
