@@ -87,10 +87,10 @@ def map_parts(text: str, archive: Archive, *, config: MaskConfig = PLAIN, known:
 
 def layout_by_lists(text: str, archive: Archive, images: Sequence[int]) -> tuple[Layout, list[str]]:
     """The splits of images, by the lists of VOC or else by their folders; and the images that the lists do not have."""
-    lists = split_lists(archive, text, LISTS)
+    names = [archive.names[index] for index in images]
+    lists = split_lists(archive, text, LISTS, names)
     if not lists:
         return layout_of(names_without_shards(archive, images), keep_masks=True), []
-    names = [archive.names[index] for index in images]
     members = listed_members(names, lists, LISTS, text)
     known = {i for own in members.values() for i in own}
     return Layout(members), [name for i, name in enumerate(names) if i not in known]

@@ -2,8 +2,7 @@
 
 import hashlib
 import math
-import os
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
@@ -12,13 +11,15 @@ from xml.etree.ElementTree import Element
 from unveil.data.archive import SAMPLE_TEXT_LIMIT
 from unveil.data.archive_parts import names_without_shards
 from unveil.data.image_finder import ImageFinder, Part, missing_note, unlisted_note
-from unveil.data.images import IMAGE_SUFFIXES
 from unveil.data.object_rows import Row, Told
-from unveil.data.split_folders import SPLITS, layout_of, split_of, splits_of, without_union
+from unveil.data.split_folders import layout_of, splits_of
+from unveil.data.voc_lists import listed_members, split_lists, stem_of
 from unveil.data.xml_files import parse_xml
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
 
+LISTS = "Main"
+"""The folder of the lists of splits, below ImageSets."""
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -100,8 +101,8 @@ def _image_of(finder: ImageFinder, file: _File) -> int | None:
     """The image of the name that a file gives; or else, since images get renamed, the one that is called like the file."""
     splits = {split for step in file.name.split("/")[:-1] for split in splits_of(step)}
     found = finder.find(file.image, file.name, splits)
-    stem = _stem(file.name)
-    if found is not None and found.agrees and _stem(finder.archive.names[found.image]) == stem:
+    stem = stem_of(file.name)
+    if found is not None and found.agrees and stem_of(finder.archive.names[found.image]) == stem:
         return found.image
     alike = finder.with_stem(stem, file.name, splits)
     return found.image if alike is None and found is not None else alike
@@ -109,47 +110,15 @@ def _image_of(finder: ImageFinder, file: _File) -> int | None:
 
 def _members(finder: ImageFinder, used: Sequence[int]) -> tuple[dict[str, list[int]], list[int]]:
     """The images of each part: by the lists in ImageSets/Main, or by their folders; and those that are in no part."""
-    archive = finder.archive
-    lists: dict[str, set[str]] = {}
-    found = [i for i, name in enumerate(archive.names) if "imagesets/main/" in f"/{name.lower()}" and name.lower().endswith(".txt")]
-    splits = {i: split for i in found if (split := split_of(_stem(archive.names[i])))}
-    kept = without_union({archive.names[i]: split for i, split in splits.items()})
-    stems = {i: _stem(archive.names[i]) for i in used}
-    known = set(stems.values())
-    for i, split in splits.items():
-        if archive.names[i] in kept:
-            text = archive.read_text(i, finder.text).decode("utf-8-sig", "replace")
-            lists.setdefault(split, set()).update(_listed(line, known) for line in text.splitlines() if line.strip())
+    archive, names = finder.archive, [finder.archive.names[i] for i in used]
+    lists = split_lists(archive, finder.text, LISTS, names)
     if not lists:
         layout = layout_of(names_without_shards(archive, used))
         parts = {part: [used[i] for i in own] for part, own in layout.parts.items() if own}
         return parts or {"train": list(used)}, []
-    members = {part: [i for i in used if stems[i] in lists[part]] for part in SPLITS if part in lists}
-    both = [stem for stem in stems.values() if sum(stem in own for own in lists.values()) > 1]
-    if both:
-        raise UnveilError(f"{finder.text}: {both[0]} is in several lists of ImageSets/Main: an image belongs to one split")
-    members = {part: own for part, own in members.items() if own}
-    if not members:
-        raise UnveilError(
-            f"{finder.text}: the lists in ImageSets/Main have none of its images: expected names such as {stems[used[0]]}"
-        )
+    members = {part: [used[i] for i in own] for part, own in listed_members(names, lists, LISTS, finder.text).items()}
     listed = {i for own in members.values() for i in own}
     return members, [i for i in used if i not in listed]
-
-
-def _listed(line: str, known: Set[str]) -> str:
-    """The image on a line of a list: all of the line, or its first word, as in "000012 -1"; without the suffix of an image."""
-    names = [name[: -len(end)] if (end := _suffix(name)) else name for name in (line.strip(), line.split()[0])]
-    return next((name for name in names if name in known), names[-1])
-
-
-def _suffix(name: str) -> str:
-    end = os.path.splitext(name)[1]
-    return end if end.lower() in IMAGE_SUFFIXES else ""
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(path.rpartition("/")[2])[0]
 
 
 def _part(finder: ImageFinder, files: Sequence[tuple[_File, bytes]], images: list[int], classes: list[str]) -> Part:
@@ -183,7 +152,7 @@ def _read(raw: bytes, where: str, name: str) -> _File | None:
         corners = [_number(where, number, box, corner) for corner in CORNERS]
         objects.append(_Object(called, (corners[0], corners[1], corners[2], corners[3]), f"{name}, object {number}"))
         difficult += _text(each, "difficult") == "1"
-    return _File(name, image or _stem(name), sides, objects, difficult)
+    return _File(name, image or stem_of(name), sides, objects, difficult)
 
 
 def _text(element: Element, tag: str) -> str:
