@@ -38,7 +38,7 @@ BOX_CELLS, MASK_CELLS = 7, 14
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRCNNConfig:
-    """The heads, and what they propose and find. Defaults are those of ViTDet, but for the number of detections."""
+    """The heads, and what they propose and find. Defaults are those of ViTDet."""
 
     masks: bool = True
     """Whether to predict masks, which needs masks of the objects; or boxes alone."""
@@ -66,9 +66,8 @@ class MaskRCNNConfig:
     """Proposals of each map before non-maximum suppression, in training and evaluation."""
     rpn_after_nms: tuple[int, int] = (1000, 1000)
     """Proposals of an image after it, in training and evaluation."""
-    detections: int = 300
-    """Largest number of detections in an image. COCO counts the best 100, so more change nothing there, but an image of
-    cells may have hundreds."""
+    detections: int = 100
+    """Largest number of detections in an image. COCO counts the best 100, but an image of cells may have hundreds."""
     score_threshold: float = 0.05
     """Lowest score of a detection."""
     nms: float = 0.5
@@ -92,7 +91,6 @@ TORCHVISION: Mapping[str, Any] = {
     "norm": "none",
     "rpn_before_nms": (2000, 1000),
     "rpn_after_nms": (2000, 1000),
-    "detections": 100,
     "aligned": False,
     "sampling_ratio": 2,
     "smooth_l1_beta": 1 / 9,
