@@ -34,7 +34,7 @@ def test_the_folder(tmp_path: Path) -> None:
     writer.add("a", some_image(20, 20), nothing, "a.jpg")
     assert writer.has("a")
     assert not writer.has("b")
-    writer.close()
+    assert writer.close() == "objects with a score of at least 0.5: cell, red 1, =1+1 0"
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
         "detections.csv",
         "detections.json",
@@ -54,6 +54,22 @@ def test_the_folder(tmp_path: Path) -> None:
         ("b/2.PNG", "'=1+1", 0.4, 2),  # no formula
     ]
     assert json.loads((tmp_path / "detections.json").read_text())["annotations"][0]["id"] == 1
+
+
+def test_the_sentence_says_when_overlays_are_empty(tmp_path: Path) -> None:
+    for shown, overlays, sentence in (
+        (
+            0.95,
+            True,
+            "no object has a score of at least 0.95 (the best has 0.90), so overlays show none: --min-score sets what they show",
+        ),
+        (0.95, False, "no object has a score of at least 0.95 (the best has 0.90)"),
+        (0.3, True, "objects with a score of at least 0.3: cell, red 1, =1+1 1"),
+    ):
+        out = tmp_path / f"{shown} {overlays}"
+        writer = DetectionWriter(out, classes=CLASSES, category_ids=[7, 3], overlays=overlays, shown_score=shown)
+        writer.add("a", some_image(), some_detections())
+        assert writer.close() == sentence
 
 
 def test_overlays_show_what_is_likely_in_the_right_place(tmp_path: Path) -> None:

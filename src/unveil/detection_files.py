@@ -8,7 +8,7 @@ OUT/overlays/street/7.jpg   the image with its objects
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,14 @@ class DetectionWriter:
         classes: The names of the classes.
         category_ids: The id of each class.
         overlays: Whether to write overlays.
+        shown_score: Lowest score of the objects that overlays show.
     """
 
-    def __init__(self, out: Path, *, classes: Sequence[str], category_ids: Sequence[int], overlays: bool) -> None:
-        self.out, self.classes, self.category_ids, self.overlays = out, classes, category_ids, overlays
+    def __init__(
+        self, out: Path, *, classes: Sequence[str], category_ids: Sequence[int], overlays: bool, shown_score: float = SHOWN_SCORE
+    ) -> None:
+        self.out, self.classes, self.category_ids = out, classes, category_ids
+        self.overlays, self.shown_score = overlays, shown_score
 
     def part_path(self, name: str) -> Path:
         """The objects of an image; `name` is its relative path without its ending."""
@@ -58,15 +62,15 @@ class DetectionWriter:
     def add(self, name: str, image: Pixels, found: Detections, file: str = "") -> None:
         """Writes the objects and the overlay of an image (H, W, C); `file` is its name in DATA."""
         if self.overlays:
-            picture = drawn(image, found.above(SHOWN_SCORE), self.classes)
+            picture = drawn(image, found.above(self.shown_score), self.classes)
             write_picture(self.out / "overlays" / f"{name}.jpg", Image.fromarray(picture), quality=90)
         height, width = image.shape[:2]
         facts = {"file_name": file or name, "height": height, "width": width}
         entries = coco_entries(0, found, self.category_ids)
         write_text(self.part_path(name), json.dumps({"image": facts, "objects": entries}))
 
-    def close(self) -> None:
-        """Joins the parts of all images, in the order of their names."""
+    def close(self) -> str:
+        """Joins the parts of all images, in the order of their names. Returns a sentence on what was found."""
         names = dict(zip(self.category_ids, self.classes, strict=True))
         folder = self.out / PARTS
         paths = sorted(folder.rglob("*.json"), key=lambda path: path.relative_to(folder).as_posix())
@@ -74,11 +78,26 @@ class DetectionWriter:
             writer = csv.writer(lines, lineterminator="\n")  # as in the other files of a prediction
             writer.writerow(FIELDS)
             with replacing(self.out / "detections.json") as fresh, fresh.open("w", encoding="utf-8") as file:
-                self._write(paths, file, writer, names)
+                counts, best = self._write(paths, file, writer, names)
         remove(folder)
+        return self.summary(counts, best)
 
-    def _write(self, paths: Sequence[Path], file: Any, writer: Any, names: dict[int, str]) -> None:
-        """The dataset, one image after the other: the annotations of a million images do not fit into memory."""
+    def summary(self, counts: Mapping[str, int], best: float | None) -> str:
+        """A sentence on the objects of each class that overlays show, and the best score of all."""
+        if best is None:
+            return "no object was found"
+        if any(counts.values()):
+            found = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            return f"objects with a score of at least {self.shown_score:g}: {found}"
+        shown = f"no object has a score of at least {self.shown_score:g} (the best has {best:.2f})"
+        return shown + (", so overlays show none: --min-score sets what they show" if self.overlays else "")
+
+    def _write(self, paths: Sequence[Path], file: Any, writer: Any, names: dict[int, str]) -> tuple[dict[str, int], float | None]:
+        """The dataset, one image after the other: the annotations of a million images do not fit into memory.
+
+        Returns the number of objects of each class that overlays show, and the best score.
+        """
+        counts, best = dict.fromkeys(names.values(), 0), None
         file.write('{"categories": ' + json.dumps([{"id": key, "name": name} for key, name in names.items()]) + ',\n"images": [')
         for number, path in enumerate(paths, 1):
             image = {"id": number, **read_json(path)["image"]}
@@ -93,10 +112,13 @@ class DetectionWriter:
                 area = float(coco_mask.area(entry["segmentation"])) if "segmentation" in entry else width * height
                 whole = {"id": count, **entry, "image_id": number, "area": area, "iscrowd": 0}
                 file.write(("" if count == 1 else ",") + "\n" + json.dumps(whole))
+                counts[names[entry["category_id"]]] += entry["score"] >= self.shown_score
+                best = max(best or 0.0, entry["score"])
                 label, score = csv_cell(names[entry["category_id"]]), f"{entry['score']:.6g}"
                 sides = [f"{value:.8g}" for value in (left, top, width, height)]
                 writer.writerow([csv_cell(part["image"]["file_name"]), label, score, *sides])
         file.write("]}\n")
+        return counts, best
 
 
 def drawn(

@@ -296,7 +296,7 @@ def errors_of_image(found: Detections, targets: BoxTargets, row: int) -> tuple[i
 def best_threshold(images: Sequence[tuple[_Found, _Found, NDArray[np.float64]]]) -> tuple[float | None, float | None]:
     """The score with the highest F1 over all classes, when detections of at least this score are taken; and this F1.
 
-    None if there are no objects or no detections.
+    None if there are no objects, or no detection is correct.
     """
     scores, correct, total = list[float](), list[bool](), 0
     for found, objects, iou in images:
@@ -313,7 +313,7 @@ def best_threshold(images: Sequence[tuple[_Found, _Found, NDArray[np.float64]]])
     ranked = np.array(scores)[order]
     f1[:-1][ranked[:-1] == ranked[1:]] = -1.0  # equal scores are taken together
     best = int(f1.argmax())
-    return float(ranked[best]), float(f1[best])
+    return (float(ranked[best]), float(f1[best])) if f1[best] > 0 else (None, None)
 
 
 def _count(counts: NDArray[np.int64], found: _Found, objects: _Found, iou: NDArray[np.float64], threshold: float) -> None:

@@ -116,8 +116,11 @@ class FolderWriter(Protocol):
     def add(self, name: str, image: Any, prediction: Any, file: str = "") -> None:
         """Writes what is predicted for an image (H, W, C) of uint8 or uint16, called `file` in DATA. Each file appears complete."""
 
-    def close(self) -> None:
-        """Writes what is about all images, such as a legend. Called once, when all images were added."""
+    def close(self) -> str:
+        """Writes what is about all images, such as a legend. Called once, when all images were added.
+
+        Returns a sentence for the user on what was found, or "".
+        """
 
 
 @runtime_checkable

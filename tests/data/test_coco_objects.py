@@ -220,7 +220,7 @@ def test_what_is_no_object_is_left_out_and_said(tmp_path: Path) -> None:
         "left out 1 object: annotation 2 has a bbox without area",
         "left out 1 object: annotation 3 has a bbox outside of the image",
         "left out 1 object: annotation 6 is an exact copy of another object",
-        "cut 1 box at the edge of the image",
+        "cut 1 of 63 boxes at the edge of the image",
         "left out 1 of 68 annotations, whose image_id is the id of no image: annotation 7",
         "1 annotation with the id of another one: all are used",
         "1 image listed twice in the same way, and read once",

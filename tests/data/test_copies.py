@@ -110,7 +110,7 @@ def test_copies_between_splits_of_the_user_are_said_and_kept(tmp_path):
     opened = open_subsets(roles, side=16, channels=3, max_pixels=10**6, most=1000, show=False)
     assert len(opened.train) == 20
     assert opened.note == (
-        "1 of 9 test images is an exact copy of a training image: the accuracy is too high (unveil doctor lists them)"
+        "1 of 9 test images is an exact copy of a training image: the results are too good (unveil doctor lists them)"
     )
 
 

@@ -315,6 +315,7 @@ def test_yolo_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> Non
         ("names: [no, yes]", r"data.yaml: names has a class that YAML reads as false, such as yes or no: quote it"),
         ("names: [cat]\nkpt_shape: 3", r"data.yaml: kpt_shape is 3: expected \[keypoints, numbers of each\]"),
         ("names: 7", r"data.yaml: names is no list of classes"),
+        ("names: [cat, dog]\nnc: 3", r"data.yaml has nc: 3, but 2 names"),
         ("names: [cat, cat]", r"data.yaml: two classes are called 'cat'"),
         ("names: !!python/object/apply:os.system ['true']", r"data.yaml is damaged: it is not valid YAML"),
         ("names: " + "[" * 5000, r"data.yaml has 5,000 lists"),
@@ -322,6 +323,25 @@ def test_yolo_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> Non
 )
 def test_yolo_names_that_are_wrong(names: str, message: str, tmp_path: Path) -> None:
     refused(yolo_data(tmp_path, {"train/a": "0 0.5 0.5 0.2 0.1"}, names), message)
+
+
+def test_corners_in_place_of_a_centre_are_refused(tmp_path: Path) -> None:
+    corners = ["0 0.1 0.2 0.5 0.6", "1 0.2 0.1 0.7 0.5", "0 0.3 0.1 0.8 0.9", "1 0.6 0.7 0.8 0.9", "0 0.05 0.05 0.6 0.7"]
+    refused(
+        yolo_data(tmp_path, {"train/a": "\n".join(corners)}),
+        r"5 of 5 boxes reach far beyond their images: the box of .*a.txt, line 1",
+    )
+
+
+def test_txt_files_without_an_image(tmp_path: Path) -> None:
+    line = "0 0.5 0.5 0.2 0.1"
+    data = yolo_data(tmp_path / "one", {"train/a": line, "train/b": line})
+    (data / "images" / "train" / "b.png").unlink()
+    (data / "labels" / "classes.txt").write_text("cat\ndog\n")
+    notes = "\n".join(open_roles(data, targets=BoxTargets).train.notes)
+    assert "left out 1 txt file without an image, such as labels/train/b.txt" in notes
+    (data / "labels" / "train" / "a.txt").rename(data / "labels" / "train" / "A.txt")
+    refused(data, r"2 txt files in labels/ have the name of no image, such as labels/train/A.txt: expected images/7.jpg beside")
 
 
 def test_yolo_boxes_that_are_rounded_or_twice(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pycocotools.cocoeval import COCOeval
 import unveil
 from unveil.data.augment import AugmentConfig
 from unveil.data.rle import decoded, encoded
+from unveil.data.sources import open_roles
+from unveil.data.targets import BoxTargets
 from unveil.errors import UnveilError
 from unveil.models.vit import ViT
 from unveil.models.vit_config import ViTConfig
@@ -182,6 +185,30 @@ def test_predictions_are_those_of_the_evaluation(run: Run, data: Path, tmp_path:
         [*best["bbox"][:2], best["bbox"][0] + best["bbox"][2], best["bbox"][1] + best["bbox"][3]], abs=2e-3
     )
     assert decoded(one.masks[top], 30, 44).sum() > 20
+
+
+def test_the_lowest_score(run: Run, data: Path, tmp_path: Path) -> None:
+    out = unveil.predict(run.path, str(data / "val"), out=tmp_path / "found", device="cpu", min_score=0.2)
+    found = json.loads((out / "detections.json").read_text())["annotations"]
+    assert found
+    assert min(each["score"] for each in found) >= 0.2
+    everything = unveil.predict(run.path, str(data / "val"), device="cpu")
+    assert len(found) == sum(int((each.scores >= 0.2).sum()) for each in everything)
+    assert sum(len(each.scores) for each in everything) > len(found)
+    again = Path(shutil.copytree(data / "val", tmp_path / "again" / "train"))
+    shutil.copy(out / "detections.json", tmp_path / "again" / "instances_train.json")
+    notes = open_roles(again.parent, targets=BoxTargets).train.notes
+    assert any(f"{len(found)} annotations with a score, as predictions have: all are used as objects" in note for note in notes)
+
+
+def test_images_without_any_object(source: Run, data: Path, tmp_path: Path) -> None:
+    whole = json.loads((data / "annotations" / "instances_train.json").read_text())
+    (tmp_path / "none" / "annotations").mkdir(parents=True)
+    (tmp_path / "none" / "train").symlink_to(data / "train")
+    (tmp_path / "none" / "annotations" / "instances_train.json").write_text(json.dumps(whole | {"annotations": []}))
+    with pytest.raises(UnveilError, match=r"none of .* training images has an object, so there is nothing to learn"):
+        unveil.finetune(source.path, str(tmp_path / "none"), out=tmp_path / "x", **TUNE)
+    assert not (tmp_path / "x").exists()
 
 
 def test_boxes_alone(source: Run, data: Path, tmp_path: Path) -> None:

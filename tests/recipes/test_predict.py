@@ -274,7 +274,7 @@ def test_parts_of_something_else_are_refused(
     with pytest.raises(UnveilError, match="begun with another model"):
         unveil.predict(other, str(folder), out=out, device="cpu", batch_size=2)
     (folder / CLASSES[1] / "new.png").write_bytes((folder / CLASSES[1] / "00.png").read_bytes())
-    with pytest.raises(UnveilError, match="begun with another data"):
+    with pytest.raises(UnveilError, match="begun with other data"):
         unveil.predict(tuned, str(folder), out=out, device="cpu", batch_size=2)
     assert sorted(unfinished(out).iterdir()) == begun
     (folder / CLASSES[1] / "new.png").unlink()

@@ -245,7 +245,7 @@ def test_split_chooses_for_every_verb(made: tuple[Path, Path], tmp_path: Path, c
     (trained / "run.json").write_text(json.dumps(facts | {"data": everything.facts}))
     capfd.readouterr()
     unveil.probe(trained, str(data), kind="knn", compare=False, out=tmp_path / "c", device="cpu")
-    assert "was trained on test/, which is the test set now: its accuracy is too high" in capfd.readouterr().err
+    assert "was trained on test/, which is the test set now: its results are too good" in capfd.readouterr().err
     for verb in (unveil.pretrain, lambda *data, **options: unveil.finetune(run, *data, **options)):
         with pytest.raises(UnveilError, match="--split unlabeled is not among them"):
             verb(str(data), out=tmp_path / "refused", split="unlabeled")
@@ -331,6 +331,6 @@ def test_test_images_of_pre_training_are_noticed(
     for path in (run / "encoder.safetensors", run / "export" / "encoder.safetensors", tmp_path / "moved"):
         assert opened(path)[0] == names
     for test in (data, tmp_path / "all"):
-        assert "\n40 of 40 test images are trained on as well: the accuracy is too high" in opened(run, test)[1]
+        assert "\n40 of 40 test images are trained on as well: the results are too good" in opened(run, test)[1]
     write(data, {"cat": 21}, seed=2)
     assert "so it may have been trained on images that are held out now: its accuracy may be too high" in opened(run)[1]

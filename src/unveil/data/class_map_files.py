@@ -94,24 +94,26 @@ class ClassMapWriter:
         write_picture(self.mask_path(name), picture)
 
     def overlay(self, image: Pixels, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """An image, half of whose colour is that of its classes; shrunk if it is very large."""
+        """An image, half of whose colour is that of its classes, except for "background"; shrunk if it is very large."""
         height, width = classes.shape
         scale = min(1.0, LARGEST_OVERLAY / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         rows, columns = (((2 * np.arange(new) + 1) * old) // (2 * new) for new, old in zip(size, (height, width), strict=True))
         small: Pixels = resize(shown(image), size)
-        colours = self.colours[classes[rows[:, None], columns]]
-        mixed: NDArray[np.uint8] = ((small.astype(np.uint16) + colours + 1) // 2).astype(np.uint8)
-        return mixed
+        chosen = classes[rows[:, None], columns]
+        mixed: NDArray[np.uint8] = ((small.astype(np.uint16) + self.colours[chosen] + 1) // 2).astype(np.uint8)
+        plain = np.isin(chosen, [i for i, name in enumerate(self.classes) if name.lower() == "background"])
+        return np.where(plain[:, :, None], small, mixed)
 
-    def close(self) -> None:
-        """Writes the legend."""
+    def close(self) -> str:
+        """Writes the legend. Returns no sentence."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["value", "class", "red", "green", "blue"])
         for value, name, colour in zip(self.stored.tolist(), self.classes, self.colours.tolist(), strict=True):
             writer.writerow([value, csv_cell(name), *colour])
         write_text(self.out / "classes.csv", stream.getvalue())
+        return ""
 
 
 def write_picture(path: Path, picture: Image.Image, quality: int = 75) -> None:

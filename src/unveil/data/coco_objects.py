@@ -245,4 +245,10 @@ class _Reader:
             self.notes.append(f"{self.where}: left out {share}, whose image_id is the id of no image: {examples(orphans)}")
         if again:
             self.notes.append(f"{self.where}: {count_of(again, 'annotation')} with the id of another one: all are used")
+        scored = sum("score" in each for each in entries)
+        if scored:
+            self.notes.append(
+                f"{self.where}: {count_of(scored, 'annotation')} with a score, as predictions have: all are used as objects, "
+                f"whatever their score"
+            )
         return rows

@@ -16,7 +16,7 @@ from unveil.plain_text import count_of
 MOST_BROKEN = 0.1
 """Largest share of the boxes that may be broken. With more, the file is another than it seems."""
 EMPTY = "without area"
-FAR_OUT = 0.1
+FAR_OUT = 0.02
 """A box that reaches this share of a side beyond its image, or further, is not just rounded."""
 
 
@@ -84,7 +84,7 @@ def checked_objects(told: Told) -> tuple[Objects, list[str]]:
     kept &= ~copies
     clipped = int((kept & (np.abs(inside - boxes) > (0.01 if told.relative else 1)).any(axis=1)).sum())
     if clipped:
-        notes.append(f"{told.where}: cut {count_of(clipped, 'box', 'boxes')} at the edge of the image")
+        notes.append(f"{told.where}: cut {clipped:,} of {count_of(int(kept.sum()), 'box', 'boxes')} at the edge of the image")
     found = [rows[i] for i in np.flatnonzero(kept)]
     segments, note = _masks(told, found)
     counts = np.bincount(images[kept], minlength=len(sizes))
@@ -137,14 +137,16 @@ def _refuse_many(
 
 def _refuse_other_corners(told: Told, rows: Sequence[Row], boxes: NDArray[np.float64], ends: NDArray[np.float64]) -> None:
     """Raises `UnveilError` if most boxes reach far beyond their images, as they do if right and bottom are taken for sizes."""
-    beyond = (boxes[:, 2:] > (1 + FAR_OUT) * ends[:, 2:]).any(axis=1)
+    known = np.isfinite(ends)
+    limits = np.where(known, FAR_OUT * ends, np.inf)
+    beyond = ((boxes > ends + limits) | (boxes < np.where(known, -limits, -np.inf))).any(axis=1)
     if len(rows) < 4 or beyond.mean() <= 0.5:
         return
     first = int(np.flatnonzero(beyond)[0])
     raise UnveilError(
         f"{told.where}: {int(beyond.sum()):,} of {len(rows):,} boxes reach far beyond their images: the {told.field} of "
-        f"{rows[first].name} ends at {_numbers(boxes[first, 2:])}, but its image at {_numbers(ends[first, 2:])}. "
-        f"Expected {told.expected}"
+        f"{rows[first].name} goes from {_numbers(boxes[first, :2])} to {_numbers(boxes[first, 2:])}, but its image from 0, 0 to "
+        f"{_numbers(ends[first, 2:])}. Expected {told.expected}"
     )
 
 
@@ -195,4 +197,4 @@ def class_sentence(where: str, objects: Objects, classes: Sequence[str]) -> str:
     empty = int((objects.counts == 0).sum())
     none = f"; {count_of(empty, 'image')} without objects" if empty else ""
     what = f"{count_of(len(objects.labels), 'object')}{masks}{crowds} in {count_of(len(objects), 'image')}{none}"
-    return f"{where} has {what}: {shown}{many}"
+    return f"{where} has {what}" + (f": {shown}{many}" if shown else "")

@@ -72,6 +72,11 @@ def yolo_config(finder: ImageFinder) -> YoloConfig:
     if named:
         config.named_in = config.file = named[0].name
         config.names = names[config.named_in]
+        count = named[0].content.get("nc")
+        if count is not None and count != len(config.names):
+            raise UnveilError(
+                f"{finder.text}: {config.named_in} has nc: {str(count)[:40]}, but {count_of(len(config.names), 'name')}: mend it"
+            )
     if splitting:
         config.file = splitting[0].name
         _add_splits(config, finder, config.file, splitting[0].content)

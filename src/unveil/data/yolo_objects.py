@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from unveil.data.archive import SAMPLE_TEXT_LIMIT
 from unveil.data.archive_parts import names_without_shards
+from unveil.data.archives import Archive
 from unveil.data.image_finder import ImageFinder, Part
 from unveil.data.object_rows import Row, Told
 from unveil.data.split_folders import layout_of
@@ -19,6 +20,8 @@ from unveil.plain_text import count_of
 EXPECTED = "a class and x, y, width, height of the box, as shares of the image from 0 to 1"
 SLACK = 0.01
 """By how much a share may lie outside of 0 to 1, since tools round."""
+LISTS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt")
+"""Files in a folder of labels that are of no image."""
 MOST_CLASSES = 100_000
 """Maximum number of classes that no file names."""
 
@@ -33,6 +36,12 @@ def yolo_parts(finder: ImageFinder) -> dict[str, Part] | None:
     indices = {_path_key(name): i for i, name in enumerate(archive.names)}
     labels = {image: _label_file(archive.names[image], indices) for image in finder.candidates}
     if not any(index is not None for index in labels.values()):
+        lost = _without_image(archive, labels)
+        if lost:
+            raise UnveilError(
+                f"{finder.text}: {count_of(len(lost), 'txt file')} in labels/ {'has' if len(lost) == 1 else 'have'} the name of no "
+                f"image, such as {lost[0]}: expected images/7.jpg beside labels/7.txt"
+            )
         return None
     config = yolo_config(finder)
     splits = config.splits
@@ -55,6 +64,9 @@ def yolo_parts(finder: ImageFinder) -> dict[str, Part] | None:
             f"{finder.text}: {count_of(len(bare), 'image')} without a txt file, taken as images without objects, such as "
             f"{archive.names[bare[0]]}"
         )
+    lost = _without_image(archive, labels)
+    if lost:
+        first.notes.append(f"{finder.text}: left out {count_of(len(lost), 'txt file')} without an image, such as {lost[0]}")
     used = {i for part in parts.values() for i in part.images}
     rest = [archive.names[i] for i in finder.candidates if i not in used]
     first.unused |= dict.fromkeys(rest, "its folder has no txt files of boxes, or it is in no split")
@@ -71,6 +83,16 @@ def _label_file(image: str, indices: dict[str, int]) -> int | None:
         if found is not None:
             return found
     return indices.get("/".join([*folders, text]))
+
+
+def _without_image(archive: Archive, labels: Mapping[int, int | None]) -> list[str]:
+    """The txt files in folders called labels that are of no image, but for lists of classes or images."""
+    used, found = set(labels.values()), []
+    for i, name in enumerate(archive.names):
+        *folders, file = _path_key(name).split("/")
+        if i not in used and file.lower().endswith(".txt") and file.lower() not in LISTS and "labels" in folders:
+            found.append(name)
+    return found
 
 
 def _path_key(path: str) -> str:

@@ -55,7 +55,8 @@ def finetune(
         task: A name from `unveil.tasks.TASKS`, "package.module:Class", "path/to/file.py:Class", or a class. By default "finetune"
             for images and "text-classification" for text.
         test: Labelled samples to test on; by default the test split of `data`, or a tenth of it that is held out.
-        out: The run folder; by default `<run>-<task>`, or `<run>-scratch`.
+        out: The run folder; by default `<run>-finetune`, or `<run>-<task>` if a task is given; with
+            `scratch`, `<run>-scratch` or `<run>-<task>-scratch`.
         resume_from: Another fine-tuning run to go on from, as in `pretrain`.
         extend: Go on in the same folder for more epochs, as in `pretrain`.
         config: A file to take options from, as in `pretrain`.
@@ -82,7 +83,8 @@ def finetune(
             f"the task {TASKS.label(kind)} is for {modality(kind.modality).noun}, but {run} is a model of {samples.noun}"
         )
     configs = (*samples.finetune_configs(kind), TrainConfig, OptimConfig, HardwareConfig)
-    suffix = "scratch" if options.get("scratch") else TASKS.label(kind) if task else "finetune"
+    named = TASKS.label(kind) if task else "" if options.get("scratch") else "finetune"
+    suffix = "-".join([named] * bool(named) + ["scratch"] * bool(options.get("scratch")))
     path = Path(out) if out else beside(run, suffix)
     refuse_without(own_code, path, resume_from)
     kept = known_to(options_to_keep(resume_from) | recorded_options(path), *configs)
@@ -118,11 +120,11 @@ def finetune(
     own, task_config, *rest = configure({**defaults, **chosen, **kept, **options}, *configs)
     recipe = replace(recipe, training=rest[-3], optim=rest[-2])
     recipe = replace(recipe, training=recipe.training.with_batch_size(labelled.counts[0]))
-    named = {} if TASKS.label(kind) == samples.default_task else TASKS.describe(kind)  # as in older folders
+    described = {} if TASKS.label(kind) == samples.default_task else TASKS.describe(kind)  # as in older folders
     spec = RunSpec(
         kind="finetune",
         path=path,
-        config={"from": "scratch" if own.scratch else str(run), **named}
+        config={"from": "scratch" if own.scratch else str(run), **described}
         | options_by_name(own, task_config, *rest[:-3], recipe.training, recipe.optim, recipe.hardware)
         | recorded(own_code),
         data=labelled.facts,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 
 from unveil.data.python_data import with_columns
+from unveil.data.targets import BoxTargets
 from unveil.errors import UnveilError
 from unveil.evaluate.features import evaluation_batch_size
 from unveil.interop.load import load
@@ -20,7 +21,7 @@ from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
 from unveil.predictions import Columns, Predictions, PredictsClasses, Table
 from unveil.protocols import Predicts, WritesFolder
-from unveil.ranges import Count, Range
+from unveil.ranges import Count, Range, ShareBelowOne
 from unveil.runs.folder_job import SKIPPED, FolderJob
 from unveil.runs.modality import AnyData, modality
 from unveil.runs.parts_on_disk import skipped_list
@@ -46,6 +47,9 @@ class PredictConfig:
     """Samples per batch; 0 means a size that suits the device."""
     max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
+    min_score: ShareBelowOne = 0.0
+    """Of a detector: the lowest score of the objects that are written. Overlays show all of them then, and not only those with a
+    score of at least 0.5."""
     overlays: bool = True
     """Of a model that predicts class maps or objects, also draw them over the images."""
 
@@ -152,6 +156,8 @@ class Labeller:
 
     def refuse_options(self) -> None:
         """Raises `UnveilError` for options that do not fit the model, before anything is read."""
+        if self.config.min_score:
+            raise UnveilError(f"min_score is {self.config.min_score:g}, but {self.owner} finds no objects: leave it out")
         if isinstance(self.learner, PredictsClasses):
             self.learner.check_columns(self.config.top_k, self.config.scores, self.owner)
 
@@ -190,7 +196,7 @@ class FolderPredictor:
         with autocast(self.hardware, self.world):
             predictions = self.learner.predict(batch)
         found: list[Any] = self.learner.items(predictions, batch.sizes)
-        return found
+        return [each.above(self.config.min_score) for each in found] if self.config.min_score else found
 
     def predict(self, images: AnyData, out: str | Path | None, say: Callable[[str], None]) -> Path | Predictions:
         """See `predict`."""
@@ -209,7 +215,9 @@ class FolderPredictor:
             return result
         path = Path(out)
         facts = {"split": config.split, "max_pixels": config.max_pixels, "overlays": config.overlays}
-        make = partial(learner.writer, overlays=config.overlays)
+        facts |= {"min_score": config.min_score} if config.min_score else {}
+        shown = {"shown_score": config.min_score} if config.min_score else {}
+        make = partial(learner.writer, overlays=config.overlays, **shown)
         count, skipped = job.to_folder(path, job.facts("predict", learner, facts), make)
         if self.world.is_main:
             job.say_skipped(skipped, path / SKIPPED, "prediction")
@@ -222,6 +230,8 @@ class FolderPredictor:
         given = [f"top_k is {config.top_k}"] * (config.top_k != 1) + ["scores is on"] * config.scores
         if given:
             raise UnveilError(f"{given[0]}, but {self.owner} predicts no row of a table for an image: leave it out")
+        if config.min_score and self.learner.TargetType is not BoxTargets:
+            raise UnveilError(f"min_score is {config.min_score:g}, but {self.owner} finds no objects: leave it out")
         if config.batch_size > 1:
             raise UnveilError(f"batch_size is {config.batch_size}, but {self.owner} takes one whole image at a time: leave it out")
         if out is not None and Path(out).suffix in (".csv", ".parquet", ".jsonl"):

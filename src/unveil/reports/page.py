@@ -136,8 +136,14 @@ def scratch_score(run: Run) -> Mapping[str, Any]:
     config = run.facts.get("config") or {}
     if run.facts.get("kind") != "finetune" or config.get("scratch") or not config.get("from"):
         return {}
+    names = (f"{run.path.name}-scratch", f"{Path(str(config['from'])).name}-scratch")
+    return next((score for name in names if (score := score_if_scratch_of(run, run.path.with_name(name)))), {})
+
+
+def score_if_scratch_of(run: Run, path: Path) -> Mapping[str, Any]:
+    """The score of the run in `path`, if it is `run` from scratch; else {}."""
     try:
-        other = Run(run.path.with_name(f"{Path(str(config['from'])).name}-scratch"))
+        config, other = run.facts["config"], Run(path)
         data, other_data = run.facts["data"], other.facts["data"]
         same = {**other.facts["config"], "from": config["from"], "scratch": False} == config
         same = same and all(other_data.get(key) == data.get(key) for key in ("fingerprint", "test_fingerprint"))

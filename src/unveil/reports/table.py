@@ -55,6 +55,8 @@ def terminal_table(results: Results) -> RenderableType:
     """The results as tables for a terminal, with notes below each table."""
     parts: list[RenderableType] = [part for table in result_tables(results) for part in (to_terminal(table), Text(""))]
     if not parts:
+        if results.get("score"):
+            return Text("The test samples have nothing to score, such as objects.")
         return Text("No samples were held out, so nothing was evaluated." if results else "There are no results yet.")
     return Group(*parts[:-1])
 

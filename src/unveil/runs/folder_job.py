@@ -138,13 +138,15 @@ class FolderJob(Job):
                 "--out must be in a folder that all of them share"
             )
         self.refuse_nothing(done, skipped)
-        writer.close()
+        sentence = writer.close()
         if skipped:
             lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in sorted(skipped.items()))
             write_text(disk.files / SKIPPED, lines)
         refuse_existing(disk.out)
         move_into_place(disk.files, disk.out)
         remove(disk.folder)
+        if sentence:
+            self.say(sentence)
         return done
 
     def name_of(self, span: Span) -> str:

@@ -101,7 +101,7 @@ def labelled_subsets(
     roles = roles.numbered_as(request.classes)
     say_notes(request.say, roles.sentence, roles.train, *([roles.test] if test is not None and roles.test else []))
     if trained := trained_on_test(run, roles):
-        request.say(f"{run} was trained on {trained}, which is the test set now: its accuracy is too high")
+        request.say(f"{run} was trained on {trained}, which is the test set now: its results are too good")
     if other_images_held_out(run, roles):
         request.say(
             f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
@@ -109,7 +109,7 @@ def labelled_subsets(
         )
     shared = shared_images(roles.train, roles.test) if test is not None and roles.test else 0
     if shared and roles.test:
-        request.say(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the accuracy is too high")
+        request.say(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the results are too good")
     side = request.side if request.whole else stored_side(vit.image_size, request.augment)
     if side is not None:
         say_notes(request.say, pack_sentence(roles.train, side))

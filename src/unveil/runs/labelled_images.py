@@ -17,6 +17,7 @@ from unveil.data.mask_meaning import listed
 from unveil.data.mask_values import MaskValues
 from unveil.data.splits import Subset
 from unveil.data.targets import PER_IMAGE, BoxTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
+from unveil.errors import UnveilError
 from unveil.evaluate.features import Features, NothingReadableError, features_of, predictions_of, refuse_non_finite, views_of
 from unveil.evaluate.label_fits import fit_labels, fit_ridge
 from unveil.evaluate.logistic import fit_logistic
@@ -60,6 +61,10 @@ class LabelledImages(LabelledData):
         self.train_set, self.test_set, self.held_out, self.validation_set, self.splits = opened
         self.max_unreadable, self.say = max_unreadable, printer(world.is_main)
         self.classes = self.train_set.dataset.classes
+        objects = self.train_set.dataset.source.objects
+        if objects is not None and len(self.train_set) and not objects.counts[self.train_set.indices.numpy()].any():
+            count = count_of(len(self.train_set), "training image")
+            raise UnveilError(f"{self.train_set.dataset.source.name}: none of {count} has an object, so there is nothing to learn")
         self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, world, self.say)
 
     @property

@@ -168,7 +168,7 @@ def shared_sentence(shared: int, checked: int, tests: int) -> str:
     """A warning that test images are trained on; "" if none of those that were checked is."""
     of = f"the {checked:,} that were checked of {tests:,} test images" if checked < tests else count_of(tests, "test image")
     verb = "is an exact copy of a training image" if shared == 1 else "are exact copies of training images"
-    return f"{shared:,} of {of} {verb}: the accuracy is too high (unveil doctor lists them)" if shared else ""
+    return f"{shared:,} of {of} {verb}: the results are too good (unveil doctor lists them)" if shared else ""
 
 
 def image_facts(dataset: ImageDataset, image_size: Size) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """What differs between the facts of the parts and those of this command, in words."""
     if found.get("format") != wanted["format"] or found.get("verb") != wanted.get("verb"):
         return f"unveil {found.get('verb')} of another version" if found.get("verb") == wanted.get("verb") else "another command"
-    words = [f"another {name}" for name in ("model", "data") if found.get(name) != wanted.get(name)]
+    words = [text for name, text in (("model", "another model"), ("data", "other data")) if found.get(name) != wanted.get(name)]
     before, now = found.get("options", {}), wanted.get("options", {})
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     words += [f"--{name.replace('_', '-')} {before.get(name)}, not {now.get(name)}" for name in changed]

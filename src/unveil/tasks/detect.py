@@ -26,7 +26,7 @@ from unveil.data.detect_augment import DetectAugment, refuse_clipped
 from unveil.data.rle import encoded
 from unveil.data.scale_jitter import ScaleJitter
 from unveil.data.targets import BoxTargets, Geometry
-from unveil.detection_files import DetectionWriter
+from unveil.detection_files import SHOWN_SCORE, DetectionWriter
 from unveil.detection_metrics import DetectionMetric
 from unveil.detections import Detections
 from unveil.learner import Step, Task
@@ -288,9 +288,10 @@ class Detect(Task):
         """The detections of each image: see `unveil.protocols.WritesFolder`."""
         return predictions
 
-    def writer(self, out: Any, *, overlays: bool) -> DetectionWriter:
+    def writer(self, out: Any, *, overlays: bool, shown_score: float = SHOWN_SCORE) -> DetectionWriter:
         """See `unveil.protocols.WritesFolder`."""
-        return DetectionWriter(out, classes=self.classes, category_ids=self.category_ids.tolist(), overlays=overlays)
+        ids = self.category_ids.tolist()
+        return DetectionWriter(out, classes=self.classes, category_ids=ids, overlays=overlays, shown_score=shown_score)
 
     @torch.inference_mode()
     def predict_images(  # type: ignore[override]  # boxes are no table
