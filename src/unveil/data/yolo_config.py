@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class YoloConfig:
+class YoloFacts:
     """What data.yaml tells, as far as there is one."""
 
     names: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class _File(NamedTuple):
     has_splits: bool
 
 
-def yolo_config(finder: ImageFinder) -> YoloConfig:
+def yolo_config(finder: ImageFinder) -> YoloFacts:
     """Reads data.yaml, or the file that is most like it, or else a list of classes.
 
     Raises:
@@ -66,7 +66,7 @@ def yolo_config(finder: ImageFinder) -> YoloConfig:
     if len(set(map(tuple, names.values()))) > 1:
         first, second = list(names)[:2]
         raise UnveilError(f"{finder.text}: {first} and {second} have different names of classes: leave one of them")
-    config = YoloConfig()
+    config = YoloFacts()
     for file in [*named[:1], *splitting[:1]]:
         config.keypoints = config.keypoints or _keypoints(file.content, f"{finder.text}: {file.name}")
     if named:
@@ -174,7 +174,7 @@ def _keypoints(content: Mapping[str, Any], where: str) -> int | None:
     return int(shape[0] * shape[1])
 
 
-def _add_splits(config: YoloConfig, finder: ImageFinder, name: str, content: Mapping[str, Any]) -> None:
+def _add_splits(config: YoloFacts, finder: ImageFinder, name: str, content: Mapping[str, Any]) -> None:
     """Finds the images of the splits that data.yaml names; without those for training, splits follow from the folders."""
     if not any(_entries(content, key) for key in SPLITS):
         return

@@ -13,7 +13,7 @@ from unveil.data.archives import Archive
 from unveil.data.image_finder import ImageFinder, Part
 from unveil.data.object_rows import Row, Told
 from unveil.data.split_folders import layout_of
-from unveil.data.yolo_config import YoloConfig, yolo_config
+from unveil.data.yolo_config import YoloFacts, yolo_config
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
 
@@ -101,7 +101,7 @@ def _path_key(path: str) -> str:
     return folder.lower() + slash + file
 
 
-def _part(finder: ImageFinder, labels: Mapping[int, int | None], config: YoloConfig) -> Part:
+def _part(finder: ImageFinder, labels: Mapping[int, int | None], config: YoloFacts) -> Part:
     """The images of a split, with the file of each."""
     archive, images, files = finder.archive, list(labels), list(labels.values())
 
@@ -131,7 +131,7 @@ def _part(finder: ImageFinder, labels: Mapping[int, int | None], config: YoloCon
     return Part(images, told, list(config.names), digest.digest())
 
 
-def _rows(raw: bytes, place: int, where: str, file: str, config: YoloConfig) -> list[Row]:
+def _rows(raw: bytes, place: int, where: str, file: str, config: YoloFacts) -> list[Row]:
     """The objects of a file."""
     names = config.names
     rows = []

@@ -214,7 +214,7 @@ class FolderPredictor:
             result.names, result.classes, result.skipped = names, list(learner.classes), skipped
             return result
         path = Path(out)
-        facts = {"split": config.split, "max_pixels": config.max_pixels, "overlays": config.overlays}
+        facts: dict[str, Any] = {"split": config.split, "max_pixels": config.max_pixels, "overlays": config.overlays}
         facts |= {"min_score": config.min_score} if config.min_score else {}
         shown = {"shown_score": config.min_score} if config.min_score else {}
         make = partial(learner.writer, overlays=config.overlays, **shown)
