@@ -278,6 +278,15 @@ def test_equal_scores_are_above_or_below_a_threshold_together() -> None:
     assert best_threshold([]) == (None, None)
 
 
+def test_no_score_is_best_if_no_detection_is_correct() -> None:
+    metric = DetectionMetric(1)
+    metric.update(found_in([[50, 50, 60, 60], [70, 70, 80, 80]], [0.7, 0.3], [0, 0]), objects([[0, 0, 10, 10]], [0]))
+    found = metric.compute()
+    assert "score_threshold" not in found
+    assert found["best_f1"] == 0
+    assert found["confusion"] == [[0, 1], [1, 0]]  # of the detection with a score of at least 0.5
+
+
 def test_images_without_objects_or_detections() -> None:
     empty = BoxTargets(torch.zeros(1, 1, 4), torch.full((1, 1), -1))
     metric = DetectionMetric(2)

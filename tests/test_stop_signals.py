@@ -60,6 +60,19 @@ def test_work_that_can_be_abandoned_is_abandoned():
         signal.raise_signal(signal.SIGTERM)
 
 
+def test_a_signal_while_a_class_is_created_stops():
+    """Python 3.11 wraps what `__set_name__` raises in a RuntimeError."""
+
+    class Descriptor:
+        def __set_name__(self, owner: type, name: str) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped), raise_on_signals():
+        type("Owner", (), {"field": Descriptor()})
+    with pytest.raises(RuntimeError, match="another"), raise_on_signals():
+        raise RuntimeError("another")
+
+
 def test_ignored_signals_stay_ignored():
     """As `nohup` and the `&` of a script set them."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -27,6 +27,8 @@ IOU50, IOU75 = 0, 5
 """Places of the IoU thresholds 0.5 and 0.75 among 0.5, 0.55, ..., 0.95."""
 MATCH = 0.5
 """The IoU from which a detection is of an object, for the confusion matrix."""
+UNKNOWN_THRESHOLD = 0.5
+"""The lowest score of the detections in the confusion matrix, if none is correct, so that no score is better than others."""
 Rle = dict[str, Any]
 
 
@@ -128,10 +130,10 @@ class DetectionMetric(Metric):
         overlaps = [_ious(found, objects) for found, objects in pairs]
         threshold, f1 = best_threshold([(*pair, iou) for pair, iou in zip(pairs, overlaps, strict=True)])
         result: dict[str, Any] = {"score_threshold": threshold, "best_f1": f1}
-        if self.classes <= MAX_CONFUSION and threshold is not None:
+        if self.classes <= MAX_CONFUSION and f1 is not None:
             counts = np.zeros((self.classes + 1, self.classes + 1), np.int64)
             for (found, objects), iou in zip(pairs, overlaps, strict=True):
-                _count(counts, found, objects, iou, threshold)
+                _count(counts, found, objects, iou, UNKNOWN_THRESHOLD if threshold is None else threshold)
             result |= {"confusion": counts.tolist(), "background": True, "unit": "objects"}
         return result
 
@@ -296,7 +298,7 @@ def errors_of_image(found: Detections, targets: BoxTargets, row: int) -> tuple[i
 def best_threshold(images: Sequence[tuple[_Found, _Found, NDArray[np.float64]]]) -> tuple[float | None, float | None]:
     """The score with the highest F1 over all classes, when detections of at least this score are taken; and this F1.
 
-    None if there are no objects, or no detection is correct.
+    Both are None if there are no objects or no detections; the score is None as well if no detection is correct.
     """
     scores, correct, total = list[float](), list[bool](), 0
     for found, objects, iou in images:
@@ -313,7 +315,7 @@ def best_threshold(images: Sequence[tuple[_Found, _Found, NDArray[np.float64]]])
     ranked = np.array(scores)[order]
     f1[:-1][ranked[:-1] == ranked[1:]] = -1.0  # equal scores are taken together
     best = int(f1.argmax())
-    return (float(ranked[best]), float(f1[best])) if f1[best] > 0 else (None, None)
+    return (float(ranked[best]), float(f1[best])) if f1[best] > 0 else (None, 0.0)
 
 
 def _count(counts: NDArray[np.int64], found: _Found, objects: _Found, iou: NDArray[np.float64], threshold: float) -> None:

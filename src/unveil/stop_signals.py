@@ -71,6 +71,10 @@ def raise_on_signals() -> Iterator[None]:
         sys.unraisablehook = send_again
         try:
             yield
+        except RuntimeError as error:
+            if isinstance(error.__cause__, Stopped):  # Python 3.11 wraps what is raised while a class is being created
+                raise error.__cause__ from None
+            raise
         finally:
             sys.unraisablehook = hook
 

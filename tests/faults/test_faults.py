@@ -8,18 +8,18 @@ import pytest
 from tests.faults.suite import KINDS, Suite, Verdict, cases_of, table
 
 SHORT = {
-    "sigkill": (2, "translate"),  # the fastest of the commands that train
+    "sigkill": (1, "translate"),  # the fastest of the commands that train
     "two_processes": (1, "translate"),
     "signals": (1, "translate"),
-    "full_disk": (2, "embed"),
-    "byte_flips": (8, "embed"),
-    "odd_json": (4, ""),
-    "hostile_files": (10, ""),
+    "full_disk": (1, "embed"),
+    "byte_flips": (5, "embed"),
+    "odd_json": (2, ""),
+    "hostile_files": (6, ""),
     "two_writers": (1, "translate"),
     "lost_images": (1, "a shard of a pack is cut"),
     "not_finite": (1, "one process"),
-    "changed_runs": (2, "other"),
-    "malicious_models": (10, " in "),
+    "changed_runs": (1, "other"),
+    "malicious_models": (6, " in "),
 }
 """Cases of each kind, and a part of their names."""
 verdicts: list[Verdict] = []

@@ -134,14 +134,14 @@ def test_a_folder_in_place_of_a_file(run):
 
 def test_every_cut_of_the_samples_gives_a_page(run):
     whole = (run.path / "samples.npz").read_bytes()
-    for length in [*range(0, len(whole), len(whole) // 16), len(whole) - 1]:
+    for length in [*range(0, len(whole), len(whole) // 8), len(whole) - 1]:
         (run.path / "samples.npz").write_bytes(whole[:length])
         assert "samples.npz is damaged" in write_page(Run(run.path), None).read_text()
 
 
 def test_flipped_bytes_in_the_samples_give_a_page(run):
     whole, random = (run.path / "samples.npz").read_bytes(), np.random.default_rng(0)
-    for place in random.integers(0, len(whole), 30):
+    for place in random.integers(0, len(whole), 15):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(random.integers(8))
         (run.path / "samples.npz").write_bytes(flipped)

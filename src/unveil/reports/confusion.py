@@ -33,8 +33,9 @@ def class_section(results: Results) -> Markup | None:
     known = names[: max(map(len, columns.values()))] if columns else []
     parts: list[object] = [class_table(columns, known, counts, unit)] if columns else []
     if counts is not None:
-        threshold = metric.get("score_threshold") if metric.get("background") else None
-        of = f" of objects with a score of at least {threshold:.2f}, at which F1 is best" if isinstance(threshold, float) else ""
+        of, best = "", metric.get("score_threshold")
+        if metric.get("background") and isinstance(best, float):
+            of = f" of objects with a score of at least {best:.2f}, at which F1 is best"
         parts.append(confusion_table(counts, names, of) if size <= MAX_CLASSES else confusion_figure(counts, of))
         parts.append(mistake_table(counts, names))
     return join_markup(parts)
