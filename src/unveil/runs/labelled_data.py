@@ -175,8 +175,8 @@ def refuse_one_class(source: Source, request: LabelledOptions) -> None:
         if folder and all(os.path.dirname(name) == folder for name in source.names):
             raise UnveilError(
                 f"{source.name} has only one class: all of its {count_of(len(source), 'image')} are in the folder {folder}. Give "
-                f"images of two classes or more, each class in a folder of its own, or a labels.csv with the columns file,label. For boxes or "
-                f"masks, add --task detect or --task segment"
+                f"images of two classes or more, each class in a folder of its own, or a labels.csv with the columns file,label. "
+                f"For boxes or masks, add --task detect or --task segment"
             )
         raise UnveilError(
             f"{source.name} has no labelled images for the train set: put each class into a folder of its own, or add a "
