@@ -21,7 +21,7 @@ from unveil.atomic_files import remove, replacing, write_text
 from unveil.coco_results import coco_entries
 from unveil.data.class_map_files import LARGEST_OVERLAY, class_colours, shown, write_picture
 from unveil.data.eval_transform import resize
-from unveil.data.pixels import Pixels
+from unveil.data.pixels import Pixels, under_centres
 from unveil.data.rle import decoded
 from unveil.detections import Detections
 from unveil.json_files import read_json
@@ -138,7 +138,7 @@ def drawn(
     size = max(1, round(height * scale)), max(1, round(width * scale))
     canvas = resize(shown(image), size).astype(np.float32)
     colours, labels = class_colours(len(classes)).numpy(), found.labels.tolist()
-    rows, columns = (((2 * np.arange(new) + 1) * old) // (2 * new) for new, old in zip(size, (height, width), strict=True))
+    rows, columns = under_centres(height, size[0]), under_centres(width, size[1])
     for number, mask in enumerate(found.masks if found.masks is not None else ()):
         pixels = decoded(mask, height, width) if isinstance(mask, dict) else np.asarray(mask.cpu())
         inside = pixels[rows[:, None], columns]

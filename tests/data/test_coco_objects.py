@@ -401,7 +401,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         (coco([]) | {"images": [{"id": 1, "file_name": "1.png", "width": -3}]}, r"width of image 1 \(1.png\) is -3"),
         (coco([]) | {"images": [{"id": 1.0}]}, r"id of entry 0 of images is 1.0: expected a whole number or a text"),
         (coco([]) | {"images": [{"id": 1}]}, r"file_name of image 1 is missing"),
-        (coco([annotation(i, box=(10, 8, 28, 18)) for i in range(6)]), r"6 of 6 boxes reach far beyond their images: the bbox of"),
+        (coco([annotation(i, box=(10, 8, 28, 18)) for i in range(6)]), r"6 of 6 boxes reach beyond their images: the bbox of"),
     ],
 )
 def test_a_sentence_names_the_file_and_the_field(content: Any, message: str, tmp_path: Path) -> None:

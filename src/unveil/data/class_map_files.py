@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unveil.atomic_files import replacing, write_text
 from unveil.data.eval_transform import resize
-from unveil.data.pixels import Pixels
+from unveil.data.pixels import Pixels, under_centres
 from unveil.plain_text import csv_cell
 
 GOLDEN_RATIO = 0.618034
@@ -98,7 +98,7 @@ class ClassMapWriter:
         height, width = classes.shape
         scale = min(1.0, LARGEST_OVERLAY / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        rows, columns = (((2 * np.arange(new) + 1) * old) // (2 * new) for new, old in zip(size, (height, width), strict=True))
+        rows, columns = under_centres(height, size[0]), under_centres(width, size[1])
         small: Pixels = resize(shown(image), size)
         chosen = classes[rows[:, None], columns]
         mixed: NDArray[np.uint8] = ((small.astype(np.uint16) + self.colours[chosen] + 1) // 2).astype(np.uint8)

@@ -61,7 +61,7 @@ def checked_objects(told: Told) -> tuple[Objects, list[str]]:
     is left out, and so is an exact copy of another object.
 
     Raises:
-        UnveilError: If that is more than `MOST_BROKEN` of them (boxes without area aside) or all; or if most reach far beyond
+        UnveilError: If that is more than `MOST_BROKEN` of them (boxes without area aside) or all; or if most reach beyond
             their images.
     """
     rows = sorted(told.rows, key=lambda row: row.image)  # stable: objects of an image stay in their order
@@ -136,7 +136,7 @@ def _refuse_many(
 
 
 def _refuse_other_corners(told: Told, rows: Sequence[Row], boxes: NDArray[np.float64], ends: NDArray[np.float64]) -> None:
-    """Raises `UnveilError` if most boxes reach far beyond their images, as they do if right and bottom are taken for sizes."""
+    """Raises `UnveilError` if most boxes reach beyond their images, as they do if right and bottom are taken for sizes."""
     known = np.isfinite(ends)
     limits = np.where(known, FAR_OUT * ends, np.inf)
     beyond = ((boxes > ends + limits) | (boxes < np.where(known, -limits, -np.inf))).any(axis=1)
@@ -144,7 +144,7 @@ def _refuse_other_corners(told: Told, rows: Sequence[Row], boxes: NDArray[np.flo
         return
     first = int(np.flatnonzero(beyond)[0])
     raise UnveilError(
-        f"{told.where}: {int(beyond.sum()):,} of {len(rows):,} boxes reach far beyond their images: the {told.field} of "
+        f"{told.where}: {int(beyond.sum()):,} of {len(rows):,} boxes reach beyond their images: the {told.field} of "
         f"{rows[first].name} goes from {_numbers(boxes[first, :2])} to {_numbers(boxes[first, 2:])}, but its image from 0, 0 to "
         f"{_numbers(ends[first, 2:])}. Expected {told.expected}"
     )

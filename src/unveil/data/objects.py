@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unveil.data.from_pillow import ENDS, upright_size
-from unveil.data.pixels import ShrinkTo, Unreadable, cut_ends, fit_size
+from unveil.data.pixels import ShrinkTo, Unreadable, cut_ends, fit_size, under_centres
 from unveil.data.rle import Patch, Segment, decoded, patch
 
 NO_MASK = Patch(0, 0, np.zeros((0, 0), bool))
@@ -208,7 +208,7 @@ def _axis(old: int, shrink_to: ShrinkTo | None, size: tuple[int, int], axis: int
         return _Axis(old, 1.0, 0, None)
     new = fit_size(*size, shrink_to)[axis]
     cut = cut_ends(fit_size(*size, shrink_to), shrink_to)[axis]
-    sources = (2 * np.arange(new) + 1) * old // (2 * new)  # as `shrink_class_map`
+    sources = under_centres(old, new)  # as `shrink_class_map`
     return _Axis(new - 2 * cut, new / old, cut, None if new == old and not cut else sources[cut : new - cut])
 
 

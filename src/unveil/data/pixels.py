@@ -246,14 +246,18 @@ def as_class_map(values: NDArray[Any]) -> ClassMap:
     return values.astype(np.uint8)
 
 
+def under_centres(old: int, new: int) -> NDArray[np.int64]:
+    """The pixel of a row of `old` pixels that lies under the centre of each of `new` pixels of the same length."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
 def shrink_class_map(classes: ClassMap, shrink_to: ShrinkTo | None) -> ClassMap:
     """Shrinks a map as `read_image` shrinks its image: each pixel takes the class under its centre."""
     if shrink_to is None:
         return classes
     height, width = classes.shape
     new_height, new_width = fit_size(height, width, shrink_to)
-    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in ((new_height, height), (new_width, width)))
-    smaller: ClassMap = classes[rows[:, None], columns]
+    smaller: ClassMap = classes[under_centres(height, new_height)[:, None], under_centres(width, new_width)]
     return without_ends(smaller, shrink_to)
 
 

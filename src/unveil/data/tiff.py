@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import TiffImagePlugin
 
 from unveil.data.from_pillow import from_pillow
 from unveil.data.pixels import (
@@ -54,10 +54,9 @@ def read_tiff(raw: bytes, channels: int | None, shrink_to: ShrinkTo | None, max_
     Raises:
         Unreadable: If its layout or compression is not supported.
     """
-    Image.init()
     try:
-        image = Image.OPEN["TIFF"][0](io.BytesIO(raw), "")
-        tags = image.tag_v2  # type: ignore[attr-defined]  # of TIFF only
+        image = TiffImagePlugin.TiffImageFile(io.BytesIO(raw))
+        tags = image.tag_v2
         kept = _pillow_keeps_all(tags)
     except Exception:
         return finish(read_samples(raw, channels, max_pixels), channels, shrink_to)
@@ -81,9 +80,8 @@ def read_tiff(raw: bytes, channels: int | None, shrink_to: ShrinkTo | None, max_
 
 def tiff_frame(raw: bytes, max_pixels: int) -> tuple[int, int, int]:
     """Height and width of what `read_tiff` reads, as they are stored, and its orientation; from the header alone."""
-    Image.init()
     try:
-        tags = Image.OPEN["TIFF"][0](io.BytesIO(raw), "").tag_v2  # type: ignore[attr-defined]  # of TIFF only
+        tags = TiffImagePlugin.TiffImageFile(io.BytesIO(raw)).tag_v2
         if _pillow_keeps_all(tags):
             return int(tags[257]), int(tags[256]), int(tags.get(274, 1))
     except Exception:

@@ -75,7 +75,8 @@ def yolo_config(finder: ImageFinder) -> YoloFacts:
         count = named[0].content.get("nc")
         if count is not None and count != len(config.names):
             raise UnveilError(
-                f"{finder.text}: {config.named_in} has nc: {str(count)[:40]}, but {count_of(len(config.names), 'name')}: mend it"
+                f"{finder.text}: {config.named_in} has nc: {str(count)[:40]}, but {count_of(len(config.names), 'name')}: correct "
+                "one of them"
             )
     if splitting:
         config.file = splitting[0].name

@@ -33,10 +33,10 @@ def class_section(results: Results) -> Markup | None:
     known = names[: max(map(len, columns.values()))] if columns else []
     parts: list[object] = [class_table(columns, known, counts, unit)] if columns else []
     if counts is not None:
-        of, best = "", metric.get("score_threshold")
+        counted, best = "", metric.get("score_threshold")
         if metric.get("background") and isinstance(best, float):
-            of = f" of objects with a score of at least {best:.2f}, at which F1 is best"
-        parts.append(confusion_table(counts, names, of) if size <= MAX_CLASSES else confusion_figure(counts, of))
+            counted = f" of objects with a score of at least {best:.2f}, at which F1 is best"
+        parts.append(confusion_table(counts, names, counted) if size <= MAX_CLASSES else confusion_figure(counts, counted))
         parts.append(mistake_table(counts, names))
     return join_markup(parts)
 
@@ -77,8 +77,8 @@ def class_table(
     return table_element(heads, rows, title=title, class_="numbers bars")
 
 
-def confusion_table(counts: ConfusionMatrix, names: Sequence[str], of: str = "") -> Markup:
-    """The confusion matrix as a table; `of` says what is counted. The colour of a cell is its share of the row."""
+def confusion_table(counts: ConfusionMatrix, names: Sequence[str], counted: str = "") -> Markup:
+    """The confusion matrix as a table; `counted` says of what. The colour of a cell is its share of the row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows = []
     for name, line, share in zip(names, counts, shares, strict=True):
@@ -87,12 +87,12 @@ def confusion_table(counts: ConfusionMatrix, names: Sequence[str], of: str = "")
             for n, s in zip(line.tolist(), share.tolist(), strict=True)
         ]
         rows.append([shorten_name(name, 16), *cells])
-    title = f"Confusion matrix{of}: rows are true classes, columns are predicted classes; the colour is the share of the row"
+    title = f"Confusion matrix{counted}: rows are true classes, columns are predicted classes; the colour is the share of the row"
     return table_element(["", *(shorten_name(name, 12) for name in names)], rows, title=title, class_="confusion")
 
 
-def confusion_figure(counts: ConfusionMatrix, of: str = "") -> Markup:
-    """The confusion matrix of many classes as an image; `of` says what is counted."""
+def confusion_figure(counts: ConfusionMatrix, counted: str = "") -> Markup:
+    """The confusion matrix of many classes as an image; `counted` says of what."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = new_figure(4.6, 4.3)
     with styled({"axes.grid": False}):
@@ -101,7 +101,7 @@ def confusion_figure(counts: ConfusionMatrix, of: str = "") -> Markup:
         axes.set(xlabel="index of the predicted class", ylabel="index of the true class")
     correct = float(np.trace(counts) / max(counts.sum(), 1))
     alt = f"Confusion matrix of {len(counts)} classes; {percent(correct)} lie on the diagonal."
-    caption = f"Confusion matrix{of}: rows are true classes, columns are predicted classes; darker is a larger share of the row."
+    caption = f"Confusion matrix{counted}: rows are true classes, columns are predicted ones; darker is a larger share of the row."
     return element("figure", inline_svg(figure, "confusion", alt), element("figcaption", caption))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from unveil.data.batch import Batch
 from unveil.data.class_map_files import shown
 from unveil.data.eval_transform import resize
-from unveil.data.pixels import IGNORE
+from unveil.data.pixels import IGNORE, under_centres
 from unveil.data.splits import Subset
 from unveil.runs.labelled_data import write_arrays
 from unveil.segmentation_metrics import iou_of_image
@@ -101,7 +101,7 @@ def thumbnail(index: int, score: float, image: Any, true: NDArray[Any], predicte
     height, width = true.shape
     scale = min(1.0, SIDE / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    rows, columns = (((2 * np.arange(new) + 1) * old) // (2 * new) for new, old in zip(size, (height, width), strict=True))
+    rows, columns = under_centres(height, size[0]), under_centres(width, size[1])
     small: Any = resize(shown(image), size)
     maps = [each[rows[:, None], columns].astype(np.uint8) for each in (true, predicted)]
     return Sample(index, score, small, *maps)

@@ -259,16 +259,18 @@ class Detect(Task):
             part = self.detected(image[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width])
             parts.append(part._replace(boxes=part.boxes + part.boxes.new_tensor([tile.left, tile.top] * 2)))
             cut.append(cut_by(tile, parts[-1].boxes, size))
-        boxes, scores, labels = (torch.cat([part[i] for part in parts]) for i in range(3))  # type: ignore[misc]  # all tensors
-        masks = torch.cat([part.masks for part in parts]) if self.config.masks else None  # type: ignore[misc]  # all tensors
+        boxes = torch.cat([part.boxes for part in parts])
+        scores, labels = torch.cat([part.scores for part in parts]), torch.cat([part.labels for part in parts])
+        drawn = [part.masks for part in parts if isinstance(part.masks, Tensor)]
+        masks = torch.cat(drawn) if drawn else None
         if len(tiles) > 1:
             options = self.detector.config
             most = options.detections * -(-size[0] * size[1] // (inputs[0] * inputs[1]))  # in as many inputs as the image fills
             kept = merged(boxes, scores, labels, torch.cat(cut), options.nms, most)
             boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
             masks = None if masks is None else masks[kept]
-        drawn = None if masks is None else pasted(masks, boxes, size)
-        return Detections(clip_boxes_to_image(boxes, size).cpu(), scores.cpu(), labels.cpu(), drawn)
+        whole = None if masks is None else pasted(masks, boxes, size)
+        return Detections(clip_boxes_to_image(boxes, size).cpu(), scores.cpu(), labels.cpu(), whole)
 
     def detected(self, image: Tensor) -> Detections:
         """The detections in an image, or in a tile of it, scaled to the input; boxes are in its pixels, masks within boxes."""

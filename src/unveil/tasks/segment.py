@@ -37,7 +37,7 @@ from unveil.learner import Step, Task
 from unveil.metrics import Metric
 from unveil.models.pyramid import Pyramid, PyramidConfig, build_pyramid, without_encoder
 from unveil.models.sliding_window import Score, averaged_bands, classes_of_bands
-from unveil.models.upernet import LinearHead, Maps, UperNet, UperNetConfig
+from unveil.models.upernet import LinearHead, Maps, UperNet, UperNetConfig, resized
 from unveil.models.vit import ViT
 from unveil.predictions import whole_image_predictions
 from unveil.ranges import NonNegative, ShareAboveZero, ShareBelowOne
@@ -150,7 +150,7 @@ class Segment(Task):
 
     def map_logits(self, images: Float[Tensor, "B C S T"]) -> Float[Tensor, "B K S T"]:
         """The scores of each pixel of normalised images of any size that patches tile."""
-        return resized(self.maps(images).logits, images.shape[2:])
+        return resized(self.maps(images).logits.float(), (images.shape[2], images.shape[3]))
 
     def forward(self, batch: Batch) -> Step:
         """The cross-entropy of the head, and of the auxiliary head."""
@@ -263,15 +263,10 @@ class Segment(Task):
         return [found[0].cpu().numpy() for found in whole_image_predictions(self, images, max_pixels=max_pixels)]
 
 
-def resized(scores: Float[Tensor, "B K _ _"], size: Sequence[int]) -> Float[Tensor, "B K S T"]:
-    """Scores at another resolution."""
-    return F.interpolate(scores.float(), tuple(size), mode="bilinear", align_corners=False)
-
-
 def pixel_loss(scores: Float[Tensor, "B K _ _"], maps: Tensor) -> Float[Tensor, ""]:
     """The cross-entropy of the pixels with a class, divided by the number of all pixels.
 
     So it is a mean over samples, whatever they lack, as in the public recipes (MMSegmentation: `avg_non_ignore=False`).
     """
-    total = F.cross_entropy(resized(scores, maps.shape[1:]), maps, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(resized(scores.float(), (maps.shape[1], maps.shape[2])), maps, ignore_index=IGNORE, reduction="sum")
     return total / maps.numel()
