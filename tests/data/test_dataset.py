@@ -14,7 +14,8 @@ from PIL import Image
 
 from unveil.data.channel_moments import channel_moments
 from unveil.data.dataset import MEMORY, ImageDataset, ImagesLostError
-from unveil.data.image_samples import Fault, common_channels, sample_images
+from unveil.data.faults import Fault
+from unveil.data.image_samples import common_channels, sample_images
 from unveil.data.loader import ImageLoader
 from unveil.data.pixels import Unreadable
 from unveil.data.retries import OUTAGE, PAUSES

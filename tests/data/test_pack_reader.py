@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save
 import unveil
 from unveil.data import pack_reader as packs
 from unveil.data.dataset import ImageDataset
-from unveil.data.image_samples import Fault
+from unveil.data.faults import Fault
 from unveil.data.pack_reader import FACTS, INDEX, Pack, seal, unseal
 from unveil.data.pixels import Unreadable
 from unveil.data.sources import Source, open_both, open_source

@@ -6,8 +6,7 @@ depend on which files are damaged, nor on when that is noticed: a run gives the 
 
 import copy
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
@@ -22,8 +21,9 @@ from torch import Tensor
 from unveil.data.batch import Batch, Cropped
 from unveil.data.collate import arrays_at, box_targets, cut_crops, images_at, label_targets, numpy_type, pixel_targets, stacked
 from unveil.data.eval_transform import EvalTransform
+from unveil.data.faults import Fault, UnreadableImages
 from unveil.data.image_list import for_model, with_bits
-from unveil.data.image_samples import Fault, common_channels, sample_images
+from unveil.data.image_samples import common_channels, sample_images
 from unveil.data.images import image_frame, read_image
 from unveil.data.map_reading import read_map_of
 from unveil.data.objects import Frame, ImageObjects
@@ -60,7 +60,7 @@ class Sample(NamedTuple):
     objects: ImageObjects | None = None
 
 
-class ImageDataset:
+class ImageDataset(UnreadableImages):
     """The images of a source, shrunk to the size that training needs.
 
     Args:
@@ -77,9 +77,6 @@ class ImageDataset:
 
     Attributes:
         sample_sizes: The sizes (height, width) of up to 64 images after shrinking to `side`.
-        unreadable: The images that cannot be read, by index, with the reason. If images are read on demand, it grows over time, and
-            an image is removed when it can be read again.
-        on_fault: Called by any thread with the name of a further image that cannot be read, and the reason.
 
     Raises:
         UnveilError: If no image can be read.
@@ -98,12 +95,9 @@ class ImageDataset:
         transform: EvalTransform | None = None,
     ) -> None:
         source = source if transform is None else replace(source, map_reader=None, objects=None)
+        super().__init__(source.names)
         self.source, self.side, self.max_pixels, self.transform = source, side, max_pixels, transform
         self.classes = source.classes
-        self.unreadable: dict[int, Fault] = {}
-        self._skipped: dict[int, str] = {}
-        self.on_fault: Callable[[str, str], None] = lambda name, reason: None
-        self._lock = threading.Lock()
         self._was_read = np.zeros(len(source), dtype=bool)
         self._images: Tensor | list[Pixels] | None = None  # one tensor if all have the same size; None if read on demand
         self._maps: list[ClassMap] = []
@@ -127,10 +121,6 @@ class ImageDataset:
         return len(self.source)
 
     @property
-    def names(self) -> Sequence[str]:
-        return self.source.names
-
-    @property
     def labels(self) -> Int[Tensor, " n"]:
         """The class of each image; -1 if it has none."""
         if self.source.labels is None:
@@ -141,17 +131,6 @@ class ImageDataset:
     def has_label(self) -> Bool[Tensor, " n"]:
         """Whether each image has a label."""
         return torch.from_numpy(self.source.has_label)
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """The names of all images that could not be read at some time, with the reason."""
-        with self._lock:
-            return {self.source.names[i]: reason for i, reason in self._skipped.items()}
-
-    @property
-    def skipped_count(self) -> int:
-        """The number of images in `skipped`."""
-        return len(self._skipped)
 
     @property
     def cut(self) -> int:
@@ -288,28 +267,6 @@ class ImageDataset:
         view.side, view.transform, view._images, view._maps, view._frames = None, None, None, [], []
         return view
 
-    def faults(self, known: int = 0) -> list[tuple[int, Fault]]:
-        """The unreadable images in the order in which they were noticed, without the first `known` ones."""
-        with self._lock:
-            return list(self.unreadable.items())[known:]
-
-    def faults_within(self, start: int, stop: int) -> list[tuple[int, Fault]]:
-        """The unreadable images among those from `start` on and before `stop`, by index."""
-        with self._lock:
-            return [(index, self.unreadable[index]) for index in range(start, stop) if index in self.unreadable]
-
-    def add_faults(self, faults: Iterable[tuple[int, Fault]]) -> None:
-        """Adds unreadable images that other processes have noticed."""
-        with self._lock:
-            for index, fault in faults:
-                self.unreadable.setdefault(index, fault)
-                self._skipped.setdefault(index, fault.reason)
-
-    def lost_among(self, members: NDArray[np.bool_]) -> int:
-        """The number of images that became unreadable, among those that are True in `members`."""
-        with self._lock:
-            return sum(fault.lost and bool(members[index]) for index, fault in self.unreadable.items())
-
     def _find(self, index: int) -> Sample | None:
         """Reads a sample; None if it cannot be read. After an I/O error, it is tried again whenever it is needed, but only once."""
         known = self.unreadable.get(index)
@@ -325,8 +282,7 @@ class ImageDataset:
             return None
         self._was_read[index] = True
         if known:
-            with self._lock:
-                self.unreadable.pop(index, None)
+            self.can_be_read(index)
         return sample
 
     def _by_all_threads(self, function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
@@ -387,8 +343,7 @@ class ImageDataset:
         If the sample has one size, threads write each image into its place, so that no image is in memory twice. If other sizes
         follow, all images stay arrays of their own. There is an empty image in the place of one that cannot be read.
         """
-        self.unreadable.clear()
-        self._skipped.clear()
+        self.forget_faults()
         total = len(self.source)
         sizes = {self.transform.image_size} if self.transform else set(self.sample_sizes)
         shape = (*next(iter(sizes)), self.channels)

@@ -2,24 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
+from unveil.data.faults import Fault
 from unveil.data.images import read_image
 from unveil.data.pixels import Pixels, ShrinkTo, Unreadable
 from unveil.data.source import Source
 from unveil.errors import UnveilError
-
-
-class Fault(NamedTuple):
-    """Why an image cannot be read."""
-
-    reason: str
-    lost: bool = False
-    """Whether it became unreadable after the dataset was opened: it was read earlier, or its disk fails."""
-    may_pass: bool = False
-    """Whether it is worth trying again. A damaged file is not."""
 
 
 def sample_images(

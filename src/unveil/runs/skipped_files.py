@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unveil.atomic_files import write_text
 from unveil.data.dataset import ImageDataset
-from unveil.data.image_samples import Fault
+from unveil.data.faults import Fault
 from unveil.data.pixels import LONGEST
 from unveil.data.splits import Subset
 from unveil.errors import UnveilError
