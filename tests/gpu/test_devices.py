@@ -184,11 +184,13 @@ def test_a_stopped_run_ends_like_one_that_was_not_and_logs_its_share_of_the_peak
         run(world, tmp_path / "stopped", last=5)
     stopped, lines = run(world, tmp_path / "stopped")
     assert [line["step"] for line in true] == list(range(1, 13))
-    assert [line["step"] for line in lines] == list(range(6, 13))
+    first = lines[0]["step"]
+    assert first in ((6,) if world.device.type == "cpu" else (6, 7))  # a GPU may be a step ahead of the line that sends the signal
+    assert [line["step"] for line in lines] == list(range(first, 13))
     assert all(0 < line["peak_share"] < 1 for line in true + lines)
     assert true[-1]["loss"] < 0.99 * true[0]["loss"]
     exact = world.device.type == "cpu"
-    for line, other in zip(lines, true[5:], strict=True):
+    for line, other in zip(lines, true[first - 1 :], strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=0 if exact else 1e-4)
     if exact:
         assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), stopped.state_dict().values(), strict=True))
