@@ -125,6 +125,8 @@ def test_it_learns_and_pycocotools_gives_the_same_numbers(run: Run, data: Path) 
     samples = np.load(run.path / "boxes.npz")
     assert samples["true"].shape == samples["predicted"].shape
     assert samples["worst"].sum() >= 1
+    assert samples["classes"].shape == (len(samples["true"]), 2)
+    assert samples["classes"][0].all()  # a disc and a square
 
 
 def test_the_page_shows_detections(run: Run) -> None:

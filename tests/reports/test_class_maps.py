@@ -37,5 +37,6 @@ def test_image_truth_and_prediction_stand_side_by_side():
 
 
 def test_the_legend_names_each_class_beside_its_colour():
-    markup = legend(["cat", "<dog>"], np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+    markup = legend(["cat", "<dog>", "cow"], np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), {0, 1})
     assert markup.index("#ff0000") < markup.index("cat") < markup.index("#0000ff") < markup.index("&lt;dog&gt;")
+    assert "cow" not in markup  # which is not shown

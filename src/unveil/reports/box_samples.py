@@ -28,6 +28,7 @@ class SavedBoxes(NamedTuple):
     missed: np.ndarray
     wrong: np.ndarray
     worst: np.ndarray
+    classes: np.ndarray
     names: list[str]
 
 
@@ -55,7 +56,8 @@ def boxes_section(run: Run, *, worst: bool) -> Markup | None:
     note = element("p", f"{said} Objects with a score of at least 0.5 are shown; one that overlaps none by half (IoU) is an error.")
     names = [f"{found.names[row]} ({found.missed[row]} missed, {found.wrong[row]} wrong)" for row in rows]
     classes = run.results.get("classes") or []
-    return join_markup([figure, legend(classes, class_colours(len(classes))), note, name_list(names)])
+    shown = np.nonzero(found.classes[rows].any(axis=0))[0].tolist()
+    return join_markup([figure, legend(classes, class_colours(len(classes)), shown), note, name_list(names)])
 
 
 def precision_section(results: Results) -> Markup | None:
@@ -89,7 +91,7 @@ def read_boxes(path: Path) -> SavedBoxes:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             refuse_bomb(arrays, path)
-            true, predicted, missed, wrong, worst = (np.asarray(arrays[key]) for key in SavedBoxes._fields[:-1])
+            true, predicted, missed, wrong, worst, classes = (np.asarray(arrays[key]) for key in SavedBoxes._fields[:-1])
             names = [str(name) for name in arrays["names"]]
     except UnveilError:
         raise
@@ -98,7 +100,8 @@ def read_boxes(path: Path) -> SavedBoxes:
     count = len(true) if true.ndim == 4 else 0
     pictures = all(each.shape == true.shape and each.dtype == np.uint8 for each in (true, predicted))
     columns = all(each.shape == (count,) for each in (missed, wrong, worst))
-    kinds = (missed.dtype.kind, wrong.dtype.kind, worst.dtype.kind) == ("i", "i", "b")
+    kinds = tuple(each.dtype.kind for each in (missed, wrong, worst, classes)) == ("i", "i", "b", "b")
+    columns &= classes.ndim == 2 and len(classes) == count
     if not 1 <= count <= MOST or true.shape[3] != 3 or not (pictures and columns and kinds) or len(names) != count:
         raise UnveilError(f"{path} is damaged: it holds no images with objects")
-    return SavedBoxes(true, predicted, missed, wrong, worst, names)
+    return SavedBoxes(true, predicted, missed, wrong, worst, classes, names)

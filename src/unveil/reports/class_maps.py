@@ -1,6 +1,6 @@
 """Figures for tasks with one class per pixel: image, true map and predicted map side by side, with one colour per class."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,8 +50,17 @@ def class_map_figure(
     return grid.figure
 
 
-def legend(classes: Sequence[str], colours: Float[np.ndarray, "K 3"]) -> Markup:
-    """The names of the classes, each with its colour."""
+def legend(classes: Sequence[str], colours: Float[np.ndarray, "K 3"], shown: Collection[int]) -> Markup:
+    """The names of those classes that are shown, each with its colour."""
     codes = ["#" + "".join(f"{round(255 * level):02x}" for level in colour) for colour in colours.tolist()]
-    items = [element("li", element("span", style=f"background:{code}"), name) for name, code in zip(classes, codes, strict=False)]
-    return element("ul", *items, class_="legend")
+    items = [
+        element("li", element("span", style=f"background:{code}"), name)
+        for place, (name, code) in enumerate(zip(classes, codes, strict=False))
+        if place in shown
+    ]
+    return element("ul", *items, class_="legend") if items else Markup("")
+
+
+def classes_in(*maps: Int[np.ndarray, "..."]) -> set[int]:
+    """The classes that occur in maps."""
+    return {int(each) for map_ in maps for each in np.unique(np.asarray(map_))}

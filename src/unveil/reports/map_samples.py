@@ -9,7 +9,7 @@ import numpy as np
 from unveil.data.pixels import IGNORE
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
-from unveil.reports.class_maps import colour_map_image, legend
+from unveil.reports.class_maps import classes_in, colour_map_image, legend
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.image_grid import ImageGrid
 from unveil.reports.sections import name_list, refuse_bomb
@@ -72,7 +72,14 @@ def maps_section(run: Run, *, worst: bool) -> Markup | None:
         f"{found.names[row]} (IoU {100 * found.scores[row]:.1f} %)" if found.scores[row] == found.scores[row] else found.names[row]
         for row in rows
     ]
-    return join_markup([figure, legend(classes_of(run), found.colours), note, name_list(names)])
+    return join_markup(
+        [
+            figure,
+            legend(classes_of(run), found.colours, classes_in(found.true[rows], found.predicted[rows])),
+            note,
+            name_list(names),
+        ]
+    )
 
 
 def classes_of(run: Run) -> Sequence[str]:

@@ -15,7 +15,7 @@ from unveil.models.vit_config import ViTConfig
 from unveil.plain_text import count_of
 from unveil.protocols import Reconstructs
 from unveil.reports.attention import attention_figure, attention_notes
-from unveil.reports.class_maps import class_colours, class_map_figure, legend
+from unveil.reports.class_maps import class_colours, class_map_figure, classes_in, legend
 from unveil.reports.curves import draw_curves
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.reconstruct import reconstruction_figure, reconstruction_notes, suitable_ratios
@@ -107,7 +107,9 @@ def prediction_section(samples: ReportSamples, learner: Learner, classes: Sequen
     alt = f"{count_of(len(numbers), 'image')}, the true class of each pixel, and the predicted class."
     figures = element("div", element("figure", inline_svg(figure, "predictions", alt)), class_="figures")
     note = element("p", "The model was not trained on these images. Pixels without a class are white.")
-    return join_markup([figures, legend(classes, colours), note, name_list(samples.names)])
+    return join_markup(
+        [figures, legend(classes, colours, classes_in(samples.maps, samples.predicted)), note, name_list(samples.names)]
+    )
 
 
 def draw_samples(run: Run, learner: Learner | None, draw: Callable[[ReportSamples, Learner], Markup | None]) -> Markup | None:

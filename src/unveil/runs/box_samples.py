@@ -38,6 +38,8 @@ class Sample(NamedTuple):
     """(H, W, 3) the image with its objects."""
     predicted: NDArray[np.uint8]
     """The image with what was detected."""
+    classes: NDArray[np.bool_]
+    """(K,) the classes of either."""
 
 
 class BoxSamples:
@@ -65,11 +67,11 @@ class BoxSamples:
             if index not in self.chosen and not is_bad:
                 continue
             pixels: Any = batch.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-            pictures = [
-                drawn(pixels, each, self.classes, longest=SIDE, names=False)
-                for each in (true_objects(targets, row, height, width), best)
-            ]
-            sample = Sample(index, missed, wrong, *pictures)
+            true = true_objects(targets, row, height, width)
+            pictures = tuple(drawn(pixels, each, self.classes, longest=SIDE, names=False) for each in (true, best))
+            has = np.zeros(len(self.classes), bool)
+            has[torch.cat([true.labels, best.labels]).numpy()] = True
+            sample = Sample(index, missed, wrong, pictures[0], pictures[1], has)
             if index in self.chosen:
                 self.shown.append(sample)
             if is_bad:
@@ -100,6 +102,7 @@ class BoxSamples:
             "predicted": pictures[1],
             "missed": np.array([sample.missed for sample in samples]),
             "wrong": np.array([sample.wrong for sample in samples]),
+            "classes": np.array([sample.classes for sample in samples]),
             "worst": np.arange(len(samples)) >= len(self.shown),
             "names": np.array(Subset(subset.dataset, torch.tensor([sample.place for sample in samples])).names),
         }
