@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from unveil.experiments.compare import compare as compare
     from unveil.experiments.images_vs_words import images_vs_words as images_vs_words
     from unveil.experiments.study import study as study
+    from unveil.experiments.verdict import verdict as verdict
     from unveil.interop.load import load as load
     from unveil.recipes.doctor import doctor as doctor
     from unveil.recipes.embed import embed as embed
@@ -54,6 +55,7 @@ _HOMES = {
     "study": "unveil.experiments.study",
     "train_translator": "unveil.recipes.translate",
     "translate": "unveil.recipes.translate",
+    "verdict": "unveil.experiments.verdict",
 }
 __all__ = list(_HOMES)
 

@@ -327,6 +327,20 @@ VERBS = {
         per_method=True,
         resumes=True,
     ),
+    "verdict": Verb(
+        "unveil.experiments.verdict:verdict",
+        f"Tell whether pre-training paid off on your images, with few and with all labels.{RESUMES}",
+        {
+            "run": RUN,
+            "data": LABELLED_IMAGES,
+            "test": TEST_IMAGES,
+            "out": Argument(str | None, ALL_RUNS + "<run>-verdict.", None, path="folder"),
+        },
+        {"verdict": "unveil.experiments.verdict:VerdictConfig", "hardware": SHARED["hardware"]},
+        ignores={"parallel": ONE_PROCESS},
+        per_method=True,
+        resumes=True,
+    ),
     "options": Verb(
         "unveil.recipes.options:print_command",
         "Print the shortest command that makes a run again.\n\nIt has the options that differ from the defaults of this version.",

@@ -9,8 +9,8 @@ from scipy import stats
 
 from unveil.reports.chance import accuracy_interval, chance_margin, contenders, within_chance
 from unveil.reports.comparison import HELD_OUT_NOTE, NO_TEST_NOTE, comparison_table, comparison_verdict, held_out_note, row_of
+from unveil.reports.run_summary import comparisons, summary
 from unveil.reports.study_page import Sweep, best_value
-from unveil.reports.verdict import comparisons, summary
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 1), (1, 1), (3, 4), (62, 80), (9990, 10_000)])

@@ -3,8 +3,8 @@ import io
 from rich.console import Console
 
 from tests.reports.conftest import FEATURES, RESULTS, TASK_RESULTS
+from unveil.reports.run_summary import conclusion
 from unveil.reports.table import ResultTable, html_table, split_columns, terminal_table, to_terminal
-from unveil.reports.verdict import verdict
 
 
 def printed(results: dict) -> str:
@@ -42,13 +42,13 @@ def test_collapsed_features_give_a_warning():
     assert "Spread of the features in 96 dimensions" in text
     assert "0.61" in text
     assert "40.2" in text
-    for shown in (text, verdict(results | {"features": FEATURES})):
+    for shown in (text, conclusion(results | {"features": FEATURES})):
         assert "collapsed" not in shown  # an untrained encoder may have collapsed
     for flat in ({"feature_deviation": 0.004, "rank_me": 30.0}, {"feature_deviation": 0.7, "rank_me": 1.1}):
         results["spread"] = {"encoder": flat, "untrained": fine}
-        for shown in (printed(results), html_table(results), verdict(results | {"features": FEATURES})):
+        for shown in (printed(results), html_table(results), conclusion(results | {"features": FEATURES})):
             assert "The features have collapsed: they are nearly the same for every image (standard deviation 0" in shown
-    assert "41.3 %" in verdict(results | {"features": FEATURES})
+    assert "41.3 %" in conclusion(results | {"features": FEATURES})
 
 
 def test_a_classifier_and_a_run_without_results():
@@ -65,12 +65,12 @@ def test_the_page_has_the_same_numbers():
 
 
 def test_the_verdict_is_a_sentence_with_numbers():
-    assert "41.3 %" in verdict({"features": FEATURES})
-    assert verdict(TASK_RESULTS) == (
+    assert "41.3 %" in conclusion({"features": FEATURES})
+    assert conclusion(TASK_RESULTS) == (
         "Its top-1 accuracy is 60.0 % on 10 test images (95 % interval: 31.3 to 83.2 %); chance level for 3 classes is 33.3 %."
     )
-    assert "0.121" in verdict({"held_out": RESULTS["held_out"]})
-    assert "no results yet" in verdict({})
+    assert "0.121" in conclusion({"held_out": RESULTS["held_out"]})
+    assert "no results yet" in conclusion({})
 
 
 def test_a_wide_table_is_cut_between_columns_and_never_in_a_number(monkeypatch):

@@ -18,8 +18,8 @@ from unveil.planning.rules import applies_to, choose_base_lr
 from unveil.plugins import is_path
 from unveil.reports.comparison import ComparisonRow, comparison_table, write_comparison
 from unveil.reports.notebook import ShownList
+from unveil.reports.run_summary import independent_tests
 from unveil.reports.table import ResultTable, to_markdown, to_terminal
-from unveil.reports.verdict import independent_tests
 from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.modality import modality, slug
 from unveil.tasks import task_class

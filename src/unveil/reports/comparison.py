@@ -11,9 +11,9 @@ from unveil.reports.chance import chance_margin, contenders, within_chance
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
 from unveil.reports.run_info import environment_section, settings_section
+from unveil.reports.run_summary import has_collapsed, position_of
 from unveil.reports.style import LIGHT, inline_svg, new_figure, styled
 from unveil.reports.table import ResultTable, to_html
-from unveil.reports.verdict import has_collapsed, position_of
 from unveil.reports.vocabulary import primary_of
 from unveil.train.run_cost import spell_time
 from unveil.train.run_folder import Run

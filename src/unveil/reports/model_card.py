@@ -21,9 +21,9 @@ from unveil.plain_text import count_of, printable
 from unveil.protocols import Classifies
 from unveil.reports.page import headline_parts
 from unveil.reports.run_info import held_out_from_train
+from unveil.reports.run_summary import collapse_warning
 from unveil.reports.snippets import snippet
 from unveil.reports.table import ResultTable, result_tables, to_markdown
-from unveil.reports.verdict import collapse_warning
 from unveil.reports.vocabulary import Results, percent
 from unveil.train.run_cost import spell_time
 from unveil.train.run_folder import Run

@@ -42,7 +42,7 @@ def output(*parts: object) -> str:
 
 
 def run_html(run: Run) -> str:
-    """A run: its model and data, the verdict, the results, the loss, and links to the report."""
+    """A run: its model and data, the conclusion, the results, the loss, and links to the report."""
     try:
         title, sentences, line = headline_parts(run)
         curves = draw_curves(run.log)[:1]
@@ -107,3 +107,14 @@ class ProbeResults(dict[str, Any]):
         title = f"{self.get('kind')} probe on {self.get('trained_on', 0):,} labelled images{on}"
         rows = [[ENCODER_LABELS.get(name, name), percent(value)] for name, value in (self.get("top1") or {}).items()]
         return ResultTable(title, ["features", "top-1 accuracy"], rows, [])
+
+
+class Verdict(dict[str, Any]):
+    """The content of `verdict.json`, which a notebook shows as tables."""
+
+    def __init__(self, content: dict[str, Any], tables: Sequence[ResultTable], folder: Path) -> None:
+        super().__init__(content)
+        self.tables, self.folder = list(tables), folder
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables, self.folder)

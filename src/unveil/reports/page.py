@@ -17,6 +17,7 @@ from unveil.reports.map_samples import maps_section
 from unveil.reports.map_section import map_section
 from unveil.reports.mistakes import calibration_section, mistake_section, scatter_section
 from unveil.reports.run_info import data_section, environment_section, resolved_options, settings_section, skipped_section
+from unveil.reports.run_summary import conclusion, position_of_score
 from unveil.reports.sections import (
     attention_section,
     curve_section,
@@ -27,7 +28,6 @@ from unveil.reports.sections import (
 )
 from unveil.reports.style import style_sheet
 from unveil.reports.table import html_table
-from unveil.reports.verdict import position_of_score, verdict
 from unveil.reports.vocabulary import format_number, primary_of
 from unveil.train.run_folder import Run
 
@@ -107,14 +107,14 @@ def anchor(name: str) -> str:
 
 
 def headline(run: Run) -> tuple[Markup, str]:
-    """The heading of the page, with model, data and verdict; and the title of the page."""
+    """The heading of the page, with model, data and headline; and the title of the page."""
     title, sentences, line = headline_parts(run)
     parts = element("h1", title), element("p", sentences, class_="verdict"), element("p", line, class_="muted")
     return join_markup(parts), title
 
 
 def headline_parts(run: Run) -> tuple[str, str, str]:
-    """The title of the page of a run, the verdict, and a line with the run, its data and its length."""
+    """The title of the page of a run, the conclusion, and a line with the run, its data and its length."""
     config, data = run.facts.get("config") or {}, run.facts.get("data") or {}
     kind = str(run.facts.get("kind", "run"))
     model = " with ".join(str(each) for each in (method_name(config), config.get("model")) if each)
@@ -127,7 +127,7 @@ def headline_parts(run: Run) -> tuple[str, str, str]:
     count = next((f"{number:,} {noun}" for number, noun in counts if isinstance(number, int)), "")
     epochs = config.get("epochs")
     facts = [count, f"{epochs:g} epoch{'s' * (epochs != 1)}" if isinstance(epochs, int | float) else ""]
-    sentences = " ".join(filter(None, [verdict(run.results), scratch_sentence(run)]))
+    sentences = " ".join(filter(None, [conclusion(run.results), scratch_sentence(run)]))
     return title, sentences, " · ".join(["run " + run.path.name, *filter(None, facts)])
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unveil.plain_text import printable
 from unveil.reports.html import Markup, element, join_markup, prose, table_element
-from unveil.reports.verdict import collapse_warning, comparisons, error_sentences, word_sentence
+from unveil.reports.run_summary import collapse_warning, comparisons, error_sentences, word_sentence
 from unveil.reports.vocabulary import (
     CLASSIFIER_LABELS,
     ENCODER_LABELS,

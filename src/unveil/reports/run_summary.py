@@ -31,7 +31,7 @@ WHITENED_NOTE = (
 )
 
 
-def verdict(results: Results) -> str:
+def conclusion(results: Results) -> str:
     """One sentence with the most important numbers, after a warning if the features have collapsed."""
     warning = collapse_warning(results)
     return f"{warning} {summary(results)}" if warning else summary(results)

@@ -1,0 +1,181 @@
+"""A verdict from images to its answer: the same numbers as `probe` and `finetune` alone, resumed, and with the right sign."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unveil
+from tests.experiments.test_compare import no_pages
+from unveil.command_line import parse_options
+from unveil.commands import VERBS
+from unveil.errors import Interrupted, UnveilError
+from unveil.evaluate.paired import paired_gain
+from unveil.experiments import label_budgets
+from unveil.experiments.label_budgets import label_counts
+from unveil.train.run_folder import Run
+
+__all__ = ["no_pages"]
+
+SHAPE: dict[str, Any] = {"model": "vit-nano", "image_size": (16,), "patch_size": (4,), "device": "cpu", "precision": "float32"}
+QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "shares": (0.1,)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stripes of two directions and of two widths, at random places and in noise: raw pixels do not tell them apart."""
+    folder, chance = tmp_path_factory.mktemp("verdict") / "stripes", np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 15)):
+        for number, name in enumerate(("across", "down", "across thin", "down thin")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                wave = np.sin(np.arange(16) * (1.6 if number > 1 else 0.8) + chance.uniform(0, 6.3))
+                pixels = np.tile(wave[:, None] if number % 2 else wave[None], (1, 16) if number % 2 else (16, 1))
+                grey = 128 + 60 * pixels + chance.normal(0, 30, (16, 16))
+                Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Run:
+    return unveil.pretrain(str(data), out=data.parent / "run", epochs=1.0, batch_size=8, **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def found(run: Run, data: Path) -> dict[str, Any]:
+    return unveil.verdict(run.path, str(data), finetune={"epochs": 1.0, "batch_size": 8}, **QUICK)
+
+
+def right(path: Path) -> list[bool]:
+    with path.open(newline="") as file:
+        return [row["label"] == row["predicted"] for row in csv.DictReader(file)]
+
+
+def row_of(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    """The only row with these values."""
+    (found,) = (row for row in rows if wanted.items() <= row.items())
+    return found
+
+
+def test_gains_are_those_of_the_runs_of_fine_tuning(found: dict[str, Any], run: Run) -> None:
+    folder = run.path.with_name("run-verdict")
+    assert (found["labels"], found["test_images"]) == (80, 60)
+    both = []
+    for name in ("finetune", "scratch"):
+        runs = [Run(folder / f"{name}-8-seed{seed}") for seed in (0, 1, 2)]
+        both.append(np.array([right(each.path / "predictions.csv") for each in runs]))
+        assert [each.config["seed"] for each in runs] == [0, 1, 2]
+        assert {(each.config["validation"], each.results["trained_on"]) for each in runs} == {(0, 8)}
+    gain = paired_gain(*both)._asdict()
+    row = row_of(found["gains"], how="fine-tuned", labels=8)
+    assert row["model"] == "from scratch"
+    assert {key: row[key] for key in gain} == pytest.approx(gain)
+    assert json.loads((folder / "verdict.json").read_text())["sentence"] == found["sentence"]
+    assert found["sentence"].split(":")[0] in (folder / "report.html").read_text()
+
+
+@pytest.fixture
+def tuned(monkeypatch: pytest.MonkeyPatch, data: Path) -> Iterator[list[Path]]:
+    """Runs of fine-tuning that take no time: with 60 test images, of which pre-training gets 55 right and scratch 30 + seed."""
+    made: list[Path] = []
+
+    def finetune(weights: Any, data: Any, *, out: Path, seed: int, scratch: bool = False, **_: Any) -> Any:
+        if not (out / "results.json").exists():
+            made.append(out)
+            out.mkdir(parents=True)
+            right = 30 + seed if scratch else 55
+            lines = [f"{i}.png,a,{'a' if i < right else 'b'}" for i in range(60)]
+            (out / "predictions.csv").write_text("\n".join(["file,label,predicted", *lines]) + "\n")
+            (out / "results.json").write_text("{}")
+        return type("Made", (), {"path": out})
+
+    monkeypatch.setattr(label_budgets, "finetune", finetune)
+    return made
+
+
+def test_a_stopped_verdict_goes_on(
+    run: Run, data: Path, tmp_path: Path, tuned: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = label_budgets.finetune
+
+    def stop(*args: Any, **options: Any) -> Any:
+        if len(tuned) == 4:
+            raise Interrupted("stopped")
+        return real(*args, **options)
+
+    options = QUICK | {"shares": (1.0,), "out": tmp_path / "verdict"}
+    with monkeypatch.context() as patch:
+        patch.setattr(label_budgets, "finetune", stop)
+        with pytest.raises(Interrupted):
+            unveil.verdict(run.path, str(data), **options)
+    found = unveil.verdict(run.path, str(data), **options)
+    assert len(tuned) == len(set(tuned)) == 6
+    assert found["answer"] == "yes"
+    (gain,) = (each for each in found["gains"] if each["model"] == "from scratch")
+    assert gain["mean"] == pytest.approx((25 + 24 + 23) / 3 / 60)
+
+
+def test_runs_on_other_images_are_refused(run: Run, data: Path, tmp_path: Path, tuned: list[Path]) -> None:
+    options = QUICK | {"shares": (1.0,), "out": tmp_path / "verdict"}
+    unveil.verdict(run.path, str(data), **options)
+    path = tmp_path / "verdict" / "scratch-80-seed2" / "predictions.csv"
+    path.write_text(path.read_text().replace("59.png", "60.png"))
+    with pytest.raises(UnveilError, match="tested on different images"):
+        unveil.verdict(run.path, str(data), **options)
+    path.write_text("file,predicted\n")
+    with pytest.raises(UnveilError, match="is damaged"):
+        unveil.verdict(run.path, str(data), **options)
+
+
+def test_linear_probes_are_those_of_the_probe_command(run: Run, data: Path, tmp_path: Path) -> None:
+    """With few and with all labels; of another encoder, with images of another size, as well."""
+    other = unveil.pretrain(str(data), out=tmp_path / "other", epochs=0.5, batch_size=8, **SHAPE | {"image_size": (8,)})
+    options = QUICK | {"shares": (0.1, 1.0), "with_finetune": False, "out": tmp_path / "verdict"}
+    found = unveil.verdict(run.path, str(data), against=(str(other.path),), **options)
+    assert [each["model"] for each in found["gains"][::2]] == ["raw pixels", "untrained", str(other.path)]
+    assert {each["how"] for each in found["gains"]} == {"linear probe"}
+    for weights, count, labels in ((run.path, 8, 8), (run.path, 80, 0), (other.path, 8, 8)):
+        options = {"labels": labels, "device": "cpu"}
+        probed = [
+            unveil.probe(weights, str(data), seed=seed, out=tmp_path / f"{weights.name}-{count}-{seed}", **options)
+            for seed in (0, 1, 2)
+        ]
+        names = {"encoder": "this run", "raw pixels": "raw pixels"} if weights == run.path else {"encoder": str(other.path)}
+        for row, name in names.items():
+            own = row_of(found["accuracies"], model=name, how="linear probe", labels=count)
+            one_image = 1.01 / 60  # features of a batch with other images are rounded otherwise
+            assert own["seeds"] == pytest.approx([each["top1"][row] for each in probed], abs=one_image)
+
+
+def test_numbers_of_labels() -> None:
+    assert label_counts(25_000, 100, (1.0, 0.01, 0.1)) == (250, 2500, 25_000)
+    assert label_counts(2640, 81, (0.01, 0.1, 1.0)) == (81, 264, 2640)  # at least one for each class
+    assert label_counts(30, 10, (0.01, 0.1, 1.0)) == (10, 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seeds": (0, 1)}, "expected at least 3 different seeds"),
+        ({"seeds": (0, 1, 1)}, "expected at least 3 different seeds"),
+        ({"shares": ()}, "--shares is empty"),
+        ({"finetune": {"labels": 5}}, "finetune.labels is set by the verdict"),
+        ({"finetune": {"epochs": 1.0}, "with_finetune": False}, "--no-with-finetune"),
+        ({"against": ("a/enc", "b/enc")}, "same run folders"),
+        ({"epochs": 3.0}, "--finetune.epochs"),
+    ],
+)
+def test_options_that_give_no_verdict(run: Run, data: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnveilError, match=said):
+        unveil.verdict(run.path, str(data), out=tmp_path / "verdict", **options)
+    assert not (tmp_path / "verdict").exists()
+
+
+def test_the_command_line() -> None:
+    options = parse_options("verdict", VERBS["verdict"], ["run", "data", "--shares", "0.5", "--finetune.epochs", "3"])
+    assert (options["shares"], options["finetune"]["epochs"]) == ((0.5,), 3.0)
