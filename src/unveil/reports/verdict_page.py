@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 RAW, UNTRAINED, SCRATCH, OWN = "raw pixels", "untrained", "from scratch", "this run"
 """Names of models; encoders to compare with have the names that the user gave."""
 FINETUNED, LINEAR = "fine-tuned", "linear probe"
-COLOURS = ("primary", "secondary", "tertiary", "text", "muted")
+COLOURS = {OWN: "primary", SCRATCH: "secondary", UNTRAINED: "secondary", RAW: "tertiary"}
+OTHER_COLOURS = ("text", "muted")
+"""Colours of `unveil.reports.style.LIGHT` for models, and for other encoders in turn."""
 
 
 class Accuracies(NamedTuple):
@@ -197,7 +199,7 @@ def gain_figure(found: VerdictResults, how: str) -> "Figure":
     counts = sorted({each.labels for each in chosen})
     figure = new_figure(5.6, 3.0)
     with styled():
-        axes = figure.add_axes((0.12, 0.17, 0.85, 0.78), xlabel="labels", ylabel="gain of this run, points")
+        axes = figure.add_axes((0.12, 0.17, 0.85, 0.71), xlabel="labels", ylabel="gain of this run, points")
         axes.axhline(0, color=LIGHT["text"], linewidth=1.0)
         for number, model in enumerate(models):
             shift = 0.14 * (number - (len(models) - 1) / 2)
@@ -206,14 +208,12 @@ def gain_figure(found: VerdictResults, how: str) -> "Figure":
             y = [100 * each.gain.mean for each in of_model]
             below = [100 * (each.gain.mean - each.gain.low) for each in of_model]
             above = [100 * (each.gain.high - each.gain.mean) for each in of_model]
-            colour = LIGHT[COLOURS[number % len(COLOURS)]]
-            axes.errorbar(x, y, yerr=[below, above], fmt="o", color=colour, capsize=4, label=f"over {model}")
+            axes.errorbar(x, y, yerr=[below, above], fmt="o", color=colour_of(model, models), capsize=4, label=f"over {model}")
         axes.set_xticks(range(len(counts)), [labels_of(count, found.total) for count in counts])
         axes.set_xlim(-0.5, len(counts) - 0.5)
         limit_ticks(axes.yaxis, 6)
         axes.spines["left"].set_visible(False)
-        if len(models) > 1:
-            axes.legend(frameon=False, fontsize=8, labelcolor=LIGHT["text"])
+        add_legend(axes)
     return figure
 
 
@@ -223,11 +223,12 @@ def accuracy_figure(found: VerdictResults, how: str) -> "Figure":
     counts = sorted({each.labels for each in chosen})
     figure = new_figure(5.6, 3.0)
     with styled():
-        axes = figure.add_axes((0.12, 0.17, 0.85, 0.78), xlabel="labels", ylabel="accuracy, %")
-        for number, model in enumerate(dict.fromkeys(each.model for each in chosen)):
+        axes = figure.add_axes((0.12, 0.17, 0.85, 0.71), xlabel="labels", ylabel="accuracy, %")
+        models = list(dict.fromkeys(each.model for each in chosen))
+        for model in sorted(models, key=lambda model: model != OWN):
             of_model = [each for each in chosen if each.model == model]
             x = [counts.index(each.labels) for each in of_model]
-            colour = LIGHT[COLOURS[number % len(COLOURS)]]
+            colour = colour_of(model, models)
             axes.plot(x, [100 * mean(each.seeds) for each in of_model], color=colour, linewidth=1.8, label=model)
             for place, each in zip(x, of_model, strict=True):
                 axes.plot([place] * len(each.seeds), [100 * value for value in each.seeds], "o", color=colour, markersize=3.5)
@@ -235,8 +236,19 @@ def accuracy_figure(found: VerdictResults, how: str) -> "Figure":
         axes.set_xlim(-0.3, len(counts) - 0.7)
         limit_ticks(axes.yaxis, 6)
         axes.spines["left"].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, labelcolor=LIGHT["text"])
+        add_legend(axes)
     return figure
+
+
+def colour_of(model: str, models: Sequence[str]) -> str:
+    """The colour of a model, the same in all figures."""
+    others = [each for each in models if each not in COLOURS]
+    return LIGHT[COLOURS.get(model) or OTHER_COLOURS[others.index(model) % len(OTHER_COLOURS)]]
+
+
+def add_legend(axes: Any) -> None:
+    """Adds a legend above the axes, where it hides nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, frameon=False, fontsize=8, labelcolor=LIGHT["text"])
 
 
 def write_verdict_page(folder: Path, found: VerdictResults, facts: Mapping[str, Any]) -> Path:
