@@ -18,11 +18,20 @@ from unveil.errors import Interrupted, UnveilError
 from unveil.evaluate.paired import paired_gain
 from unveil.experiments import label_budgets
 from unveil.experiments.label_budgets import label_counts
+from unveil.experiments.verdict import VerdictRuns
 from unveil.train.run_folder import Run
 
 __all__ = ["no_pages"]
 
-SHAPE: dict[str, Any] = {"model": "vit-nano", "image_size": (16,), "patch_size": (4,), "device": "cpu", "precision": "float32"}
+SHAPE: dict[str, Any] = {
+    "model": "vit-nano",
+    "image_size": (16,),
+    "patch_size": (4,),
+    "device": "cpu",
+    "precision": "float32",
+    "num_evals": 0,
+    "held_out": 4,
+}
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "shares": (0.1,)}
 
 
@@ -81,7 +90,10 @@ def test_gains_are_those_of_the_runs_of_fine_tuning(found: dict[str, Any], run: 
 
 @pytest.fixture
 def tuned(monkeypatch: pytest.MonkeyPatch, data: Path) -> Iterator[list[Path]]:
-    """Runs of fine-tuning that take no time: with 60 test images, of which pre-training gets 55 right and scratch 30 + seed."""
+    """Runs of fine-tuning that take no time: with 60 test images, of which pre-training gets 55 right and scratch 30 + seed.
+
+    Nothing is probed or drawn.
+    """
     made: list[Path] = []
 
     def finetune(weights: Any, data: Any, *, out: Path, seed: int, scratch: bool = False, **_: Any) -> Any:
@@ -95,6 +107,8 @@ def tuned(monkeypatch: pytest.MonkeyPatch, data: Path) -> Iterator[list[Path]]:
         return type("Made", (), {"path": out})
 
     monkeypatch.setattr(label_budgets, "finetune", finetune)
+    monkeypatch.setattr(VerdictRuns, "probe", lambda self: None)
+    monkeypatch.setattr("unveil.experiments.verdict.write_verdict_page", lambda folder, found, facts: None)
     return made
 
 
