@@ -22,8 +22,8 @@ from unveil.train.parallel import HardwareConfig, World
 
 Classifier = Callable[[Batch], Float[Tensor, "B K"]]
 """Class scores, on the CPU, of a batch that is preprocessed for evaluation."""
-IMAGES_PER_WORKER = 32
-"""A process that corrupts images takes three seconds to start, so one is started for at least this many images."""
+IMAGES_PER_WORKER = 64
+"""A process that corrupts images takes five seconds to start, so one is started for at least this many images."""
 
 
 class CorruptionErrors(NamedTuple):

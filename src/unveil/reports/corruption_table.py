@@ -15,24 +15,20 @@ def corruption_table(facts: Mapping[str, Any]) -> ResultTable:
         facts: `corruptions` in the `results.json` of a probe.
     """
     errors, severities, baseline = facts["errors"], facts["severities"], facts.get("baseline")
-    others = [name for name in errors if name != "encoder"]
+    own, others = errors["encoder"], [name for name in errors if name != "encoder"]
+    rows = [["none", *("" for _ in severities), *(number(facts["clean_error"][name]) for name in ("encoder", *others))]]
+    for corruption in own:
+        means = [mean(errors[name][corruption]) for name in ("encoder", *others)]
+        rows.append([humanize(corruption), *map(number, [*own[corruption], *means])])
+    by_severity = [mean(column) for column in zip(*own.values(), strict=True)]
+    rows.append(["mean", *map(number, [*by_severity, *(facts["mean_error"][name] for name in ("encoder", *others))])])
     heads = ["corruption", *map(str, severities), "mean", *(ENCODER_LABELS.get(name, name) for name in others)]
-    none = [number(facts["clean_error"][name]) for name in errors]
-    rows = [["none", *("" for _ in severities), *none]]
-    for name, own in errors["encoder"].items():
-        means = [number(mean(errors[row][name])) for row in ("encoder", *others)]
-        rows.append([humanize(name), *map(number, own), *means])
-    by_severity = [mean([own[i] for own in errors["encoder"].values()]) for i in range(len(severities))]
-    rows.append(["mean", *map(number, by_severity), *(number(facts["mean_error"][name]) for name in errors)])
-    sentences = []
     if baseline:
         heads.append("CE")
-        ratios = facts["corruption_error"]["encoder"]
-        rows = [[*row, number(ratios.get(key))] for row, key in zip(rows, [None, *ratios, None], strict=True)]
-        rows[0][-1], rows[-1][-1] = "", number(facts["mce"]["encoder"])
-        sentences = [relative_sentence(facts, baseline)]
+        ratios = ["", *map(number, facts["corruption_error"]["encoder"].values()), number(facts["mce"]["encoder"])]
+        rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
     title = f"Top-1 error of this encoder on {count_of(facts['images'], 'corrupted test image')}, in %, by severity"
-    return ResultTable(title, heads, rows, sentences)
+    return ResultTable(title, heads, rows, [relative_sentence(facts, baseline)] if baseline else [])
 
 
 def relative_sentence(facts: Mapping[str, Any], baseline: str) -> str:
