@@ -1,4 +1,4 @@
-"""Reads the next items in a thread while the caller works on the current one."""
+"""Reads the next items in threads while the caller works on the current one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +9,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int = 2) -> Iterator[Result]:
+def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int = 2, threads: int = 1) -> Iterator[Result]:
     """The function of each item, in order. Up to `depth` results wait in memory.
 
-    One thread calls the function, so it need not be safe to call from several; `ImageDataset` hands its work to more threads.
+    By default one thread calls the function, so it need not be safe to call from several; `ImageDataset` hands its work to more
+    threads.
     """
     waiting, rest = deque[Future[Result]](), iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="read-ahead") as pool:
         try:
             for item in rest:
                 waiting.append(pool.submit(function, item))

@@ -1,5 +1,7 @@
 """k-nearest-neighbour classification of features, which needs no training (Wu et al., 2018; as in DINO)."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,19 +9,29 @@ from torch import Tensor
 from unveil.evaluate.neighbours import nearest
 
 
-def whiten(bank: Float[Tensor, "S D"], queries: Float[Tensor, "Q D"]) -> tuple[Float[Tensor, "S D"], Float[Tensor, "Q D"]]:
-    """Features whose directions all have the same variance in the bank.
+def whitening(bank: Float[Tensor, "S D"]) -> Callable[[Float[Tensor, "n D"]], Float[Tensor, "n D"]]:
+    """The transform of features after which all directions have the same variance in the bank.
 
     A few directions with a large variance, such as place and brightness, may hide all others from k-NN, but not from a linear
     classifier. The covariance is shrunk towards a multiple of the identity by Ledoit and Wolf (2004), since a small bank does not
     determine it. Features are standardised first, so that none sets the scale of the others.
     """
     variance, mean = torch.var_mean(bank.double(), dim=0, correction=0)
-    first, second = ((part.double() - mean) / (variance + 1e-6).sqrt() for part in (bank, queries))
-    covariance = shrunk_covariance(first)
+    scale = (variance + 1e-6).sqrt()
+    covariance = shrunk_covariance((bank.double() - mean) / scale)
     factor = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance)).to(covariance))  # features may be constant
-    first, second = (torch.linalg.solve_triangular(factor, part.T, upper=False).T.float() for part in (first, second))
-    return first, second
+
+    def whitened(features: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+        found: Tensor = torch.linalg.solve_triangular(factor, ((features.double() - mean) / scale).T, upper=False)
+        return found.T.float()
+
+    return whitened
+
+
+def whiten(bank: Float[Tensor, "S D"], queries: Float[Tensor, "Q D"]) -> tuple[Float[Tensor, "S D"], Float[Tensor, "Q D"]]:
+    """Both, by the `whitening` of the bank."""
+    transform = whitening(bank)
+    return transform(bank), transform(queries)
 
 
 def shrunk_covariance(centred: Float[Tensor, "n D"]) -> Float[Tensor, "D D"]:

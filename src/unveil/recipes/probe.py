@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from unveil.atomic_files import write_text
 from unveil.data.augment import AugmentConfig
+from unveil.data.batch import Batch
 from unveil.data.loader import ImageLoader
 from unveil.data.python_data import with_columns
 from unveil.data.sources import Data
 from unveil.data.splits import Subset, few_labels
 from unveil.errors import UnveilError
+from unveil.evaluate.corruption_errors import Classifier
 from unveil.evaluate.features import (
     Features,
     NothingReadableError,
@@ -28,7 +30,7 @@ from unveil.evaluate.features import (
     raw_pixels,
     refuse_non_finite,
 )
-from unveil.evaluate.knn import knn_scores, whiten
+from unveil.evaluate.knn import knn_scores, whitening
 from unveil.evaluate.logistic import fit_logistic
 from unveil.folder_lock import locked
 from unveil.interop import model_files
@@ -42,6 +44,7 @@ from unveil.options import configure
 from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
 from unveil.ranges import Count, CountOrZero, NonNegative, Share, ShareAboveZero
+from unveil.recipes.probe_corruptions import images_to_corrupt, test_on_corruptions
 from unveil.reports.notebook import ProbeResults
 from unveil.reports.table import unseen_sentence
 from unveil.runs.labelled_data import (
@@ -62,7 +65,7 @@ from unveil.train.guards import seeded
 from unveil.train.log import Screen
 from unveil.train.loop import total_steps, train
 from unveil.train.optim import OptimConfig
-from unveil.train.parallel import HardwareConfig
+from unveil.train.parallel import HardwareConfig, autocast
 from unveil.train.recipe import Recipe, TrainConfig
 from unveil.train.run_folder import receipt
 from unveil.train.terminal import printer
@@ -101,6 +104,11 @@ class ProbeConfig:
     """Number of labelled images to train on, balanced over the classes; 0 means all."""
     compare: bool = True
     """Also probe the same encoder untrained, and raw pixels."""
+    corrupt: bool = False
+    """Also test on corrupted images: 15 common corruptions at 5 severities each, such as noise, blur, fog and JPEG compression, and
+    the mean corruption error (Hendrycks and Dietterich, 2019). The encoder sees each test image 76 times."""
+    corrupt_images: CountOrZero = 0
+    """Number of test images to corrupt, balanced over the classes; 0 means all."""
     max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
     max_unreadable: Share = 0.01
@@ -122,6 +130,8 @@ class ProbeScores(NamedTuple):
 
     features: Features
     """The class scores."""
+    classify: Classifier
+    """Class scores of other images, on the CPU."""
     task: Task | None = None
     """The trained probe; None for k-NN. Its head alone, if it was trained on features."""
     penalty: float | None = None
@@ -150,7 +160,7 @@ class Probe:
         """
         if encoder is not None and self.config.sees_images:
             task = self.task(copy.deepcopy(encoder))
-            return ProbeScores(self.trained_scores(name, task), task)
+            return ProbeScores(self.trained_scores(name, task), self.predicted_by(task), task)
         if encoder is None:
             return self.frozen_scores(raw_pixels, shape)
         owner = self.learner if encoder is self.learner.encoder else encoder  # as `unveil embed`: after the norm of a head
@@ -165,17 +175,31 @@ class Probe:
         for features in (train, test):
             refuse_non_finite(features, "the encoder")
         labels, penalty = train.subset.labels, None
+        task: Linear | None = None
+        score: Callable[[Tensor], Tensor]
         if self.config.kind == "knn":
-            bank, queries = whiten(train.rows, test.rows) if self.config.whiten else (train.rows, test.rows)
-            scores = knn_scores(queries, bank, labels, len(classes), neighbours=self.config.neighbours)
-            return ProbeScores(test._replace(rows=scores))
-        if self.config.takes_steps:
-            task = fit_linear(train.rows, labels, classes, recipe.training, recipe.optim)
+            score = self.knn(train)
         else:
-            groups, seed = train.subset.groups, recipe.training.seed
-            task, penalty = fit_logistic(train.rows, labels, classes, groups=groups, seed=seed)
+            if self.config.takes_steps:
+                task = fit_linear(train.rows, labels, classes, recipe.training, recipe.optim)
+            else:
+                groups, seed = train.subset.groups, recipe.training.seed
+                task, penalty = fit_logistic(train.rows, labels, classes, groups=groups, seed=seed)
+            score = task.logits
+
+        def classify(batch: Batch) -> Tensor:
+            with autocast(recipe.hardware, recipe.world):
+                rows = function(batch.images)
+            return score(rows.float().cpu())
+
         with torch.no_grad():
-            return ProbeScores(test._replace(rows=task.logits(test.rows)), task, penalty)
+            return ProbeScores(test._replace(rows=score(test.rows)), classify, task, penalty)
+
+    def knn(self, train: Features) -> Callable[[Tensor], Tensor]:
+        """The scores of features by their nearest neighbours in the train set."""
+        transform: Callable[[Tensor], Tensor] = whitening(train.rows) if self.config.whiten else nn.Identity()
+        bank, labels, count = transform(train.rows), train.subset.labels, len(self.train_set.dataset.classes)
+        return lambda rows: knn_scores(transform(rows), bank, labels, count, neighbours=self.config.neighbours)
 
     def task(self, encoder: ViT) -> Task:
         """A probe that is trained on augmented images."""
@@ -209,6 +233,16 @@ class Probe:
             raise NothingReadableError(f"none of {count:,} test images of {name} can be read")
         scores, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
         return Features(scores, Subset(self.test_set.dataset, indices))
+
+    def predicted_by(self, task: Task) -> Classifier:
+        """The class scores of a trained task."""
+
+        def classify(batch: Batch) -> Tensor:
+            with autocast(self.recipe.hardware, self.recipe.world):
+                scores: Tensor = task.predict(batch)
+            return scores.float().cpu()
+
+        return classify
 
     def model(self, scores: ProbeScores) -> Task | None:
         """The probe with its encoder, which `unveil.load` loads and `unveil predict` takes; None if it cannot be saved."""
@@ -282,6 +316,8 @@ def refuse_unused(config: ProbeConfig, options: Mapping[str, Any]) -> None:
         raise UnveilError(
             "pool both needs features that are computed once: leave --views and --kind partial out, or use class or mean"
         )
+    if config.corrupt_images and not config.corrupt:
+        raise UnveilError(f"corrupt_images is {config.corrupt_images:,}, but no image is corrupted: add --corrupt")
     if config.whiten and config.kind != "knn":
         raise UnveilError(f"whiten is for k-NN, but the kind is {config.kind}: add --kind knn")
     if config.kind == "linear" and not config.takes_steps:
@@ -328,6 +364,7 @@ def probe_into(
         train_set, test_set = reopened(encoder.config, train_set, test_set)
     if config.labels:
         train_set = few_labels(train_set, config.labels, recipe.training.seed)
+    to_corrupt = images_to_corrupt(test_set, config.corrupt_images, recipe.training.seed) if config.corrupt else None
     pool = config.pool or learner.pool
     setup = Probe(config=config, recipe=recipe, learner=learner, pool=pool, train_set=train_set, test_set=test_set)
     classes, source = train_set.dataset.classes, " held-out" if held_out else ""
@@ -376,6 +413,10 @@ def probe_into(
         model_files.write_config(model, folder)
         model_files.export(model, folder / "model.safetensors")
     write_text(folder / "results.json", json_text(results))
+    if to_corrupt is not None:  # results are written before, since this takes long
+        classifiers = {name: each.classify for name, each in scores.items()}
+        results["corruptions"] = test_on_corruptions(classifiers, to_corrupt, encoder.config, recipe, say)
+        write_text(folder / "results.json", json_text(results))
     say(f"Per-class accuracy, confusion matrix and predictions: {folder}")
     if model is not None:
         say(f"To label images with it: unveil predict {folder} IMAGES")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from unveil.errors import UnveilError
+from unveil.reports.corruption_table import corruption_table
 from unveil.reports.curves import draw_curves
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import headline_parts, scratch_score
@@ -91,14 +92,15 @@ class ShownList(list[T]):
 
 
 class ProbeResults(dict[str, Any]):
-    """The content of `results.json` of a probe, which a notebook shows as a table."""
+    """The content of `results.json` of a probe, which a notebook shows as tables."""
 
     def __init__(self, content: dict[str, Any], folder: Path) -> None:
         super().__init__(content)
         self.folder = folder
 
     def _repr_html_(self) -> str:
-        return tables_html([self.table()], self.folder)
+        corruptions = [corruption_table(self["corruptions"])] if self.get("corruptions") else []
+        return tables_html([self.table(), *corruptions], self.folder)
 
     def table(self) -> ResultTable:
         """The accuracy of the encoder, of the same encoder untrained, and of raw pixels."""
