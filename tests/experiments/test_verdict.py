@@ -80,6 +80,7 @@ def test_gains_are_those_of_the_runs_of_fine_tuning(found: dict[str, Any], run: 
         both.append(np.array([right(each.path / "predictions.csv") for each in runs]))
         assert [each.config["seed"] for each in runs] == [0, 1, 2]
         assert {(each.config["validation"], each.results["trained_on"]) for each in runs} == {(0, 8)}
+        assert all("probe" in each.results for each in runs)  # from scratch as well: what differs is the encoder alone
     gain = paired_gain(*both)._asdict()
     row = row_of(found["gains"], how="fine-tuned", labels=8)
     assert row["model"] == "from scratch"

@@ -36,6 +36,8 @@ class Finetuning:
     """The learner that the encoder comes from; None for a model that starts from scratch."""
     patience: int = 0
     """See `FinetuneRunConfig`."""
+    probed: bool = True
+    """Whether the head may start from a linear probe of the encoder: not from scratch, unless that is asked for."""
 
     @property
     def head_path(self) -> Path:
@@ -80,7 +82,7 @@ class Finetuning:
             if self.patience:
                 raise UnveilError(f"patience is {self.patience}, but nothing is validated: {cause}. Leave patience out")
             session.say(f"nothing is validated, so the last weights are kept: {cause}")
-        if not task.starts_from_probe or self.source is None or session.run.checkpoints().steps():
+        if not task.starts_from_probe or not self.probed or session.run.checkpoints().steps():
             return
         session.say("fitting a linear probe ...")
         task.to(session.world.device)
@@ -104,7 +106,7 @@ class Finetuning:
 
     def probe_score(self) -> dict[str, Any]:
         """The metric of the probe from which the head started, on the test set; {} if it did not."""
-        if self.source is None or not self.head_path.is_file():
+        if not self.head_path.is_file():
             return {}
         task, head = self.session.built(self.build), read_tensors(self.head_path)
         task.set_head(head["weight"], head["bias"])
