@@ -9,6 +9,7 @@ from typing import Any
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
+from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.runner import Comparison
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
@@ -115,22 +116,31 @@ def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title
 
     def write() -> dict[str, list[Sweep]]:
         sweeps = {heading: [spec.sweep(comparison) for spec, comparison in pairs] for heading, pairs in comparisons.items()}
-        sweeps = {heading: begun for heading, every in sweeps.items() if (begun := [sweep for sweep in every if sweep.rows])}
-        facts = next(comparison.facts for pairs in comparisons.values() for _, comparison in pairs)
-        content = facts | {"sweeps": {heading: [sweep.to_json() for sweep in every] for heading, every in sweeps.items()}}
+        sweeps = {heading: begun for heading, found in sweeps.items() if (begun := [sweep for sweep in found if sweep.rows])}
+        facts = every[0].facts
+        failed = [each._asdict() for comparison in every for each in comparison.failures]
+        facts |= {"runs": runs, "failed": failed} if failed else {}
+        content = facts | {"sweeps": {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}}
         write_text(folder / "study.json", json_text(content))
         write_study(folder, title, sweeps, facts)
         return sweeps
 
+    every = [comparison for pairs in comparisons.values() for _, comparison in pairs]
+    runs = sum(len(comparison.jobs()) for comparison in every)
+
+    def has_finished() -> bool:
+        return any(comparison.finished_runs for comparison in every)
+
     with locked(folder, "training in"):
-        for pairs in comparisons.values():
-            for _, comparison in pairs:
-                comparison.run(write)
-        sweeps = [sweep for every in write().values() for sweep in every]
+        failures = [each for comparison in every for each in comparison.run(lambda: has_finished() and write())]
+        if not has_finished():
+            refuse_failures(failures, runs)
+        sweeps = [sweep for found in write().values() for sweep in found]
     tables = [sweep_table(sweep) for sweep in sweeps]
     for table in tables:
         show(to_terminal(table))
     printer(True)(f"The report: {folder / 'report.html'}")
+    refuse_failures(failures, runs)
     return ShownList(sweeps, tables, folder)
 
 
