@@ -195,11 +195,11 @@ MODEL_SIZE = PaperStudy(
     finding="Larger encoders are better, with the same recipe.",
     claims=lambda labels: (Ahead("vit-tiny", "vit-nano", "finetune"), Ahead("vit-small", "vit-tiny", "finetune")),
     axis_title="encoder",
-    note="The paper's encoders are larger, and trained for 1600 epochs; the linear probes are those of its public code's paper.",
+    note="The paper's encoders are larger, and were trained for 1600 epochs.",
 )
 LABEL_FRACTION = PaperStudy(
     name="label-fraction",
-    source="Section 4, first table",
+    source="Section 4",
     question="Is pre-training ahead of training from scratch, and with how many labels?",
     cells=(
         Cell(label="1 % of the labels", at=0.01),

@@ -4,6 +4,7 @@ A study is a list of cells: options, and the accuracies that the paper reports f
 studies is printed at once.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -139,3 +140,8 @@ class PaperStudy:
         """The labels of the cells that an encoder cannot have."""
         kept = {setting.label for setting in self.settings(shape)}
         return [cell.label for cell in self.cells if cell.label not in kept]
+
+
+def folder_name(label: str) -> str:
+    """A label as a part of the name of a folder, such as 1-2-of-the-encoder."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")

@@ -21,8 +21,8 @@ from unveil.reports.comparison import ComparisonRow, figures_of, finetune_score,
 from unveil.reports.failures import Failure, read_failures
 from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
-from unveil.train.recipe import TrainConfig
 from unveil.train.parallel import HardwareConfig
+from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import HARMLESS, ChangedSettingsError, Run, receipt
 from unveil.train.run_schema import check, reading_results
 from unveil.train.terminal import printer
@@ -141,8 +141,10 @@ class Comparison:
                 jobs.append(Job(own, partial(self.pretraining, entry, seed), stages))
                 if entry in self.finetuned:
                     jobs.append(Job(f"{own}-finetune", partial(self.finetuning, entry.name, seed, entry.name), (own,)))
-                for each in self.evaluations:
-                    jobs.append(Job(f"{own}-{each.suffix}", partial(self.evaluating, entry.name, seed, each), (own,)))
+                jobs += [
+                    Job(f"{own}-{each.suffix}", partial(self.evaluating, entry.name, seed, each), (own,))
+                    for each in self.evaluations
+                ]
             for entry in self.finetuned[:1]:
                 call = partial(self.finetuning, entry.name, seed, "untrained", scratch=True)
                 jobs.append(Job(f"untrained-seed{seed}-finetune", call, (f"{entry.name}-seed{seed}",)))
