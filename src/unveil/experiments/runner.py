@@ -140,13 +140,19 @@ class Comparison:
                 stages = tuple(f"{value}-seed{seed}" for value in entry.options.values() if value in self.names)
                 jobs.append(Job(own, partial(self.pretraining, entry, seed), stages))
                 if entry in self.finetuned:
-                    jobs.append(Job(f"{own}-finetune", partial(self.finetuning, entry.name, seed, entry.name), (own,)))
+                    jobs.append(
+                        Job(
+                            f"{own}-finetune",
+                            partial(self.finetuning, entry.name, seed, self.path(entry.name, seed, "-finetune")),
+                            (own,),
+                        )
+                    )
                 jobs += [
                     Job(f"{own}-{each.suffix}", partial(self.evaluating, entry.name, seed, each), (own,))
                     for each in self.evaluations
                 ]
             for entry in self.finetuned[:1]:
-                call = partial(self.finetuning, entry.name, seed, "untrained", scratch=True)
+                call = partial(self.finetuning, entry.name, seed, self.path("untrained", seed, "-finetune"), scratch=True)
                 jobs.append(Job(f"untrained-seed{seed}-finetune", call, (f"{entry.name}-seed{seed}",)))
         return jobs
 
@@ -156,11 +162,11 @@ class Comparison:
         printer(True)(f"\n{entry.name}, seed {seed}: {options['epochs']:.4g} epochs")
         return Call("pretrain", (self.data,), {"method": entry.method, "out": self.path(entry.name, seed), **options})
 
-    def finetuning(self, name: str, seed: int, out: str, scratch: bool = False, **options: Any) -> Call:
-        """Fine-tunes the encoder of an entry or, from scratch, an untrained encoder of the same shape."""
+    def finetuning(self, name: str, seed: int, out: Path, **options: Any) -> Call:
+        """Fine-tunes the encoder of an entry or, with `scratch`, an untrained encoder of the same shape."""
         run = Run(self.path(name, seed))
         kept = {key: value for key, value in run.config.items() if key == "test_split" and value == HELD_OUT}
-        given = {"out": self.path(out, seed, "-finetune"), "scratch": scratch, "seed": seed}
+        given = {"out": out, "seed": seed}
         return Call("finetune", (run.path, self.config.labelled_data), {**given, **kept, **self.finetune_options, **options})
 
     def evaluating(self, name: str, seed: int, evaluation: "Evaluation") -> Call | None:
@@ -168,7 +174,7 @@ class Comparison:
         options = dict(evaluation.options(self, Run(self.path(name, seed))))
         out = self.path(name, seed, f"-{evaluation.suffix}")
         if evaluation.command == "finetune":
-            return self.finetuning(name, seed, name, **{"out": out, **options})
+            return self.finetuning(name, seed, out, **options)
         kept = {"test_split": HELD_OUT} if Run(self.path(name, seed)).config.get("test_split") == HELD_OUT else {}
         given = known_to(self.finetune_options, HardwareConfig) | kept | options | {"seed": seed}
         if (out / "results.json").is_file():

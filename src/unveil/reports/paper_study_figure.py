@@ -38,9 +38,11 @@ def study_figure(
         axis: "names", "linear" or "log".
         title: The name of the horizontal axis.
     """
+    labels = ["\n".join(textwrap.wrap(name, NAME_WIDTH)) for name in names] if axis == "names" else []
+    bottom = 0.17 + 0.05 * max((label.count("\n") for label in labels), default=0)  # below it are names of several lines
     figure = new_figure(*SIZE)
     with styled():
-        axes = figure.add_axes((0.12, 0.27, 0.75, 0.70))
+        axes = figure.add_axes((0.12, bottom, 0.75, 0.97 - bottom))
         other = axes.twinx() if any(value is not None for value in paper) else None
     found = [(x, values) for x, values in zip(positions, ours, strict=True) if values]
     axes.plot([x for x, _ in found], [mean(values) for _, values in found], color=LIGHT["primary"], linewidth=1.8)
@@ -58,7 +60,7 @@ def study_figure(
         axes.set_xscale("log")
         axes.minorticks_off()
     if axis == "names":
-        axes.set_xticks(positions, ["\n".join(textwrap.wrap(name, NAME_WIDTH)) for name in names])
+        axes.set_xticks(positions, labels)
         axes.set_xlim(min(positions) - 0.4, max(positions) + 0.4)
     else:
         every = -(-len(names) // MOST_TICKS)
