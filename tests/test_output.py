@@ -19,7 +19,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "--version", "pretrain --help-all", "finetune --help", "study images-vs-words --help-all"]
+    "command", ["--help", "--version", "pretrain --help-all", "finetune --help", "study information-density --help-all"]
 )
 @pytest.mark.parametrize("reader", ["head -1", "true"])
 def test_a_reader_that_ends_early(command, reader):

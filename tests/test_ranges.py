@@ -102,7 +102,7 @@ FLAGS = {
     for option in [each for group in command_line.groups_of(verb, [])[0].values() for each in group]
     if numbers(option.type)
 }
-INPUTS = {"study": ["mask_ratio=0.5"], "study images-vs-words": ["a", "b"], "fill-mask": ["a", "b"]}
+INPUTS = {"study": ["mask_ratio=0.5"], "study information-density": ["a", "b"], "fill-mask": ["a", "b"]}
 
 
 @pytest.mark.parametrize(("name", "key"), FLAGS, ids=[f"{name} {key}" for name, key in FLAGS])

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from unveil import methods, plugins, tasks
-from unveil.commands import OLD_VERBS, VERBS
+from unveil.commands import ALIASES, OLD_VERBS, VERBS
 from unveil.errors import UnveilError
 from unveil.interop.model_kind import model_kind
 from unveil.option_synonyms import hint
@@ -33,8 +33,8 @@ class UsageError(Exception):
 def verb_name(argv: Sequence[str]) -> str:
     """The command at the start of an argument list. Some commands have two words."""
     for name in (" ".join(argv[:2]), argv[0]):
-        if name in VERBS:
-            return name
+        if name in VERBS or name in ALIASES:
+            return ALIASES.get(name, name)
     first = argv[0]
     near = [OLD_VERBS[first]] if first in OLD_VERBS else [verb for verb in VERBS if verb.startswith(first)]
     near = near or difflib.get_close_matches(first, VERBS, n=1)

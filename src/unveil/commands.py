@@ -296,13 +296,23 @@ VERBS = {
     ),
     "study": Verb(
         "unveil.experiments.study:study",
-        "Train a method with several values of one option, and plot the curve.",
+        "Repeat an ablation of the MAE paper, or vary any option, and plot the curve.",
         {
-            "what": Argument(str, "An option and its values, such as mask_ratio=0.25,0.5,0.75.", positional=True),
+            "what": Argument(
+                str,
+                "The name of a study, such as mask-ratio (see unveil study --list); all; or an option and its values, such as "
+                "mask_ratio=0.25,0.5,0.75.",
+                positional=True,
+            ),
             "data": IMAGES_ARG,
             "method": Argument(str, METHOD_NAME, "mae"),
             "model": VIT_MODEL,
-            "out": Argument(str | None, ALL_RUNS + "runs/<data>-<method>-<option>.", None, path="folder"),
+            "out": Argument(
+                str | None,
+                ALL_RUNS + "runs/<data>-study-<name>, runs/<data>-studies for all, or runs/<data>-<method>-<option>.",
+                None,
+                path="folder",
+            ),
         },
         {"comparison": "unveil.experiments.runner:ComparisonConfig", **PRETRAIN, "method": METHOD, **AUGMENT, **SHARED},
         digits=DIGITS_PATH,
@@ -312,7 +322,10 @@ VERBS = {
         per_method=True,
         resumes=True,
     ),
-    "study images-vs-words": Verb(
+    "study --list": Verb(
+        "unveil.experiments.paper_studies:print_studies", "List the ablations of the MAE paper that unveil can repeat.", {}
+    ),
+    "study information-density": Verb(
         "unveil.experiments.images_vs_words:images_vs_words",
         "Vary mask ratio and decoder depth for images and for text, with equal budgets.",
         {
@@ -355,9 +368,11 @@ VERBS = {
         {"run": Argument(str, "A run folder.", positional=True, path="run")},
     ),
 }
+ALIASES = {"study images-vs-words": "study information-density"}
+"""Earlier names of commands, which still work."""
 OLD_VERBS = {
     "fill": "fill-mask",
-    "why": "study images-vs-words",
+    "why": "study information-density",
     "train": "pretrain",
     "evaluate": "probe",
     "eval": "probe",

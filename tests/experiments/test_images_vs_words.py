@@ -81,7 +81,7 @@ def test_words_and_images_are_trained_and_drawn(tmp_path: Path, monkeypatch: pyt
 
 def test_options_for_each_side() -> None:
     words = "photos corpus --labelled-data sst2 --mae.epochs 3 --bert.max-length 32 --wordmae.epochs 5 --seeds 1"
-    assert parse_options("study images-vs-words", VERBS["study images-vs-words"], words.split()) == {
+    assert parse_options("study information-density", VERBS["study information-density"], words.split()) == {
         "images": "photos",
         "texts": "corpus",
         "size": "nano",

@@ -8,6 +8,7 @@ from typing import Any
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
@@ -69,6 +70,7 @@ def compare(
 
     Raises:
         UnveilError: On input that cannot be used.
+        FailedRunsError: If a run has failed, after all others have ended and the page was written.
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     listed = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
@@ -81,13 +83,16 @@ def compare(
         return write_results(comparison)
 
     with locked(folder, "training in"):
-        comparison.run(write)
+        failures = comparison.run(lambda: comparison.finished_runs and write())
+        if not comparison.finished_runs:
+            refuse_failures(failures, len(comparison.jobs()))
         rows, table = write()
     if config.markdown:
         print(to_markdown(table))
     else:
         show(to_terminal(table))
     printer(True)(f"The report: {folder / 'report.html'}")
+    refuse_failures(failures, len(comparison.jobs()))
     return ShownList(rows, [table], folder)
 
 

@@ -1,4 +1,4 @@
-"""`unveil study images-vs-words`: varies mask ratio and decoder depth for images and for text, with equal encoders and budgets.
+"""`unveil study information-density`: varies mask ratio and decoder depth for images and for text, with equal encoders and budgets.
 
 docs/images-vs-words.md explains the comparison.
 """

@@ -1,26 +1,29 @@
 """Comparisons: all entries are trained with equal budgets, for several seeds, and evaluated in the same way."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from unveil.atomic_files import write_text
 from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
+from unveil.experiments.jobs import Call, Job, run_jobs
 from unveil.json_files import json_text, read_json
 from unveil.learner import Method
 from unveil.methods import method_class
+from unveil.options import known_to
 from unveil.planning.dry_run import dry_run
 from unveil.ranges import Positive, Seed
-from unveil.recipes.finetune import finetune
-from unveil.recipes.pretrain import pretrain
 from unveil.reports.comparison import ComparisonRow, figures_of, finetune_score, row_of
+from unveil.reports.failures import Failure, read_failures
 from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
+from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import Run, receipt
+from unveil.train.run_folder import HARMLESS, ChangedSettingsError, Run, receipt
 from unveil.train.run_schema import check, reading_results
 from unveil.train.terminal import printer
 
@@ -61,6 +64,16 @@ class Entry(NamedTuple):
         return method_class(self.method)
 
 
+class Evaluation(NamedTuple):
+    """A probe or a fine-tuning run of every encoder of a comparison."""
+
+    suffix: str
+    """What is added to the name of the pre-training run, for the folder."""
+    command: Literal["finetune", "probe"]
+    options: "Callable[[Comparison, Run], Mapping[str, Any]]"
+    """The options of the command, which may follow from the pre-training run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The entries, and the options that they share. Every run has an ordinary run folder inside `folder`."""
@@ -73,6 +86,8 @@ class Comparison:
     finetune_options: dict[str, Any]
     """Options of `finetune`."""
     entries: Sequence[Entry]
+    evaluations: "Sequence[Evaluation]" = ()
+    """Further evaluations of every encoder, besides fine-tuning."""
 
     def path(self, name: str, seed: int, suffix: str = "") -> Path:
         """A run folder."""
@@ -112,26 +127,60 @@ class Comparison:
         values = [value for key, value in self.options(entry, seed).items() if key in entry.options and isinstance(value, str)]
         return [Run(value) for value in values if (Path(value) / "run.json").is_file()]
 
-    def run(self, after_each: Callable[[], object]) -> None:
-        """Trains what is missing, seed after seed, and calls `after_each` after every run."""
-        say = printer(True)
+    def run(self, after_each: Callable[[], object]) -> list[Failure]:
+        """Trains what is missing, seed after seed, and calls `after_each` after every run. Returns what has failed."""
+        return run_jobs(self.jobs(), self.folder, after_each)
+
+    def jobs(self) -> list[Job]:
+        """All runs, in their order."""
+        jobs = []
         for seed in self.config.seeds:
             for entry in self.entries:
-                options = self.options(entry, seed) | {"epochs": self.epochs(entry, seed)}
-                say(f"\n{entry.name}, seed {seed}: {options['epochs']:.4g} epochs")
-                run = pretrain(self.data, method=entry.method, out=self.path(entry.name, seed), **options)
+                own = f"{entry.name}-seed{seed}"
+                stages = tuple(f"{value}-seed{seed}" for value in entry.options.values() if value in self.names)
+                jobs.append(Job(own, partial(self.pretraining, entry, seed), stages))
                 if entry in self.finetuned:
-                    self.finetune(run, seed, self.path(entry.name, seed, "-finetune"))
-                after_each()
+                    jobs.append(
+                        Job(
+                            f"{own}-finetune",
+                            partial(self.finetuning, entry.name, seed, self.path(entry.name, seed, "-finetune")),
+                            (own,),
+                        )
+                    )
+                jobs += [
+                    Job(f"{own}-{each.suffix}", partial(self.evaluating, entry.name, seed, each), (own,))
+                    for each in self.evaluations
+                ]
             for entry in self.finetuned[:1]:
-                self.finetune(Run(self.path(entry.name, seed)), seed, self.path("untrained", seed, "-finetune"), scratch=True)
-                after_each()
+                call = partial(self.finetuning, entry.name, seed, self.path("untrained", seed, "-finetune"), scratch=True)
+                jobs.append(Job(f"untrained-seed{seed}-finetune", call, (f"{entry.name}-seed{seed}",)))
+        return jobs
 
-    def finetune(self, run: Run, seed: int, out: Path, scratch: bool = False) -> Run:
-        """Fine-tunes the encoder of a run, or an untrained encoder of the same shape."""
-        options = {key: value for key, value in run.config.items() if key == "test_split" and value == HELD_OUT}
-        options |= self.finetune_options
-        return finetune(run.path, self.config.labelled_data, out=out, scratch=scratch, seed=seed, **options)
+    def pretraining(self, entry: Entry, seed: int) -> Call:
+        """The pre-training run of an entry."""
+        options = self.options(entry, seed) | {"epochs": self.epochs(entry, seed)}
+        printer(True)(f"\n{entry.name}, seed {seed}: {options['epochs']:.4g} epochs")
+        return Call("pretrain", (self.data,), {"method": entry.method, "out": self.path(entry.name, seed), **options})
+
+    def finetuning(self, name: str, seed: int, out: Path, **options: Any) -> Call:
+        """Fine-tunes the encoder of an entry or, with `scratch`, an untrained encoder of the same shape."""
+        run = Run(self.path(name, seed))
+        kept = {key: value for key, value in run.config.items() if key == "test_split" and value == HELD_OUT}
+        given = {"out": out, "seed": seed}
+        return Call("finetune", (run.path, self.config.labelled_data), {**given, **kept, **self.finetune_options, **options})
+
+    def evaluating(self, name: str, seed: int, evaluation: "Evaluation") -> Call | None:
+        """One more evaluation of the encoder of an entry."""
+        options = dict(evaluation.options(self, Run(self.path(name, seed))))
+        out = self.path(name, seed, f"-{evaluation.suffix}")
+        if evaluation.command == "finetune":
+            return self.finetuning(name, seed, out, **options)
+        kept = {"test_split": HELD_OUT} if Run(self.path(name, seed)).config.get("test_split") == HELD_OUT else {}
+        given = known_to(self.finetune_options, HardwareConfig) | kept | options | {"seed": seed}
+        if (out / "results.json").is_file():
+            refuse_other_probe(out, given)
+            return None
+        return Call("probe", (self.path(name, seed), self.config.labelled_data), {"out": out, **given})
 
     def epochs(self, entry: Entry, seed: int) -> float:
         """The epochs of a run: as given, or as many as fit into the seconds.
@@ -211,4 +260,23 @@ class Comparison:
         config = {**asdict(self.config), **self.shared_options}
         config |= {f"{entry.name}.{key}": value for entry in self.entries for key, value in entry.options.items()}
         config |= {f"finetune.{key}": value for key, value in self.finetune_options.items()}
-        return {"methods": self.names, "data": self.data, "config": config, **receipt()}
+        failed = [each._asdict() for each in self.failures]
+        runs = {"runs": len(self.jobs()), "failed": failed} if failed else {}
+        return {"methods": self.names, "data": self.data, "config": config, **runs, **receipt()}
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The runs that failed when they were tried last."""
+        names = {job.name for job in self.jobs()}
+        return [each for each in read_failures(self.folder) if each.run in names]
+
+
+def refuse_other_probe(folder: Path, options: Mapping[str, Any]) -> None:
+    """Raises `ChangedSettingsError` if a probe that has ended had other options."""
+    found = Run(folder, {}).results.get("config") or {}
+    for key, value in options.items():
+        if key in found and key not in HARMLESS and found[key] != value:
+            raise ChangedSettingsError(
+                f"{folder} is a probe with different settings: {key} was {found[key]!r}, is {value!r}. Use the old settings, or "
+                f"choose another --out"
+            )

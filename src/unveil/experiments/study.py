@@ -1,6 +1,7 @@
-"""`unveil study`: trains a method with several values of one option, all else equal, and draws a curve with its spread."""
+"""`unveil study`: an ablation of the paper by its name, or several values of one option, all else equal, as a curve."""
 
 import ast
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
+from unveil.experiments.jobs import refuse_failures
+from unveil.experiments.paper_studies import INFORMATION_DENSITY, STUDIES
+from unveil.experiments.run_paper_study import study_of_paper
 from unveil.experiments.runner import Comparison
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
 from unveil.reports.notebook import ShownList
+from unveil.reports.paper_study_page import PaperStudyResult
 from unveil.reports.study_page import Sweep, sweep_table, write_study
 from unveil.reports.table import to_terminal
 from unveil.reports.vocabulary import humanize
@@ -75,23 +80,29 @@ def study(
     model: str | None = None,
     out: str | Path | None = None,
     **options: Any,
-) -> list[Sweep]:
-    """Trains a method with several values of one option, evaluates all runs in the same way, and draws a curve.
+) -> list[Sweep] | list[PaperStudyResult]:
+    """Repeats an ablation of the paper, or trains a method with several values of one option, and draws a curve.
 
     A second call with the same arguments trains only what is missing.
 
     Args:
-        what: `option=value,value,...`, such as `mask_ratio=0.25,0.5,0.75`.
+        what: A name in `unveil.experiments.paper_studies.STUDIES`, such as mask-ratio; "all" for all of them; or
+            `option=value,value,...`, such as `mask_ratio=0.25,0.5,0.75`.
         data: As for `pretrain`.
         method: As for `pretrain`.
         model: As for `pretrain`.
-        out: The folder for the runs, `study.json` and `report.html`; `runs/<data>-<method>-<option>` by default.
+        out: The folder for the runs, `study.json` and `report.html`; by default `runs/<data>-study-<name>`, `runs/<data>-studies`
+            for all, and `runs/<data>-<method>-<option>` for values of an option.
         **options: As for `unveil.compare`.
 
     Raises:
         UnveilError: On input that cannot be used.
+        FailedRunsError: If a run has failed, after all others have ended and the page was written.
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
+    if "=" not in what:
+        refuse_unknown_study(what)
+        return study_of_paper(what, method, str(data), Path(out) if out else None, {"model": model} | options)
     option, values = parse_values(what)
     spec = SweepSpec(method=method, data=str(data), option=option, values=values)
     folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-{spec.label}-{option}"
@@ -115,23 +126,45 @@ def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title
 
     def write() -> dict[str, list[Sweep]]:
         sweeps = {heading: [spec.sweep(comparison) for spec, comparison in pairs] for heading, pairs in comparisons.items()}
-        sweeps = {heading: begun for heading, every in sweeps.items() if (begun := [sweep for sweep in every if sweep.rows])}
-        facts = next(comparison.facts for pairs in comparisons.values() for _, comparison in pairs)
-        content = facts | {"sweeps": {heading: [sweep.to_json() for sweep in every] for heading, every in sweeps.items()}}
+        sweeps = {heading: begun for heading, found in sweeps.items() if (begun := [sweep for sweep in found if sweep.rows])}
+        facts = every[0].facts
+        failed = [each._asdict() for comparison in every for each in comparison.failures]
+        facts |= {"runs": runs, "failed": failed} if failed else {}
+        content = facts | {"sweeps": {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}}
         write_text(folder / "study.json", json_text(content))
         write_study(folder, title, sweeps, facts)
         return sweeps
 
+    every = [comparison for pairs in comparisons.values() for _, comparison in pairs]
+    runs = sum(len(comparison.jobs()) for comparison in every)
+
+    def has_finished() -> bool:
+        return any(comparison.finished_runs for comparison in every)
+
     with locked(folder, "training in"):
-        for pairs in comparisons.values():
-            for _, comparison in pairs:
-                comparison.run(write)
-        sweeps = [sweep for every in write().values() for sweep in every]
+        failures = [each for comparison in every for each in comparison.run(lambda: has_finished() and write())]
+        if not has_finished():
+            refuse_failures(failures, runs)
+        sweeps = [sweep for found in write().values() for sweep in found]
     tables = [sweep_table(sweep) for sweep in sweeps]
     for table in tables:
         show(to_terminal(table))
     printer(True)(f"The report: {folder / 'report.html'}")
+    refuse_failures(failures, runs)
     return ShownList(sweeps, tables, folder)
+
+
+def refuse_unknown_study(name: str) -> None:
+    """Raises `UnveilError` if there is no study with this name."""
+    if name == INFORMATION_DENSITY[0]:
+        raise UnveilError("the study information-density needs images and texts: call unveil.images_vs_words(images, texts)")
+    if name not in (*STUDIES, "all"):
+        near = difflib.get_close_matches(name.replace("_", "-"), [*STUDIES, INFORMATION_DENSITY[0]], n=1)
+        guess = f"; did you mean {near[0]}?" if near else "."
+        raise UnveilError(
+            f"there is no study {name!r}{guess} The studies are {', '.join(STUDIES)}, {INFORMATION_DENSITY[0]} and all; any other "
+            f"option is studied with values, such as mask_ratio=0.25,0.5,0.75"
+        )
 
 
 def parse_values(text: str) -> tuple[str, tuple[Any, ...]]:

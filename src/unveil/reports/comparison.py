@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unveil.data.split_folders import split_of
 from unveil.errors import UnveilError
 from unveil.reports.chance import chance_margin, contenders, within_chance
+from unveil.reports.failures import failure_note
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
 from unveil.reports.run_info import environment_section, settings_section
@@ -253,7 +254,8 @@ def write_comparison(
     evaluated_on = facts["config"].get("evaluate_on", "test")  # earlier versions had no choice
     note = [element("p", held_out_note(folder))] if evaluated_on == "held-out" else []
     verdict = element("p", comparison_verdict(rows, test_count), class_="verdict")
-    heading = join_markup([element("h1", title), verdict, *note, line])
+    failed = [element("p", text)] if (text := failure_note(facts)) else []
+    heading = join_markup([element("h1", title), verdict, *failed, *note, line])
     links = [element("li", element("a", each.name, href=f"{each.name}/report.html")) for each in runs]
     sections = [
         ("Results", to_html(table)),

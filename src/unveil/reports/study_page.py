@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unveil.reports.chance import contenders
 from unveil.reports.comparison import ACCURACIES, EVALUATED_ON, ComparisonRow, comparison_table, format_mean, held_out_note
 from unveil.reports.curves import PLOT_SIZE
+from unveil.reports.failures import failure_note
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
 from unveil.reports.run_info import environment_section, settings_section
@@ -161,5 +162,6 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
     sections += [("Settings", settings_section(facts["config"])), ("Environment", environment_section(facts, {}))]
     held_out = any(sweep.evaluated_on == "held-out" for sweeps in groups.values() for sweep in sweeps)
     note = [element("p", held_out_note(folder))] if held_out else []
-    top = join_markup([element("h1", title), *note, element("p", f"study {folder.name}", class_="muted")])
+    failed = [element("p", text)] if (text := failure_note(facts)) else []
+    top = join_markup([element("h1", title), *failed, *note, element("p", f"study {folder.name}", class_="muted")])
     return write_document(folder, top, title, sections, f"Generated from the run folders in {folder.name}.")

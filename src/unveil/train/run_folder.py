@@ -61,6 +61,10 @@ PLAN = "plan.json"
 """The file that `unveil plan` writes into the folder of a run that has not started."""
 
 
+class ChangedSettingsError(UnveilError):
+    """A run folder holds a run with other settings than those that are asked for."""
+
+
 class Run(os.PathLike[str]):
     """A run folder. Folders of earlier versions are converted to the names of this version when they are read.
 
@@ -244,7 +248,7 @@ def harmless_options(config: Mapping[str, Any]) -> frozenset[str]:
 def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Compares the settings of a run with new ones. Prints harmless differences, and raises `UnveilError` for others."""
     if run.facts.get("kind") != facts["kind"]:
-        raise UnveilError(f"{run.path} is a {run.facts.get('kind')} run, not a {facts['kind']} run: choose another --out")
+        raise ChangedSettingsError(f"{run.path} is a {run.facts.get('kind')} run, not a {facts['kind']} run: choose another --out")
     changes, harmless = config_changes(run.config, facts["config"]), harmless_options(run.config)
     data = data_changes(run.facts.get("data") or {}, facts["data"]) + weight_changes(run, facts)
     # A harmless option that an earlier version did not have is not worth a line.
@@ -259,7 +263,7 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
             and new > old
         )
         longer = f"for {new:g} epochs in this folder, add --extend; " if may_extend else ""
-        raise UnveilError(
+        raise ChangedSettingsError(
             f"{run.path} is a run with different settings:\n{text}\nUse the old settings to resume it, or choose another --out; "
             f"{longer}to go on with another length, rate or precision, add --resume-from {run.path}."
         )

@@ -1,0 +1,103 @@
+"""The studies that evaluate one pre-trained encoder in several ways: with more blocks fine-tuned, or with more labels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from unveil.data.augment import AugmentConfig
+from unveil.experiments.paper_study import PaperStudy, Setting, folder_name
+from unveil.experiments.runner import Comparison, Evaluation
+from unveil.interop.encoder_only import vit_of
+from unveil.interop.load import load
+from unveil.options import known_to
+from unveil.recipes.probe import ProbeConfig
+from unveil.reports.comparison import finetune_score
+from unveil.runs.labelled_data import LabelledOptions, labelled_subsets
+from unveil.train.optim import OptimConfig
+from unveil.train.recipe import TrainConfig
+from unveil.train.run_folder import Run
+from unveil.train.run_schema import reading_results
+
+
+def evaluations_of(study: PaperStudy, settings: Sequence[Setting]) -> list[Evaluation]:
+    """The evaluations of every pre-trained encoder that a study needs."""
+    found = []
+    for setting in settings:
+        if study.varies == "partial":
+            if setting.options["blocks"]:  # the linear probe at the end of pre-training is that of no block
+                found.append(Evaluation(suffix_of("partial", setting), "probe", partial_options(setting)))
+            continue
+        share = setting.options["share"]
+        found.append(Evaluation(suffix_of("linear", setting), "probe", few_labels(share, {"kind": "linear", "compare": False})))
+        found.append(Evaluation(suffix_of("finetune", setting), "finetune", few_labels(share, {})))
+        found.append(Evaluation(suffix_of("scratch", setting), "finetune", few_labels(share, {"scratch": True})))
+    return found
+
+
+def suffix_of(kind: str, setting: Setting) -> str:
+    """What the folder of an evaluation ends with, such as partial-1-of-4."""
+    return f"{kind}-{folder_name(setting.ours)}"
+
+
+def partial_options(setting: Setting) -> Callable[[Comparison, Run], Mapping[str, Any]]:
+    """Options of a partial probe: as long as fine-tuning."""
+
+    def options(comparison: Comparison, run: Run) -> Mapping[str, Any]:
+        given = known_to(comparison.finetune_options, ProbeConfig, TrainConfig, OptimConfig)
+        return {**given, "kind": "partial", "blocks": setting.options["blocks"], "compare": False}
+
+    return options
+
+
+def few_labels(share: float, fixed: Mapping[str, Any]) -> Callable[[Comparison, Run], Mapping[str, Any]]:
+    """Options with a share of the labels."""
+
+    def options(comparison: Comparison, run: Run) -> Mapping[str, Any]:
+        return {**fixed, "labels": 0 if share == 1 else labels_of(comparison, run, share)}
+
+    return options
+
+
+def labels_of(comparison: Comparison, run: Run, share: float) -> int:
+    """The number of labels that a share is: at least one for each class."""
+    defaults = {field: getattr(ProbeConfig, field) for field in ("split", "max_pixels")}
+    given = known_to(comparison.finetune_options, ProbeConfig)
+    asked = LabelledOptions(
+        **{**defaults, **{key: value for key, value in given.items() if key in defaults}},
+        test_split=given.get("test_split", run.config.get("test_split")),
+        augment=AugmentConfig(),
+        read=False,
+        say=lambda text: None,
+        show=False,
+    )
+    encoder = vit_of(load(run.path, say=lambda text: None))
+    data = comparison.config.labelled_data or comparison.data
+    train = labelled_subsets(run.path, data, None, encoder.config, asked).train
+    return min(len(train.labelled()), max(len(train.dataset.classes), round(share * len(train.labelled()))))
+
+
+def figures_of_setting(comparison: Comparison, study: PaperStudy, setting: Setting, name: str, seed: int) -> dict[str, float]:
+    """The accuracies of a setting for one seed, by metric, from the evaluations that have finished."""
+    run = comparison.finished(comparison.path(name, seed))
+    if run is None:
+        return {}
+    if study.varies == "partial":
+        if not setting.options["blocks"]:
+            return {"finetune": run.results["features"]["encoder"]["linear"]}
+        found = probe_score(comparison, name, seed, suffix_of("partial", setting))
+        return {} if found is None else {"finetune": found}
+    figures = {}
+    if (linear := probe_score(comparison, name, seed, suffix_of("linear", setting))) is not None:
+        figures["linear"] = linear
+    for metric in ("finetune", "scratch"):
+        if tuned := comparison.finished(comparison.path(name, seed, f"-{suffix_of(metric, setting)}")):
+            figures[metric] = finetune_score(tuned)
+    return figures
+
+
+def probe_score(comparison: Comparison, name: str, seed: int, suffix: str) -> float | None:
+    """The accuracy of a probe that has finished, else None."""
+    folder = comparison.path(name, seed, f"-{suffix}")
+    if not (folder / "results.json").is_file():
+        return None
+    with reading_results(folder):
+        return float(Run(folder, {}).results["top1"]["encoder"])

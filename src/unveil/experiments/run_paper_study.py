@@ -1,0 +1,232 @@
+"""Trains the cells of an ablation of the MAE paper, and compares them with what the paper reports."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unveil.atomic_files import write_text
+from unveil.errors import UnveilError
+from unveil.experiments.compare import build_comparison, entry_of, evaluated_images, existing_weights
+from unveil.experiments.jobs import refuse_failures
+from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting
+from unveil.experiments.paper_studies import STUDIES
+from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_name
+from unveil.experiments.runner import Comparison, Entry
+from unveil.experiments.step_cost import flops_per_step, seconds_per_step
+from unveil.folder_lock import locked
+from unveil.json_files import json_text
+from unveil.learner import Method
+from unveil.options import known_to
+from unveil.reports.failures import Failure, failure_sentence
+from unveil.reports.findings import judge_finding
+from unveil.reports.notebook import ShownList
+from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table, write_all_studies, write_paper_study
+from unveil.reports.table import to_terminal
+from unveil.runs.initial_weights import open_initial_weights
+from unveil.runs.modality import modality, slug
+from unveil.train.recipe import TrainConfig
+from unveil.train.run_folder import receipt
+from unveil.train.terminal import printer, show
+
+
+class Plan(NamedTuple):
+    """A study with its options resolved, before anything is trained."""
+
+    study: PaperStudy
+    settings: list[Setting]
+    left_out: list[str]
+    """The labels of the cells that the encoder cannot have."""
+    comparison: Comparison
+    names: dict[str, str]
+    """The entry of the comparison that each setting belongs to, by the label of the setting."""
+
+
+def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder: Path, options: Mapping[str, Any]) -> Plan:
+    """Resolves the options of a study.
+
+    Args:
+        study: The study.
+        method: As for `pretrain`; a method that has the options of the study.
+        data: As for `pretrain`.
+        folder: The folder for all runs of the study.
+        options: As for `unveil.compare`.
+
+    Raises:
+        UnveilError: If the options cannot be used, or are those that the study itself varies.
+    """
+    base = entry_of(method)
+    if base.kind.modality != "images":
+        raise UnveilError(
+            f"the study {study.name} is of images, but {base.name} learns from {base.kind.modality}: use --method mae"
+        )
+    own = {key: value for key, value in {**options, **options.get(base.name, {})}.items() if not isinstance(value, Mapping)}
+    shape = shape_of(base, data, own)
+    if study.scaled == "epochs" and options.get("seconds"):
+        raise UnveilError("the study epochs varies the length of training: give --epochs, and leave --seconds out")
+    settings = study.settings(shape)
+    varied = {key for setting in settings for key in setting.options} if study.varies == "pretraining" else set()
+    fixed = [key for key in varied - {"epochs"} if own.get(key) is not None]
+    if fixed:
+        raise UnveilError(f"the study {study.name} varies {fixed[0]} itself: leave --{fixed[0].replace('_', '-')} out")
+    stages = [entry_of(name) for name in study.first_stages]
+    shared = {key: value for key, value in options.items() if not isinstance(value, Mapping)}
+    only = for_method_only(base, stages, shared)
+    mine = {**only, **options.get(base.name, {})}
+    rest = {key: value for key, value in options.items() if key not in only and key != base.name}
+    if study.varies == "pretraining":
+        entries = [
+            base._replace(name=f"{base.name}-{folder_name(each.label)}", options={**mine, **each.options}) for each in settings
+        ]
+        comparison = build_comparison([*stages, *entries], data, folder, rest)
+        names = {setting.label: entry.name for setting, entry in zip(settings, entries, strict=True)}
+    else:
+        comparison = build_comparison([base._replace(options=mine)], data, folder, rest)
+        config = replace(comparison.config, with_finetune=False)
+        comparison = replace(comparison, config=config, evaluations=evaluations_of(study, settings))
+        names = dict.fromkeys((setting.label for setting in settings), base.name)
+    return Plan(study, settings, study.left_out(shape), comparison, names)
+
+
+def shape_of(entry: Entry, data: str, given: Mapping[str, Any]) -> Shape:
+    """The encoder and the epochs of a run."""
+    samples = modality(entry.kind.modality)
+    resolved = {**samples.defaults(data, entry.method), **{key: value for key, value in given.items() if value is not None}}
+    epochs = float(resolved.get("epochs") or TrainConfig.epochs)
+    if init := existing_weights(resolved):
+        vit = open_initial_weights(init, Path(init), (), lambda text: None).vit
+        return Shape(vit.width, vit.depth, epochs)
+    if resolved["model"] not in samples.models:
+        raise UnveilError(f"there is no model {resolved['model']!r}: use one of {', '.join(samples.models)}")
+    width, depth, _ = samples.models[resolved["model"]]
+    return Shape(width, depth, epochs)
+
+
+def for_method_only(base: Entry, stages: Sequence[Entry], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the method has and that its first stages do not have, such as a mask ratio beside a tokenizer."""
+    if not stages:
+        return {}
+    samples = modality(base.kind.modality)
+    mine = known_to(options, *samples.configs(base.method))
+    return {
+        key: value
+        for key, value in mine.items()
+        if any(key not in known_to(mine, *samples.configs(each.method)) for each in stages)
+    }
+
+
+def result_of(plan: Plan) -> PaperStudyResult:
+    """The results of the runs that have finished."""
+    study, comparison = plan.study, plan.comparison
+    points = [point_of(plan, setting) for setting in plan.settings]
+    points = [point for point in points if point.figures]
+    count = evaluated_images(comparison)
+    labels = [setting.label for setting in plan.settings]
+    judgement = judge_finding(study.claims(labels), {point.label: point.figures for point in points}, count)
+    notes = [study.note] if study.note else []
+    if plan.left_out:
+        notes.append(f"Left out, because this encoder cannot have them: {', '.join(plan.left_out)}.")
+    return PaperStudyResult(
+        name=study.name,
+        source=study.source,
+        question=study.question,
+        finding=study.finding,
+        data=comparison.data,
+        points=points,
+        judgement=judgement,
+        metrics=study.metrics,
+        axis=study.axis,
+        axis_title=study.axis_title,
+        test_count=count,
+        evaluated_on=comparison.config.evaluate_on,
+        notes=notes,
+    )
+
+
+def point_of(plan: Plan, setting: Setting) -> Point:
+    """Our numbers for a setting, seed by seed, beside those of the paper."""
+    study, comparison, name = plan.study, plan.comparison, plan.names[setting.label]
+    flops, figures = None, dict[str, list[float]]()
+    for seed in comparison.config.seeds:
+        found: dict[str, float] = {}
+        run = comparison.finished(comparison.path(name, seed))
+        if study.varies != "pretraining":
+            found = figures_of_setting(comparison, study, setting, name, seed)
+        elif run:
+            found = {"step": seconds_per_step(run), "seconds": run.results["seconds"]}
+            found |= {
+                key: value for key, value in (run.results.get("features") or {}).get("encoder", {}).items() if key == "linear"
+            }
+            tuned = comparison.finished(comparison.path(name, seed, "-finetune")) if comparison.config.with_finetune else None
+            found |= {"finetune": float(tuned.results["score"]["top1"])} if tuned else {}
+            flops = flops_per_step(run)
+        for key, value in found.items():
+            figures.setdefault(key, []).append(value)
+    return Point(
+        setting.label, setting.ours, setting.theirs, setting.position, figures, setting.cell.paper, flops, setting.cell.default
+    )
+
+
+def run_paper_study(plan: Plan) -> tuple[PaperStudyResult | None, list[Failure]]:
+    """Trains what is missing, and writes `study.json` and `report.html` after each run. Returns what has failed as well."""
+    comparison, folder = plan.comparison, plan.comparison.folder
+
+    def write() -> PaperStudyResult | None:
+        result = result_of(plan)
+        if not result.points:
+            return None
+        facts = comparison.facts
+        write_text(folder / "study.json", json_text(facts | result.to_json()))
+        write_paper_study(folder, result, facts, comparison.finished_runs)
+        return result
+
+    with locked(folder, "training in"):
+        failures = comparison.run(write)
+        return write(), failures
+
+
+def study_of_paper(
+    name: str, method: str | type[Method], data: str, out: Path | None, options: Mapping[str, Any]
+) -> list[PaperStudyResult]:
+    """One study of the paper by its name, or "all" of them. See `unveil.study` for the arguments."""
+    start = slug(data)
+    if name != "all":
+        plan = plan_study(STUDIES[name], method, data, out or Path("runs") / f"{start}-study-{name}", options)
+        result, failures = run_paper_study(plan)
+        results = [result] if result else []
+        end(plan.comparison.folder, results)
+        refuse_failures(failures, len(plan.comparison.jobs()))
+        return ShownList(results, [study_table(each) for each in results], plan.comparison.folder)
+    folder = out or Path("runs") / f"{start}-studies"
+    # All plans come first, so that a wrong option is found before hours of training.
+    plans = [plan_study(study, method, data, folder / study.name, applicable(study, options)) for study in STUDIES.values()]
+    results, failures, sentences = list[PaperStudyResult](), list[Failure](), list[str]()
+    for plan in plans:
+        printer(True)(f"\n{plan.study.name}: {plan.study.question}")
+        result, failed = run_paper_study(plan)
+        results += [result] if result else []
+        failures += [each._replace(run=f"{plan.study.name}/{each.run}") for each in failed]
+        sentences += [f"{plan.study.name}: {failure_sentence(failed, len(plan.comparison.jobs()))}"] if failed else []
+        facts = receipt()
+        content = {"studies": [each.to_json() for each in results], "failed": [each._asdict() for each in failures]}
+        write_text(folder / "study.json", json_text(facts | content))
+        write_all_studies(folder, results, sentences, facts)
+    end(folder, results)
+    refuse_failures(failures, sum(len(plan.comparison.jobs()) for plan in plans))
+    return ShownList(results, [study_table(each) for each in results], folder)
+
+
+def applicable(study: PaperStudy, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for one of all studies: without those that it varies itself, which are meant for the others."""
+    varied = {key for cell in study.cells for key in cell.options} | ({"seconds"} if study.scaled == "epochs" else set())
+    varied |= {"decoder_width"} if study.scaled == "width" else {"decoder_depth"} if study.scaled == "depth" else set()
+    return {key: value for key, value in options.items() if key not in varied}
+
+
+def end(folder: Path, results: Sequence[PaperStudyResult]) -> None:
+    """Prints the tables, the answers and the path of the report."""
+    for result in results:
+        show(to_terminal(study_table(result)))
+        printer(True)(f"{result.judgement.reason}")
+    if results:
+        printer(True)(f"The report: {folder / 'report.html'}")

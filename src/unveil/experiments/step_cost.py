@@ -1,0 +1,46 @@
+"""What a training step of a masked autoencoder costs: FLOPs by its shape, and seconds by the clock."""
+
+from unveil.blocks.masks import visible_count
+from unveil.interop.configs import config_from_json
+from unveil.interop.model_files import config_of
+from unveil.methods.mae import MAEConfig
+from unveil.models.flops import mae_cost
+from unveil.models.vit_config import ViTConfig
+from unveil.train.run_folder import Run
+
+PCA_COEFFICIENTS = 96
+"""The default of `unveil.blocks.targets.PCATarget`."""
+
+
+def flops_per_step(run: Run) -> float | None:
+    """FLOPs of a step, of the whole batch, forward and backward; None for another method than MAE.
+
+    What computes the targets is not counted, such as a visual tokenizer.
+    """
+    config = config_of(run.path) or {}
+    if config.get("method") != "mae":
+        return None
+    vit = config_from_json(ViTConfig, config["encoder"], f"the encoder of {run.path}")
+    mae = config_from_json(MAEConfig, config["options"], f"the options of {run.path}")
+    if mae.decoder_width is None or mae.decoder_depth is None:  # an earlier version did not record what they were
+        return None
+    values = vit.patch_size[0] * vit.patch_size[1] * vit.channels
+    predicted = {"token": mae.codebook_size, "pca": min(PCA_COEFFICIENTS, values)}.get(mae.target, values)
+    batch = int(run.config["batch_size"])
+    cost = mae_cost(
+        vit,
+        visible_count(vit.grid[0] * vit.grid[1], mae.mask_ratio),
+        width=mae.decoder_width,
+        depth=mae.decoder_depth,
+        predicted=predicted,
+        batch=batch,
+        every=mae.loss_on_all,
+        mask_tokens_in_encoder=mae.mask_tokens_in_encoder,
+    )
+    return cost.step * batch
+
+
+def seconds_per_step(run: Run) -> float:
+    """The mean time of a training step, without reading, evaluation and reports."""
+    results = run.results
+    return float(results["seconds"]) * float(run.config["batch_size"]) / float(results["images_seen"])

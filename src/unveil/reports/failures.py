@@ -1,0 +1,66 @@
+"""Runs of a comparison or a study that have failed: `failed.json`, and a sentence about them."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unveil.atomic_files import write_text
+from unveil.json_files import json_text, read_json
+from unveil.train.run_schema import check
+
+FAILED = "failed.json"
+SHOWN = 3
+"""How many errors a sentence spells out."""
+
+
+class Failure(NamedTuple):
+    """A run that has failed."""
+
+    run: str
+    """The name of its folder."""
+    error: str
+    """The error message."""
+    when: str
+    details: str = ""
+    """The traceback of an error that unveil did not expect."""
+
+
+def failure_of(run: str, error: Exception, details: str = "") -> Failure:
+    """A failure that has just happened."""
+    text = str(error) if not details else f"{type(error).__name__}: {error}"
+    return Failure(run, text, time.strftime("%Y-%m-%dT%H:%M:%S%z"), details)
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """The failures that a folder records. They are those of the last call that tried the runs."""
+    path = folder / FAILED
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    check(found, {"failed": list[dict[str, str]]}, path)
+    return [Failure(**{key: each.get(key, "") for key in Failure._fields}) for each in found.get("failed", ())]
+
+
+def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
+    """Writes `failed.json`, or removes it if nothing has failed."""
+    if failures:
+        write_text(folder / FAILED, json_text({"failed": [each._asdict() for each in failures]}))
+    else:
+        (folder / FAILED).unlink(missing_ok=True)
+
+
+def failure_sentence(failures: Sequence[Failure], runs: int) -> str:
+    """A sentence such as "1 of 12 runs failed: mae-seed0 (out of memory)."; "" if nothing has failed."""
+    if not failures:
+        return ""
+    first = [f"{each.run} ({each.error.strip().splitlines()[0] if each.error.strip() else 'no message'})" for each in failures]
+    more = f", and {len(first) - SHOWN} more" if len(first) > SHOWN else ""
+    return f"{len(failures)} of {runs} runs failed: {'; '.join(first[:SHOWN])}{more}."
+
+
+def failure_note(facts: Mapping[str, Any]) -> str:
+    """The sentence for a page, from what a comparison records: "failed", the failures, and "runs", how many runs there are."""
+    failures = [Failure(**each) for each in facts.get("failed") or ()]
+    again = " The same command tries them again." if failures else ""
+    return failure_sentence(failures, int(facts.get("runs") or len(failures))) + again

@@ -1,0 +1,195 @@
+"""Whether a finding of a paper holds in runs of one's own: a finding is a list of claims, and each claim compares cells of a study.
+
+A cell is one setting, with numbers from several seeds. A claim holds if its difference is larger than chance explains, fails if
+the difference is that large in the other direction, and is open otherwise.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Literal, NamedTuple
+
+from unveil.reports.chance import chance_margin, contenders
+
+Answer = Literal["holds", "fails", "open"]
+Numbers = Mapping[str, Mapping[str, Sequence[float]]]
+"""The numbers of each seed, by the label of the cell and then by the metric. Accuracies are between 0 and 1."""
+METRICS = {"linear": "linear probe", "finetune": "fine-tuning", "scratch": "training from scratch"}
+"""Accuracies that claims compare, in words."""
+FEWEST_SEEDS = 2
+"""With one seed, nobody knows how much of a difference the seed has made."""
+
+
+class Judgement(NamedTuple):
+    """Whether a claim or a finding holds, and a sentence without a full stop that says why."""
+
+    answer: Answer
+    reason: str
+
+
+class Difference(NamedTuple):
+    """The difference of two means, and the margin of its 95 % interval."""
+
+    value: float
+    margin: float
+
+    @property
+    def answer(self) -> Answer:
+        """Whether the interval is above 0 (holds), below 0 (fails), or contains it (open)."""
+        return "open" if abs(self.value) <= self.margin else "holds" if self.value > 0 else "fails"
+
+    def interval(self, scale: float = 100.0) -> str:
+        """The interval as text, in points unless another scale is given."""
+        return f"{scale * (self.value - self.margin):+.1f} to {scale * (self.value + self.margin):+.1f}"
+
+
+def difference(first: Sequence[float], second: Sequence[float], count: float | None) -> Difference:
+    """The difference of two mean accuracies, consistent with `unveil.reports.chance.within_chance`; `count` as there."""
+    shrink = count / (count + 2) if count else 1.0
+    return Difference(mean(first) - mean(second), chance_margin(first, second, count) / shrink)
+
+
+class Claim(ABC):
+    """A comparison of cells of a study."""
+
+    @abstractmethod
+    def needs(self) -> list[tuple[str, str]]:
+        """The cells and metrics without which nothing can be said."""
+
+    @abstractmethod
+    def judge(self, cells: Numbers, count: float | None) -> Judgement:
+        """The judgement, if there are numbers of at least two seeds for all of `needs`."""
+
+    def judged(self, cells: Numbers, count: float | None) -> Judgement:
+        """The judgement of the numbers that there are.
+
+        Args:
+            cells: The numbers of the cells.
+            count: Number of independent images of the evaluation; None if it is unknown.
+        """
+        for label, metric in self.needs():
+            found = cells.get(label, {}).get(metric, ())
+            if len(found) < FEWEST_SEEDS:
+                what = METRICS.get(metric, "step time")
+                have = "only one result" if found else "no result"
+                return Judgement("open", f"there is {have} for {label} ({what}), and at least {FEWEST_SEEDS} seeds are needed")
+        return self.judge(cells, count)
+
+
+@dataclass(frozen=True)
+class Ahead(Claim):
+    """The accuracy of one cell is higher than that of another."""
+
+    better: str
+    worse: str
+    metric: str = "linear"
+    worse_metric: str = ""
+    """The metric of the other cell, if it is another one."""
+
+    def needs(self) -> list[tuple[str, str]]:
+        return [(self.better, self.metric), (self.worse, self.worse_metric or self.metric)]
+
+    def judge(self, cells: Numbers, count: float | None) -> Judgement:
+        found = difference(cells[self.better][self.metric], cells[self.worse][self.worse_metric or self.metric], count)
+        names = [self.better, self.worse]
+        if self.worse_metric:
+            names = [f"{METRICS[self.metric]} ({self.better})", f"{METRICS[self.worse_metric]} ({self.worse})"]
+        by = "" if self.worse_metric else f" by {METRICS[self.metric]}"
+        if found.answer == "open":
+            reason = f"the difference between {names[0]} and {names[1]}{by} is {found.interval()} points, which includes 0"
+        else:
+            side = "ahead of" if found.value > 0 else "behind"
+            reason = f"{names[0]} is {100 * abs(found.value):.1f} points {side} {names[1]}{by} ({found.interval()})"
+        return Judgement(found.answer, reason)
+
+
+@dataclass(frozen=True)
+class Faster(Claim):
+    """A step of one cell takes less time than a step of another."""
+
+    faster: str
+    slower: str
+
+    def needs(self) -> list[tuple[str, str]]:
+        return [(self.faster, "step"), (self.slower, "step")]
+
+    def judge(self, cells: Numbers, count: float | None) -> Judgement:
+        fast, slow = cells[self.faster]["step"], cells[self.slower]["step"]
+        unit = max(*fast, *slow)  # shares of the longest time, because a margin of `chance_margin` is at most 1
+        found = difference([value / unit for value in slow], [value / unit for value in fast], None)
+        ratio = mean(slow) / mean(fast)
+        if found.answer == "open":
+            reason = f"the step times of {self.faster} and {self.slower} do not differ by more than chance (ratio {ratio:.2f})"
+        else:
+            reason = f"a step of {self.faster} takes 1/{ratio:.2f} of the time of {self.slower}"
+            if ratio < 1:
+                reason = f"a step of {self.faster} takes {1 / ratio:.2f} times as long as one of {self.slower}"
+        return Judgement(found.answer, reason)
+
+
+@dataclass(frozen=True)
+class RaisesMore(Claim):
+    """From one cell to another, the accuracy by one metric rises by more points than that by another metric."""
+
+    start: str
+    end: str
+    more: str = "linear"
+    less: str = "finetune"
+
+    def needs(self) -> list[tuple[str, str]]:
+        return [(cell, metric) for metric in (self.more, self.less) for cell in (self.start, self.end)]
+
+    def judge(self, cells: Numbers, count: float | None) -> Judgement:
+        rises = [difference(cells[self.end][metric], cells[self.start][metric], count) for metric in (self.more, self.less)]
+        # The errors of the two rises are taken to be independent, so the margin is rather too wide than too narrow.
+        found = Difference(rises[0].value - rises[1].value, math.hypot(rises[0].margin, rises[1].margin))
+        by = [f"{METRICS[metric]} by {100 * rise.value:+.1f}" for metric, rise in zip((self.more, self.less), rises, strict=True)]
+        extra = f"a difference of {found.interval()} points" + ", which includes 0" * (found.answer == "open")
+        return Judgement(found.answer, f"from {self.start} to {self.end}, {by[0]} and {by[1]} points, {extra}")
+
+
+@dataclass(frozen=True)
+class BestAmong(Claim):
+    """The best of all cells is one of these."""
+
+    cells: tuple[str, ...]
+    what: str
+    """What these cells have in common, such as "a ratio of 0.6 or higher"."""
+    metric: str = "linear"
+
+    def needs(self) -> list[tuple[str, str]]:
+        return []  # any two of all cells will do
+
+    def judge(self, cells: Numbers, count: float | None) -> Judgement:
+        accuracies = {label: numbers[self.metric] for label, numbers in cells.items() if len(numbers.get(self.metric, ())) > 1}
+        if len({label in self.cells for label in accuracies}) < 2:
+            return Judgement("open", f"it takes results of {FEWEST_SEEDS} seeds for {self.what}, and for other settings")
+        best = contenders(accuracies, count)
+        inside = [label for label in best if label in self.cells]
+        listed = ", ".join(f"{label} ({100 * mean(accuracies[label]):.1f} %)" for label in best)
+        tied = ", which are within chance of each other" if len(best) > 1 else ""
+        answer: Answer = "holds" if len(inside) == len(best) else "open" if inside else "fails"
+        return Judgement(answer, f"by {METRICS[self.metric]}, the best is {listed}{tied}")
+
+
+def judge_finding(claims: Sequence[Claim], cells: Numbers, count: float | None) -> Judgement:
+    """Whether a finding holds: it does if all of its claims do, and does not if one of them fails.
+
+    Args:
+        claims: What the finding says.
+        cells: The numbers of each cell.
+        count: Number of independent images of the evaluation; None leaves out the error from the choice of these images.
+
+    Returns:
+        The answer, and a whole sentence.
+    """
+    judged = [claim.judged(cells, count) for claim in claims]
+    answers = {each.answer for each in judged}
+    answer: Answer = "fails" if "fails" in answers else "open" if "open" in answers or not judged else "holds"
+    reasons = "; ".join(each.reason for each in judged if each.answer == answer)
+    if answer == "open":
+        seeds = max((len(values) for numbers in cells.values() for values in numbers.values()), default=0)
+        return Judgement(answer, f"Whether the finding holds cannot be told from {seeds} seed{'s' * (seeds != 1)}: {reasons}.")
+    return Judgement(answer, f"The finding {'holds' if answer == 'holds' else 'does not hold'} here: {reasons}.")

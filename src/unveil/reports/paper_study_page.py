@@ -1,0 +1,234 @@
+"""The page of an ablation of the MAE paper: our curve and the paper's, a table, a rank correlation, and whether the finding holds.
+
+All of our numbers come from run folders.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal, NamedTuple
+
+from unveil.reports.comparison import EVALUATED_ON, chance_note, format_mean, held_out_note, row_of
+from unveil.reports.failures import failure_note
+from unveil.reports.findings import Judgement
+from unveil.reports.html import Markup, element, join_markup
+from unveil.reports.page import write_document
+from unveil.reports.paper_study_figure import study_figure
+from unveil.reports.rank_correlation import FEWEST_CELLS, RankCorrelation, rank_correlation
+from unveil.reports.run_info import environment_section, settings_section
+from unveil.reports.style import inline_svg
+from unveil.reports.table import ResultTable, to_html
+from unveil.train.run_cost import spell_time
+
+METRIC_NAMES = {"linear": "linear", "finetune": "fine-tuned", "scratch": "from scratch"}
+"""The accuracies of a study, as headings."""
+Axis = Literal["names", "linear", "log"]
+
+
+class Point(NamedTuple):
+    """A cell of a study: our numbers and the paper's."""
+
+    label: str
+    """The name of the cell, which claims use."""
+    ours: str
+    """The setting here, in words."""
+    theirs: str
+    """The setting in the paper."""
+    position: float
+    """The position on a numeric axis."""
+    figures: Mapping[str, Sequence[float]]
+    """Our numbers by a key of `METRIC_NAMES`, or "step" for the seconds of a training step, or "seconds"; one for each seed."""
+    paper: Mapping[str, float]
+    """The paper's accuracies, between 0 and 1."""
+    flops: float | None = None
+    """FLOPs of a training step, of the whole batch."""
+    default: bool = False
+    """Whether this is the paper's default."""
+
+
+class PaperStudyResult(NamedTuple):
+    """All that a page shows of a study."""
+
+    name: str
+    source: str
+    question: str
+    finding: str
+    data: str
+    points: Sequence[Point]
+    judgement: Judgement
+    metrics: Sequence[str] = ("linear", "finetune")
+    axis: Axis = "names"
+    axis_title: str = ""
+    test_count: float | None = None
+    """Number of independent images of the evaluation, if it is known."""
+    evaluated_on: str = "test"
+    notes: Sequence[str] = ()
+
+    @property
+    def shown(self) -> list[str]:
+        """The metrics that we or the paper have numbers of."""
+        return [key for key in self.metrics if any(point.figures.get(key) for point in self.points)]
+
+    def correlation(self, metric: str) -> RankCorrelation | None:
+        """The rank correlation of our means with the paper's numbers; None with fewer than 3 cells that have both."""
+        both = [point for point in self.points if point.figures.get(metric) and metric in point.paper]
+        return rank_correlation([point.figures[metric] for point in both], [point.paper[metric] for point in both])
+
+    def to_json(self) -> dict[str, Any]:
+        """The study in `study.json`."""
+        correlations = {key: found._asdict() for key in self.shown if (found := self.correlation(key))}
+        return {
+            "study": self.name,
+            "source": self.source,
+            "question": self.question,
+            "paper_finding": self.finding,
+            "answer": self.judgement.answer,
+            "sentence": self.judgement.reason,
+            "rank_correlation": correlations,
+            "judged_on": self.test_count,
+            "cells": [
+                {"label": point.label, "setting": point.ours, "paper_setting": point.theirs, "paper_default": point.default}
+                | {"figures": dict(point.figures), "paper": dict(point.paper), "flops_per_step": point.flops}
+                for point in self.points
+            ],
+        }
+
+
+def study_table(result: PaperStudyResult) -> ResultTable:
+    """The table of a study, with the paper's column beside ours, and notes."""
+    differ = any(point.ours != point.theirs for point in result.points)
+    has_flops = any(point.flops for point in result.points)
+    has_steps = any(point.figures.get("step") for point in result.points)
+    heads = ["setting", *(["in the paper"] if differ else [])]
+    for key in result.shown:
+        heads += [f"{METRIC_NAMES[key]}, %", "paper, %"]
+    heads += ["FLOPs of a step"] * has_flops + ["step", "training"] * has_steps
+    rows = []
+    for point in result.points:
+        row = [point.ours + " *" * point.default, *([point.theirs] if differ else [])]
+        for key in result.shown:
+            # `format_mean` knows no accuracy from scratch, which is formatted as that of fine-tuning
+            ours = format_mean("finetune" if key == "scratch" else key, point.figures.get(key, ()))
+            row += [ours, f"{100 * point.paper[key]:.1f}" if key in point.paper else ""]
+        row += [spell_flops(point.flops) if point.flops else ""] * has_flops
+        if has_steps:
+            step, seconds = (point.figures.get(key, ()) for key in ("step", "seconds"))
+            row += [f"{1000 * mean(step):.3g} ms" if step else "", spell_time(mean(seconds)) if seconds else ""]
+        rows.append(row)
+    return ResultTable(f"{result.question} ({result.data})", heads, rows, table_notes(result, has_flops))
+
+
+def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
+    """The sentences below the table."""
+    seeds = max((len(point.figures.get(key, ())) for point in result.points for key in result.shown), default=0)
+    notes = [f"Mean and standard deviation over {seeds} seeds." if seeds > 1 else "One seed: the spread over seeds is unknown."]
+    if chance := chance_note([row_of(point.label, seeds_of(point, result.shown)) for point in result.points], result.test_count):
+        notes.append(chance)
+    correlations = {METRIC_NAMES[key]: found for key in result.shown if (found := result.correlation(key))}
+    notes += [f"Rank correlation with the paper (Spearman), {name}: {found}." for name, found in correlations.items()]
+    if not correlations:
+        notes.append(f"Too few settings have two numbers for a rank correlation: it needs {FEWEST_CELLS} that differ.")
+    if any(point.default for point in result.points):
+        notes.append("* The paper's default.")
+    notes.append(f"The paper: He et al. (2021), {result.source[0].lower()}{result.source[1:]}, ImageNet-1K.")
+    if has_flops:
+        notes.append("FLOPs are those of matrix products, forward and backward, for a whole batch.")
+    return [*notes, *result.notes]
+
+
+def seeds_of(point: Point, metrics: Sequence[str]) -> list[dict[str, float]]:
+    """The numbers of a cell, seed by seed."""
+    count = max((len(point.figures.get(key, ())) for key in metrics), default=0)
+    return [{key: values[seed] for key in metrics if seed < len(values := point.figures.get(key, ()))} for seed in range(count)]
+
+
+def spell_flops(flops: float) -> str:
+    """FLOPs for people, such as "1.25 T"."""
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if flops >= size:
+            return f"{flops / size:.3g} {unit}"
+    return f"{flops / 1e6:.3g} M"
+
+
+def figures_of_study(result: PaperStudyResult) -> Markup:
+    """A figure for each accuracy, with the paper's curve over ours."""
+    figures = []
+    for key in result.shown:
+        alt = "; ".join(
+            f"{point.ours}: {format_mean('linear', point.figures[key])} %"
+            + (f", in the paper {100 * point.paper[key]:.1f} %" if key in point.paper else "")
+            for point in result.points
+            if point.figures.get(key)
+        )
+        figure = study_figure(
+            [point.ours for point in result.points],
+            [point.position if result.axis != "names" else float(i) for i, point in enumerate(result.points)],
+            [list(point.figures.get(key, ())) for point in result.points],
+            [point.paper.get(key) for point in result.points],
+            axis=result.axis,
+            title=result.axis_title,
+        )
+        has_paper = any(key in point.paper for point in result.points)
+        note = "Blue, left axis: here; each dot is a seed, the line joins the means."
+        note += " Orange, dashed, right axis: the paper. Each has its own scale, so compare shapes and not heights." * has_paper
+        name = element("h3", METRIC_NAMES[key][0].upper() + METRIC_NAMES[key][1:])
+        svg = inline_svg(figure, f"{result.name}-{key}", alt)
+        figures.append(element("figure", name, svg, element("figcaption", note)))
+    return element("div", *figures, class_="figures")
+
+
+def write_paper_study(folder: Path, result: PaperStudyResult, facts: Mapping[str, Any], runs: Sequence[Path]) -> Path:
+    """Writes `report.html` into the folder of a study.
+
+    Args:
+        folder: The folder of the study.
+        result: The study.
+        facts: The config, the environment, and the runs that have failed.
+        runs: The run folders, to link to.
+    """
+    title = f"{result.question} {result.name} on {Path(result.data).name or result.data}"
+    parts = [element("h1", result.question), element("p", result.judgement.reason, class_="verdict")]
+    parts.append(element("p", f"The paper ({result.source}): {result.finding}"))
+    if failed := failure_note(facts):
+        parts.append(element("p", failed))
+    images = EVALUATED_ON[result.evaluated_on]
+    if result.evaluated_on == "held-out":
+        parts.append(element("p", f"Our accuracies are those on {images}. {held_out_note(folder)}"))
+    parts.append(element("p", f"study {result.name} on {result.data}", class_="muted"))
+    links = [element("li", element("a", path.name, href=f"{path.name}/report.html")) for path in runs]
+    sections = [
+        ("Curves", figures_of_study(result)),
+        ("Table", to_html(study_table(result))),
+        ("Runs", element("ul", *links, class_="names")),
+        ("Settings", settings_section(facts["config"])),
+        ("Environment", environment_section(facts, {})),
+    ]
+    return write_document(folder, join_markup(parts), title, sections, f"Generated from the run folders in {folder.name}.")
+
+
+def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], failed: Sequence[str], facts: Mapping[str, Any]) -> Path:
+    """Writes a page with the answer of every study, and links to their pages.
+
+    Args:
+        folder: The folder with a folder for each study.
+        results: The studies that have results.
+        failed: A sentence for each study that has none, or some of whose runs have failed.
+        facts: The environment.
+    """
+    counts = {answer: sum(result.judgement.answer == answer for result in results) for answer in ("holds", "fails", "open")}
+    summary = (
+        f"Of {len(results)} findings of the paper, {counts['holds']} hold here, {counts['fails']} do not, and {counts['open']} "
+        f"cannot be told."
+    )
+    data = results[0].data if results else ""
+    title = f"The ablations of MAE on {Path(data).name or data}"
+    top = [element("h1", title), element("p", summary, class_="verdict"), *(element("p", text) for text in failed)]
+    items = []
+    for result in results:
+        link = element("a", result.question, href=f"{result.name}/report.html")
+        found = [f"{METRIC_NAMES[key]} {value.value:.2f}" for key in result.shown if (value := result.correlation(key))]
+        agreement = f"Rank correlation with the paper: {', '.join(found)}." if found else ""
+        body = [element("p", link, f" ({result.source})"), element("p", result.judgement.reason)]
+        items.append(element("div", element("h3", result.name), *body, *([element("p", agreement)] if agreement else [])))
+    sections = [("Studies", join_markup(items)), ("Environment", environment_section(facts, {}))]
+    return write_document(folder, join_markup(top), title, sections, f"Generated from the studies in {folder.name}.")

@@ -1,0 +1,205 @@
+"""The ablations of the paper: their declarations, their runs, and what a failed run leaves."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unveil
+from tests.experiments.test_compare import TINY, no_pages
+from tests.recipes.test_end_to_end import write_images
+from unveil import cli
+from unveil.command_line import verb_name
+from unveil.errors import Interrupted, UnveilError
+from unveil.experiments import jobs
+from unveil.experiments.jobs import FailedRunsError, Job
+from unveil.experiments.paper_studies import STUDIES, list_studies
+from unveil.experiments.paper_study import Shape
+from unveil.experiments.run_paper_study import plan_study
+from unveil.experiments.step_cost import flops_per_step
+from unveil.interop.model_files import rebuild
+from unveil.models.flops import mae_cost
+from unveil.reports.failures import read_failures
+from unveil.reports.paper_study_page import PaperStudyResult, study_table
+from unveil.train.run_folder import ChangedSettingsError, Run
+
+__all__ = ["no_pages"]
+LARGE = Shape(1024, 24, 800.0)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_images(tmp_path_factory.mktemp("images")))
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_study_is_complete(study: Any, images: str, tmp_path: Path) -> None:
+    labels = [cell.label for cell in study.cells]
+    assert len(set(labels)) == len(labels)
+    assert sum(cell.default for cell in study.cells) == 1
+    for shape in (LARGE, Shape(96, 4, 20.0)):
+        settings = study.settings(shape)
+        known = [setting.label for setting in settings]
+        claims = study.claims(known)
+        assert claims
+        assert all(label in known and metric in (*study.metrics, "step") for claim in claims for label, metric in claim.needs())
+    options = {key: value for key, value in TINY.items() if (study.name, key) != ("model-size", "model")}
+    plan = plan_study(study, "mae", images, tmp_path, {**options, "epochs": 2.0, "seeds": (0,)})
+    assert len({job.name for job in plan.comparison.jobs()}) == len(plan.comparison.jobs())
+    assert not tmp_path.joinpath("mae").exists()
+
+
+def test_the_settings_of_vit_large_are_those_of_the_paper() -> None:
+    def options(name: str, shape: Shape, key: str) -> list[Any]:
+        return [setting.options[key] for setting in STUDIES[name].settings(shape)]
+
+    assert options("decoder-width", LARGE, "decoder_width") == [128, 256, 512, 768, 1024]
+    assert options("decoder-depth", LARGE, "decoder_depth") == [1, 2, 4, 8, 12]
+    assert options("partial", LARGE, "blocks") == [0, 1, 2, 4, 6, 12, 18, 24]
+    assert options("epochs", LARGE, "epochs") == [100, 200, 400, 800, 1600]
+    nano = Shape(96, 4, 20.0)
+    assert options("decoder-width", nano, "decoder_width") == [16, 24, 48, 72, 96]
+    assert options("decoder-depth", nano, "decoder_depth") == [1, 2, 4]
+    assert options("partial", nano, "blocks") == [0, 1, 2, 3, 4]
+    assert options("epochs", nano, "epochs") == [2.5, 5, 10, 20, 40]
+    assert STUDIES["partial"].left_out(nano) == ["1 of 24 blocks", "2 of 24 blocks", "4 of 24 blocks"]
+
+
+def test_the_numbers_are_those_of_the_paper() -> None:
+    best = {study.name: max(study.cells, key=lambda cell: cell.linear or 0).label for study in STUDIES.values()}
+    assert best["mask-ratio"] == "0.75"
+    assert best["target"] == "normalised pixel"
+    ratios = [cell.linear for cell in STUDIES["mask-ratio"].cells]
+    assert ratios == [54.6, 58.9, 61.7, 67.0, 69.9, 71.8, 73.2, 73.5, 71.8, 66.1]
+    assert [cell.finetune for cell in STUDIES["sampling"].cells] == [84.9, 83.9, 82.8, 84.0]
+
+
+def test_a_study_agrees_with_its_runs(images: str, tmp_path: Path) -> None:
+    options = {"epochs": 0.5, "seeds": (0,), **TINY, "with_finetune": False}
+    (found,) = unveil.study("mask-token", images, out=tmp_path, **options)
+    assert isinstance(found, PaperStudyResult)
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert (content["study"], content["answer"]) == ("mask-token", found.judgement.answer)
+    for cell, name in zip(content["cells"], ("with-tokens", "without-tokens"), strict=True):
+        runs = [Run(tmp_path / f"mae-{name}-seed{seed}") for seed in (0,)]
+        assert [run.config["mask_tokens_in_encoder"] for run in runs] == [name == "with-tokens"]
+        assert cell["figures"]["linear"] == [run.results["features"]["encoder"]["linear"] for run in runs]
+        steps = [run.results["seconds"] / (run.results["images_seen"] / 8) for run in runs]
+        assert cell["figures"]["step"] == pytest.approx(steps)
+    learner: Any = rebuild(json.loads((tmp_path / "mae-without-tokens-seed0" / "config.json").read_text()))
+    depth, width = learner.config.decoder_depth, learner.config.decoder_width
+    cost = mae_cost(learner.encoder.config, 4, width=width, depth=depth, predicted=48, batch=8)  # 4 of 16 patches, 4 x 4 x 3 values
+    assert flops_per_step(Run(tmp_path / "mae-without-tokens-seed0")) == pytest.approx(cost.step * 8)
+    table = study_table(found)
+    assert table.heads == ["setting", "linear, %", "paper, %", "FLOPs of a step", "step", "training"]
+    assert [row[2] for row in table.rows] == ["59.6", "73.5"]
+    page = (tmp_path / "report.html").read_text()
+    assert found.judgement.reason in page
+    assert all((tmp_path / link).is_file() for link in re.findall(r'href="([^"#]+)"', page))
+
+
+def test_one_encoder_is_evaluated_with_few_and_with_all_labels(images: str, tmp_path: Path) -> None:
+    (found,) = unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=0.5, **TINY)
+    assert isinstance(found, PaperStudyResult)
+    assert {path.name for path in tmp_path.glob("*") if path.is_dir()} == {
+        "mae-seed0",
+        *(f"mae-seed0-{kind}-{share}" for kind in ("linear", "finetune", "scratch") for share in SHARES),
+    }
+    scores = [Run(tmp_path / f"mae-seed0-scratch-{share}").results["score"]["top1"] for share in SHARES]
+    assert [point.figures["scratch"] for point in found.points] == [[score] for score in scores]
+    labels = [Run(tmp_path / f"mae-seed0-finetune-{share}").config["labels"] for share in SHARES]
+    assert labels == [2, 2, 0]  # at least one of each class
+    with pytest.raises(ChangedSettingsError, match="epochs"):
+        unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=2.0, **TINY)
+
+
+SHARES = ("1-of-the-labels", "10-of-the-labels", "all-labels")
+
+
+def test_a_failed_run_stops_only_what_needs_it(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = jobs.COMMANDS["pretrain"]
+
+    def pretrain(*arguments: Any, **options: Any) -> Any:
+        if broken and options["sampling"] == "block":
+            raise RuntimeError("the card fell out\nof its slot")
+        return usual(*arguments, **options)
+
+    broken = True
+    monkeypatch.setattr(jobs, "COMMANDS", {**jobs.COMMANDS, "pretrain": pretrain})
+    options = {"epochs": 0.5, "seeds": (0,), **TINY}  # the baseline without training is fine-tuned with the first value
+    with pytest.raises(FailedRunsError, match=r"^1 of 5 runs failed: mae-sampling-block-seed0 \(RuntimeError: the card fell out\)"):
+        unveil.study("sampling=block,grid", images, out=tmp_path, **options)
+    assert "mae-sampling-block-seed0-finetune is left out, because mae-sampling-block-seed0 has failed" in capsys.readouterr().err
+    assert (tmp_path / "mae-sampling-grid-seed0-finetune" / "results.json").is_file()
+    (failure,) = read_failures(tmp_path)
+    assert "in pretrain" in failure.details
+    assert "1 of 5 runs failed" in (tmp_path / "report.html").read_text()
+    broken = False
+    (sweep,) = unveil.study("sampling=block,grid", images, out=tmp_path, **options)
+    assert len(sweep.rows) == 2
+    assert not (tmp_path / "failed.json").exists()
+    assert "runs failed" not in (tmp_path / "report.html").read_text()
+
+
+def test_an_interruption_stops_everything(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def job(name: str, error: BaseException | None = None) -> Job:
+        def prepare() -> None:
+            done.append(name)
+            if error:
+                raise error
+
+        return Job(name, prepare)
+
+    for error in (Interrupted("stopped"), KeyboardInterrupt(), ChangedSettingsError("epochs")):
+        with pytest.raises(type(error)):
+            jobs.run_jobs([job("a"), job("b", error), job("c")], tmp_path, lambda: None)
+    assert done == ["a", "b"] * 3
+    assert not (tmp_path / "failed.json").exists()
+    failures = jobs.run_jobs([job("a"), job("b", UnveilError("no")), job("c")], tmp_path, lambda: None)
+    assert [(each.run, each.error) for each in failures] == [("b", "no")]
+    assert done[-3:] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("mask_ratoi", {}, "there is no study 'mask_ratoi'; did you mean mask-ratio? The studies are decoder-depth, "),
+        ("why", {}, "there is no study 'why'. The studies are "),
+        ("information-density", {}, "needs images and texts: call unveil.images_vs_words"),
+        ("mask-ratio", {"mask_ratio": 0.5}, "the study mask-ratio varies mask_ratio itself: leave --mask-ratio out"),
+        ("epochs", {"seconds": 5.0}, "give --epochs, and leave --seconds out"),
+        ("mask-ratio", {"method": "bert"}, "learns from text: use --method mae"),
+    ],
+)
+def test_mistakes_are_found_at_once(what: str, options: dict[str, Any], message: str, images: str, tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match=re.escape(message)):
+        unveil.study(what, images, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: STUDIES[name] for name in ("masked-loss",)}
+    monkeypatch.setattr("unveil.experiments.run_paper_study.STUDIES", few)
+    options = {"epochs": 0.5, "seeds": (0,), **TINY, "with_finetune": False, "loss_on_all": True}  # which this study ignores
+    unveil.study("all", images, out=tmp_path, **options)
+    page = (tmp_path / "report.html").read_text()
+    assert "Of 1 findings of the paper, 0 hold here, 0 do not, and 1 cannot be told." in page
+    assert (tmp_path / "masked-loss" / "report.html").is_file()
+    assert 'href="masked-loss/report.html"' in page
+
+
+def test_the_list_and_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["study", "--list"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.strip() == list_studies()
+    assert all(name in shown and study.source in shown and study.question in shown for name, study in STUDIES.items())
+    for name in ("study images-vs-words", "study information-density"):
+        assert verb_name([*name.split(), "photos", "corpus"]) == "study information-density"
