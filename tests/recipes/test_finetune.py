@@ -191,21 +191,10 @@ def test_with_the_loss_of_mae(run: Run, tmp_path: Path) -> None:
     assert isinstance(unveil.load(both), Finetune)
 
 
-def test_scratch_starts_from_a_probe_if_that_is_asked_for(run: Run, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"scratch": True, "start": "probe", "validation": 0.0, "epochs": 0.1, "batch_size": 8, **SHORT}
-    scratch = unveil.finetune(run, out=tmp_path / "scratch", **options)
-    assert scratch.config["start"] == "probe"
-    assert 0 <= scratch.results["probe"]["top1"] <= 1
-    assert (scratch.path / "probe.safetensors").is_file()
-    again = unveil.finetune(run, out=tmp_path / "scratch", **options)
-    assert again.results == scratch.results
-
-
 def test_scratch_stands_beside_and_mistakes_are_shown(run: Run, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"epochs": 1.0, "batch_size": 8, **SHORT}
     scratch = unveil.finetune(run, out=tmp_path / f"{run.path.name}-scratch", scratch=True, **options)
-    assert "probe" not in scratch.results
-    assert scratch.config["start"] == "random"
+    assert 0 <= scratch.results["probe"]["top1"] <= 1  # of the untrained encoder, from which its head starts as well
     tuned = unveil.finetune(run, out=tmp_path / "finetuned", **options)
     page = unveil.report(tuned.path).read_text()
     assert "from scratch</th>" in page

@@ -89,9 +89,6 @@ def finetune(
     refuse_without(own_code, path, resume_from)
     kept = known_to(options_to_keep(resume_from) | recorded_options(path), *configs)
     defaults = recipe_defaults(kind, {**kept, **options}.get("recipe"), learner)
-    probed = not options.get("scratch", kept.get("scratch")) or {**kept, **options}.get("start") == "probe"
-    if not probed and "start" in defaults:
-        defaults["start"] = "random"
     own, task_config, *rest = configure({**defaults, **kept, **options}, *configs)
     augment = rest[0] if len(rest) > 3 else None
     recipe = join(*rest[-3:])
@@ -154,7 +151,6 @@ def finetune(
             encoder=encoder,
             source=None if own.scratch else learner,
             patience=own.patience,
-            probed=probed,
         )
         model = session.built(tuning.build)
         attach(own_code, model, compiled=recipe.hardware.compile)

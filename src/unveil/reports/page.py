@@ -145,8 +145,7 @@ def score_if_scratch_of(run: Run, path: Path) -> Mapping[str, Any]:
     try:
         config, other = run.facts["config"], Run(path)
         data, other_data = run.facts["data"], other.facts["data"]
-        head = {"start": config["start"]} if "start" in config else {}  # from scratch, there may be no probe to start from
-        same = {**other.facts["config"], **head, "from": config["from"], "scratch": False} == config
+        same = {**other.facts["config"], "from": config["from"], "scratch": False} == config
         same = same and all(other_data.get(key) == data.get(key) for key in ("fingerprint", "test_fingerprint"))
         same = same and (other.facts.get("encoder") or {}).get("shape") == (run.facts.get("encoder") or {}).get("shape")
         score: Mapping[str, Any] = other.results.get("score") or {}

@@ -32,8 +32,7 @@ class FinetuneConfig(RegularisationConfig):
     """Settings: those that suit the size of the model and the number of labels, or those of the MAE paper (table 9), which are made
     for ViT-B and larger and a million images. Single options override either."""
     start: Literal["probe", "random"] = "random"
-    """Initial head: that of a linear probe of the encoder on the same labels (LP-FT), or a random one; by default that of a probe,
-    with --scratch a random one."""
+    """Initial head: that of a linear probe of the encoder on the same labels (LP-FT), or a random one."""
     fc_norm: bool = True
     """Normalise the mean of the tokens, as the paper does, and not each token before the mean, as in pre-training."""
     pool: Literal["mean", "class"] | None = None
