@@ -201,10 +201,7 @@ class VerdictRuns:
 
     def finetune(self) -> None:
         """Fine-tunes the encoders, and trains from scratch; the smallest numbers of labels come first."""
-        runs = [
-            (SCRATCH, self.run, {"scratch": True}),
-            *((name, weights, {}) for name, weights in self.encoders.items()),
-        ]
+        runs = [(SCRATCH, self.run, {"scratch": True}), *((name, weights, {}) for name, weights in self.encoders.items())]
         for count in self.budgets.counts:
             for seed in self.config.seeds:
                 for name, weights, own in runs:
