@@ -167,6 +167,22 @@ def test_linear_probes_are_those_of_the_probe_command(run: Run, data: Path, tmp_
             assert own["seeds"] == pytest.approx([each["top1"][row] for each in probed], abs=one_image)
 
 
+def test_what_would_give_a_wrong_answer_is_refused(run: Run, data: Path, tmp_path: Path, tuned: list[Path]) -> None:
+    options = QUICK | {"out": tmp_path / "verdict"}
+    unveil.verdict(run.path, str(data), **options)
+    with pytest.raises(UnveilError, match="on another run or on other images"):
+        unveil.verdict(run.path, str(data), test=str(data / "train"), **options)
+    one = tmp_path / "one"
+    (one / "test" / "down").mkdir(parents=True)
+    (one / "train").symlink_to(data / "train")
+    (one / "test" / "down" / "0.png").write_bytes((data / "test" / "down" / "0.png").read_bytes())
+    with pytest.raises(UnveilError, match="expected at least 2 with a label"):
+        unveil.verdict(run.path, str(one), **QUICK | {"out": tmp_path / "other"})
+    probed = unveil.probe(run.path, str(data), out=tmp_path / "probed", device="cpu", compare=False)
+    with pytest.raises(UnveilError, match="was trained with labels"):
+        unveil.verdict(probed.folder, str(data), **QUICK | {"out": tmp_path / "other"})
+
+
 def test_numbers_of_labels() -> None:
     assert label_counts(25_000, 100, (1.0, 0.01, 0.1)) == (250, 2500, 25_000)
     assert label_counts(2640, 81, (0.01, 0.1, 1.0)) == (81, 264, 2640)  # at least one for each class

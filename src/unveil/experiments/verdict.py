@@ -19,13 +19,14 @@ from unveil.experiments.label_budgets import Budgets, Correct, frozen_model, lab
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
-from unveil.json_files import json_text
+from unveil.json_files import json_text, read_json
+from unveil.learner import Task
 from unveil.options import configure, known_to
 from unveil.plain_text import count_of, csv_cell
 from unveil.plugins import trust as allow
 from unveil.ranges import Seed, ShareAboveZero
 from unveil.reports.notebook import Verdict
-from unveil.reports.table import to_terminal
+from unveil.reports.table import to_terminal, unseen_sentence
 from unveil.reports.verdict_page import (
     FINETUNED,
     LINEAR,
@@ -40,7 +41,7 @@ from unveil.reports.verdict_page import (
     verdict_tables,
     write_verdict_page,
 )
-from unveil.runs.labelled_data import LabelledOptions, beside, data_facts, data_of, labelled_subsets
+from unveil.runs.labelled_data import LabelledOptions, beside, data_facts, data_of, labelled_subsets, unseen_classes
 from unveil.runs.modality import slug
 from unveil.runs.session import join
 from unveil.train.optim import OptimConfig
@@ -51,6 +52,7 @@ from unveil.train.terminal import printer, show
 
 MIN_SEEDS = 3
 MAX_PIXELS = 64_000_000
+FINGERPRINTS = ("fingerprint", "test_fingerprint")
 FOLDERS = {SCRATCH: "scratch", OWN: "finetune"}
 """The beginning of the names of run folders."""
 
@@ -111,6 +113,10 @@ def verdict(
     learner = load(run, say=say)
     if learner.modality != "images":
         raise UnveilError(f"{run} is a model of text, expected one of images")
+    if isinstance(learner, Task):
+        raise UnveilError(
+            f"{run} was trained with labels, so its gain is not that of pre-training: give the run that it started from"
+        )
     data = data if data is not None else data_of(run)
     request = LabelledOptions(max_pixels=MAX_PIXELS, read=False, say=say, show=True)
     opened = labelled_subsets(run, data, test, vit_of(learner).config, request)
@@ -134,6 +140,11 @@ def verdict(
     labels = " and ".join(f"{count:,}" for count in counts)
     tests = count_of(len(runs.budgets.test_set), "test image")
     say(f"verdict with {labels} labels of {len(classes):,} classes and {len(config.seeds)} seeds, on {tests}")
+    if len(runs.budgets.test_set) < 2:
+        raise UnveilError(f"{tests}, expected at least 2 with a label: give more, with --test")
+    if unseen := unseen_classes(train_set, opened.test):
+        say(unseen_sentence(unseen, len(opened.test)))
+    refuse_other(folder, runs.facts | {"run": str(run)})
     with locked(folder, "training in"):
         runs.probe()
         if config.with_finetune:
@@ -170,6 +181,18 @@ def refuse(config: VerdictConfig, options: Mapping[str, Any], finetune_options: 
         )
     if finetune_options and not config.with_finetune:
         raise UnveilError("there are options of fine-tuning, but --no-with-finetune leaves it out")
+
+
+def refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Raises `UnveilError` if a folder has a verdict on another run, or on other images."""
+    path = folder / "verdict.json"
+    if not path.is_file():
+        return
+    earlier = read_json(path)
+    known = earlier.get("data") if isinstance(earlier, dict) else None
+    images = [known.get(key) if isinstance(known, dict) else None for key in FINGERPRINTS]
+    if images != [facts["data"].get(key) for key in FINGERPRINTS] or earlier.get("run") != facts["run"]:
+        raise UnveilError(f"{folder} has a verdict on another run or on other images: choose another --out")
 
 
 @dataclass(kw_only=True)
@@ -235,7 +258,8 @@ class VerdictRuns:
             if model != OWN and (OWN, how, count) in complete
         ]
         budgets = self.budgets
-        return VerdictResults(str(self.run), len(budgets.train_set), len(budgets.test_set), accuracies, comparisons)
+        tested = next((len(correct[0].names) for correct in complete.values()), len(budgets.test_set))  # that could be read
+        return VerdictResults(str(self.run), len(budgets.train_set), tested, accuracies, comparisons)
 
     def paired(self, first: list[Correct], second: list[Correct]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Both as arrays (S, I). Raises `UnveilError` if they are not of the same test images."""

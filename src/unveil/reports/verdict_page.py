@@ -140,7 +140,7 @@ def needed_sentence(compared: GainOver) -> str:
         return ""
     ways = [f"{asked.seeds:,} seeds"] if asked.seeds else []
     ways += [f"{asked.images:,} test images"] if asked.images else []
-    enough = f"about {' or '.join(ways)}" if ways else "more than 100 seeds, and more than a million test images"
+    enough = f"about {' or '.join(ways)}" if ways else "more than 100 seeds, or more than a million test images"
     labels = count_of(compared.labels, "label")
     return f"To tell a gain of {100 * gain.mean:+.1f} points with {labels} from chance, {enough} would be needed."
 
