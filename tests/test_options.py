@@ -227,14 +227,14 @@ def test_a_hint_names_only_what_exists():
 )
 def test_values_of_the_wrong_type_are_refused(options, message):
     with pytest.raises(UnveilError, match=message):
-        configure(options, real("unveil.recipes.probe:ProbeConfig"))
+        configure(options, real("unveil.runs.probing:ProbeConfig"))
 
 
 def test_values_of_the_right_type_are_taken():
-    (config,) = configure({"blocks": 2, "pool": None, "labels": np.int64(5)}, real("unveil.recipes.probe:ProbeConfig"))
+    (config,) = configure({"blocks": 2, "pool": None, "labels": np.int64(5)}, real("unveil.runs.probing:ProbeConfig"))
     assert (config.blocks, config.pool, config.labels) == (2, None, 5)
     with pytest.raises(UnveilError, match="pool is 'max', expected one of mean, class"):
-        configure({"pool": "max"}, real("unveil.recipes.probe:ProbeConfig"))
+        configure({"pool": "max"}, real("unveil.runs.probing:ProbeConfig"))
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ VERBS = {
             "test": TEST_IMAGES,
             "out": Argument(str | None, "A folder for the results; by default a new <run>/probe-<kind>.", None, path="folder"),
         },
-        {"probe": "unveil.recipes.probe:ProbeConfig", **SHARED},
+        {"probe": "unveil.runs.probing:ProbeConfig", **SHARED},
         task="linear",
         task_option="--kind",
         hides=frozenset({"schedule", "beta2", "layer_decay", "clip_grad", "log_every", "accum_steps", "warmup_epochs"}),

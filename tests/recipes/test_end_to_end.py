@@ -15,8 +15,8 @@ import unveil
 from tests.reports.conftest import make_mae
 from unveil.data.dataset import MEMORY, ImageDataset
 from unveil.errors import UnveilError
+from unveil.evaluate.features import features_by
 from unveil.interop import model_files
-from unveil.recipes.probe import features_by
 from unveil.train.run_folder import Run
 
 TINY = {

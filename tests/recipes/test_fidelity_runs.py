@@ -82,7 +82,7 @@ def test_the_papers_linear_probe_is_one_option(raw: Path, run: Run, tmp_path: Pa
         seen.append((task, recipe))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unveil.recipes.probe.train", stop)
+    monkeypatch.setattr("unveil.runs.probing.train", stop)
     with pytest.raises(KeyboardInterrupt):
         unveil.probe(run.path, str(raw), out=tmp_path / "paper", protocol="paper", device="cpu")
     task, recipe = seen[0]

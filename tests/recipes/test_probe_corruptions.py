@@ -120,7 +120,7 @@ def test_other_probes(run: Path, folder: Path, options: dict[str, Any], tmp_path
 
 
 def test_what_is_refused_before_training(run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unveil.recipes.probe.fit_logistic", lambda *args, **kwargs: pytest.fail("trained"))
+    monkeypatch.setattr("unveil.runs.probing.fit_logistic", lambda *args, **kwargs: pytest.fail("trained"))
     for says, options in {
         "corrupt_images is 3, but no image is corrupted: add --corrupt": {"corrupt_images": 3},
         "--corrupt-images is 7, but there are 6 labelled images": {"corrupt": True, "corrupt_images": 7},

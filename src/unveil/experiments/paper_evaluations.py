@@ -9,9 +9,9 @@ from unveil.experiments.runner import Comparison, Evaluation
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import known_to
-from unveil.recipes.probe import ProbeConfig
 from unveil.reports.comparison import finetune_score
 from unveil.runs.labelled_data import LabelledOptions, labelled_subsets
+from unveil.runs.probing import ProbeConfig
 from unveil.train.optim import OptimConfig
 from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import Run
