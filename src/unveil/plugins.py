@@ -37,6 +37,11 @@ def trust(path: str | Path | None) -> None:
         _trusted.add(home)
 
 
+def trusted() -> list[str]:
+    """What the user has named in this process, for another one that works for it."""
+    return sorted(_trusted)
+
+
 def absolute(path: str) -> str:
     """The name of a class or module. A path to a file is made absolute."""
     module, colon, name = path.rpartition(":") if ".py:" in path else (path, "", "")

@@ -13,7 +13,7 @@ from tests.recipes.test_end_to_end import write_images
 from unveil import cli
 from unveil.command_line import verb_name
 from unveil.errors import Interrupted, UnveilError
-from unveil.experiments import jobs
+from unveil.experiments import calls, jobs
 from unveil.experiments.jobs import FailedRunsError, Job
 from unveil.experiments.paper_studies import STUDIES, list_studies
 from unveil.experiments.paper_study import Shape
@@ -121,7 +121,7 @@ SHARES = ("1-of-the-labels", "10-of-the-labels", "all-labels")
 def test_a_failed_run_stops_only_what_needs_it(
     images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usual = jobs.COMMANDS["pretrain"]
+    usual = calls.COMMANDS["pretrain"]
 
     def pretrain(*arguments: Any, **options: Any) -> Any:
         if broken and options["sampling"] == "block":
@@ -129,7 +129,7 @@ def test_a_failed_run_stops_only_what_needs_it(
         return usual(*arguments, **options)
 
     broken = True
-    monkeypatch.setattr(jobs, "COMMANDS", {**jobs.COMMANDS, "pretrain": pretrain})
+    monkeypatch.setattr(calls, "COMMANDS", {**calls.COMMANDS, "pretrain": pretrain})
     options = {"epochs": 0.5, "seeds": (0,), **TINY}  # the baseline without training is fine-tuned with the first value
     with pytest.raises(FailedRunsError, match=r"^1 of 5 runs failed: mae-sampling-block-seed0 \(RuntimeError: the card fell out\)"):
         unveil.study("sampling=block,grid", images, out=tmp_path, **options)

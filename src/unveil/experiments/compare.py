@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,12 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
         raise UnveilError("a comparison trains a model from scratch beside the fine-tuned ones: leave finetune.scratch out")
     if len(set(names)) < len(names):
         raise UnveilError(f"a method occurs twice in {', '.join(names)}: give it two names, such as mae and mae-pixel")
+    if config.seconds and (config.slurm or (config.jobs or 1) > 1):
+        raise UnveilError(
+            "--seconds compares methods by their speed, which runs side by side would change: use --jobs 1, or --epochs"
+        )
+    if config.seconds:
+        config = replace(config, jobs=1)
     if not config.seeds:
         raise UnveilError("--seeds is empty: give at least one seed")
     if len(set(config.seeds)) < len(config.seeds):

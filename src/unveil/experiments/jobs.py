@@ -1,35 +1,38 @@
-"""Runs of a comparison or a study, one after another. One that fails is recorded, and stops only those that need it."""
+"""Runs of a comparison or a study, one after another or side by side. One that fails stops only those that need it."""
 
-import traceback
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-from unveil.atomic_files import WriteError
+import torch
+
 from unveil.errors import Interrupted, UnveilError
-from unveil.recipes.finetune import finetune
-from unveil.recipes.pretrain import pretrain
-from unveil.recipes.probe import probe
+from unveil.experiments.calls import Call, Outcome, outcome_of
+from unveil.experiments.side_by_side import Launched, Launcher, WorkerProcesses
+from unveil.experiments.slurm import SlurmJobs
+from unveil.ranges import Count
 from unveil.reports.failures import Failure, failure_of, failure_sentence, read_failures, write_failures
-from unveil.train.run_folder import ChangedSettingsError
+from unveil.stop_signals import note_signals
+from unveil.train.run_cost import spell_time
 from unveil.train.terminal import printer
 
-COMMANDS: Mapping[str, Callable[..., Any]] = {"pretrain": pretrain, "finetune": finetune, "probe": probe}
+
+@dataclass(frozen=True, kw_only=True)
+class JobsConfig:
+    """Where the runs are trained, and how many at a time."""
+
+    jobs: Count | None = None
+    """Runs to train at a time, each in a process of its own; by default one for each GPU, or one on a CPU. There, small models are
+    trained faster with one for each core, if memory allows."""
+    slurm: tuple[str, ...] = ()
+    """Train the runs as arrays of Slurm jobs with these options of sbatch, such as partition=gpu time=240 gpus_per_node=1; all at
+    once, unless --jobs says how many. Needs the extra `slurm`."""
 
 
 class FailedRunsError(UnveilError):
     """Some runs of a comparison or a study have failed, after all others have ended."""
-
-
-class Call(NamedTuple):
-    """What a job does: a command with its arguments, which another process can be given."""
-
-    command: Literal["pretrain", "finetune", "probe"]
-    inputs: tuple[Any, ...]
-    options: Mapping[str, Any]
-
-    def __call__(self) -> None:
-        COMMANDS[self.command](*self.inputs, **self.options)
 
 
 class Job(NamedTuple):
@@ -43,7 +46,9 @@ class Job(NamedTuple):
     """Names of jobs that must have succeeded before."""
 
 
-def run_jobs(jobs: Sequence[Job], folder: Path, after_each: Callable[[], object]) -> list[Failure]:
+def run_jobs(
+    jobs: Sequence[Job], folder: Path, after_each: Callable[[], object], config: JobsConfig | None = None
+) -> list[Failure]:
     """Does all jobs, and calls `after_each` after every one. Returns what has failed, which `failed.json` in `folder` records.
 
     Raises:
@@ -51,20 +56,66 @@ def run_jobs(jobs: Sequence[Job], folder: Path, after_each: Callable[[], object]
         ChangedSettingsError: If a run has been trained with other settings: that is a mistake of this call, and no failure.
         WriteError: If the disk is full, since all other runs would fail as well.
     """
-    notes = Notes(folder, jobs)
-    for job in jobs:
-        if notes.may_start(job):
-            try:
-                if call := job.prepare():
-                    call()
-            except (Interrupted, ChangedSettingsError):
-                raise
-            except Exception as error:
-                notes.failed(job, error)
-            else:
-                notes.succeeded(job)
-            after_each()
+    notes, config = Notes(folder, jobs), config or JobsConfig()
+    at_once = config.jobs or (len(jobs) if config.slurm else max(1, torch.cuda.device_count()))
+    if config.slurm:
+        run_at_once(jobs, notes, SlurmJobs(folder, config.slurm, at_once), at_once, after_each)
+    elif at_once > 1:
+        run_at_once(jobs, notes, WorkerProcesses(folder, at_once), at_once, after_each)
+    else:
+        for job in jobs:
+            if notes.may_start(job):
+                call = notes.prepared(job)
+                if call is not None:
+                    notes.take(job, call())
+                after_each()
     return notes.failures
+
+
+def run_at_once(jobs: Sequence[Job], notes: "Notes", launcher: Launcher, at_once: int, after_each: Callable[[], object]) -> None:
+    """Keeps as many jobs running as are wanted. A job starts as soon as all that it needs have ended."""
+    waiting, running, say = list(jobs), dict[str, Running](), printer(True)
+    with note_signals() as stop, launcher:
+        while waiting or running:
+            calls = next_calls(waiting, running, notes, at_once)
+            for (job, _), launched in zip(calls, launcher.start([(job.name, call) for job, call in calls]), strict=True):
+                running[job.name] = Running(job, launched, time.monotonic())
+                say(f"{job.name} has started")
+            for name, (job, launched, since) in list(running.items()):
+                if (outcome := launched.outcome()) is not None:
+                    del running[name]
+                    if outcome.kind == "done":
+                        left = len(waiting) + len(running)
+                        say(f"{name} has ended after {spell_time(time.monotonic() - since)}; {left} of {len(jobs)} runs are left")
+                    notes.take(job, outcome)
+                    after_each()
+            if stop.number is not None:
+                raise Interrupted("stopped, and the runs have saved checkpoints: run the same command to resume", stop.number)
+            if running:
+                time.sleep(launcher.pause)
+
+
+class Running(NamedTuple):
+    """A job that has been launched."""
+
+    job: Job
+    launched: Launched
+    since: float
+    """When, on the clock of `time.monotonic`."""
+
+
+def next_calls(waiting: list[Job], running: Mapping[str, object], notes: "Notes", at_once: int) -> list[tuple[Job, Call]]:
+    """Takes jobs whose turn it is from those that wait, as many as there are launcher."""
+    found = list[tuple[Job, Call]]()
+    for job in list(waiting):
+        unfinished = {each.name for each in waiting} | set(running) | {each.name for each, _ in found}
+        if len(running) + len(found) == at_once:
+            break
+        if unfinished.isdisjoint(job.needs):
+            waiting.remove(job)
+            if notes.may_start(job) and (call := notes.prepared(job)) is not None:
+                found.append((job, call))
+    return found
 
 
 class Notes:
@@ -90,21 +141,29 @@ class Notes:
             printer(True)(f"\n{job.name} is left out, because {missing[0]} has failed")
         return not missing
 
-    def failed(self, job: Job, error: Exception, details: str = "") -> None:
-        """Records the error of a job. Raises it again if the disk is full."""
-        if isinstance(error, WriteError) and error.is_full:
-            raise error
-        if not details and not isinstance(error, UnveilError):
-            details = "".join(traceback.format_exception(error))
+    def prepared(self, job: Job) -> Call | None:
+        """What a job does; None if there is nothing left to do, or if that could not be resolved, which counts as a failure."""
+        try:
+            call = job.prepare()
+        except Exception as error:
+            self.take(job, outcome_of(error))
+            return None
+        if call is None:
+            self.take(job, Outcome())
+        return call
+
+    def take(self, job: Job, outcome: Outcome) -> None:
+        """Records what has become of a job. Raises the error of an outcome that stops all others."""
+        if outcome.stops_all:
+            outcome.raise_again()
+        if outcome.kind == "done":
+            if self.found.pop(job.name, None):
+                write_failures(self.folder, list(self.found.values()))
+            return
         self.lost.add(job.name)
-        self.found[job.name] = failure_of(job.name, error, details)
+        self.found[job.name] = failure_of(job.name, outcome.text, outcome.details)
         write_failures(self.folder, list(self.found.values()))
         printer(True)(f"\n{job.name} has failed, the other runs go on: {self.found[job.name].error}")
-
-    def succeeded(self, job: Job) -> None:
-        """Forgets an earlier failure of a job."""
-        if self.found.pop(job.name, None):
-            write_failures(self.folder, list(self.found.values()))
 
 
 def refuse_failures(failures: Sequence[Failure], runs: int) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 from unveil.atomic_files import write_text
 from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
-from unveil.experiments.jobs import Call, Job, run_jobs
+from unveil.experiments.calls import Call
+from unveil.experiments.jobs import Job, JobsConfig, run_jobs
 from unveil.json_files import json_text, read_json
 from unveil.learner import Method
 from unveil.methods import method_class
@@ -32,7 +33,7 @@ FIRST_STAGE_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonConfig:
+class ComparisonConfig(JobsConfig):
     """Seeds, budget and fine-tuning of a comparison."""
 
     seeds: tuple[Seed, ...] = (0, 1, 2)
@@ -129,7 +130,7 @@ class Comparison:
 
     def run(self, after_each: Callable[[], object]) -> list[Failure]:
         """Trains what is missing, seed after seed, and calls `after_each` after every run. Returns what has failed."""
-        return run_jobs(self.jobs(), self.folder, after_each)
+        return run_jobs(self.jobs(), self.folder, after_each, self.config)
 
     def jobs(self) -> list[Job]:
         """All runs, in their order."""

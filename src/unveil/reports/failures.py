@@ -26,10 +26,9 @@ class Failure(NamedTuple):
     """The traceback of an error that unveil did not expect."""
 
 
-def failure_of(run: str, error: Exception, details: str = "") -> Failure:
+def failure_of(run: str, error: str, details: str = "") -> Failure:
     """A failure that has just happened."""
-    text = str(error) if not details else f"{type(error).__name__}: {error}"
-    return Failure(run, text, time.strftime("%Y-%m-%dT%H:%M:%S%z"), details)
+    return Failure(run, error, time.strftime("%Y-%m-%dT%H:%M:%S%z"), details)
 
 
 def read_failures(folder: Path) -> list[Failure]:
