@@ -156,12 +156,12 @@ def test_an_interruption_stops_everything(tmp_path: Path) -> None:
 
         return Job(name, prepare)
 
-    for error in (Interrupted("stopped"), KeyboardInterrupt(), ChangedSettingsError("epochs")):
+    for error in (Interrupted("stopped"), KeyboardInterrupt(), ChangedSettingsError("epochs", "")):
         with pytest.raises(type(error)):
-            jobs.run_jobs([job("a"), job("b", error), job("c")], tmp_path, lambda: None)
+            jobs.run_jobs([job("a"), job("b", error), job("c")], tmp_path, lambda name: None)
     assert done == ["a", "b"] * 3
     assert not (tmp_path / "failed.json").exists()
-    failures = jobs.run_jobs([job("a"), job("b", UnveilError("no")), job("c")], tmp_path, lambda: None)
+    failures = jobs.run_jobs([job("a"), job("b", UnveilError("no")), job("c")], tmp_path, lambda name: None)
     assert [(each.run, each.error) for each in failures] == [("b", "no")]
     assert done[-3:] == ["a", "b", "c"]
 

@@ -76,13 +76,13 @@ JOBS = [job("a"), job("a-tuned", "a"), job("b"), job("b-tuned", "b"), job("c")]
 
 
 def test_a_run_starts_as_soon_as_all_that_it_needs_has_ended(tmp_path: Path) -> None:
-    launcher, ended = Scripted(), list[int]()
-    run_at_once(JOBS, Notes(tmp_path, JOBS), launcher, 2, lambda: ended.append(1))
+    launcher, ended = Scripted(), list[str]()
+    run_at_once(JOBS, Notes(tmp_path, JOBS), launcher, 2, ended.append)
     assert launcher.started == [["a", "b"], ["a-tuned", "b-tuned"], ["c"]]
     assert launcher.most == 2
-    assert len(ended) == 5
+    assert ended == ["a", "b", "a-tuned", "b-tuned", "c"]
     wide = Scripted()
-    run_at_once(JOBS, Notes(tmp_path, JOBS), wide, 9, lambda: None)
+    run_at_once(JOBS, Notes(tmp_path, JOBS), wide, 9, lambda name: None)
     assert wide.started == [["a", "b", "c"], ["a-tuned", "b-tuned"]]  # the first is an array of three jobs
 
 
@@ -91,25 +91,25 @@ def test_what_fails_stops_only_what_needs_it_and_some_errors_stop_all(tmp_path: 
         raise UnveilError("no such option")
 
     notes, launcher = Notes(tmp_path, JOBS), Scripted({"a": Outcome("failed", "out of memory", "trace")})
-    run_at_once(JOBS, notes, launcher, 2, lambda: None)
+    run_at_once(JOBS, notes, launcher, 2, lambda name: None)
     assert launcher.started == [["a", "b"], ["b-tuned", "c"]]
     assert [(each.run, each.error, each.details) for each in notes.failures] == [("a", "out of memory", "trace")]
     jobs = [job("x", call=unknown), job("y", call=lambda: None), job("z", "y")]
     notes, launcher = Notes(tmp_path, jobs), Scripted()
-    run_at_once(jobs, notes, launcher, 2, lambda: None)
+    run_at_once(jobs, notes, launcher, 2, lambda name: None)
     assert launcher.started == [["z"]]  # there was nothing left to do for y
     assert [(each.run, each.error) for each in notes.failures] == [("x", "no such option")]
     for kind, error in {"changed settings": ChangedSettingsError, "full disk": UnveilError, "interrupted": Interrupted}.items():
         stopped = Scripted({"a": Outcome(kind, "why")})  # type: ignore[arg-type]  # the keys are those of the Literal
         with pytest.raises(error, match="why"):
-            run_at_once(JOBS, Notes(tmp_path, JOBS), stopped, 2, lambda: None)
+            run_at_once(JOBS, Notes(tmp_path, JOBS), stopped, 2, lambda name: None)
         assert stopped.left == ["b"]
 
 
 def test_a_signal_stops_the_launcher(tmp_path: Path) -> None:
     launcher = Scripted()
     with pytest.raises(Interrupted, match="run the same command to resume") as error:
-        run_at_once(JOBS, Notes(tmp_path, JOBS), launcher, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        run_at_once(JOBS, Notes(tmp_path, JOBS), launcher, 2, lambda name: os.kill(os.getpid(), signal.SIGTERM))
     assert error.value.number == signal.SIGTERM
     assert launcher.started == [["a", "b"]]
     assert launcher.has_ended
@@ -249,5 +249,5 @@ def test_slurm_needs_its_commands_and_options_with_values(images: str, tmp_path:
 
 def test_jobs_of_one_process_need_no_other(tmp_path: Path) -> None:
     done = list[str]()
-    assert run_jobs([job("a", call=lambda: done.append("a"))], tmp_path, lambda: None) == []  # type: ignore[arg-type, func-returns-value]  # append returns None
+    assert run_jobs([job("a", call=lambda: done.append("a"))], tmp_path, lambda name: None) == []  # type: ignore[arg-type, func-returns-value]  # append returns None
     assert done == ["a"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from unveil.command_line import parse_options
 from unveil.commands import VERBS
 from unveil.errors import Interrupted, UnveilError
 from unveil.evaluate.paired import paired_gain
-from unveil.experiments import label_budgets
+from unveil.experiments import calls
+from unveil.experiments.jobs import FailedRunsError
 from unveil.experiments.label_budgets import label_counts
 from unveil.experiments.verdict import VerdictRuns
 from unveil.train.run_folder import Run
@@ -97,7 +99,7 @@ def tuned(monkeypatch: pytest.MonkeyPatch, data: Path) -> Iterator[list[Path]]:
     """
     made: list[Path] = []
 
-    def finetune(weights: Any, data: Any, *, out: Path, seed: int, scratch: bool = False, **_: Any) -> Any:
+    def finetune(weights: Any, data: Any, *, out: Path, seed: int, scratch: bool = False, **_: Any) -> None:
         if not (out / "results.json").exists():
             made.append(out)
             out.mkdir(parents=True)
@@ -105,9 +107,8 @@ def tuned(monkeypatch: pytest.MonkeyPatch, data: Path) -> Iterator[list[Path]]:
             lines = [f"{i}.png,a,{'a' if i < right else 'b'}" for i in range(60)]
             (out / "predictions.csv").write_text("\n".join(["file,label,predicted", *lines]) + "\n")
             (out / "results.json").write_text("{}")
-        return type("Made", (), {"path": out})
 
-    monkeypatch.setattr(label_budgets, "finetune", finetune)
+    monkeypatch.setattr(calls, "COMMANDS", {"finetune": finetune})
     monkeypatch.setattr(VerdictRuns, "probe", lambda self: None)
     monkeypatch.setattr("unveil.experiments.verdict.write_verdict_page", lambda folder, found, facts: None)
     return made
@@ -116,16 +117,16 @@ def tuned(monkeypatch: pytest.MonkeyPatch, data: Path) -> Iterator[list[Path]]:
 def test_a_stopped_verdict_goes_on(
     run: Run, data: Path, tmp_path: Path, tuned: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = label_budgets.finetune
+    real = calls.COMMANDS["finetune"]
 
-    def stop(*args: Any, **options: Any) -> Any:
+    def stop(*args: Any, **options: Any) -> None:
         if len(tuned) == 4:
             raise Interrupted("stopped")
-        return real(*args, **options)
+        real(*args, **options)
 
     options = QUICK | {"shares": (1.0,), "out": tmp_path / "verdict"}
     with monkeypatch.context() as patch:
-        patch.setattr(label_budgets, "finetune", stop)
+        patch.setattr(calls, "COMMANDS", {"finetune": stop})
         with pytest.raises(Interrupted):
             unveil.verdict(run.path, str(data), **options)
     found = unveil.verdict(run.path, str(data), **options)
@@ -183,6 +184,58 @@ def test_what_would_give_a_wrong_answer_is_refused(run: Run, data: Path, tmp_pat
         unveil.verdict(probed.folder, str(data), **QUICK | {"out": tmp_path / "other"})
 
 
+def test_the_run_itself_is_no_other_encoder(run: Run, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnveilError, match="itself: leave it out"):
+        unveil.verdict(run.path, str(data), against=(f"{run.path}/",), out=tmp_path / "verdict")
+
+
+def test_a_run_that_fails_stops_no_other_and_is_named(
+    run: Run, data: Path, tmp_path: Path, tuned: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = calls.COMMANDS["finetune"]
+
+    def fail(*args: Any, seed: int, out: Path, **options: Any) -> None:
+        if out.name == "scratch-8-seed1":
+            raise MemoryError("too large")
+        real(*args, seed=seed, out=out, **options)
+
+    options = QUICK | {"shares": (0.1, 1.0), "out": tmp_path / "verdict"}
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "COMMANDS", {"finetune": fail})
+        with pytest.raises(FailedRunsError, match=r"1 of 12 runs failed: scratch-8-seed1 \(MemoryError: too large\)"):
+            unveil.verdict(run.path, str(data), **options)
+    known = json.loads((tmp_path / "verdict" / "verdict.json").read_text())
+    assert [each["labels"] for each in known["gains"]] == [80]
+    assert known["failed"][0]["run"] == "scratch-8-seed1"
+    assert {each["labels"] for each in unveil.verdict(run.path, str(data), **options)["gains"]} == {8, 80}
+
+
+def test_copies_of_a_test_image_count_as_one(run: Run, data: Path, tmp_path: Path) -> None:
+    """Four copies of every test image tell no more than one."""
+    copied = tmp_path / "copied"
+    for path in sorted((data / "test").rglob("*.png")):
+        (copied / path.parent.name).mkdir(parents=True, exist_ok=True)
+        for number in range(4):
+            (copied / path.parent.name / f"{path.stem}-{number}.png").write_bytes(path.read_bytes())
+    options = QUICK | {"with_finetune": False}
+    found = unveil.verdict(run.path, str(data), test=str(copied), out=tmp_path / "verdict", **options)
+    assert found["test_images"] == 240
+    assert {gain["images"] for gain in found["gains"]} == {60}
+    assert "180 test images are copies, or parts, of others" in found["sentence"]
+
+
+def test_unreadable_images_and_test_images_that_were_trained_on_are_told(data: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(data, own)
+    trained = unveil.pretrain(str(own), out=tmp_path / "all", split="train+test", epochs=0.5, batch_size=8, **SHAPE)
+    (own / "train" / "down" / "0.png").write_bytes(b"no image")
+    options = QUICK | {"shares": (1.0,), "with_finetune": False}
+    found = unveil.verdict(trained, str(own), **options)
+    assert "is the test set now: its results are too good." in found["sentence"]
+    assert "1 training image could not be read" in found["sentence"]
+    assert len(found["cautions"]) == 2
+
+
 def test_numbers_of_labels() -> None:
     assert label_counts(25_000, 100, (1.0, 0.01, 0.1)) == (250, 2500, 25_000)
     assert label_counts(2640, 81, (0.01, 0.1, 1.0)) == (81, 264, 2640)  # at least one for each class
@@ -197,7 +250,9 @@ def test_numbers_of_labels() -> None:
         ({"shares": ()}, "--shares is empty"),
         ({"finetune": {"labels": 5}}, "finetune.labels is set by the verdict"),
         ({"finetune": {"epochs": 1.0}, "with_finetune": False}, "--no-with-finetune"),
-        ({"against": ("a/enc", "b/enc")}, "same run folders"),
+        ({"against": ("a/enc", "b/enc")}, "--against b/enc would have the same run folders as a/enc"),
+        ({"against": ("scratch",)}, "--against scratch would have the same run folders as the verdict itself"),
+        ({"against": ("a/enc", "a/enc")}, "has an encoder twice"),
         ({"epochs": 3.0}, "--finetune.epochs"),
     ],
 )

@@ -36,6 +36,20 @@ def copies_of(wanted: Source, rows: Indices, source: Source, among: Indices) -> 
     return {index: known[digest] for index, digest in digests(source, candidates) if digest in known}
 
 
+def copies_within(source: Source, rows: Indices) -> dict[int, int]:
+    """Which of these images are exact copies of an earlier one: the index of the first, by the index of its copy."""
+    if source.sizes is None:
+        return {}
+    sizes = source.sizes[rows]
+    size, count = np.unique(sizes, return_counts=True)
+    repeated = rows[np.isin(sizes, size[(count > 1) & (size > 0)])]
+    first, found = dict[str, int](), dict[int, int]()
+    for index, digest in digests(source, repeated):
+        if first.setdefault(digest, index) != index:
+            found[index] = first[digest]
+    return found
+
+
 def copies_of_tests(test: Source, train: Source) -> tuple[int, int]:
     """How many test images are exact copies of training images, and how many were looked for: some of a large set."""
     if test.sizes is None or train.sizes is None:

@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
         """Raises the error of a run in another process, if it concerns all runs."""
         raise {
             "interrupted": Interrupted(self.text, self.number),
-            "changed settings": ChangedSettingsError(self.text),
+            "changed settings": ChangedSettingsError(self.text, ""),
             "full disk": WriteError(self.text, is_full=True),
         }[self.kind]
 
@@ -52,7 +52,7 @@ def outcome_of(error: Exception) -> Outcome:
     if isinstance(error, Interrupted):
         return Outcome("interrupted", str(error), number=error.number)
     if isinstance(error, ChangedSettingsError):
-        return Outcome("changed settings", str(error))
+        return Outcome("changed settings", f"{error.changes}Use the old settings, or choose another --out")
     if isinstance(error, WriteError) and error.is_full:
         return Outcome("full disk", str(error))
     if isinstance(error, UnveilError):

@@ -47,9 +47,11 @@ class Job(NamedTuple):
 
 
 def run_jobs(
-    jobs: Sequence[Job], folder: Path, after_each: Callable[[], object], config: JobsConfig | None = None
+    jobs: Sequence[Job], folder: Path, after_each: Callable[[str], object], config: JobsConfig | None = None
 ) -> list[Failure]:
-    """Does all jobs, and calls `after_each` after every one. Returns what has failed, which `failed.json` in `folder` records.
+    """Does all jobs, and calls `after_each` with the name of every one that has ended, or could not start.
+
+    Returns what has failed, which `failed.json` in `folder` records.
 
     Raises:
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
@@ -68,11 +70,11 @@ def run_jobs(
                 call = notes.prepared(job)
                 if call is not None:
                     notes.take(job, call())
-                after_each()
+                after_each(job.name)
     return notes.failures
 
 
-def run_at_once(jobs: Sequence[Job], notes: "Notes", launcher: Launcher, at_once: int, after_each: Callable[[], object]) -> None:
+def run_at_once(jobs: Sequence[Job], notes: "Notes", launcher: Launcher, at_once: int, after_each: Callable[[str], object]) -> None:
     """Keeps as many jobs running as are wanted. A job starts as soon as all that it needs have ended."""
     waiting, running, say = list(jobs), dict[str, Running](), printer(True)
     with note_signals() as stop, launcher:
@@ -88,7 +90,7 @@ def run_at_once(jobs: Sequence[Job], notes: "Notes", launcher: Launcher, at_once
                         left = len(waiting) + len(running)
                         say(f"{name} has ended after {spell_time(time.monotonic() - since)}; {left} of {len(jobs)} runs are left")
                     notes.take(job, outcome)
-                    after_each()
+                    after_each(job.name)
             if stop.number is not None:
                 raise Interrupted("stopped, and the runs have saved checkpoints: run the same command to resume", stop.number)
             if running:

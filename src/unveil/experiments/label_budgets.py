@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +17,16 @@ from unveil.data.splits import Subset, balanced_indices
 from unveil.errors import UnveilError
 from unveil.evaluate.features import Features, features_by, features_of, raw_pixels, refuse_non_finite
 from unveil.evaluate.logistic import fit_logistic
+from unveil.experiments.calls import Call
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.learner import Learner
 from unveil.models.vit import ViT
 from unveil.plain_text import csv_cell
-from unveil.recipes.finetune import finetune
 from unveil.runs.open_data import adapt_to_images, reopened
 from unveil.train.guards import seeded
 from unveil.train.parallel import World
 from unveil.train.recipe import Recipe
-from unveil.train.run_folder import Run
 
 
 class Correct(NamedTuple):
@@ -49,6 +48,8 @@ class Budgets:
     counts: tuple[int, ...]
     """Numbers of labels, in ascending order."""
     recipe: Recipe
+    unread: dict[str, int] = field(default_factory=dict)
+    """How many training and test images could not be read, once features have been computed."""
 
     def chosen(self, subset: Subset, count: int, seed: int) -> Tensor:
         """The rows of the training images whose labels are used, among those of a subset that could be read."""
@@ -66,6 +67,8 @@ class Budgets:
             seeds: The seeds to fit with.
         """
         train, test = (self.features(function, subset, shape) for subset in self.adapted(shape))
+        self.unread["training"] = len(self.train_set) - len(train.subset)
+        self.unread["test"] = len(self.test_set) - len(test.subset)
         device = self.recipe.world.device
         for count in self.counts:
             for seed in seeds:
@@ -94,8 +97,8 @@ class Budgets:
 
     def tuned(
         self, weights: str | os.PathLike[str], path: Path, data: Any, test: Any, count: int, seed: int, options: Mapping[str, Any]
-    ) -> Correct:
-        """Fine-tunes an encoder, or trains it from scratch if the options say so, unless that has been done before.
+    ) -> Call:
+        """The call that fine-tunes an encoder, or trains it from scratch if the options say so.
 
         Args:
             weights: The encoder.
@@ -107,7 +110,7 @@ class Budgets:
             options: Of `finetune`.
         """
         labels = count if count < len(self.train_set) else 0
-        return saved_predictions(finetune(weights, data, test=test, out=path, seed=seed, labels=labels, **options))
+        return Call("finetune", (weights, data), {"test": test, "out": path, "seed": seed, "labels": labels, **options})
 
 
 def frozen_model(
@@ -133,9 +136,9 @@ def raw_model(weights: str | os.PathLike[str], world: World) -> tuple[Callable[[
     return raw_pixels, vit_of(load(weights, say=lambda text: None)).to(world.device).eval()
 
 
-def saved_predictions(run: Run) -> Correct:
+def saved_predictions(folder: Path) -> Correct:
     """What a run of fine-tuning has written of its test images. Raises `UnveilError` if that is damaged."""
-    path = run.path / "predictions.csv"
+    path = folder / "predictions.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -144,7 +147,7 @@ def saved_predictions(run: Run) -> Correct:
             raise KeyError("no rows")
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise UnveilError(
-            f"{path} is damaged ({type(error).__name__}): remove the folder {run.path}, and run the command again"
+            f"{path} is damaged ({type(error).__name__}): remove the folder {folder}, and run the command again"
         ) from None
     return Correct(names, np.array(right))
 

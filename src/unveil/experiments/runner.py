@@ -130,7 +130,7 @@ class Comparison:
 
     def run(self, after_each: Callable[[], object]) -> list[Failure]:
         """Trains what is missing, seed after seed, and calls `after_each` after every run. Returns what has failed."""
-        return run_jobs(self.jobs(), self.folder, after_each, self.config)
+        return run_jobs(self.jobs(), self.folder, lambda name: after_each(), self.config)
 
     def jobs(self) -> list[Job]:
         """All runs, in their order."""
@@ -278,6 +278,6 @@ def refuse_other_probe(folder: Path, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key in found and key not in HARMLESS and found[key] != value:
             raise ChangedSettingsError(
-                f"{folder} is a probe with different settings: {key} was {found[key]!r}, is {value!r}. Use the old settings, or "
-                f"choose another --out"
+                f"{folder} is a probe with different settings: {key} was {found[key]!r}, is {value!r}. ",
+                "Use the old settings, or choose another --out",
             )

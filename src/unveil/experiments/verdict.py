@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unveil.atomic_files import write_text
+from unveil.data.copies import copies_within
 from unveil.data.sources import Data
+from unveil.data.splits import Subset
 from unveil.errors import UnveilError
 from unveil.evaluate.paired import paired_gain
-from unveil.experiments.label_budgets import Budgets, Correct, frozen_model, label_counts, raw_model, untrained_model
+from unveil.experiments.calls import Call
+from unveil.experiments.jobs import Job, JobsConfig, refuse_failures, run_jobs
+from unveil.experiments.label_budgets import (
+    Budgets,
+    Correct,
+    frozen_model,
+    label_counts,
+    raw_model,
+    saved_predictions,
+    untrained_model,
+)
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
@@ -25,6 +37,7 @@ from unveil.options import configure, known_to
 from unveil.plain_text import count_of, csv_cell
 from unveil.plugins import trust as allow
 from unveil.ranges import Seed, ShareAboveZero
+from unveil.reports.failures import Failure, read_failures
 from unveil.reports.notebook import Verdict
 from unveil.reports.table import to_terminal, unseen_sentence
 from unveil.reports.verdict_page import (
@@ -58,7 +71,7 @@ FOLDERS = {SCRATCH: "scratch", OWN: "finetune"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerdictConfig:
+class VerdictConfig(JobsConfig):
     """What the run is compared with, and how often."""
 
     against: tuple[str, ...] = ()
@@ -101,12 +114,14 @@ def verdict(
 
     Raises:
         UnveilError: On input that cannot be used.
+        FailedRunsError: If a run has failed, after all others have ended and the page was written.
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     allow(trust)
     finetune_options = dict(options.pop("finetune", {}))
     config, training, optim, hardware = configure(options, VerdictConfig, TrainConfig, OptimConfig, HardwareConfig)
-    refuse(config, options, finetune_options)
+    config = replace(config, against=tuple(map(without_slash, config.against)))
+    refuse(run, config, options, finetune_options)
     recipe, say = join(training, optim, hardware), printer(True)
     if recipe.world.size > 1:
         raise UnveilError("a verdict runs in one process: start it without torchrun")
@@ -131,6 +146,7 @@ def verdict(
         test=test,
         budgets=Budgets(train_set=train_set, test_set=opened.test.labelled(), counts=counts, recipe=recipe),
         finetune_options={"validation": 0.0} | known_to(options, HardwareConfig) | finetune_options,
+        leaks=opened.leaks,
         facts={
             "config": asdict(config) | {f"finetune.{key}": value for key, value in finetune_options.items()} | asdict(hardware),
             "data": data_facts(opened.train.dataset.source, opened.test.dataset.source, opened.splits),
@@ -152,12 +168,20 @@ def verdict(
         content = runs.write()
     for table in verdict_tables(runs.results):
         show(to_terminal(table))
-    say(verdict_sentence(runs.results))
+    show(verdict_sentence(runs.results))
     say(f"The report: {folder / 'report.html'}")
+    refuse_failures(runs.failures, len(runs.jobs()))
     return Verdict(content, verdict_tables(runs.results), folder)
 
 
-def refuse(config: VerdictConfig, options: Mapping[str, Any], finetune_options: Mapping[str, Any]) -> None:
+def without_slash(name: str) -> str:
+    """The name of an encoder, without a slash at the end of a path."""
+    return os.path.normpath(name) if os.path.exists(name) else name
+
+
+def refuse(
+    run: str | os.PathLike[str], config: VerdictConfig, options: Mapping[str, Any], finetune_options: Mapping[str, Any]
+) -> None:
     """Raises `UnveilError` for options that cannot give a verdict."""
     if len(set(config.seeds)) < max(MIN_SEEDS, len(config.seeds)):
         raise UnveilError(
@@ -168,11 +192,17 @@ def refuse(config: VerdictConfig, options: Mapping[str, Any], finetune_options: 
     own = [name for name in ("seed", "labels", "scratch", "task", "test", "out") if name in finetune_options]
     if own:
         raise UnveilError(f"finetune.{own[0]} is set by the verdict itself: leave it out")
-    folders = [*FOLDERS.values(), *map(slug, config.against)]
-    if len(set(folders)) < len(folders):
-        raise UnveilError(
-            f"--against {' '.join(config.against)}: two encoders would have the same run folders, so rename one of them"
-        )
+    others = config.against
+    if os.path.exists(run) and any(os.path.exists(name) and os.path.samefile(name, run) for name in others):
+        raise UnveilError(f"--against {' '.join(others)} has {run} itself: leave it out")
+    if len(set(others)) < len(others):
+        raise UnveilError(f"--against {' '.join(others)} has an encoder twice: give each one once")
+    folders = dict.fromkeys(FOLDERS.values(), "the verdict itself")
+    for name in others:
+        if slug(name) in folders:
+            whose = folders[slug(name)]
+            raise UnveilError(f"--against {name} would have the same run folders as {whose}, so rename or link it")
+        folders[slug(name)] = name
     training = known_to(options, TrainConfig) | known_to(options, OptimConfig)
     if training:
         name = next(iter(training))
@@ -207,8 +237,13 @@ class VerdictRuns:
     budgets: Budgets
     finetune_options: dict[str, Any]
     facts: dict[str, Any]
+    leaks: list[str] = field(default_factory=list)
+    """Sentences on test images that were trained on."""
 
     def __post_init__(self) -> None:
+        self.failures: list[Failure] = []
+        self.originals = originals_of(self.budgets.test_set)
+        """The number of the original of each test image, by name; None if all originals differ."""
         self.found: dict[tuple[str, str], dict[int, dict[int, Correct]]] = defaultdict(lambda: defaultdict(dict))
         """What is correct, by model and way, then by labels and seed."""
 
@@ -223,17 +258,39 @@ class VerdictRuns:
                 self.found[name, LINEAR][count][seed] = correct
 
     def finetune(self) -> None:
-        """Fine-tunes the encoders, and trains from scratch; the smallest numbers of labels come first."""
-        runs = [(SCRATCH, self.run, {"scratch": True}), *((name, weights, {}) for name, weights in self.encoders.items())]
+        """Fine-tunes the encoders, and trains from scratch."""
+        self.failures = run_jobs(list(self.jobs().values()), self.folder, self.collect, self.config)
+
+    def jobs(self) -> dict[tuple[str, int, int], Job]:
+        """The runs of fine-tuning, by model, number of labels and seed; the smallest numbers of labels come first."""
+        if not self.config.with_finetune:
+            return {}
+        models = [(SCRATCH, self.run, {"scratch": True}), *((name, weights, {}) for name, weights in self.encoders.items())]
+        found = {}
         for count in self.budgets.counts:
             for seed in self.config.seeds:
-                for name, weights, own in runs:
+                for name, weights, own in models:
                     path = self.folder / f"{FOLDERS.get(name) or slug(name)}-{count}-seed{seed}"
-                    printer(True)(f"\n{name}, {count_of(count, 'label')}, seed {seed}")
-                    options = self.finetune_options | own
-                    correct = self.budgets.tuned(weights, path, self.data, self.test, count, seed, options)
-                    self.found[name, FINETUNED][count][seed] = correct
-                self.write()
+                    prepare = partial(self.tuning, name, weights, path, count, seed, self.finetune_options | own)
+                    found[name, count, seed] = Job(path.name, prepare)
+        return found
+
+    def tuning(
+        self, name: str, weights: str | os.PathLike[str], path: Path, count: int, seed: int, options: dict[str, Any]
+    ) -> Call:
+        """One run, whose turn has come."""
+        printer(True)(f"\n{name}, {count_of(count, 'label')}, seed {seed}")
+        return self.budgets.tuned(weights, path, self.data, self.test, count, seed, options)
+
+    def collect(self, ended: str) -> None:
+        """Reads the predictions of a run that has ended. Writes the page when all seeds of a model and number of labels have."""
+        if any(each.run == ended for each in read_failures(self.folder)):
+            return
+        name, count, seed = next(key for key, job in self.jobs().items() if job.name == ended)
+        known = self.found[name, FINETUNED][count]
+        known[seed] = saved_predictions(self.folder / ended)
+        if len(known) == len(self.config.seeds):
+            self.write()
 
     @property
     def encoders(self) -> dict[str, str | os.PathLike[str]]:
@@ -259,7 +316,21 @@ class VerdictRuns:
         ]
         budgets = self.budgets
         tested = next((len(correct[0].names) for correct in complete.values()), len(budgets.test_set))  # that could be read
-        return VerdictResults(str(self.run), len(budgets.train_set), tested, accuracies, comparisons)
+        return VerdictResults(str(self.run), len(budgets.train_set), tested, accuracies, comparisons, self.cautions)
+
+    @property
+    def cautions(self) -> list[str]:
+        """Sentences on what makes the numbers of labels or the accuracies other than they look."""
+        found = [f"{leak[:1].upper()}{leak[1:]}." for leak in self.leaks]
+        if unread := self.budgets.unread.get("training"):
+            count = count_of(unread, "training image")
+            found.append(f"{count} could not be read: their labels are among those that are counted, but teach nothing.")
+        if unread := self.budgets.unread.get("test"):
+            found.append(f"{count_of(unread, 'test image')} could not be read, and are left out.")
+        if self.originals is not None:
+            copies = len(self.originals) - len(set(self.originals.values()))
+            found.append(f"{count_of(copies, 'test image')} are copies, or parts, of others: those of one original count as one.")
+        return found
 
     def paired(self, first: list[Correct], second: list[Correct]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Both as arrays (S, I). Raises `UnveilError` if they are not of the same test images."""
@@ -272,16 +343,29 @@ class VerdictRuns:
 
     def groups(self, names: list[str]) -> NDArray[np.int64] | None:
         """The number of the original of each of these test images; None if all originals differ."""
-        tests = self.budgets.test_set
-        if tests.groups is None:
-            return None
-        of_name = dict(zip(map(csv_cell, tests.names), tests.groups.tolist(), strict=True))
-        return np.array([of_name[name] for name in names])
+        return None if self.originals is None else np.array([self.originals[name] for name in names])
 
     def write(self) -> dict[str, Any]:
         """Writes `verdict.json` and `report.html` from what is known so far."""
         results = self.results
-        content = self.facts | results.to_json()
+        failed = [each._asdict() for each in self.failures]
+        facts = self.facts | ({"runs": len(self.jobs()), "failed": failed} if failed else {})
+        content = facts | results.to_json()
         write_text(self.folder / "verdict.json", json_text(content))
-        write_verdict_page(self.folder, results, self.facts)
+        write_verdict_page(self.folder, results, facts)
         return content
+
+
+def originals_of(tests: Subset) -> dict[str, int] | None:
+    """The number of the original of each test image, by name: exact copies are one, and so are parts of one image.
+
+    None if all originals differ.
+    """
+    copies = copies_within(tests.dataset.source, tests.indices.numpy())
+    if tests.groups is None and not copies:
+        return None
+    numbers = dict(zip(tests.indices.tolist(), range(len(tests)) if tests.groups is None else tests.groups.tolist(), strict=True))
+    for index, first in copies.items():
+        one, other = numbers[index], numbers[first]
+        numbers = {key: other if number == one else number for key, number in numbers.items()} if one != other else numbers
+    return {csv_cell(name): number for name, number in zip(tests.names, numbers.values(), strict=True)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unveil.evaluate.paired import Gain, needed
 from unveil.plain_text import count_of
+from unveil.reports.failures import failure_note
 from unveil.reports.html import element, join_markup
 from unveil.reports.page import write_document
 from unveil.reports.run_info import environment_section, settings_section
@@ -20,8 +21,9 @@ RAW, UNTRAINED, SCRATCH, OWN = "raw pixels", "untrained", "from scratch", "this 
 """Names of models; encoders to compare with have the names that the user gave."""
 FINETUNED, LINEAR = "fine-tuned", "linear probe"
 COLOURS = {OWN: "primary", SCRATCH: "secondary", UNTRAINED: "secondary", RAW: "tertiary"}
-OTHER_COLOURS = ("text", "muted")
-"""Colours of `unveil.reports.style.LIGHT` for models, and for other encoders in turn."""
+"""Colours of `unveil.reports.style.LIGHT`."""
+OTHER_STYLES = (("text", "s", "-"), ("muted", "^", "--"), ("text", "D", ":"), ("muted", "v", "-."))
+"""Colour, marker and line of other encoders, in turn."""
 
 
 class Accuracies(NamedTuple):
@@ -55,20 +57,23 @@ class VerdictResults(NamedTuple):
     """The number of test images."""
     accuracies: list[Accuracies]
     comparisons: list[GainOver]
+    cautions: list[str]
+    """Sentences on what makes the numbers of labels or the accuracies other than they look."""
 
     @property
     def deciding(self) -> list[GainOver]:
         """The comparisons that give the answer, one for each number of labels.
 
-        With fine-tuning, those with the same model from scratch. Without, those of the linear probe with the better one of raw
-        pixels and the untrained encoder.
+        With fine-tuning, those with the same model from scratch. Without, those of the linear probe with raw pixels or the
+        untrained encoder: the one with the lower end of its interval, so that "yes" holds against both; but one that is
+        clearly ahead of the run comes first.
         """
         tuned = [each for each in self.comparisons if each.how == FINETUNED and each.model == SCRATCH]
         if tuned:
             return tuned
         probed = [each for each in self.comparisons if each.how == LINEAR and each.model in (RAW, UNTRAINED)]
         return [
-            min((each for each in probed if each.labels == labels), key=lambda each: each.gain.mean)
+            min((each for each in probed if each.labels == labels), key=lambda each: (each.gain.sign >= 0, each.gain.low))
             for labels in dict.fromkeys(each.labels for each in probed)
         ]
 
@@ -88,6 +93,7 @@ class VerdictResults(NamedTuple):
             "sentence": verdict_sentence(self),
             "labels": self.total,
             "test_images": self.tested,
+            "cautions": self.cautions,
             "accuracies": [each._asdict() for each in self.accuracies],
             "gains": [
                 {key: value for key, value in each._asdict().items() if key != "gain"}
@@ -115,14 +121,34 @@ def verdict_sentence(found: VerdictResults) -> str:
     parts = [f"{opening}: {listed([phrase(each, found.total) for each in sure or unsure])}."]
     if sure and unsure:
         parts.append(f"These results cannot tell {listed([phrase(each, found.total) for each in unsure])}.")
-    parts += [text for each in unsure if (text := needed_sentence(each))]
-    return " ".join(parts)
+    short = short_runs(found)
+    parts += [text for each in unsure if each.labels not in short and (text := needed_sentence(each))]
+    parts += [short_sentence(short)] if short else []
+    return " ".join([*parts, *found.cautions])
+
+
+def short_runs(found: VerdictResults) -> dict[int, tuple[float, float]]:
+    """Where fine-tuning ended well below the linear probe of the same encoder: both accuracies, by the number of labels."""
+    accuracy = {(each.how, each.labels): mean(each.seeds) for each in found.accuracies if each.model == OWN}
+    pairs = {labels: (value, accuracy.get((LINEAR, labels), 0.0)) for (how, labels), value in accuracy.items() if how == FINETUNED}
+    return {labels: (tuned, probed) for labels, (tuned, probed) in pairs.items() if tuned < 0.9 * probed}
+
+
+def short_sentence(short: Mapping[int, tuple[float, float]]) -> str:
+    """That fine-tuning has failed, and what to do."""
+    cases = [
+        f"{100 * tuned:.1f} % with {count_of(labels, 'label')} (a linear probe of the same encoder: {100 * probed:.1f} %)"
+        for labels, (tuned, probed) in short.items()
+    ]
+    advice = "Try more --finetune.epochs, or another --finetune.base-lr, before you trust the answer."
+    return f"Fine-tuning only reached {listed(cases)}. {advice}"
 
 
 def phrase(compared: GainOver, total: int) -> str:
     """A gain with its interval, and the labels."""
     gain = compared.gain
-    points = f"{100 * gain.mean:+.1f} points (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    middle, low, high = in_points(gain)
+    points = f"{middle} points (95 % interval {low} to {high})"
     other = "the untrained encoder" if compared.model == UNTRAINED else compared.model
     than = "training from scratch" if compared.model == SCRATCH else f"a linear probe of {other}"
     return f"{points} against {than} with {labels_of(compared.labels, total)}"
@@ -142,7 +168,7 @@ def needed_sentence(compared: GainOver) -> str:
     ways += [f"{asked.images:,} test images"] if asked.images else []
     enough = f"about {' or '.join(ways)}" if ways else "more than 100 seeds, or more than a million test images"
     labels = count_of(compared.labels, "label")
-    return f"To tell a gain of {100 * gain.mean:+.1f} points with {labels} from chance, {enough} would be needed."
+    return f"To tell a gain of {in_points(gain)[0]} points with {labels} from chance, {enough} would be needed."
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -189,7 +215,17 @@ def spread(accuracies: Sequence[float]) -> str:
 
 def points_of(gain: Gain) -> str:
     """A gain with its interval, in points."""
-    return f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    middle, low, high = in_points(gain)
+    return f"{middle} ({low} to {high})"
+
+
+def in_points(gain: Gain) -> list[str]:
+    """The gain and the ends of its interval in points, with as many decimals as it takes to see that an end is not zero."""
+    values = [100 * value for value in (gain.mean, gain.low, gain.high)]
+    decimals = 1
+    while gain.sign and any(round(value, decimals) == 0 for value in values) and decimals < 4:
+        decimals += 1
+    return [f"{value:+.{decimals}f}" for value in values]
 
 
 def gain_figure(found: VerdictResults, how: str) -> "Figure":
@@ -208,7 +244,8 @@ def gain_figure(found: VerdictResults, how: str) -> "Figure":
             y = [100 * each.gain.mean for each in of_model]
             below = [100 * (each.gain.mean - each.gain.low) for each in of_model]
             above = [100 * (each.gain.high - each.gain.mean) for each in of_model]
-            axes.errorbar(x, y, yerr=[below, above], fmt="o", color=colour_of(model, models), capsize=4, label=f"over {model}")
+            colour, marker, _ = style_of(model, models)
+            axes.errorbar(x, y, yerr=[below, above], fmt=marker, color=colour, capsize=4, label=f"over {model}")
         axes.set_xticks(range(len(counts)), [labels_of(count, found.total) for count in counts])
         axes.set_xlim(-0.5, len(counts) - 0.5)
         limit_ticks(axes.yaxis, 6)
@@ -227,11 +264,13 @@ def accuracy_figure(found: VerdictResults, how: str) -> "Figure":
         models = list(dict.fromkeys(each.model for each in chosen))
         for model in sorted(models, key=lambda model: model != OWN):
             of_model = [each for each in chosen if each.model == model]
-            x = [counts.index(each.labels) for each in of_model]
-            colour = colour_of(model, models)
-            axes.plot(x, [100 * mean(each.seeds) for each in of_model], color=colour, linewidth=1.8, label=model)
+            shift = 0.0 if len(counts) > 1 else 0.14 * (models.index(model) - (len(models) - 1) / 2)  # else dots hide each other
+            x = [counts.index(each.labels) + shift for each in of_model]
+            colour, marker, line = style_of(model, models)
+            means = [100 * mean(each.seeds) for each in of_model]
+            axes.plot(x, means, line, color=colour, linewidth=1.8, marker=marker if len(x) == 1 else "", label=model)
             for place, each in zip(x, of_model, strict=True):
-                axes.plot([place] * len(each.seeds), [100 * value for value in each.seeds], "o", color=colour, markersize=3.5)
+                axes.plot([place] * len(each.seeds), [100 * value for value in each.seeds], marker, color=colour, markersize=3.5)
         axes.set_xticks(range(len(counts)), [labels_of(count, found.total) for count in counts])
         axes.set_xlim(-0.3, len(counts) - 0.7)
         limit_ticks(axes.yaxis, 6)
@@ -240,10 +279,13 @@ def accuracy_figure(found: VerdictResults, how: str) -> "Figure":
     return figure
 
 
-def colour_of(model: str, models: Sequence[str]) -> str:
-    """The colour of a model, the same in all figures."""
+def style_of(model: str, models: Sequence[str]) -> tuple[str, str, str]:
+    """The colour, the marker and the line of a model, the same in all figures."""
+    if model in COLOURS:
+        return LIGHT[COLOURS[model]], "o", "-"
     others = [each for each in models if each not in COLOURS]
-    return LIGHT[COLOURS.get(model) or OTHER_COLOURS[others.index(model) % len(OTHER_COLOURS)]]
+    name, marker, line = OTHER_STYLES[others.index(model) % len(OTHER_STYLES)]
+    return LIGHT[name], marker, line
 
 
 def add_legend(axes: Any) -> None:
@@ -261,7 +303,8 @@ def write_verdict_page(folder: Path, found: VerdictResults, facts: Mapping[str, 
     """
     title = f"Did the pre-training of {Path(found.run).name or found.run} pay off?"
     line = element("p", f"verdict {folder.name}", class_="muted")
-    heading = join_markup([element("h1", title), element("p", verdict_sentence(found), class_="verdict"), line])
+    failed = [element("p", failure_note(facts))] if facts.get("failed") else []
+    heading = join_markup([element("h1", title), element("p", verdict_sentence(found), class_="verdict"), *failed, line])
     accuracy, gains = verdict_tables(found)
     ways = [how for how in (FINETUNED, LINEAR) if any(each.how == how for each in found.comparisons)]
     figures = [

@@ -73,6 +73,8 @@ class LabelledSubsets(NamedTuple):
     """The images to evaluate during training; None means the test set."""
     splits: dict[str, list[str]]
     """See `Roles.splits`."""
+    leaks: list[str]
+    """Sentences on test images that the encoder, or the model, is trained on as well."""
 
 
 def labelled_subsets(
@@ -100,16 +102,19 @@ def labelled_subsets(
         roles = roles._replace(test=chosen, validation=None)
     roles = roles.numbered_as(request.classes)
     say_notes(request.say, roles.sentence, roles.train, *([roles.test] if test is not None and roles.test else []))
+    leaks = list[str]()
     if trained := trained_on_test(run, roles):
-        request.say(f"{run} was trained on {trained}, which is the test set now: its results are too good")
+        leaks.append(f"{run} was trained on {trained}, which is the test set now: its results are too good")
     if other_images_held_out(run, roles):
-        request.say(
+        leaks.append(
             f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
             f"trained on images that are held out now: its accuracy may be too high"
         )
     shared = shared_images(roles.train, roles.test) if test is not None and roles.test else 0
     if shared and roles.test:
-        request.say(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the results are too good")
+        leaks.append(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the results are too good")
+    for leak in leaks:
+        request.say(leak)
     side = request.side if request.whole else stored_side(vit.image_size, request.augment)
     if side is not None:
         say_notes(request.say, pack_sentence(roles.train, side))
@@ -136,7 +141,7 @@ def labelled_subsets(
             request.say(f"left out {count_of(crowds, 'training image')} with crowds only, from which nothing can be learned")
         if unscored := opened.test.dataset.source.unscored:
             request.say(unscored)
-        return LabelledSubsets(train_set, opened.test, opened.held_out, opened.validation, roles.splits)
+        return LabelledSubsets(train_set, opened.test, opened.held_out, opened.validation, roles.splits, leaks)
     train_set, test_set = opened.train.labelled(), opened.test.labelled()
     if not len(test_set):
         whose = f"none of the {count_of(len(opened.test), 'image')} held out from {name}" if opened.held_out else "no test image of"
@@ -158,7 +163,7 @@ def labelled_subsets(
     if unlabelled:
         request.say(f"left out {count_of(unlabelled, 'test image')} without a label")
     validation = opened.validation and opened.validation.labelled()
-    return LabelledSubsets(train_set, test_set, opened.held_out, validation, roles.splits)
+    return LabelledSubsets(train_set, test_set, opened.held_out, validation, roles.splits, leaks)
 
 
 def refuse_one_class(source: Source, request: LabelledOptions) -> None:

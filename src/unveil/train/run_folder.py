@@ -62,7 +62,16 @@ PLAN = "plan.json"
 
 
 class ChangedSettingsError(UnveilError):
-    """A run folder holds a run with other settings than those that are asked for."""
+    """A run folder holds a run with other settings than those that are asked for.
+
+    Args:
+        changes: What differs.
+        advice: What to do.
+    """
+
+    def __init__(self, changes: str, advice: str) -> None:
+        super().__init__(f"{changes}{advice}")
+        self.changes = changes
 
 
 class Run(os.PathLike[str]):
@@ -248,7 +257,8 @@ def harmless_options(config: Mapping[str, Any]) -> frozenset[str]:
 def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Compares the settings of a run with new ones. Prints harmless differences, and raises `UnveilError` for others."""
     if run.facts.get("kind") != facts["kind"]:
-        raise ChangedSettingsError(f"{run.path} is a {run.facts.get('kind')} run, not a {facts['kind']} run: choose another --out")
+        kinds = f"{run.path} is a {run.facts.get('kind')} run, not a {facts['kind']} run: "
+        raise ChangedSettingsError(kinds, "choose another --out")
     changes, harmless = config_changes(run.config, facts["config"]), harmless_options(run.config)
     data = data_changes(run.facts.get("data") or {}, facts["data"]) + weight_changes(run, facts)
     # A harmless option that an earlier version did not have is not worth a line.
@@ -264,8 +274,9 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
         )
         longer = f"for {new:g} epochs in this folder, add --extend; " if may_extend else ""
         raise ChangedSettingsError(
-            f"{run.path} is a run with different settings:\n{text}\nUse the old settings to resume it, or choose another --out; "
-            f"{longer}to go on with another length, rate or precision, add --resume-from {run.path}."
+            f"{run.path} is a run with different settings:\n{text}\n",
+            f"Use the old settings to resume it, or choose another --out; {longer}to go on with another length, rate or precision, "
+            f"add --resume-from {run.path}.",
         )
     if lines:
         say("\n".join(["resuming with different settings, which do not change the result:", *lines]))
