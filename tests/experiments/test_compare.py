@@ -110,10 +110,15 @@ def trial(steps: tuple[float, ...], train: int) -> DryRun:
 
 
 def test_a_tokenizer_is_evaluated_and_drawn_but_not_finetuned(images: str, tmp_path: Path) -> None:
-    rows = unveil.compare("dvae,mae", images, out=tmp_path, seeds=(0,), epochs=1.0, **TINY)
+    rows = unveil.compare("dvae,mae", images, out=tmp_path, seeds=(0,), epochs=1.0, with_partial=True, **TINY)
     assert [row.name for row in rows] == ["dvae", "mae", "untrained", "raw pixels"]
     assert "linear" in rows[0].figures
-    assert "finetune" not in rows[0].figures
+    assert not {"finetune", "partial"} & rows[0].figures.keys()
+    partial = json.loads((tmp_path / "mae-seed0-partial" / "results.json").read_text())
+    assert partial["config"]["epochs"] == TINY["finetune"]["epochs"]
+    assert partial["config"]["blocks"] == 1.0
+    assert [row.figures["partial"] for row in rows[1:3]] == [[partial["top1"]["encoder"]], [partial["top1"]["untrained"]]]
+    assert "last block, %" in comparison_table(rows, "title", None).heads
     assert rows[2].figures["linear"] == [Run(tmp_path / "mae-seed0").results["features"]["untrained"]["linear"]]
     assert "finetune" in rows[2].figures
     with pytest.raises(UnveilError, match="DVAE has no Transformer encoder"):

@@ -15,7 +15,6 @@ from unveil.runs.probing import ProbeConfig
 from unveil.train.optim import OptimConfig
 from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import Run
-from unveil.train.run_schema import reading_results
 
 
 def evaluations_of(study: PaperStudy, settings: Sequence[Setting]) -> list[Evaluation]:
@@ -83,21 +82,11 @@ def figures_of_setting(comparison: Comparison, study: PaperStudy, setting: Setti
     if study.varies == "partial":
         if not setting.options["blocks"]:
             return {"finetune": run.results["features"]["encoder"]["linear"]}
-        found = probe_score(comparison, name, seed, suffix_of("partial", setting))
-        return {} if found is None else {"finetune": found}
-    figures = {}
-    if (linear := probe_score(comparison, name, seed, suffix_of("linear", setting))) is not None:
-        figures["linear"] = linear
+        partial = comparison.probed(name, seed, suffix_of("partial", setting))
+        return {"finetune": partial["encoder"]} if partial else {}
+    linear = comparison.probed(name, seed, suffix_of("linear", setting))
+    figures = {"linear": linear["encoder"]} if linear else {}
     for metric in ("finetune", "scratch"):
         if tuned := comparison.finished(comparison.path(name, seed, f"-{suffix_of(metric, setting)}")):
             figures[metric] = finetune_score(tuned)
     return figures
-
-
-def probe_score(comparison: Comparison, name: str, seed: int, suffix: str) -> float | None:
-    """The accuracy of a probe that has finished, else None."""
-    folder = comparison.path(name, seed, f"-{suffix}")
-    if not (folder / "results.json").is_file():
-        return None
-    with reading_results(folder):
-        return float(Run(folder, {}).results["top1"]["encoder"])

@@ -64,6 +64,10 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
     shape = shape_of(base, data, own)
     if study.scaled == "epochs" and options.get("seconds"):
         raise UnveilError("the study epochs varies the length of training: give --epochs, and leave --seconds out")
+    if options.get("with_partial"):
+        raise UnveilError(
+            f"the study {study.name} has no column for the last block: leave --with-partial out, or use study partial"
+        )
     settings = study.settings(shape)
     varied = {key for setting in settings for key in setting.options} if study.varies == "pretraining" else set()
     fixed = [key for key in varied - {"epochs"} if own.get(key) is not None]

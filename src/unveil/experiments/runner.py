@@ -22,12 +22,16 @@ from unveil.reports.comparison import ComparisonRow, figures_of, finetune_score,
 from unveil.reports.failures import Failure, read_failures
 from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
+from unveil.runs.probing import ProbeConfig
+from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import HARMLESS, ChangedSettingsError, Run, receipt
 from unveil.train.run_schema import check, reading_results
 from unveil.train.terminal import printer
 
+PARTIAL = "partial"
+"""The end of the name of a probe that fine-tunes the last block."""
 FIRST_STAGE_SHARE = 0.25
 """Share of a budget in seconds for a first stage, such as the visual tokenizer of BEiT. The second stage gets the rest."""
 
@@ -44,6 +48,8 @@ class ComparisonConfig(JobsConfig):
     """Labelled data for fine-tuning; by default DATA itself."""
     with_finetune: bool = True
     """Also fine-tune each encoder, for 10 epochs unless --finetune.epochs says otherwise."""
+    with_partial: bool = False
+    """Also fine-tune the last block of each encoder alone, for as many epochs (figure 9)."""
     evaluate_on: Literal["held-out", "test"] = "held-out"
     """The images to evaluate on. To choose among methods or values, use held-out images: the validation split or, without one, a
     part of the train set. Then evaluate your choice once on the test set, with `unveil probe`."""
@@ -119,9 +125,19 @@ class Comparison:
         return [entry for entry in self.entries if entry.name not in self.first_stages]
 
     @property
+    def transferred(self) -> list[Entry]:
+        """The entries whose encoder can be trained further."""
+        return [entry for entry in self.compared if entry.kind.supports_finetuning]
+
+    @property
     def finetuned(self) -> list[Entry]:
         """The entries that are also fine-tuned."""
-        return [entry for entry in self.compared if self.config.with_finetune and entry.kind.supports_finetuning]
+        return self.transferred if self.config.with_finetune else []
+
+    def further_evaluations(self, entry: Entry) -> "list[Evaluation]":
+        """The evaluations of the encoder of an entry, besides fine-tuning."""
+        has_partial = self.config.with_partial and entry in self.transferred
+        return [*self.evaluations, *([Evaluation(PARTIAL, "probe", last_block)] if has_partial else [])]
 
     def stages_of(self, entry: Entry, seed: int) -> list[Run]:
         """The runs that the options of an entry name. They were trained in this comparison or elsewhere."""
@@ -150,7 +166,7 @@ class Comparison:
                     )
                 jobs += [
                     Job(f"{own}-{each.suffix}", partial(self.evaluating, entry.name, seed, each), (own,))
-                    for each in self.evaluations
+                    for each in self.further_evaluations(entry)
                 ]
             for entry in self.finetuned[:1]:
                 call = partial(self.finetuning, entry.name, seed, self.path("untrained", seed, "-finetune"), scratch=True)
@@ -182,6 +198,14 @@ class Comparison:
             refuse_other_probe(out, given)
             return None
         return Call("probe", (self.path(name, seed), self.config.labelled_data), {"out": out, **given})
+
+    def probed(self, name: str, seed: int, suffix: str) -> dict[str, float]:
+        """The accuracies of a probe that has finished, of the encoder and perhaps of baselines; nothing if it has not."""
+        folder = self.path(name, seed, f"-{suffix}")
+        if not (folder / "results.json").is_file():
+            return {}
+        with reading_results(folder):
+            return {model: float(accuracy) for model, accuracy in Run(folder, {}).results["top1"].items()}
 
     def epochs(self, entry: Entry, seed: int) -> float:
         """The epochs of a run: as given, or as many as fit into the seconds.
@@ -228,20 +252,23 @@ class Comparison:
 
     def rows(self) -> list[ComparisonRow]:
         """The results of the runs that have finished: a row for each entry, then for each baseline."""
-        rows, first = [], (self.finetuned or self.compared)[0].name
+        rows, first = [], (self.transferred or self.compared)[0].name
         baselines: dict[str, list[dict[str, float]]] = {"untrained": [], "raw pixels": []}
         for entry in self.entries:
             seeds = []
             for seed in self.config.seeds:
                 run = self.finished(self.path(entry.name, seed))
                 finetuned = self.finished(self.path(entry.name, seed, "-finetune")) if self.config.with_finetune else None
+                partial = self.probed(entry.name, seed, PARTIAL) if self.config.with_partial else {}
                 if run:
                     with reading_results(run.path):
-                        seeds.append(figures_of(run, self.stages_of(entry, seed), finetuned))
+                        figures = figures_of(run, self.stages_of(entry, seed), finetuned)
+                    seeds.append(figures | ({"partial": partial["encoder"]} if partial else {}))
                 if run and entry.name == first:
                     scratch = self.finished(self.path("untrained", seed, "-finetune")) if self.config.with_finetune else None
                     features = run.results.get("features") or {}
                     figures = {"finetune": finetune_score(scratch)} if scratch else {}
+                    figures |= {"partial": partial["untrained"]} if "untrained" in partial else {}
                     baselines["untrained"].append(features.get("untrained", {}) | figures)
                     baselines["raw pixels"].append(features.get("raw pixels", {}))
             if seeds:
@@ -270,6 +297,13 @@ class Comparison:
         """The runs that failed when they were tried last."""
         names = {job.name for job in self.jobs()}
         return [each for each in read_failures(self.folder) if each.run in names]
+
+
+def last_block(comparison: Comparison, run: Run) -> dict[str, Any]:
+    """Options of a probe that fine-tunes the last block, as long as fine-tuning; of the first entry also without training."""
+    given = known_to(comparison.finetune_options, ProbeConfig, TrainConfig, OptimConfig)
+    is_first = run.path.name.startswith(f"{comparison.transferred[0].name}-seed")
+    return {**given, "kind": "partial", "blocks": 1.0, "compare": is_first}
 
 
 def refuse_other_probe(folder: Path, options: Mapping[str, Any]) -> None:

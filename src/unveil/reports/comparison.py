@@ -37,8 +37,8 @@ class ComparisonRow(NamedTuple):
         return {"name": self.name, "figures": self.figures, "yardstick": self.baseline}
 
 
-ACCURACIES = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tuned"}
-"""Kinds of accuracy, with their labels; linear is the linear probe."""
+ACCURACIES = {"knn": "k-NN", "linear": "linear", "partial": "last block", "finetune": "fine-tuned"}
+"""Kinds of accuracy, with their labels; linear is the linear probe, and partial is fine-tuning of the last block."""
 EVALUATED_ON = {"held-out": "images held out from training", "test": "the test set"}
 """Values of `evaluate_on` in words."""
 HELD_OUT_NOTE = "The test set was not looked at. To report a number, evaluate the run that you choose on it once: unveil probe RUN."
