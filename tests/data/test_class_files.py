@@ -1,6 +1,7 @@
 """Files with the names of classes: values, colours, heads, and which file counts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,9 +51,9 @@ def test_colours_in_a_file_of_names() -> None:
         (with_colours, [f"{i % 256} {i // 256} 7 c{i}" for i in range(256)], "f has 256 colours: expected 1 to 255"),
     ],
 )
-def test_lines_that_cannot_be_used(parsed: object, lines: list[str], message: str) -> None:
+def test_lines_that_cannot_be_used(parsed: Any, lines: list[str], message: str) -> None:
     with pytest.raises(UnveilError, match=message):
-        parsed(lines, "f", "data")  # type: ignore[operator]
+        parsed(lines, "f", "data")
 
 
 def test_255_colours_are_the_most() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from unveil.data import archives, regular_files, tar
 from unveil.data.images import read_image
 from unveil.data.pixels import Unreadable
-from unveil.data.sources import array_source, expand_braces, open_both, open_source
+from unveil.data.sources import array_source, expand_braces, open_both, open_parts, open_source
 from unveil.errors import UnveilError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -591,3 +591,21 @@ def test_arrays_of_16_bits_that_are_nearly_black_are_said():
     assert any("nearly black" in note for note in array_source(dark, np.array([0, 1, 1])).notes)
     assert array_source(dark * 300).notes == ()
     assert array_source(dark.astype(np.uint8)).notes == ()
+
+
+def test_a_folder_with_the_name_of_a_known_dataset_is_not_taken_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-plain").mkdir()
+    assert "write ./digits-plain" in open_parts("digits-plain").roles().train.notes[0]
+    (tmp_path / "cifar10").mkdir()
+    monkeypatch.setattr("unveil.data.sources.torchvision_splits", lambda name: {"train": unavailable})
+    with pytest.raises(UnveilError, match=r"no network; cifar10 is the name of a dataset that unveil knows: .* write \./cifar10"):
+        open_parts("cifar10").roles()
+    monkeypatch.chdir(tmp_path / "cifar10")
+    assert not open_parts("digits-plain").roles().train.notes
+
+
+def unavailable() -> None:
+    raise UnveilError("no network")

@@ -131,10 +131,14 @@ def test_a_failed_run_stops_only_what_needs_it(
     broken = True
     monkeypatch.setattr(calls, "COMMANDS", {**calls.COMMANDS, "pretrain": pretrain})
     options = {"epochs": 0.5, "seeds": (0,), **TINY}  # the baseline without training is fine-tuned with the first value
-    with pytest.raises(FailedRunsError, match=r"^1 of 5 runs failed: mae-sampling-block-seed0 \(RuntimeError: the card fell out\)"):
+    with pytest.raises(
+        FailedRunsError, match=r"^1 of 5 runs failed: mae-sampling-block-seed0 \(RuntimeError: the card fell out\)"
+    ) as error:
         unveil.study("sampling=block,grid", images, out=tmp_path, **options)
     assert "mae-sampling-block-seed0-finetune is left out, because mae-sampling-block-seed0 has failed" in capsys.readouterr().err
     assert (tmp_path / "mae-sampling-grid-seed0-finetune" / "results.json").is_file()
+    ((row,),) = (sweep.rows for sweep in error.value.results)
+    assert row.name == "mae-sampling-grid"
     (failure,) = read_failures(tmp_path)
     assert "in pretrain" in failure.details
     assert "1 of 5 runs failed" in (tmp_path / "report.html").read_text()

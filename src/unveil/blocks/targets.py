@@ -96,13 +96,17 @@ class NormalisedTarget(PixelTarget):
         return predicted * deviation + mean
 
 
+PCA_COEFFICIENTS = 96
+"""The principal components of a patch that the paper predicts (table 1d)."""
+
+
 class PCATarget(PixelTarget):
-    """The first principal components of each patch, 96 in the paper. The axes are fitted once, on a sample of images."""
+    """The first principal components of each patch. The axes are fitted once, on a sample of images."""
 
     axes: Tensor
     centre: Tensor
 
-    def __init__(self, patch_size: Size, channels: int, coefficients: int = 96) -> None:
+    def __init__(self, patch_size: Size, channels: int, coefficients: int = PCA_COEFFICIENTS) -> None:
         super().__init__(patch_size, channels)
         values = self.size
         self.size = min(coefficients, values)

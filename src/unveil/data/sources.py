@@ -75,7 +75,7 @@ def open_parts(
     if with_maps and (named or (path.is_dir() and is_pack(path))):
         raise UnveilError(f"{text} has no class for each pixel: PixelTargets need {MASK_LAYOUT}")
     if named:
-        return _read_as(named, kind)
+        return _read_as(_noting_a_folder(named, text), kind)
     of_archive: Callable[[str, Archive], DataParts] = partial(class_parts, optional=targets is None)
     if with_maps or kind is not None:
         of_archive = partial(map_parts, config=masks, known=known) if kind is None else partial(value_parts, kind=kind)
@@ -187,6 +187,22 @@ def _named_parts(name: str) -> DataParts | None:
     if name.startswith("hf://"):
         return _listed_parts(name, hugging_face_splits(name))
     return None
+
+
+def _noting_a_folder(parts: DataParts, name: str) -> DataParts:
+    """The parts of a named dataset, with a note, or an error message, that says how to give a folder of the same name."""
+    if name.startswith("hf://") or not Path(name).exists():
+        return parts
+    note = f"{name} is the name of a dataset that unveil knows: for the folder or file of this name, write ./{name}"
+
+    def make(source: Callable[[], Source]) -> Source:
+        try:
+            found = source()
+        except UnveilError as error:
+            raise UnveilError(f"{error}; {note}") from None
+        return replace(found, notes=(note, *found.notes))
+
+    return replace(parts, makers={part: partial(make, source) for part, source in parts.makers.items()})
 
 
 def _is_image(path: Path) -> bool:

@@ -70,7 +70,7 @@ def compare(
 
     Raises:
         UnveilError: On input that cannot be used.
-        FailedRunsError: If a run has failed, after all others have ended and the page was written.
+        FailedRunsError: If a run has failed, after all others have ended and the page was written. Its `results` are the rows.
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     listed = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else methods
@@ -92,8 +92,9 @@ def compare(
     else:
         show(to_terminal(table))
     printer(True)(f"The report: {folder / 'report.html'}")
-    refuse_failures(failures, len(comparison.jobs()))
-    return ShownList(rows, [table], folder)
+    results = ShownList(rows, [table], folder)
+    refuse_failures(failures, len(comparison.jobs()), results)
+    return results
 
 
 def entry_of(method: str | type[Method], options: Mapping[str, Any] | None = None) -> Entry:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,7 +32,16 @@ class JobsConfig:
 
 
 class FailedRunsError(UnveilError):
-    """Some runs of a comparison or a study have failed, after all others have ended."""
+    """Some runs of a comparison or a study have failed, after all others have ended.
+
+    Args:
+        message: What has failed.
+        results: What the function would have returned, from the runs that have ended.
+    """
+
+    def __init__(self, message: str, results: Any = None) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 class Job(NamedTuple):
@@ -168,7 +177,8 @@ class Notes:
         printer(True)(f"\n{job.name} has failed, the other runs go on: {self.found[job.name].error}")
 
 
-def refuse_failures(failures: Sequence[Failure], runs: int) -> None:
-    """Raises `FailedRunsError` if a run has failed. To be called after all others have ended."""
+def refuse_failures(failures: Sequence[Failure], runs: int, results: Any = None) -> None:
+    """Raises `FailedRunsError` with these results if a run has failed. To be called after all others have ended."""
     if failures:
-        raise FailedRunsError(f"{failure_sentence(failures, runs)} The others have ended. The same command tries them again.")
+        sentence = f"{failure_sentence(failures, runs)} The others have ended. The same command tries them again."
+        raise FailedRunsError(sentence, results)

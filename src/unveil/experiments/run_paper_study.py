@@ -199,8 +199,9 @@ def study_of_paper(
         result, failures = run_paper_study(plan)
         results = [result] if result else []
         end(plan.comparison.folder, results)
-        refuse_failures(failures, len(plan.comparison.jobs()))
-        return ShownList(results, [study_table(each) for each in results], plan.comparison.folder)
+        shown = ShownList(results, [study_table(each) for each in results], plan.comparison.folder)
+        refuse_failures(failures, len(plan.comparison.jobs()), shown)
+        return shown
     folder = out or Path("runs") / f"{start}-studies"
     # All plans come first, so that a wrong option is found before hours of training.
     plans = [plan_study(study, method, data, folder / study.name, applicable(study, options)) for study in STUDIES.values()]
@@ -216,8 +217,9 @@ def study_of_paper(
         write_text(folder / "study.json", json_text(facts | content))
         write_all_studies(folder, results, sentences, facts)
     end(folder, results)
-    refuse_failures(failures, sum(len(plan.comparison.jobs()) for plan in plans))
-    return ShownList(results, [study_table(each) for each in results], folder)
+    shown = ShownList(results, [study_table(each) for each in results], folder)
+    refuse_failures(failures, sum(len(plan.comparison.jobs()) for plan in plans), shown)
+    return shown
 
 
 def applicable(study: PaperStudy, options: Mapping[str, Any]) -> dict[str, Any]:

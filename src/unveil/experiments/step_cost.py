@@ -1,15 +1,13 @@
 """What a training step of a masked autoencoder costs: FLOPs by its shape, and seconds by the clock."""
 
 from unveil.blocks.masks import visible_count
+from unveil.blocks.targets import PCA_COEFFICIENTS
 from unveil.interop.configs import config_from_json
 from unveil.interop.model_files import config_of
 from unveil.methods.mae import MAEConfig
 from unveil.models.flops import mae_cost
 from unveil.models.vit_config import ViTConfig
 from unveil.train.run_folder import Run
-
-PCA_COEFFICIENTS = 96
-"""The default of `unveil.blocks.targets.PCATarget`."""
 
 
 def flops_per_step(run: Run) -> float | None:

@@ -97,7 +97,8 @@ def study(
 
     Raises:
         UnveilError: On input that cannot be used.
-        FailedRunsError: If a run has failed, after all others have ended and the page was written.
+        FailedRunsError: If a run has failed, after all others have ended and the page was written. Its `results` are what the
+            others give.
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     if "=" not in what:
@@ -150,8 +151,9 @@ def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title
     for table in tables:
         show(to_terminal(table))
     printer(True)(f"The report: {folder / 'report.html'}")
-    refuse_failures(failures, runs)
-    return ShownList(sweeps, tables, folder)
+    results = ShownList(sweeps, tables, folder)
+    refuse_failures(failures, runs, results)
+    return results
 
 
 def refuse_unknown_study(name: str) -> None:

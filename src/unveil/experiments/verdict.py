@@ -114,7 +114,8 @@ def verdict(
 
     Raises:
         UnveilError: On input that cannot be used.
-        FailedRunsError: If a run has failed, after all others have ended and the page was written.
+        FailedRunsError: If a run has failed, after all others have ended and the page was written. Its `results` are what the
+            others give.
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
     """
     allow(trust)
@@ -170,8 +171,9 @@ def verdict(
         show(to_terminal(table))
     show(verdict_sentence(runs.results))
     say(f"The report: {folder / 'report.html'}")
-    refuse_failures(runs.failures, len(runs.jobs()))
-    return Verdict(content, verdict_tables(runs.results), folder)
+    found = Verdict(content, verdict_tables(runs.results), folder)
+    refuse_failures(runs.failures, len(runs.jobs()), found)
+    return found
 
 
 def without_slash(name: str) -> str:
