@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -23,6 +23,7 @@ from unveil.train.terminal import printer
 class JobsConfig:
     """Where the runs are trained, and how many at a time."""
 
+    HIDDEN: ClassVar[tuple[str, ...]] = ("slurm",)
     jobs: Count | None = None
     """Runs to train at a time, each in a process of its own; by default one for each GPU, or one on a CPU. There, small models are
     trained faster with one for each core, if memory allows."""

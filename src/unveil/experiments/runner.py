@@ -40,6 +40,7 @@ FIRST_STAGE_SHARE = 0.25
 class ComparisonConfig(JobsConfig):
     """Seeds, budget and fine-tuning of a comparison."""
 
+    HIDDEN = ("slurm", "with_partial")
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Random seeds. Each method is trained once with each seed."""
     seconds: Positive | None = None
