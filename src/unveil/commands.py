@@ -349,7 +349,7 @@ VERBS = {
             "test": TEST_IMAGES,
             "out": Argument(str | None, ALL_RUNS + "<run>-verdict.", None, path="folder"),
         },
-        {"verdict": "unveil.experiments.verdict:VerdictConfig", "hardware": SHARED["hardware"]},
+        {"verdict": "unveil.experiments.verdict_runs:VerdictConfig", "hardware": SHARED["hardware"]},
         ignores={"parallel": ONE_PROCESS},
         per_method=True,
         resumes=True,

@@ -20,7 +20,7 @@ from unveil.evaluate.paired import paired_gain
 from unveil.experiments import calls
 from unveil.experiments.jobs import FailedRunsError
 from unveil.experiments.label_budgets import label_counts
-from unveil.experiments.verdict import VerdictRuns
+from unveil.experiments.verdict_runs import VerdictRuns
 from unveil.train.run_folder import Run
 
 __all__ = ["no_pages"]
@@ -110,7 +110,7 @@ def tuned(monkeypatch: pytest.MonkeyPatch, data: Path) -> Iterator[list[Path]]:
 
     monkeypatch.setattr(calls, "COMMANDS", {"finetune": finetune})
     monkeypatch.setattr(VerdictRuns, "probe", lambda self: None)
-    monkeypatch.setattr("unveil.experiments.verdict.write_verdict_page", lambda folder, found, facts: None)
+    monkeypatch.setattr("unveil.experiments.verdict_runs.write_verdict_page", lambda folder, found, facts: None)
     return made
 
 

@@ -117,7 +117,7 @@ class Running(NamedTuple):
 
 
 def next_calls(waiting: list[Job], running: Mapping[str, object], notes: "Notes", at_once: int) -> list[tuple[Job, Call]]:
-    """Takes jobs whose turn it is from those that wait, as many as there are launcher."""
+    """Takes jobs whose turn it is from those that wait, as many as may run."""
     found = list[tuple[Job, Call]]()
     for job in list(waiting):
         unfinished = {each.name for each in waiting} | set(running) | {each.name for each, _ in found}

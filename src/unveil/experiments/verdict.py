@@ -1,59 +1,27 @@
 """`unveil verdict`: whether pre-training paid off on the user's own images, with few, more and all labels."""
 
 import os
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unveil.atomic_files import write_text
-from unveil.data.copies import copies_within
 from unveil.data.sources import Data
-from unveil.data.splits import Subset
 from unveil.errors import UnveilError
-from unveil.evaluate.paired import paired_gain
-from unveil.experiments.calls import Call
-from unveil.experiments.jobs import Job, JobsConfig, refuse_failures, run_jobs
-from unveil.experiments.label_budgets import (
-    Budgets,
-    Correct,
-    frozen_model,
-    label_counts,
-    raw_model,
-    saved_predictions,
-    untrained_model,
-)
+from unveil.experiments.jobs import refuse_failures
+from unveil.experiments.label_budgets import Budgets, label_counts
+from unveil.experiments.verdict_runs import FOLDERS, VerdictConfig, VerdictRuns
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
-from unveil.json_files import json_text, read_json
+from unveil.json_files import read_json
 from unveil.learner import Task
 from unveil.options import configure, known_to
-from unveil.plain_text import count_of, csv_cell
+from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
-from unveil.ranges import Seed, ShareAboveZero
-from unveil.reports.failures import Failure, read_failures
 from unveil.reports.notebook import Verdict
 from unveil.reports.table import to_terminal, unseen_sentence
-from unveil.reports.verdict_page import (
-    FINETUNED,
-    LINEAR,
-    OWN,
-    RAW,
-    SCRATCH,
-    UNTRAINED,
-    Accuracies,
-    GainOver,
-    VerdictResults,
-    verdict_sentence,
-    verdict_tables,
-    write_verdict_page,
-)
+from unveil.reports.verdict_page import verdict_sentence, verdict_tables
 from unveil.runs.labelled_data import LabelledOptions, beside, data_facts, data_of, labelled_subsets, unseen_classes
 from unveil.runs.modality import slug
 from unveil.runs.session import join
@@ -66,23 +34,6 @@ from unveil.train.terminal import printer, show
 MIN_SEEDS = 3
 MAX_PIXELS = 64_000_000
 FINGERPRINTS = ("fingerprint", "test_fingerprint")
-FOLDERS = {SCRATCH: "scratch", OWN: "finetune"}
-"""The beginning of the names of run folders."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerdictConfig(JobsConfig):
-    """What the run is compared with, and how often."""
-
-    against: tuple[str, ...] = ()
-    """Other encoders to compare with: run folders, files, or names in timm such as timm:vit_base_patch16_224.mae."""
-    shares: tuple[ShareAboveZero, ...] = (0.01, 0.1, 1.0)
-    """Shares of the labels to train with; at least one label for each class is used."""
-    seeds: tuple[Seed, ...] = (0, 1, 2)
-    """Random seeds, at least 3. Each draws other labels, and other weights from scratch."""
-    with_finetune: bool = True
-    """Also fine-tune the encoders, and train from scratch, with each number of labels and each seed. Without it, linear probes
-    give the answer, in minutes."""
 
 
 def verdict(
@@ -225,149 +176,3 @@ def refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
     images = [known.get(key) if isinstance(known, dict) else None for key in FINGERPRINTS]
     if images != [facts["data"].get(key) for key in FINGERPRINTS] or earlier.get("run") != facts["run"]:
         raise UnveilError(f"{folder} has a verdict on another run or on other images: choose another --out")
-
-
-@dataclass(kw_only=True)
-class VerdictRuns:
-    """A verdict in the making: what is trained, and what is known so far."""
-
-    config: VerdictConfig
-    run: str | os.PathLike[str]
-    folder: Path
-    data: Data
-    test: Data | None
-    budgets: Budgets
-    finetune_options: dict[str, Any]
-    facts: dict[str, Any]
-    leaks: list[str] = field(default_factory=list)
-    """Sentences on test images that were trained on."""
-
-    def __post_init__(self) -> None:
-        self.failures: list[Failure] = []
-        self.originals = originals_of(self.budgets.test_set)
-        """The number of the original of each test image, by name; None if all originals differ."""
-        self.found: dict[tuple[str, str], dict[int, dict[int, Correct]]] = defaultdict(lambda: defaultdict(dict))
-        """What is correct, by model and way, then by labels and seed."""
-
-    def probe(self) -> None:
-        """Fits linear classifiers to raw pixels, to untrained encoders, and to those that are compared."""
-        world, seeds, say = self.budgets.recipe.world, self.config.seeds, printer(True)
-        models = [(RAW, partial(raw_model, self.run, world), seeds)]
-        models += [(UNTRAINED, partial(untrained_model, self.run, seed, world), (seed,)) for seed in seeds]
-        models += [(name, partial(frozen_model, weights, world, say), seeds) for name, weights in self.encoders.items()]
-        for name, build, own in models:
-            for count, seed, correct in self.budgets.probed(*build(), own):
-                self.found[name, LINEAR][count][seed] = correct
-
-    def finetune(self) -> None:
-        """Fine-tunes the encoders, and trains from scratch."""
-        self.failures = run_jobs(list(self.jobs().values()), self.folder, self.collect, self.config)
-
-    def jobs(self) -> dict[tuple[str, int, int], Job]:
-        """The runs of fine-tuning, by model, number of labels and seed; the smallest numbers of labels come first."""
-        if not self.config.with_finetune:
-            return {}
-        models = [(SCRATCH, self.run, {"scratch": True}), *((name, weights, {}) for name, weights in self.encoders.items())]
-        found = {}
-        for count in self.budgets.counts:
-            for seed in self.config.seeds:
-                for name, weights, own in models:
-                    path = self.folder / f"{FOLDERS.get(name) or slug(name)}-{count}-seed{seed}"
-                    prepare = partial(self.tuning, name, weights, path, count, seed, self.finetune_options | own)
-                    found[name, count, seed] = Job(path.name, prepare)
-        return found
-
-    def tuning(
-        self, name: str, weights: str | os.PathLike[str], path: Path, count: int, seed: int, options: dict[str, Any]
-    ) -> Call:
-        """One run, whose turn has come."""
-        printer(True)(f"\n{name}, {count_of(count, 'label')}, seed {seed}")
-        return self.budgets.tuned(weights, path, self.data, self.test, count, seed, options)
-
-    def collect(self, ended: str) -> None:
-        """Reads the predictions of a run that has ended. Writes the page when all seeds of a model and number of labels have."""
-        if any(each.run == ended for each in read_failures(self.folder)):
-            return
-        name, count, seed = next(key for key, job in self.jobs().items() if job.name == ended)
-        known = self.found[name, FINETUNED][count]
-        known[seed] = saved_predictions(self.folder / ended)
-        if len(known) == len(self.config.seeds):
-            self.write()
-
-    @property
-    def encoders(self) -> dict[str, str | os.PathLike[str]]:
-        """The encoders that are compared, by name."""
-        return {OWN: self.run} | {name: name for name in self.config.against}
-
-    @property
-    def results(self) -> VerdictResults:
-        """What is known so far: models and numbers of labels for which all seeds have been trained."""
-        complete = {
-            (model, how, count): [of_seed[seed] for seed in self.config.seeds]
-            for (model, how), of_count in self.found.items()
-            for count, of_seed in of_count.items()
-            if len(of_seed) == len(self.config.seeds)
-        }
-        accuracies = [Accuracies(*key, [float(each.right.mean()) for each in correct]) for key, correct in complete.items()]
-        comparisons = [
-            GainOver(
-                model, how, count, paired_gain(*self.paired(complete[OWN, how, count], correct), self.groups(correct[0].names))
-            )
-            for (model, how, count), correct in complete.items()
-            if model != OWN and (OWN, how, count) in complete
-        ]
-        budgets = self.budgets
-        tested = next((len(correct[0].names) for correct in complete.values()), len(budgets.test_set))  # that could be read
-        return VerdictResults(str(self.run), len(budgets.train_set), tested, accuracies, comparisons, self.cautions)
-
-    @property
-    def cautions(self) -> list[str]:
-        """Sentences on what makes the numbers of labels or the accuracies other than they look."""
-        found = [f"{leak[:1].upper()}{leak[1:]}." for leak in self.leaks]
-        if unread := self.budgets.unread.get("training"):
-            count = count_of(unread, "training image")
-            found.append(f"{count} could not be read: their labels are among those that are counted, but teach nothing.")
-        if unread := self.budgets.unread.get("test"):
-            found.append(f"{count_of(unread, 'test image')} could not be read, and are left out.")
-        if self.originals is not None:
-            copies = len(self.originals) - len(set(self.originals.values()))
-            found.append(f"{count_of(copies, 'test image')} are copies, or parts, of others: those of one original count as one.")
-        return found
-
-    def paired(self, first: list[Correct], second: list[Correct]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Both as arrays (S, I). Raises `UnveilError` if they are not of the same test images."""
-        names = first[0].names
-        if any(each.names != names for each in (*first, *second)):
-            raise UnveilError(
-                f"the runs in {self.folder} were tested on different images: choose another --out, or remove the runs of other data"
-            )
-        return np.stack([each.right for each in first]), np.stack([each.right for each in second])
-
-    def groups(self, names: list[str]) -> NDArray[np.int64] | None:
-        """The number of the original of each of these test images; None if all originals differ."""
-        return None if self.originals is None else np.array([self.originals[name] for name in names])
-
-    def write(self) -> dict[str, Any]:
-        """Writes `verdict.json` and `report.html` from what is known so far."""
-        results = self.results
-        failed = [each._asdict() for each in self.failures]
-        facts = self.facts | ({"runs": len(self.jobs()), "failed": failed} if failed else {})
-        content = facts | results.to_json()
-        write_text(self.folder / "verdict.json", json_text(content))
-        write_verdict_page(self.folder, results, facts)
-        return content
-
-
-def originals_of(tests: Subset) -> dict[str, int] | None:
-    """The number of the original of each test image, by name: exact copies are one, and so are parts of one image.
-
-    None if all originals differ.
-    """
-    copies = copies_within(tests.dataset.source, tests.indices.numpy())
-    if tests.groups is None and not copies:
-        return None
-    numbers = dict(zip(tests.indices.tolist(), range(len(tests)) if tests.groups is None else tests.groups.tolist(), strict=True))
-    for index, first in copies.items():
-        one, other = numbers[index], numbers[first]
-        numbers = {key: other if number == one else number for key, number in numbers.items()} if one != other else numbers
-    return {csv_cell(name): number for name, number in zip(tests.names, numbers.values(), strict=True)}
