@@ -18,11 +18,12 @@ from unveil.experiments.jobs import FailedRunsError, Job
 from unveil.experiments.paper_studies import STUDIES, list_studies
 from unveil.experiments.paper_study import Shape
 from unveil.experiments.run_paper_study import plan_study
-from unveil.experiments.step_cost import flops_per_step
+from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.interop.model_files import rebuild
 from unveil.models.flops import mae_cost
 from unveil.reports.failures import read_failures
 from unveil.reports.paper_study_page import PaperStudyResult, study_table
+from unveil.train.log import JsonLines
 from unveil.train.run_folder import ChangedSettingsError, Run
 
 __all__ = ["no_pages"]
@@ -116,6 +117,48 @@ def test_one_encoder_is_evaluated_with_few_and_with_all_labels(images: str, tmp_
 
 
 SHARES = ("1-of-the-labels", "10-of-the-labels", "all-labels")
+
+
+def test_ratios_that_mask_as_many_patches_are_one_setting() -> None:
+    study = STUDIES["mask-ratio"]
+    few = study.settings(Shape(96, 4, 20.0, patches=16))
+    assert [setting.options["mask_ratio"] for setting in few] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.8, 0.9]
+    assert study.left_out(Shape(96, 4, 20.0, patches=16)) == ["0.7"]  # 4 of 16 stay visible, as with 0.75
+    assert [setting.label for setting in study.settings(Shape(96, 4, 20.0, patches=4))] == ["0.1", "0.3", "0.75"]
+    assert len(study.settings(Shape(96, 4, 20.0, patches=64))) == 10
+
+
+def test_another_study_is_not_overwritten(images: str, tmp_path: Path) -> None:
+    options = {"seeds": (0,), "epochs": 1.0, **TINY}
+    for known, what, name in (
+        ('{"study": "partial"}', "mask-ratio", "partial"),
+        ('{"study": "partial"}', "mask_ratio=0.5,0.75", "partial"),
+        ('{"option": "sampling"}', "mask-ratio", "sampling"),
+        ('{"option": "sampling"}', "mask_ratio=0.5,0.75", "sampling"),
+    ):
+        (tmp_path / "study.json").write_text(known)
+        with pytest.raises(UnveilError, match=f"the results of another study, {name}: choose another --out"):
+            unveil.study(what, images, out=tmp_path, **options)
+        assert (tmp_path / "study.json").read_text() == known
+    with pytest.raises(UnveilError, match=r"has the value 0\.5 twice"):
+        unveil.study("mask_ratio=0.5,0.5", images, out=tmp_path / "other", **options)
+    with pytest.raises(UnveilError, match="mask-ratio varies mask_ratio, which dino does not have: use --method mae"):
+        unveil.study("mask-ratio", images, method="dino", out=tmp_path / "other", **options)
+
+
+def test_the_time_of_a_step_leaves_the_start_of_a_process_out(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"config": {"batch_size": 8}}')
+    Run(run).write_results({"seconds": 10.0, "images_seen": 40})
+    assert seconds_per_step(Run(run)) == 2.0  # without a log, the mean
+    records = [{"step": step, "samples_per_second": speed} for step, speed in enumerate((1.0, 80.0, 100.0, 90.0))]
+    log = JsonLines(run / "log.jsonl")
+    log.start(0)
+    for record in records:
+        log.write(record)
+    log.close()
+    assert seconds_per_step(Run(run)) == pytest.approx(8 / 85)
 
 
 def test_a_failed_run_stops_only_what_needs_it(

@@ -74,7 +74,7 @@ def test_a_comparison_names_no_winner_within_chance() -> None:
         "No winner by linear accuracy: the differences between a 46.8 %, b 46.6 % can be due to chance."
     )
     assert comparison_verdict([rows[0], *rows[2:]], 10_000).startswith(
-        "Best by linear accuracy: a with 46.8 % (6.8 points ahead of c, 10.4 points ahead of an untrained encoder)"
+        "Best by linear accuracy: a with 46.8 %, 6.8 points ahead of c, 10.4 points ahead of an untrained encoder."
     )
     note = "can be due to chance: the choice of 10,000 images to evaluate on."
     assert any(note in sentence for sentence in comparison_table(rows, "", 10_000).sentences)

@@ -84,7 +84,7 @@ def test_the_best_cell() -> None:
     assert judge_finding([claim], cells(**{"0.25": HIGH, "0.6": LOW}), 2000).answer == "fails"
     tied = judge_finding([claim], cells(**{"0.25": HIGH, "0.6": MIDDLE}), 2000)
     assert tied.answer == "open"
-    assert "within chance of each other" in tied.reason
+    assert tied.reason.endswith("by linear probe, all settings are within chance of each other.")
     assert judge_finding([claim], cells(**{"0.6": HIGH, "0.75": LOW}), 2000).answer == "open"  # nothing to compare with
 
 

@@ -25,8 +25,8 @@ class JobsConfig:
 
     HIDDEN: ClassVar[tuple[str, ...]] = ("slurm",)
     jobs: Count | None = None
-    """Runs to train at a time, each in a process of its own; by default one for each GPU, or one on a CPU. There, small models are
-    trained faster with one for each core, if memory allows."""
+    """Runs to train at a time, each in a process of its own; by default one for each GPU, or one on a CPU. There, one for each
+    core trains small models faster, if memory allows and a run takes minutes."""
     slurm: tuple[str, ...] = ()
     """Train the runs as arrays of Slurm jobs with these options of sbatch, such as partition=gpu time=240 gpus_per_node=1; all at
     once, unless --jobs says how many. Needs the extra `slurm`."""

@@ -52,6 +52,8 @@ class Shape(NamedTuple):
     """Blocks of the encoder."""
     epochs: float
     """Epochs of a run."""
+    patches: int = 0
+    """Patches of an image; 0 if no setting depends on them."""
 
 
 class Setting(NamedTuple):
@@ -69,8 +71,8 @@ class Setting(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name of the cell, which claims use."""
-        return self.cell.label
+        """The name of the setting in claims: that of the cell, or ours if the paper's would mislead."""
+        return f"{self.ours} blocks" if "blocks" in self.options and self.cell.at else self.cell.label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +111,27 @@ class PaperStudy:
         found: dict[object, Setting] = {}
         for cell in self.cells:
             if setting := self.setting(cell, shape):
-                found.setdefault(setting.ours, setting)  # two widths of the paper may be the same one here
+                same = self.same_as(setting, shape)  # two widths of the paper may be the same one here
+                if cell.default or same not in found:
+                    found[same] = setting
         return list(found.values())
+
+    def same_as(self, setting: Setting, shape: Shape) -> object:
+        """What is equal for settings that train the same model: few patches can be masked in few shares only."""
+        if self.counts_patches and shape.patches:
+            return int(shape.patches * (1 - setting.options["mask_ratio"]))
+        return setting.ours
+
+    @property
+    def counts_patches(self) -> bool:
+        """Whether the cells differ in the number of masked patches alone."""
+        return all(set(cell.options) == {"mask_ratio"} for cell in self.cells)
 
     def setting(self, cell: Cell, shape: Shape) -> Setting | None:
         """One cell for an encoder; None if it cannot be trained."""
         theirs = cell.theirs or cell.label
+        if self.counts_patches and shape.patches and int(shape.patches * (1 - cell.options["mask_ratio"])) < 1:
+            return None
         if self.scaled == "width":  # a share of the width of the encoder, as a multiple of 8
             width = max(8, 8 * round(cell.at / PAPER_WIDTH * shape.width / 8))
             theirs = f"{cell.at:g} of {PAPER_WIDTH}"
@@ -138,7 +155,7 @@ class PaperStudy:
 
     def left_out(self, shape: Shape) -> list[str]:
         """The labels of the cells that an encoder cannot have."""
-        kept = {setting.label for setting in self.settings(shape)}
+        kept = {setting.cell.label for setting in self.settings(shape)}
         return [cell.label for cell in self.cells if cell.label not in kept]
 
 

@@ -1,7 +1,7 @@
 """Trains the cells of an ablation of the MAE paper, and compares them with what the paper reports."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_name
 from unveil.experiments.runner import Comparison, Entry
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
+from unveil.experiments.study_folder import check_folder
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
@@ -23,6 +24,7 @@ from unveil.reports.findings import judge_finding
 from unveil.reports.notebook import ShownList
 from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table, write_all_studies, write_paper_study
 from unveil.reports.table import to_terminal
+from unveil.runs.images import IMAGES
 from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.modality import modality, slug
 from unveil.train.recipe import TrainConfig
@@ -56,12 +58,17 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         UnveilError: If the options cannot be used, or are those that the study itself varies.
     """
     base = entry_of(method)
+    check_folder(folder, "study", study.name)
+    unknown = sorted({key for cell in study.cells for key in cell.options} - {"model"} - known_options(base))
+    if base.kind.modality == "images" and unknown:
+        raise UnveilError(f"the study {study.name} varies {unknown[0]}, which {base.name} does not have: use --method mae")
     if base.kind.modality != "images":
         raise UnveilError(
             f"the study {study.name} is of images, but {base.name} learns from {base.kind.modality}: use --method mae"
         )
     own = {key: value for key, value in {**options, **options.get(base.name, {})}.items() if not isinstance(value, Mapping)}
-    shape = shape_of(base, data, own)
+    patches = patches_of(base, data, own) if study.counts_patches else 0
+    shape = shape_of(base, data, own)._replace(patches=patches)
     if study.scaled == "epochs" and options.get("seconds"):
         raise UnveilError("the study epochs varies the length of training: give --epochs, and leave --seconds out")
     if options.get("with_partial"):
@@ -92,6 +99,11 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
     return Plan(study, settings, study.left_out(shape), comparison, names)
 
 
+def known_options(entry: Entry) -> set[str]:
+    """The names of the options of `pretrain` with the method of an entry."""
+    return {each.name for config in modality(entry.kind.modality).configs(entry.method) for each in fields(config)}
+
+
 def shape_of(entry: Entry, data: str, given: Mapping[str, Any]) -> Shape:
     """The encoder and the epochs of a run."""
     samples = modality(entry.kind.modality)
@@ -104,6 +116,14 @@ def shape_of(entry: Entry, data: str, given: Mapping[str, Any]) -> Shape:
         raise UnveilError(f"there is no model {resolved['model']!r}: use one of {', '.join(samples.models)}")
     width, depth, _ = samples.models[resolved["model"]]
     return Shape(width, depth, epochs)
+
+
+def patches_of(entry: Entry, data: str, given: Mapping[str, Any]) -> int:
+    """The patches of an image in a run."""
+    options = known_to({key: value for key, value in given.items() if value is not None}, *IMAGES.configs(entry.method))
+    plan = IMAGES.plan(data, entry.method, given.get("model"), options)
+    (height, width), patch = plan.run_config.image_size, plan.run_config.patch_size
+    return (height // patch[0]) * (width // patch[1])
 
 
 def for_method_only(base: Entry, stages: Sequence[Entry], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +149,7 @@ def result_of(plan: Plan) -> PaperStudyResult:
     judgement = judge_finding(study.claims(labels), {point.label: point.figures for point in points}, count)
     notes = [study.note] if study.note else []
     if plan.left_out:
-        notes.append(f"Left out, because this encoder cannot have them: {', '.join(plan.left_out)}.")
+        notes.append(f"Left out, because they are impossible here or the same as another setting: {', '.join(plan.left_out)}.")
     return PaperStudyResult(
         name=study.name,
         source=study.source,
@@ -233,6 +253,6 @@ def end(folder: Path, results: Sequence[PaperStudyResult]) -> None:
     """Prints the tables, the answers and the path of the report."""
     for result in results:
         show(to_terminal(study_table(result)))
-        printer(True)(f"{result.judgement.reason}")
+        show(result.judgement.reason)
     if results:
         printer(True)(f"The report: {folder / 'report.html'}")

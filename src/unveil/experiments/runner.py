@@ -279,8 +279,7 @@ class Comparison:
     @property
     def finished_runs(self) -> list[Path]:
         """The folders of the runs that have finished."""
-        pairs = [(entry.name, seed) for entry in self.entries for seed in self.config.seeds]
-        paths = [self.path(name, seed, suffix) for name, seed in pairs for suffix in ("", "-finetune")]
+        paths = [self.folder / job.name for job in self.jobs()]
         return [path for path in paths if self.finished(path)]
 
     @property

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 
@@ -175,9 +175,9 @@ def perform(call: Call, plugins: Sequence[str]) -> Outcome:
 
 def main() -> None:
     """Reads a call from standard input, and writes what becomes of it to a file. Ends when standard input is closed."""
-    reply, requests = Path(sys.argv[1]), sys.stdin.buffer
-    plugins, call = pickle.load(requests)
-    threading.Thread(target=end_with, args=(requests,), daemon=True).start()
+    reply = Path(sys.argv[1])
+    plugins, call = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=end_with, args=(sys.stdin.fileno(),), daemon=True).start()
     try:
         with raise_on_signals():
             outcome = perform(call, plugins)
@@ -188,9 +188,13 @@ def main() -> None:
     partial.rename(reply)
 
 
-def end_with(requests: Any) -> None:
-    """Waits until standard input is closed, and stops this process as a scheduler would."""
-    requests.read()
+def end_with(handle: int) -> None:
+    """Waits until standard input is closed, and stops this process as a scheduler would.
+
+    It reads from the handle: a thread inside of a file object of Python would make the end of the process fail.
+    """
+    while os.read(handle, 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,5 +1,7 @@
 """What a training step of a masked autoencoder costs: FLOPs by its shape, and seconds by the clock."""
 
+from statistics import median
+
 from unveil.blocks.masks import visible_count
 from unveil.blocks.targets import PCA_COEFFICIENTS
 from unveil.interop.configs import config_from_json
@@ -7,6 +9,7 @@ from unveil.interop.model_files import config_of
 from unveil.methods.mae import MAEConfig
 from unveil.models.flops import mae_cost
 from unveil.models.vit_config import ViTConfig
+from unveil.train.log import read_log
 from unveil.train.run_folder import Run
 
 
@@ -39,6 +42,12 @@ def flops_per_step(run: Run) -> float | None:
 
 
 def seconds_per_step(run: Run) -> float:
-    """The mean time of a training step, without reading, evaluation and reports."""
-    results = run.results
-    return float(results["seconds"]) * float(run.config["batch_size"]) / float(results["images_seen"])
+    """The median time of a training step, without reading, evaluation and reports.
+
+    The mean would charge the first run of a process for its start, which takes seconds.
+    """
+    records, _ = read_log(run.path / "log.jsonl")
+    speeds = [float(record["samples_per_second"]) for record in records if record.get("samples_per_second")]
+    if speeds:
+        return float(run.config["batch_size"] / median(speeds))
+    return float(run.results["seconds"]) * float(run.config["batch_size"]) / float(run.results["images_seen"])

@@ -14,6 +14,7 @@ from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_studies import INFORMATION_DENSITY, STUDIES
 from unveil.experiments.run_paper_study import study_of_paper
 from unveil.experiments.runner import Comparison
+from unveil.experiments.study_folder import check_folder
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
@@ -131,11 +132,15 @@ def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title
         facts = every[0].facts
         failed = [each._asdict() for comparison in every for each in comparison.failures]
         facts |= {"runs": runs, "failed": failed} if failed else {}
-        content = facts | {"sweeps": {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}}
+        content = facts | subject | {"sweeps": {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}}
         write_text(folder / "study.json", json_text(content))
         write_study(folder, title, sweeps, facts)
         return sweeps
 
+    options_varied = {spec.option for specs in groups.values() for spec in specs.values()}
+    subject = {"option": next(iter(options_varied))} if len(options_varied) == 1 else {}
+    if subject:
+        check_folder(folder, "option", subject["option"])
     every = [comparison for pairs in comparisons.values() for _, comparison in pairs]
     runs = sum(len(comparison.jobs()) for comparison in every)
 
@@ -175,6 +180,8 @@ def parse_values(text: str) -> tuple[str, tuple[Any, ...]]:
     words = [word.strip() for word in listed.split(",") if word.strip()]
     if not sign or not words:
         raise UnveilError(f"{text!r} is not an option with values: expected for example mask_ratio=0.25,0.5,0.75")
+    if twice := next((word for word in words if words.count(word) > 1), None):
+        raise UnveilError(f"{text!r} has the value {twice} twice: give each value once")
     return option.strip().replace("-", "_"), tuple(parse_value(word) for word in words)
 
 

@@ -161,7 +161,7 @@ def comparison_verdict(rows: Sequence[ComparisonRow], test_count: float | None) 
             return f"No winner by {ACCURACIES[key]} accuracy: the differences between {listed} can be due to chance."
         others = {name: methods[name] for name in order[1:2]} | baselines
         distances = ", ".join(distance(methods[order[0]], name, values, test_count) for name, values in others.items())
-        compared = f" ({distances})" if distances else ""
+        compared = f", {distances}" if distances else ""
         if len(methods) == 1:
             return f"{order[0]} reaches a {ACCURACIES[key]} accuracy of {best} %{compared}."
         return f"Best by {ACCURACIES[key]} accuracy: {order[0]} with {best} %{compared}."
@@ -177,7 +177,7 @@ def distance(own: Sequence[float], name: str, other: Sequence[float], test_count
 def bar_figure(rows: Sequence[ComparisonRow], key: str) -> "Figure":
     """Draws a bar for the mean of each row, and a dot for each seed. Baselines are grey."""
     drawn = [row for row in rows if row.figures.get(key)][::-1]
-    left, right, bottom, height = 0.09 * max(len(row.name) for row in drawn) + 0.1, 0.55, 0.3, 0.3 * len(drawn)
+    left, right, bottom, height = 0.09 * max(len(row.name) for row in drawn) + 0.1, 0.85, 0.3, 0.3 * len(drawn)
     full_width, full_height = 4.4, bottom + height + 0.08
     figure = new_figure(full_width, full_height)
     with styled({"axes.grid.axis": "x"}):
@@ -195,7 +195,7 @@ def bar_figure(rows: Sequence[ComparisonRow], key: str) -> "Figure":
             }
             axes.plot(values, [y] * len(values), "o", **dots)
             end = max(means[y], *values)
-            text = f"{100 * means[y]:.1f} %"
+            text = f"{'mean ' if len(values) > 1 else ''}{100 * means[y]:.1f} %"
             axes.annotate(text, (end, y), (6, 0), textcoords="offset points", va="center", annotation_clip=False)
         axes.set_yticks(range(len(drawn)), [row.name for row in drawn])
         axes.tick_params(axis="y", labelcolor=LIGHT["text"])

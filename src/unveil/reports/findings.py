@@ -171,6 +171,8 @@ class BestAmong(Claim):
         listed = ", ".join(f"{label} ({100 * mean(accuracies[label]):.1f} %)" for label in best)
         tied = ", which are within chance of each other" if len(best) > 1 else ""
         answer: Answer = "holds" if len(inside) == len(best) else "open" if inside else "fails"
+        if len(best) == len(accuracies):
+            return Judgement(answer, f"by {METRICS[self.metric]}, all settings are within chance of each other")
         return Judgement(answer, f"by {METRICS[self.metric]}, the best is {listed}{tied}")
 
 

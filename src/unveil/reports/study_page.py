@@ -65,15 +65,18 @@ def best_value(sweep: Sweep, key: str) -> str:
     """A sentence with the best value, and its distance to the worst value; with all values that are within chance of the best."""
     pairs = zip(sweep.values, sweep.rows, strict=True)
     accuracies = {str(value): row.figures[key] for value, row in pairs if row.figures.get(key)}
-    if not accuracies:
+    if len(accuracies) < 2:  # nothing to compare
         return ""
     level, name, option = contenders(accuracies, sweep.test_count), ACCURACIES[key], humanize(sweep.option)
     best, worst = mean(accuracies[level[0]]), min(mean(values) for values in accuracies.values())
+    if len(level) == len(accuracies):
+        return f"{name}: no best {option}; all differences can be due to chance."
     if len(level) > 1:
         listed = ", ".join(f"{value} ({100 * mean(accuracies[value]):.1f} %)" for value in level)
         return f"{name}: no best {option}; the differences between {listed} can be due to chance."
-    distance = f"; the worst value is {100 * (best - worst):.1f} points lower" if len(accuracies) > 1 else ""
-    return f"{name}: best at {option} {level[0]}, with {100 * best:.1f} %{distance}."
+    return (
+        f"{name}: best at {option} {level[0]}, with {100 * best:.1f} %; the worst value is {100 * (best - worst):.1f} points lower."
+    )
 
 
 def sweep_figure(sweeps: Sequence[Sweep], key: str, below_best: bool = False) -> "Figure":
