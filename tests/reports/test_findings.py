@@ -27,9 +27,9 @@ def test_the_interval_is_that_of_the_t_test() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "answer", "start"),
     [
-        (HIGH, LOW, "holds", "The finding holds here: a is 20.0 points ahead of b by linear probe (+17.7 to +22.3)."),
-        (LOW, HIGH, "fails", "The finding does not hold here: a is 20.0 points behind b by linear probe (-22.3 to -17.7)."),
-        (HIGH, MIDDLE, "open", "Whether the finding holds cannot be told from 3 seeds: the difference between a and b by linear"),
+        (HIGH, LOW, "holds", 'The finding holds here: "a" is 20.0 points ahead of "b" by linear probe (+17.7 to +22.3).'),
+        (LOW, HIGH, "fails", 'The finding does not hold here: "a" is 20.0 points behind "b" by linear probe (-22.3 to -17.7).'),
+        (HIGH, MIDDLE, "open", 'Whether the finding holds cannot be told from 3 seeds: the difference between "a" and "b" by'),
         (HIGH[:1], LOW[:1], "open", "Whether the finding holds cannot be told from 1 seed: there is only one result for a"),
         ([], LOW, "open", "Whether the finding holds cannot be told from 3 seeds: there is no result for a (linear probe)"),
     ],
@@ -59,8 +59,10 @@ def test_step_times() -> None:
         numbers = {"a": {"step": fast}, "b": {"step": slow}}
         return judge_finding([Faster("a", "b")], numbers, 100).reason
 
-    assert timed([10.0, 10.1, 9.9], [30.0, 30.2, 29.8]) == "The finding holds here: a step of a takes 1/3.00 of the time of b."
-    assert "does not hold here: a step of a takes 3.00 times as long" in timed([30.0, 30.2, 29.8], [10.0, 10.1, 9.9])
+    assert (
+        timed([10.0, 10.1, 9.9], [30.0, 30.2, 29.8]) == 'The finding holds here: a step of "a" is 3.00 times as fast as one of "b".'
+    )
+    assert 'does not hold here: a step of "a" takes 3.00 times as long' in timed([30.0, 30.2, 29.8], [10.0, 10.1, 9.9])
     assert "cannot be told" in timed([0.010, 0.012, 0.011], [0.011, 0.010, 0.012])
 
 

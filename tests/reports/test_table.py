@@ -1,5 +1,8 @@
 import io
+import os
+from collections import Counter
 
+import pytest
 from rich.console import Console
 
 from tests.reports.conftest import FEATURES, RESULTS, TASK_RESULTS
@@ -87,3 +90,18 @@ def test_a_wide_table_is_cut_between_columns_and_never_in_a_number(monkeypatch):
     assert all(text.count(cell) == 1 for cell in cells)
     assert text.count("supervised") == 2
     assert "…" not in text
+
+
+def test_headings_are_wrapped_and_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = ["setting", "linear, %", "paper, %", "fine-tuned, %", "paper, %", "FLOPs of a step", "step", "training"]
+    row = ["random 75 *", "48.6 ± 0.2", "73.5", "52.0 ± 1.0", "84.9", "8.1 G", "236 ms", "5 min 13 s"]
+    for width in (80, 60, 120, 30):
+        monkeypatch.setattr("unveil.reports.table.get_terminal_size", lambda width=width: os.terminal_size((width, 24)))
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        console.print(to_terminal(ResultTable("title", heads, [row], [])))
+        assert isinstance(console.file, io.StringIO)
+        shown = console.file.getvalue()
+        words = Counter(shown.replace("…", " … ").split())
+        assert not words["…"]
+        assert all(word in words for cell in [*heads, *row] for word in cell.split())
+        assert max(map(len, shown.splitlines())) <= width

@@ -93,7 +93,7 @@ class Ahead(Claim):
 
     def judge(self, cells: Numbers, count: float | None) -> Judgement:
         found = difference(cells[self.better][self.metric], cells[self.worse][self.worse_metric or self.metric], count)
-        names = [self.better, self.worse]
+        names = [f'"{self.better}"', f'"{self.worse}"']
         if self.worse_metric:
             names = [f"{METRICS[self.metric]} ({self.better})", f"{METRICS[self.worse_metric]} ({self.worse})"]
         by = "" if self.worse_metric else f" by {METRICS[self.metric]}"
@@ -121,11 +121,11 @@ class Faster(Claim):
         found = difference([value / unit for value in slow], [value / unit for value in fast], None)
         ratio = mean(slow) / mean(fast)
         if found.answer == "open":
-            reason = f"the step times of {self.faster} and {self.slower} do not differ by more than chance (ratio {ratio:.2f})"
+            reason = f'the step times of "{self.faster}" and "{self.slower}" do not differ by more than chance (ratio {ratio:.2f})'
         else:
-            reason = f"a step of {self.faster} takes 1/{ratio:.2f} of the time of {self.slower}"
+            reason = f'a step of "{self.faster}" is {ratio:.2f} times as fast as one of "{self.slower}"'
             if ratio < 1:
-                reason = f"a step of {self.faster} takes {1 / ratio:.2f} times as long as one of {self.slower}"
+                reason = f'a step of "{self.faster}" takes {1 / ratio:.2f} times as long as one of "{self.slower}"'
         return Judgement(found.answer, reason)
 
 
@@ -147,7 +147,7 @@ class RaisesMore(Claim):
         found = Difference(rises[0].value - rises[1].value, math.hypot(rises[0].margin, rises[1].margin))
         by = [f"{METRICS[metric]} by {100 * rise.value:+.1f}" for metric, rise in zip((self.more, self.less), rises, strict=True)]
         extra = f"a difference of {found.interval()} points" + ", which includes 0" * (found.answer == "open")
-        return Judgement(found.answer, f"from {self.start} to {self.end}, {by[0]} and {by[1]} points, {extra}")
+        return Judgement(found.answer, f'from "{self.start}" to "{self.end}", {by[0]} and {by[1]} points, {extra}')
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,12 @@ def study_figure(
     finish(axes, "primary")
     if other is not None:
         published = [(x, value) for x, value in zip(positions, paper, strict=True) if value is not None]
-        style: dict[str, Any] = {"marker": "s", "markersize": 3.5, "linewidth": 1.4, "linestyle": (0, (4, 2))}
+        style: dict[str, Any] = {"marker": "s", "markersize": 4.5, "fillstyle": "none", "linewidth": 1.4, "linestyle": (0, (4, 2))}
         style["color"] = LIGHT["secondary"]
         other.plot([x for x, _ in published], [value for _, value in published], **style)
         other.grid(False)
+        axes.set_zorder(other.get_zorder() + 1)  # else the paper's markers would hide dots
+        axes.patch.set_visible(False)
         finish(other, "secondary")
     if axis == "log":
         axes.set_xscale("log")

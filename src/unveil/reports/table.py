@@ -63,11 +63,14 @@ def terminal_table(results: Results) -> RenderableType:
 
 def to_terminal(table: ResultTable) -> RenderableType:
     """A table for a terminal, split into several tables if its columns do not fit side by side."""
-    pieces = []
-    for columns in split_columns(table, get_terminal_size().columns):
+    pieces, screen = [], get_terminal_size().columns
+    widest = [max(map(len, column)) for column in zip(table.heads, *table.rows, strict=True)]
+    for columns in split_columns(table, screen):
+        fits = sum(widest[i] + COLUMN_GAP for i in columns) <= screen
         piece = Table(header_style="dim", box=None, padding=(0, COLUMN_GAP, 0, 0))
         for i in columns:
-            piece.add_column(printable(table.heads[i]), justify="right" if i else "left", no_wrap=i == 0)
+            width = None if fits else narrowest(table)[i]  # rich would cut words of some headings rather than wrap others
+            piece.add_column(printable(table.heads[i]), justify="right" if i else "left", no_wrap=i == 0, width=width)
         for row in table.rows:
             piece.add_row(*(Text(printable(row[i])) for i in columns), style="bold" if row[0] in OWN_ROWS else None)
         pieces.append(piece)
@@ -76,15 +79,18 @@ def to_terminal(table: ResultTable) -> RenderableType:
 
 def split_columns(table: ResultTable, width: int) -> list[list[int]]:
     """The columns of each table when a table is split to fit `width` characters. Each of them begins with the first column."""
-    words = [head.split() for head in table.heads]  # a heading may be wrapped between words, but a number may not
-    cells = zip(*table.rows, strict=True)
-    widths = [max(map(len, [*column, *head])) + COLUMN_GAP for column, head in zip(cells, words, strict=True)]
+    widths = [each + COLUMN_GAP for each in narrowest(table)]
     pieces: list[list[int]] = [[0]]
     for i in range(1, len(widths)):
         if len(pieces[-1]) > 1 and sum(widths[j] for j in pieces[-1]) + widths[i] > width:
             pieces.append([0])
         pieces[-1].append(i)
     return pieces
+
+
+def narrowest(table: ResultTable) -> list[int]:
+    """The smallest width of each column: a heading may be wrapped between words, but a number may not."""
+    return [max([*(len(row[i]) for row in table.rows), *map(len, head.split())], default=0) for i, head in enumerate(table.heads)]
 
 
 def html_table(results: Results) -> Markup:
