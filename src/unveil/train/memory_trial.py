@@ -4,7 +4,7 @@ import copy
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from unveil.data.batch import Samples
@@ -42,19 +41,29 @@ class LiveTensors(TorchDispatchMode):
         output = func(*args, **kwargs)
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=output)
-        inputs = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage not in self._counted and id(storage) not in inputs:
-                    self._counted.add(storage)
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._freed, storage.nbytes())
+        inputs = {id(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))}
+        for tensor in tensors_in(output):
+            storage = tensor.untyped_storage()
+            if storage not in self._counted and id(storage) not in inputs:
+                self._counted.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage.nbytes())
         return output
 
     def _freed(self, size: int) -> None:
         self.now -= size
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in the arguments or the results of an operator: faster than `tree_leaves`, which took half of the trial."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_in(each)
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
 
 
 class StepCost(NamedTuple):
