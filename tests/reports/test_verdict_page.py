@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from unveil.evaluate.paired import Gain
-from unveil.reports.verdict_page import (
+from unveil.reports.verdict_page import verdict_tables, write_verdict_page
+from unveil.reports.verdict_results import (
     FINETUNED,
     LINEAR,
     OWN,
@@ -17,8 +18,6 @@ from unveil.reports.verdict_page import (
     VerdictResults,
     points_of,
     verdict_sentence,
-    verdict_tables,
-    write_verdict_page,
 )
 
 

@@ -21,7 +21,8 @@ from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
 from unveil.reports.notebook import Verdict
 from unveil.reports.table import to_terminal, unseen_sentence
-from unveil.reports.verdict_page import verdict_sentence, verdict_tables
+from unveil.reports.verdict_page import verdict_tables
+from unveil.reports.verdict_results import verdict_sentence
 from unveil.runs.labelled_data import LabelledOptions, beside, data_facts, data_of, labelled_subsets, unseen_classes
 from unveil.runs.modality import slug
 from unveil.runs.session import join

@@ -23,18 +23,8 @@ from unveil.json_files import json_text
 from unveil.plain_text import count_of, csv_cell
 from unveil.ranges import Seed, ShareAboveZero
 from unveil.reports.failures import Failure, read_failures
-from unveil.reports.verdict_page import (
-    FINETUNED,
-    LINEAR,
-    OWN,
-    RAW,
-    SCRATCH,
-    UNTRAINED,
-    Accuracies,
-    GainOver,
-    VerdictResults,
-    write_verdict_page,
-)
+from unveil.reports.verdict_page import write_verdict_page
+from unveil.reports.verdict_results import FINETUNED, LINEAR, OWN, RAW, SCRATCH, UNTRAINED, Accuracies, GainOver, VerdictResults
 from unveil.runs.modality import slug
 from unveil.train.terminal import printer
 
