@@ -123,7 +123,9 @@ def wait_for(what: Callable[[], Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_table(images: str, tmp_path: Path) -> None:
+def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_table(
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], without_reports: None
+) -> None:
     folder = tmp_path / "killed"
     words = ["--model", "vit-nano", "--image-size", "16", "--patch-size", "4", "--batch-size", "8", "--held-out", "4"]
     words += ["--device", "cpu", "--precision", "float32", "--num-evals", "1", "--epochs", f"{LONG}", "--seeds", "0"]
@@ -138,13 +140,14 @@ def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_table(images: str
     assert any((run / "checkpoints").iterdir())
 
     options: dict[str, Any] = {**OPTIONS, "epochs": LONG, "seeds": (0,)}
-    (resumed,) = unveil.study("sampling=grid", images, out=folder, jobs=2, **options)
+    (resumed,) = unveil.study("sampling=grid", images, out=folder, **options)
     (straight,) = unveil.study("sampling=grid", images, out=tmp_path / "straight", **options)
     assert resumed.rows[0].name == straight.rows[0].name
     assert {**resumed.rows[0].figures, "seconds": []} == {**straight.rows[0].figures, "seconds": []}
+    assert "resuming from step" in capsys.readouterr().err
     log = (folder / "mae-sampling-grid-seed0.log").read_text()
-    assert "resum" in log
-    assert "Fatal" not in log
+    assert "steps of 8" in log
+    assert "Fatal" not in log  # Python has ended in order
     assert "Traceback" not in log
 
 
