@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
+from unveil.errors import UnveilError
 from unveil.reports.findings import Claim
 
 PAPER_WIDTH, PAPER_DEPTH, PAPER_EPOCHS = 1024, 24, 800
@@ -111,16 +112,21 @@ class PaperStudy:
         found: dict[object, Setting] = {}
         for cell in self.cells:
             if setting := self.setting(cell, shape):
-                same = self.same_as(setting, shape)  # two widths of the paper may be the same one here
+                same = self.visible(cell, shape) or setting.ours  # two ratios, or widths, of the paper may be the same one here
                 if cell.default or same not in found:
                     found[same] = setting
         return list(found.values())
 
-    def same_as(self, setting: Setting, shape: Shape) -> object:
-        """What is equal for settings that train the same model: few patches can be masked in few shares only."""
-        if self.counts_patches and shape.patches:
-            return int(shape.patches * (1 - setting.options["mask_ratio"]))
-        return setting.ours
+    def visible(self, cell: Cell, shape: Shape) -> int | None:
+        """The number of visible patches, if the cells differ in it alone; 0 if none would be visible, else None."""
+        if not (self.counts_patches and shape.patches):
+            return None
+        from unveil.blocks.masks import visible_count  # it imports torch, for which the list of studies need not wait
+
+        try:
+            return visible_count(shape.patches, cell.options["mask_ratio"])
+        except UnveilError:
+            return 0
 
     @property
     def counts_patches(self) -> bool:
@@ -130,7 +136,7 @@ class PaperStudy:
     def setting(self, cell: Cell, shape: Shape) -> Setting | None:
         """One cell for an encoder; None if it cannot be trained."""
         theirs = cell.theirs or cell.label
-        if self.counts_patches and shape.patches and int(shape.patches * (1 - cell.options["mask_ratio"])) < 1:
+        if self.visible(cell, shape) == 0:
             return None
         if self.scaled == "width":  # a share of the width of the encoder, as a multiple of 8
             width = max(8, 8 * round(cell.at / PAPER_WIDTH * shape.width / 8))

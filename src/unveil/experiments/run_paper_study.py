@@ -1,7 +1,7 @@
 """Trains the cells of an ablation of the MAE paper, and compares them with what the paper reports."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,13 +59,14 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
     """
     base = entry_of(method)
     check_folder(folder, "study", study.name)
-    unknown = sorted({key for cell in study.cells for key in cell.options} - {"model"} - known_options(base))
-    if base.kind.modality == "images" and unknown:
-        raise UnveilError(f"the study {study.name} varies {unknown[0]}, which {base.name} does not have: use --method mae")
     if base.kind.modality != "images":
         raise UnveilError(
             f"the study {study.name} is of images, but {base.name} learns from {base.kind.modality}: use --method mae"
         )
+    needed = {key: value for cell in study.cells for key, value in cell.options.items() if key != "model"}
+    known = known_to(needed, *modality(base.kind.modality).configs(base.method))
+    if unknown := next((key for key in needed if key not in known), None):
+        raise UnveilError(f"the study {study.name} varies {unknown}, which {base.name} does not have: use --method mae")
     own = {key: value for key, value in {**options, **options.get(base.name, {})}.items() if not isinstance(value, Mapping)}
     patches = patches_of(base, data, own) if study.counts_patches else 0
     shape = shape_of(base, data, own)._replace(patches=patches)
@@ -97,11 +98,6 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         comparison = replace(comparison, config=config, evaluations=evaluations_of(study, settings))
         names = dict.fromkeys((setting.label for setting in settings), base.name)
     return Plan(study, settings, study.left_out(shape), comparison, names)
-
-
-def known_options(entry: Entry) -> set[str]:
-    """The names of the options of `pretrain` with the method of an entry."""
-    return {each.name for config in modality(entry.kind.modality).configs(entry.method) for each in fields(config)}
 
 
 def shape_of(entry: Entry, data: str, given: Mapping[str, Any]) -> Shape:
