@@ -231,14 +231,24 @@ def test_mistakes_are_found_at_once(what: str, options: dict[str, Any], message:
 
 
 def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {name: STUDIES[name] for name in ("masked-loss",)}
+    few = {name: STUDIES[name] for name in ("masked-loss", "mask-token")}
     monkeypatch.setattr("unveil.experiments.run_paper_study.STUDIES", few)
-    options = {"epochs": 0.5, "seeds": (0,), **TINY, "with_finetune": False, "loss_on_all": True}  # which this study ignores
-    unveil.study("all", images, out=tmp_path, **options)
-    page = (tmp_path / "report.html").read_text()
-    assert "Of 1 findings of the paper, 0 hold here, 0 do not, and 1 cannot be told." in page
-    assert (tmp_path / "masked-loss" / "report.html").is_file()
-    assert 'href="masked-loss/report.html"' in page
+    folder = tmp_path / "all"
+    options = {"epochs": 0.5, "seeds": (0,), **TINY, "loss_on_all": True}  # which masked-loss ignores
+    found = unveil.study("all", images, out=folder, **options)
+    page = (folder / "report.html").read_text()
+    assert "Of 2 findings of the paper, 0 hold here, 0 do not, and 2 cannot be told." in page
+    assert all((folder / name / "report.html").is_file() and f'href="{name}/report.html"' in page for name in few)
+
+    # The loss on all patches is both a setting of masked-loss and the default here, so it is trained once.
+    runs = {path.name for path in (folder / "mask-token").iterdir() if path.is_dir()}
+    assert runs == {"mae-with-tokens-seed0", "mae-with-tokens-seed0-finetune"}
+    assert 'href="../masked-loss/mae-all-patches-seed0/report.html"' in (folder / "mask-token" / "report.html").read_text()
+    (alone,) = unveil.study("mask-token", images, out=tmp_path / "alone", **options)
+    assert isinstance(alone, PaperStudyResult)
+    assert isinstance(found[1], PaperStudyResult)
+    for one, again in zip(found[1].points, alone.points, strict=True):
+        assert all(one.figures[each] == again.figures[each] for each in ("linear", "finetune"))
 
 
 def test_the_list_and_the_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,4 +113,4 @@ def test_a_comparison_knows_whether_a_test_set_is_left(splits, note, tmp_path):
     (tmp_path / "mae-seed0").mkdir()
     data = {"name": "photos", "count": 10} | ({"splits": splits} if splits else {})
     (tmp_path / "mae-seed0" / "run.json").write_text(json.dumps({"kind": "pretrain", "config": {}, "data": data}))
-    assert held_out_note(tmp_path) == note
+    assert held_out_note([tmp_path / "mae-seed0"]) == note

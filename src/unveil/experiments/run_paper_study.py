@@ -13,6 +13,7 @@ from unveil.experiments.paper_evaluations import evaluations_of, figures_of_sett
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_name
 from unveil.experiments.runner import Comparison, Entry
+from unveil.experiments.same_runs import with_same_runs
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.experiments.study_folder import check_folder
 from unveil.folder_lock import locked
@@ -90,7 +91,7 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         entries = [
             base._replace(name=f"{base.name}-{folder_name(each.label)}", options={**mine, **each.options}) for each in settings
         ]
-        comparison = build_comparison([*stages, *entries], data, folder, rest)
+        comparison = replace(build_comparison([*stages, *entries], data, folder, rest), finetunes_untrained=False)
         names = {setting.label: entry.name for setting, entry in zip(settings, entries, strict=True)}
     else:
         comparison = build_comparison([base._replace(options=mine)], data, folder, rest)
@@ -187,8 +188,14 @@ def point_of(plan: Plan, setting: Setting) -> Point:
     )
 
 
-def run_paper_study(plan: Plan) -> tuple[PaperStudyResult | None, list[Failure]]:
-    """Trains what is missing, and writes `study.json` and `report.html` after each run. Returns what has failed as well."""
+def run_paper_study(plan: Plan, earlier: Sequence[Plan] = ()) -> tuple[PaperStudyResult | None, list[Failure]]:
+    """Trains what is missing, and writes `study.json` and `report.html` after each run. Returns what has failed as well.
+
+    Args:
+        plan: The study.
+        earlier: Studies that were run before, whose runs are used where the settings are the same.
+    """
+    plan = plan._replace(comparison=with_same_runs(plan.comparison, [each.comparison for each in earlier]))
     comparison, folder = plan.comparison, plan.comparison.folder
 
     def write() -> PaperStudyResult | None:
@@ -201,6 +208,8 @@ def run_paper_study(plan: Plan) -> tuple[PaperStudyResult | None, list[Failure]]
         return result
 
     with locked(folder, "training in"):
+        for name, path in comparison.elsewhere.items():
+            printer(True)(f"{name} is the same run as {path}")
         failures = comparison.run(write)
         return write(), failures
 
@@ -222,9 +231,9 @@ def study_of_paper(
     # All plans come first, so that a wrong option is found before hours of training.
     plans = [plan_study(study, method, data, folder / study.name, applicable(study, options)) for study in STUDIES.values()]
     results, failures, sentences = list[PaperStudyResult](), list[Failure](), list[str]()
-    for plan in plans:
+    for i, plan in enumerate(plans):
         printer(True)(f"\n{plan.study.name}: {plan.study.question}")
-        result, failed = run_paper_study(plan)
+        result, failed = run_paper_study(plan, plans[:i])
         results += [result] if result else []
         failures += [each._replace(run=f"{plan.study.name}/{each.run}") for each in failed]
         sentences += [f"{plan.study.name}: {failure_sentence(failed, len(plan.comparison.jobs()))}"] if failed else []

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -96,10 +96,18 @@ class Comparison:
     entries: Sequence[Entry]
     evaluations: "Sequence[Evaluation]" = ()
     """Further evaluations of every encoder, besides fine-tuning."""
+    finetunes_untrained: bool = True
+    """Whether an untrained encoder is fine-tuned as well, as a baseline."""
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of runs that another comparison has trained with the same settings, by the names that they would have here."""
 
     def path(self, name: str, seed: int, suffix: str = "") -> Path:
         """A run folder."""
-        return self.folder / f"{name}-seed{seed}{suffix}"
+        return self.folder_of(f"{name}-seed{seed}{suffix}")
+
+    def folder_of(self, run: str) -> Path:
+        """The folder of a run."""
+        return self.elsewhere.get(run) or self.folder / run
 
     def options(self, entry: Entry, seed: int) -> dict[str, Any]:
         """The options of a run. A value that is the name of another entry becomes the run folder of that entry with this seed."""
@@ -150,7 +158,11 @@ class Comparison:
         return run_jobs(self.jobs(), self.folder, lambda name: after_each(), self.config)
 
     def jobs(self) -> list[Job]:
-        """All runs, in their order."""
+        """The runs of this comparison, in their order."""
+        return [job for job in self.all_jobs() if job.name not in self.elsewhere]
+
+    def all_jobs(self) -> list[Job]:
+        """All runs, in their order, with those that another comparison has trained."""
         jobs = []
         for seed in self.config.seeds:
             for entry in self.entries:
@@ -169,7 +181,7 @@ class Comparison:
                     Job(f"{own}-{each.suffix}", partial(self.evaluating, entry.name, seed, each), (own,))
                     for each in self.further_evaluations(entry)
                 ]
-            for entry in self.finetuned[:1]:
+            for entry in self.finetuned[: 1 if self.finetunes_untrained else 0]:
                 call = partial(self.finetuning, entry.name, seed, self.path("untrained", seed, "-finetune"), scratch=True)
                 jobs.append(Job(f"untrained-seed{seed}-finetune", call, (f"{entry.name}-seed{seed}",)))
         return jobs
@@ -279,7 +291,7 @@ class Comparison:
     @property
     def finished_runs(self) -> list[Path]:
         """The folders of the runs that have finished."""
-        paths = [self.folder / job.name for job in self.jobs()]
+        paths = [self.folder_of(job.name) for job in self.all_jobs()]
         return [path for path in paths if self.finished(path)]
 
     @property

@@ -1,6 +1,6 @@
 """The report of a comparison of methods: a table, bar charts, and a page. All numbers come from run folders."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -220,11 +220,11 @@ def accuracy_section(rows: Sequence[ComparisonRow], evaluated_on: str) -> Markup
     return element("div", *figures, class_="figures")
 
 
-def held_out_note(folder: Path) -> str:
-    """What to do after a comparison on held-out images, by what its runs record about the data."""
-    for path in sorted(folder.glob("*/run.json")):
+def held_out_note(runs: Iterable[Path]) -> str:
+    """What to do after a comparison on held-out images, by what the first of its runs records about the data."""
+    for path in runs:
         try:
-            splits = (Run(path.parent).facts.get("data") or {}).get("splits") or {}
+            splits = (Run(path).facts.get("data") or {}).get("splits") or {}
         except UnveilError:
             continue
         return HELD_OUT_NOTE if any(split_of(name) == "test" for name in splits.get("unused", ())) else NO_TEST_NOTE
@@ -252,7 +252,7 @@ def write_comparison(
     title = f"Methods compared on {Path(facts['data']).name or facts['data']}"
     line = element("p", f"comparison {folder.name}", class_="muted")
     evaluated_on = facts["config"].get("evaluate_on", "test")  # earlier versions had no choice
-    note = [element("p", held_out_note(folder))] if evaluated_on == "held-out" else []
+    note = [element("p", held_out_note(runs))] if evaluated_on == "held-out" else []
     verdict = element("p", comparison_verdict(rows, test_count), class_="verdict")
     failed = [element("p", text)] if (text := failure_note(facts)) else []
     heading = join_markup([element("h1", title), verdict, *failed, *note, line])

@@ -3,6 +3,7 @@
 All of our numbers come from run folders.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -193,9 +194,10 @@ def write_paper_study(folder: Path, result: PaperStudyResult, facts: Mapping[str
         parts.append(element("p", failed))
     images = EVALUATED_ON[result.evaluated_on]
     if result.evaluated_on == "held-out":
-        parts.append(element("p", f"Our accuracies are those on {images}. {held_out_note(folder)}"))
+        parts.append(element("p", f"Our accuracies are those on {images}. {held_out_note(runs)}"))
     parts.append(element("p", f"study {result.name} on {result.data}", class_="muted"))
-    links = [element("li", element("a", path.name, href=f"{path.name}/report.html")) for path in runs]
+    names = [Path(os.path.relpath(path, folder)).as_posix() for path in runs]  # a run may be that of another study
+    links = [element("li", element("a", name, href=f"{name}/report.html")) for name in names]
     sections = [
         ("Curves", figures_of_study(result)),
         ("Table", to_html(study_table(result))),

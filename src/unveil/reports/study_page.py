@@ -164,7 +164,7 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
         sections.append((heading, join_markup(body)))
     sections += [("Settings", settings_section(facts["config"])), ("Environment", environment_section(facts, {}))]
     held_out = any(sweep.evaluated_on == "held-out" for sweeps in groups.values() for sweep in sweeps)
-    note = [element("p", held_out_note(folder))] if held_out else []
+    note = [element("p", held_out_note(path.parent for path in sorted(folder.rglob("run.json"))))] if held_out else []
     failed = [element("p", text)] if (text := failure_note(facts)) else []
     top = join_markup([element("h1", title), *failed, *note, element("p", f"study {folder.name}", class_="muted")])
     return write_document(folder, top, title, sections, f"Generated from the run folders in {folder.name}.")

@@ -1,0 +1,56 @@
+"""Runs that several studies have in common, such as the one with all defaults of the paper. They are trained once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unveil.experiments.runner import Comparison, Entry
+from unveil.options import configure
+from unveil.runs.modality import modality
+
+
+def with_same_runs(comparison: Comparison, earlier: Sequence[Comparison]) -> Comparison:
+    """A comparison that uses the runs which earlier ones have trained with the same settings, perhaps under other names.
+
+    The settings and the seed decide every number of a run, so training it again would give the same. A run that has a folder in
+    the comparison stays there. With a budget in seconds, each comparison measures its own epochs, so nothing is shared.
+
+    Args:
+        comparison: The comparison whose turn has come.
+        earlier: Those that were run before.
+    """
+    found = dict[str, Path]()
+    if comparison.config.seconds:
+        return comparison
+    for seed in comparison.config.seeds:
+        for entry in comparison.entries:
+            settings = settings_of(comparison, entry, seed)
+            same = [
+                (other, twin)
+                for other in earlier
+                for twin in other.entries
+                if seed in other.config.seeds and settings_of(other, twin, seed) == settings
+            ]
+            for other, twin in same:
+                source, target = other.path(twin.name, seed), comparison.path(entry.name, seed)
+                if target.name not in found and other.finished(source) and not target.exists():
+                    found[target.name] = source
+                source, target = other.path(twin.name, seed, "-finetune"), comparison.path(entry.name, seed, "-finetune")
+                is_same = entry in comparison.finetuned and same_finetuning(comparison, other)
+                if target.name not in found and is_same and other.finished(source) and not target.exists():
+                    found[target.name] = source
+    return replace(comparison, elsewhere=found)
+
+
+def settings_of(comparison: Comparison, entry: Entry, seed: int) -> list[Any]:
+    """All that decides the numbers of a run, with defaults filled in."""
+    samples = modality(entry.kind.modality)
+    options = {**samples.defaults(comparison.data, entry.method), **comparison.options(entry, seed)}
+    model = options.pop("model")
+    return [comparison.data, entry.method, model, *configure(options, *samples.configs(entry.method))]
+
+
+def same_finetuning(one: Comparison, other: Comparison) -> bool:
+    """Whether two comparisons fine-tune in the same way."""
+    return one.finetune_options == other.finetune_options and one.config.labelled_data == other.config.labelled_data
