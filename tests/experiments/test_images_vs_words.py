@@ -72,7 +72,7 @@ def test_words_and_images_are_trained_and_drawn(tmp_path: Path, monkeypatch: pyt
         "bert": small,
         "wordmae": small,
     }
-    sweeps = run_study({"words": specs}, tmp_path / "out", "words", options)
+    sweeps = run_study({"words": specs}, tmp_path / "out", "words", ("study", "words"), options)
     for sweep, name in zip(sweeps, ("ratio-words/wordmae", "tokens-words/bert"), strict=True):
         results = json.loads((tmp_path / "out" / f"{name}-mask_ratio-0.5-seed0-finetune" / "results.json").read_text())
         assert sweep.rows[0].figures["finetune"] == [results["score"]["top1"]]

@@ -135,11 +135,23 @@ def test_another_study_is_not_overwritten(images: str, tmp_path: Path) -> None:
         ('{"study": "partial"}', "mask_ratio=0.5,0.75", "partial"),
         ('{"option": "sampling"}', "mask-ratio", "sampling"),
         ('{"option": "sampling"}', "mask_ratio=0.5,0.75", "sampling"),
+        ('{"study": "partial"}', "all", "partial"),
+        ('{"study": "all"}', "mask-ratio", "all"),
     ):
         (tmp_path / "study.json").write_text(known)
         with pytest.raises(UnveilError, match=f"the results of another study, {name}: choose another --out"):
             unveil.study(what, images, out=tmp_path, **options)
         assert (tmp_path / "study.json").read_text() == known
+    with pytest.raises(UnveilError, match="the results of another study, all: choose another --out"):
+        unveil.images_vs_words(images, images, out=tmp_path)
+    with pytest.raises(UnveilError, match="is the folder of a study: choose another --out"):
+        unveil.compare("mae", images, out=tmp_path, **options)
+    for file, kind in (("compare.json", "comparison"), ("run.json", "run")):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / file).write_text("{}")
+        for what in ("mask-ratio", "mask_ratio=0.5,0.75", "all"):
+            with pytest.raises(UnveilError, match=f"is the folder of a {kind}: choose another --out"):
+                unveil.study(what, images, out=tmp_path / kind, **options)
     with pytest.raises(UnveilError, match=r"has the value 0\.5 twice"):
         unveil.study("mask_ratio=0.5,0.5", images, out=tmp_path / "other", **options)
     with pytest.raises(UnveilError, match="mask-ratio varies mask_ratio, which dino does not have: use --method mae"):

@@ -34,7 +34,7 @@ def test_a_sweep_agrees_with_its_runs(tmp_path: Path) -> None:
         "": SweepSpec(method="mae", data=data, option="mask_ratio", values=(0.5,)),
         "depth": SweepSpec(method="mae", data=data, option="decoder_depth", values=(1,), fixed={"target": "pixel"}),
     }
-    both = run_study({"ratio and depth": specs}, folder, "two curves", options)
+    both = run_study({"ratio and depth": specs}, folder, "two curves", ("option", "mask_ratio"), options)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert [each.option for each in both] == ["mask_ratio", "decoder_depth"]
     assert Run(folder / "depth" / "mae-decoder_depth-1-seed0").config["target"] == "pixel"

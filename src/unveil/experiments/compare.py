@@ -10,6 +10,7 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
+from unveil.experiments.study_folder import refuse_other_results
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
@@ -77,6 +78,7 @@ def compare(
     (config,) = configure(known_to(options, CompareConfig), CompareConfig)
     options = {"model": model} | {key: value for key, value in options.items() if key not in known_to(options, CompareConfig)}
     folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-compare"
+    refuse_other_results(folder, "comparison")
     comparison = build_comparison([entry_of(method) for method in listed], str(data), folder, options)
 
     def write() -> tuple[list[ComparisonRow], ResultTable]:

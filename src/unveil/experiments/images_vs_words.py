@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.errors import UnveilError
+from unveil.experiments.paper_studies import INFORMATION_DENSITY
 from unveil.experiments.study import SweepSpec, run_study
 from unveil.reports.study_page import Sweep
 
@@ -60,7 +61,8 @@ def images_vs_words(
             "depth-words": SweepSpec(fixed=text | {"mask_ratio": 0.4}, **wordmae, **depth),
         },
     }
-    return run_study(groups, Path(out) if out else default_folder(), "Masking images and masking words", options)
+    subject = ("study", INFORMATION_DENSITY[0])
+    return run_study(groups, Path(out) if out else default_folder(), "Masking images and masking words", subject, options)
 
 
 def default_folder(runs: Path = Path("runs")) -> Path:

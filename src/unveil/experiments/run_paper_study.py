@@ -15,7 +15,7 @@ from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_na
 from unveil.experiments.runner import Comparison, Entry
 from unveil.experiments.same_runs import with_same_runs
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
-from unveil.experiments.study_folder import check_folder
+from unveil.experiments.study_folder import refuse_other_results
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
@@ -59,7 +59,7 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         UnveilError: If the options cannot be used, or are those that the study itself varies.
     """
     base = entry_of(method)
-    check_folder(folder, "study", study.name)
+    refuse_other_results(folder, "study", ("study", study.name))
     if base.kind.modality != "images":
         raise UnveilError(
             f"the study {study.name} is of images, but {base.name} learns from {base.kind.modality}: use --method mae"
@@ -228,6 +228,7 @@ def study_of_paper(
         refuse_failures(failures, len(plan.comparison.jobs()), shown)
         return shown
     folder = out or Path("runs") / f"{start}-studies"
+    refuse_other_results(folder, "study", ("study", name))
     # All plans come first, so that a wrong option is found before hours of training.
     plans = [plan_study(study, method, data, folder / study.name, applicable(study, options)) for study in STUDIES.values()]
     results, failures, sentences = list[PaperStudyResult](), list[Failure](), list[str]()
@@ -238,7 +239,7 @@ def study_of_paper(
         failures += [each._replace(run=f"{plan.study.name}/{each.run}") for each in failed]
         sentences += [f"{plan.study.name}: {failure_sentence(failed, len(plan.comparison.jobs()))}"] if failed else []
         facts = receipt()
-        content = {"studies": [each.to_json() for each in results], "failed": [each._asdict() for each in failures]}
+        content = {"study": name, "studies": [each.to_json() for each in results], "failed": [each._asdict() for each in failures]}
         write_text(folder / "study.json", json_text(facts | content))
         write_all_studies(folder, results, sentences, facts)
     end(folder, results)

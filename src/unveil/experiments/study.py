@@ -14,7 +14,7 @@ from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_studies import INFORMATION_DENSITY, STUDIES
 from unveil.experiments.run_paper_study import study_of_paper
 from unveil.experiments.runner import Comparison
-from unveil.experiments.study_folder import check_folder
+from unveil.experiments.study_folder import refuse_other_results
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
@@ -109,18 +109,22 @@ def study(
     spec = SweepSpec(method=method, data=str(data), option=option, values=values)
     folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-{spec.label}-{option}"
     title = f"{humanize(option)} of {spec.label} on {data}"
-    return run_study({humanize(option): {"": spec}}, folder, title, {"model": model} | options)
+    return run_study({humanize(option): {"": spec}}, folder, title, ("option", option), {"model": model} | options)
 
 
-def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title: str, options: Mapping[str, Any]) -> list[Sweep]:
+def run_study(
+    groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title: str, subject: tuple[str, str], options: Mapping[str, Any]
+) -> list[Sweep]:
     """Trains all runs of a study, and writes `study.json` and `report.html` after each of them.
 
     Args:
         groups: The curves of each section of the page: headings, then names of folders inside `folder`.
         folder: The folder of the study.
         title: The title of the page.
+        subject: What the folder is of, as for `refuse_other_results`.
         options: As for `study`.
     """
+    refuse_other_results(folder, "study", subject)
     comparisons = {
         heading: [(spec, spec.comparison(folder / name, options)) for name, spec in specs.items()]
         for heading, specs in groups.items()
@@ -132,15 +136,12 @@ def run_study(groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title
         facts = every[0].facts
         failed = [each._asdict() for comparison in every for each in comparison.failures]
         facts |= {"runs": runs, "failed": failed} if failed else {}
-        content = facts | subject | {"sweeps": {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}}
+        rows = {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}
+        content = facts | dict([subject]) | {"sweeps": rows}
         write_text(folder / "study.json", json_text(content))
         write_study(folder, title, sweeps, facts)
         return sweeps
 
-    options_varied = {spec.option for specs in groups.values() for spec in specs.values()}
-    subject = {"option": next(iter(options_varied))} if len(options_varied) == 1 else {}
-    if subject:
-        check_folder(folder, "option", subject["option"])
     every = [comparison for pairs in comparisons.values() for _, comparison in pairs]
     runs = sum(len(comparison.jobs()) for comparison in every)
 

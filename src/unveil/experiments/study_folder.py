@@ -1,24 +1,29 @@
-"""The folder of a study, which holds one study only."""
+"""The folder of a study, a comparison or a verdict, which holds the results of one of them only."""
 
 from pathlib import Path
 
 from unveil.errors import UnveilError
 from unveil.json_files import read_json
 
+FILES = {"study": "study.json", "comparison": "compare.json", "verdict": "verdict.json", "run": "run.json"}
+"""The file that tells what a folder is of."""
 
-def check_folder(folder: Path, key: str, name: str) -> None:
-    """Raises `UnveilError` if a folder has the results of another study, which would be overwritten.
+
+def refuse_other_results(folder: Path, kind: str, subject: tuple[str, str] | None = None) -> None:
+    """Raises `UnveilError` if a folder has other results, which would be overwritten.
 
     Args:
         folder: The folder, which need not exist.
-        key: What `study.json` calls its subject: "study" for a study of the paper, "option" for the values of an option.
-        name: The subject.
+        kind: A key of `FILES`.
+        subject: Of a study: ("study", name) for a study of the paper, ("option", name) for the values of an option.
     """
-    path = folder / "study.json"
-    if not path.is_file():
+    if other := next((name for name, file in FILES.items() if name != kind and (folder / file).is_file()), None):
+        raise UnveilError(f"{folder} is the folder of a {other}: choose another --out")
+    path = folder / FILES[kind]
+    if subject is None or not path.is_file():
         return
     found = read_json(path)
-    known = {each: found.get(each) for each in ("study", "option")} if isinstance(found, dict) else {}
-    other = next((value for each, value in known.items() if value and (each, value) != (key, name)), None)
+    known = [(key, found.get(key)) for key in ("study", "option")] if isinstance(found, dict) else []
+    other = next((str(name) for key, name in known if name and (key, name) != subject), None)
     if other is not None:
         raise UnveilError(f"{folder} has the results of another study, {other}: choose another --out")

@@ -10,6 +10,7 @@ from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.label_budgets import Budgets, label_counts
+from unveil.experiments.study_folder import refuse_other_results
 from unveil.experiments.verdict_runs import FOLDERS, VerdictConfig, VerdictRuns
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
@@ -91,6 +92,7 @@ def verdict(
     train_set, classes = opened.train.labelled(), opened.train.dataset.classes
     counts = label_counts(len(train_set), len(classes), config.shares)
     folder = Path(out) if out else beside(run, "verdict")
+    refuse_other_results(folder, "verdict")
     runs = VerdictRuns(
         config=config,
         run=run,
