@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from unveil.data.batch import Samples
 from unveil.data.loader import share_size
@@ -31,6 +30,9 @@ class LiveTensors(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        from torch.utils.flop_counter import flop_registry  # imported here, since it imports triton
+
+        self._flops_of = flop_registry
         self.now = self.peak = self.flops = 0
         self._counted: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -39,8 +41,8 @@ class LiveTensors(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=output)
+        if func.overloadpacket in self._flops_of:
+            self.flops += self._flops_of[func.overloadpacket](*args, **kwargs, out_val=output)
         inputs = {id(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))}
         for tensor in tensors_in(output):
             storage = tensor.untyped_storage()
