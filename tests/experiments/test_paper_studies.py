@@ -9,6 +9,7 @@ import pytest
 
 import unveil
 from tests.experiments.test_compare import TINY, no_pages
+from tests.experiments.test_images_vs_words import write_texts
 from tests.recipes.test_end_to_end import write_images
 from unveil import cli
 from unveil.command_line import verb_name
@@ -22,7 +23,8 @@ from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.interop.model_files import rebuild
 from unveil.models.flops import mae_cost
 from unveil.reports.failures import read_failures
-from unveil.reports.paper_study_page import PaperStudyResult, study_table
+from unveil.reports.findings import Judgement
+from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table
 from unveil.train.log import JsonLines
 from unveil.train.run_folder import ChangedSettingsError, Run
 
@@ -112,6 +114,13 @@ def test_one_encoder_is_evaluated_with_few_and_with_all_labels(images: str, tmp_
     assert [point.figures["scratch"] for point in found.points] == [[score] for score in scores]
     labels = [Run(tmp_path / f"mae-seed0-finetune-{share}").config["labels"] for share in SHARES]
     assert labels == [2, 2, 0]  # at least one of each class
+    results = tmp_path / "mae-seed0-linear-1-of-the-labels" / "results.json"
+    content = results.read_text()
+    results.write_text(content[:50])
+    (again,) = unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=0.5, **TINY)
+    assert isinstance(again, PaperStudyResult)
+    assert again.points == found.points  # a damaged probe is computed again
+    assert results.with_name("results.damaged.json").read_text() == content[:50]
     with pytest.raises(ChangedSettingsError, match="epochs"):
         unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=2.0, **TINY)
 
@@ -128,6 +137,21 @@ def test_ratios_that_mask_as_many_patches_are_one_setting() -> None:
     assert len(study.settings(Shape(96, 4, 20.0, patches=64))) == 10
 
 
+def test_missing_seeds_are_told() -> None:
+    def point(name: str, *linear: float) -> Point:
+        paper = {"linear": 0.5 + len(name) / 100}
+        return Point(name, name, name, 0.0, {"linear": linear, "step": [1.38] * len(linear)}, paper)
+
+    judgement = Judgement("open", "Nothing.")
+    points = [point("a", 0.1, 0.12), point("bb", 0.2, 0.21), point("ccc", 0.3, 0.31)]
+    result = PaperStudyResult("sampling", "Table 1f", "?", "", "photos", [*points, point("dddd", 0.0)], judgement)
+    notes = study_table(result).sentences
+    assert "Seeds are missing, and the rank correlation leaves these settings out: dddd (1 of 2)." in notes
+    assert "Rank correlation with the paper (Spearman), linear: 1.00, 3 settings." in notes
+    assert study_table(result).rows[0][3] == "1,380 ms"
+    assert not any("missing" in note for note in study_table(result._replace(points=points)).sentences)
+
+
 def test_another_study_is_not_overwritten(images: str, tmp_path: Path) -> None:
     options = {"seeds": (0,), "epochs": 1.0, **TINY}
     for known, what, name in (
@@ -142,8 +166,11 @@ def test_another_study_is_not_overwritten(images: str, tmp_path: Path) -> None:
         with pytest.raises(UnveilError, match=f"the results of another study, {name}: choose another --out"):
             unveil.study(what, images, out=tmp_path, **options)
         assert (tmp_path / "study.json").read_text() == known
+    (tmp_path / "study.json").write_text('{"study": "par')  # damaged, so it is written again
+    assert plan_study(STUDIES["mask-ratio"], "mae", images, tmp_path, options).study.name == "mask-ratio"
+    (tmp_path / "study.json").write_text('{"study": "all"}')
     with pytest.raises(UnveilError, match="the results of another study, all: choose another --out"):
-        unveil.images_vs_words(images, images, out=tmp_path)
+        unveil.images_vs_words(images, write_texts(tmp_path / "texts"), out=tmp_path)
     with pytest.raises(UnveilError, match="is the folder of a study: choose another --out"):
         unveil.compare("mae", images, out=tmp_path, **options)
     for file, kind in (("compare.json", "comparison"), ("run.json", "run")):
@@ -228,6 +255,7 @@ def test_an_interruption_stops_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [
+        ("mask-ratio", {"seconds": 10.0, "epochs": 2.0}, "the budget is either --seconds or --epochs: give one of them"),
         ("mask_ratoi", {}, "there is no study 'mask_ratoi'; did you mean mask-ratio? The studies are decoder-depth, "),
         ("why", {}, "there is no study 'why'. The studies are "),
         ("information-density", {}, "needs images and texts: call unveil.images_vs_words"),
@@ -261,6 +289,20 @@ def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pyt
     assert isinstance(found[1], PaperStudyResult)
     for one, again in zip(found[1].points, alone.points, strict=True):
         assert all(one.figures[each] == again.figures[each] for each in ("linear", "finetune"))
+
+    # If the run that they share fails, no other takes its place: both pages say that its results are missing.
+    shared = folder / "masked-loss" / "mae-all-patches-seed0"
+    shared.rename(tmp_path / "away")
+    shared.write_text("in the way")
+    with pytest.raises(FailedRunsError, match=r"^1 of 6 runs failed: masked-loss/mae-all-patches-seed0 "):
+        unveil.study("all", images, out=folder, **options)
+    assert {path.name for path in (folder / "mask-token").iterdir() if path.is_dir()} == runs
+    for name, setting in (("masked-loss", "all patches"), ("mask-token", "without tokens")):
+        assert f"Without results: {setting}." in (folder / name / "report.html").read_text()
+    shared.unlink()
+    (tmp_path / "away").rename(shared)
+    again_all = unveil.study("all", images, out=folder, **options)
+    assert [result.points for result in again_all] == [result.points for result in found]
 
 
 def test_the_list_and_the_names(capsys: pytest.CaptureFixture[str]) -> None:

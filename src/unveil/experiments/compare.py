@@ -138,6 +138,8 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
         raise UnveilError("a comparison trains a model from scratch beside the fine-tuned ones: leave finetune.scratch out")
     if len(set(names)) < len(names):
         raise UnveilError(f"a method occurs twice in {', '.join(names)}: give it two names, such as mae and mae-pixel")
+    if config.seconds and shared.get("epochs"):
+        raise UnveilError("the budget is either --seconds or --epochs: give one of them")
     if config.seconds and (config.slurm or (config.jobs or 1) > 1):
         raise UnveilError(
             "--seconds compares methods by their speed, which runs side by side would change: use --jobs 1, or --epochs"

@@ -57,18 +57,24 @@ class Job(NamedTuple):
 
 
 def run_jobs(
-    jobs: Sequence[Job], folder: Path, after_each: Callable[[str], object], config: JobsConfig | None = None
+    jobs: Sequence[Job],
+    folder: Path,
+    after_each: Callable[[str], object],
+    config: JobsConfig | None = None,
+    *,
+    missing: Sequence[str] = (),
 ) -> list[Failure]:
     """Does all jobs, and calls `after_each` with the name of every one that has ended, or could not start.
 
-    Returns what has failed, which `failed.json` in `folder` records.
+    Those that need a run which is `missing`, because it has failed elsewhere, are left out. Returns what has failed, which
+    `failed.json` in `folder` records.
 
     Raises:
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
         ChangedSettingsError: If a run has been trained with other settings: that is a mistake of this call, and no failure.
         WriteError: If the disk is full, since all other runs would fail as well.
     """
-    notes, config = Notes(folder, jobs), config or JobsConfig()
+    notes, config = Notes(folder, jobs, missing), config or JobsConfig()
     at_once = config.jobs or (len(jobs) if config.slurm else max(1, torch.cuda.device_count()))
     if config.slurm:
         run_at_once(jobs, notes, SlurmJobs(folder, config.slurm, at_once), at_once, after_each)
@@ -133,9 +139,9 @@ def next_calls(waiting: list[Job], running: Mapping[str, object], notes: "Notes"
 class Notes:
     """Which jobs have failed, on disk and in the terminal."""
 
-    def __init__(self, folder: Path, jobs: Sequence[Job]) -> None:
+    def __init__(self, folder: Path, jobs: Sequence[Job], missing: Sequence[str] = ()) -> None:
         names = [job.name for job in jobs]
-        self.folder, self.lost = folder, set[str]()
+        self.folder, self.lost = folder, set(missing)
         # A call with fewer seeds or entries leaves the other failures as they are.
         self.found = {each.run: each for each in read_failures(folder)}
         self.names = names

@@ -139,12 +139,14 @@ def for_method_only(base: Entry, stages: Sequence[Entry], options: Mapping[str, 
 def result_of(plan: Plan) -> PaperStudyResult:
     """The results of the runs that have finished."""
     study, comparison = plan.study, plan.comparison
-    points = [point_of(plan, setting) for setting in plan.settings]
-    points = [point for point in points if point.figures]
+    every = [point_of(plan, setting) for setting in plan.settings]
+    points = [point for point in every if point.figures]
     count = evaluated_images(comparison)
     labels = [setting.label for setting in plan.settings]
     judgement = judge_finding(study.claims(labels), {point.label: point.figures for point in points}, count)
     notes = [study.note] if study.note else []
+    if missing := [point.ours for point in every if not point.figures]:
+        notes.append(f"Without results: {', '.join(missing)}.")
     if plan.left_out:
         notes.append(f"Left out, because they are impossible here or the same as another setting: {', '.join(plan.left_out)}.")
     return PaperStudyResult(
@@ -188,14 +190,8 @@ def point_of(plan: Plan, setting: Setting) -> Point:
     )
 
 
-def run_paper_study(plan: Plan, earlier: Sequence[Plan] = ()) -> tuple[PaperStudyResult | None, list[Failure]]:
-    """Trains what is missing, and writes `study.json` and `report.html` after each run. Returns what has failed as well.
-
-    Args:
-        plan: The study.
-        earlier: Studies that were run before, whose runs are used where the settings are the same.
-    """
-    plan = plan._replace(comparison=with_same_runs(plan.comparison, [each.comparison for each in earlier]))
+def run_paper_study(plan: Plan) -> tuple[PaperStudyResult | None, list[Failure]]:
+    """Trains what is missing, and writes `study.json` and `report.html` after each run. Returns what has failed as well."""
     comparison, folder = plan.comparison, plan.comparison.folder
 
     def write() -> PaperStudyResult | None:
@@ -209,7 +205,7 @@ def run_paper_study(plan: Plan, earlier: Sequence[Plan] = ()) -> tuple[PaperStud
 
     with locked(folder, "training in"):
         for name, path in comparison.elsewhere.items():
-            printer(True)(f"{name} is the same run as {path}")
+            printer(True)(f"{name} is the same run as {path}" + ", which has failed" * (not comparison.finished(path)))
         failures = comparison.run(write)
         return write(), failures
 
@@ -230,11 +226,14 @@ def study_of_paper(
     folder = out or Path("runs") / f"{start}-studies"
     refuse_other_results(folder, "study", ("study", name))
     # All plans come first, so that a wrong option is found before hours of training.
-    plans = [plan_study(study, method, data, folder / study.name, applicable(study, options)) for study in STUDIES.values()]
+    plans = list[Plan]()
+    for study in STUDIES.values():
+        plan = plan_study(study, method, data, folder / study.name, applicable(study, options))
+        plans.append(plan._replace(comparison=with_same_runs(plan.comparison, [each.comparison for each in plans])))
     results, failures, sentences = list[PaperStudyResult](), list[Failure](), list[str]()
-    for i, plan in enumerate(plans):
+    for plan in plans:
         printer(True)(f"\n{plan.study.name}: {plan.study.question}")
-        result, failed = run_paper_study(plan, plans[:i])
+        result, failed = run_paper_study(plan)
         results += [result] if result else []
         failures += [each._replace(run=f"{plan.study.name}/{each.run}") for each in failed]
         sentences += [f"{plan.study.name}: {failure_sentence(failed, len(plan.comparison.jobs()))}"] if failed else []
@@ -249,8 +248,12 @@ def study_of_paper(
 
 
 def applicable(study: PaperStudy, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options for one of all studies: without those that it varies itself, which are meant for the others."""
-    varied = {key for cell in study.cells for key in cell.options} | ({"seconds"} if study.scaled == "epochs" else set())
+    """The options for one of all studies: without those that it varies itself, which are meant for the others.
+
+    With a budget in seconds, the epochs are meant for the study of the epochs.
+    """
+    varied = {key for cell in study.cells for key in cell.options}
+    varied |= {"seconds"} if study.scaled == "epochs" else {"epochs"} if options.get("seconds") else set()
     varied |= {"decoder_width"} if study.scaled == "width" else {"decoder_depth"} if study.scaled == "depth" else set()
     return {key: value for key, value in options.items() if key not in varied}
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from unveil.atomic_files import write_text
+from unveil.atomic_files import set_aside, write_text
 from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
 from unveil.experiments.calls import Call
@@ -155,7 +155,8 @@ class Comparison:
 
     def run(self, after_each: Callable[[], object]) -> list[Failure]:
         """Trains what is missing, seed after seed, and calls `after_each` after every run. Returns what has failed."""
-        return run_jobs(self.jobs(), self.folder, lambda name: after_each(), self.config)
+        missing = [name for name, path in self.elsewhere.items() if not self.finished(path)]
+        return run_jobs(self.jobs(), self.folder, lambda name: after_each(), self.config, missing=missing)
 
     def jobs(self) -> list[Job]:
         """The runs of this comparison, in their order."""
@@ -207,7 +208,7 @@ class Comparison:
             return self.finetuning(name, seed, out, **options)
         kept = {"test_split": HELD_OUT} if Run(self.path(name, seed)).config.get("test_split") == HELD_OUT else {}
         given = known_to(self.finetune_options, HardwareConfig) | kept | options | {"seed": seed}
-        if (out / "results.json").is_file():
+        if finished_probe(out):
             refuse_other_probe(out, given)
             return None
         return Call("probe", (self.path(name, seed), self.config.labelled_data), {"out": out, **given})
@@ -215,7 +216,7 @@ class Comparison:
     def probed(self, name: str, seed: int, suffix: str) -> dict[str, float]:
         """The accuracies of a probe that has finished, of the encoder and perhaps of baselines; nothing if it has not."""
         folder = self.path(name, seed, f"-{suffix}")
-        if not (folder / "results.json").is_file():
+        if not finished_probe(folder):
             return {}
         with reading_results(folder):
             return {model: float(accuracy) for model, accuracy in Run(folder, {}).results["top1"].items()}
@@ -240,7 +241,11 @@ class Comparison:
             trial = dry_run(plan, self.path(entry.name, seed), time.monotonic() - start, seconds)
             steps = trial.steps_within(budget)
             if not steps:
-                raise UnveilError(f"{entry.name} has {budget:.3g} seconds, but a step takes {trial.step:.3g}: give more --seconds")
+                first = trial.training(max(1, trial.warmup))
+                raise UnveilError(
+                    f"{entry.name} has {budget:.3g} seconds, but its first steps, in which everything is set up, take {first:.3g}: "
+                    f"give more --seconds"
+                )
             epochs = steps * plan.recipe.training.batch_size / trial.train
             measured = self.measured_epochs() | {entry.name: {"seconds": self.config.seconds, "epochs": epochs}}
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -316,6 +321,18 @@ def last_block(comparison: Comparison, run: Run) -> dict[str, Any]:
     given = known_to(comparison.finetune_options, ProbeConfig, TrainConfig, OptimConfig)
     is_first = run.path.name.startswith(f"{comparison.transferred[0].name}-seed")
     return {**given, "kind": "partial", "blocks": 1.0, "compare": is_first}
+
+
+def finished_probe(folder: Path) -> bool:
+    """Whether a probe has ended. If its results are damaged, they are set aside: it is computed again when its turn comes."""
+    if not (folder / "results.json").is_file():
+        return False
+    try:
+        read_json(folder / "results.json")
+    except UnveilError as error:
+        printer(True)(f"{error}: it is set aside as {set_aside(folder / 'results.json').name}")
+        return False
+    return True
 
 
 def refuse_other_probe(folder: Path, options: Mapping[str, Any]) -> None:

@@ -9,38 +9,44 @@ from unveil.experiments.runner import Comparison, Entry
 from unveil.options import configure
 from unveil.runs.modality import modality
 
+FINETUNE = "-finetune"
+"""The end of the name of a run that fine-tunes an encoder."""
+
 
 def with_same_runs(comparison: Comparison, earlier: Sequence[Comparison]) -> Comparison:
-    """A comparison that uses the runs which earlier ones have trained with the same settings, perhaps under other names.
+    """A comparison that uses the runs which earlier ones have with the same settings, perhaps under other names.
 
     The settings and the seed decide every number of a run, so training it again would give the same. A run that has a folder in
     the comparison stays there. With a budget in seconds, each comparison measures its own epochs, so nothing is shared.
 
     Args:
         comparison: The comparison whose turn has come.
-        earlier: Those that were run before.
+        earlier: Those that came before.
     """
     found = dict[str, Path]()
     if comparison.config.seconds:
         return comparison
     for seed in comparison.config.seeds:
         for entry in comparison.entries:
-            settings = settings_of(comparison, entry, seed)
-            same = [
-                (other, twin)
-                for other in earlier
-                for twin in other.entries
-                if seed in other.config.seeds and settings_of(other, twin, seed) == settings
-            ]
-            for other, twin in same:
-                source, target = other.path(twin.name, seed), comparison.path(entry.name, seed)
-                if target.name not in found and other.finished(source) and not target.exists():
-                    found[target.name] = source
-                source, target = other.path(twin.name, seed, "-finetune"), comparison.path(entry.name, seed, "-finetune")
-                is_same = entry in comparison.finetuned and same_finetuning(comparison, other)
-                if target.name not in found and is_same and other.finished(source) and not target.exists():
-                    found[target.name] = source
+            own = comparison.path(entry.name, seed)
+            twin = None if own.exists() else same_run(comparison, entry, seed, earlier)
+            if twin is None:
+                continue
+            other, name = twin
+            found[own.name] = other.path(name, seed)
+            if entry in comparison.finetuned and same_finetuning(comparison, other):
+                found[comparison.path(entry.name, seed, FINETUNE).name] = other.path(name, seed, FINETUNE)
     return replace(comparison, elsewhere=found)
+
+
+def same_run(comparison: Comparison, entry: Entry, seed: int, earlier: Sequence[Comparison]) -> tuple[Comparison, str] | None:
+    """The first comparison with a run of the same settings, and the name of the entry there; None if there is none."""
+    settings = settings_of(comparison, entry, seed)
+    for other in earlier:
+        for twin in other.entries:
+            if seed in other.config.seeds and settings_of(other, twin, seed) == settings:
+                return other, twin.name
+    return None
 
 
 def settings_of(comparison: Comparison, entry: Entry, seed: int) -> list[Any]:
@@ -53,4 +59,6 @@ def settings_of(comparison: Comparison, entry: Entry, seed: int) -> list[Any]:
 
 def same_finetuning(one: Comparison, other: Comparison) -> bool:
     """Whether two comparisons fine-tune in the same way."""
+    if not other.config.with_finetune:
+        return False
     return one.finetune_options == other.finetune_options and one.config.labelled_data == other.config.labelled_data

@@ -124,11 +124,12 @@ def run_study(
         subject: What the folder is of, as for `refuse_other_results`.
         options: As for `study`.
     """
-    refuse_other_results(folder, "study", subject)
     comparisons = {
         heading: [(spec, spec.comparison(folder / name, options)) for name, spec in specs.items()]
         for heading, specs in groups.items()
     }
+
+    refuse_other_results(folder, "study", subject)
 
     def write() -> dict[str, list[Sweep]]:
         sweeps = {heading: [spec.sweep(comparison) for spec, comparison in pairs] for heading, pairs in comparisons.items()}

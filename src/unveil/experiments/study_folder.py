@@ -22,7 +22,10 @@ def refuse_other_results(folder: Path, kind: str, subject: tuple[str, str] | Non
     path = folder / FILES[kind]
     if subject is None or not path.is_file():
         return
-    found = read_json(path)
+    try:
+        found = read_json(path)
+    except UnveilError:  # damaged: it is written again from the runs
+        return
     known = [(key, found.get(key)) for key in ("study", "option")] if isinstance(found, dict) else []
     other = next((str(name) for key, name in known if name and (key, name) != subject), None)
     if other is not None:

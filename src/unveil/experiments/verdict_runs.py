@@ -145,8 +145,8 @@ class VerdictRuns:
         """Sentences on what makes the numbers of labels or the accuracies other than they look."""
         found = [f"{leak[:1].upper()}{leak[1:]}." for leak in self.leaks]
         if unread := self.budgets.unread.get("training"):
-            count = count_of(unread, "training image")
-            found.append(f"{count} could not be read: their labels are among those that are counted, but teach nothing.")
+            count, labels = count_of(unread, "training image"), "its label is" if unread == 1 else "their labels are"
+            found.append(f"{count} could not be read: {labels} counted as well, without effect.")
         if unread := self.budgets.unread.get("test"):
             found.append(f"{count_of(unread, 'test image')} could not be read, and are left out.")
         if self.originals is not None:

@@ -52,7 +52,7 @@ RESULT_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("time", spell_time),
     "samples": ("samples", lambda value: f"{round(value):,}"),
     **{key: (f"{name}, %", lambda value: f"{100 * value:.1f}") for key, name in ACCURACIES.items()},
-    "ahead": ("gain, points", lambda value: f"{100 * value:+.1f}"),
+    "ahead": ("gain, points", lambda value: f"{100 * value:+z.1f}"),
     "rank_me": ("RankMe", lambda value: f"{value:.1f}"),
     "feature_deviation": ("feature deviation", lambda value: f"{value:.2f}"),
     "codebook_usage": ("codebook used, %", lambda value: f"{100 * value:.1f}"),

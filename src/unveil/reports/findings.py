@@ -42,7 +42,7 @@ class Difference(NamedTuple):
 
     def interval(self, scale: float = 100.0) -> str:
         """The interval as text, in points unless another scale is given."""
-        return f"{scale * (self.value - self.margin):+.1f} to {scale * (self.value + self.margin):+.1f}"
+        return f"{scale * (self.value - self.margin):+z.1f} to {scale * (self.value + self.margin):+z.1f}"
 
 
 def difference(first: Sequence[float], second: Sequence[float], count: float | None) -> Difference:
@@ -145,7 +145,7 @@ class RaisesMore(Claim):
         rises = [difference(cells[self.end][metric], cells[self.start][metric], count) for metric in (self.more, self.less)]
         # The errors of the two rises are taken to be independent, so the margin is rather too wide than too narrow.
         found = Difference(rises[0].value - rises[1].value, math.hypot(rises[0].margin, rises[1].margin))
-        by = [f"{METRICS[metric]} by {100 * rise.value:+.1f}" for metric, rise in zip((self.more, self.less), rises, strict=True)]
+        by = [f"{METRICS[metric]} by {100 * rise.value:+z.1f}" for metric, rise in zip((self.more, self.less), rises, strict=True)]
         extra = f"a difference of {found.interval()} points" + ", which includes 0" * (found.answer == "open")
         return Judgement(found.answer, f'from "{self.start}" to "{self.end}", {by[0]} and {by[1]} points, {extra}')
 

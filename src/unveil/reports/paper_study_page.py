@@ -65,14 +65,32 @@ class PaperStudyResult(NamedTuple):
     evaluated_on: str = "test"
     notes: Sequence[str] = ()
 
+    def seeds(self, metric: str) -> int:
+        """The number of seeds of the cells that have the most."""
+        return max((len(point.figures.get(metric, ())) for point in self.points), default=0)
+
+    @property
+    def incomplete(self) -> dict[str, int]:
+        """The cells that lack the numbers of some seeds, and how many seeds have all of them."""
+        found = {}
+        for point in self.points:
+            have = [len(point.figures.get(key, ())) for key in self.shown]
+            if have != [self.seeds(key) for key in self.shown]:
+                found[point.ours] = min(have)
+        return found
+
     @property
     def shown(self) -> list[str]:
         """The metrics that we or the paper have numbers of."""
         return [key for key in self.metrics if any(point.figures.get(key) for point in self.points)]
 
     def correlation(self, metric: str) -> RankCorrelation | None:
-        """The rank correlation of our means with the paper's numbers; None with fewer than 3 cells that have both."""
-        both = [point for point in self.points if point.figures.get(metric) and metric in point.paper]
+        """The rank correlation of our means with the paper's numbers; None with fewer than 3 cells that have both.
+
+        A cell that lacks the numbers of some seeds is left out.
+        """
+        count = self.seeds(metric)
+        both = [point for point in self.points if len(point.figures.get(metric, ())) == count and metric in point.paper]
         return rank_correlation([point.figures[metric] for point in both], [point.paper[metric] for point in both])
 
     def to_json(self) -> dict[str, Any]:
@@ -114,15 +132,18 @@ def study_table(result: PaperStudyResult) -> ResultTable:
         row += [spell_flops(point.flops) if point.flops else ""] * has_flops
         if has_steps:
             step, seconds = (point.figures.get(key, ()) for key in ("step", "seconds"))
-            row += [f"{1000 * mean(step):.3g} ms" if step else "", spell_time(mean(seconds)) if seconds else ""]
+            row += [spell_step(mean(step)) if step else "", spell_time(mean(seconds)) if seconds else ""]
         rows.append(row)
     return ResultTable(f"{result.question} ({result.data})", heads, rows, table_notes(result, has_flops))
 
 
 def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
     """The sentences below the table."""
-    seeds = max((len(point.figures.get(key, ())) for point in result.points for key in result.shown), default=0)
+    seeds = max((result.seeds(key) for key in result.shown), default=0)
     notes = [f"Mean and standard deviation over {seeds} seeds." if seeds > 1 else "One seed: the spread over seeds is unknown."]
+    if incomplete := result.incomplete:
+        listed = "; ".join(f"{setting} ({count} of {seeds})" for setting, count in incomplete.items())
+        notes.append(f"Seeds are missing, and the rank correlation leaves these settings out: {listed}.")
     if chance := chance_note([row_of(point.label, seeds_of(point, result.shown)) for point in result.points], result.test_count):
         notes.append(chance)
     correlations = {METRIC_NAMES[key]: found for key in result.shown if (found := result.correlation(key))}
@@ -134,6 +155,11 @@ def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
     notes.append(f"The paper: He et al. (2021), {result.source[0].lower()}{result.source[1:]}, ImageNet-1K.")
     if has_flops:
         notes.append("FLOPs are those of matrix products, forward and backward, for a whole batch.")
+    if any(point.figures.get("step") for point in result.points):
+        notes.append(
+            "The time of a step is the median of a run. That of the training includes the start of the process. Both depend on "
+            "what else the machine did."
+        )
     return [*notes, *result.notes]
 
 
@@ -141,6 +167,11 @@ def seeds_of(point: Point, metrics: Sequence[str]) -> list[dict[str, float]]:
     """The numbers of a cell, seed by seed."""
     count = max((len(point.figures.get(key, ())) for key in metrics), default=0)
     return [{key: values[seed] for key in metrics if seed < len(values := point.figures.get(key, ()))} for seed in range(count)]
+
+
+def spell_step(seconds: float) -> str:
+    """The time of a step for people, such as "8.4 ms" or "1,380 ms"."""
+    return f"{1000 * seconds:,.{1 if seconds < 0.01 else 0}f} ms"
 
 
 def spell_flops(flops: float) -> str:

@@ -8,11 +8,13 @@ from jaxtyping import Float
 
 FEWEST_CELLS = 3
 """Two cells have a rank correlation of 1 or -1, whatever they are."""
+FEWEST_SEEDS = 3
+"""Two seeds give three means of each cell, and so no interval."""
 RESAMPLES = 2_000
 
 
 class RankCorrelation(NamedTuple):
-    """Spearman's rank correlation, with the 95 % interval over seeds; `low` and `high` are None for single seeds."""
+    """Spearman's rank correlation, with the 95 % interval over seeds; `low` and `high` are None for fewer than three."""
 
     value: float
     low: float | None
@@ -60,7 +62,7 @@ def rank_correlation(ours: Sequence[Sequence[float]], paper: Sequence[float], se
     value = float(spearman(np.array([np.mean(cell) for cell in ours]), published))
     if np.isnan(value):
         return None
-    if min(len(cell) for cell in ours) < 2:
+    if min(len(cell) for cell in ours) < FEWEST_SEEDS:
         return RankCorrelation(value, None, None, len(ours))
     generator = np.random.default_rng(seed)
     means = np.stack([generator.choice(np.asarray(cell), (RESAMPLES, len(cell))).mean(axis=1) for cell in ours], axis=1)
