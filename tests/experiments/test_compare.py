@@ -162,9 +162,7 @@ def test_the_speed_is_measured_once_and_first_stages_count(images: str, tmp_path
     assert len(tried) == 2
     assert comparison.epochs(second, 1) == comparison.epochs(second, 0)
     assert len(tried) == 2
-    with pytest.raises(
-        UnveilError, match=r"mae has -4 seconds, but its first steps, in which everything is set up, take 0\.4"
-    ):
+    with pytest.raises(UnveilError, match=r"mae has -4 seconds, but its first steps, in which everything is set up, take 0\.4"):
         comparison_of(images, tmp_path, first, second, seconds=2.0).epochs(second, 0)
     other = comparison_of(images, tmp_path, Entry("mae", "mae", {"epochs": 3.0}), seconds=20.0)
     assert other.epochs(other.entries[0], 0) == 3.0
