@@ -16,6 +16,7 @@ from tests.experiments.test_compare import TINY
 from tests.processes import Command
 from tests.recipes.test_end_to_end import write_images
 from unveil.errors import Interrupted, UnveilError
+from unveil.experiments import calls
 from unveil.experiments.calls import Call, Outcome
 from unveil.experiments.jobs import FailedRunsError, Job, Notes, run_at_once, run_jobs
 from unveil.experiments.side_by_side import WorkerProcesses, visible_gpus
@@ -104,6 +105,22 @@ def test_what_fails_stops_only_what_needs_it_and_some_errors_stop_all(tmp_path: 
         with pytest.raises(error, match="why"):
             run_at_once(JOBS, Notes(tmp_path, JOBS), stopped, 2, lambda name: None)
         assert stopped.left == ["b"]
+
+
+def test_what_has_ended_before_needs_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(name: str, results: str) -> Job:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(results)
+        (tmp_path / name / "report.html").touch()
+        return job(name, call=lambda: Call("probe", (), {"out": tmp_path / name}))
+
+    called = list[Path]()
+    monkeypatch.setitem(calls.COMMANDS, "probe", lambda out: called.append(out))  # type: ignore[arg-type]  # a dictionary
+    jobs = [ended("a", '{"score": 1}'), ended("b", '{"sco'), job("c", "a")]
+    launcher = Scripted()
+    run_at_once(jobs, Notes(tmp_path, jobs), launcher, 1, lambda name: None)
+    assert called == [tmp_path / "a"]
+    assert launcher.started == [["b"], ["c"]]  # the results of b are damaged
 
 
 def test_a_signal_stops_the_launcher(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from unveil.atomic_files import WriteError
 from unveil.errors import Interrupted, UnveilError
 from unveil.folder_lock import locked
+from unveil.json_files import read_json
 from unveil.recipes.finetune import finetune
 from unveil.recipes.pretrain import pretrain
 from unveil.recipes.probe import probe
@@ -66,6 +67,16 @@ class Call(NamedTuple):
     command: Literal["pretrain", "finetune", "probe"]
     inputs: tuple[Any, ...]
     options: Mapping[str, Any]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its folder has results and a report, so that calling it only compares the settings."""
+        folder = Path(self.options.get("out") or "")
+        if not ((folder / "results.json").is_file() and (folder / "report.html").is_file()):
+            return False
+        with suppress(UnveilError):  # of damaged results
+            return bool(read_json(folder / "results.json"))
+        return False
 
     def __call__(self) -> Outcome:
         """Calls the command, and tells what has become of it."""

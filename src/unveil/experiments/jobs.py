@@ -132,7 +132,10 @@ def next_calls(waiting: list[Job], running: Mapping[str, object], notes: "Notes"
         if unfinished.isdisjoint(job.needs):
             waiting.remove(job)
             if notes.may_start(job) and (call := notes.prepared(job)) is not None:
-                found.append((job, call))
+                if call.has_ended:  # a process of its own would only compare the settings
+                    notes.take(job, call())
+                else:
+                    found.append((job, call))
     return found
 
 
