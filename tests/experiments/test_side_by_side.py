@@ -111,12 +111,13 @@ def test_what_has_ended_before_needs_no_process(tmp_path: Path, monkeypatch: pyt
     def ended(name: str, results: str) -> Job:
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(results)
+        (tmp_path / name / "run.json").write_text('{"config": {}}')
         (tmp_path / name / "report.html").touch()
         return job(name, call=lambda: Call("probe", (), {"out": tmp_path / name}))
 
     called = list[Path]()
-    monkeypatch.setitem(calls.COMMANDS, "probe", lambda out: called.append(out))  # type: ignore[arg-type]  # a dictionary
-    jobs = [ended("a", '{"score": 1}'), ended("b", '{"sco'), job("c", "a")]
+    monkeypatch.setattr(calls, "COMMANDS", {"probe": lambda out: called.append(out)})
+    jobs = [ended("a", '{"seconds": 1.0}'), ended("b", '{"sec'), job("c", "a")]
     launcher = Scripted()
     run_at_once(jobs, Notes(tmp_path, jobs), launcher, 1, lambda name: None)
     assert called == [tmp_path / "a"]

@@ -11,11 +11,10 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from unveil.atomic_files import WriteError
 from unveil.errors import Interrupted, UnveilError
 from unveil.folder_lock import locked
-from unveil.json_files import read_json
 from unveil.recipes.finetune import finetune
 from unveil.recipes.pretrain import pretrain
 from unveil.recipes.probe import probe
-from unveil.train.run_folder import ChangedSettingsError
+from unveil.train.run_folder import ChangedSettingsError, Run
 from unveil.train.terminal import printer
 
 COMMANDS: Mapping[str, Callable[..., Any]] = {"pretrain": pretrain, "finetune": finetune, "probe": probe}
@@ -70,13 +69,8 @@ class Call(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether its folder has results and a report, so that calling it only compares the settings."""
-        folder = Path(self.options.get("out") or "")
-        if not ((folder / "results.json").is_file() and (folder / "report.html").is_file()):
-            return False
-        with suppress(UnveilError):  # of damaged results
-            return bool(read_json(folder / "results.json"))
-        return False
+        """Whether its run has finished, so that calling it only compares the settings."""
+        return finished_run(Path(self.options.get("out") or "")) is not None
 
     def __call__(self) -> Outcome:
         """Calls the command, and tells what has become of it."""
@@ -85,6 +79,16 @@ class Call(NamedTuple):
         except Exception as error:
             return outcome_of(error)
         return Outcome()
+
+
+def finished_run(path: Path) -> Run | None:
+    """The run in a folder if it has finished, else None."""
+    if not ((path / "results.json").is_file() and (path / "report.html").is_file()):
+        return None
+    try:
+        return Run(path) if Run(path).results else None
+    except UnveilError:  # damaged results are computed again when the turn of the run comes
+        return None
 
 
 def wait_until_free(folder: Path) -> None:

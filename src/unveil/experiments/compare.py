@@ -9,8 +9,8 @@ from typing import Any
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.jobs import refuse_failures
+from unveil.experiments.results_folder import refuse_other_results
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
-from unveil.experiments.study_folder import refuse_other_results
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method

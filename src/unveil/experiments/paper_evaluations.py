@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unveil.data.augment import AugmentConfig
+from unveil.experiments.calls import finished_run
 from unveil.experiments.paper_study import PaperStudy, Setting, folder_name
 from unveil.experiments.runner import Comparison, Evaluation
 from unveil.interop.encoder_only import vit_of
@@ -76,7 +77,7 @@ def labels_of(comparison: Comparison, run: Run, share: float) -> int:
 
 def figures_of_setting(comparison: Comparison, study: PaperStudy, setting: Setting, name: str, seed: int) -> dict[str, float]:
     """The accuracies of a setting for one seed, by metric, from the evaluations that have finished."""
-    run = comparison.finished(comparison.path(name, seed))
+    run = finished_run(comparison.path(name, seed))
     if run is None:
         return {}
     if study.varies == "partial":
@@ -87,6 +88,6 @@ def figures_of_setting(comparison: Comparison, study: PaperStudy, setting: Setti
     linear = comparison.probed(name, seed, suffix_of("linear", setting))
     figures = {"linear": linear["encoder"]} if linear else {}
     for metric in ("finetune", "scratch"):
-        if tuned := comparison.finished(comparison.path(name, seed, f"-{suffix_of(metric, setting)}")):
+        if tuned := finished_run(comparison.path(name, seed, f"-{suffix_of(metric, setting)}")):
             figures[metric] = finetune_score(tuned)
     return figures

@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.experiments.calls import finished_run
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images, existing_weights
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_name
-from unveil.experiments.runner import Comparison, Entry
+from unveil.experiments.results_folder import refuse_other_results
+from unveil.experiments.runner import FINETUNE, Comparison, Entry
 from unveil.experiments.same_runs import with_same_runs
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
-from unveil.experiments.study_folder import refuse_other_results
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
@@ -172,7 +173,7 @@ def point_of(plan: Plan, setting: Setting) -> Point:
     flops, figures = None, dict[str, list[float]]()
     for seed in comparison.config.seeds:
         found: dict[str, float] = {}
-        run = comparison.finished(comparison.path(name, seed))
+        run = finished_run(comparison.path(name, seed))
         if study.varies != "pretraining":
             found = figures_of_setting(comparison, study, setting, name, seed)
         elif run:
@@ -180,7 +181,7 @@ def point_of(plan: Plan, setting: Setting) -> Point:
             found |= {
                 key: value for key, value in (run.results.get("features") or {}).get("encoder", {}).items() if key == "linear"
             }
-            tuned = comparison.finished(comparison.path(name, seed, "-finetune")) if comparison.config.with_finetune else None
+            tuned = finished_run(comparison.path(name, seed, FINETUNE)) if comparison.config.with_finetune else None
             found |= {"finetune": float(tuned.results["score"]["top1"])} if tuned else {}
             flops = flops_per_step(run)
         for key, value in found.items():
@@ -205,7 +206,7 @@ def run_paper_study(plan: Plan) -> tuple[PaperStudyResult | None, list[Failure]]
 
     with locked(folder, "training in"):
         for name, path in comparison.elsewhere.items():
-            printer(True)(f"{name} is the same run as {path}" + ", which has failed" * (not comparison.finished(path)))
+            printer(True)(f"{name} is the same run as {path}" + ", which has failed" * (not finished_run(path)))
         failures = comparison.run(write)
         return write(), failures
 

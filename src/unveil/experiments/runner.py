@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from unveil.atomic_files import set_aside, write_text
 from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
-from unveil.experiments.calls import Call
+from unveil.experiments.calls import Call, finished_run
 from unveil.experiments.jobs import Job, JobsConfig, run_jobs
 from unveil.json_files import json_text, read_json
 from unveil.learner import Method
@@ -30,6 +30,8 @@ from unveil.train.run_folder import HARMLESS, ChangedSettingsError, Run, receipt
 from unveil.train.run_schema import check, reading_results
 from unveil.train.terminal import printer
 
+FINETUNE = "-finetune"
+"""The end of the name of a run that fine-tunes an encoder."""
 PARTIAL = "partial"
 """The end of the name of a probe that fine-tunes the last block."""
 FIRST_STAGE_SHARE = 0.25
@@ -155,7 +157,7 @@ class Comparison:
 
     def run(self, after_each: Callable[[], object]) -> list[Failure]:
         """Trains what is missing, seed after seed, and calls `after_each` after every run. Returns what has failed."""
-        missing = [name for name, path in self.elsewhere.items() if not self.finished(path)]
+        missing = [name for name, path in self.elsewhere.items() if not finished_run(path)]
         return run_jobs(self.jobs(), self.folder, lambda name: after_each(), self.config, missing=missing)
 
     def jobs(self) -> list[Job]:
@@ -173,8 +175,8 @@ class Comparison:
                 if entry in self.finetuned:
                     jobs.append(
                         Job(
-                            f"{own}-finetune",
-                            partial(self.finetuning, entry.name, seed, self.path(entry.name, seed, "-finetune")),
+                            f"{own}{FINETUNE}",
+                            partial(self.finetuning, entry.name, seed, self.path(entry.name, seed, FINETUNE)),
                             (own,),
                         )
                     )
@@ -183,8 +185,8 @@ class Comparison:
                     for each in self.further_evaluations(entry)
                 ]
             for entry in self.finetuned[: 1 if self.finetunes_untrained else 0]:
-                call = partial(self.finetuning, entry.name, seed, self.path("untrained", seed, "-finetune"), scratch=True)
-                jobs.append(Job(f"untrained-seed{seed}-finetune", call, (f"{entry.name}-seed{seed}",)))
+                call = partial(self.finetuning, entry.name, seed, self.path("untrained", seed, FINETUNE), scratch=True)
+                jobs.append(Job(f"untrained-seed{seed}{FINETUNE}", call, (f"{entry.name}-seed{seed}",)))
         return jobs
 
     def pretraining(self, entry: Entry, seed: int) -> Call:
@@ -259,15 +261,6 @@ class Comparison:
         check(found, dict.fromkeys(found, dict[str, float]), path)
         return found
 
-    def finished(self, path: Path) -> Run | None:
-        """The run in a folder if it has finished, else None."""
-        if not ((path / "results.json").is_file() and (path / "report.html").is_file()):
-            return None
-        try:
-            return Run(path) if Run(path).results else None
-        except UnveilError:  # damaged results are computed again when the turn of the run comes
-            return None
-
     def rows(self) -> list[ComparisonRow]:
         """The results of the runs that have finished: a row for each entry, then for each baseline."""
         rows, first = [], (self.transferred or self.compared)[0].name
@@ -275,15 +268,15 @@ class Comparison:
         for entry in self.entries:
             seeds = []
             for seed in self.config.seeds:
-                run = self.finished(self.path(entry.name, seed))
-                finetuned = self.finished(self.path(entry.name, seed, "-finetune")) if self.config.with_finetune else None
+                run = finished_run(self.path(entry.name, seed))
+                finetuned = finished_run(self.path(entry.name, seed, FINETUNE)) if self.config.with_finetune else None
                 partial = self.probed(entry.name, seed, PARTIAL) if self.config.with_partial else {}
                 if run:
                     with reading_results(run.path):
                         figures = figures_of(run, self.stages_of(entry, seed), finetuned)
                     seeds.append(figures | ({"partial": partial["encoder"]} if partial else {}))
                 if run and entry.name == first:
-                    scratch = self.finished(self.path("untrained", seed, "-finetune")) if self.config.with_finetune else None
+                    scratch = finished_run(self.path("untrained", seed, FINETUNE)) if self.config.with_finetune else None
                     features = run.results.get("features") or {}
                     figures = {"finetune": finetune_score(scratch)} if scratch else {}
                     figures |= {"partial": partial["untrained"]} if "untrained" in partial else {}
@@ -297,7 +290,7 @@ class Comparison:
     def finished_runs(self) -> list[Path]:
         """The folders of the runs that have finished."""
         paths = [self.folder_of(job.name) for job in self.all_jobs()]
-        return [path for path in paths if self.finished(path)]
+        return [path for path in paths if finished_run(path)]
 
     @property
     def facts(self) -> dict[str, Any]:

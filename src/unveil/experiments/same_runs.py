@@ -5,12 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unveil.experiments.runner import Comparison, Entry
+from unveil.experiments.runner import FINETUNE, Comparison, Entry
 from unveil.options import configure
 from unveil.runs.modality import modality
-
-FINETUNE = "-finetune"
-"""The end of the name of a run that fine-tunes an encoder."""
 
 
 def with_same_runs(comparison: Comparison, earlier: Sequence[Comparison]) -> Comparison:

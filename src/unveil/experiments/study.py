@@ -12,9 +12,9 @@ from unveil.errors import UnveilError
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_studies import INFORMATION_DENSITY, STUDIES
+from unveil.experiments.results_folder import refuse_other_results
 from unveil.experiments.run_paper_study import study_of_paper
 from unveil.experiments.runner import Comparison
-from unveil.experiments.study_folder import refuse_other_results
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method

@@ -10,7 +10,7 @@ from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.label_budgets import Budgets, label_counts
-from unveil.experiments.study_folder import refuse_other_results
+from unveil.experiments.results_folder import refuse_other_results
 from unveil.experiments.verdict_runs import FOLDERS, VerdictConfig, VerdictRuns
 from unveil.folder_lock import locked
 from unveil.interop.encoder_only import vit_of
