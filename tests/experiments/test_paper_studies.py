@@ -125,6 +125,22 @@ def test_one_encoder_is_evaluated_with_few_and_with_all_labels(images: str, tmp_
         unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=2.0, **TINY)
 
 
+def test_more_and_more_blocks_are_fine_tuned_by_one_recipe(images: str, tmp_path: Path) -> None:
+    options = {"seeds": (0,), "epochs": 0.5, **TINY}
+    (found,) = unveil.study("partial", images, out=tmp_path, **options)
+    assert isinstance(found, PaperStudyResult)
+    runs = [Run(tmp_path / f"mae-seed0-partial-{blocks}-of-4") for blocks in range(4)] + [Run(tmp_path / "mae-seed0-finetune")]
+    assert {path.name for path in tmp_path.glob("*") if path.is_dir()} == {"mae-seed0", *(run.path.name for run in runs)}
+    assert [run.config["blocks"] for run in runs] == [0, 1, 2, 3, None]
+    assert [run.config | {"blocks": None} for run in runs[:4]] == [runs[4].config] * 4
+    assert [point.figures for point in found.points] == [{"finetune": [run.results["score"]["top1"]]} for run in runs]
+    with pytest.raises(UnveilError, match=r"partial varies the blocks that are fine-tuned itself: leave --finetune\.blocks out"):
+        unveil.study("partial", images, out=tmp_path, **options | {"finetune": {"blocks": 1.0}})
+    with pytest.raises(UnveilError, match="blocks"):
+        unveil.study("partial", images, out=tmp_path / "labels", **options | {"finetune": {"task": "multilabel"}})
+    assert not (tmp_path / "labels").exists()
+
+
 SHARES = ("1-of-the-labels", "10-of-the-labels", "all-labels")
 
 

@@ -59,7 +59,7 @@ def read_everything(folder: Any) -> None:
     unveil.report(folder)
     run = Run(folder)
     with reading_results(run.path):
-        figures_of(run, [run], None)
+        figures_of(run, [run])
     open_run(folder, "pretrain", run.config, run.facts.get("data") or {}, write=True, say=lambda text: None)
 
 

@@ -10,7 +10,7 @@ from unveil.blocks.heads import ProbeHead
 from unveil.data.augment import Augment, AugmentConfig
 from unveil.data.supervised_augment import SupervisedAugment
 from unveil.errors import UnveilError
-from unveil.tasks.finetune import Finetune
+from unveil.tasks.finetune import Finetune, FinetuneConfig
 from unveil.tasks.linear import Linear, LinearConfig
 from unveil.tasks.partial import PartialConfig, PartialFinetune
 
@@ -33,7 +33,27 @@ def wanted_names(blocks: float, positions: str) -> set[str]:
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
 def test_partial_trains_what_it_should(blocks, positions):
     task = PartialFinetune(encoder(positions=positions), CLASSES, PartialConfig(blocks=blocks, drop_path=0.0))
-    assert {name for name, p in task.named_parameters() if p.requires_grad} == wanted_names(blocks, positions)
+    trains_only(task, wanted_names(blocks, positions))
+
+
+@pytest.mark.parametrize("blocks", [0, 0.5, 1, 2, 3, None])
+@pytest.mark.parametrize("fc_norm", [False, True])
+def test_fine_tuning_trains_the_last_blocks(blocks, fc_norm):
+    """With a norm after the pooling, it trains what figure 9 tunes; with that of the encoder, this norm if there is any block.
+
+    Fine-tuning trains the positions with all blocks, even if they are sines and cosines at first.
+    """
+    config = FinetuneConfig(blocks=blocks, fc_norm=fc_norm, drop_path=0.0, mixup=0.0, cutmix=0.0)
+    wanted = wanted_names(blocks or (3 if blocks is None else 0.25), "learned")  # a quarter: no block, but the head with its norm
+    if not fc_norm:
+        own = {"encoder.transformer.norm.weight", "encoder.transformer.norm.bias"}
+        wanted = wanted - {"norm.weight", "norm.bias"} | (own if blocks != 0 else set())
+    trains_only(Finetune(encoder(), CLASSES, config, AugmentConfig()), wanted)
+
+
+def trains_only(task, wanted):
+    """Asserts that a few steps change exactly these parameters."""
+    assert {name for name, p in task.named_parameters() if p.requires_grad} == wanted
     before = {name: value.clone() for name, value in task.named_parameters()}
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.5)
     task.train()
@@ -41,7 +61,7 @@ def test_partial_trains_what_it_should(blocks, positions):
         task(normal()).loss.backward()
         optimizer.step()
     moved = {name for name, value in task.named_parameters() if not torch.equal(value, before[name])}
-    assert moved == wanted_names(blocks, positions)
+    assert moved == wanted
 
 
 @pytest.mark.parametrize("pool", ["mean", "class"])
@@ -80,6 +100,8 @@ def test_the_partial_probe_of_earlier_versions_is_still_built():
 def test_partial_refuses_other_numbers(blocks):
     with pytest.raises(UnveilError, match=rf"cannot fine-tune {blocks} blocks of 3: use 0, 0\.5 \(the last MLP\), or 1 to 3"):
         PartialFinetune(encoder(), CLASSES, PartialConfig(blocks=blocks))
+    with pytest.raises(UnveilError, match=rf"cannot fine-tune {blocks} blocks of 3"):
+        Finetune(encoder(), CLASSES, FinetuneConfig(blocks=blocks), AugmentConfig())
 
 
 def test_the_loss_of_the_probes_is_cross_entropy_after_a_batch_norm():

@@ -10,7 +10,7 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.results_folder import refuse_other_results
-from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
+from unveil.experiments.runner import LAST_BLOCK, Comparison, ComparisonConfig, Entry
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
@@ -127,7 +127,7 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
     finetune = FINETUNE_DEFAULTS | known_to(shared, HardwareConfig) | dict(separate.pop("finetune", {}))
     complete = [entry._replace(options={**entry.options, **separate.pop(entry.name, {})}) for entry in entries]
     for entry in complete:
-        check_entry(entry, shared, finetune)
+        check_entry(entry, shared, finetune | (LAST_BLOCK if config.with_partial else {}))
     complete = [with_base_lr(entry, data, shared) for entry in complete]
     names = [entry.name for entry in complete]
     if separate:

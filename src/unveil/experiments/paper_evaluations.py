@@ -6,15 +6,13 @@ from typing import Any
 from unveil.data.augment import AugmentConfig
 from unveil.experiments.calls import finished_run
 from unveil.experiments.paper_study import PaperStudy, Setting, folder_name
-from unveil.experiments.runner import Comparison, Evaluation
+from unveil.experiments.runner import FINETUNE, Comparison, Evaluation
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import known_to
 from unveil.reports.comparison import finetune_score
 from unveil.runs.labelled_data import LabelledOptions, labelled_subsets
 from unveil.runs.probing import ProbeConfig
-from unveil.train.optim import OptimConfig
-from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import Run
 
 
@@ -23,8 +21,8 @@ def evaluations_of(study: PaperStudy, settings: Sequence[Setting]) -> list[Evalu
     found = []
     for setting in settings:
         if study.varies == "partial":
-            if setting.options["blocks"]:  # the linear probe at the end of pre-training is that of no block
-                found.append(Evaluation(suffix_of("partial", setting), "probe", partial_options(setting)))
+            if not setting.cell.default:  # the whole encoder is fine-tuned in any comparison
+                found.append(Evaluation(suffix_of("partial", setting), "finetune", last_blocks(setting)))
             continue
         share = setting.options["share"]
         found.append(Evaluation(suffix_of("linear", setting), "probe", few_labels(share, {"kind": "linear", "compare": False})))
@@ -38,14 +36,9 @@ def suffix_of(kind: str, setting: Setting) -> str:
     return f"{kind}-{folder_name(setting.ours)}"
 
 
-def partial_options(setting: Setting) -> Callable[[Comparison, Run], Mapping[str, Any]]:
-    """Options of a partial probe: as long as fine-tuning."""
-
-    def options(comparison: Comparison, run: Run) -> Mapping[str, Any]:
-        given = known_to(comparison.finetune_options, ProbeConfig, TrainConfig, OptimConfig)
-        return {**given, "kind": "partial", "blocks": setting.options["blocks"], "compare": False}
-
-    return options
+def last_blocks(setting: Setting) -> Callable[[Comparison, Run], Mapping[str, Any]]:
+    """Options of fine-tuning the last blocks."""
+    return lambda comparison, run: {"blocks": setting.options["blocks"]}
 
 
 def few_labels(share: float, fixed: Mapping[str, Any]) -> Callable[[Comparison, Run], Mapping[str, Any]]:
@@ -81,10 +74,9 @@ def figures_of_setting(comparison: Comparison, study: PaperStudy, setting: Setti
     if run is None:
         return {}
     if study.varies == "partial":
-        if not setting.options["blocks"]:
-            return {"finetune": run.results["features"]["encoder"]["linear"]}
-        partial = comparison.probed(name, seed, suffix_of("partial", setting))
-        return {"finetune": partial["encoder"]} if partial else {}
+        suffix = FINETUNE if setting.cell.default else f"-{suffix_of('partial', setting)}"
+        tuned = finished_run(comparison.path(name, seed, suffix))
+        return {"finetune": finetune_score(tuned)} if tuned else {}
     linear = comparison.probed(name, seed, suffix_of("linear", setting))
     figures = {"linear": linear["encoder"]} if linear else {}
     for metric in ("finetune", "scratch"):

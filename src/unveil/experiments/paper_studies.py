@@ -168,8 +168,8 @@ PARTIAL = PaperStudy(
     varies="partial",
     metrics=("finetune",),
     note="One encoder is pre-trained for each seed. The blocks are the same shares of its depth as in the paper, where those are "
-    "whole blocks; each is an `unveil probe --kind partial`, whose head is random at first. No block is the linear probe at the "
-    "end of pre-training, on all labels. So with few labels or epochs, or a low --finetune.base-lr, the others are too low.",
+    "whole blocks. All are fine-tuned by the same recipe, from a linear probe unless --finetune.recipe is paper. With no block, "
+    "only the linear classifier is trained.",
 )
 MASKED_LOSS = PaperStudy(
     name="masked-loss",

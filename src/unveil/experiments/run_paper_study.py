@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.calls import finished_run
-from unveil.experiments.compare import build_comparison, entry_of, evaluated_images, existing_weights
+from unveil.experiments.compare import build_comparison, check_entry, entry_of, evaluated_images, existing_weights
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting
 from unveil.experiments.paper_studies import STUDIES
@@ -78,6 +78,11 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         raise UnveilError(
             f"the study {study.name} has no column for the last block: leave --with-partial out, or use study partial"
         )
+    if study.varies == "partial":
+        finetune = options.get("finetune", {})
+        if "blocks" in finetune:
+            raise UnveilError("the study partial varies the blocks that are fine-tuned itself: leave --finetune.blocks out")
+        check_entry(base, {}, {**finetune, "blocks": 1.0})
     settings = study.settings(shape)
     varied = {key for setting in settings for key in setting.options} if study.varies == "pretraining" else set()
     fixed = [key for key in varied - {"epochs"} if own.get(key) is not None]
@@ -96,8 +101,9 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         names = {setting.label: entry.name for setting, entry in zip(settings, entries, strict=True)}
     else:
         comparison = build_comparison([base._replace(options=mine)], data, folder, rest)
-        config = replace(comparison.config, with_finetune=False)
-        comparison = replace(comparison, config=config, evaluations=evaluations_of(study, settings))
+        config = replace(comparison.config, with_finetune=study.varies == "partial")
+        evaluations = evaluations_of(study, settings)
+        comparison = replace(comparison, config=config, evaluations=evaluations, finetunes_untrained=False)
         names = dict.fromkeys((setting.label for setting in settings), base.name)
     return Plan(study, settings, study.left_out(shape), comparison, names)
 

@@ -22,8 +22,6 @@ from unveil.reports.comparison import ComparisonRow, figures_of, finetune_score,
 from unveil.reports.failures import Failure, read_failures
 from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
-from unveil.runs.probing import ProbeConfig
-from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import HARMLESS, ChangedSettingsError, Run, receipt
@@ -32,8 +30,10 @@ from unveil.train.terminal import printer
 
 FINETUNE = "-finetune"
 """The end of the name of a run that fine-tunes an encoder."""
-PARTIAL = "partial"
-"""The end of the name of a probe that fine-tunes the last block."""
+PARTIAL = "-partial"
+"""The end of the name of a run that fine-tunes the last block."""
+LAST_BLOCK = {"blocks": 1.0}
+"""The options of such a run."""
 FIRST_STAGE_SHARE = 0.25
 """Share of a budget in seconds for a first stage, such as the visual tokenizer of BEiT. The second stage gets the rest."""
 
@@ -52,7 +52,7 @@ class ComparisonConfig(JobsConfig):
     with_finetune: bool = True
     """Also fine-tune each encoder, for 10 epochs unless --finetune.epochs says otherwise."""
     with_partial: bool = False
-    """Also fine-tune the last block of each encoder alone, for as many epochs (figure 9)."""
+    """Also fine-tune the last block of each encoder alone, in the same way as the whole encoder (figure 9)."""
     evaluate_on: Literal["held-out", "test"] = "held-out"
     """The images to evaluate on. To choose among methods or values, use held-out images: the validation split or, without one, a
     part of the train set. Then evaluate your choice once on the test set, with `unveil probe`."""
@@ -141,14 +141,10 @@ class Comparison:
         return [entry for entry in self.compared if entry.kind.supports_finetuning]
 
     @property
-    def finetuned(self) -> list[Entry]:
-        """The entries that are also fine-tuned."""
-        return self.transferred if self.config.with_finetune else []
-
-    def further_evaluations(self, entry: Entry) -> "list[Evaluation]":
-        """The evaluations of the encoder of an entry, besides fine-tuning."""
-        has_partial = self.config.with_partial and entry in self.transferred
-        return [*self.evaluations, *([Evaluation(PARTIAL, "probe", last_block)] if has_partial else [])]
+    def finetunings(self) -> dict[str, dict[str, Any]]:
+        """The ways in which every encoder is fine-tuned: their options, by the end of the name of a run."""
+        whole = {FINETUNE: dict[str, Any]()} if self.config.with_finetune else {}
+        return whole | ({PARTIAL: LAST_BLOCK} if self.config.with_partial else {})
 
     def stages_of(self, entry: Entry, seed: int) -> list[Run]:
         """The runs that the options of an entry name. They were trained in this comparison or elsewhere."""
@@ -172,21 +168,18 @@ class Comparison:
                 own = f"{entry.name}-seed{seed}"
                 stages = tuple(f"{value}-seed{seed}" for value in entry.options.values() if value in self.names)
                 jobs.append(Job(own, partial(self.pretraining, entry, seed), stages))
-                if entry in self.finetuned:
-                    jobs.append(
-                        Job(
-                            f"{own}{FINETUNE}",
-                            partial(self.finetuning, entry.name, seed, self.path(entry.name, seed, FINETUNE)),
-                            (own,),
-                        )
-                    )
+                for suffix, options in self.finetunings.items() if entry in self.transferred else ():
+                    out = self.path(entry.name, seed, suffix)
+                    jobs.append(Job(f"{own}{suffix}", partial(self.finetuning, entry.name, seed, out, **options), (own,)))
                 jobs += [
                     Job(f"{own}-{each.suffix}", partial(self.evaluating, entry.name, seed, each), (own,))
-                    for each in self.further_evaluations(entry)
+                    for each in self.evaluations
                 ]
-            for entry in self.finetuned[: 1 if self.finetunes_untrained else 0]:
-                call = partial(self.finetuning, entry.name, seed, self.path("untrained", seed, FINETUNE), scratch=True)
-                jobs.append(Job(f"untrained-seed{seed}{FINETUNE}", call, (f"{entry.name}-seed{seed}",)))
+            for entry in self.transferred[: 1 if self.finetunes_untrained else 0]:
+                for suffix, options in self.finetunings.items():
+                    out = self.path("untrained", seed, suffix)
+                    call = partial(self.finetuning, entry.name, seed, out, scratch=True, **options)
+                    jobs.append(Job(f"untrained-seed{seed}{suffix}", call, (f"{entry.name}-seed{seed}",)))
         return jobs
 
     def pretraining(self, entry: Entry, seed: int) -> Call:
@@ -269,22 +262,26 @@ class Comparison:
             seeds = []
             for seed in self.config.seeds:
                 run = finished_run(self.path(entry.name, seed))
-                finetuned = finished_run(self.path(entry.name, seed, FINETUNE)) if self.config.with_finetune else None
-                partial = self.probed(entry.name, seed, PARTIAL) if self.config.with_partial else {}
                 if run:
                     with reading_results(run.path):
-                        figures = figures_of(run, self.stages_of(entry, seed), finetuned)
-                    seeds.append(figures | ({"partial": partial["encoder"]} if partial else {}))
+                        figures = figures_of(run, self.stages_of(entry, seed))
+                    seeds.append(figures | self.finetuned(entry.name, seed))
                 if run and entry.name == first:
-                    scratch = finished_run(self.path("untrained", seed, FINETUNE)) if self.config.with_finetune else None
                     features = run.results.get("features") or {}
-                    figures = {"finetune": finetune_score(scratch)} if scratch else {}
-                    figures |= {"partial": partial["untrained"]} if "untrained" in partial else {}
-                    baselines["untrained"].append(features.get("untrained", {}) | figures)
+                    baselines["untrained"].append(features.get("untrained", {}) | self.finetuned("untrained", seed))
                     baselines["raw pixels"].append(features.get("raw pixels", {}))
             if seeds:
                 rows.append(row_of(entry.name, seeds))
         return rows + [row_of(name, seeds, baseline=True) for name, seeds in baselines.items() if any(seeds)]
+
+    def finetuned(self, name: str, seed: int) -> dict[str, float]:
+        """The scores after fine-tuning of an entry or of the untrained encoder, by metric, of the runs that have finished."""
+        scores = dict[str, float]()
+        for suffix in self.finetunings:
+            if run := finished_run(self.path(name, seed, suffix)):
+                with reading_results(run.path):
+                    scores[suffix.removeprefix("-")] = finetune_score(run)
+        return scores
 
     @property
     def finished_runs(self) -> list[Path]:
@@ -307,13 +304,6 @@ class Comparison:
         """The runs that failed when they were tried last."""
         names = {job.name for job in self.jobs()}
         return [each for each in read_failures(self.folder) if each.run in names]
-
-
-def last_block(comparison: Comparison, run: Run) -> dict[str, Any]:
-    """Options of a probe that fine-tunes the last block, as long as fine-tuning; of the first entry also without training."""
-    given = known_to(comparison.finetune_options, ProbeConfig, TrainConfig, OptimConfig)
-    is_first = run.path.name.startswith(f"{comparison.transferred[0].name}-seed")
-    return {**given, "kind": "partial", "blocks": 1.0, "compare": is_first}
 
 
 def finished_probe(folder: Path) -> bool:

@@ -31,7 +31,7 @@ def with_same_runs(comparison: Comparison, earlier: Sequence[Comparison]) -> Com
                 continue
             other, name = twin
             found[own.name] = other.path(name, seed)
-            if entry in comparison.finetuned and same_finetuning(comparison, other):
+            if entry in comparison.transferred and same_finetuning(comparison, other):
                 found[comparison.path(entry.name, seed, FINETUNE).name] = other.path(name, seed, FINETUNE)
     return replace(comparison, elsewhere=found)
 
@@ -56,6 +56,6 @@ def settings_of(comparison: Comparison, entry: Entry, seed: int) -> list[Any]:
 
 def same_finetuning(one: Comparison, other: Comparison) -> bool:
     """Whether two comparisons fine-tune in the same way."""
-    if not other.config.with_finetune:
+    if not (one.config.with_finetune and other.config.with_finetune):
         return False
     return one.finetune_options == other.finetune_options and one.config.labelled_data == other.config.labelled_data

@@ -60,14 +60,13 @@ RESULT_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 """The columns of the table, in their order: the heading, and the format of a number."""
 
 
-def figures_of(run: Run, stages: Sequence[Run], finetuned: Run | None) -> dict[str, float]:
+def figures_of(run: Run, stages: Sequence[Run]) -> dict[str, float]:
     """The numbers of a run, by a key of `RESULT_COLUMNS`.
 
     Args:
         run: A finished pre-training run.
         stages: Runs that had to be trained first, such as a visual tokenizer. Their time and samples are added, and the usage of
             their codebook is shown.
-        finetuned: A finished fine-tuning run that started from `run`, if there is one.
     """
     every = [each.results for each in (run, *stages)]
     features = run.results.get("features") or {}
@@ -78,7 +77,7 @@ def figures_of(run: Run, stages: Sequence[Run], finetuned: Run | None) -> dict[s
     figures |= {key: value for key, value in held_out.items() if key == "codebook_usage"}
     if "linear" in features.get("untrained", {}):
         figures["ahead"] = features["encoder"]["linear"] - features["untrained"]["linear"]
-    return figures | ({"finetune": finetune_score(finetuned)} if finetuned else {})
+    return figures
 
 
 def finetune_score(run: Run) -> float:

@@ -1,4 +1,7 @@
-"""Fine-tuning of the whole encoder, from a linear probe (LP-FT, arXiv 2202.10054) or with the recipe of MAE (appendix A.1)."""
+"""Fine-tuning of an encoder, or of its last blocks.
+
+It starts from a linear probe (LP-FT, arXiv 2202.10054), or has the recipe of MAE (appendix A.1).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from unveil.data.targets import ClassTargets
 from unveil.encoder_with_head import WIDE, EncoderWithHead
 from unveil.learner import Step
 from unveil.metrics import ClassificationMetric, Metric
+from unveil.models.last_blocks import train_last_blocks
 from unveil.models.vit import ViT
 from unveil.ranges import NonNegative
 
@@ -40,12 +44,15 @@ class FinetuneConfig(RegularisationConfig):
     balance: bool = False
     """Let rare classes count as much as frequent ones: adjust the logits by the frequencies of the classes during training, and
     choose the checkpoint with the best balanced accuracy."""
+    blocks: NonNegative | None = None
+    """Blocks to fine-tune, counted from the last, while all layers before them stay frozen: 0 (the classifier only), 0.5 (the last
+    MLP), 1, ...; by default the whole encoder."""
     mae_loss: NonNegative = 0.0
     """Weight of MAE's reconstruction loss on the same images, as a regulariser for few labels (SSAT); 0 leaves it out."""
 
 
 class Finetune(EncoderWithHead):
-    """An encoder and a linear layer on its features, all trained."""
+    """An encoder and a linear layer on its features, all trained, or the linear layer and the last blocks."""
 
     augments_whole_batch = True
     Config = FinetuneConfig
@@ -94,6 +101,8 @@ class Finetune(EncoderWithHead):
         super().__init__(encoder, len(classes), config)
         vit = encoder.config
         self.classes = classes
+        if config.blocks is not None:
+            train_last_blocks(self.encoder, config.blocks)
         self.augmentation = SupervisedAugment(config, augment, len(classes), vit.image_size, vit.mean, vit.std)
         self.register_buffer("log_prior", None, persistent=False)
 

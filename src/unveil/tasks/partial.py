@@ -1,4 +1,4 @@
-"""Partial fine-tuning (MAE, section 4.3 and figure 9): the last blocks are trained, and all earlier layers stay frozen."""
+"""Partial fine-tuning as in the MAE paper (section 4.3 and figure 9), which needs no linear probe to start from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ from unveil.data.augment import AugmentConfig
 from unveil.data.batch import Batch
 from unveil.data.supervised_augment import RegularisationConfig, SupervisedAugment
 from unveil.data.targets import ClassTargets
-from unveil.errors import UnveilError
 from unveil.learner import Step, Task
 from unveil.metrics import ClassificationMetric, Metric
+from unveil.models.last_blocks import train_last_blocks
 from unveil.models.vit import ViT
 from unveil.ranges import NonNegative
 
@@ -57,8 +57,6 @@ class PartialFinetune(Task):
     def __init__(self, encoder: ViT, classes: Sequence[str], config: PartialConfig, augment: AugmentConfig | None = None) -> None:
         super().__init__()
         vit, blocks = encoder.config, config.blocks
-        if blocks not in {0.5, *range(vit.depth + 1)}:
-            raise UnveilError(f"cannot fine-tune {blocks} blocks of {vit.depth}: use 0, 0.5 (the last MLP), or 1 to {vit.depth}")
         self.needs_whole_batch = config.batch_norm or blocks == 0
         positions = "learned" if blocks == vit.depth and vit.positions == "sincos" and not config.batch_norm else vit.positions
         keeps = self.needs_whole_batch  # the norms of the encoder: the BatchNorm of the head comes after them
@@ -68,7 +66,7 @@ class PartialFinetune(Task):
         kept = self.encoder.state_dict().keys()
         self.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in kept})
         self.config, self.classes, self.pool = config, classes, config.pool
-        freeze(self.encoder, blocks, positions=config.batch_norm)
+        train_last_blocks(self.encoder, blocks, positions=config.batch_norm)
         self.norm: nn.Module = nn.Identity()
         if self.needs_whole_batch:
             self.head: nn.Module = ProbeHead(vit.width, len(classes))
@@ -109,18 +107,3 @@ class PartialFinetune(Task):
 
     def metric(self) -> Metric:
         return ClassificationMetric(len(self.classes))
-
-
-def freeze(encoder: ViT, blocks: float, *, positions: bool) -> None:
-    """Freezes all but the last `blocks` blocks; `positions` says whether positions are frozen even if all blocks are trained."""
-    depth, stack = encoder.config.depth, encoder.transformer
-    encoder.requires_grad_(blocks == depth)
-    if blocks == 0.5:
-        stack.blocks[-1].norm2.requires_grad_(True)
-        stack.blocks[-1].mlp.requires_grad_(True)
-        stack.blocks[-1].branch2.requires_grad_(True)  # its layer scale
-    elif blocks:
-        stack.blocks[depth - int(blocks) :].requires_grad_(True)
-    stack.norm.requires_grad_(blocks > 0)
-    if encoder.positions is not None and (positions or encoder.config.positions == "sincos"):
-        encoder.positions.requires_grad_(False)
