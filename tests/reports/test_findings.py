@@ -88,6 +88,13 @@ def test_the_best_cell() -> None:
     assert tied.answer == "open"
     assert tied.reason.endswith("by linear probe, all settings are within chance of each other.")
     assert judge_finding([claim], cells(**{"0.6": HIGH, "0.75": LOW}), 2000).answer == "open"  # nothing to compare with
+    for more, others in (
+        ({}, "but another setting is within chance of it, 0.25 (66.0 %)."),
+        ({"0.75": [0.69, 0.70, 0.70]}, "but 2 others are within chance of it, among them 0.25 (66.0 %)."),
+    ):
+        open_ = judge_finding([claim], cells(**{"0.1": LOW, "0.25": MIDDLE, "0.6": HIGH, **more}), 2000)
+        assert open_.answer == "open"
+        assert open_.reason.endswith(f": by linear probe, the best is 0.6 (70.0 %), {others}")
 
 
 def test_the_rank_correlation_is_that_of_scipy() -> None:

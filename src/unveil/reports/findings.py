@@ -168,12 +168,18 @@ class BestAmong(Claim):
             return Judgement("open", f"it takes results of {FEWEST_SEEDS} seeds for {self.what}, and for other settings")
         best = contenders(accuracies, count)
         inside = [label for label in best if label in self.cells]
-        listed = ", ".join(f"{label} ({100 * mean(accuracies[label]):.1f} %)" for label in best)
-        tied = ", which are within chance of each other" if len(best) > 1 else ""
+        named = {label: f"{label} ({100 * mean(accuracies[label]):.1f} %)" for label in best}
         answer: Answer = "holds" if len(inside) == len(best) else "open" if inside else "fails"
         if len(best) == len(accuracies):
             return Judgement(answer, f"by {METRICS[self.metric]}, all settings are within chance of each other")
-        return Judgement(answer, f"by {METRICS[self.metric]}, the best is {listed}{tied}")
+        if answer == "open":
+            other = next(label for label in best if (label in self.cells) != (best[0] in self.cells))
+            others = f"another setting is within chance of it, {named[other]}"
+            if len(best) > 2:
+                others = f"{len(best) - 1} others are within chance of it, among them {named[other]}"
+            return Judgement(answer, f"by {METRICS[self.metric]}, the best is {named[best[0]]}, but {others}")
+        tied = ", which are within chance of each other" if len(best) > 1 else ""
+        return Judgement(answer, f"by {METRICS[self.metric]}, the best is {', '.join(named.values())}{tied}")
 
 
 def judge_finding(claims: Sequence[Claim], cells: Numbers, count: float | None) -> Judgement:
