@@ -31,7 +31,7 @@ LARGE_BUDGET = 5_000_000
 class FinetuneConfig(RegularisationConfig):
     """What fine-tuning starts from, and its losses. Defaults are those of models that earlier versions saved."""
 
-    HIDDEN = ("cutmix", "erasing", "fc_norm", "pool", "randaugment", "smoothing", "start")
+    HIDDEN = ("blocks", "cutmix", "erasing", "fc_norm", "pool", "randaugment", "smoothing", "start")
     recipe: Literal["auto", "paper"] = "paper"
     """Settings: those that suit the size of the model and the number of labels, or those of the MAE paper (table 9), which are made
     for ViT-B and larger and a million images. Single options override either."""
