@@ -4,10 +4,15 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from unveil.data.parts import HELD_OUT
+from unveil.experiments.compare import build_comparison, entry_of
+from unveil.reports.comparison import row_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -43,6 +48,41 @@ def test_probe(run, tmp_path, monkeypatch):
     assert shares.keys() == {"unveil", "one penalty", "scikit-learn"}
     assert min(shares.values()) > 85
     assert max(shares.values()) - min(shares.values()) < 5
+
+
+def test_methods_are_tuned_on_other_images_than_they_are_compared_on(run, tmp_path, monkeypatch):
+    """The rates with the best trials are used in the end. The runs themselves are not made, but all of their options exist."""
+    for folder in ("trials", "final"):
+        for split in ("train", "val"):
+            for label in "ab":
+                path = tmp_path / folder / split / label / "0.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (16, 16)).save(path)
+    calls = []
+
+    def compare(methods, data, *, out, **options):
+        build_comparison([entry_of(method) for method in methods], data, out, options)  # raises for an unknown option
+        calls.append((methods, data, options))
+        best = {"mae": 0.003, "simmim": 0.006, "beit": 0.012, "dino": 0.003, "mocov3": 0.006, "supervised": 0.012}
+        scores = {name: 0.3 + 0.1 * (name in [f"{method}-{rate}" for method, rate in best.items()]) for name in methods}
+        return [row_of(name, [{"linear": score}]) for name, score in scores.items()]
+
+    def finetune(start, *, base_lr, test_split, scratch, **options):
+        assert (test_split, scratch) == (HELD_OUT, True)
+        return SimpleNamespace(results={"score": {"top1": 0.5 - abs(base_lr - 0.008)}})
+
+    monkeypatch.setattr("unveil.compare", compare)
+    monkeypatch.setattr("unveil.finetune", finetune)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)  # of the whole test run
+    out = run("methods", tmp_path / "trials", tmp_path / "final", tmp_path / "runs", "--image-size", 16)
+    (_, first, tried), (methods, second, final) = calls
+    assert (first, second) == (str(tmp_path / "trials"), str(tmp_path / "final"))
+    assert "evaluate_on" not in tried  # held-out images, by default
+    assert (final["evaluate_on"], final["seeds"], final["with_partial"]) == ("test", (0, 1, 2), True)
+    assert methods == ["dvae", "mae", "simmim", "beit", "dino", "mocov3", "supervised"]
+    assert [final[name]["base_lr"] for name in methods] == [0.006, 0.003, 0.006, 0.012, 0.003, 0.006, 0.012]
+    assert final["finetune"]["base_lr"] == 0.008
+    assert "| mae | 40.0 | 30.0 | 30.0 |" in out
 
 
 def test_end_to_end(run, tmp_path):
