@@ -294,6 +294,7 @@ def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pyt
     found = unveil.study("all", images, out=folder, **options)
     page = (folder / "report.html").read_text()
     assert "Of 2 findings of the paper, 0 hold here, 0 do not, and 2 cannot be told." in page
+    assert all(f"<h3>{name}: cannot be told</h3>" in page for name in few)
     assert all((folder / name / "report.html").is_file() and f'href="{name}/report.html"' in page for name in few)
 
     # The loss on all patches is both a setting of masked-loss and the default here, so it is trained once.

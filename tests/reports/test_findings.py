@@ -22,6 +22,9 @@ def test_the_interval_is_that_of_the_t_test() -> None:
     assert found.value == pytest.approx(mean(HIGH) - mean(LOW))
     assert found.margin == pytest.approx(t.ppf(0.975, 4) * math.sqrt(pooled * 2 / 3))
     assert difference(HIGH, LOW, 100).margin > found.margin  # the choice of 100 images adds to it
+    wide = difference([1.0, 0.0], [0.0, 1.0], 12)
+    assert wide.margin > 1
+    assert wide.interval() == "-100.0 to +100.0"  # accuracies cannot differ by more
 
 
 @pytest.mark.parametrize(

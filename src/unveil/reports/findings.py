@@ -34,15 +34,18 @@ class Difference(NamedTuple):
 
     value: float
     margin: float
+    limit: float = 1.0
+    """The largest difference that is possible: 1 for accuracies."""
 
     @property
     def answer(self) -> Answer:
         """Whether the interval is above 0 (holds), below 0 (fails), or contains it (open)."""
         return "open" if abs(self.value) <= self.margin else "holds" if self.value > 0 else "fails"
 
-    def interval(self, scale: float = 100.0) -> str:
-        """The interval as text, in points unless another scale is given."""
-        return f"{scale * (self.value - self.margin):+z.1f} to {scale * (self.value + self.margin):+z.1f}"
+    def interval(self) -> str:
+        """The interval as text, in points."""
+        low, high = max(self.value - self.margin, -self.limit), min(self.value + self.margin, self.limit)
+        return f"{100 * low:+z.1f} to {100 * high:+z.1f}"
 
 
 def difference(first: Sequence[float], second: Sequence[float], count: float | None) -> Difference:
@@ -144,7 +147,7 @@ class RaisesMore(Claim):
     def judge(self, cells: Numbers, count: float | None) -> Judgement:
         rises = [difference(cells[self.end][metric], cells[self.start][metric], count) for metric in (self.more, self.less)]
         # The errors of the two rises are taken to be independent, so the margin is rather too wide than too narrow.
-        found = Difference(rises[0].value - rises[1].value, math.hypot(rises[0].margin, rises[1].margin))
+        found = Difference(rises[0].value - rises[1].value, math.hypot(rises[0].margin, rises[1].margin), limit=2.0)
         by = [f"{METRICS[metric]} by {100 * rise.value:+z.1f}" for metric, rise in zip((self.more, self.less), rises, strict=True)]
         extra = f"a difference of {found.interval()} points" + ", which includes 0" * (found.answer == "open")
         return Judgement(found.answer, f'from "{self.start}" to "{self.end}", {by[0]} and {by[1]} points, {extra}')

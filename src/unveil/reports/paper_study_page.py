@@ -23,6 +23,8 @@ from unveil.train.run_cost import spell_time
 
 METRIC_NAMES = {"linear": "linear", "finetune": "fine-tuned", "scratch": "from scratch"}
 """The accuracies of a study, as headings."""
+ANSWERS = {"holds": "the finding holds", "fails": "the finding does not hold", "open": "cannot be told"}
+"""Whether the finding of a study holds, in words."""
 Axis = Literal["names", "linear", "log"]
 
 
@@ -262,6 +264,7 @@ def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], failed:
         found = [f"{METRIC_NAMES[key]} {value.value:.2f}" for key in result.shown if (value := result.correlation(key))]
         agreement = f"Rank correlation with the paper: {', '.join(found)}." if found else ""
         body = [element("p", link, f" ({result.source})"), element("p", result.judgement.reason)]
-        items.append(element("div", element("h3", result.name), *body, *([element("p", agreement)] if agreement else [])))
+        heading = element("h3", f"{result.name}: {ANSWERS[result.judgement.answer]}")
+        items.append(element("div", heading, *body, *([element("p", agreement)] if agreement else [])))
     sections = [("Studies", join_markup(items)), ("Environment", environment_section(facts, {}))]
     return write_document(folder, join_markup(top), title, sections, f"Generated from the studies in {folder.name}.")
