@@ -1,17 +1,18 @@
-"""Compares the methods in equal time: each is tuned with three trials on images kept aside, and then trained with three seeds.
+"""Compares the methods in equal time: each is tuned with four trials on images kept aside, and then trained with three seeds.
 
     python benchmarks/methods.py TRIALS FINAL RUNS --image-size 32 --patch-size 4
 
 TRIALS and FINAL are labelled images with the same train split. The trials are evaluated on the val split of TRIALS, and the runs of
-the table once, on the test split of FINAL. Each method is tried with three learning rates, and the one with the best linear probe
-is used. Fine-tuning is tried with three rates as well, from scratch, and the best one is used for all methods. Finished runs are
-not repeated.
+the table once, on the test split of FINAL. Each method is tried with four learning rates, the fourth of which follows from the
+others, and the one with the best linear probe is used. Fine-tuning is tried with three rates, from scratch, and the best one is
+used for all methods. Finished runs are not repeated.
 
 The epochs of a method follow from its speed, which is measured when its turn comes: leave the machine alone.
 """
 
 import argparse
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,30 @@ RATES, FINETUNE_RATES = (0.003, 0.006, 0.012), (0.004, 0.008, 0.016)
 FINETUNE = {"epochs": 6.0, "num_evals": 1}
 
 
-def best_rates(linear: Mapping[str, float]) -> dict[str, float]:
-    """The learning rate of each method with the best linear probe; the names of the trials are those of `trial`."""
-    return {method: max(RATES, key=lambda rate: linear[trial(method, rate)]) for method in METHODS}
-
-
 def trial(method: str, rate: float) -> str:
+    """The name of a trial."""
     return f"{method}-{rate}"
+
+
+def next_rate(scores: Mapping[float, float]) -> float:
+    """The fourth rate: beyond the best one if that is the lowest or the highest, else between it and its better neighbour."""
+    rates = sorted(scores)
+    best = max(rates, key=lambda rate: scores[rate])
+    if best == rates[0]:
+        return best / 2
+    if best == rates[-1]:
+        return best * 2
+    place = rates.index(best)
+    neighbour = max(rates[place - 1], rates[place + 1], key=lambda rate: scores[rate])
+    return round(math.sqrt(best * neighbour), 5)
+
+
+def tried(data: str, out: Path, shared: Mapping[str, Any], rates: Mapping[str, Sequence[float]]) -> dict[str, dict[float, float]]:
+    """Pre-trains each method with each of its rates. The accuracy of the linear probe on the val split, by method and rate."""
+    entries = {trial(method, rate): {**METHODS[method], "base_lr": rate} for method in METHODS for rate in rates[method]}
+    rows = unveil.compare(["dvae", *entries], data, out=out, seeds=(0,), with_finetune=False, **shared, **entries)
+    linear = {row.name: row.figures["linear"][0] for row in rows if row.name in entries}
+    return {method: {rate: linear[trial(method, rate)] for rate in rates[method]} for method in METHODS}
 
 
 def main() -> None:
@@ -90,13 +108,12 @@ def main() -> None:
         "dvae": {"base_lr": 0.006},
     }
 
-    entries = {trial(method, rate): {**options, "base_lr": rate} for method, options in METHODS.items() for rate in RATES}
-    tuned = {"out": args.runs / "trials", "seeds": (0,), "with_finetune": False}
-    rows = unveil.compare(["dvae", *entries], args.trials, **tuned, **shared, **entries)
-    linear = {row.name: row.figures["linear"][0] for row in rows if row.name in entries}
-    rates = best_rates(linear)
+    trials = args.runs / "trials"
+    linear = tried(args.trials, trials, shared, dict.fromkeys(METHODS, RATES))
+    linear = tried(args.trials, trials, shared, {method: (*RATES, next_rate(found)) for method, found in linear.items()})
+    rates = {method: max(found, key=lambda rate: found[rate]) for method, found in linear.items()}
 
-    start, scores = args.runs / "trials" / f"{trial('mae', RATES[0])}-seed0", {}
+    start, scores = trials / f"{trial('mae', RATES[0])}-seed0", {}
     for rate in FINETUNE_RATES:
         out = args.runs / f"finetune-{rate}"
         run: Run = unveil.finetune(start, scratch=True, out=out, test_split=HELD_OUT, base_lr=rate, **FINETUNE)
@@ -107,10 +124,9 @@ def main() -> None:
     final = {"out": args.runs / "final", "seeds": tuple(range(args.seeds)), "evaluate_on": "test", "with_partial": True}
     unveil.compare(["dvae", *chosen], args.final, **final, **shared, finetune=finetune, **chosen)
 
-    print(f"| trials: linear probe, % | {' | '.join(map(str, RATES))} |\n| --- {'| --- ' * len(RATES)}|")
-    for method in METHODS:
-        print(f"| {method} | {' | '.join(f'{100 * linear[trial(method, rate)]:.1f}' for rate in RATES)} |")
-    print("fine-tuned from scratch:", ", ".join(f"{rate}: {100 * score:.1f} %" for rate, score in scores.items()))
+    for method, found in linear.items():
+        print(f"{method}, linear probe: {', '.join(f'{rate:g}: {100 * score:.1f} %' for rate, score in sorted(found.items()))}")
+    print("fine-tuned from scratch:", ", ".join(f"{rate:g}: {100 * score:.1f} %" for rate, score in scores.items()))
 
 
 if __name__ == "__main__":

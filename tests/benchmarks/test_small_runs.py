@@ -63,9 +63,9 @@ def test_methods_are_tuned_on_other_images_than_they_are_compared_on(run, tmp_pa
     def compare(methods, data, *, out, **options):
         build_comparison([entry_of(method) for method in methods], data, out, options)  # raises for an unknown option
         calls.append((methods, data, options))
-        best = {"mae": 0.003, "simmim": 0.006, "beit": 0.012, "dino": 0.003, "mocov3": 0.006, "supervised": 0.012}
-        scores = {name: 0.3 + 0.1 * (name in [f"{method}-{rate}" for method, rate in best.items()]) for name in methods}
-        return [row_of(name, [{"linear": score}]) for name, score in scores.items()]
+        best = {"mae": 0.001, "simmim": 0.006, "beit": 0.1, "dino": 0.003, "mocov3": 0.008, "supervised": 0.006}
+        rates = {name: float(name.split("-")[1]) for name in methods if "-" in name}
+        return [row_of(name, [{"linear": 0.5 - abs(rate - best[name.split("-")[0]])}]) for name, rate in rates.items()]
 
     def finetune(start, *, base_lr, test_split, scratch, **options):
         assert (test_split, scratch) == (HELD_OUT, True)
@@ -75,14 +75,16 @@ def test_methods_are_tuned_on_other_images_than_they_are_compared_on(run, tmp_pa
     monkeypatch.setattr("unveil.finetune", finetune)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)  # of the whole test run
     out = run("methods", tmp_path / "trials", tmp_path / "final", tmp_path / "runs", "--image-size", 16)
-    (_, first, tried), (methods, second, final) = calls
-    assert (first, second) == (str(tmp_path / "trials"), str(tmp_path / "final"))
-    assert "evaluate_on" not in tried  # held-out images, by default
+    (few, *first), (more, *second), (methods, data, final) = calls
+    assert [first[0], second[0], data] == [str(tmp_path / folder) for folder in ("trials", "trials", "final")]
+    assert not [each for each in (first, second) if "evaluate_on" in each[1]]  # held-out images, by default
+    tried = {"mae": 0.0015, "simmim": 0.00424, "beit": 0.024, "dino": 0.0015, "mocov3": 0.00849, "supervised": 0.00424}
+    assert set(more) - set(few) == {f"{method}-{rate}" for method, rate in tried.items()}
     assert (final["evaluate_on"], final["seeds"], final["with_partial"]) == ("test", (0, 1, 2), True)
     assert methods == ["dvae", "mae", "simmim", "beit", "dino", "mocov3", "supervised"]
-    assert [final[name]["base_lr"] for name in methods] == [0.006, 0.003, 0.006, 0.012, 0.003, 0.006, 0.012]
+    assert [final[name]["base_lr"] for name in methods] == [0.006, 0.0015, 0.006, 0.024, 0.003, 0.00849, 0.006]
     assert final["finetune"]["base_lr"] == 0.008
-    assert "| mae | 40.0 | 30.0 | 30.0 |" in out
+    assert "mae, linear probe: 0.0015: 50.0 %, 0.003: 49.8 %, 0.006: 49.5 %, 0.012: 48.9 %" in out
 
 
 def test_end_to_end(run, tmp_path):
