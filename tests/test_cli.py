@@ -12,6 +12,7 @@ from PIL import Image
 import unveil
 from unveil import cli, command_line, plugins
 from unveil.commands import VERBS
+from unveil.errors import UnveilError
 from unveil.paths import TORCHVISION_NAMES, expand_braces, refuse_foreign_folder
 from unveil.verbs import METHOD
 
@@ -385,6 +386,11 @@ def test_options_of_one_method():
     assert options["epochs"] == 2.0
     with pytest.raises(cli.UsageError, match=r"pretrain has no option --taget; did you mean --target\?"):
         parse("compare", "mae", "--mae.taget", "pixel")
+    tuned = parse("compare", "mae", "photos", "--finetune.task", "multilabel", "--finetune.test", "others")
+    assert tuned["finetune"] == {"task": "multilabel", "test": "others"}
+    for option in ("--mae.out", "--finetune.out=x", "--finetune.resume-from"):  # they were left out without a word
+        with pytest.raises(UnveilError, match=f"^{option.partition('=')[0]} cannot be given for some of the runs: leave it out$"):
+            parse("compare", "mae", "photos", option, *(() if "=" in option else ("x",)))
 
 
 def test_the_form_of_a_command_follows_the_run(tmp_path):

@@ -330,12 +330,20 @@ def split_per_method(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str
 
 
 def parse_per_method(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """Parses the options for one method as `pretrain` does, or those for fine-tuning as `finetune` does."""
+    """Parses the options for one method as `pretrain` does, or those for fine-tuning as `finetune` does.
+
+    Raises:
+        UnveilError: For an argument that follows from the comparison, such as `--mae.out`.
+    """
     called, start = ("finetune", ["RUN"]) if name == "finetune" else ("pretrain", ["DATA", "--method", methods.base_of(name)])
+    own = {"finetune": ("task", "test"), "pretrain": ("model",)}[called]
     argv = [*start, *words]
     verb = form_of(called, VERBS[called], argv)
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    if fixed := next((key for key in verb.arguments if key in given and key not in own), None):
+        raise UnveilError(f"--{name}.{fixed.replace('_', '-')} cannot be given for some of the runs: leave it out")
     options = parse_options(called, verb, argv)
-    return {key: value for key, value in options.items() if key not in verb.arguments or (key == "model" and value)}
+    return {key: value for key, value in options.items() if key not in verb.arguments or (key in own and value)}
 
 
 def literal_at(path: str) -> dict[str, Any]:

@@ -127,7 +127,9 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
     finetune = FINETUNE_DEFAULTS | known_to(shared, HardwareConfig) | dict(separate.pop("finetune", {}))
     complete = [entry._replace(options={**entry.options, **separate.pop(entry.name, {})}) for entry in entries]
     for entry in complete:
-        check_entry(entry, shared, finetune | (LAST_BLOCK if config.with_partial else {}))
+        check_entry(entry, shared, finetune)
+        if config.with_partial:
+            refuse_without_blocks(entry, finetune, "--with-partial")
     complete = [with_base_lr(entry, data, shared) for entry in complete]
     names = [entry.name for entry in complete]
     if separate:
@@ -168,15 +170,22 @@ def check_entry(entry: Entry, shared: Mapping[str, Any], finetune: Mapping[str, 
     samples = modality(entry.kind.modality)
     given = {key: value for key, value in {**shared, **entry.options}.items() if key != "model"}
     check_options(given, *samples.configs(entry.method))
-    task = finetune.get("task") or samples.default_task
-    configs = (
-        *samples.finetune_configs(task if isinstance(task, type) else task_class(task)),
-        TrainConfig,
-        OptimConfig,
-        HardwareConfig,
-    )
     own = [name for name in ("task", "test") if name in finetune]  # arguments of `finetune`
-    check_options({name: value for name, value in finetune.items() if name not in own}, *configs)
+    check_options({name: value for name, value in finetune.items() if name not in own}, *finetune_configs(entry, finetune))
+
+
+def finetune_configs(entry: Entry, finetune: Mapping[str, Any]) -> tuple[type[Any], ...]:
+    """What holds the options of fine-tuning the encoder of an entry."""
+    samples = modality(entry.kind.modality)
+    task = finetune.get("task") or samples.default_task
+    kind = task if isinstance(task, type) else task_class(task)
+    return (*samples.finetune_configs(kind), TrainConfig, OptimConfig, HardwareConfig)
+
+
+def refuse_without_blocks(entry: Entry, finetune: Mapping[str, Any], what: str) -> None:
+    """Raises `UnveilError` if the last blocks of an encoder cannot be fine-tuned alone, which `what` would do."""
+    if not known_to(LAST_BLOCK, *finetune_configs(entry, finetune)):
+        raise UnveilError(f"{what} fine-tunes the last blocks alone, which needs one class per image: leave it out")
 
 
 def with_base_lr(entry: Entry, data: str, shared: Mapping[str, Any]) -> Entry:

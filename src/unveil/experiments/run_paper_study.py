@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.calls import finished_run
-from unveil.experiments.compare import build_comparison, check_entry, entry_of, evaluated_images, existing_weights
+from unveil.experiments.compare import build_comparison, entry_of, evaluated_images, existing_weights, refuse_without_blocks
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting
 from unveil.experiments.paper_studies import STUDIES
@@ -82,7 +82,7 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         finetune = options.get("finetune", {})
         if "blocks" in finetune:
             raise UnveilError("the study partial varies the blocks that are fine-tuned itself: leave --finetune.blocks out")
-        check_entry(base, {}, {**finetune, "blocks": 1.0})
+        refuse_without_blocks(base, finetune, "the study partial")
     settings = study.settings(shape)
     varied = {key for setting in settings for key in setting.options} if study.varies == "pretraining" else set()
     fixed = [key for key in varied - {"epochs"} if own.get(key) is not None]
