@@ -136,8 +136,8 @@ def test_more_and_more_blocks_are_fine_tuned_by_one_recipe(images: str, tmp_path
     assert [point.figures for point in found.points] == [{"finetune": [run.results["score"]["top1"]]} for run in runs]
     with pytest.raises(UnveilError, match=r"partial varies the blocks that are fine-tuned itself: leave --finetune\.blocks out"):
         unveil.study("partial", images, out=tmp_path, **options | {"finetune": {"blocks": 1.0}})
-    with pytest.raises(UnveilError, match="the study partial fine-tunes the last blocks alone, which needs one class per image"):
-        unveil.study("partial", images, out=tmp_path / "labels", **options | {"finetune": {"task": "multilabel"}})
+    with pytest.raises(UnveilError, match="partial fine-tunes the last blocks alone, which the task linear cannot"):
+        unveil.study("partial", images, out=tmp_path / "labels", **options | {"finetune": {"task": "linear"}})
     assert not (tmp_path / "labels").exists()
 
 

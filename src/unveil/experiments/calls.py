@@ -86,7 +86,8 @@ def finished_run(path: Path) -> Run | None:
     if not ((path / "results.json").is_file() and (path / "report.html").is_file()):
         return None
     try:
-        return Run(path) if Run(path).results else None
+        run = Run(path)
+        return run if run.results else None
     except UnveilError:  # damaged results are computed again when the turn of the run comes
         return None
 

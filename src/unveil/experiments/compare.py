@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from unveil.atomic_files import write_text
+from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.results_folder import refuse_other_results
 from unveil.experiments.runner import LAST_BLOCK, Comparison, ComparisonConfig, Entry
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
-from unveil.learner import Method
+from unveil.learner import Method, Task
 from unveil.methods import METHODS, base_of
 from unveil.options import check_options, configure, known_to
 from unveil.planning.rules import applies_to, choose_base_lr
@@ -24,7 +25,7 @@ from unveil.reports.run_summary import independent_tests
 from unveil.reports.table import ResultTable, to_markdown, to_terminal
 from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.modality import modality, slug
-from unveil.tasks import task_class
+from unveil.tasks import TASKS, task_class
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
@@ -138,6 +139,8 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
         raise UnveilError("all entries of a comparison or a study have the same seeds: use --seeds in place of seed")
     if "scratch" in finetune:
         raise UnveilError("a comparison trains a model from scratch beside the fine-tuned ones: leave finetune.scratch out")
+    if "test" in finetune:
+        raise UnveilError("all runs of a comparison or a study are evaluated on the same images: leave finetune.test out")
     if len(set(names)) < len(names):
         raise UnveilError(f"a method occurs twice in {', '.join(names)}: give it two names, such as mae and mae-pixel")
     if config.seconds and shared.get("epochs"):
@@ -170,22 +173,30 @@ def check_entry(entry: Entry, shared: Mapping[str, Any], finetune: Mapping[str, 
     samples = modality(entry.kind.modality)
     given = {key: value for key, value in {**shared, **entry.options}.items() if key != "model"}
     check_options(given, *samples.configs(entry.method))
-    own = [name for name in ("task", "test") if name in finetune]  # arguments of `finetune`
-    check_options({name: value for name, value in finetune.items() if name not in own}, *finetune_configs(entry, finetune))
+    kind = task_of(entry, finetune)
+    if kind.TargetType is not ClassTargets:
+        raise UnveilError(f"the task {TASKS.label(kind)} has no accuracy, which a comparison needs: leave finetune.task out")
+    arguments = ("task", "test")  # of `finetune`, which are no options of its runs
+    check_options({name: value for name, value in finetune.items() if name not in arguments}, *finetune_configs(entry, finetune))
+
+
+def task_of(entry: Entry, finetune: Mapping[str, Any]) -> type[Task]:
+    """The task by which the encoder of an entry is fine-tuned."""
+    task = finetune.get("task") or modality(entry.kind.modality).default_task
+    return task if isinstance(task, type) else task_class(task)
 
 
 def finetune_configs(entry: Entry, finetune: Mapping[str, Any]) -> tuple[type[Any], ...]:
     """What holds the options of fine-tuning the encoder of an entry."""
-    samples = modality(entry.kind.modality)
-    task = finetune.get("task") or samples.default_task
-    kind = task if isinstance(task, type) else task_class(task)
-    return (*samples.finetune_configs(kind), TrainConfig, OptimConfig, HardwareConfig)
+    own = modality(entry.kind.modality).finetune_configs(task_of(entry, finetune))
+    return (*own, TrainConfig, OptimConfig, HardwareConfig)
 
 
 def refuse_without_blocks(entry: Entry, finetune: Mapping[str, Any], what: str) -> None:
     """Raises `UnveilError` if the last blocks of an encoder cannot be fine-tuned alone, which `what` would do."""
     if not known_to(LAST_BLOCK, *finetune_configs(entry, finetune)):
-        raise UnveilError(f"{what} fine-tunes the last blocks alone, which needs one class per image: leave it out")
+        task = TASKS.label(task_of(entry, finetune))
+        raise UnveilError(f"{what} fine-tunes the last blocks alone, which the task {task} cannot: leave one of them out")
 
 
 def with_base_lr(entry: Entry, data: str, shared: Mapping[str, Any]) -> Entry:

@@ -21,6 +21,7 @@ from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
 from unveil.options import known_to
+from unveil.reports.comparison import finetune_score
 from unveil.reports.failures import Failure, failure_sentence
 from unveil.reports.findings import judge_finding
 from unveil.reports.notebook import ShownList
@@ -188,7 +189,7 @@ def point_of(plan: Plan, setting: Setting) -> Point:
                 key: value for key, value in (run.results.get("features") or {}).get("encoder", {}).items() if key == "linear"
             }
             tuned = finished_run(comparison.path(name, seed, FINETUNE)) if comparison.config.with_finetune else None
-            found |= {"finetune": float(tuned.results["score"]["top1"])} if tuned else {}
+            found |= {"finetune": finetune_score(tuned)} if tuned else {}
             flops = flops_per_step(run)
         for key, value in found.items():
             figures.setdefault(key, []).append(value)

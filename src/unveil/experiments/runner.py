@@ -30,10 +30,8 @@ from unveil.train.terminal import printer
 
 FINETUNE = "-finetune"
 """The end of the name of a run that fine-tunes an encoder."""
-PARTIAL = "-partial"
-"""The end of the name of a run that fine-tunes the last block."""
 LAST_BLOCK = {"blocks": 1.0}
-"""The options of such a run."""
+"""The options of a run that fine-tunes the last block."""
 FIRST_STAGE_SHARE = 0.25
 """Share of a budget in seconds for a first stage, such as the visual tokenizer of BEiT. The second stage gets the rest."""
 
@@ -142,9 +140,9 @@ class Comparison:
 
     @property
     def finetunings(self) -> dict[str, dict[str, Any]]:
-        """The ways in which every encoder is fine-tuned: their options, by the end of the name of a run."""
-        whole = {FINETUNE: dict[str, Any]()} if self.config.with_finetune else {}
-        return whole | ({PARTIAL: LAST_BLOCK} if self.config.with_partial else {})
+        """The ways in which every encoder is fine-tuned: their options, by a key of `ACCURACIES`."""
+        whole = {"finetune": dict[str, Any]()} if self.config.with_finetune else {}
+        return whole | ({"partial": LAST_BLOCK} if self.config.with_partial else {})
 
     def stages_of(self, entry: Entry, seed: int) -> list[Run]:
         """The runs that the options of an entry name. They were trained in this comparison or elsewhere."""
@@ -168,18 +166,18 @@ class Comparison:
                 own = f"{entry.name}-seed{seed}"
                 stages = tuple(f"{value}-seed{seed}" for value in entry.options.values() if value in self.names)
                 jobs.append(Job(own, partial(self.pretraining, entry, seed), stages))
-                for suffix, options in self.finetunings.items() if entry in self.transferred else ():
-                    out = self.path(entry.name, seed, suffix)
-                    jobs.append(Job(f"{own}{suffix}", partial(self.finetuning, entry.name, seed, out, **options), (own,)))
+                for way, options in self.finetunings.items() if entry in self.transferred else ():
+                    out = self.path(entry.name, seed, f"-{way}")
+                    jobs.append(Job(f"{own}-{way}", partial(self.finetuning, entry.name, seed, out, **options), (own,)))
                 jobs += [
                     Job(f"{own}-{each.suffix}", partial(self.evaluating, entry.name, seed, each), (own,))
                     for each in self.evaluations
                 ]
             for entry in self.transferred[: 1 if self.finetunes_untrained else 0]:
-                for suffix, options in self.finetunings.items():
-                    out = self.path("untrained", seed, suffix)
+                for way, options in self.finetunings.items():
+                    out = self.path("untrained", seed, f"-{way}")
                     call = partial(self.finetuning, entry.name, seed, out, scratch=True, **options)
-                    jobs.append(Job(f"untrained-seed{seed}{suffix}", call, (f"{entry.name}-seed{seed}",)))
+                    jobs.append(Job(f"untrained-seed{seed}-{way}", call, (f"{entry.name}-seed{seed}",)))
         return jobs
 
     def pretraining(self, entry: Entry, seed: int) -> Call:
@@ -277,10 +275,10 @@ class Comparison:
     def finetuned(self, name: str, seed: int) -> dict[str, float]:
         """The scores after fine-tuning of an entry or of the untrained encoder, by metric, of the runs that have finished."""
         scores = dict[str, float]()
-        for suffix in self.finetunings:
-            if run := finished_run(self.path(name, seed, suffix)):
+        for way in self.finetunings:
+            if run := finished_run(self.path(name, seed, f"-{way}")):
                 with reading_results(run.path):
-                    scores[suffix.removeprefix("-")] = finetune_score(run)
+                    scores[way] = finetune_score(run)
         return scores
 
     @property

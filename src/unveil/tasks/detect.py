@@ -296,7 +296,7 @@ class Detect(Task):
         return DetectionWriter(out, classes=self.classes, category_ids=ids, overlays=overlays, shown_score=shown_score)
 
     @torch.inference_mode()
-    def predict_images(  # type: ignore[override]  # boxes are no table
+    def predict_images(  # type: ignore[override]  # objects are a list, where class scores are a table
         self, images: Iterable[Any], *, max_pixels: int = 64_000_000
     ) -> list[Detections]:
         """The objects in images of any size, in their pixels; masks are COCO's run lengths.

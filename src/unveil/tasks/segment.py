@@ -248,7 +248,7 @@ class Segment(Task):
         )
 
     @torch.inference_mode()
-    def predict_images(  # type: ignore[override]  # maps are no table
+    def predict_images(  # type: ignore[override]  # maps are a list, where class scores are a table
         self, images: Iterable[Any], *, max_pixels: int = 64_000_000
     ) -> list[NDArray[np.uint8]]:
         """The class of each pixel of images of any size, as arrays (H, W) of numbers of `classes`.
