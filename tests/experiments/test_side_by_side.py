@@ -185,7 +185,8 @@ def test_a_process_reports_errors_stops_with_a_checkpoint_and_may_be_killed(imag
         assert found.kind == "failed"
         assert "nothing" in found.text
         assert not found.details  # a message for the user, no traceback
-        wait_for(lambda: (tmp_path / "good" / "log.jsonl").is_file())
+        log = tmp_path / "good" / "log.jsonl"
+        wait_for(lambda: log.is_file() and log.stat().st_size)  # its first step: before it, there is nothing to save
         assert long.outcome() is None
     assert long.process.returncode == 0
     assert any((tmp_path / "good" / "checkpoints").iterdir())
