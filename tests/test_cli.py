@@ -216,6 +216,10 @@ def test_help_shows_the_defaults_of_method_and_task(capsys):
         (["pretrain", "--mask-ratoi", "0.5"], "pretrain has no option --mask-ratoi; did you mean --mask-ratio"),
         (["pretrain", "--learning-rate", "1"], "did you mean --base-lr (the peak learning rate for a batch of 256"),
         (["pretrain", "--lr=1"], "pretrain has no option --lr; did you mean --base-lr"),
+        (
+            ["finetune", "run", "--task", "regression", "--blocks", "1"],
+            "finetune --task regression has no option --blocks; unveil finetune --task regression --help-all lists its options",
+        ),
         (["pretrain", "--blr", "1"], "--base-lr"),
         (["pretrain", "--workers", "1"], "--workers; the number of reading threads is chosen automatically"),
         (["pretrain", "--num_workers", "1"], "--num_workers; the number of reading threads is chosen automatically"),

@@ -191,7 +191,7 @@ def groups_of(verb: Verb, argv: Sequence[str]) -> tuple[dict[str, list[Option]],
     notes |= dict.fromkeys(chosen, "default: follows the model and the labels")
     if verb.per_method and not method:
         own = {key for each in methods.METHODS.names for key in methods.method_defaults(each)}
-        notes |= dict.fromkeys(own, "default: that of each method")
+        notes |= dict.fromkeys(own, "default: that of each method") | {"base_lr": "default: for images, that of unveil plan"}
     names = {option.name for options in groups.values() for option in options}
     return groups, {key: note for key, note in notes.items() if key in names}
 
@@ -281,8 +281,10 @@ def refuse_options(name: str, verb: Verb, argv: Sequence[str], known: Iterable[s
             continue
         if key in verb.ignores:
             raise UsageError(f"{name} does not use {given}: {verb.ignores[key]}")
-        guess = hint(key, known, spell) or f"unveil {name} --help-all lists its options"
-        raise UsageError(f"{name} has no option {given}; {guess}")
+        task = value_of(verb.task_option, argv) if TASK in verb.configs.values() else ""
+        command = f"{name} {verb.task_option} {task}" if task else name
+        guess = hint(key, known, spell) or f"unveil {command} --help-all lists its options"
+        raise UsageError(f"{command} has no option {given}; {guess}")
 
 
 def refuse_values(argv: Sequence[str], kinds: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from unveil.command_line import parse_options, split_per_method
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.experiments import runner
-from unveil.experiments.compare import build_comparison, entry_of
+from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
 from unveil.methods import base_of
 from unveil.planning.dry_run import DryRun
@@ -95,7 +95,8 @@ def test_a_second_call_trains_only_what_is_missing(
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*/**/*")}
     assert len(before) > 100
     others = {"epochs": 1.0, "with_finetune": False, "markdown": True, "mae-half": {"mask_ratio": 0.5}}
-    again = unveil.compare(["mae", "mae-half"], images, out=folder, seeds=(0,), **TINY, **others)
+    pretraining = {key: value for key, value in TINY.items() if key != "finetune"}
+    again = unveil.compare(["mae", "mae-half"], images, out=folder, seeds=(0,), **pretraining, **others)
     assert again[0].figures == {key: values[:1] for key, values in rows[0].figures.items() if key != "finetune"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert Run(folder / "mae-half-seed0").config["mask_ratio"] == 0.5
@@ -118,7 +119,7 @@ def test_a_tokenizer_is_evaluated_and_drawn_but_not_finetuned(images: str, tmp_p
         partial, whole = Run(tmp_path / f"{name}-seed0-partial"), Run(tmp_path / f"{name}-seed0-finetune")
         assert partial.config == whole.config | {"blocks": 1.0}
         assert row.figures["partial"] == [partial.results["score"]["top1"]]
-    assert "last block, %" in comparison_table(rows, "title", None).heads
+    assert "last block, %" in comparison_table(rows, "title", {}).heads
     assert rows[2].figures["linear"] == [Run(tmp_path / "mae-seed0").results["features"]["untrained"]["linear"]]
     assert "finetune" in rows[2].figures
     with pytest.raises(UnveilError, match="DVAE has no Transformer encoder"):
@@ -177,7 +178,7 @@ def test_codebook_usage_is_shown_for_the_dvae_and_for_what_learns_from_it(tmp_pa
     dvae, beit = Run(tmp_path / "dvae"), Run(tmp_path / "beit")
     assert figures_of(beit, [dvae]) == {"seconds": 4.0, "samples": 10, "codebook_usage": 0.75}
     rows = [row_of("dvae", [figures_of(dvae, [])]), row_of("beit", [figures_of(beit, [])])]
-    table = comparison_table(rows, "title", None)
+    table = comparison_table(rows, "title", {})
     assert table.heads[-1] == "codebook used, %"
     assert [row[-1] for row in table.rows] == ["75.0", ""]
 
@@ -185,20 +186,20 @@ def test_codebook_usage_is_shown_for_the_dvae_and_for_what_learns_from_it(tmp_pa
 def test_mean_and_spread() -> None:
     values = [0.5, 0.6, 0.4]
     rows = [row_of("mae", [{"linear": value, "seconds": 61.0} for value in values]), row_of("untrained", [{"linear": 0.3}], True)]
-    table = comparison_table(rows, "title", 1000)
+    table = comparison_table(rows, "title", {"linear": 1000, "finetune": 1000})
     assert table.heads == ["", "time", "linear, %"]
     assert table.rows == [["mae", "1 min 1 s", f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}"], ["untrained", "", "30.0"]]
     assert table.sentences[0] == "Mean and standard deviation over 3 seeds."
     assert to_markdown(table).splitlines()[2] == "| mae | 1 min 1 s | 50.0 ± 10.0 |"
     close = "mae reaches a linear accuracy of 50.0 ± 10.0 %, within chance (+20.0 points) of an untrained encoder."
-    assert comparison_verdict(rows, 1000) == close
+    assert comparison_verdict(rows, {"linear": 1000}) == close
     assert not any("collapsed" in sentence for sentence in table.sentences)
     spread = [
         row_of(name, [{"feature_deviation": value, "rank_me": 9.0} for value in values])
         for name, values in {"dino": [0.5, 0.01], "mae": [0.5, 0.4]}.items()
     ]
-    assert "No method has collapsed." in comparison_table(spread[1:], "title", None).sentences
-    (sentence,) = [each for each in comparison_table(spread, "title", None).sentences if "ollapsed" in each]
+    assert "No method has collapsed." in comparison_table(spread[1:], "title", {}).sentences
+    (sentence,) = [each for each in comparison_table(spread, "title", {}).sentences if "ollapsed" in each]
     assert sentence.endswith("(features that are nearly the same for every image): dino.")
     drawn = bar_figure(rows, "linear").axes[0]
     assert [bar.get_width() for bar in drawn.patches] == pytest.approx([0.3, 0.5])
@@ -216,6 +217,13 @@ def test_mean_and_spread() -> None:
         ("mae", {"finetune": {"seed": 3}}, "use --seeds in place of seed"),
         ("mae", {"finetune": {"scratch": True}}, "leave finetune.scratch out"),
         ("mae", {"finetune": {"test": "others"}}, "leave finetune.test out"),
+        ("mae", {"finetune": {"test_split": "test"}}, "evaluated on the same images: leave finetune.test_split out"),
+        ("mae", {"finetune": {"split": "test"}}, "evaluated on the same images: leave finetune.split out"),
+        ("mae", {"mae": {"split": "test"}}, "give --split for all of them, and not for mae alone"),
+        ("mae", {"mae": {"test_split": "test"}}, "give --test-split for all of them, and not for mae alone"),
+        ("mae", {"mae": {"held_out": 5}}, "give --held-out for all of them, and not for mae alone"),
+        ("mae", {"with_finetune": False, "finetune": {"labels": 20}}, "there are options of fine-tuning, but --no-with-finetune"),
+        ("mae", {"with_finetune": False, "labelled_data": "others"}, "--labelled-data is for fine-tuning, but --no-with-finetune"),
         ("mae", {"finetune": {"task": "regression"}}, "the task regression has no accuracy, which a comparison needs"),
         ("mae", {"finetune": {"task": "linear"}, "with_partial": True}, "last blocks alone, which the task linear cannot"),
         ("mae", {"finetune": {"epoch": 3}}, "there is no option 'epoch'; did you mean epochs?"),
@@ -239,6 +247,25 @@ def test_images_without_labels_are_refused(images: str, tmp_path: Path, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UnveilError, match="without torchrun"):
         unveil.compare("mae", images, out=tmp_path / "out")
+
+
+def test_the_accuracies_on_other_labelled_images_have_their_own_margin(images: str, tmp_path: Path) -> None:
+    """Of images without labels, there was no margin at all, and a winner by three of 24 images."""
+    others = str(write_images(tmp_path / "others", 8))
+    pretraining = {key: value for key, value in TINY.items() if key != "held_out"}
+    unlabelled = str(Path(images) / "warm")
+    options = {"seeds": (0,), "epochs": 1.0, "labelled_data": others}
+    unveil.compare("mae,mae-b", unlabelled, out=tmp_path / "unlabelled", **pretraining, **options)
+    comparison = build_comparison([entry_of("mae")], unlabelled, tmp_path / "unlabelled", pretraining | options)
+    counts = evaluated_images(comparison)
+    tested = Run(tmp_path / "unlabelled" / "mae-seed0-finetune").results["score"]["count"]
+    assert counts == {"partial": tested, "finetune": tested, "scratch": tested}
+    rows = comparison.rows()
+    assert f"the choice of {tested} images to evaluate on" in "".join(comparison_table(rows, "title", counts).sentences)
+    rows = [row_of("a", [{"linear": 0.9, "finetune": 0.9}]), row_of("b", [{"linear": 0.6, "finetune": 0.6}])]
+    notes = comparison_table(rows, "title", {"linear": 100, "finetune": 8}).sentences
+    assert any(re.search(r"points \(linear\) can be due to chance: the choice of 100 images", note) for note in notes)
+    assert any(re.search(r"points \(fine-tuned\) can be due to chance: the choice of 8 images", note) for note in notes)
 
 
 def test_options_for_one_method() -> None:
@@ -274,7 +301,7 @@ def test_a_method_from_a_file_takes_part_under_its_label(images: str, tmp_path: 
     entry = entry_of(f"{tmp_path / 'half.py'}:Half")
     assert entry == ("half", f"{tmp_path / 'half.py'}:Half", {})
     assert entry_of(entry.kind) == entry
-    options = {"seeds": (0,), "with_finetune": False, "half": {"decoder_depth": 1}}
+    options = {"seeds": (0,), "half": {"decoder_depth": 1}}
     comparison = build_comparison([entry_of("mae"), entry], images, tmp_path, TINY | options)
     assert comparison.names == ["mae", "half"]
     assert comparison.options(comparison.entries[1], 0)["decoder_depth"] == 1

@@ -168,7 +168,18 @@ def test_features_that_are_not_finite_end_a_run_with_a_sentence(raw: Path, tmp_p
 UNUSED = {
     "epochs has no effect on the quick linear probe": {"epochs": 2.0},
     "base_lr has no effect on the quick linear probe": {"base_lr": 0.1},
+    "epochs has no effect on k-NN": {"kind": "knn", "epochs": 2.0},
+    "base_lr has no effect on k-NN": {"kind": "knn", "base_lr": 0.1},
     "whiten is for k-NN, but the kind is linear": {"whiten": True},
+    "neighbours is for k-NN, but the kind is linear": {"neighbours": 5},
+    "neighbours is for k-NN, but the kind is partial": {"kind": "partial", "neighbours": 5},
+    "blocks is for the partial probe, but the kind is linear": {"blocks": 2.0},
+    "blocks is for the partial probe, but the kind is knn": {"kind": "knn", "blocks": 2.0},
+    "views is for the linear probe, but the kind is knn": {"kind": "knn", "views": True},
+    "views is for the linear probe, but the kind is partial": {"kind": "partial", "views": True},
+    "protocol is for the linear probe, but the kind is knn": {"kind": "knn", "protocol": "sgd"},
+    "protocol is for the linear probe, but the kind is partial": {"kind": "partial", "protocol": "sgd"},
+    "crop_scale has no effect without random crops": {"crop_scale": 0.5},
     "pool both needs features that are computed once": {"pool": "both", "views": True},
 }
 

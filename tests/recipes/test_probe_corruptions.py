@@ -123,7 +123,7 @@ def test_what_is_refused_before_training(run: Path, folder: Path, tmp_path: Path
     monkeypatch.setattr("unveil.runs.probing.fit_logistic", lambda *args, **kwargs: pytest.fail("trained"))
     for says, options in {
         "corrupt_images is 3, but no image is corrupted: add --corrupt": {"corrupt_images": 3},
-        "--corrupt-images is 7, but there are 6 labelled images": {"corrupt": True, "corrupt_images": 7},
+        "--corrupt-images is 7, but there are 6 labelled test images": {"corrupt": True, "corrupt_images": 7},
     }.items():
         with pytest.raises(UnveilError, match=says):
             unveil.probe(run, folder, out=tmp_path / "probe", **options, **EXACT)

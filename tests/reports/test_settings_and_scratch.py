@@ -11,7 +11,14 @@ from unveil.train.run_folder import Run
 
 
 def write_run(
-    path: Path, *, top1: float, scratch: bool = False, epochs: float = 10.0, fingerprint: str = "2:a", shape: str = "nano"
+    path: Path,
+    *,
+    top1: float,
+    scratch: bool = False,
+    epochs: float = 10.0,
+    fingerprint: str = "2:a",
+    shape: str = "nano",
+    blocks: float | None = None,
 ) -> Run:
     path.mkdir()
     config = {
@@ -20,6 +27,7 @@ def write_run(
         "epochs": epochs,
         "channels": 0,
         "decoder_width": None,
+        "blocks": blocks,
     }
     data = {"name": "cells", "count": 80, "fingerprint": fingerprint, "test_fingerprint": "2:b"}
     (path / "run.json").write_text(json.dumps({"kind": "finetune", "config": config, "data": data, "encoder": {"shape": shape}}))
@@ -56,6 +64,17 @@ def test_the_run_from_scratch_is_compared(tmp_path: Path, scratch: float, phrase
     heading, title = headline(run)
     assert title == "The encoder of cells, fine-tuned on cells"
     assert "from scratch" in heading
+
+
+@pytest.mark.parametrize(
+    ("blocks", "start"),
+    [(0.0, "The classifier of"), (0.5, "The last MLP of"), (1.0, "The last block of"), (3.0, "The last 3 blocks of")],
+)
+def test_the_title_says_what_partial_fine_tuning_trains(tmp_path: Path, blocks: float, start: str) -> None:
+    run = write_run(tmp_path / "cells-finetune", top1=0.8, blocks=blocks)
+    assert headline(run)[1] == f"{start} the encoder of cells, fine-tuned on cells"
+    alone = write_run(tmp_path / "cells-scratch", top1=0.5, scratch=True, blocks=blocks)
+    assert headline(alone)[1] == f"{start} a model, trained from scratch on cells"
 
 
 @pytest.mark.parametrize("change", [{"epochs": 20.0}, {"fingerprint": "2:c"}, {"shape": "tiny"}])

@@ -104,6 +104,12 @@ def test_partial_refuses_other_numbers(blocks):
         Finetune(encoder(), CLASSES, FinetuneConfig(blocks=blocks), AugmentConfig())
 
 
+def test_a_loss_of_the_encoder_needs_one_that_is_trained():
+    """Encoder and head ended with the same bits as without the loss."""
+    with pytest.raises(UnveilError, match=r"mae_loss is 0\.5, but with 0 blocks the encoder is frozen: leave one of them out"):
+        Finetune(encoder(), CLASSES, FinetuneConfig(blocks=0, mae_loss=0.5), AugmentConfig())
+
+
 def test_the_loss_of_the_probes_is_cross_entropy_after_a_batch_norm():
     partial = PartialFinetune(encoder(), CLASSES, PartialConfig(blocks=0, smoothing=0.0, drop_path=0.0))
     for task in (partial, Linear(24, CLASSES, encoder=encoder())):

@@ -126,14 +126,14 @@ def balanced_indices(labels: Int[Tensor, " n"], count: int, seed: int) -> Int[Te
     return order[rank.argsort(stable=True)[:count]].sort().values
 
 
-def few_labels(subset: Subset, count: int, seed: int, option: str = "--labels") -> Subset:
+def few_labels(subset: Subset, count: int, seed: int, option: str = "--labels", noun: str = "labelled images") -> Subset:
     """`count` labelled images, balanced over the classes. Raises `UnveilError`, which names the option, if there are fewer."""
     subset = subset.labelled()
-    check_count(count, len(subset), option)
+    check_count(count, len(subset), option, noun)
     return Subset(subset.dataset, subset.indices[balanced_indices(subset.labels, count, seed)])
 
 
-def check_count(count: int, available: int, option: str = "--labels") -> None:
+def check_count(count: int, available: int, option: str = "--labels", noun: str = "labelled images") -> None:
     """Raises `UnveilError` unless `count` labelled images can be chosen from those that are available."""
     if not 0 < count <= available:
-        raise UnveilError(f"{option} is {count}, but there are {available} labelled images: use 1 to {available}, or 0 for all")
+        raise UnveilError(f"{option} is {count}, but there are {available} {noun}: use 1 to {available}, or 0 for all")

@@ -19,6 +19,7 @@ from unveil.methods import METHODS, base_of
 from unveil.options import check_options, configure, known_to
 from unveil.planning.rules import applies_to, choose_base_lr
 from unveil.plugins import is_path
+from unveil.reports.chance import TestCounts
 from unveil.reports.comparison import ComparisonRow, comparison_table, write_comparison
 from unveil.reports.notebook import ShownList
 from unveil.reports.run_summary import independent_tests
@@ -127,6 +128,8 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
     shared = {key: value for key, value in shared.items() if key not in known_to(shared, ComparisonConfig)}
     finetune = FINETUNE_DEFAULTS | known_to(shared, HardwareConfig) | dict(separate.pop("finetune", {}))
     complete = [entry._replace(options={**entry.options, **separate.pop(entry.name, {})}) for entry in entries]
+    if not (config.with_finetune or config.with_partial):
+        refuse_unused_finetuning(config, options)
     for entry in complete:
         check_entry(entry, shared, finetune)
         if config.with_partial:
@@ -139,8 +142,7 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
         raise UnveilError("all entries of a comparison or a study have the same seeds: use --seeds in place of seed")
     if "scratch" in finetune:
         raise UnveilError("a comparison trains a model from scratch beside the fine-tuned ones: leave finetune.scratch out")
-    if "test" in finetune:
-        raise UnveilError("all runs of a comparison or a study are evaluated on the same images: leave finetune.test out")
+    refuse_other_images(complete, finetune)
     if len(set(names)) < len(names):
         raise UnveilError(f"a method occurs twice in {', '.join(names)}: give it two names, such as mae and mae-pixel")
     if config.seconds and shared.get("epochs"):
@@ -178,6 +180,26 @@ def check_entry(entry: Entry, shared: Mapping[str, Any], finetune: Mapping[str, 
         raise UnveilError(f"the task {TASKS.label(kind)} has no accuracy, which a comparison needs: leave finetune.task out")
     arguments = ("task", "test")  # of `finetune`, which are no options of its runs
     check_options({name: value for name, value in finetune.items() if name not in arguments}, *finetune_configs(entry, finetune))
+
+
+def refuse_unused_finetuning(config: ComparisonConfig, options: Mapping[str, Any]) -> None:
+    """Raises `UnveilError` for options of fine-tuning in a comparison without it."""
+    if options.get("finetune"):
+        raise UnveilError("there are options of fine-tuning, but --no-with-finetune leaves it out")
+    if config.labelled_data:
+        raise UnveilError("--labelled-data is for fine-tuning, but --no-with-finetune leaves it out")
+
+
+def refuse_other_images(entries: Iterable[Entry], finetune: Mapping[str, Any]) -> None:
+    """Raises `UnveilError` for options of one entry, or of fine-tuning, that decide which images runs are evaluated on."""
+    same = "all runs of a comparison or a study are evaluated on the same images"
+    for entry in entries:
+        own = [name for name in ("split", "test_split", "held_out", "leave_out_copies", "max_pixels") if name in entry.options]
+        if own:
+            raise UnveilError(f"{same}: give --{own[0].replace('_', '-')} for all of them, and not for {entry.name} alone")
+    other = [name for name in ("test", "split", "test_split") if name in finetune]
+    if other:
+        raise UnveilError(f"{same}: leave finetune.{other[0]} out")
 
 
 def task_of(entry: Entry, finetune: Mapping[str, Any]) -> type[Task]:
@@ -237,19 +259,27 @@ def refuse_unlabelled(data: str, entries: Iterable[Entry]) -> None:
             )
 
 
-def evaluated_images(comparison: Comparison) -> float | None:
-    """The number of independent images of the evaluation of features, if a run records it."""
-    counts = (independent_tests(Run(path).results) for path in comparison.finished_runs)
-    return next(filter(None, counts), None)
+def evaluated_images(comparison: Comparison) -> TestCounts:
+    """The numbers of independent images on which the runs were evaluated, as far as they record them.
+
+    Those of frozen features are images of DATA, and so are those of fine-tuning, unless there are other labelled data.
+    """
+    results = [Run(path).results for path in comparison.finished_runs]
+    frozen = next(filter(None, map(independent_tests, results)), None)
+    tuned = frozen
+    if comparison.config.labelled_data or frozen is None:
+        tuned = next((float(count) for each in results if (count := (each.get("score") or {}).get("count"))), None)
+    kinds = {"knn": frozen, "linear": frozen} | dict.fromkeys(("partial", "finetune", "scratch"), tuned)
+    return {key: count for key, count in kinds.items() if count}
 
 
 def write_results(comparison: Comparison) -> tuple[list[ComparisonRow], ResultTable]:
     """Writes `compare.json` and `report.html` from the runs that have finished."""
     rows, facts, seconds = comparison.rows(), comparison.facts, comparison.config.seconds
     budget = f"{seconds:g} seconds of training each" if seconds else "equal epochs"
-    count = evaluated_images(comparison)
-    table = comparison_table(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", count)
+    counts = evaluated_images(comparison)
+    table = comparison_table(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", counts)
     content = facts | {"rows": [row.to_json() for row in rows]}
     write_text(comparison.folder / "compare.json", json_text(content))
-    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, count)
+    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, counts)
     return rows, table

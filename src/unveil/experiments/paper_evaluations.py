@@ -6,7 +6,7 @@ from typing import Any
 from unveil.data.augment import AugmentConfig
 from unveil.experiments.calls import finished_run
 from unveil.experiments.paper_study import PaperStudy, Setting, folder_name
-from unveil.experiments.runner import FINETUNE, Comparison, Evaluation
+from unveil.experiments.runner import FINETUNE, Comparison, Evaluation, finished_probe
 from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import known_to
@@ -14,6 +14,7 @@ from unveil.reports.comparison import finetune_score
 from unveil.runs.labelled_data import LabelledOptions, labelled_subsets
 from unveil.runs.probing import ProbeConfig
 from unveil.train.run_folder import Run
+from unveil.train.run_schema import reading_results
 
 
 def evaluations_of(study: PaperStudy, settings: Sequence[Setting]) -> list[Evaluation]:
@@ -66,6 +67,16 @@ def labels_of(comparison: Comparison, run: Run, share: float) -> int:
     data = comparison.config.labelled_data or comparison.data
     train = labelled_subsets(run.path, data, None, encoder.config, asked).train
     return min(len(train.labelled()), max(len(train.dataset.classes), round(share * len(train.labelled()))))
+
+
+def label_count(comparison: Comparison, setting: Setting, name: str) -> int | None:
+    """The number of labels of a setting that varies it, if a linear probe with it has ended. It is the same for all seeds."""
+    for seed in comparison.config.seeds:
+        folder = comparison.path(name, seed, f"-{suffix_of('linear', setting)}")
+        if finished_probe(folder):
+            with reading_results(folder):
+                return int(Run(folder, {}).results["trained_on"])
+    return None
 
 
 def figures_of_setting(comparison: Comparison, study: PaperStudy, setting: Setting, name: str, seed: int) -> dict[str, float]:

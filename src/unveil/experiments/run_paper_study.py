@@ -10,7 +10,7 @@ from unveil.errors import UnveilError
 from unveil.experiments.calls import finished_run
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images, existing_weights, refuse_without_blocks
 from unveil.experiments.jobs import refuse_failures
-from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting
+from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting, label_count
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_name
 from unveil.experiments.results_folder import refuse_other_results
@@ -33,6 +33,9 @@ from unveil.runs.modality import modality, slug
 from unveil.train.recipe import TrainConfig
 from unveil.train.run_folder import receipt
 from unveil.train.terminal import printer, show
+
+FINETUNE_VARIED: dict[str, tuple[str, ...]] = {"partial": ("blocks",), "labels": ("labels",)}
+"""The options of fine-tuning that a study varies, by what it varies."""
 
 
 class Plan(NamedTuple):
@@ -79,11 +82,13 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         raise UnveilError(
             f"the study {study.name} has no column for the last block: leave --with-partial out, or use study partial"
         )
+    own_finetune = next((name for name in FINETUNE_VARIED.get(study.varies, ()) if name in options.get("finetune", {})), None)
+    if own_finetune:
+        raise UnveilError(f"the study {study.name} varies {own_finetune} itself: leave --finetune.{own_finetune} out")
+    if study.varies != "pretraining" and options.get("with_finetune") is False:
+        raise UnveilError(f"the study {study.name} is about fine-tuning: leave --no-with-finetune out")
     if study.varies == "partial":
-        finetune = options.get("finetune", {})
-        if "blocks" in finetune:
-            raise UnveilError("the study partial varies the blocks that are fine-tuned itself: leave --finetune.blocks out")
-        refuse_without_blocks(base, finetune, "the study partial")
+        refuse_without_blocks(base, options.get("finetune", {}), "the study partial")
     settings = study.settings(shape)
     varied = {key for setting in settings for key in setting.options} if study.varies == "pretraining" else set()
     fixed = [key for key in varied - {"epochs"} if own.get(key) is not None]
@@ -102,9 +107,8 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         names = {setting.label: entry.name for setting, entry in zip(settings, entries, strict=True)}
     else:
         comparison = build_comparison([base._replace(options=mine)], data, folder, rest)
-        config = replace(comparison.config, with_finetune=study.varies == "partial")
-        evaluations = evaluations_of(study, settings)
-        comparison = replace(comparison, config=config, evaluations=evaluations, finetunes_untrained=False)
+        evaluations, whole = evaluations_of(study, settings), study.varies == "partial"
+        comparison = replace(comparison, evaluations=evaluations, finetunes_whole=whole, finetunes_untrained=False)
         names = dict.fromkeys((setting.label for setting in settings), base.name)
     return Plan(study, settings, study.left_out(shape), comparison, names)
 
@@ -148,15 +152,19 @@ def result_of(plan: Plan) -> PaperStudyResult:
     """The results of the runs that have finished."""
     study, comparison = plan.study, plan.comparison
     every = [point_of(plan, setting) for setting in plan.settings]
+    every, same = with_label_counts(plan, every) if study.varies == "labels" else (every, [])
     points = [point for point in every if point.figures]
-    count = evaluated_images(comparison)
-    labels = [setting.label for setting in plan.settings]
-    judgement = judge_finding(study.claims(labels), {point.label: point.figures for point in points}, count)
+    counts = dict(evaluated_images(comparison))
+    if study.varies == "labels" and "finetune" in counts:
+        counts["linear"] = counts["finetune"]  # its linear probes are trained and tested on the same images
+    judgement = judge_finding(
+        study.claims([point.label for point in every]), {point.label: point.figures for point in points}, counts
+    )
     notes = [study.note] if study.note else []
     if missing := [point.ours for point in every if not point.figures]:
         notes.append(f"Without results: {', '.join(missing)}.")
-    if plan.left_out:
-        notes.append(f"Left out, because they are impossible here or the same as another setting: {', '.join(plan.left_out)}.")
+    if left_out := [*plan.left_out, *same]:
+        notes.append(f"Left out, because they are impossible here or the same as another setting: {', '.join(left_out)}.")
     return PaperStudyResult(
         name=study.name,
         source=study.source,
@@ -168,7 +176,7 @@ def result_of(plan: Plan) -> PaperStudyResult:
         metrics=study.metrics,
         axis=study.axis,
         axis_title=study.axis_title,
-        test_count=count,
+        test_counts=counts,
         evaluated_on=comparison.config.evaluate_on,
         notes=notes,
     )
@@ -196,6 +204,23 @@ def point_of(plan: Plan, setting: Setting) -> Point:
     return Point(
         setting.label, setting.ours, setting.theirs, setting.position, figures, setting.cell.paper, flops, setting.cell.default
     )
+
+
+def with_label_counts(plan: Plan, points: Sequence[Point]) -> tuple[list[Point], list[str]]:
+    """The points of a study of the labels with the number of labels, at the share that they really are.
+
+    Of several points with the same labels, the one of the largest share is kept. Returns the labels of the others as well.
+    """
+    numbers = {setting.label: label_count(plan.comparison, setting, plan.names[setting.label]) for setting in plan.settings}
+    total = next((numbers[setting.label] for setting in plan.settings if setting.options["share"] == 1), None)
+    kept = {numbers[point.label] or point.label: point for point in points}  # a later point takes the place of an earlier one
+    found = [
+        point._replace(ours=f"{point.ours} ({count:,})", position=count / total if total else point.position)
+        if (count := numbers[point.label])
+        else point
+        for point in kept.values()
+    ]
+    return found, [point.label for point in points if point not in kept.values()]
 
 
 def run_paper_study(plan: Plan) -> tuple[PaperStudyResult | None, list[Failure]]:
@@ -235,7 +260,12 @@ def study_of_paper(
     refuse_other_results(folder, "study", ("study", name))
     # All plans come first, so that a wrong option is found before hours of training.
     plans = list[Plan]()
+    left_out = [study.name for study in STUDIES.values() if study.varies != "pretraining" and options.get("with_finetune") is False]
+    if left_out:
+        printer(True)(f"Without fine-tuning, there is no study {' and no study '.join(left_out)}.")
     for study in STUDIES.values():
+        if study.name in left_out:
+            continue
         plan = plan_study(study, method, data, folder / study.name, applicable(study, options))
         plans.append(plan._replace(comparison=with_same_runs(plan.comparison, [each.comparison for each in plans])))
     results, failures, sentences = list[PaperStudyResult](), list[Failure](), list[str]()
@@ -263,7 +293,11 @@ def applicable(study: PaperStudy, options: Mapping[str, Any]) -> dict[str, Any]:
     varied = {key for cell in study.cells for key in cell.options}
     varied |= {"seconds"} if study.scaled == "epochs" else {"epochs"} if options.get("seconds") else set()
     varied |= {"decoder_width"} if study.scaled == "width" else {"decoder_depth"} if study.scaled == "depth" else set()
-    return {key: value for key, value in options.items() if key not in varied}
+    found = {key: value for key, value in options.items() if key not in varied}
+    if finetune := options.get("finetune"):
+        own = FINETUNE_VARIED.get(study.varies, ())
+        found["finetune"] = {key: value for key, value in finetune.items() if key not in own}
+    return found
 
 
 def end(folder: Path, results: Sequence[PaperStudyResult]) -> None:

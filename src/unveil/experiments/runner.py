@@ -96,6 +96,8 @@ class Comparison:
     entries: Sequence[Entry]
     evaluations: "Sequence[Evaluation]" = ()
     """Further evaluations of every encoder, besides fine-tuning."""
+    finetunes_whole: bool = True
+    """Whether every encoder is fine-tuned as a whole, unless the config leaves that out."""
     finetunes_untrained: bool = True
     """Whether an untrained encoder is fine-tuned as well, as a baseline."""
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
@@ -141,7 +143,7 @@ class Comparison:
     @property
     def finetunings(self) -> dict[str, dict[str, Any]]:
         """The ways in which every encoder is fine-tuned: their options, by a key of `ACCURACIES`."""
-        whole = {"finetune": dict[str, Any]()} if self.config.with_finetune else {}
+        whole = {"finetune": dict[str, Any]()} if self.config.with_finetune and self.finetunes_whole else {}
         return whole | ({"partial": LAST_BLOCK} if self.config.with_partial else {})
 
     def stages_of(self, entry: Entry, seed: int) -> list[Run]:

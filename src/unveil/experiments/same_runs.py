@@ -56,6 +56,6 @@ def settings_of(comparison: Comparison, entry: Entry, seed: int) -> list[Any]:
 
 def same_finetuning(one: Comparison, other: Comparison) -> bool:
     """Whether two comparisons fine-tune in the same way."""
-    if not (one.config.with_finetune and other.config.with_finetune):
+    if not all("finetune" in each.finetunings for each in (one, other)):
         return False
     return one.finetune_options == other.finetune_options and one.config.labelled_data == other.config.labelled_data

@@ -50,12 +50,23 @@ class SweepSpec:
     def comparison(self, folder: Path, options: Mapping[str, Any]) -> Comparison:
         """The runs of the curve, as a comparison with one entry per value."""
         base, own = entry_of(self.method), {**self.fixed, **options.get(self.label, {})}
+        self.refuse_the_option(options)
         entries = [
             base._replace(name=f"{base.name}-{self.option}-{value}", options={**own, self.option: value}) for value in self.values
         ]
         shared = {key: value for key, value in options.items() if not isinstance(value, Mapping) or key == "finetune"}
         labelled = {"labelled_data": self.labelled_data} if self.labelled_data else {}
         return build_comparison(entries, self.data, folder, shared | labelled)
+
+    def refuse_the_option(self, options: Mapping[str, Any]) -> None:
+        """Raises `UnveilError` if the options set what the curve varies."""
+        shown = self.option.replace("_", "-")
+        if options.get(self.option) is not None:
+            raise UnveilError(f"the study varies {self.option} itself: leave --{shown} out")
+        if self.option in options.get(self.label, {}):
+            raise UnveilError(f"the study varies {self.option} itself: leave --{self.label}.{shown} out")
+        if self.option == "epochs" and options.get("seconds"):
+            raise UnveilError("the study varies the epochs, which --seconds would choose: leave --seconds out")
 
     def sweep(self, comparison: Comparison) -> Sweep:
         """The results of the runs that have finished."""
@@ -68,7 +79,7 @@ class SweepSpec:
             values=[value for value, _ in finished],
             rows=[row for _, row in finished],
             baselines=[row for row in rows if row.baseline],
-            test_count=evaluated_images(comparison),
+            test_counts=evaluated_images(comparison),
             evaluated_on=comparison.config.evaluate_on,
         )
 

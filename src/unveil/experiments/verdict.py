@@ -145,9 +145,12 @@ def refuse(
         )
     if not config.shares:
         raise UnveilError("--shares is empty: give at least one share of the labels, such as 0.1")
-    own = [name for name in ("seed", "labels", "scratch", "task", "test", "out") if name in finetune_options]
+    set_here = ("seed", "labels", "scratch", "task", "test", "split", "test_split", "validation", "out")
+    own = [name for name in set_here if name in finetune_options]
     if own:
         raise UnveilError(f"finetune.{own[0]} is set by the verdict itself: leave it out")
+    if "blocks" in finetune_options:
+        raise UnveilError("the model from scratch is trained as a whole, and so are the others: leave finetune.blocks out")
     others = config.against
     if os.path.exists(run) and any(os.path.exists(name) and os.path.samefile(name, run) for name in others):
         raise UnveilError(f"--against {' '.join(others)} has {run} itself: leave it out")

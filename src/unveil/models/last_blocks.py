@@ -29,3 +29,10 @@ def train_last_blocks(encoder: ViT, blocks: float, *, positions: bool = False) -
     stack.norm.requires_grad_(blocks > 0)
     if encoder.positions is not None and (positions or encoder.config.positions == "sincos"):
         encoder.positions.requires_grad_(False)
+
+
+def trained_blocks(blocks: float) -> str:
+    """What `train_last_blocks` leaves to be trained, in words: "the last block"."""
+    if blocks > 1:
+        return f"the last {blocks:g} blocks"
+    return {0.0: "the classifier", 0.5: "the last MLP"}.get(blocks, "the last block")

@@ -13,6 +13,7 @@ from unveil.interop import model_files
 from unveil.interop.encoder_only import checksums, encoder_of
 from unveil.interop.load import load
 from unveil.learner import Learner, Task
+from unveil.models.last_blocks import trained_blocks
 from unveil.options import configure, known_to
 from unveil.plain_text import count_of
 from unveil.plugins import trust as allow
@@ -184,7 +185,9 @@ def announce(tuning: Finetuning, total: int) -> None:
     """Prints the model, the data and the number of steps."""
     session, labelled = tuning.session, tuning.labelled
     train, test = labelled.counts
-    doing = "training from scratch" if tuning.source is None else "fine-tuning"
+    blocks = getattr(tuning.config, "blocks", None)
+    alone = "" if blocks is None else f" {trained_blocks(blocks)} alone"
+    doing = f"training{alone} from scratch" if tuning.source is None else f"fine-tuning{alone}"
     aside = f", validated on {labelled.validation_count:,}" if labelled.validation_count else ""
     held_out = " held-out" if labelled.held_out else ""
     trained = count_of(train, f"labelled {labelled.noun.removesuffix('s')}")

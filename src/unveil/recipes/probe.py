@@ -99,13 +99,25 @@ def refuse_unused(config: ProbeConfig, options: Mapping[str, Any]) -> None:
         )
     if config.corrupt_images and not config.corrupt:
         raise UnveilError(f"corrupt_images is {config.corrupt_images:,}, but no image is corrupted: add --corrupt")
-    if config.whiten and config.kind != "knn":
-        raise UnveilError(f"whiten is for k-NN, but the kind is {config.kind}: add --kind knn")
-    if config.kind == "linear" and not config.takes_steps:
-        names = {each.name for each in (*fields(TrainConfig), *fields(OptimConfig))} - {"seed"}
-        unused = next((name for name in options if name in names), None)
-        if unused:
-            raise UnveilError(f"{unused} has no effect on the quick linear probe, which L-BFGS fits: add --protocol sgd or paper")
+    refuse_other_kinds(config)
+    names = {each.name for each in (*fields(TrainConfig), *fields(OptimConfig))} - {"seed"}
+    unused = next((name for name in options if name in names), None)
+    if unused and config.kind == "knn":
+        raise UnveilError(f"{unused} has no effect on k-NN, which is not trained: leave it out")
+    if unused and not config.takes_steps:
+        raise UnveilError(f"{unused} has no effect on the quick linear probe, which L-BFGS fits: add --protocol sgd or paper")
+
+
+def refuse_other_kinds(config: ProbeConfig) -> None:
+    """Raises `UnveilError` for an option that belongs to another kind of probe."""
+    kinds = {"blocks": "partial", "neighbours": "knn", "whiten": "knn", "views": "linear", "protocol": "linear"}
+    for name, kind in kinds.items():
+        value = getattr(config, name)
+        if value != getattr(ProbeConfig, name) and config.kind != kind:
+            what = {"linear": "the linear probe", "knn": "k-NN", "partial": "the partial probe"}[kind]
+            raise UnveilError(f"{name} is for {what}, but the kind is {config.kind}: leave it out, or use --kind {kind}")
+    if config.crop_scale != ProbeConfig.crop_scale and not config.sees_images:
+        raise UnveilError("crop_scale has no effect without random crops: add --views or --kind partial")
 
 
 def used_options(config: ProbeConfig, recipe: Recipe) -> dict[str, Any]:

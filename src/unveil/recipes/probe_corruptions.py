@@ -23,7 +23,7 @@ def images_to_corrupt(test_set: Subset, count: int, seed: int) -> Subset:
     """
     library()
     refuse_other_images(test_set)
-    return few_labels(test_set, count, seed, "--corrupt-images") if count else test_set.labelled()
+    return few_labels(test_set, count, seed, "--corrupt-images", "labelled test images") if count else test_set.labelled()
 
 
 def test_on_corruptions(

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, variance
 
+TestCounts = Mapping[str, float]
+"""The numbers of independent test images, by the kind of accuracy; one is missing where nothing is recorded."""
 NORMAL = 1.959964
 """Quantile of the normal distribution for an interval of 95 %."""
 
@@ -41,8 +43,9 @@ def chance_margin(first: Sequence[float], second: Sequence[float], count: float 
         The margin of an interval of 95 %: of Agresti and Caffo for the choice of the test samples, and of the two-sample t-test
         for the seeds, if there are at least 3 in all. Both errors are independent, so their squares are added.
     """
-    square = 0.0
+    square, shrink = 0.0, 1.0
     if count:
+        shrink = count / (count + 2)  # the samples that are added bring both accuracies closer to one half
         square += NORMAL**2 * sum(sampling_variance(mean(values), count) for values in (first, second))
     freedom = len(first) + len(second) - 2
     if freedom > 0:
@@ -50,13 +53,12 @@ def chance_margin(first: Sequence[float], second: Sequence[float], count: float 
         from scipy.special import stdtrit  # a tenth of a second, which a single run need not wait for
 
         square += float(stdtrit(freedom, 0.975)) ** 2 * pooled * (1 / len(first) + 1 / len(second))
-    return min(1.0, math.sqrt(square))
+    return min(1.0, math.sqrt(square) / shrink)
 
 
 def within_chance(first: Sequence[float], second: Sequence[float], count: float | None) -> bool:
     """Whether the difference of two mean accuracies can be due to chance. See `chance_margin` for the arguments."""
-    shrink = count / (count + 2) if count else 1.0  # the added samples bring both accuracies closer to one half
-    return abs(mean(first) - mean(second)) * shrink <= chance_margin(first, second, count)
+    return abs(mean(first) - mean(second)) <= chance_margin(first, second, count)
 
 
 def contenders(accuracies: Mapping[str, Sequence[float]], count: float | None) -> list[str]:

@@ -1,5 +1,6 @@
 """The report of a comparison of methods: a table, bar charts, and a page. All numbers come from run folders."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unveil.data.split_folders import split_of
 from unveil.errors import UnveilError
-from unveil.reports.chance import chance_margin, contenders, within_chance
+from unveil.reports.chance import TestCounts, chance_margin, contenders, within_chance
 from unveil.reports.failures import failure_note
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
@@ -91,13 +92,13 @@ def row_of(name: str, seeds: Sequence[Mapping[str, float]], baseline: bool = Fal
     return ComparisonRow(name, {key: [each[key] for each in seeds if key in each] for key in keys}, baseline)
 
 
-def comparison_table(rows: Sequence[ComparisonRow], title: str, test_count: float | None) -> ResultTable:
+def comparison_table(rows: Sequence[ComparisonRow], title: str, test_counts: TestCounts) -> ResultTable:
     """The table of a comparison. Columns without numbers are left out.
 
     Args:
         rows: The methods, then the baselines.
         title: What is compared.
-        test_count: Number of independent images of the evaluation, to estimate which differences can be due to chance.
+        test_counts: Numbers of independent images of the evaluations, to estimate which differences can be due to chance.
     """
     columns = [key for key in RESULT_COLUMNS if any(key in row.figures for row in rows)]
     cells = [[row.name, *(format_mean(key, row.figures.get(key, [])) for key in columns)] for row in rows]
@@ -107,20 +108,26 @@ def comparison_table(rows: Sequence[ComparisonRow], title: str, test_count: floa
         notes.append("Gain: the linear probe accuracy minus that of the same encoder untrained.")
     if with_spread := [row for row in rows if not row.baseline and row.figures.get("rank_me")]:
         notes.append(collapse_note(with_spread))
-    if note := chance_note(rows, test_count):
-        notes.append(note)
+    notes += chance_notes(rows, test_counts)
     return ResultTable(title, ["", *(RESULT_COLUMNS[key][0] for key in columns)], cells, notes)
 
 
-def chance_note(rows: Sequence[ComparisonRow], test_count: float | None) -> str:
-    """A sentence with the differences that can be due to chance; empty if nothing is known about it."""
-    every = [row.figures[key] for row in rows for key in ACCURACIES if row.figures.get(key)]
-    margin = 100 * max((chance_margin(values, values, test_count) for values in every), default=0.0)
-    if not margin:
-        return ""
-    causes = [f"the choice of {test_count:,.0f} images to evaluate on"] if test_count else []
-    causes += ["the seeds"] if any(len(values) > 1 for values in every) else []
-    return f"Differences of up to about {margin:.1f} points can be due to chance: {' and '.join(causes)}."
+def chance_notes(rows: Sequence[ComparisonRow], test_counts: TestCounts) -> list[str]:
+    """Sentences with the differences that can be due to chance: one for all accuracies on equally many images."""
+    of_count: dict[float | None, dict[str, list[list[float]]]] = {}
+    for key in (*ACCURACIES, "scratch"):
+        if every := [row.figures[key] for row in rows if row.figures.get(key)]:
+            of_count.setdefault(test_counts.get(key), {})[key] = every
+    notes = []
+    for count, of_key in of_count.items():
+        every = [values for listed in of_key.values() for values in listed]
+        margin = 100 * max(chance_margin(values, values, count) for values in every)
+        causes = [f"the choice of {count:,.0f} images to evaluate on"] if count else []
+        causes += ["the seeds"] if any(len(values) > 1 for values in every) else []
+        names = f" ({', '.join(ACCURACIES.get(key, 'from scratch') for key in of_key)})" if len(of_count) > 1 else ""
+        if margin:
+            notes.append(f"Differences of up to about {margin:.1f} points{names} can be due to chance: {' and '.join(causes)}.")
+    return notes
 
 
 def collapse_note(rows: Sequence[ComparisonRow]) -> str:
@@ -142,7 +149,7 @@ def format_mean(key: str, values: Sequence[float]) -> str:
     return f"{text} ± {RESULT_COLUMNS[key][1](stdev(values)).lstrip('+')}"
 
 
-def comparison_verdict(rows: Sequence[ComparisonRow], test_count: float | None) -> str:
+def comparison_verdict(rows: Sequence[ComparisonRow], test_counts: TestCounts) -> str:
     """A sentence with the best method, and its distance to the next method and to the baselines.
 
     If several methods are within chance of the best one, it names them all and no winner.
@@ -153,13 +160,14 @@ def comparison_verdict(rows: Sequence[ComparisonRow], test_count: float | None) 
             continue
         baselines = {row.name: row.figures[key] for row in rows if row.figures.get(key) and row.baseline}
         order = sorted(methods, key=lambda name: -mean(methods[name]))
-        level = contenders(methods, test_count)
+        count = test_counts.get(key)
+        level = contenders(methods, count)
         best = format_mean(key, methods[order[0]])
         if len(level) > 1:
             listed = ", ".join(f"{name} {format_mean(key, methods[name])} %" for name in level)
             return f"No winner by {ACCURACIES[key]} accuracy: the differences between {listed} can be due to chance."
         others = {name: methods[name] for name in order[1:2]} | baselines
-        distances = ", ".join(distance(methods[order[0]], name, values, test_count) for name, values in others.items())
+        distances = ", ".join(distance(methods[order[0]], name, values, count) for name, values in others.items())
         compared = f", {distances}" if distances else ""
         if len(methods) == 1:
             return f"{order[0]} reaches a {ACCURACIES[key]} accuracy of {best} %{compared}."
@@ -167,9 +175,9 @@ def comparison_verdict(rows: Sequence[ComparisonRow], test_count: float | None) 
     return "There are no results yet."
 
 
-def distance(own: Sequence[float], name: str, other: Sequence[float], test_count: float | None) -> str:
+def distance(own: Sequence[float], name: str, other: Sequence[float], count: float | None) -> str:
     """A phrase with the points between the best method and another row."""
-    by_chance = within_chance(own, other, test_count)
+    by_chance = within_chance(own, other, count)
     return f"{position_of(100 * (mean(own) - mean(other)), by_chance)} {'an untrained encoder' if name == 'untrained' else name}"
 
 
@@ -220,14 +228,13 @@ def accuracy_section(rows: Sequence[ComparisonRow], evaluated_on: str) -> Markup
 
 
 def held_out_note(runs: Iterable[Path]) -> str:
-    """What to do after a comparison on held-out images, by what the first of its runs records about the data."""
+    """What to do after a comparison on held-out images, by what its runs record about the data, or about the labelled data."""
+    unused = list[bool]()
     for path in runs:
-        try:
+        with contextlib.suppress(UnveilError):  # a damaged run says nothing
             splits = (Run(path).facts.get("data") or {}).get("splits") or {}
-        except UnveilError:
-            continue
-        return HELD_OUT_NOTE if any(split_of(name) == "test" for name in splits.get("unused", ())) else NO_TEST_NOTE
-    return HELD_OUT_NOTE
+            unused.append(any(split_of(name) == "test" for name in splits.get("unused", ())))
+    return HELD_OUT_NOTE if any(unused) or not unused else NO_TEST_NOTE
 
 
 def write_comparison(
@@ -236,7 +243,7 @@ def write_comparison(
     table: ResultTable,
     runs: Sequence[Path],
     facts: Mapping[str, Any],
-    test_count: float | None = None,
+    test_counts: TestCounts,
 ) -> Path:
     """Writes `report.html` into the folder of a comparison.
 
@@ -246,13 +253,13 @@ def write_comparison(
         table: The table of these rows.
         runs: The run folders, to link to.
         facts: The data, the config and the environment.
-        test_count: Number of independent images of the evaluation.
+        test_counts: Numbers of independent images of the evaluations.
     """
     title = f"Methods compared on {Path(facts['data']).name or facts['data']}"
     line = element("p", f"comparison {folder.name}", class_="muted")
     evaluated_on = facts["config"].get("evaluate_on", "test")  # earlier versions had no choice
     note = [element("p", held_out_note(runs))] if evaluated_on == "held-out" else []
-    verdict = element("p", comparison_verdict(rows, test_count), class_="verdict")
+    verdict = element("p", comparison_verdict(rows, test_counts), class_="verdict")
     failed = [element("p", text)] if (text := failure_note(facts)) else []
     heading = join_markup([element("h1", title), verdict, *failed, *note, line])
     links = [element("li", element("a", each.name, href=f"{each.name}/report.html")) for each in runs]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Literal, NamedTuple
 
-from unveil.reports.chance import chance_margin, contenders
+from unveil.reports.chance import TestCounts, chance_margin, contenders
 
 Answer = Literal["holds", "fails", "open"]
 Numbers = Mapping[str, Mapping[str, Sequence[float]]]
@@ -50,8 +50,7 @@ class Difference(NamedTuple):
 
 def difference(first: Sequence[float], second: Sequence[float], count: float | None) -> Difference:
     """The difference of two mean accuracies, consistent with `unveil.reports.chance.within_chance`; `count` as there."""
-    shrink = count / (count + 2) if count else 1.0
-    return Difference(mean(first) - mean(second), chance_margin(first, second, count) / shrink)
+    return Difference(mean(first) - mean(second), chance_margin(first, second, count))
 
 
 class Claim(ABC):
@@ -62,15 +61,15 @@ class Claim(ABC):
         """The cells and metrics without which nothing can be said."""
 
     @abstractmethod
-    def judge(self, cells: Numbers, count: float | None) -> Judgement:
+    def judge(self, cells: Numbers, counts: TestCounts) -> Judgement:
         """The judgement, if there are numbers of at least two seeds for all of `needs`."""
 
-    def judged(self, cells: Numbers, count: float | None) -> Judgement:
+    def judged(self, cells: Numbers, counts: TestCounts) -> Judgement:
         """The judgement of the numbers that there are.
 
         Args:
             cells: The numbers of the cells.
-            count: Number of independent images of the evaluation; None if it is unknown.
+            counts: Numbers of independent images of the evaluations.
         """
         for label, metric in self.needs():
             found = cells.get(label, {}).get(metric, ())
@@ -78,7 +77,7 @@ class Claim(ABC):
                 what = METRICS.get(metric, "step time")
                 have = "only one result" if found else "no result"
                 return Judgement("open", f"there is {have} for {label} ({what}), and at least {FEWEST_SEEDS} seeds are needed")
-        return self.judge(cells, count)
+        return self.judge(cells, counts)
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,10 @@ class Ahead(Claim):
     def needs(self) -> list[tuple[str, str]]:
         return [(self.better, self.metric), (self.worse, self.worse_metric or self.metric)]
 
-    def judge(self, cells: Numbers, count: float | None) -> Judgement:
-        found = difference(cells[self.better][self.metric], cells[self.worse][self.worse_metric or self.metric], count)
+    def judge(self, cells: Numbers, counts: TestCounts) -> Judgement:
+        found = difference(
+            cells[self.better][self.metric], cells[self.worse][self.worse_metric or self.metric], counts.get(self.metric)
+        )
         names = [f'"{self.better}"', f'"{self.worse}"']
         if self.worse_metric:
             names = [f"{METRICS[self.metric]} ({self.better})", f"{METRICS[self.worse_metric]} ({self.worse})"]
@@ -118,7 +119,7 @@ class Faster(Claim):
     def needs(self) -> list[tuple[str, str]]:
         return [(self.faster, "step"), (self.slower, "step")]
 
-    def judge(self, cells: Numbers, count: float | None) -> Judgement:
+    def judge(self, cells: Numbers, counts: TestCounts) -> Judgement:
         fast, slow = cells[self.faster]["step"], cells[self.slower]["step"]
         unit = max(*fast, *slow)  # shares of the longest time, because a margin of `chance_margin` is at most 1
         found = difference([value / unit for value in slow], [value / unit for value in fast], None)
@@ -144,8 +145,9 @@ class RaisesMore(Claim):
     def needs(self) -> list[tuple[str, str]]:
         return [(cell, metric) for metric in (self.more, self.less) for cell in (self.start, self.end)]
 
-    def judge(self, cells: Numbers, count: float | None) -> Judgement:
-        rises = [difference(cells[self.end][metric], cells[self.start][metric], count) for metric in (self.more, self.less)]
+    def judge(self, cells: Numbers, counts: TestCounts) -> Judgement:
+        start, end = cells[self.start], cells[self.end]
+        rises = [difference(end[metric], start[metric], counts.get(metric)) for metric in (self.more, self.less)]
         # The errors of the two rises are taken to be independent, so the margin is rather too wide than too narrow.
         found = Difference(rises[0].value - rises[1].value, math.hypot(rises[0].margin, rises[1].margin), limit=2.0)
         by = [f"{METRICS[metric]} by {100 * rise.value:+z.1f}" for metric, rise in zip((self.more, self.less), rises, strict=True)]
@@ -165,11 +167,11 @@ class BestAmong(Claim):
     def needs(self) -> list[tuple[str, str]]:
         return []  # any two of all cells will do
 
-    def judge(self, cells: Numbers, count: float | None) -> Judgement:
+    def judge(self, cells: Numbers, counts: TestCounts) -> Judgement:
         accuracies = {label: numbers[self.metric] for label, numbers in cells.items() if len(numbers.get(self.metric, ())) > 1}
         if len({label in self.cells for label in accuracies}) < 2:
             return Judgement("open", f"it takes results of {FEWEST_SEEDS} seeds for {self.what}, and for other settings")
-        best = contenders(accuracies, count)
+        best = contenders(accuracies, counts.get(self.metric))
         inside = [label for label in best if label in self.cells]
         named = {label: f"{label} ({100 * mean(accuracies[label]):.1f} %)" for label in best}
         answer: Answer = "holds" if len(inside) == len(best) else "open" if inside else "fails"
@@ -185,18 +187,19 @@ class BestAmong(Claim):
         return Judgement(answer, f"by {METRICS[self.metric]}, the best is {', '.join(named.values())}{tied}")
 
 
-def judge_finding(claims: Sequence[Claim], cells: Numbers, count: float | None) -> Judgement:
+def judge_finding(claims: Sequence[Claim], cells: Numbers, counts: TestCounts) -> Judgement:
     """Whether a finding holds: it does if all of its claims do, and does not if one of them fails.
 
     Args:
         claims: What the finding says.
         cells: The numbers of each cell.
-        count: Number of independent images of the evaluation; None leaves out the error from the choice of these images.
+        counts: Numbers of independent images of the evaluations. Where one is missing, the error from the choice of these images is
+            left out.
 
     Returns:
         The answer, and a whole sentence.
     """
-    judged = [claim.judged(cells, count) for claim in claims]
+    judged = [claim.judged(cells, counts) for claim in claims]
     answers = {each.answer for each in judged}
     answer: Answer = "fails" if "fails" in answers else "open" if "open" in answers or not judged else "holds"
     reasons = "; ".join(each.reason for each in judged if each.answer == answer)

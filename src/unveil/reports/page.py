@@ -9,6 +9,7 @@ from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.learner import Learner
 from unveil.methods import METHODS
+from unveil.models.last_blocks import trained_blocks
 from unveil.reports.box_samples import boxes_section, precision_section
 from unveil.reports.chance import within_chance
 from unveil.reports.confusion import class_section
@@ -120,6 +121,9 @@ def headline_parts(run: Run) -> tuple[str, str, str]:
     model = " with ".join(str(each) for each in (method_name(config), config.get("model")) if each)
     if not model and config.get("from") and not config.get("scratch"):
         model = f"The encoder of {Path(str(config['from'])).name}"
+    if config.get("blocks") is not None:
+        model = f"{trained_blocks(config['blocks'])} of {(model or 'a model').replace('The ', 'the ', 1)}"
+        model = model[0].upper() + model[1:]
     name, wording = str(data.get("name", "unnamed data")), "scratch" if config.get("scratch") else kind
     title = f"{model or 'A model'}, {KINDS.get(wording, f'({kind}) on')} {Path(name).name or name}"
     trained = (run.results.get("trained_on"), run.results.get("samples", "images"))

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple
 
-from unveil.reports.comparison import EVALUATED_ON, chance_note, format_mean, held_out_note, row_of
+from unveil.reports.chance import TestCounts
+from unveil.reports.comparison import EVALUATED_ON, chance_notes, format_mean, held_out_note, row_of
 from unveil.reports.failures import failure_note
 from unveil.reports.findings import Judgement
 from unveil.reports.html import Markup, element, join_markup
@@ -62,8 +63,8 @@ class PaperStudyResult(NamedTuple):
     metrics: Sequence[str] = ("linear", "finetune")
     axis: Axis = "names"
     axis_title: str = ""
-    test_count: float | None = None
-    """Number of independent images of the evaluation, if it is known."""
+    test_counts: TestCounts = {}
+    """Numbers of independent images of the evaluations, as far as they are known."""
     evaluated_on: str = "test"
     notes: Sequence[str] = ()
 
@@ -106,7 +107,7 @@ class PaperStudyResult(NamedTuple):
             "answer": self.judgement.answer,
             "sentence": self.judgement.reason,
             "rank_correlation": correlations,
-            "judged_on": self.test_count,
+            "judged_on": self.test_counts,
             "cells": [
                 {"label": point.label, "setting": point.ours, "paper_setting": point.theirs, "paper_default": point.default}
                 | {"figures": dict(point.figures), "paper": dict(point.paper), "flops_per_step": point.flops}
@@ -146,8 +147,7 @@ def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
     if incomplete := result.incomplete:
         listed = "; ".join(f"{setting} ({count} of {seeds})" for setting, count in incomplete.items())
         notes.append(f"Seeds are missing, and the rank correlation leaves these settings out: {listed}.")
-    if chance := chance_note([row_of(point.label, seeds_of(point, result.shown)) for point in result.points], result.test_count):
-        notes.append(chance)
+    notes += chance_notes([row_of(point.label, seeds_of(point, result.shown)) for point in result.points], result.test_counts)
     correlations = {METRIC_NAMES[key]: found for key in result.shown if (found := result.correlation(key))}
     notes += [f"Rank correlation with the paper (Spearman), {name}: {found}." for name, found in correlations.items()]
     if not correlations:
@@ -159,8 +159,8 @@ def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
         notes.append("FLOPs are those of matrix products, forward and backward, for a whole batch.")
     if any(point.figures.get("step") for point in result.points):
         notes.append(
-            "The time of a step is the median of a run. That of the training includes the start of the process. Both depend on "
-            "what else the machine did."
+            "The time of a step is the median of a run. That of the training includes what a run does before its first step. Both "
+            "depend on what else the machine did."
         )
     return [*notes, *result.notes]
 
@@ -261,8 +261,8 @@ def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], failed:
     items = []
     for result in results:
         link = element("a", result.question, href=f"{result.name}/report.html")
-        found = [f"{METRIC_NAMES[key]} {value.value:.2f}" for key in result.shown if (value := result.correlation(key))]
-        agreement = f"Rank correlation with the paper: {', '.join(found)}." if found else ""
+        found = [f"{METRIC_NAMES[key]} {value}" for key in result.shown if (value := result.correlation(key))]
+        agreement = f"Rank correlation with the paper (Spearman): {'; '.join(found)}." if found else ""
         body = [element("p", link, f" ({result.source})"), element("p", result.judgement.reason)]
         heading = element("h3", f"{result.name}: {ANSWERS[result.judgement.answer]}")
         items.append(element("div", heading, *body, *([element("p", agreement)] if agreement else [])))

@@ -22,8 +22,10 @@ class RankCorrelation(NamedTuple):
     cells: int
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f" (95 % interval over seeds: {self.low:.2f} to {self.high:.2f})"
-        return f"{self.value:.2f}{interval}, {self.cells} settings"
+        interval = f"an interval takes {FEWEST_SEEDS} seeds"
+        if self.low is not None:
+            interval = f"95 % interval over seeds: {self.low:.2f} to {self.high:.2f}"
+        return f"{self.value:.2f} ({interval}), {self.cells} settings"
 
 
 def ranks(values: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "... n"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unveil.reports.chance import contenders
+from unveil.reports.chance import TestCounts, contenders
 from unveil.reports.comparison import ACCURACIES, EVALUATED_ON, ComparisonRow, comparison_table, format_mean, held_out_note
 from unveil.reports.curves import PLOT_SIZE
 from unveil.reports.failures import failure_note
@@ -36,8 +36,8 @@ class Sweep(NamedTuple):
     """The results of each value."""
     baselines: list[ComparisonRow]
     """The untrained encoder and raw pixels."""
-    test_count: float | None
-    """Number of independent images of the evaluation, if the runs record it."""
+    test_counts: TestCounts
+    """Numbers of independent images of the evaluations, as far as the runs record them."""
     evaluated_on: str = "test"
     """The images of the evaluation: a key of `EVALUATED_ON`."""
 
@@ -49,14 +49,14 @@ class Sweep(NamedTuple):
             "values": self.values,
             "rows": [row.to_json() for row in self.rows],
             "yardsticks": [row.to_json() for row in self.baselines],
-            "judged_on": self.test_count,
+            "judged_on": self.test_counts,
         }
 
 
 def sweep_table(sweep: Sweep) -> ResultTable:
     """The table of a sweep, with a row for each value."""
     rows = [row._replace(name=f"{value}") for value, row in zip(sweep.values, sweep.rows, strict=True)]
-    table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_count)
+    table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_counts)
     best = [sentence for key in ACCURACIES if (sentence := best_value(sweep, key))]
     return table._replace(heads=[humanize(sweep.option), *table.heads[1:]], sentences=[*best, *table.sentences])
 
@@ -67,7 +67,7 @@ def best_value(sweep: Sweep, key: str) -> str:
     accuracies = {str(value): row.figures[key] for value, row in pairs if row.figures.get(key)}
     if len(accuracies) < 2:  # nothing to compare
         return ""
-    level, name, option = contenders(accuracies, sweep.test_count), ACCURACIES[key], humanize(sweep.option)
+    level, name, option = contenders(accuracies, sweep.test_counts.get(key)), ACCURACIES[key], humanize(sweep.option)
     best, worst = mean(accuracies[level[0]]), min(mean(values) for values in accuracies.values())
     if len(level) == len(accuracies):
         return f"{name}: no best {option}; all differences can be due to chance."

@@ -17,6 +17,7 @@ from unveil.data.batch import Batch
 from unveil.data.supervised_augment import RegularisationConfig, SupervisedAugment
 from unveil.data.targets import ClassTargets
 from unveil.encoder_with_head import WIDE, EncoderWithHead
+from unveil.errors import UnveilError
 from unveil.learner import Step
 from unveil.metrics import ClassificationMetric, Metric
 from unveil.models.last_blocks import train_last_blocks
@@ -103,6 +104,8 @@ class Finetune(EncoderWithHead):
         self.classes = classes
         if config.blocks is not None:
             train_last_blocks(self.encoder, config.blocks)
+        if config.blocks == 0 and config.mae_loss:
+            raise UnveilError(f"mae_loss is {config.mae_loss:g}, but with 0 blocks the encoder is frozen: leave one of them out")
         self.augmentation = SupervisedAugment(config, augment, len(classes), vit.image_size, vit.mean, vit.std)
         self.register_buffer("log_prior", None, persistent=False)
 
