@@ -191,7 +191,9 @@ def groups_of(verb: Verb, argv: Sequence[str]) -> tuple[dict[str, list[Option]],
     notes |= dict.fromkeys(chosen, "default: follows the model and the labels")
     if verb.per_method and not method:
         own = {key for each in methods.METHODS.names for key in methods.method_defaults(each)}
-        notes |= dict.fromkeys(own, "default: that of each method") | {"base_lr": "default: for images, that of unveil plan"}
+        notes |= dict.fromkeys(own, "default: that of each method")
+    if verb.per_method:
+        notes["base_lr"] = "default: for images, that of unveil plan"
     names = {option.name for options in groups.values() for option in options}
     return groups, {key: note for key, note in notes.items() if key in names}
 

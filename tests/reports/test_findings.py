@@ -45,6 +45,14 @@ def test_one_cell_ahead_of_another(first: list[float], second: list[float], answ
         assert "which includes 0" in found.reason
 
 
+def test_two_accuracies_of_one_cell() -> None:
+    numbers = {"all labels": {"finetune": HIGH, "scratch": LOW}}
+    found = judge_finding([Ahead("all labels", "all labels", "finetune", "scratch")], numbers, {})
+    assert found.reason == (
+        "The finding holds here: with all labels, fine-tuning is 20.0 points ahead of training from scratch (+17.7 to +22.3)."
+    )
+
+
 def test_a_finding_fails_with_one_claim_and_holds_with_all() -> None:
     numbers = cells(a=HIGH, b=LOW, c=MIDDLE)
     claims: dict[str, Claim] = {"holds": Ahead("a", "b"), "fails": Ahead("b", "a"), "open": Ahead("a", "c")}

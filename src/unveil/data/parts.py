@@ -65,8 +65,8 @@ class DataParts:
         """The images of some parts, by default of all, one part after the other."""
         return joined([self.makers[part]() for part in parts or self.names])
 
-    def chosen(self, split: str) -> list[str]:
-        """The parts that the value of `--split` means: "train", "train+val", "all", ...
+    def chosen(self, split: str, option: str = "--split") -> list[str]:
+        """The parts that the value of an option means: "train", "train+val", "all", ...
 
         Raises:
             UnveilError: If DATA has no such part.
@@ -78,7 +78,7 @@ class DataParts:
         if not all(part in self.makers for part in parts):
             has = f"has the splits {', '.join(self.names)}" if self.has_splits else "has no splits"
             raise UnveilError(
-                f"{self.name} {has}: --split {split} is not among them. Use one or several of them, as in train+val, or all"
+                f"{self.name} {has}: {option} {split} is not among them. Use one or several of them, as in train+val, or all"
             )
         return [part for part in PARTS if part in parts]
 
@@ -105,7 +105,7 @@ class DataParts:
             test = ["val"] if "val" in self.makers and "val" not in train else []
             test_set = self.source(*test) if test else None
         elif test_split:
-            test = [part for part in self.chosen(test_split) if part not in train]
+            test = [part for part in self.chosen(test_split, "--test-split") if part not in train]
             if not test:
                 raise UnveilError(f"--test-split {test_split} of {self.name} is trained on: choose another part")
             test_set = self.source(*test)

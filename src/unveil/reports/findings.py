@@ -82,13 +82,13 @@ class Claim(ABC):
 
 @dataclass(frozen=True)
 class Ahead(Claim):
-    """The accuracy of one cell is higher than that of another."""
+    """The accuracy of one cell is higher than that of another, or than another accuracy of the same cell."""
 
     better: str
     worse: str
     metric: str = "linear"
     worse_metric: str = ""
-    """The metric of the other cell, if it is another one."""
+    """The other accuracy, if both are of the same cell."""
 
     def needs(self) -> list[tuple[str, str]]:
         return [(self.better, self.metric), (self.worse, self.worse_metric or self.metric)]
@@ -97,15 +97,14 @@ class Ahead(Claim):
         found = difference(
             cells[self.better][self.metric], cells[self.worse][self.worse_metric or self.metric], counts.get(self.metric)
         )
-        names = [f'"{self.better}"', f'"{self.worse}"']
-        if self.worse_metric:
-            names = [f"{METRICS[self.metric]} ({self.better})", f"{METRICS[self.worse_metric]} ({self.worse})"]
-        by = "" if self.worse_metric else f" by {METRICS[self.metric]}"
+        names, start, by = [f'"{self.better}"', f'"{self.worse}"'], "", f" by {METRICS[self.metric]}"
+        if self.worse_metric:  # two metrics of one cell
+            names, start, by = [METRICS[self.metric], METRICS[self.worse_metric]], f"with {self.better}, ", ""
         if found.answer == "open":
-            reason = f"the difference between {names[0]} and {names[1]}{by} is {found.interval()} points, which includes 0"
+            reason = f"{start}the difference between {names[0]} and {names[1]}{by} is {found.interval()} points, which includes 0"
         else:
             side = "ahead of" if found.value > 0 else "behind"
-            reason = f"{names[0]} is {100 * abs(found.value):.1f} points {side} {names[1]}{by} ({found.interval()})"
+            reason = f"{start}{names[0]} is {100 * abs(found.value):.1f} points {side} {names[1]}{by} ({found.interval()})"
         return Judgement(found.answer, reason)
 
 
