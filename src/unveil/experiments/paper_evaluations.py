@@ -11,6 +11,7 @@ from unveil.interop.encoder_only import vit_of
 from unveil.interop.load import load
 from unveil.options import known_to
 from unveil.reports.comparison import finetune_score
+from unveil.reports.paper_study_page import Point
 from unveil.runs.labelled_data import LabelledOptions, labelled_subsets
 from unveil.runs.probing import ProbeConfig
 from unveil.train.run_folder import Run
@@ -77,6 +78,31 @@ def label_count(comparison: Comparison, setting: Setting, name: str) -> int | No
             with reading_results(folder):
                 return int(Run(folder, {}).results["trained_on"])
     return None
+
+
+def with_label_counts(
+    comparison: Comparison, settings: Sequence[Setting], names: Mapping[str, str], points: Sequence[Point]
+) -> tuple[list[Point], list[str]]:
+    """The points of a study of the labels with the number of labels, at the share that they really are.
+
+    Of several points with the same labels, the one of the largest share is kept. Returns the labels of the others as well.
+
+    Args:
+        comparison: The runs.
+        settings: The settings of the study.
+        names: The entry of the comparison that each setting belongs to.
+        points: The point of each setting.
+    """
+    numbers = {setting.label: label_count(comparison, setting, names[setting.label]) for setting in settings}
+    total = next((numbers[setting.label] for setting in settings if setting.options["share"] == 1), None)
+    kept = {numbers[point.label] or point.label: point for point in points}  # a later point takes the place of an earlier one
+    found = [
+        point._replace(ours=f"{point.ours} ({count:,})", position=count / total if total else point.position)
+        if (count := numbers[point.label])
+        else point
+        for point in kept.values()
+    ]
+    return found, [point.label for point in points if point not in kept.values()]
 
 
 def figures_of_setting(comparison: Comparison, study: PaperStudy, setting: Setting, name: str, seed: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from unveil.errors import UnveilError
 from unveil.experiments.calls import finished_run
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images, existing_weights, refuse_without_blocks
 from unveil.experiments.jobs import refuse_failures
-from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting, label_count
+from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting, with_label_counts
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_name
 from unveil.experiments.results_folder import refuse_other_results
@@ -152,7 +152,7 @@ def result_of(plan: Plan) -> PaperStudyResult:
     """The results of the runs that have finished."""
     study, comparison = plan.study, plan.comparison
     every = [point_of(plan, setting) for setting in plan.settings]
-    every, same = with_label_counts(plan, every) if study.varies == "labels" else (every, [])
+    every, same = with_label_counts(comparison, plan.settings, plan.names, every) if study.varies == "labels" else (every, [])
     points = [point for point in every if point.figures]
     counts = dict(evaluated_images(comparison))
     if study.varies == "labels" and "finetune" in counts:
@@ -204,23 +204,6 @@ def point_of(plan: Plan, setting: Setting) -> Point:
     return Point(
         setting.label, setting.ours, setting.theirs, setting.position, figures, setting.cell.paper, flops, setting.cell.default
     )
-
-
-def with_label_counts(plan: Plan, points: Sequence[Point]) -> tuple[list[Point], list[str]]:
-    """The points of a study of the labels with the number of labels, at the share that they really are.
-
-    Of several points with the same labels, the one of the largest share is kept. Returns the labels of the others as well.
-    """
-    numbers = {setting.label: label_count(plan.comparison, setting, plan.names[setting.label]) for setting in plan.settings}
-    total = next((numbers[setting.label] for setting in plan.settings if setting.options["share"] == 1), None)
-    kept = {numbers[point.label] or point.label: point for point in points}  # a later point takes the place of an earlier one
-    found = [
-        point._replace(ours=f"{point.ours} ({count:,})", position=count / total if total else point.position)
-        if (count := numbers[point.label])
-        else point
-        for point in kept.values()
-    ]
-    return found, [point.label for point in points if point not in kept.values()]
 
 
 def run_paper_study(plan: Plan) -> tuple[PaperStudyResult | None, list[Failure]]:

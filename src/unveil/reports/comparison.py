@@ -42,7 +42,10 @@ ACCURACIES = {"knn": "k-NN", "linear": "linear", "partial": "last block", "finet
 """Kinds of accuracy, with their labels; linear is the linear probe, and partial is fine-tuning of the last block."""
 EVALUATED_ON = {"held-out": "images held out from training", "test": "the test set"}
 """Values of `evaluate_on` in words."""
-HELD_OUT_NOTE = "The test set was not looked at. To report a number, evaluate the run that you choose on it once: unveil probe RUN."
+HELD_OUT_NOTE = (
+    "The test set was not looked at. To report a number, evaluate the run that you choose on it once: unveil probe RUN, or unveil "
+    "finetune RUN with the same options."
+)
 """What to do after a comparison on held-out images."""
 NO_TEST_NOTE = (
     "These are all the images that the data has for tests, so the best of several accuracies on them is too high. To report a "
