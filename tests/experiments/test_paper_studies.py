@@ -116,8 +116,9 @@ def test_one_encoder_is_evaluated_with_few_and_with_all_labels(images: str, tmp_
     labels = [Run(tmp_path / f"mae-seed0-finetune-{share}").config["labels"] for share in SHARES]
     assert labels == [2, 2, 0]  # at least one of each class, so the first two are one row
     every = Run(tmp_path / "mae-seed0-linear-all-labels", {}).results["trained_on"]
-    assert [point.ours for point in found.points] == ["10 % of the labels (2)", f"all labels ({every})"]
+    assert [point.heading for point in found.points] == ["10 % of the labels (2)", f"all labels ({every})"]
     assert [point.position for point in found.points] == [2 / every, 1.0]
+    assert "in the paper" not in study_table(found).heads
     assert "the same as another setting: 1 % of the labels." in found.notes[-1]
     assert "cannot be told from 1 seed: there is only one result for 10 % of the labels" in found.judgement.reason
     results = tmp_path / "mae-seed0-linear-1-of-the-labels" / "results.json"

@@ -97,7 +97,7 @@ def with_label_counts(
     total = next((numbers[setting.label] for setting in settings if setting.options["share"] == 1), None)
     kept = {numbers[point.label] or point.label: point for point in points}  # a later point takes the place of an earlier one
     found = [
-        point._replace(ours=f"{point.ours} ({count:,})", position=count / total if total else point.position)
+        point._replace(labels=count, position=count / total if total else point.position)
         if (count := numbers[point.label])
         else point
         for point in kept.values()

@@ -48,6 +48,13 @@ class Point(NamedTuple):
     """FLOPs of a training step, of the whole batch."""
     default: bool = False
     """Whether this is the paper's default."""
+    labels: int | None = None
+    """The number of labels, in a study that varies it."""
+
+    @property
+    def heading(self) -> str:
+        """The setting here, with the number of labels."""
+        return self.ours if self.labels is None else f"{self.ours} ({self.labels:,})"
 
 
 class PaperStudyResult(NamedTuple):
@@ -111,6 +118,7 @@ class PaperStudyResult(NamedTuple):
             "cells": [
                 {"label": point.label, "setting": point.ours, "paper_setting": point.theirs, "paper_default": point.default}
                 | {"figures": dict(point.figures), "paper": dict(point.paper), "flops_per_step": point.flops}
+                | ({} if point.labels is None else {"labels": point.labels})
                 for point in self.points
             ],
         }
@@ -127,7 +135,7 @@ def study_table(result: PaperStudyResult) -> ResultTable:
     heads += ["FLOPs of a step"] * has_flops + ["step", "training"] * has_steps
     rows = []
     for point in result.points:
-        row = [point.ours + " *" * point.default, *([point.theirs] if differ else [])]
+        row = [point.heading + " *" * point.default, *([point.theirs] if differ else [])]
         for key in result.shown:
             # `format_mean` knows no accuracy from scratch, which is formatted as that of fine-tuning
             ours = format_mean("finetune" if key == "scratch" else key, point.figures.get(key, ()))
@@ -189,7 +197,7 @@ def figures_of_study(result: PaperStudyResult) -> Markup:
     figures = []
     for key in result.shown:
         alt = "; ".join(
-            f"{point.ours}: {format_mean('linear', point.figures[key])} %"
+            f"{point.heading}: {format_mean('linear', point.figures[key])} %"
             + (f", in the paper {100 * point.paper[key]:.1f} %" if key in point.paper else "")
             for point in result.points
             if point.figures.get(key)
