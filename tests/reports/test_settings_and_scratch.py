@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from unveil.models.last_blocks import trained_blocks
 from unveil.reports.page import headline, scratch_sentence
 from unveil.reports.run_info import resolved_options, settings_section
 from unveil.train.run_folder import Run
@@ -18,7 +19,7 @@ def write_run(
     epochs: float = 10.0,
     fingerprint: str = "2:a",
     shape: str = "nano",
-    blocks: float | None = None,
+    blocks: object = None,
 ) -> Run:
     path.mkdir()
     config = {
@@ -75,6 +76,13 @@ def test_the_title_says_what_partial_fine_tuning_trains(tmp_path: Path, blocks: 
     assert headline(run)[1] == f"{start} the encoder of cells, fine-tuned on cells"
     alone = write_run(tmp_path / "cells-scratch", top1=0.5, scratch=True, blocks=blocks)
     assert headline(alone)[1] == f"{start} a model, trained from scratch on cells"
+
+
+@pytest.mark.parametrize("blocks", ["four", [1.0], {"a": 1}])
+def test_an_option_of_the_same_name_of_a_plug_in_is_not_in_the_title(tmp_path: Path, blocks: object) -> None:
+    run = write_run(tmp_path / "cells-finetune", top1=0.8, blocks=blocks)
+    assert headline(run)[1] == "The encoder of cells, fine-tuned on cells"
+    assert trained_blocks("my_task.py:Task", 3.0) == ""
 
 
 @pytest.mark.parametrize("change", [{"epochs": 20.0}, {"fingerprint": "2:c"}, {"shape": "tiny"}])

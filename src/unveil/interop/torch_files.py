@@ -146,7 +146,7 @@ def functions_of(path: Path) -> list[str]:
             pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
             return [found for name in pickles for found in globals_of(archive.open(name).read(LARGEST_PICKLE))]
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
-        return []  # damaged, or compressed in a way that zipfile does not know: torch cannot read it either
+        return []  # damaged, encrypted, or compressed in a way that zipfile does not know: torch cannot read it either
 
 
 def globals_of(raw: bytes) -> list[str]:

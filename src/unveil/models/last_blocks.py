@@ -31,8 +31,13 @@ def train_last_blocks(encoder: ViT, blocks: float, *, positions: bool = False) -
         encoder.positions.requires_grad_(False)
 
 
-def trained_blocks(blocks: float) -> str:
-    """What `train_last_blocks` leaves to be trained, in words: "the last block"."""
+def trained_blocks(task: str, blocks: object) -> str:
+    """What partial fine-tuning trains, in words: "the last block".
+
+    "" if the task fine-tunes the whole encoder, or if its option `blocks` is its own and means something else.
+    """
+    if task not in ("finetune", "partial") or not isinstance(blocks, int | float):
+        return ""
     if blocks > 1:
         return f"the last {blocks:g} blocks"
     return {0.0: "the classifier", 0.5: "the last MLP"}.get(blocks, "the last block")

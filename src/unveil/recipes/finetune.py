@@ -185,8 +185,8 @@ def announce(tuning: Finetuning, total: int) -> None:
     """Prints the model, the data and the number of steps."""
     session, labelled = tuning.session, tuning.labelled
     train, test = labelled.counts
-    blocks = getattr(tuning.config, "blocks", None)
-    alone = "" if blocks is None else f" {trained_blocks(blocks)} alone"
+    part = trained_blocks(TASKS.label(tuning.kind), getattr(tuning.config, "blocks", None))
+    alone = f" {part} alone" if part else ""
     doing = f"training{alone} from scratch" if tuning.source is None else f"fine-tuning{alone}"
     aside = f", validated on {labelled.validation_count:,}" if labelled.validation_count else ""
     held_out = " held-out" if labelled.held_out else ""

@@ -118,7 +118,8 @@ def comparison_table(rows: Sequence[ComparisonRow], title: str, test_counts: Tes
 def chance_notes(rows: Sequence[ComparisonRow], test_counts: TestCounts) -> list[str]:
     """Sentences with the differences that can be due to chance: one for all accuracies on equally many images."""
     of_count: dict[float | None, dict[str, list[list[float]]]] = {}
-    for key in (*ACCURACIES, "scratch"):
+    kinds = ACCURACIES | {"scratch": "from scratch"}
+    for key in kinds:
         if every := [row.figures[key] for row in rows if row.figures.get(key)]:
             of_count.setdefault(test_counts.get(key), {})[key] = every
     notes = []
@@ -127,7 +128,7 @@ def chance_notes(rows: Sequence[ComparisonRow], test_counts: TestCounts) -> list
         margin = 100 * max(chance_margin(values, values, count) for values in every)
         causes = [f"the choice of {count:,.0f} images to evaluate on"] if count else []
         causes += ["the seeds"] if any(len(values) > 1 for values in every) else []
-        names = f" ({', '.join(ACCURACIES.get(key, 'from scratch') for key in of_key)})" if len(of_count) > 1 else ""
+        names = f" ({', '.join(kinds[key] for key in of_key)})" if len(of_count) > 1 else ""
         if margin:
             notes.append(f"Differences of up to about {margin:.1f} points{names} can be due to chance: {' and '.join(causes)}.")
     return notes

@@ -121,9 +121,8 @@ def headline_parts(run: Run) -> tuple[str, str, str]:
     model = " with ".join(str(each) for each in (method_name(config), config.get("model")) if each)
     if not model and config.get("from") and not config.get("scratch"):
         model = f"The encoder of {Path(str(config['from'])).name}"
-    if config.get("blocks") is not None:
-        model = f"{trained_blocks(config['blocks'])} of {(model or 'a model').replace('The ', 'the ', 1)}"
-        model = model[0].upper() + model[1:]
+    if kind == "finetune" and (part := trained_blocks(config.get("task", "finetune"), config.get("blocks"))):
+        model = f"T{part[1:]} of {(model or 'a model').replace('The ', 'the ', 1)}"
     name, wording = str(data.get("name", "unnamed data")), "scratch" if config.get("scratch") else kind
     title = f"{model or 'A model'}, {KINDS.get(wording, f'({kind}) on')} {Path(name).name or name}"
     trained = (run.results.get("trained_on"), run.results.get("samples", "images"))
