@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from tests.reports.conftest import FEATURES, RESULTS, TASK_RESULTS
+from unveil.evaluate.features import MAX_WHITENED
 from unveil.reports.run_summary import conclusion
 from unveil.reports.table import ResultTable, html_table, split_columns, terminal_table, to_terminal
 
@@ -29,6 +30,13 @@ def test_the_terminal_shows_the_numbers_and_says_who_is_ahead():
         "With 2,000 test images, differences of up to about 3.1 points can be due to chance.",
     ):
         assert part in text, part
+
+
+def test_a_cell_without_a_whitened_neighbour_is_explained():
+    note = f"It is left out for more than {MAX_WHITENED:,} features, which raw pixels have."
+    whitened = {"encoder": {"whitened": 0.5}, "untrained": {"whitened": 0.4}}
+    assert note not in printed({"features": whitened | {"raw pixels": {"whitened": 0.3}}})
+    assert note in printed({"features": whitened | {"raw pixels": {"knn": 0.3}}})
 
 
 def test_a_tie_is_a_tie():

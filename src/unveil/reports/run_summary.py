@@ -114,6 +114,9 @@ def comparisons(results: Results) -> list[str]:
             sentences.append(f"With {name}, this encoder is {', '.join([*parts[:-2], last])}.")
     if "whitened" in encoder:
         sentences.append(WHITENED_NOTE)
+        without = [ENCODER_LABELS.get(row, row) for row, values in results["features"].items() if "whitened" not in values]
+        if without:
+            sentences.append(f"It is left out for more than 1,024 features, which {' and '.join(without)} have.")
     if sentences and (note := chance_note(results)):
         sentences.append(note)
     return sentences

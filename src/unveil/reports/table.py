@@ -170,7 +170,7 @@ def probe_warning(results: Results) -> str:
         return ""
     return (
         f"Warning: fine-tuning is behind the linear probe of the same encoder on the same labels "
-        f"({format_number(primary, probe[primary])}). Use `unveil probe`, more --epochs, another --base-lr, or --mae-loss 1."
+        f"({format_number(primary, probe[primary])}). Use `unveil probe`, more --epochs or another --base-lr."
     )
 
 
