@@ -240,13 +240,30 @@ def test_mistakes_are_found_at_once(methods: str, options: dict[str, Any], messa
 
 
 def test_images_without_labels_are_refused(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnveilError, match="has no labelled images to evaluate with"):
-        unveil.compare("mae", str(Path(images) / "warm"), out=tmp_path / "out")
+    warm = str(Path(images) / "warm")
+    for data, labelled, advice in (
+        (warm, None, "or give --labelled-data"),
+        (images, warm, "or give other data with --labelled-data"),
+    ):
+        with pytest.raises(UnveilError, match=f"warm has no labelled images to evaluate with.*, {advice}$"):
+            unveil.compare("mae", data, out=tmp_path / "out", labelled_data=labelled)
     comparison = build_comparison([entry_of("mae")], str(Path(images) / "warm"), tmp_path, {"labelled_data": images})
     assert comparison.config.labelled_data == images
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UnveilError, match="without torchrun"):
         unveil.compare("mae", images, out=tmp_path / "out")
+
+
+def test_too_few_labels_are_found_before_training(images: str, tmp_path: Path) -> None:
+    """They were found after the first run of pre-training, and labelled data that did not exist as well."""
+    others = str(write_images(tmp_path / "others", 4))
+    for labelled, count in ((None, 24), (others, 8)):
+        message = f"--finetune.labels is 1,000, but {labelled or images} has only {count} labelled images to train on"
+        with pytest.raises(UnveilError, match=re.escape(message)):
+            unveil.compare("mae", images, out=tmp_path / "out", labelled_data=labelled, finetune={"labels": 1000})
+    with pytest.raises(UnveilError, match="nowhere"):
+        unveil.compare("mae", images, out=tmp_path / "out", labelled_data=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_accuracies_on_other_labelled_images_have_their_own_margin(images: str, tmp_path: Path) -> None:

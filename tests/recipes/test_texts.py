@@ -101,3 +101,9 @@ def test_unlabelled_texts_are_refused(trained: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "plain.txt").write_text("no class at all")
     code, text = said(capsys, "finetune", trained, tmp_path)
     assert (code, "has no labelled texts" in text) == (1, True)
+
+
+def test_more_labels_than_texts_are_refused(trained: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All texts were used, without a word."""
+    code, text = said(capsys, "finetune", trained, corpus, "--labels", "100000")
+    assert (code, "--labels is 100000, but there are" in text, "labelled texts" in text) == (1, True, True)

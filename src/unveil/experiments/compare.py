@@ -163,8 +163,7 @@ def build_comparison(entries: Iterable[Entry], data: str, folder: Path, options:
         later = [value for value in entry.options.values() if value in names[i:]]
         if later:
             raise UnveilError(f"{entry.name} uses the run of {later[0]}, which must be trained first: name {later[0]} before it")
-    if not config.labelled_data:
-        refuse_unlabelled(data, complete)
+    refuse_few_labels(data, config, complete, int(finetune.get("labels") or 0))
     return Comparison(
         folder=folder, data=data, config=config, shared_options=shared, finetune_options=finetune, entries=tuple(complete)
     )
@@ -248,14 +247,22 @@ def existing_weights(given: Mapping[str, Any]) -> str | None:
     return os.fspath(init) if init and (":" in os.fspath(init) or os.path.exists(init)) else None
 
 
-def refuse_unlabelled(data: str, entries: Iterable[Entry]) -> None:
-    """Raises `UnveilError` if DATA has no labels to evaluate with."""
+def refuse_few_labels(data: str, config: ComparisonConfig, entries: Iterable[Entry], needed: int) -> None:
+    """Raises `UnveilError` if the labelled data have no labels, or fewer than `needed` even before any are held out."""
+    labelled = config.labelled_data or data
     for name in dict.fromkeys(entry.kind.modality for entry in entries):
         samples = modality(name)
-        if not samples.has_labels(data):
+        count = samples.label_count(labelled)
+        if not count:
+            other = "other data with --labelled-data" if config.labelled_data else "--labelled-data"
             raise UnveilError(
-                f"{data} has no labelled {samples.noun} to evaluate with: put each class into a folder of its own, "
-                f"add labels as described in docs/getting-started.md, or give --labelled-data"
+                f"{labelled} has no labelled {samples.noun} to evaluate with: put each class into a folder of its own, "
+                f"add labels as described in docs/getting-started.md, or give {other}"
+            )
+        if needed > count:
+            raise UnveilError(
+                f"--finetune.labels is {needed:,}, but {labelled} has only {count:,} labelled {samples.noun} to train on: "
+                f"give fewer, or 0 for all"
             )
 
 

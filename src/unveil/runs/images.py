@@ -212,8 +212,8 @@ class ImageModality(Modality):
         parts = open_each(data, split, vit, max_pixels=max_pixels, adapt=False, whole=learner.whole_images)
         return ImageStream(parts, vit, whole=learner.whole_images)
 
-    def has_labels(self, data: Data) -> bool:
-        return open_both(data)[0].is_labelled
+    def label_count(self, data: Data) -> int:
+        return int(open_both(data)[0].has_label.sum())
 
 
 IMAGES = ImageModality()

@@ -320,8 +320,12 @@ class Modality(ABC):
         """
 
     @abstractmethod
-    def has_labels(self, data: AnyData) -> bool:
-        """Whether DATA has labels to evaluate with. Lists the samples, but does not read them."""
+    def label_count(self, data: AnyData) -> int:
+        """The number of labelled samples of the train set of DATA. Lists the samples, but does not read them.
+
+        Raises:
+            UnveilError: If DATA does not exist, or holds no samples.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unveil.data.splits import balanced_indices, stratified_split
+from unveil.data.splits import balanced_indices, check_count, stratified_split
 from unveil.learner import Method, Task
 from unveil.methods import METHODS, method_class
 from unveil.models.bert import MODELS, TextEncoder
@@ -75,6 +75,7 @@ class TextModality(Modality):
         if set(train_set.classes) <= set(request.classes):  # of the run that is resumed
             train_set, test_set = (texts.with_classes(list(request.classes)) for texts in (train_set, test_set))
         if request.config.labels:
+            check_count(request.config.labels, len(train_set), noun="labelled texts")
             train_set = train_set.subset(
                 balanced_indices(label_tensor(train_set), request.config.labels, request.recipe.training.seed)
             )
@@ -87,9 +88,9 @@ class TextModality(Modality):
     def stream(self, learner: Any, data: AnyData, *, split: str | None, max_pixels: int) -> TextStream:
         return open_text_stream(data, split, learner.encoder.config)
 
-    def has_labels(self, data: AnyData) -> bool:
+    def label_count(self, data: AnyData) -> int:
         labels = open_texts(data)[0].labels
-        return labels is not None and bool((labels >= 0).any())
+        return 0 if labels is None else int((labels >= 0).sum())
 
 
 TEXT = TextModality()
