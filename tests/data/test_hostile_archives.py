@@ -418,10 +418,10 @@ def test_an_archive_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
 def test_label_files_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     for name, size, reason in [
-        ("labels.csv", 1000 * MIB, r"expected a file with labels of at most 268,435,456"),
+        ("labels.csv", 1000 * MIB, r"expected at most 268,435,456"),
         ("labels.csv", 200 * MIB, "cannot be read: a sparse file"),
-        ("a.cls", 32 * MIB, r"expected a file with labels of at most 16,777,216"),
-        ("a.json", 32 * MIB, r"expected a file with labels of at most 16,777,216"),
+        ("a.cls", 32 * MIB, r"expected at most 16,777,216"),
+        ("a.json", 32 * MIB, r"expected at most 16,777,216"),
     ]:
         sparse(tmp_path / name, b"", size)
         with pytest.raises(UnveilError, match=rf"{name} .*{reason}"):

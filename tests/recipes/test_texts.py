@@ -8,8 +8,10 @@ import torch
 
 import unveil
 from unveil.cli import main
+from unveil.errors import UnveilError
 from unveil.methods.bert import BERT
 from unveil.recipes.fill_mask import fill_mask
+from unveil.runs.labelled_texts import labelled_texts
 from unveil.tasks.text_classification import TextClassification
 from unveil.train.run_folder import Run
 
@@ -107,3 +109,30 @@ def test_more_labels_than_texts_are_refused(trained: Path, corpus: Path, capsys:
     """All texts were used, without a word."""
     code, text = said(capsys, "finetune", trained, corpus, "--labels", "100000")
     assert (code, "--labels is 100000, but there are" in text, "labelled texts" in text) == (1, True, True)
+
+
+def test_copies_of_test_texts_are_left_out_or_said(tmp_path: Path) -> None:
+    rows = [f"a {word} film number {i},{i % 2}" for i, word in enumerate(["good", "bad"] * 20)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows, *rows]))
+    said: list[str] = []
+    train, test, held_out = labelled_texts(tmp_path, None, said.append)
+    assert (len(test), held_out, set(train.texts) & set(test.texts)) == (8, True, set())
+    assert f"left out {72 - len(train)} training texts that are copies of held-out ones" in said
+    assert "took the column label as classes: 0, 1 (40 texts each)" in said
+    said.clear()
+    _, _, held_out = labelled_texts(tmp_path, tmp_path, said.append)
+    assert (held_out, "80 of 80 test texts are copies of training texts: the results are too good" in said) == (False, True)
+    for rest, message in (("the same,0\n", "is a copy of one held out"), ("a,0\n", "to train on have only one class, 1")):
+        (tmp_path / "a.csv").write_text(
+            "text,label\n" + "the same,1\n" * 4 + rest * 16 + "".join(f"n {i},1\n" for i in range(9) if rest[0] == "a")
+        )
+        with pytest.raises(UnveilError, match=message):
+            labelled_texts(tmp_path, None, said.append)
+
+
+def test_unclear_classes_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text(
+        "source,review,stars\n" + "".join(f"{'ab'[i % 3 > 1]},so good {i},{i % 2}\n" for i in range(20))
+    )
+    code, text = said(capsys, "finetune", trained, tmp_path)
+    assert (code, "the classes could be in the columns source and stars: name one of these columns label" in text) == (1, True)

@@ -34,7 +34,7 @@ def written(folder: Path, files: dict[str, str]) -> Path:
 
 def test_class_folders_and_notes(tmp_path: Path) -> None:
     files = {"train/pos/1.txt": "fine", "train/neg/1.txt": "poor", "test/neg/9.txt": "awful", "README.txt": "about"}
-    train, test = open_texts(written(tmp_path, files))
+    train, test, _ = open_texts(written(tmp_path, files))
     assert (train.texts, train.classes, train.labels.tolist()) == (["poor", "fine"], ["neg", "pos"], [0, 1])
     assert test is not None
     assert (test.texts, test.classes, test.labels.tolist()) == (["awful"], ["neg", "pos"], [0])
@@ -61,7 +61,7 @@ def test_class_folders_and_notes(tmp_path: Path) -> None:
     ],
 )
 def test_columns_are_told_by_what_stands_in_them(name: str, table: str, texts: list[str], tmp_path: Path) -> None:
-    train, test = open_texts(written(tmp_path, {name: table, "classes.txt": "no text"}))
+    train, test, _ = open_texts(written(tmp_path, {name: table, "classes.txt": "no text"}))
     assert train.texts == texts
     assert train.labels.tolist() == [1, 0, 0, 1]
     assert test is None
@@ -75,7 +75,7 @@ def test_archives_in_a_folder_have_parts_of_their_own(tmp_path: Path) -> None:
                 tar.add(tmp_path / file, Path(file).name)
     for file in tmp_path.glob("*/*.txt"):
         file.unlink()
-    train, test = open_texts(tmp_path)
+    train, test, _ = open_texts(tmp_path)
     assert list(documents(train.texts)) == ["three", "one", "two", "four"]
     assert test is not None
     assert test.texts == ["five"]
@@ -89,18 +89,18 @@ def test_bad_data_gets_a_sentence(tmp_path: Path) -> None:
 
 
 def test_classes_that_the_train_set_lacks_follow_after_its_own(tmp_path: Path) -> None:
-    texts, _ = open_texts(written(tmp_path, {"a.csv": "so good,x\nso bad,y\nvery bad,y\nvery good,x\n"}))
+    texts, _, _ = open_texts(written(tmp_path, {"a.csv": "so good,x\nso bad,y\nvery bad,y\nvery good,x\n"}))
     renumbered = texts.with_classes(["y"])
     assert (renumbered.classes, renumbered.labels.tolist()) == (["y", "x"], [1, 0, 0, 1])
 
 
 def test_a_missing_label_takes_away_its_own_only(tmp_path: Path) -> None:
     table = "text,label\nso good a film,10\nso bad a film,9\nwho knows that,\nas good as it gets,10\n"
-    texts, _ = open_texts(written(tmp_path / "table", {"a.csv": table}))
+    texts, _, _ = open_texts(written(tmp_path / "table", {"a.csv": table}))
     assert (texts.classes, texts.labels.tolist()) == (["9", "10"], [1, 0, -1, 1])
     assert texts.labelled().texts == ["so good a film", "so bad a film", "as good as it gets"]
     files = {"train/pos/1.txt": "fine", "train/neg/1.txt": "poor", "train/unsup/1.txt": "eh", "train/urls.txt": "www"}
-    texts, _ = open_texts(written(tmp_path / "imdb", files))
+    texts, _, _ = open_texts(written(tmp_path / "imdb", files))
     assert texts.classes == ["neg", "pos"]
     assert dict(zip(texts.texts, texts.labels.tolist(), strict=True)) == {"fine": 1, "poor": 0, "eh": -1, "www": -1}
 
@@ -117,7 +117,7 @@ def test_a_missing_label_takes_away_its_own_only(tmp_path: Path) -> None:
 def test_the_shared_archives(name: str, train: int, test: int, classes: int) -> None:
     if not SHARED.exists():
         pytest.skip("../shared/data/text is absent")
-    train_set, test_set = open_texts(SHARED / f"{name}.tar.gz")
+    train_set, test_set, _ = open_texts(SHARED / f"{name}.tar.gz")
     assert (len(train_set), len(test_set or ()), len(train_set.classes)) == (train, test, classes)
 
 
@@ -190,6 +190,34 @@ def test_labelled_rows_are_cut_by_eights(pieces: WordPieceTokenizer) -> None:
 
 def test_a_large_cell_is_read_and_the_limit_of_csv_is_restored(tmp_path: Path) -> None:
     before = csv.field_size_limit()
-    train, _ = open_texts(written(tmp_path, {"a.csv": f"{'long text ' * 20_000},x\nso bad,y\nvery bad,y\nvery good,x\n"}))
+    train, _, _ = open_texts(written(tmp_path, {"a.csv": f"{'long text ' * 20_000},x\nso bad,y\nvery bad,y\nvery good,x\n"}))
     assert len(train.texts[0]) > before
     assert csv.field_size_limit() == before
+
+
+def test_splits_are_said_and_the_test_set_has_labels_if_it_must(tmp_path: Path) -> None:
+    """The test sets of GLUE have no labels. Folders named training and testing were both trained on."""
+    rows = "".join(f"a {word} film\t{i % 2}\n" for i, word in enumerate("good bad fine poor".split()))
+    files = {"Training/a.tsv": f"sentence\tlabel\n{rows}", "dev/a.tsv": f"sentence\tlabel\n{rows}"}
+    files |= {"testing/a.tsv": "index\tsentence\n0\tso good it is\n1\tso bad\n", "more.tsv": rows}
+    data = written(tmp_path, files)
+    assert [len(texts or ()) for texts in open_texts(data)[:2]] == [4, 2]
+    train, test, notes = open_texts(data, labelled_test=True)
+    assert (len(train), len(test or ()), train.label_source) == (4, 4, "the column label")
+    assert notes == [
+        f"{data} has splits: train (4 texts) for training; test (2 texts) not used; val (4 texts) as the test set",
+        "more.tsv is in no split, and not used",
+        "Training/a.tsv, dev/a.tsv, testing/a.tsv: took the column sentence as text",
+        "testing/a.tsv: the column index is not used",
+    ]
+
+
+def test_the_same_number_is_the_same_class(tmp_path: Path) -> None:
+    """Test texts with the classes 0.0 and 1.0 were all wrong."""
+    tables = {
+        f"{part}.csv": f"text,label\nso good,{one}\nso bad,{zero}\n"
+        for part, one, zero in (("train", 1, 0), ("test", "1.0", "0.0"))
+    }
+    train, test, _ = open_texts(written(tmp_path, tables))
+    assert test is not None
+    assert (train.classes, test.classes, test.labels.tolist()) == (["0", "1"], ["0", "1"], [1, 0])

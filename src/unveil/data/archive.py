@@ -40,7 +40,7 @@ class Archive(ABC):
         return self._read(index, limit)
 
     def read_text(self, index: int, where: str, limit: int = TEXT_LIMIT) -> bytes:
-        """The bytes of a file with labels or names of classes.
+        """The bytes of a file with labels, names of classes, or texts.
 
         Args:
             index: The file.
@@ -52,7 +52,7 @@ class Archive(ABC):
         """
         name, size = self.names[index], self.sizes[index]
         if size > limit:
-            raise UnveilError(f"{where}: {name} has {size:,} bytes, expected a file with labels of at most {limit:,}")
+            raise UnveilError(f"{where}: {name} has {size:,} bytes, expected at most {limit:,}")
         try:
             return self.read(index)
         except Unreadable as error:

@@ -90,7 +90,7 @@ def number_array(labels: NDArray[Any]) -> tuple[Labels, list[str]]:
     return numbers, [str(int(value)) if whole else str(value) for value in distinct.tolist()]
 
 
-def classes_sentence(where: str, labels: Labels, classes: Sequence[str]) -> str:
+def classes_sentence(where: str, labels: Labels, classes: Sequence[str], noun: str = "image") -> str:
     """A sentence for the user: "took the folders as classes: a, b, c (12 images each)"."""
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     named = [(name, int(count)) for name, count in zip(classes, counts, strict=True) if count]
@@ -99,7 +99,7 @@ def classes_sentence(where: str, labels: Labels, classes: Sequence[str]) -> str:
     shown = ", ".join(f"{name!r}" if "," in name else name for name, _ in named[:SHOWN_CLASSES])
     many = f", ... ({len(named):,} classes, " if len(named) > SHOWN_CLASSES else " ("
     doubts = "".join(f". {doubt}" for doubt in doubtful([name for name, _ in named]))
-    return f"took {where} as classes: {shown}{many}{each} image{'s' * (most != 1)} each){doubts}"
+    return f"took {where} as classes: {shown}{many}{each} {noun}{'s' * (most != 1)} each){doubts}"
 
 
 def doubtful(classes: Sequence[str]) -> list[str]:

@@ -97,6 +97,8 @@ def predict(
     labeller = Labeller(learner, config, hardware, world, str(run))
     labeller.refuse_options()
     stream = modality(learner.modality).stream(learner, images, split=config.split, max_pixels=config.max_pixels)
+    for note in stream.notes:
+        say(note)
     job = TableJob(
         stream=stream,
         function=labeller.columns,

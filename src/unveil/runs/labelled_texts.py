@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unveil.atomic_files import replacing
+from unveil.data.labels import classes_sentence
 from unveil.data.shuffle import shuffled
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
@@ -135,28 +136,54 @@ def labelled_texts(data: AnyData, test: AnyData | None, say: Callable[[str], Non
     Raises:
         UnveilError: If there are no labels, or only one class.
     """
-    train_set, test_set = open_texts(data)
-    if train_set.labels is None:
-        expected = "a .tsv or .csv with a column of classes, or a folder of .txt files for each class"
-        raise UnveilError(f"{train_set.name} has no labelled texts: expected {expected}")
-    if len(train_set.classes) < 2:
-        raise UnveilError(f"{train_set.name} has only one class, {train_set.classes[0]}: give texts of two classes or more")
+    train_set, test_set, notes = open_texts(data, labelled_test=test is None)
     if test is not None:
-        training, testing = open_texts(test)
-        test_set = testing or training
+        of_test = open_texts(test, labelled_test=True)
+        test_set, notes = of_test.test or of_test.train, [*notes, *of_test.notes]
+    for note in dict.fromkeys(notes):
+        say(note)
+    if train_set.labels is None:
+        reason = train_set.unclear or "expected a .tsv or .csv with a column of classes, or a folder of .txt files for each class"
+        raise UnveilError(f"{train_set.name} has no labelled texts: {reason}")
+    say(classes_sentence(train_set.label_source, train_set.labels, train_set.classes, "text"))
+    refuse_one_class(train_set)
     if test_set is not None and test_set.labels is None:
-        raise UnveilError(f"the test set {test_set.name} has no labels: give labelled texts, or leave --test out")
+        reason = f": {test_set.unclear}" if test_set.unclear else ""
+        raise UnveilError(f"the test set of {test_set.name} has no labels{reason or ': give labelled texts with --test'}")
     for texts in (train_set, test_set):
         if texts is not None and len(texts.labelled()) < len(texts):
             say(f"left out {count_of(len(texts) - len(texts.labelled()), 'text')} of {texts.name} without a class")
     train_set = train_set.labelled()
     if test_set is not None:
-        return train_set, test_set.labelled().with_classes(train_set.classes), False
+        test_set = test_set.labelled().with_classes(train_set.classes)
+        if copies := sum(map(set(train_set.texts).__contains__, test_set.texts)):
+            verb = "is a copy of a training text" if copies == 1 else "are copies of training texts"
+            say(f"{copies:,} of {count_of(len(test_set), 'test text')} {verb}: the results are too good")
+        return train_set, test_set, False
     order = shuffled(0, torch.arange(len(train_set)), len(train_set))
     if len(train_set) < 10:
         raise UnveilError(f"{train_set.name} has {len(train_set)} texts, too few to hold out a tenth: give a test set with --test")
     count = min(1000, len(train_set) // 10)
-    return train_set.subset(order[count:].sort().values), train_set.subset(order[:count].sort().values), True
+    held_out = train_set.subset(order[:count].sort().values)
+    tested, rest = set(held_out.texts), order[count:].sort().values.tolist()
+    kept = [index for index in rest if train_set.texts[index] not in tested]
+    if copies := len(rest) - len(kept):
+        verb = "is a copy of a held-out one" if copies == 1 else "are copies of held-out ones"
+        say(f"left out {count_of(copies, 'training text')} that {verb}")
+    if not kept:
+        raise UnveilError(f"each text of {train_set.name} is a copy of one held out for the test, so none is left to train on")
+    train_set = train_set.subset(kept)
+    refuse_one_class(train_set)
+    return train_set, held_out, True
+
+
+def refuse_one_class(texts: Texts) -> None:
+    """Raises `UnveilError` if all labels of texts to train on are the same."""
+    labels = label_tensor(texts)
+    distinct = labels[labels >= 0].unique().tolist()
+    if len(distinct) < 2:
+        only = texts.classes[distinct[0]]
+        raise UnveilError(f"the texts of {texts.name} to train on have only one class, {only}: give texts of two classes or more")
 
 
 def label_tensor(texts: Texts) -> Int[Tensor, " n"]:

@@ -31,6 +31,7 @@ class SampleStream(ABC):
         counts: The number of samples of each split; one entry if there are no splits.
         fingerprints: They change with the samples.
         listed: What was skipped when the samples were listed, by name, with the reason.
+        notes: How the samples were read, as far as a user should know, each in one sentence.
     """
 
     noun: ClassVar[str]
@@ -38,6 +39,7 @@ class SampleStream(ABC):
     counts: Mapping[str, int]
     fingerprints: Sequence[str]
     listed: Mapping[str, str]
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def batches(self, spans: Iterable[Span], hardware: HardwareConfig, world: World) -> Iterator[Any | None]:

@@ -51,6 +51,8 @@ class TextPlan(PretrainPlan):
     run_config: TextPretrainConfig
     texts: Texts
     test_texts: Texts | None
+    notes: Sequence[str] = ()
+    """How the texts were read, each in one sentence."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -77,6 +79,8 @@ class TextPretraining(Pretraining):
     """A pre-training run on text whose corpus is open and tokenised."""
 
     def __init__(self, plan: TextPlan, session: Session) -> None:
+        for note in plan.notes:
+            session.say(note)
         session.say("tokenising the corpus ...")
         self.plan, self.session, config = plan, session, plan.run_config
         self.corpus = list(documents(plan.texts.texts))

@@ -1,7 +1,7 @@
 """Texts without labels in a fixed order, for `unveil predict`."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from unveil.errors import UnveilError
 from unveil.models.bert import TextConfig
 from unveil.predictions import Columns
 from unveil.runs.sample_stream import SampleStream, Span
-from unveil.text.files import Texts, open_texts, to_texts
+from unveil.text.files import Texts, open_texts, unlabelled_texts
 from unveil.text.wordpiece import TextBatch, WordPieceTokenizer
 from unveil.train.parallel import HardwareConfig, World
 
@@ -28,12 +28,13 @@ class TextStream(SampleStream):
     Args:
         parts: The texts of each split.
         shape: The vocabulary and the length of the model.
+        notes: See `SampleStream`.
     """
 
     noun = "text"
 
-    def __init__(self, parts: Mapping[str, Texts], shape: TextConfig) -> None:
-        self.parts, self.length = parts, shape.length
+    def __init__(self, parts: Mapping[str, Texts], shape: TextConfig, notes: Sequence[str] = ()) -> None:
+        self.parts, self.length, self.notes = parts, shape.length, notes
         self.tokenizer = WordPieceTokenizer(shape.vocabulary, shape.lower)
         self.counts = {name: len(texts) for name, texts in parts.items()}
         self.fingerprints = [fingerprint_of(texts) for texts in parts.values()]
@@ -72,10 +73,10 @@ def open_text_stream(data: Any, split: str | None, shape: TextConfig) -> TextStr
         if wrong is not None or not data:
             found = "an empty list" if not data else f"a list with a {type(wrong).__name__}"
             raise UnveilError(f"the texts are {found}: give a list of texts, or the path of a file or a folder")
-        return TextStream({"train": to_texts("list", [(text, None, f"text-{i:06d}") for i, text in enumerate(data)])}, shape)
-    train, test = open_texts(data)
+        return TextStream({"train": unlabelled_texts("list", data, [f"text-{i:06d}" for i in range(len(data))])}, shape)
+    train, test, notes = open_texts(data)
     parts = {"train": train} | ({"test": test} if test is not None else {})
     wanted = list(parts) if split in (None, "all") else [word.strip() for word in str(split).split("+")]
     if not set(wanted) <= parts.keys():
         raise UnveilError(f"{data} has the splits {', '.join(parts)}: --split {split} is not among them")
-    return TextStream({name: texts for name, texts in parts.items() if name in wanted}, shape)
+    return TextStream({name: texts for name, texts in parts.items() if name in wanted}, shape, notes)

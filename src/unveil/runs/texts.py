@@ -49,15 +49,16 @@ class TextModality(Modality):
         defaults.pop("model", None)
         config, method_config, *rest = configure(defaults | dict(options), *self.configs(method))
         recipe = join(*rest)
-        texts, test_texts = open_texts(data)
+        opened = open_texts(data)
         return TextPlan(
             method=METHODS.find(method),
             model=model,
             method_config=method_config,
             recipe=recipe,
             run_config=config,
-            texts=texts,
-            test_texts=test_texts,
+            texts=opened.train,
+            test_texts=opened.test,
+            notes=opened.notes,
         )
 
     def finetune_configs(self, task: type[Task]) -> tuple[type, ...]:
@@ -89,7 +90,7 @@ class TextModality(Modality):
         return open_text_stream(data, split, learner.encoder.config)
 
     def label_count(self, data: AnyData) -> int:
-        labels = open_texts(data)[0].labels
+        labels = open_texts(data).train.labels
         return 0 if labels is None else int((labels >= 0).sum())
 
 

@@ -1,33 +1,34 @@
 """Reads texts, with labels if there are any, from a file, a folder of any depth, or archives of text files and tables."""
 
-import contextlib
-import csv
+import codecs
 import hashlib
-import io
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unveil.data.archives import Archive, Folder, is_archive, open_archive
-from unveil.data.labels import class_order
+from unveil.data.label_table import examples
+from unveil.data.labels import number_labels, unified
+from unveil.data.regular_files import FILE_LIMIT
+from unveil.data.split_folders import SPLIT_WORDS
 from unveil.data.split_folders import split_of as split_folder
 from unveil.errors import UnveilError
 from unveil.paths import TEXT_FORMS, refuse_missing_texts
+from unveil.plain_text import count_of
+from unveil.text.tables import TABLES, joined, read_table
 
-PLAIN, TABLES = (".txt",), {".tsv": "\t", ".csv": ","}
-TRAIN, TESTS = "train", ("test", "val", "valid", "validation", "dev")
-"""Names of splits, in the name of a file or of a folder. The test set is the first of `TESTS` that exists."""
-LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "polarity")
-"""Possible headers of a column of labels."""
-MAX_CELL = 2**27
-"""Largest size of a table cell in characters."""
+PLAIN = (".txt",)
+TRAIN, TESTS = "train", ("test", "val")
+"""The splits. The test set is the first of `TESTS` that exists or, for fine-tuning, that has labels."""
+SPLIT_OF = {word: split for split in (*TESTS, TRAIN) for word in SPLIT_WORDS[split] if not word.startswith("label")}
+"""The splits by the words in the name of a file or of a folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,10 @@ class Texts:
     """SHA-256 over the texts and labels."""
     places: Sequence[str]
     """The file of each text; for a table, with the number of its row, as in reviews.csv:1."""
+    label_source: str = ""
+    """Where the classes are from, such as "the column label"."""
+    unclear: str = ""
+    """Why there are no classes, if several columns could hold them: a clause such as "reviews.csv: the classes could be in ..."."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -71,35 +76,71 @@ class Texts:
         return replace(self, labels=None if self.labels is None else table[self.labels], classes=extended)
 
 
-Row = tuple[str, str | None]  # a text and the name of its class
-Placed = tuple[str, str | None, str]  # and where it comes from
-Splits = dict[str, list[Placed]]
+class OpenedTexts(NamedTuple):
+    """The texts of DATA."""
+
+    train: Texts
+    test: Texts | None
+    notes: list[str]
+    """How the files were read, and what of them is not used, each in one sentence."""
 
 
-def open_texts(data: str | Path) -> tuple[Texts, Texts | None]:
+@dataclass
+class Part:
+    """What is read of a split: texts, their classes and places, and where the classes are from."""
+
+    texts: list[str] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    label_sources: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+
+    @property
+    def is_labelled(self) -> bool:
+        return any(label is not None for label in self.labels)
+
+
+def open_texts(data: str | Path, *, labelled_test: bool = False) -> OpenedTexts:
     """The training set and, if there is one, the test set of DATA.
 
     If a folder or an archive (also an archive inside of a folder) has files or folders named train, such names define the splits,
-    and files in no split are ignored. Otherwise all files are for training. If there are tables (.csv, .tsv), plain text files next
-    to them are ignored.
+    and files in no split are not used. Otherwise all files are for training. If there are tables (.csv, .tsv), plain text files
+    next to them are not used. Classes are numbered as `unveil.data.labels.number_labels` does, those of the training set first.
+
+    Args:
+        data: A file, a folder or an archive.
+        labelled_test: Whether the test set must have labels: without them the validation split is used.
 
     Raises:
         UnveilError: If DATA does not exist, is damaged, or has no text.
     """
     if not isinstance(data, str | os.PathLike):
         raise UnveilError(f"DATA is a {type(data).__name__}, but texts are read from files: expected {TEXT_FORMS}")
-    path = Path(data).expanduser()
-    refuse_missing_texts(str(data))
-    splits: Splits = {}
+    path, name = Path(data).expanduser(), str(data)
+    refuse_missing_texts(name)
+    reader = Reader(name)
     for archive in archives_in(path):
-        for split, rows in splits_of(archive).items():
-            splits.setdefault(split, []).extend(rows)
-    train, test = splits.get(TRAIN, []), next((splits[split] for split in TESTS if split in splits), None)
-    if not train:
-        raise UnveilError(f"{str(data)!r} has no text: expected .txt, .csv or .tsv files in a folder, .tar, .tar.gz or .zip")
-    train_set = to_texts(str(data), train)
-    test_set = None if test is None else to_texts(str(data), test)
-    return train_set, test_set.with_classes(train_set.classes) if test_set and train_set.classes and test_set.classes else test_set
+        reader.read(archive)
+    parts = reader.parts
+    if not parts.get(TRAIN, Part()).texts:
+        raise UnveilError(f"{name!r} has no text: expected .txt, .csv or .tsv files in a folder, .tar, .tar.gz or .zip")
+    tests = [split for split in TESTS if split in parts]
+    chosen = [split for split in tests if parts[split].is_labelled] if labelled_test else []
+    test = next(iter([*chosen, *tests]), None)
+    labels = {split: parts[split].labels for split in (TRAIN, test) if split is not None}
+    same = iter(unified([label for own in labels.values() for label in own]))
+    numbered = number_labels({split: [next(same) for _ in own] for split, own in labels.items()})
+    made = {split: to_texts(name, parts[split], *numbered[split]) for split in labels}
+    notes = [split_sentence(name, parts, test)] * (len(parts) > 1) + reader.notes()
+    return OpenedTexts(made[TRAIN], None if test is None else made[test], notes)
+
+
+def split_sentence(name: str, parts: Mapping[str, Part], test: str | None) -> str:
+    """What each split is used for."""
+    use = {TRAIN: "for training", test: "as the test set"}
+    counts = {split: count_of(len(parts[split].texts), "text") for split in (TRAIN, *TESTS) if split in parts}
+    said = [f"{split} ({count}) {use.get(split, 'not used')}" for split, count in counts.items()]
+    return f"{name} has splits: {'; '.join(said)}"
 
 
 def archives_in(path: Path) -> Iterator[Archive]:
@@ -113,30 +154,95 @@ def archives_in(path: Path) -> Iterator[Archive]:
             yield open_archive(file)
 
 
-def splits_of(archive: Archive) -> Splits:
-    """The rows of each split of a folder or an archive."""
-    names = [name for name in archive.names if PurePosixPath(name).suffix.lower() in TABLES] or [
-        name for name in archive.names if PurePosixPath(name).suffix.lower() in PLAIN
-    ]
-    split_names = {name: split for name in names if (split := split_of(name))}
-    if TRAIN not in split_names.values():
-        split_names = dict.fromkeys(names, TRAIN)
-    folders, splits = class_folders([*split_names]), Splits()
-    for index, name in enumerate(archive.names):
-        if name in split_names:
-            text, suffix = archive.read(index).decode("utf-8", "replace"), PurePosixPath(name).suffix.lower()
-            if suffix in TABLES:
-                rows = [(*row, f"{name}:{number}") for number, row in enumerate(table_rows(text, TABLES[suffix]), 1)]
-            else:
-                rows = [(text, folders.get(name), name)]
-            splits.setdefault(split_names[name], []).extend(rows)
-    return splits
+class Reader:
+    """Reads the files of DATA, and gathers what a user should know of them.
+
+    Args:
+        where: DATA as the user typed it.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.parts: dict[str, Part] = {}
+        self._files: dict[tuple[str, str], list[str]] = {}
+
+    def read(self, archive: Archive) -> None:
+        """Adds the texts of a folder or an archive."""
+        tables = [name for name in archive.names if suffix_of(name) in TABLES]
+        names = tables or [name for name in archive.names if suffix_of(name) in PLAIN]
+        splits = {name: split for name in names if (split := split_of(name))}
+        if TRAIN in splits.values():
+            for name in names:
+                if name not in splits:
+                    self._note(name, " is in no split, and not used", " are in no split, and not used")
+        else:
+            splits = dict.fromkeys(names, TRAIN)
+        folders = {} if tables else class_folders([*splits])
+        for index, name in enumerate(archive.names):
+            if name in splits:
+                part, text = (
+                    self.parts.setdefault(splits[name], Part()),
+                    self._decoded(name, archive.read_text(index, self.where, FILE_LIMIT)),
+                )
+                if tables:
+                    self._add_table(part, name, text)
+                else:
+                    part.texts.append(text)
+                    part.labels.append(folders.get(name))
+                    part.places.append(name)
+                    part.label_sources += ["the folders"] * (name in folders)
+
+    def _add_table(self, part: Part, name: str, text: str) -> None:
+        table = read_table(text, suffix_of(name), f"{self.where}: {name}")
+        part.texts += [text for text, _, _ in table.rows]
+        part.labels += [label for _, label, _ in table.rows]
+        part.places += [f"{name}:{number}" for _, _, number in table.rows]
+        part.label_sources += [table.label_column] * bool(table.label_column)
+        part.unclear += [f"{name}: {table.unclear}"] * bool(table.unclear)
+        if table.rows:
+            self._note(name, f": took {table.text_columns} as text")
+        for note in table.notes:
+            self._note(name, f": {note}")
+
+    def _decoded(self, name: str, raw: bytes) -> str:
+        """The text of a file: UTF-8, UTF-16 with its mark, or the Windows code page in which older programs save text."""
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return raw.decode("utf-16", "replace")
+        text = raw.decode("utf-8-sig", "replace")
+        wrong = text.count("\ufffd") - raw.count("\ufffd".encode())
+        if not wrong:
+            return text
+        foreign = len(text) - len(text.encode("ascii", "ignore")) - wrong
+        if foreign > wrong:
+            self._note(name, *(f" {verb} bytes that are no UTF-8, which are replaced by \ufffd" for verb in ("has", "have")))
+            return text
+        wrong_letters = "not in UTF-8, and read as Windows-1252: if letters are wrong, save as UTF-8"
+        self._note(name, f" is {wrong_letters}", f" are {wrong_letters}")
+        return raw.decode("cp1252", "replace")
+
+    def _note(self, name: str, of_one: str, of_several: str = "") -> None:
+        """Adds what is to be said of a file, after its name; of several files, by default the same."""
+        self._files.setdefault((of_one, of_several or of_one), []).append(name)
+
+    def notes(self) -> list[str]:
+        """One sentence for all files of which the same is to be said."""
+        found = []
+        for (of_one, of_several), names in self._files.items():
+            shown = examples(names) if len(names) <= 3 else f"{len(names):,} files ({examples(names)})"
+            found.append(shown + (of_one if len(names) == 1 else of_several))
+        return found
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file, in lower case."""
+    return PurePosixPath(name).suffix.lower()
 
 
 def split_of(name: str) -> str | None:
     """The split of a file, from its folders or its own name."""
     words = [*PurePosixPath(name.lower()).parts[:-1], *re.split(r"[^a-z]+", PurePosixPath(name.lower()).stem)]
-    return next((split for split in (*TESTS, TRAIN) if split in words), None)
+    found = {SPLIT_OF[word] for word in words if word in SPLIT_OF}
+    return next((split for split in (*TESTS, TRAIN) if split in found), None)
 
 
 def class_folders(names: Sequence[str]) -> dict[str, str]:
@@ -149,52 +255,19 @@ def class_folders(names: Sequence[str]) -> dict[str, str]:
     return folders if len(set(folders.values())) > 1 else {}
 
 
-@contextlib.contextmanager
-def large_cells() -> Iterator[None]:
-    """Lets `csv` read cells as long as whole documents. The limit is global, so it is restored at the end."""
-    before = csv.field_size_limit(MAX_CELL)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def table_rows(text: str, delimiter: str) -> list[Row]:
-    """The texts and classes of a table. Their columns are found from the header and the content.
-
-    The class is in the column with a header of `LABEL_NAMES`, or else in the first column with single words that repeat. The text
-    is in the columns with several words. In a .tsv, quotation marks are ordinary characters, as in GLUE.
-    """
-    lines = io.StringIO(text, newline="")
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    with large_cells():
-        rows = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
-    width = max((len(row) for row in rows), default=0)
-    rows = [row + [""] * (width - len(row)) for row in rows]
-    headers = [cell.strip().lower() for cell in rows[0]] if rows else []
-    label = next((i for i, header in enumerate(headers) if header in LABEL_NAMES), None)
-    has_header = label is not None or any(header in ("text", "sentence", "review", "title", "description") for header in headers)
-    rows = rows[has_header:]
-    columns = list(zip(*rows, strict=True))
-    wordy = [i for i, column in enumerate(columns) if sum(" " in cell.strip() for cell in column) > len(column) / 2]
-    if label is None:
-        label = next((i for i, column in enumerate(columns) if i not in wordy and 1 < len(set(column)) <= len(column) / 2), None)
-    wordy = [i for i in wordy if i != label] or [i for i in range(width) if i != label][:1]
-    return [(" ".join(row[i].strip() for i in wordy), None if label is None else row[label].strip() or None) for row in rows]
-
-
-def to_texts(name: str, rows: Sequence[Placed]) -> Texts:
-    """Converts rows to texts."""
+def to_texts(name: str, part: Part, labels: NDArray[np.int64] | None, classes: list[str]) -> Texts:
+    """The texts of a part, with their labels as numbers."""
     digest = hashlib.sha256()
-    for text, label, _ in rows:
-        digest.update(f"{label}\0{text}\0".encode("utf-8", "replace"))
-    texts, places, fingerprint = [row[0] for row in rows], [row[2] for row in rows], digest.hexdigest()
-    classes = class_order(label for _, label, _ in rows if label is not None)
-    if not classes:
-        return Texts(name, texts, None, [], fingerprint, places)
-    number = {label: i for i, label in enumerate(classes)}
-    labels = np.array([-1 if label is None else number[label] for _, label, _ in rows], dtype=np.int64)
-    return Texts(name, texts, labels, classes, fingerprint, places)
+    for text, number in zip(part.texts, labels if labels is not None else itertools.repeat(-1), strict=False):
+        digest.update(f"{classes[number] if number >= 0 else None}\0{text}\0".encode("utf-8", "replace"))
+    source = joined(list(dict.fromkeys(part.label_sources)))
+    unclear = "" if part.is_labelled else "; ".join(part.unclear[:1])
+    return Texts(name, part.texts, labels, classes, digest.hexdigest(), part.places, source, unclear)
+
+
+def unlabelled_texts(name: str, texts: Sequence[str], places: Sequence[str]) -> Texts:
+    """Texts without labels that are not from files."""
+    return to_texts(name, Part([*texts], [None] * len(texts), [*places]), None, [])
 
 
 def documents(texts: Sequence[str]) -> Iterator[str]:
