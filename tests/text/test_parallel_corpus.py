@@ -50,6 +50,15 @@ def test_a_folder_and_an_archive_hold_the_same(tmp_path: Path) -> None:
     assert read_corpus(folder, "en", "de").fingerprint != corpus.fingerprint
 
 
+def test_test_pairs_that_are_trained_on_are_counted(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "text", train_dot_en="a\nb\nc\n", train_dot_de="A\nB\nC\n", val_dot_en="b\nb\nx\n", val_dot_de="B\nC\nX\n"
+    )
+    assert read_corpus(folder, "en", "de").copies() == {"held out": 1}
+    write(folder, test_dot_en="x\n", test_dot_de="X\n", test2_dot_en="c\na\n", test2_dot_de="C\nA\n")
+    assert read_corpus(folder, "en", "de").copies() == {"test2": 2}
+
+
 def test_what_cannot_be_used_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnveilError, match="nowhere does not exist: expected a folder or a "):
         read_corpus(tmp_path / "nowhere", "en", "de")

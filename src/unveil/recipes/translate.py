@@ -115,6 +115,9 @@ def train_translator(
     with Session.open(spec, recipe, began) as session:
         if session.finished:
             return session.run
+        for name, count in corpus.copies().items():
+            verb = "is a training pair" if count == 1 else "are training pairs"
+            session.say(f"{count:,} of {count_of(len(corpus.judged[name][0]), 'pair')} of {name} {verb} as well: BLEU is too high")
         run = session.run
         if run.checkpoints().steps():  # a resumed run keeps its vocabulary
             tokenizer = BPETokenizer.load(run.path / "subwords.json")
@@ -153,9 +156,8 @@ def train_translator(
             translator = learner.average
             translator_files.save(translator, run.path)
             session.say("translating the test sentences ...")
-            tests = corpus.tests or {"held out": corpus.held_out}
             results = {
-                "bleu": evaluate_translations(translator, tokenizer, tests, search, run.path, own.target),
+                "bleu": evaluate_translations(translator, tokenizer, corpus.judged, search, run.path, own.target),
                 "beams": search.beams,
                 "pairs": loader.samples,
                 "sacrebleu": version("sacrebleu"),

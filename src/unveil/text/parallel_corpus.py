@@ -34,6 +34,17 @@ class Corpus(NamedTuple):
     """Test sets for the final evaluation, by name."""
     fingerprint: str
 
+    @property
+    def judged(self) -> dict[str, Lines]:
+        """The sentences that are translated at the end: the test sets or, without any, the held-out sentences."""
+        return self.tests or {"held out": self.held_out}
+
+    def copies(self) -> dict[str, int]:
+        """How many pairs of each set that is judged are training pairs as well, if any are."""
+        trained = set(zip(*self.train, strict=True))
+        counts = {name: sum(pair in trained for pair in zip(*lines, strict=True)) for name, lines in self.judged.items()}
+        return {name: count for name, count in counts.items() if count}
+
 
 def read_corpus(data: str | Path, source: str, target: str) -> Corpus:
     """Reads pairs of files `<name>.<source>` and `<name>.<target>` from a folder or a .tar.gz.
