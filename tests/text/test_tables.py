@@ -101,7 +101,7 @@ def test_rows_with_other_cells_are_left_out_and_said() -> None:
     table = read_table(lines() + "good, but long,1\nno label\nthe last one,0\n", ".csv", "a.csv")
     assert table.rows == [*((*row, i) for i, row in enumerate(ROWS, 1)), ("the last one", "0", 11)]
     assert table.notes == [
-        "2 rows have other cells than the first one, so they are not used: row 9, row 10 (a text with commas needs quotation marks)"
+        "left out 2 rows with other cells than the first one: row 9, row 10 (a text with commas needs quotation marks)"
     ]
     with pytest.raises(UnveilError, match=r"x: a\.csv cannot be read as a table: line 3: a quotation mark is never closed"):
         read_table('text,label\na b,1\n"c d,0\n', ".csv", "x: a.csv")

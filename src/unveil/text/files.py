@@ -123,7 +123,8 @@ def open_texts(data: str | Path, *, labelled_test: bool = False) -> OpenedTexts:
         reader.read(archive)
     parts = reader.parts
     if not parts.get(TRAIN, Part()).texts:
-        raise UnveilError(f"{name!r} has no text: expected .txt, .csv or .tsv files in a folder, .tar, .tar.gz or .zip")
+        reason = "; ".join(reader.notes()) or "expected .txt, .csv or .tsv files in a folder, .tar, .tar.gz or .zip"
+        raise UnveilError(f"{name!r} has no text: {reason}")
     tests = [split for split in TESTS if split in parts]
     chosen = [split for split in tests if parts[split].is_labelled] if labelled_test else []
     test = next(iter([*chosen, *tests]), None)
@@ -180,10 +181,8 @@ class Reader:
         folders = {} if tables else class_folders([*splits])
         for index, name in enumerate(archive.names):
             if name in splits:
-                part, text = (
-                    self.parts.setdefault(splits[name], Part()),
-                    self._decoded(name, archive.read_text(index, self.where, FILE_LIMIT)),
-                )
+                part = self.parts.setdefault(splits[name], Part())
+                text = self._decoded(name, archive.read_text(index, self.where, FILE_LIMIT))
                 if tables:
                     self._add_table(part, name, text)
                 else:

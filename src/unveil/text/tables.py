@@ -32,7 +32,7 @@ class Table:
         text_columns: Where the texts are from, such as "the columns title and body".
         label_column: Where the classes are from, such as "the column label" or "column 3"; "" if there are none.
         unclear: Why there are no classes, if several columns could hold them: a clause on "the table".
-        notes: What of the table is not used, each a clause such as "2 rows have ...".
+        notes: What of the table is not used, each a clause such as "the column id is not used".
     """
 
     rows: list[tuple[str, str | None, int]] = field(default_factory=list)
@@ -82,13 +82,8 @@ def read_table(text: str, suffix: str, where: str) -> Table:
     elif unused := [i for i in range(width) if i not in used and any(columns[i])]:
         table.notes.append(f"{columns_named(unused, header)} {'is' if len(unused) == 1 else 'are'} not used")
     if broken:
-        verb = (
-            "has other cells than the first one, so it is"
-            if len(broken) == 1
-            else "have other cells than the first one, so they are"
-        )
         hint = "" if suffix == ".tsv" else " (a text with commas needs quotation marks)"
-        table.notes.append(f"{count_of(len(broken), 'row')} {verb} not used: {examples(broken)}{hint}")
+        table.notes.append(f"left out {count_of(len(broken), 'row')} with other cells than the first one: {examples(broken)}{hint}")
     return table
 
 
