@@ -91,6 +91,19 @@ def test_one_accuracy_rises_more_than_another(
     assert f"linear probe by {rises[0]:+.1f} and fine-tuning by {rises[1]:+.1f} points" in found.reason
 
 
+def test_the_part_of_a_finding_that_holds_is_said() -> None:
+    """The study of epochs said nothing of its seven points, only that the last doubling could not be told."""
+    numbers = cells(a=HIGH, b=LOW, c=MIDDLE)
+    for other, start in (
+        (Ahead("a", "c"), "Whether the finding holds cannot be told"),
+        (Ahead("b", "a"), "The finding does not hold here"),
+    ):
+        found = judge_finding([Ahead("a", "b"), other], numbers, {"linear": 2000})
+        part = judge_finding([Ahead("a", "b")], numbers, {"linear": 2000}).reason.removeprefix("The finding holds here: ")
+        assert found.reason.startswith(start)
+        assert found.reason.endswith(f". A part of it does: {part}")
+
+
 def test_the_best_cell() -> None:
     claim = BestAmong(("0.6", "0.75"), "a ratio of 0.6 or more")
     assert judge_finding([claim], cells(**{"0.25": LOW, "0.75": HIGH}), {"linear": 2000}).answer == "holds"

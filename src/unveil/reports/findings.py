@@ -202,7 +202,12 @@ def judge_finding(claims: Sequence[Claim], cells: Numbers, counts: TestCounts) -
     answers = {each.answer for each in judged}
     answer: Answer = "fails" if "fails" in answers else "open" if "open" in answers or not judged else "holds"
     reasons = "; ".join(each.reason for each in judged if each.answer == answer)
-    if answer == "open":
-        seeds = max((len(values) for numbers in cells.values() for values in numbers.values()), default=0)
-        return Judgement(answer, f"Whether the finding holds cannot be told from {seeds} seed{'s' * (seeds != 1)}: {reasons}.")
-    return Judgement(answer, f"The finding {'holds' if answer == 'holds' else 'does not hold'} here: {reasons}.")
+    if answer == "holds":
+        return Judgement(answer, f"The finding holds here: {reasons}.")
+    held = "; ".join(each.reason for each in judged if each.answer == "holds")
+    part = f" A part of it does: {held}." if held else ""
+    if answer == "fails":
+        return Judgement(answer, f"The finding does not hold here: {reasons}.{part}")
+    seeds = max((len(values) for numbers in cells.values() for values in numbers.values()), default=0)
+    told = f"Whether the finding holds cannot be told from {seeds} seed{'s' * (seeds != 1)}: {reasons}."
+    return Judgement(answer, told + part)
