@@ -1,6 +1,5 @@
 """Images against words: both sides differ in the data only, and can be trained."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from unveil.experiments import images_vs_words as module
 from unveil.experiments.images_vs_words import SIZES, default_folder, images_vs_words
 from unveil.experiments.study import SweepSpec, run_study
 from unveil.models import bert, vit_config
+from unveil.train.run_folder import Run
 
 
 def write_texts(folder: Path) -> str:
@@ -74,7 +74,9 @@ def test_words_and_images_are_trained_and_drawn(tmp_path: Path, monkeypatch: pyt
     }
     sweeps = run_study({"words": specs}, tmp_path / "out", "words", ("study", "words"), options)
     for sweep, name in zip(sweeps, ("ratio-words/wordmae", "tokens-words/bert"), strict=True):
-        results = json.loads((tmp_path / "out" / f"{name}-mask_ratio-0.5-seed0-finetune" / "results.json").read_text())
+        run = Run(tmp_path / "out" / f"{name}-mask_ratio-0.5-seed0-finetune")
+        assert run.config["test_split"] == "held-out"  # the test set of texts was evaluated
+        results = run.results
         assert sweep.rows[0].figures["finetune"] == [results["score"]["top1"]]
         assert sweep.baselines[0].name == "untrained"
 

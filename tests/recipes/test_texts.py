@@ -1,5 +1,6 @@
 """Texts from a folder to a classifier, by the commands."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 import unveil
 from unveil.cli import main
+from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
 from unveil.methods.bert import BERT
 from unveil.recipes.fill_mask import fill_mask
@@ -115,12 +117,15 @@ def test_copies_of_test_texts_are_left_out_or_said(tmp_path: Path) -> None:
     rows = [f"a {word} film number {i},{i % 2}" for i, word in enumerate(["good", "bad"] * 20)]
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows, *rows]))
     said: list[str] = []
-    train, test, held_out = labelled_texts(tmp_path, None, said.append)
+    train, test, validation, held_out, roles = labelled_texts(tmp_path, None, said.append)
+    assert (validation, roles) == (None, {})
     assert (len(test), held_out, set(train.texts) & set(test.texts)) == (8, True, set())
     assert f"left out {72 - len(train)} training texts that are copies of held-out ones" in said
     assert "took the column label as classes: 0, 1 (40 texts each)" in said
     said.clear()
-    _, _, held_out = labelled_texts(tmp_path, tmp_path, said.append)
+    (tmp_path / "again.csv").write_text("\n".join(["text,label", *rows, *rows]).replace("film", "  FILM"))
+    held_out = labelled_texts(tmp_path / "a.csv", tmp_path / "again.csv", said.append).held_out
+    (tmp_path / "again.csv").unlink()
     assert (held_out, "80 of 80 test texts are copies of training texts: the results are too good" in said) == (False, True)
     for rest, message in (("the same,0\n", "is a copy of one held out"), ("a,0\n", "to train on have only one class, 1")):
         (tmp_path / "a.csv").write_text(
@@ -136,3 +141,40 @@ def test_unclear_classes_are_refused(trained: Path, tmp_path: Path, capsys: pyte
     )
     code, text = said(capsys, "finetune", trained, tmp_path)
     assert (code, "the classes could be in the columns source and stars: name one of these columns label" in text) == (1, True)
+
+
+def test_the_roles_of_splits(tmp_path: Path) -> None:
+    """The validation split was not used; and a comparison on held-out texts evaluated on the test set."""
+    for split, count in (("train", 30), ("val", 8), ("test", 6)):
+        rows = [f"{split} text {i},{i % 2}" for i in range(count)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows]))
+    said: list[str] = []
+    opened = labelled_texts(tmp_path, None, said.append)
+    assert [len(texts or ()) for texts in opened[:3]] == [30, 6, 8]
+    assert (opened.held_out, opened.roles["validation"], opened.roles["unused"]) == (False, ["val"], [])
+    use = "train (30 texts) for training; test (6 texts) as the test set; val (8 texts) evaluated during training"
+    assert said[0] == f"{tmp_path} has splits: {use}"
+    opened = labelled_texts(tmp_path, None, said.append, HELD_OUT)
+    assert [len(texts or ()) for texts in opened[:3]] == [30, 8, 0]
+    assert (opened.roles["test"], opened.roles["unused"]) == (["val"], ["test"])
+    (tmp_path / "val.csv").unlink()
+    opened = labelled_texts(tmp_path, None, said.append, HELD_OUT)
+    assert ([len(texts or ()) for texts in opened[:3]], opened.held_out) == ([27, 3, 0], True)
+
+
+def test_every_split_is_predicted_and_cut_texts_are_said(
+    trained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = unveil.finetune(trained, corpus, labels=40, epochs=1, device="cpu", out=tmp_path / "run").path
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "val", "test"):
+        (data / f"{split}.csv").write_text(f"text\n{'long ' * 50}\n{split} text\n")
+    code, text = said(capsys, "predict", run, data, "--out", tmp_path / "all.csv", "--device", "cpu")
+    assert (code, "3 of 6 texts are longer than 10 word pieces, and cut there" in text) == (0, True)
+    with (tmp_path / "all.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["path"], row["split"]) for row in rows] == [
+        (f"{split}.csv:{number}", split) for split in ("train", "test", "val") for number in (1, 2)
+    ]
+    assert said(capsys, "predict", run, data, "--split", "val", "--out", tmp_path / "val.csv", "--device", "cpu")[0] == 0

@@ -2,6 +2,7 @@
 
 import csv
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from unveil.blocks.stateless_random import sample_keys
 from unveil.errors import UnveilError
-from unveil.text.files import documents, open_texts
+from unveil.text.files import Texts, documents, open_texts, split_of
 from unveil.text.wordpiece import SPECIAL, CorpusLoader, LabelledTextLoader, WordPieceTokenizer, train_vocabulary
 
 pytest.importorskip("tokenizers")
@@ -32,9 +33,15 @@ def written(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
+def opened(data: Path) -> tuple[Texts, Texts | None]:
+    """The training set and the test set."""
+    found = open_texts(data)
+    return found.train, next(iter(found.tests), None)
+
+
 def test_class_folders_and_notes(tmp_path: Path) -> None:
     files = {"train/pos/1.txt": "fine", "train/neg/1.txt": "poor", "test/neg/9.txt": "awful", "README.txt": "about"}
-    train, test, _ = open_texts(written(tmp_path, files))
+    train, test = opened(written(tmp_path, files))
     assert (train.texts, train.classes, train.labels.tolist()) == (["poor", "fine"], ["neg", "pos"], [0, 1])
     assert test is not None
     assert (test.texts, test.classes, test.labels.tolist()) == (["awful"], ["neg", "pos"], [0])
@@ -61,7 +68,7 @@ def test_class_folders_and_notes(tmp_path: Path) -> None:
     ],
 )
 def test_columns_are_told_by_what_stands_in_them(name: str, table: str, texts: list[str], tmp_path: Path) -> None:
-    train, test, _ = open_texts(written(tmp_path, {name: table, "classes.txt": "no text"}))
+    train, test = opened(written(tmp_path, {name: table, "classes.txt": "no text"}))
     assert train.texts == texts
     assert train.labels.tolist() == [1, 0, 0, 1]
     assert test is None
@@ -75,7 +82,7 @@ def test_archives_in_a_folder_have_parts_of_their_own(tmp_path: Path) -> None:
                 tar.add(tmp_path / file, Path(file).name)
     for file in tmp_path.glob("*/*.txt"):
         file.unlink()
-    train, test, _ = open_texts(tmp_path)
+    train, test = opened(tmp_path)
     assert list(documents(train.texts)) == ["three", "one", "two", "four"]
     assert test is not None
     assert test.texts == ["five"]
@@ -89,18 +96,18 @@ def test_bad_data_gets_a_sentence(tmp_path: Path) -> None:
 
 
 def test_classes_that_the_train_set_lacks_follow_after_its_own(tmp_path: Path) -> None:
-    texts, _, _ = open_texts(written(tmp_path, {"a.csv": "so good,x\nso bad,y\nvery bad,y\nvery good,x\n"}))
+    texts, _ = opened(written(tmp_path, {"a.csv": "so good,x\nso bad,y\nvery bad,y\nvery good,x\n"}))
     renumbered = texts.with_classes(["y"])
     assert (renumbered.classes, renumbered.labels.tolist()) == (["y", "x"], [1, 0, 0, 1])
 
 
 def test_a_missing_label_takes_away_its_own_only(tmp_path: Path) -> None:
     table = "text,label\nso good a film,10\nso bad a film,9\nwho knows that,\nas good as it gets,10\n"
-    texts, _, _ = open_texts(written(tmp_path / "table", {"a.csv": table}))
+    texts, _ = opened(written(tmp_path / "table", {"a.csv": table}))
     assert (texts.classes, texts.labels.tolist()) == (["9", "10"], [1, 0, -1, 1])
     assert texts.labelled().texts == ["so good a film", "so bad a film", "as good as it gets"]
     files = {"train/pos/1.txt": "fine", "train/neg/1.txt": "poor", "train/unsup/1.txt": "eh", "train/urls.txt": "www"}
-    texts, _, _ = open_texts(written(tmp_path / "imdb", files))
+    texts, _ = opened(written(tmp_path / "imdb", files))
     assert texts.classes == ["neg", "pos"]
     assert dict(zip(texts.texts, texts.labels.tolist(), strict=True)) == {"fine": 1, "poor": 0, "eh": -1, "www": -1}
 
@@ -117,7 +124,7 @@ def test_a_missing_label_takes_away_its_own_only(tmp_path: Path) -> None:
 def test_the_shared_archives(name: str, train: int, test: int, classes: int) -> None:
     if not SHARED.exists():
         pytest.skip("../shared/data/text is absent")
-    train_set, test_set, _ = open_texts(SHARED / f"{name}.tar.gz")
+    train_set, test_set = opened(SHARED / f"{name}.tar.gz")
     assert (len(train_set), len(test_set or ()), len(train_set.classes)) == (train, test, classes)
 
 
@@ -190,26 +197,47 @@ def test_labelled_rows_are_cut_by_eights(pieces: WordPieceTokenizer) -> None:
 
 def test_a_large_cell_is_read_and_the_limit_of_csv_is_restored(tmp_path: Path) -> None:
     before = csv.field_size_limit()
-    train, _, _ = open_texts(written(tmp_path, {"a.csv": f"{'long text ' * 20_000},x\nso bad,y\nvery bad,y\nvery good,x\n"}))
+    train, _ = opened(written(tmp_path, {"a.csv": f"{'long text ' * 20_000},x\nso bad,y\nvery bad,y\nvery good,x\n"}))
     assert len(train.texts[0]) > before
     assert csv.field_size_limit() == before
 
 
-def test_splits_are_said_and_the_test_set_has_labels_if_it_must(tmp_path: Path) -> None:
-    """The test sets of GLUE have no labels. Folders named training and testing were both trained on."""
+def test_splits_are_told_by_many_names(tmp_path: Path) -> None:
+    """Folders named training and testing, and archives train.zip and test.zip, were all trained on."""
     rows = "".join(f"a {word} film\t{i % 2}\n" for i, word in enumerate("good bad fine poor".split()))
     files = {"Training/a.tsv": f"sentence\tlabel\n{rows}", "dev/a.tsv": f"sentence\tlabel\n{rows}"}
-    files |= {"testing/a.tsv": "index\tsentence\n0\tso good it is\n1\tso bad\n", "more.tsv": rows}
-    data = written(tmp_path, files)
-    assert [len(texts or ()) for texts in open_texts(data)[:2]] == [4, 2]
-    train, test, notes = open_texts(data, labelled_test=True)
-    assert (len(train), len(test or ()), train.label_source) == (4, 4, "the column label")
-    assert notes == [
-        f"{data} has splits: train (4 texts) for training; test (2 texts) not used; val (4 texts) as the test set",
+    files |= {"testing/a.tsv": "index\tsentence\n0\tso good it is\n1\tso bad\n", "more.tsv": rows, "about.txt": "this"}
+    found = open_texts(written(tmp_path / "folders", files))
+    assert {name: len(texts) for name, texts in found.splits.items()} == {"train": 4, "test": 2, "val": 4}
+    assert [texts.labels is not None for texts in found.splits.values()] == [True, False, True]
+    assert found.notes == [
+        "about.txt is not used beside tables",
         "more.tsv is in no split, and not used",
         "Training/a.tsv, dev/a.tsv, testing/a.tsv: took the column sentence as text",
         "testing/a.tsv: the column index is not used",
     ]
+    names = {"labeledTrainData.tsv": "train", "testData.tsv": "test", "imdb_dev.csv": "val", "latest.txt": None}
+    assert {name: split_of(name) for name in names} == names
+    for name, texts in {"train": 3, "test": 2}.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for number in range(texts):
+                archive.writestr(f"{number}.txt", name)
+    (tmp_path / "zips").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.zip").rename(tmp_path / "zips" / f"{name}.zip")
+    zips = open_texts(tmp_path / "zips")
+    assert {name: texts.places for name, texts in zips.splits.items()} == {
+        "train": ["train.zip/0.txt", "train.zip/1.txt", "train.zip/2.txt"],
+        "test": ["test.zip/0.txt", "test.zip/1.txt"],
+    }
+
+
+def test_classes_of_a_test_set_that_are_kept_secret(tmp_path: Path) -> None:
+    """They were all wrong."""
+    tables = {"train.csv": "text,label\nso good,1\nso bad,0\n", "test.csv": "text,label\nso fine,-1\nso poor,-1\n"}
+    found = open_texts(written(tmp_path, tables))
+    assert found.splits["test"].labels is None
+    assert found.notes[-1] == "all classes of test are -1, so they are taken as unknown"
 
 
 def test_the_same_number_is_the_same_class(tmp_path: Path) -> None:
@@ -218,6 +246,6 @@ def test_the_same_number_is_the_same_class(tmp_path: Path) -> None:
         f"{part}.csv": f"text,label\nso good,{one}\nso bad,{zero}\n"
         for part, one, zero in (("train", 1, 0), ("test", "1.0", "0.0"))
     }
-    train, test, _ = open_texts(written(tmp_path, tables))
+    train, test = opened(written(tmp_path, tables))
     assert test is not None
     assert (train.classes, test.classes, test.labels.tolist()) == (["0", "1"], ["0", "1"], [1, 0])

@@ -39,6 +39,7 @@ def test_a_folder_and_an_archive_hold_the_same(tmp_path: Path) -> None:
     assert corpus.train == (["a", "b", ""], ["A", "B\u2028b", ""])
     assert corpus.held_out == (["v"], ["V"])
     assert corpus.tests == {"test_x": (["t"], ["T"])}
+    assert corpus.unused == ("test_y.en",)
     with tarfile.open(tmp_path / "text.tar.gz", "w:gz") as archive:
         for path in folder.iterdir():
             info = tarfile.TarInfo(f"./{path.name}")
@@ -48,6 +49,14 @@ def test_a_folder_and_an_archive_hold_the_same(tmp_path: Path) -> None:
     assert read_corpus(folder, "de", "en").train == corpus.train[::-1]
     write(folder, train_dot_en="a\nc\n\n")
     assert read_corpus(folder, "en", "de").fingerprint != corpus.fingerprint
+
+
+def test_words_for_the_validation_split_and_files_without_use(tmp_path: Path) -> None:
+    """They were left out without a word."""
+    files = {f"{name}_dot_{language}": f"{name}\n" for name in ("train", "validation", "extra") for language in ("en", "de")}
+    corpus = read_corpus(write(tmp_path / "text", **files, dev_dot_en="alone\n"), "en", "de")
+    assert corpus.held_out == (["validation"], ["validation"])
+    assert corpus.unused == ("dev.en", "extra.de", "extra.en")
 
 
 def test_test_pairs_that_are_trained_on_are_counted(tmp_path: Path) -> None:

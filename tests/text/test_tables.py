@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from unveil.errors import UnveilError
 from unveil.text.files import open_texts
-from unveil.text.tables import delimiter_of, read_table
+from unveil.text.tables import Columns, delimiter_of, read_table
 
-ROWS = [(f"a {word} film", str(i % 2)) for i, word in enumerate("good bad fine poor great awful new old".split())]
+ROWS = [(f"a {word} film", str(i % 2)) for i, word in enumerate("good bad fine poor great awful new old short long".split())]
+TEXTS = [text for text, _ in ROWS]
+NAMED = ["bad", "good"]
 
 
 def lines(separator: str = ",", header: str = "text,label") -> str:
-    return "\n".join([header.replace(",", separator), *(separator.join(row) for row in ROWS)]) + "\n"
+    return "".join(separator.join(row) + "\n" for row in [header.split(",") if header else [], *ROWS])
 
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1).filter(lambda cell: cell.strip() == cell)
@@ -24,7 +26,8 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.lists(st.tuples(CELL, st.sampled_from(["good", "bad", "1"])), min_size=2, max_size=9), delimiter=st.sampled_from(",;\t")
+    rows=st.lists(st.tuples(CELL, st.sampled_from(["good", "bad", "1"])), min_size=2, max_size=9),
+    delimiter=st.sampled_from(",;\t|"),
 )
 def test_what_pandas_writes(rows: list[tuple[str, str]], delimiter: str) -> None:
     """With delimiters, quotation marks and line feeds in the texts; all quoted, since a lone field leaves the delimiter open."""
@@ -34,18 +37,19 @@ def test_what_pandas_writes(rows: list[tuple[str, str]], delimiter: str) -> None
     read = pandas.read_csv(io.StringIO(written), sep=delimiter, dtype=str, keep_default_na=False)
     table = read_table(written, ".csv", "a.csv")
     assert [(text, label) for text, label, _ in table.rows] == list(read.itertuples(index=False, name=None)) == rows
-    assert (table.notes, table.label_column) == ([], "the column label")
+    assert (table.notes, table.label_source) == (["took the column text as text"], "the column label")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("header", ["text,label", "Comment,LABEL"])
 def test_encodings_and_delimiters(encoding: str, separator: str, header: str, tmp_path: Path) -> None:
     """With the mark of "CSV UTF-8", the first header was taken for a text whose class was its second one."""
     (tmp_path / "a.csv").write_bytes(lines(separator, header).replace("film", "café").encode(encoding))
-    texts, _, notes = open_texts(tmp_path)
-    assert texts.texts == [text.replace("film", "café") for text, _ in ROWS]
-    assert (texts.classes, texts.labels.tolist()) == (["0", "1"], [0, 1] * 4)
+    splits, notes = open_texts(tmp_path)
+    texts = splits["train"]
+    assert texts.texts == [text.replace("film", "café") for text in TEXTS]
+    assert (texts.classes, texts.labels.tolist()) == (["0", "1"], [0, 1] * 5)
     assert notes[-1] == f"a.csv: took the column {header.split(',')[0]} as text"
     assert ("Windows-1252" in notes[0]) == (encoding == "cp1252")
 
@@ -53,59 +57,112 @@ def test_encodings_and_delimiters(encoding: str, separator: str, header: str, tm
 def test_bytes_that_are_no_text_are_said(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_bytes("élan à côté ".encode() + b"\xff.")
-    texts, _, notes = open_texts(tmp_path)
-    assert texts.texts == ["élan à côté \ufffd."] * 5
+    splits, notes = open_texts(tmp_path)
+    assert splits["train"].texts == ["élan à côté \ufffd."] * 5
     assert notes == ["5 files (0.txt, 1.txt, 2.txt, ...) have bytes that are no UTF-8, which are replaced by \ufffd"]
     (tmp_path / "0.txt").write_text("a \ufffd of its own", encoding="utf-8")
     assert "4 files" in open_texts(tmp_path).notes[0]
+    (tmp_path / "0.txt").write_bytes("no mark".encode("utf-16-le"))
+    with pytest.raises(UnveilError, match=r"0\.txt is no text in UTF-8, but perhaps in UTF-16 without its mark"):
+        open_texts(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("header", "said"),
     [
         ("source,review,stars\n", "the classes could be in the columns source and stars: name one of these columns label"),
         ("", "the classes could be in columns 1 and 3: name one of these columns label"),
     ],
 )
-def test_columns_that_could_both_be_the_classes(table: str, said: str, tmp_path: Path) -> None:
+def test_columns_that_could_both_be_the_classes(header: str, said: str) -> None:
     """The first one was taken without a word."""
-    (tmp_path / "a.csv").write_text(
-        table + "".join(f"{'web' if i % 3 else 'mail'},{','.join(row)}\n" for i, row in enumerate(ROWS))
-    )
-    texts, _, notes = open_texts(tmp_path)
-    assert (texts.labels, texts.unclear) == (None, f"a.csv: {said}")
-    assert notes == [f"a.csv: took {'the column review' if table else 'column 2'} as text"]
-    (tmp_path / "a.csv").write_text(table.replace("stars", "class") + "".join(f"web,{text},{label}\n" for text, label in ROWS))
-    if table:
-        texts, _, notes = open_texts(tmp_path)
-        assert (texts.classes, texts.label_source) == (["0", "1"], "the column class")
-        assert notes[-1] == "a.csv: the column source is not used"
+    rows = "".join(f"{'web' if i % 3 else 'mail'},{text},{label}\n" for i, (text, label) in enumerate(ROWS))
+    table = read_table(header + rows, ".csv", "a.csv")
+    assert (table.label_source, table.unclear) == ("", said)
+    assert table.notes == [f"took {'the column review' if header else 'column 2'} as text" + " (it has no header)" * (not header)]
+    table = read_table(f"source,review,class\n{rows}", ".csv", "a.csv")
+    assert [row[1] for row in table.rows] == [label for _, label in ROWS]
+    assert (table.label_source, table.notes[-1]) == ("the column class", "the column source is not used")
 
 
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ("body,stars", True),  # names that are not known, but unlike what is below them
+        ("body,stars", True),
+        ("utterance,stars", True),  # a word above numbers
+        ("Review Text,Star Rating", True),
+        ("评论,标签", True),
         ("so good,1", False),
-        ("wow,1", False),  # a text of one word, whose class occurs again
+        ("wow,1", False),
     ],
 )
-def test_headers_with_other_names(header: str, expected: bool) -> None:
+def test_headers(header: str, expected: bool) -> None:
+    """Those with other names became a text with a class of its own."""
     table = read_table(lines(header=header), ".csv", "a.csv")
-    assert [row[:2] for row in table.rows] == ([] if expected else [tuple(header.split(","))]) + ROWS
-    assert table.label_column == ("the column stars" if expected else "column 2")
+    first, second = header.split(",")
+    assert [row[:2] for row in table.rows] == ([] if expected else [(first, second)]) + ROWS
+    assert table.label_source == (f"the column {second}" if expected else "column 2")
+    classes = lines(header=header).replace(",0\n", ",bad\n").replace(",1\n", ",good\n")  # words below words, each of which repeats
+    if expected:
+        assert [row[1] for row in read_table(classes, ".csv", "a.csv").rows] == NAMED * 5
 
 
-def test_rows_with_other_cells_are_left_out_and_said() -> None:
+def test_a_header_is_needed_to_skip_the_first_text() -> None:
+    """A first text of one word was taken for one."""
+    rows = "a0,Excellent!\n" + "".join(f"a{i},{text}\n" for i, text in enumerate(TEXTS, 1))
+    table = read_table(rows, ".csv", "a.csv")
+    assert [text for text, _, _ in table.rows] == ["Excellent!", *TEXTS]
+    assert table.notes == ["took column 2 as text (it has no header)", "column 1 is not used"]
+
+
+def test_a_header_decides_which_column_is_text() -> None:
+    """Texts without spaces lost against the numbers beside them, and names beside them were added."""
+    chinese = "id,text,label\n" + "".join(f"{i},这部电影很好看{i},{i % 2}\n" for i in range(12))
+    assert [row[0] for row in read_table(chinese, ".csv", "a.csv").rows] == [f"这部电影很好看{i}" for i in range(12)]
+    other = chinese.replace("text", "x")  # no column has texts by its name or by spaces: the longest one is taken
+    assert read_table(other, ".csv", "a.csv").notes == ["took the column x as text", "the column id is not used"]
+    rated = "review,verified,rating\n" + "".join(f"{text},{i % 3 == 0},very {NAMED[i % 2]}\n" for i, text in enumerate(TEXTS))
+    assert read_table(rated, ".csv", "a.csv").unclear.startswith("the classes could be in the columns verified and rating")
+    table = read_table("user name,comment\n" + "".join(f"Jo Ann,{text}\n" for text in TEXTS), ".csv", "a.csv")
+    assert table.columns.texts == (1,)
+
+
+def test_tables_of_a_test_set_are_read_as_those_of_the_training_set(tmp_path: Path) -> None:
+    """Few rows, in which no class occurs twice, had no classes; and other columns were added to the text."""
+    (tmp_path / "train.csv").write_text("note,stars\n" + "".join(f"{text},{label}\n" for text, label in ROWS))
+    (tmp_path / "test.csv").write_text("Stars,author,NOTE\n0,Jo Ann,so bad\n1,Al Bo,so good\n")
+    splits, notes = open_texts(tmp_path)
+    assert (splits["test"].texts, splits["test"].labels.tolist()) == (["so bad", "so good"], [0, 1])
+    assert notes[-1] == "test.csv: the column author is not used"
+    like = Columns(("note", "stars"), (0,), 1)
+    assert read_table("a,b\nso good,1\n", ".csv", "a.csv", like).columns.header == ()
+    assert read_table("note,b\nso good,1\n", ".csv", "a.csv", like).columns == (("note", "b"), (0,), None, ())
+
+
+def test_what_is_left_out_is_said() -> None:
     """A comma in a text made the rest of it the class."""
-    table = read_table(lines() + "good, but long,1\nno label\nthe last one,0\n", ".csv", "a.csv")
-    assert table.rows == [*((*row, i) for i, row in enumerate(ROWS, 1)), ("the last one", "0", 11)]
+    table = read_table(lines() + "good, but long,1\nno label\nthe last one,0\n,1\n", ".csv", "a.csv")
+    assert table.rows == [*((*row, i) for i, row in enumerate(ROWS, 1)), ("the last one", "0", 13), ("", "1", 14)]
     assert table.notes == [
-        "left out 2 rows with other cells than the first one: row 9, row 10 (a text with commas needs quotation marks)"
+        "took the column text as text",
+        "left out 2 rows with other cells than the first one: row 11, row 12 (a text with commas needs quotation marks)",
+        "1 row has no text",
     ]
+    for title in ("Our reviews\n", '"Our reviews",,\n', "sep=,\n"):
+        table = read_table(title + lines().replace("\n", ",\n"), ".csv", "a.csv")
+        assert [row[0] for row in table.rows] == TEXTS
+        assert table.notes[1:] == ["left out 1 row above the table"] * ("sep" not in title)
     with pytest.raises(UnveilError, match=r"x: a\.csv cannot be read as a table: line 3: a quotation mark is never closed"):
         read_table('text,label\na b,1\n"c d,0\n', ".csv", "x: a.csv")
     assert read_table('text\tlabel\n"c d\t0\n', ".tsv", "x").rows == [('"c d', "0", 1)]
+    assert read_table("text,label\n", ".csv", "x").notes == ["it has no rows"]
+    assert read_table("", ".csv", "x").notes == ["it has no rows"]
+
+
+def test_rows_keep_their_numbers() -> None:
+    """Rows with empty cells vanished from predictions, and later ones had the number of the row before."""
+    table = read_table("id,text\n1,so good\n,\n3,so bad\n\n4,fine film\n", ".csv", "a.csv")
+    assert table.rows == [("so good", None, 1), ("", None, 2), ("so bad", None, 3), ("fine film", None, 4)]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +172,8 @@ def test_rows_with_other_cells_are_left_out_and_said() -> None:
         ("3;one, two\n4;three\n", ";"),
         ("1,free text; with marks\n0,and; more; of them\n", ","),
         ("one column\nof text\n", ","),
+        ("text;label\na, b;1\nc;d;e;0\nf;1\n", ";"),  # a row with other cells
+        (f'"{"long, " * 20_000}";"1"\n"short";"0"\n', ";"),
     ],
 )
 def test_the_delimiter(text: str, delimiter: str) -> None:

@@ -117,7 +117,7 @@ class Comparison:
         return self.test_split(entry) | self.shared_options | entry.options | paths | {"seed": seed}
 
     def test_split(self, entry: Entry) -> dict[str, str]:
-        """The option that keeps the test set of images for later. Texts have no test set in pre-training."""
+        """The option that keeps the test set of images for later. Encoders of texts are evaluated by fine-tuning alone."""
         return {"test_split": HELD_OUT} if self.config.evaluate_on == "held-out" and entry.kind.modality == "images" else {}
 
     @property
@@ -191,7 +191,9 @@ class Comparison:
     def finetuning(self, name: str, seed: int, out: Path, **options: Any) -> Call:
         """Fine-tunes the encoder of an entry or, with `scratch`, an untrained encoder of the same shape."""
         run = Run(self.path(name, seed))
-        kept = {key: value for key, value in run.config.items() if key == "test_split" and value == HELD_OUT}
+        is_text = next(entry.kind.modality for entry in self.entries if entry.name == name) == "text"
+        held_out = self.config.evaluate_on == HELD_OUT if is_text else run.config.get("test_split") == HELD_OUT
+        kept = {"test_split": HELD_OUT} if held_out else {}
         given = {"out": out, "seed": seed}
         return Call("finetune", (run.path, self.config.labelled_data), {**given, **kept, **self.finetune_options, **options})
 

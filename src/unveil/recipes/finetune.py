@@ -62,7 +62,7 @@ def finetune(
         extend: Go on in the same folder for more epochs, as in `pretrain`.
         config: A file to take options from, as in `pretrain`.
         trust: A file or module outside of unveil that `run` needs and that may be imported.
-        **options: Fields of `ImageFinetuneConfig` (`FinetuneRunConfig` for text), the task's `Config`, `AugmentConfig` (images
+        **options: Fields of `ImageFinetuneConfig` (`TextFinetuneConfig` for text), the task's `Config`, `AugmentConfig` (images
             only), `TrainConfig`, `OptimConfig`, `HardwareConfig`. For images given in Python, `labels` may also be one label for
             each image, and `split` the name of a split for each. `augment` is a function, as in `pretrain`.
 

@@ -115,6 +115,11 @@ def train_translator(
     with Session.open(spec, recipe, began) as session:
         if session.finished:
             return session.run
+        if corpus.unused:
+            session.say(f"not used: {', '.join(corpus.unused)}")
+        if not corpus.tests:
+            last = "the held-out sentences are translated at the end" if corpus.held_out[0] else "nothing is translated at the end"
+            session.say(f"{data} has no test set, such as test.{own.source} and test.{own.target}: {last}")
         for name, count in corpus.copies().items():
             verb = "is a training pair" if count == 1 else "are training pairs"
             session.say(f"{count:,} of {count_of(len(corpus.judged[name][0]), 'pair')} of {name} {verb} as well: BLEU is too high")

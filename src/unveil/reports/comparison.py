@@ -49,7 +49,7 @@ HELD_OUT_NOTE = (
 """What to do after a comparison on held-out images."""
 NO_TEST_NOTE = (
     "These are all the images that the data has for tests, so the best of several accuracies on them is too high. To report a "
-    "number, evaluate the run that you choose on others: unveil probe RUN --test OTHER."
+    "number, evaluate the run that you choose on others: unveil finetune RUN --test OTHER, or unveil probe."
 )
 """The same if the data has no test set beside them."""
 RESULT_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {

@@ -2,10 +2,10 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unveil.atomic_files import replacing
 from unveil.data.labels import classes_sentence
+from unveil.data.parts import HELD_OUT
 from unveil.data.shuffle import shuffled
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
@@ -22,7 +23,7 @@ from unveil.paths import absolute_data
 from unveil.plain_text import count_of, csv_cell
 from unveil.runs.modality import AnyData, LabelledData
 from unveil.runs.session import Session
-from unveil.text.files import Texts, open_texts
+from unveil.text.files import Texts, open_texts, split_sentence
 from unveil.text.wordpiece import LabelledTextLoader, TextBatch, WordPieceTokenizer
 from unveil.train.parallel import HardwareConfig, World, autocast
 from unveil.train.recipe import Recipe
@@ -37,10 +38,16 @@ class LabelledTexts(LabelledData):
     validation_set: Texts | None
 
     def __init__(
-        self, train_set: Texts, test_set: Texts, held_out: bool, shape: TextConfig, validation_set: Texts | None = None
+        self,
+        train_set: Texts,
+        test_set: Texts,
+        held_out: bool,
+        shape: TextConfig,
+        validation_set: Texts | None = None,
+        roles: Mapping[str, list[str]] | None = None,
     ) -> None:
         self.train_set, self.test_set, self.held_out, self.validation_set = train_set, test_set, held_out, validation_set
-        self.classes, self.length = train_set.classes, shape.length
+        self.classes, self.length, self.roles = train_set.classes, shape.length, dict(roles or {})
         self.tokenizer = WordPieceTokenizer(shape.vocabulary, shape.lower)
 
     @property
@@ -50,7 +57,8 @@ class LabelledTexts(LabelledData):
     @property
     def facts(self) -> dict[str, Any]:
         train, test = self.train_set, self.test_set
-        return {
+        splits = {"splits": self.roles} if self.roles else {}
+        return splits | {
             "name": train.name,
             "path": absolute_data(train.name),
             "texts": len(train),
@@ -125,56 +133,97 @@ def text_predictions(
         yield batch, predictions.float().cpu(), ClassTargets(classes)
 
 
-def labelled_texts(data: AnyData, test: AnyData | None, say: Callable[[str], None]) -> tuple[Texts, Texts, bool]:
-    """The train set, the test set, and whether the test set was held out from the training data.
+class LabelledSplits(NamedTuple):
+    """Labelled texts for fine-tuning."""
+
+    train: Texts
+    test: Texts
+    validation: Texts | None
+    """The validation split, if it has labels and is not the test set."""
+    held_out: bool
+    """Whether the test set was held out from the training set."""
+    roles: dict[str, list[str]]
+    """The splits of DATA that are "train", "validation", "test" and "unused", as run.json records them; empty if there is one."""
+
+
+def labelled_texts(
+    data: AnyData, test: AnyData | None, say: Callable[[str], None], test_split: Literal["held-out"] | None = None
+) -> LabelledSplits:
+    """Opens labelled texts, and says what they are.
 
     Args:
         data: Labelled texts to train on. Those without a class are left out.
-        test: Labelled texts to test on.
+        test: Labelled texts to test on; by default the test split of `data`, or the validation split, or a tenth of it.
         say: Prints a message for the user.
+        test_split: "held-out" keeps the test split for later.
 
     Raises:
         UnveilError: If there are no labels, or only one class.
     """
-    train_set, test_set, notes = open_texts(data, labelled_test=test is None)
+    opened = open_texts(data)
+    parts = {name: texts for name, texts in opened.splits.items() if name == "train" or texts.labels is not None}
+    train_set, validation = parts["train"], parts.get("val")
+    test_set = None if test_split == HELD_OUT else parts.get("test")
+    notes = list(opened.notes)
     if test is not None:
-        of_test = open_texts(test, labelled_test=True)
-        test_set, notes = of_test.test or of_test.train, [*notes, *of_test.notes]
-    for note in dict.fromkeys(notes):
-        say(note)
+        of_test = open_texts(test)
+        test_set = next((texts for texts in of_test.tests if texts.labels is not None), (of_test.tests or [of_test.train])[0])
+        notes += of_test.notes
+    elif test_set is None:
+        test_set, validation = validation, None
+    chosen = {"train": train_set, "validation": validation, "test": test_set}
+    roles = {role: [name for name, texts in parts.items() if texts is found] for role, found in chosen.items()}
+    roles["unused"] = [name for name in opened.splits if not any(name in names for names in roles.values())]
+    words = {"train": "for training", "validation": "evaluated during training", "test": "as the test set"}
+    use = {name: words[role] for role in words for name in roles[role]}
+    roles = roles if len(opened.splits) > 1 else {}
+    for note in dict.fromkeys([split_sentence(opened, use), *notes]):
+        if note:
+            say(note)
     if train_set.labels is None:
         reason = train_set.unclear or "expected a .tsv or .csv with a column of classes, or a folder of .txt files for each class"
         raise UnveilError(f"{train_set.name} has no labelled texts: {reason}")
     say(classes_sentence(train_set.label_source, train_set.labels, train_set.classes, "text"))
     refuse_one_class(train_set)
     if test_set is not None and test_set.labels is None:
-        reason = f": {test_set.unclear}" if test_set.unclear else ""
-        raise UnveilError(f"the test set of {test_set.name} has no labels{reason or ': give labelled texts with --test'}")
-    for texts in (train_set, test_set):
+        raise UnveilError(f"the test set {test_set.name} has no labels: {test_set.unclear or 'give labelled texts with --test'}")
+    for texts in (train_set, test_set, validation):
         if texts is not None and len(texts.labelled()) < len(texts):
             say(f"left out {count_of(len(texts) - len(texts.labelled()), 'text')} of {texts.name} without a class")
     train_set = train_set.labelled()
+    validation = validation and validation.labelled().with_classes(train_set.classes)
     if test_set is not None:
         test_set = test_set.labelled().with_classes(train_set.classes)
-        if copies := sum(map(set(train_set.texts).__contains__, test_set.texts)):
+        trained = set(map(without_case, train_set.texts))
+        if copies := sum(without_case(text) in trained for text in test_set.texts):
             verb = "is a copy of a training text" if copies == 1 else "are copies of training texts"
             say(f"{copies:,} of {count_of(len(test_set), 'test text')} {verb}: the results are too good")
-        return train_set, test_set, False
-    order = shuffled(0, torch.arange(len(train_set)), len(train_set))
-    if len(train_set) < 10:
-        raise UnveilError(f"{train_set.name} has {len(train_set)} texts, too few to hold out a tenth: give a test set with --test")
-    count = min(1000, len(train_set) // 10)
-    held_out = train_set.subset(order[:count].sort().values)
-    tested, rest = set(held_out.texts), order[count:].sort().values.tolist()
-    kept = [index for index in rest if train_set.texts[index] not in tested]
+        return LabelledSplits(train_set, test_set, validation, False, roles)
+    train_set, test_set = hold_out(train_set, say)
+    refuse_one_class(train_set)
+    return LabelledSplits(train_set, test_set, validation, True, roles)
+
+
+def hold_out(texts: Texts, say: Callable[[str], None]) -> tuple[Texts, Texts]:
+    """Keeps a tenth of some texts, at most 1,000, and its copies, apart from the rest. Returns the rest and the tenth."""
+    order = shuffled(0, torch.arange(len(texts)), len(texts))
+    if len(texts) < 10:
+        raise UnveilError(f"{texts.name} has {len(texts)} texts, too few to hold out a tenth: give a test set with --test")
+    count = min(1000, len(texts) // 10)
+    held_out = texts.subset(order[:count].sort().values)
+    tested, rest = set(map(without_case, held_out.texts)), order[count:].sort().values.tolist()
+    kept = [index for index in rest if without_case(texts.texts[index]) not in tested]
     if copies := len(rest) - len(kept):
         verb = "is a copy of a held-out one" if copies == 1 else "are copies of held-out ones"
         say(f"left out {count_of(copies, 'training text')} that {verb}")
     if not kept:
-        raise UnveilError(f"each text of {train_set.name} is a copy of one held out for the test, so none is left to train on")
-    train_set = train_set.subset(kept)
-    refuse_one_class(train_set)
-    return train_set, held_out, True
+        raise UnveilError(f"each text of {texts.name} is a copy of one held out for the test, so none is left to train on")
+    return texts.subset(kept), held_out
+
+
+def without_case(text: str) -> str:
+    """A text as copies are compared: without case, and with one space for any white space."""
+    return " ".join(text.casefold().split())
 
 
 def refuse_one_class(texts: Texts) -> None:

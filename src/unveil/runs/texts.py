@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unveil.data.splits import balanced_indices, check_count, stratified_split
 from unveil.learner import Method, Task
@@ -16,11 +17,27 @@ from unveil.runs.modality import AnyData, FinetuneRunConfig, LabelledRequest, Mo
 from unveil.runs.session import join
 from unveil.runs.text_pretraining import TextPlan, TextPretrainConfig
 from unveil.runs.text_stream import TextStream, open_text_stream
-from unveil.text.files import open_texts
+from unveil.text.files import TESTS, TRAIN, OpenedTexts, open_texts, split_sentence
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
 from unveil.train.terminal import printer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFinetuneConfig(FinetuneRunConfig):
+    """The labelled texts."""
+
+    HIDDEN = ("test_split",)
+    test_split: Literal["held-out"] | None = None
+    """What to test on in place of the test split of DATA: held-out is the validation split or, without one, a tenth of the
+    training texts, and keeps the test split for later."""
+
+
+def pretraining_sentence(opened: OpenedTexts) -> str:
+    """What each split is used for in pre-training."""
+    held_out = next((name for name in TESTS if name in opened.splits), "")
+    return split_sentence(opened, {TRAIN: "for training", held_out: "held out"})
 
 
 class TextModality(Modality):
@@ -57,12 +74,12 @@ class TextModality(Modality):
             recipe=recipe,
             run_config=config,
             texts=opened.train,
-            test_texts=opened.test,
-            notes=opened.notes,
+            test_texts=next(iter(opened.tests), None),
+            notes=[*filter(None, [pretraining_sentence(opened)]), *opened.notes],
         )
 
     def finetune_configs(self, task: type[Task]) -> tuple[type, ...]:
-        return (FinetuneRunConfig, task.Config)
+        return (TextFinetuneConfig, task.Config)
 
     def untrained(self, encoder: TextEncoder) -> TextEncoder:
         return TextEncoder(encoder.config)
@@ -70,21 +87,26 @@ class TextModality(Modality):
     def labelled(
         self, run: str | os.PathLike[str], data: AnyData | None, test: AnyData | None, request: LabelledRequest
     ) -> LabelledTexts:
-        train_set, test_set, held_out = labelled_texts(
-            data if data is not None else data_of(run), test, printer(request.recipe.world.is_main)
+        say = printer(request.recipe.world.is_main)
+        train_set, test_set, validation_set, held_out, roles = labelled_texts(
+            data if data is not None else data_of(run), test, say, request.config.test_split
         )
         if set(train_set.classes) <= set(request.classes):  # of the run that is resumed
             train_set, test_set = (texts.with_classes(list(request.classes)) for texts in (train_set, test_set))
+            validation_set = validation_set and validation_set.with_classes(list(request.classes))
         if request.config.labels:
             check_count(request.config.labels, len(train_set), noun="labelled texts")
             train_set = train_set.subset(
                 balanced_indices(label_tensor(train_set), request.config.labels, request.recipe.training.seed)
             )
-        validation_set = None
-        if share := request.config.kept_aside(len(train_set)):
+        share = 0.0 if validation_set is not None else request.config.kept_aside(len(train_set))
+        if share:
             rest, aside = stratified_split(label_tensor(train_set), share, request.recipe.training.seed)
             train_set, validation_set = train_set.subset(rest), train_set.subset(aside) if len(aside) else None
-        return LabelledTexts(train_set, test_set, held_out, request.encoder, validation_set)
+        labelled = LabelledTexts(train_set, test_set, held_out, request.encoder, validation_set, roles)
+        if note := labelled.tokenizer.cut_sentence([*train_set.texts, *test_set.texts], labelled.length):
+            say(note)
+        return labelled
 
     def stream(self, learner: Any, data: AnyData, *, split: str | None, max_pixels: int) -> TextStream:
         return open_text_stream(data, split, learner.encoder.config)

@@ -22,13 +22,17 @@ from unveil.data.split_folders import split_of as split_folder
 from unveil.errors import UnveilError
 from unveil.paths import TEXT_FORMS, refuse_missing_texts
 from unveil.plain_text import count_of
-from unveil.text.tables import TABLES, joined, read_table
+from unveil.text.tables import TABLES, Columns, joined, read_table
 
 PLAIN = (".txt",)
 TRAIN, TESTS = "train", ("test", "val")
 """The splits. The test set is the first of `TESTS` that exists or, for fine-tuning, that has labels."""
 SPLIT_OF = {word: split for split in (*TESTS, TRAIN) for word in SPLIT_WORDS[split] if not word.startswith("label")}
 """The splits by the words in the name of a file or of a folder."""
+HIDDEN_LABEL = "-1"
+"""The class of every test text whose class is kept secret, as in GLUE."""
+NUL_SHARE = 0.1
+"""A file with a larger share of NUL bytes is no text in UTF-8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +83,19 @@ class Texts:
 class OpenedTexts(NamedTuple):
     """The texts of DATA."""
 
-    train: Texts
-    test: Texts | None
+    splits: dict[str, Texts]
+    """The training set, then the others of `TESTS` that there are."""
     notes: list[str]
     """How the files were read, and what of them is not used, each in one sentence."""
+
+    @property
+    def train(self) -> Texts:
+        return self.splits[TRAIN]
+
+    @property
+    def tests(self) -> list[Texts]:
+        """The other splits: first the test set, if there is one."""
+        return [self.splits[split] for split in TESTS if split in self.splits]
 
 
 @dataclass
@@ -100,16 +113,13 @@ class Part:
         return any(label is not None for label in self.labels)
 
 
-def open_texts(data: str | Path, *, labelled_test: bool = False) -> OpenedTexts:
-    """The training set and, if there is one, the test set of DATA.
+def open_texts(data: str | Path) -> OpenedTexts:
+    """The texts of DATA.
 
     If a folder or an archive (also an archive inside of a folder) has files or folders named train, such names define the splits,
-    and files in no split are not used. Otherwise all files are for training. If there are tables (.csv, .tsv), plain text files
-    next to them are not used. Classes are numbered as `unveil.data.labels.number_labels` does, those of the training set first.
-
-    Args:
-        data: A file, a folder or an archive.
-        labelled_test: Whether the test set must have labels: without them the validation split is used.
+    and files in no split are not used. So do the names of archives that lie together. Otherwise all files are for training. If
+    there are tables (.csv, .tsv), plain text files next to them are not used. Classes are numbered as
+    `unveil.data.labels.number_labels` does, those of the training set first.
 
     Raises:
         UnveilError: If DATA does not exist, is damaged, or has no text.
@@ -119,40 +129,39 @@ def open_texts(data: str | Path, *, labelled_test: bool = False) -> OpenedTexts:
     path, name = Path(data).expanduser(), str(data)
     refuse_missing_texts(name)
     reader = Reader(name)
-    for archive in archives_in(path):
-        reader.read(archive)
-    parts = reader.parts
-    if not parts.get(TRAIN, Part()).texts:
+    for inside, split, archive in archives_in(path):
+        reader.read(archive, inside, split)
+    parts = {split: part for split in (TRAIN, *TESTS) if (part := reader.parts.get(split)) is not None and part.texts}
+    if TRAIN not in parts:
         reason = "; ".join(reader.notes()) or "expected .txt, .csv or .tsv files in a folder, .tar, .tar.gz or .zip"
         raise UnveilError(f"{name!r} has no text: {reason}")
-    tests = [split for split in TESTS if split in parts]
-    chosen = [split for split in tests if parts[split].is_labelled] if labelled_test else []
-    test = next(iter([*chosen, *tests]), None)
-    labels = {split: parts[split].labels for split in (TRAIN, test) if split is not None}
-    same = iter(unified([label for own in labels.values() for label in own]))
-    numbered = number_labels({split: [next(same) for _ in own] for split, own in labels.items()})
-    made = {split: to_texts(name, parts[split], *numbered[split]) for split in labels}
-    notes = [split_sentence(name, parts, test)] * (len(parts) > 1) + reader.notes()
-    return OpenedTexts(made[TRAIN], None if test is None else made[test], notes)
+    notes = reader.notes()
+    for split, part in parts.items():
+        if split != TRAIN and set(part.labels) == {HIDDEN_LABEL} and HIDDEN_LABEL not in parts[TRAIN].labels:
+            part.labels = [None] * len(part.labels)
+            notes.append(f"all classes of {split} are {HIDDEN_LABEL}, so they are taken as unknown")
+    same = iter(unified([label for part in parts.values() for label in part.labels]))
+    numbered = number_labels({split: [next(same) for _ in part.labels] for split, part in parts.items()})
+    return OpenedTexts({split: to_texts(name, part, *numbered[split]) for split, part in parts.items()}, notes)
 
 
-def split_sentence(name: str, parts: Mapping[str, Part], test: str | None) -> str:
-    """What each split is used for."""
-    use = {TRAIN: "for training", test: "as the test set"}
-    counts = {split: count_of(len(parts[split].texts), "text") for split in (TRAIN, *TESTS) if split in parts}
-    said = [f"{split} ({count}) {use.get(split, 'not used')}" for split, count in counts.items()]
-    return f"{name} has splits: {'; '.join(said)}"
+def split_sentence(opened: OpenedTexts, use: Mapping[str, str]) -> str:
+    """What each split is used for, in words; "" if there is only one."""
+    said = [f"{split} ({count_of(len(texts), 'text')}) {use.get(split, 'not used')}" for split, texts in opened.splits.items()]
+    return f"{opened.train.name} has splits: {'; '.join(said)}" if len(said) > 1 else ""
 
 
-def archives_in(path: Path) -> Iterator[Archive]:
-    """A file or a folder, and the archives in the folder."""
+def archives_in(path: Path) -> Iterator[tuple[str, str | None, Archive]]:
+    """A file or a folder, and the archives in the folder, with their paths in it and the splits in their names, if one is train."""
     if path.is_file():
-        yield open_archive(path) if is_archive(path) else Folder(path)
+        yield "", None, open_archive(path) if is_archive(path) else Folder(path)
         return
-    yield Folder(path)
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and is_archive(file) and not file.name.startswith("."):
-            yield open_archive(file)
+    yield "", None, Folder(path)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and is_archive(file) and not file.name.startswith(".")]
+    names = {file: file.relative_to(path).as_posix() for file in files}
+    splits = {file: split_of(name.removesuffix(".gz")) for file, name in names.items()}
+    for file, name in names.items():
+        yield name, splits[file] if TRAIN in splits.values() else None, open_archive(file)
 
 
 class Reader:
@@ -165,41 +174,52 @@ class Reader:
     def __init__(self, where: str) -> None:
         self.where = where
         self.parts: dict[str, Part] = {}
+        self._columns: Columns | None = None
         self._files: dict[tuple[str, str], list[str]] = {}
 
-    def read(self, archive: Archive) -> None:
-        """Adds the texts of a folder or an archive."""
+    def read(self, archive: Archive, inside: str = "", split: str | None = None) -> None:
+        """Adds the texts of a folder or an archive.
+
+        Args:
+            archive: The files.
+            inside: The path of the archive in DATA; "" for DATA itself.
+            split: The split of all files, if theirs is not told by their own names.
+        """
         tables = [name for name in archive.names if suffix_of(name) in TABLES]
-        names = tables or [name for name in archive.names if suffix_of(name) in PLAIN]
-        splits = {name: split for name in names if (split := split_of(name))}
+        plain = [name for name in archive.names if suffix_of(name) in PLAIN]
+        names, prefix = tables or plain, f"{inside}/" if inside else ""
+        for name in plain if tables else ():
+            self._note(prefix + name, " is not used beside tables", " are not used beside tables")
+        splits = {name: own for name in names if (own := split_of(name))}
         if TRAIN in splits.values():
             for name in names:
                 if name not in splits:
-                    self._note(name, " is in no split, and not used", " are in no split, and not used")
+                    self._note(prefix + name, " is in no split, and not used", " are in no split, and not used")
         else:
-            splits = dict.fromkeys(names, TRAIN)
+            splits = dict.fromkeys(names, split or TRAIN)
         folders = {} if tables else class_folders([*splits])
-        for index, name in enumerate(archive.names):
-            if name in splits:
-                part = self.parts.setdefault(splits[name], Part())
-                text = self._decoded(name, archive.read_text(index, self.where, FILE_LIMIT))
-                if tables:
-                    self._add_table(part, name, text)
-                else:
-                    part.texts.append(text)
-                    part.labels.append(folders.get(name))
-                    part.places.append(name)
-                    part.label_sources += ["the folders"] * (name in folders)
+        indices = [index for index, name in enumerate(archive.names) if name in splits]
+        for index in sorted(indices, key=lambda index: splits[archive.names[index]] != TRAIN):
+            name = archive.names[index]
+            part, place = self.parts.setdefault(splits[name], Part()), prefix + name
+            text = self._decoded(place, archive.read_text(index, self.where, FILE_LIMIT))
+            if tables:
+                self._add_table(part, place, text, is_train=splits[name] == TRAIN)
+            else:
+                part.texts.append(text)
+                part.labels.append(folders.get(name))
+                part.places.append(place)
+                part.label_sources += ["the folders"] * (name in folders)
 
-    def _add_table(self, part: Part, name: str, text: str) -> None:
-        table = read_table(text, suffix_of(name), f"{self.where}: {name}")
+    def _add_table(self, part: Part, name: str, text: str, *, is_train: bool) -> None:
+        table = read_table(text, suffix_of(name), f"{self.where}: {name}", self._columns)
+        if is_train and table.rows and self._columns is None:
+            self._columns = table.columns
         part.texts += [text for text, _, _ in table.rows]
         part.labels += [label for _, label, _ in table.rows]
         part.places += [f"{name}:{number}" for _, _, number in table.rows]
-        part.label_sources += [table.label_column] * bool(table.label_column)
+        part.label_sources += [table.label_source] * bool(table.label_source)
         part.unclear += [f"{name}: {table.unclear}"] * bool(table.unclear)
-        if table.rows:
-            self._note(name, f": took {table.text_columns} as text")
         for note in table.notes:
             self._note(name, f": {note}")
 
@@ -207,6 +227,8 @@ class Reader:
         """The text of a file: UTF-8, UTF-16 with its mark, or the Windows code page in which older programs save text."""
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return raw.decode("utf-16", "replace")
+        if raw.count(b"\0") > NUL_SHARE * len(raw):
+            raise UnveilError(f"{self.where}: {name} is no text in UTF-8, but perhaps in UTF-16 without its mark: save it as UTF-8")
         text = raw.decode("utf-8-sig", "replace")
         wrong = text.count("\ufffd") - raw.count("\ufffd".encode())
         if not wrong:
@@ -238,8 +260,10 @@ def suffix_of(name: str) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """The split of a file, from its folders or its own name."""
-    words = [*PurePosixPath(name.lower()).parts[:-1], *re.split(r"[^a-z]+", PurePosixPath(name.lower()).stem)]
+    """The split of a file, from its folders or the words of its own name, as in imdb_train.csv and testData.tsv."""
+    path = PurePosixPath(name)
+    stem = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.stem)
+    words = [*map(str.lower, path.parts[:-1]), *re.split(r"[^a-z]+", stem.lower())]
     found = {SPLIT_OF[word] for word in words if word in SPLIT_OF}
     return next((split for split in (*TESTS, TRAIN) if split in found), None)
 

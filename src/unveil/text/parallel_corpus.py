@@ -14,6 +14,7 @@ from unveil.blocks.special_tokens import BEGIN, END, PAD
 from unveil.blocks.stateless_random import sample_keys
 from unveil.data.loader import share_size
 from unveil.data.shuffle import shuffled
+from unveil.data.split_folders import SPLIT_WORDS
 from unveil.data.tensor_batch import TensorBatch
 from unveil.errors import UnveilError
 
@@ -33,6 +34,8 @@ class Corpus(NamedTuple):
     tests: dict[str, Lines]
     """Test sets for the final evaluation, by name."""
     fingerprint: str
+    unused: tuple[str, ...] = ()
+    """Files of these languages that are in no pair, or whose name is that of no set."""
 
     @property
     def judged(self) -> dict[str, Lines]:
@@ -49,7 +52,7 @@ class Corpus(NamedTuple):
 def read_corpus(data: str | Path, source: str, target: str) -> Corpus:
     """Reads pairs of files `<name>.<source>` and `<name>.<target>` from a folder or a .tar.gz.
 
-    The name is train, val, valid, dev, or begins with test.
+    The name is train, a word for the validation split such as val or dev, or begins with test.
 
     Raises:
         UnveilError: If there are no training pairs, or the two files of a pair have different numbers of lines.
@@ -67,9 +70,11 @@ def read_corpus(data: str | Path, source: str, target: str) -> Corpus:
     if not any(splits.get("train", ((), ()))[0]):
         found = ", ".join(sorted(files)) or "no file of these languages"
         raise UnveilError(f"{data} has no training pairs: found {found}, expected train.{source} and train.{target}")
-    held_out = next((splits[name] for name in ("val", "valid", "dev") if name in splits), ([], []))
+    validation = next((name for name in SPLIT_WORDS["val"] if name in splits), "")
+    tests = {name: lines for name, lines in splits.items() if name.startswith("test")}
     fingerprint = hashlib.sha256(repr(sorted(splits.items())).encode()).hexdigest()[:16]
-    return Corpus(splits["train"], held_out, {name: x for name, x in splits.items() if name.startswith("test")}, fingerprint)
+    unused = sorted(file for file in files if file.rsplit(".", 1)[0] not in ("train", validation, *tests))
+    return Corpus(splits["train"], splits.get(validation, ([], [])), tests, fingerprint, tuple(unused))
 
 
 def read_files(path: Path, languages: tuple[str, str]) -> dict[str, list[str]]:

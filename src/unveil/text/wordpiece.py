@@ -17,6 +17,7 @@ from unveil.data.shuffle import Order
 from unveil.data.targets import ClassTargets
 from unveil.data.tensor_batch import TensorBatch
 from unveil.errors import UnveilError
+from unveil.plain_text import count_of
 from unveil.text.library import tokenizers_library
 
 if TYPE_CHECKING:
@@ -89,6 +90,13 @@ class WordPieceTokenizer:
         """One row per text, of at most `max_length` tokens: [CLS], its first tokens, [SEP], and [PAD] up to the longest row."""
         rows = [torch.tensor([self.cls, *ids[: max_length - 2], self.sep]) for ids in self.encode(texts)]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad)
+
+    def cut_sentence(self, texts: Sequence[str], max_length: int) -> str:
+        """What a user should know of texts that `padded` cuts; "" if it cuts none."""
+        longest = max_length - 2
+        cut = sum(len(ids) > longest for ids in self.encode(texts))
+        verb = "is" if cut == 1 else "are"
+        return f"{cut:,} of {count_of(len(texts), 'text')} {verb} longer than {longest} word pieces, and cut there" if cut else ""
 
 
 def train_vocabulary(texts: Sequence[str], size: int, lower: bool = True) -> tuple[str, ...]:
