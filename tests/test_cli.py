@@ -404,6 +404,12 @@ def test_the_form_of_a_command_follows_the_run(tmp_path):
     for verb in VERBS.values():
         if METHOD in verb.configs.values() and verb.forms:
             assert command_line.form_of("pretrain", verb, ["x", "--method", "wordmae"]) is verb.forms["text"]
+    compare = VERBS["compare"]
+    forms = {"bert,wordmae-low": "text", "mae,bert": "images", "mae": "images", "nothing": "images"}
+    for named, form in forms.items():
+        assert command_line.form_of("compare", compare, [named, "x"]) is {"images": compare, **compare.forms}[form]
+    assert command_line.form_of("compare", compare, []) is compare
+    assert parse("compare", "bert,wordmae", "corpus", "--model", "bert-nano")["model"] == "bert-nano"
 
 
 def test_the_options_reach_the_function(monkeypatch, photos):

@@ -49,6 +49,10 @@ def form_of(name: str, verb: Verb, argv: Sequence[str]) -> Verb:
         modality = methods.modality_of_method(method)
         if modality != "images" and modality not in verb.forms:
             raise UsageError(f"{name} needs a method for images, but {method} learns from {modality}")
+    elif "methods" in verb.arguments:
+        named = [methods.base_of(each.strip()) for each in argv[0].split(",")] if argv else []
+        kinds = {methods.modality_of_method(each) if each in methods.METHODS.names else "images" for each in named}
+        modality = kinds.pop() if len(kinds) == 1 else "images"
     else:
         words = [*argv, str(verb.arguments["run"].default)] if verb.forms else []
         kinds = {model_kind(word) for word in words if not word.startswith("-") and os.path.exists(word)}

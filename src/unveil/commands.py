@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 from unveil.methods import METHODS
 from unveil.paths import TEXT_FORMS
 from unveil.ranges import Count, Positive, Range
-from unveil.text_commands import FINETUNE_ON_TEXT, PRETRAIN_ON_TEXT, STUDY_ON_TEXT
+from unveil.text_commands import COMPARE_ON_TEXT, FINETUNE_ON_TEXT, PRETRAIN_ON_TEXT, STUDY_ON_TEXT
 from unveil.verbs import (
     ALL_RUNS,
     AUGMENT,
@@ -110,6 +110,7 @@ VERBS = {
         hides=RARE_IN_TRAINING,
         ignores=NO_SEED,
         per_method=True,
+        forms={"text": COMPARE_ON_TEXT},
         resumes=True,
     ),
     "finetune": Verb(

@@ -24,6 +24,8 @@ from unveil.verbs import (
     task_argument,
 )
 
+TIMED = {"seconds": "the time of a step is measured for images only: give --epochs"}
+"""Why the option is ignored."""
 PRETRAIN_ON_TEXT = Verb(
     "unveil.recipes.pretrain:pretrain",
     f"Train an encoder on texts without labels.{RESUMES}",
@@ -63,6 +65,31 @@ FINETUNE_ON_TEXT = Verb(
     hides=RARE_IN_TRAINING - {"layer_decay"},
     resumes=True,
 )
+COMPARE_ON_TEXT = Verb(
+    "unveil.experiments.compare:compare",
+    "Train several methods on texts with equal budgets, fine-tune them, and compare them in one table.",
+    {
+        "methods": Argument(
+            str,
+            "Methods for texts, such as bert,wordmae. A method may occur twice under two names, such as bert and bert-low. "
+            "--bert-low.mask-ratio 0.1 is an option of `pretrain` for that entry only.",
+            positional=True,
+        ),
+        "data": CORPUS,
+        "model": BERT_MODEL,
+        "out": Argument(str | None, ALL_RUNS + "runs/<data>-compare.", None, path="folder"),
+    },
+    {
+        "comparison": "unveil.experiments.runner:ComparisonConfig",
+        "table": "unveil.experiments.compare:CompareConfig",
+        **PRETRAIN_TEXT,
+        **SHARED,
+    },
+    hides=RARE_IN_TRAINING,
+    ignores=NO_SEED | TIMED,
+    per_method=True,
+    resumes=True,
+)
 STUDY_ON_TEXT = Verb(
     "unveil.experiments.study:study",
     "Train a method with several values of one option, and plot the curve.",
@@ -75,7 +102,7 @@ STUDY_ON_TEXT = Verb(
     },
     {"comparison": "unveil.experiments.runner:ComparisonConfig", **PRETRAIN_TEXT, "method": METHOD, **SHARED},
     hides=RARE_IN_TRAINING,
-    ignores=NO_SEED | {"seconds": "the time of a step is measured for images only: give --epochs"},
+    ignores=NO_SEED | TIMED,
     per_method=True,
     resumes=True,
 )

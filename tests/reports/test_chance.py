@@ -76,7 +76,7 @@ def test_a_comparison_names_no_winner_within_chance() -> None:
     assert comparison_verdict([rows[0], *rows[2:]], {"linear": 10_000}).startswith(
         "Best by linear accuracy: a with 46.8 %, 6.8 points ahead of c, 10.4 points ahead of an untrained encoder."
     )
-    note = "can be due to chance: the choice of 10,000 images to evaluate on."
+    note = "can be due to chance: the choice of 10,000 samples to evaluate on."
     assert any(note in sentence for sentence in comparison_table(rows, "", {"linear": 10_000}).sentences)
 
 

@@ -52,8 +52,8 @@ class ComparisonConfig(JobsConfig):
     with_partial: bool = False
     """Also fine-tune the last block of each encoder alone, in the same way as the whole encoder (figure 9)."""
     evaluate_on: Literal["held-out", "test"] = "held-out"
-    """The images to evaluate on. To choose among methods or values, use held-out images: the validation split or, without one, a
-    part of the train set. Then evaluate your choice once on the test set, with `unveil probe`."""
+    """The samples to evaluate on. To choose among methods or values, use held-out samples: the validation split or, without one, a
+    part of the train set. Then evaluate your choice once on the test set."""
 
 
 class Entry(NamedTuple):

@@ -126,7 +126,7 @@ def chance_notes(rows: Sequence[ComparisonRow], test_counts: TestCounts) -> list
     for count, of_key in of_count.items():
         every = [values for listed in of_key.values() for values in listed]
         margin = 100 * max(chance_margin(values, values, count) for values in every)
-        causes = [f"the choice of {count:,.0f} images to evaluate on"] if count else []
+        causes = [f"the choice of {count:,.0f} samples to evaluate on"] if count else []
         causes += ["the seeds"] if any(len(values) > 1 for values in every) else []
         names = f" ({', '.join(kinds[key] for key in of_key)})" if len(of_count) > 1 else ""
         if margin:
