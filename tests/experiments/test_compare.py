@@ -281,8 +281,8 @@ def test_the_accuracies_on_other_labelled_images_have_their_own_margin(images: s
     assert f"the choice of {tested} samples to evaluate on" in "".join(comparison_table(rows, "title", counts).sentences)
     rows = [row_of("a", [{"linear": 0.9, "finetune": 0.9}]), row_of("b", [{"linear": 0.6, "finetune": 0.6}])]
     notes = comparison_table(rows, "title", {"linear": 100, "finetune": 8}).sentences
-    assert any(re.search(r"points \(linear\) can be due to chance: the choice of 100 images", note) for note in notes)
-    assert any(re.search(r"points \(fine-tuned\) can be due to chance: the choice of 8 images", note) for note in notes)
+    assert any(re.search(r"points \(linear\) can be due to chance: the choice of 100 samples", note) for note in notes)
+    assert any(re.search(r"points \(fine-tuned\) can be due to chance: the choice of 8 samples", note) for note in notes)
 
 
 def test_options_for_one_method() -> None:
