@@ -216,7 +216,7 @@ def test_splits_are_told_by_many_names(tmp_path: Path) -> None:
         "Training/a.tsv, dev/a.tsv, testing/a.tsv: took the column sentence as text",
         "testing/a.tsv: the column index is not used",
     ]
-    names = {"labeledTrainData.tsv": "train", "testData.tsv": "test", "imdb_dev.csv": "val", "latest.txt": None}
+    names = {"labeledTrainData.tsv": "train", "testData.tsv": "test", "imdb_dev.csv": "val", "eval.csv": "val", "latest.txt": None}
     assert {name: split_of(name) for name in names} == names
     for name, texts in {"train": 3, "test": 2}.items():
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:

@@ -28,7 +28,8 @@ PLAIN = (".txt",)
 TRAIN, TESTS = "train", ("test", "val")
 """The splits. The test set is the first of `TESTS` that exists or, for fine-tuning, that has labels."""
 SPLIT_OF = {word: split for split in (*TESTS, TRAIN) for word in SPLIT_WORDS[split] if not word.startswith("label")}
-"""The splits by the words in the name of a file or of a folder."""
+SPLIT_OF |= {"eval": "val", "evaluation": "val"}
+"""The splits by the words in the name of a file or of a folder. Of texts, an eval split often has a test split beside it."""
 HIDDEN_LABEL = "-1"
 """The class of every test text whose class is kept secret, as in GLUE."""
 NUL_SHARE = 0.1
