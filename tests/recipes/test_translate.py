@@ -112,6 +112,15 @@ def test_sentences_files_and_the_standard_input(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     translate_and_print(run.path)
     assert capsys.readouterr().out.split("\n")[:-1] == expected
+    lines[0] += "\u2028 a man"  # no end of a line
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    translate_and_print(run.path, [str(tmp_path / "lines.txt")])
+    assert len(capsys.readouterr().out.split("\n")[:-1]) == 3
+    (tmp_path / "lines.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UnveilError, match="has text that is not UTF-8"):
+        translate_and_print(run.path, [str(tmp_path / "lines.txt")])
+    with pytest.raises(UnveilError, match=r"lines\.text does not exist: give a file with one sentence per line"):
+        translate_and_print(run.path, [str(tmp_path / "lines.text")])
     with pytest.raises(UnveilError, match=r"sentence 2 has \d+ subwords, but the model takes up to 511: split it"):
         unveil.translate(run.path, ["a", "dog " * 600])
     with pytest.raises(UnveilError, match="--attention draws one sentence, but there are 2"):

@@ -1,6 +1,7 @@
 """`unveil translate`: trains a Transformer on sentence pairs, evaluates it by BLEU, and translates with it."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from unveil.runs.option_files import input_facts, takes_options
 from unveil.runs.session import RunSpec, Session, join, options_by_name
 from unveil.tasks.translate import BLEU, Translation, TranslationConfig, cross_attention, translate_tokens
 from unveil.text.bpe import BPETokenizer
-from unveil.text.parallel_corpus import Corpus, Lines, PairLoader, read_corpus
+from unveil.text.parallel_corpus import Corpus, Lines, PairLoader, lines_of, read_corpus, read_sentences
 from unveil.train.log import Record
 from unveil.train.loop import total_steps
 from unveil.train.optim import OptimConfig
@@ -222,9 +223,11 @@ def translate_and_print(
 ) -> None:
     """`translate` for the terminal: reads sentences, a file or standard input, and prints one line per sentence."""
     if len(sentences) == 1 and Path(sentences[0]).is_file():
-        sentences = Path(sentences[0]).read_text(encoding="utf-8").splitlines()
+        sentences = read_sentences(Path(sentences[0]))
     elif not sentences:
-        sentences = sys.stdin.read().splitlines()
+        sentences = lines_of(sys.stdin.read())
+    elif len(sentences) == 1 and re.fullmatch(r"\S+\.\w+", sentences[0]) and ("/" in sentences[0] or sentences[0].endswith(".txt")):
+        raise UnveilError(f"{sentences[0]} does not exist: give a file with one sentence per line, or sentences")
     for line in translate(run, sentences, attention=attention, device=device, **options):
         print(line)
 

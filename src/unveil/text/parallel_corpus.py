@@ -102,6 +102,16 @@ def read_files(path: Path, languages: tuple[str, str]) -> dict[str, list[str]]:
         raise UnveilError(f"{path} has text that is not UTF-8 ({error}): convert it to UTF-8 first") from None
 
 
+def read_sentences(path: Path) -> list[str]:
+    """The lines of a file. Raises `UnveilError` if it cannot be read, or is not UTF-8."""
+    try:
+        return lines_of(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UnveilError(f"{path} has text that is not UTF-8 ({error}): convert it to UTF-8 first") from None
+    except OSError as error:
+        raise UnveilError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def lines_of(text: str) -> list[str]:
     """The lines of a text without surrounding white space. Only a newline ends a line."""
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
