@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from unveil.blocks.stateless_random import sample_keys
 from unveil.errors import UnveilError
-from unveil.text.files import Texts, documents, open_texts, split_of
+from unveil.text.files import Texts, documents, open_texts
+from unveil.text.split_names import splits_of
 from unveil.text.wordpiece import SPECIAL, CorpusLoader, LabelledTextLoader, WordPieceTokenizer, train_vocabulary
 
 pytest.importorskip("tokenizers")
@@ -216,8 +217,6 @@ def test_splits_are_told_by_many_names(tmp_path: Path) -> None:
         "Training/a.tsv, dev/a.tsv, testing/a.tsv: took the column sentence as text",
         "testing/a.tsv: the column index is not used",
     ]
-    names = {"labeledTrainData.tsv": "train", "testData.tsv": "test", "imdb_dev.csv": "val", "eval.csv": "val", "latest.txt": None}
-    assert {name: split_of(name) for name in names} == names
     for name, texts in {"train": 3, "test": 2}.items():
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             for number in range(texts):
@@ -249,3 +248,19 @@ def test_the_same_number_is_the_same_class(tmp_path: Path) -> None:
     train, test = opened(written(tmp_path, tables))
     assert test is not None
     assert (train.classes, test.classes, test.labels.tolist()) == (["0", "1"], ["0", "1"], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("splits", "nothing"),
+    [
+        ({"labeledTrainData.tsv": "train", "testData.tsv": "test", "imdb_dev.csv": "val", "eval.csv": "val"}, ["latest.txt"]),
+        ({"20news-bydate-train/a/1.txt": "train", "20news-bydate-test/a/1.txt": "test"}, []),
+        ({"dev/train.csv": "train", "dev/testdata.manual.2009.csv": "test"}, []),  # what holds all files says nothing
+        ({"train/pos/test_1.txt": "train", "train/dev/2.txt": "train", "test/pos/train.txt": "test"}, []),
+        ({}, ["neg/1.txt", "neg/2.txt", "pos/training-tips.txt", "pos/4.txt", "pos/5.txt"]),
+        ({"en/train.txt": "train", "de/train.txt": "train", "en/test.txt": "test"}, ["README.txt"]),
+    ],
+)
+def test_the_splits_of_files(splits: dict[str, str], nothing: list[str]) -> None:
+    """A file in train/ was tested on because of its name, and folders with more than the word were all trained on."""
+    assert splits_of([*splits, *nothing]) == splits

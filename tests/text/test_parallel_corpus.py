@@ -59,6 +59,17 @@ def test_words_for_the_validation_split_and_files_without_use(tmp_path: Path) ->
     assert corpus.unused == ("dev.en", "extra.de", "extra.en")
 
 
+def test_files_in_several_folders_of_an_archive_are_refused(tmp_path: Path) -> None:
+    """Those with the same name replaced each other, so that sentences of one folder were paired with those of another."""
+    with tarfile.open(tmp_path / "mix.tar.gz", "w:gz") as archive:
+        for name in ("a/train.en", "b/train.en", "b/train.de", "a/train.de"):
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            archive.addfile(info, io.BytesIO(f"{name[0]}\n".encode()))
+    with pytest.raises(UnveilError, match="has files of these languages in a and b: expected one folder"):
+        read_corpus(tmp_path / "mix.tar.gz", "en", "de")
+
+
 def test_test_pairs_that_are_trained_on_are_counted(tmp_path: Path) -> None:
     folder = write(
         tmp_path / "text", train_dot_en="a\nb\nc\n", train_dot_de="A\nB\nC\n", val_dot_en="b\nb\nx\n", val_dot_de="B\nC\nX\n"

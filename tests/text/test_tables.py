@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from unveil.errors import UnveilError
 from unveil.text.files import open_texts
-from unveil.text.tables import Columns, delimiter_of, read_table
+from unveil.text.table_rows import delimiter_of
+from unveil.text.tables import Columns, read_table
 
 ROWS = [(f"a {word} film", str(i % 2)) for i, word in enumerate("good bad fine poor great awful new old short long".split())]
 TEXTS = [text for text, _ in ROWS]
@@ -135,8 +136,79 @@ def test_tables_of_a_test_set_are_read_as_those_of_the_training_set(tmp_path: Pa
     assert (splits["test"].texts, splits["test"].labels.tolist()) == (["so bad", "so good"], [0, 1])
     assert notes[-1] == "test.csv: the column author is not used"
     like = Columns(("note", "stars"), (0,), 1)
-    assert read_table("a,b\nso good,1\n", ".csv", "a.csv", like).columns.header == ()
+    assert read_table("a,b\nso good,so bad\n", ".csv", "a.csv", like).columns.header == ()
     assert read_table("note,b\nso good,1\n", ".csv", "a.csv", like).columns == (("note", "b"), (0,), None, ())
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "texts", "label"),
+    [
+        ("text,label,label_text", "{text},{label},neg{label}", (0,), 1),
+        ("textID,text,selected_text,sentiment", "x{i},{text},{text},{label}", (1,), 3),
+        ("tweet_id,tweet_created,tweet,label", "{i},2020-01-0{i},{text},{label}", (2,), 3),
+        ("message,message_class", "{text},kind{label}", (0,), 1),
+        ("app_id,review_text,review_score", "{i},{text},{label}", (1,), 2),
+        ("text,text_length,stars", "{text},{i},{label}", (0,), 2),
+        ("label,The text of the review", "{label},{text}", (1,), 0),
+        ("text,Sentiment (0 = neg; 1 = pos)", "{text},{label}", (0,), 1),
+        ("Title,Review Text,stars", "so good,{text},{label}", (0, 1), 2),
+        ("sentence1,sentence2,label", "{text},{text},{label}", (0, 1), 2),
+    ],
+)
+def test_headers_of_texts_and_classes(header: str, row: str, texts: tuple[int, ...], label: int) -> None:
+    """Labels in words, ids and dates were part of the text, and columns of classes as well."""
+    rows = [row.format(i=i, text=text, label=label_) for i, (text, label_) in enumerate(ROWS)]
+    columns = read_table("\n".join([header, *rows]), ".csv", "a.csv").columns
+    assert (columns.header, columns.texts, columns.label) == (tuple(header.split(",")), texts, label)
+
+
+@pytest.mark.parametrize("first", ["1,Great comment", "spam,Text me", "question,where are you?", "rare,a film with many words"])
+def test_first_rows_with_words_of_headers(first: str) -> None:
+    labels = ["1", "0"] if first[0] == "1" else [first.split(",")[0], "other"]
+    rows = [first, *(f"{labels[i % 2]},{text}" for i, text in enumerate(TEXTS))]
+    assert len(read_table("\n".join(rows), ".csv", "a.csv").rows) == len(rows)
+
+
+def test_tables_without_texts_are_not_used(tmp_path: Path) -> None:
+    """A test_labels.csv made a test set of numbers, and a y_train.csv one of empty texts."""
+    (tmp_path / "train.csv").write_text("id,text,label\n" + "".join(f"{i},{','.join(row)}\n" for i, row in enumerate(ROWS)))
+    (tmp_path / "test.csv").write_text("id,text\n" + "".join(f"{i},{text}\n" for i, text in enumerate(TEXTS)))
+    (tmp_path / "test_labels.csv").write_text("id,label\n" + "".join(f"{i},{label}\n" for i, (_, label) in enumerate(ROWS)))
+    (tmp_path / "y_train.csv").write_text("label\n" + "".join(f"{label}\n" for _, label in ROWS))
+    splits, notes = open_texts(tmp_path)
+    assert (splits["train"].texts, splits["test"].texts) == (TEXTS, TEXTS)
+    assert "test_labels.csv: it lacks the column text of the training set, so it is not used" in notes
+    assert "y_train.csv: it has no column of texts, so it is not used" in notes
+
+
+def test_columns_without_a_header_must_fit() -> None:
+    like = Columns((), (1,), 0)
+    swapped = "".join(f"{text},{label}\n" for text, label in ROWS)
+    assert read_table(swapped, ".csv", "a.csv", like).columns == ((), (0,), 1, ())
+    numbered = "".join(f"{i},{text}\n" for i, text in enumerate(TEXTS))
+    assert read_table(numbered, ".csv", "a.csv", like).columns == ((), (1,), None, ())  # numbers are no classes
+    assert read_table("1,so good\n", ".csv", "a.csv", like).columns == like
+    titled = "".join(f"{label},Good,{text}\n" for text, label in ROWS)
+    assert read_table(titled, ".csv", "a.csv", Columns((), (1, 2), 0)).columns == ((), (1, 2), 0, ())
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_tsv_of_pandas(quoting: int) -> None:
+    """Of texts with line feeds, the second half was read with the label, and the first was left out."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([(text.replace("a ", "a\n"), label) for text, label in ROWS], columns=["text", "label"])
+    written = frame.to_csv(sep="\t", index=False, quoting=quoting)
+    assert [row[:2] for row in read_table(written, ".tsv", "a.tsv").rows] == list(frame.itertuples(index=False, name=None))
+    glue = 'sentence\tlabel\n"a good\t1\nbad film"\t0\n'
+    assert [row[:2] for row in read_table(glue, ".tsv", "a.tsv").rows] == [('"a good', "1"), ('bad film"', "0")]
+
+
+def test_rows_with_one_cell_more_than_the_header() -> None:
+    """Names of rows, as R writes them, or a comma at the end: no row was read."""
+    for start, end in (("r{i},", ""), ("", ",")):
+        rows = [start.format(i=i) + ",".join(row) + end for i, row in enumerate(ROWS)]
+        table = read_table("\n".join(["text,label", *rows]), ".csv", "a.csv")
+        assert [row[:2] for row in table.rows] == ROWS
 
 
 def test_what_is_left_out_is_said() -> None:
@@ -145,10 +217,10 @@ def test_what_is_left_out_is_said() -> None:
     assert table.rows == [*((*row, i) for i, row in enumerate(ROWS, 1)), ("the last one", "0", 13), ("", "1", 14)]
     assert table.notes == [
         "took the column text as text",
-        "left out 2 rows with other cells than the first one: row 11, row 12 (a text with commas needs quotation marks)",
+        "left out 2 rows with more or fewer cells than 2: row 11, row 12 (a text with commas needs quotation marks)",
         "1 row has no text",
     ]
-    for title in ("Our reviews\n", '"Our reviews",,\n', "sep=,\n"):
+    for title in ("Our reviews\n", '"Our reviews",,\n', "# by me, 2020\n", "sep=,\n"):
         table = read_table(title + lines().replace("\n", ",\n"), ".csv", "a.csv")
         assert [row[0] for row in table.rows] == TEXTS
         assert table.notes[1:] == ["left out 1 row above the table"] * ("sep" not in title)

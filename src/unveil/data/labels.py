@@ -138,13 +138,17 @@ def written_labels(
     same = unified(found.values)
     if same == found.values:
         return found
+    return found._replace(values=same, notes=[*found.notes, *filter(None, [joined_classes(found.values, same)])])
+
+
+def joined_classes(written: Sequence[str | None], values: Sequence[str | None]) -> str:
+    """A sentence on labels that `unified` made the same; "" if there are none."""
     several: dict[str, set[str]] = {}
-    for written, value in zip(found.values, same, strict=True):
-        if written is not None and value is not None:
-            several.setdefault(value, set()).add(written)
+    for before, value in zip(written, values, strict=True):
+        if before is not None and value is not None:
+            several.setdefault(value, set()).add(before)
     joined = [f"{' and '.join(sorted(each))} are one class, {value}" for value, each in several.items() if len(each) > 1]
-    notes = [*found.notes, *([f"all labels are numbers, so {examples(joined)}"] if joined else [])]
-    return found._replace(values=same, notes=notes)
+    return f"all labels are numbers, so {examples(joined)}" if joined else ""
 
 
 def unified(values: Sequence[str | None]) -> list[str | None]:

@@ -161,7 +161,8 @@ def train_translator(
             learner = session.trained(build)
             translator = learner.average
             translator_files.save(translator, run.path)
-            session.say("translating the test sentences ...")
+            if any(source for source, _ in corpus.judged.values()):
+                session.say("translating the test sentences ...")
             results = {
                 "bleu": evaluate_translations(translator, tokenizer, corpus.judged, search, run.path, own.target),
                 "beams": search.beams,

@@ -17,7 +17,8 @@ from unveil.runs.modality import AnyData, FinetuneRunConfig, LabelledRequest, Mo
 from unveil.runs.session import join
 from unveil.runs.text_pretraining import TextPlan, TextPretrainConfig
 from unveil.runs.text_stream import TextStream, open_text_stream
-from unveil.text.files import TESTS, TRAIN, OpenedTexts, open_texts, split_sentence
+from unveil.text.files import OpenedTexts, open_texts, split_sentence
+from unveil.text.split_names import TESTS, TRAIN
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig

@@ -15,21 +15,14 @@ from numpy.typing import NDArray
 
 from unveil.data.archives import Archive, Folder, is_archive, open_archive
 from unveil.data.label_table import examples
-from unveil.data.labels import number_labels, unified
+from unveil.data.labels import joined_classes, number_labels, unified
 from unveil.data.regular_files import FILE_LIMIT
-from unveil.data.split_folders import SPLIT_WORDS
-from unveil.data.split_folders import split_of as split_folder
 from unveil.errors import UnveilError
 from unveil.paths import TEXT_FORMS, refuse_missing_texts
 from unveil.plain_text import count_of
+from unveil.text.split_names import PLAIN, TESTS, TRAIN, class_folders, split_of_file, splits_of, suffix_of
 from unveil.text.tables import TABLES, Columns, joined, read_table
 
-PLAIN = (".txt",)
-TRAIN, TESTS = "train", ("test", "val")
-"""The splits. The test set is the first of `TESTS` that exists or, for fine-tuning, that has labels."""
-SPLIT_OF = {word: split for split in (*TESTS, TRAIN) for word in SPLIT_WORDS[split] if not word.startswith("label")}
-SPLIT_OF |= {"eval": "val", "evaluation": "val"}
-"""The splits by the words in the name of a file or of a folder. Of texts, an eval split often has a test split beside it."""
 HIDDEN_LABEL = "-1"
 """The class of every test text whose class is kept secret, as in GLUE."""
 NUL_SHARE = 0.1
@@ -141,7 +134,10 @@ def open_texts(data: str | Path) -> OpenedTexts:
         if split != TRAIN and set(part.labels) == {HIDDEN_LABEL} and HIDDEN_LABEL not in parts[TRAIN].labels:
             part.labels = [None] * len(part.labels)
             notes.append(f"all classes of {split} are {HIDDEN_LABEL}, so they are taken as unknown")
-    same = iter(unified([label for part in parts.values() for label in part.labels]))
+    written = [label for part in parts.values() for label in part.labels]
+    together = unified(written)
+    notes += filter(None, [joined_classes(written, together)])
+    same = iter(together)
     numbered = number_labels({split: [next(same) for _ in part.labels] for split, part in parts.items()})
     return OpenedTexts({split: to_texts(name, part, *numbered[split]) for split, part in parts.items()}, notes)
 
@@ -160,9 +156,9 @@ def archives_in(path: Path) -> Iterator[tuple[str, str | None, Archive]]:
     yield "", None, Folder(path)
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and is_archive(file) and not file.name.startswith(".")]
     names = {file: file.relative_to(path).as_posix() for file in files}
-    splits = {file: split_of(name.removesuffix(".gz")) for file, name in names.items()}
+    splits = {name: split_of_file(PurePosixPath(name).name.partition(".")[0]) for name in names.values()}
     for file, name in names.items():
-        yield name, splits[file] if TRAIN in splits.values() else None, open_archive(file)
+        yield name, splits[name] if TRAIN in splits.values() else None, open_archive(file)
 
 
 class Reader:
@@ -191,7 +187,7 @@ class Reader:
         names, prefix = tables or plain, f"{inside}/" if inside else ""
         for name in plain if tables else ():
             self._note(prefix + name, " is not used beside tables", " are not used beside tables")
-        splits = {name: own for name in names if (own := split_of(name))}
+        splits = splits_of(names)
         if TRAIN in splits.values():
             for name in names:
                 if name not in splits:
@@ -213,7 +209,7 @@ class Reader:
                 part.label_sources += ["the folders"] * (name in folders)
 
     def _add_table(self, part: Part, name: str, text: str, *, is_train: bool) -> None:
-        table = read_table(text, suffix_of(name), f"{self.where}: {name}", self._columns)
+        table = read_table(text, suffix_of(name), f"{self.where}: {name}", self._columns, must=not is_train)
         if is_train and table.rows and self._columns is None:
             self._columns = table.columns
         part.texts += [text for text, _, _ in table.rows]
@@ -253,30 +249,6 @@ class Reader:
             shown = examples(names) if len(names) <= 3 else f"{len(names):,} files ({examples(names)})"
             found.append(shown + (of_one if len(names) == 1 else of_several))
         return found
-
-
-def suffix_of(name: str) -> str:
-    """The suffix of a file, in lower case."""
-    return PurePosixPath(name).suffix.lower()
-
-
-def split_of(name: str) -> str | None:
-    """The split of a file, from its folders or the words of its own name, as in imdb_train.csv and testData.tsv."""
-    path = PurePosixPath(name)
-    stem = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.stem)
-    words = [*map(str.lower, path.parts[:-1]), *re.split(r"[^a-z]+", stem.lower())]
-    found = {SPLIT_OF[word] for word in words if word in SPLIT_OF}
-    return next((split for split in (*TESTS, TRAIN) if split in found), None)
-
-
-def class_folders(names: Sequence[str]) -> dict[str, str]:
-    """The class of each file: its folder. Empty unless there are at least two such folders.
-
-    Files beside the class folders, and in a folder such as unsup/ or unlabeled/, have no class.
-    """
-    folders = {name: PurePosixPath(name).parent.name for name in names}
-    folders = {name: folder for name, folder in folders.items() if folder and split_folder(folder) is None}
-    return folders if len(set(folders.values())) > 1 else {}
 
 
 def to_texts(name: str, part: Part, labels: NDArray[np.int64] | None, classes: list[str]) -> Texts:

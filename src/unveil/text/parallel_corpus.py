@@ -78,20 +78,24 @@ def read_corpus(data: str | Path, source: str, target: str) -> Corpus:
 
 
 def read_files(path: Path, languages: tuple[str, str]) -> dict[str, list[str]]:
-    """The lines of all files of these languages, by file name."""
+    """The lines of all files of these languages, by file name. They lie in one folder, of a path or of an archive."""
 
     def wanted(name: str) -> bool:
-        return name.rsplit(".", 1)[-1] in languages and not name.startswith(".")
+        return name.rsplit(".", 1)[-1] in languages and not Path(name).name.startswith(".")
 
     if path.is_dir():
         found = {file.name: file.read_bytes() for file in path.iterdir() if wanted(file.name)}
     elif path.is_file():
         try:
             with tarfile.open(path) as archive:
-                members = [(Path(member.name).name, archive.extractfile(member)) for member in archive if member.isfile()]
-                found = {name: file.read() for name, file in members if file and wanted(name)}
+                members = [(member.name, archive.extractfile(member)) for member in archive if member.isfile()]
+                read = {name: file.read() for name, file in members if file and wanted(name)}
         except (tarfile.TarError, EOFError, OSError) as error:
             raise UnveilError(f"{path} is not an archive that can be read ({error}): expected a folder or a .tar.gz") from None
+        folders = sorted({str(Path(name).parent) for name in read})
+        if len(folders) > 1:
+            raise UnveilError(f"{path} has files of these languages in {' and '.join(folders)}: expected one folder")
+        found = {Path(name).name: text for name, text in read.items()}
     else:
         raise UnveilError(
             f"{path} does not exist: expected a folder or a .tar.gz with train.{languages[0]} and train.{languages[1]}"

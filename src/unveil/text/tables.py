@@ -1,18 +1,15 @@
 """Reads tables of texts. The columns of texts and of classes are found by their headers and their cells."""
 
-import contextlib
-import csv
-import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from unveil.data.label_table import examples
-from unveil.errors import UnveilError
 from unveil.plain_text import count_of
+from unveil.text.table_rows import parsed
 
 TABLES = (".csv", ".tsv")
 LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "polarity")
@@ -20,17 +17,14 @@ LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "polarity")
 TEXT_NAMES = frozenset(
     "text sentence review title description comment content body tweet message post question document headline summary".split()
 )
-"""Words, in any case, in the header of a column of texts."""
+"""Headers of a column of texts, in any case. If a table has none, the last word of a header counts, as in review_text."""
+BESIDE = frozenset(("title", "headline", "summary"))
+"""Those of `TEXT_NAMES` beside which there are others, so that last words count nevertheless, as in Title and Review Text."""
 SEVERAL = 3
-"""Largest number of words in a header of `TEXT_NAMES`. More words are a text."""
+"""Largest number of words in a header of which the last one counts. More words are a text."""
 SURE = 10
 """Rows without which the cells of a column do not tell whether the first one is a header."""
-MAX_CELL = 2**27
-"""Largest size of a table cell in characters."""
-SNIFFED = 20
-"""How many rows of a .csv are read to find its delimiter."""
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
-_DIRECTIVE = re.compile(r'"?sep=(.)"?\r?\n')
 
 
 class Columns(NamedTuple):
@@ -85,18 +79,19 @@ class Table:
         return f"the classes could be in {found}: name one of these columns label" if found else ""
 
 
-def read_table(text: str, suffix: str, where: str, like: Columns | None = None) -> Table:
+def read_table(text: str, suffix: str, where: str, like: Columns | None = None, *, must: bool = False) -> Table:
     """The texts of a table, and their classes if it has any.
 
     The class is in the column with a header of `LABEL_NAMES`, or else in the only column whose cells repeat. The text is in the
     columns with a header of `TEXT_NAMES`, or else in those whose cells have several words, or in the one with the longest cells. In
-    a .tsv, quotation marks are ordinary characters, as in GLUE.
+    a .tsv, quotation marks are ordinary characters, as in GLUE, unless its rows make sense only with them.
 
     Args:
         text: The content of the file.
         suffix: An item of `TABLES`.
         where: The file, for error messages.
         like: The columns of a table of the training set. A table with the same ones is read in the same way.
+        must: Whether a table with a header is not used if it lacks the columns of texts of `like`.
 
     Raises:
         UnveilError: If the quotation marks of a .csv are wrong, so that it is not known where its rows end.
@@ -107,9 +102,20 @@ def read_table(text: str, suffix: str, where: str, like: Columns | None = None) 
     rows = rows[len(titles) :]
     if not rows:
         return Table(Columns((), (), None), notes=["it has no rows"])
-    width = len(rows[0])
-    columns = columns_of([row for row in rows if len(row) == width], like)
+    rows[0] = padded_header(rows)
+    width = len(rows[0]) if is_named(rows[0]) else Counter(map(len, rows)).most_common(1)[0][0]
+    complete = [row for row in rows if len(row) == width]
+    columns = columns_of(complete, like)
     table, has_header = Table(columns), bool(columns.header)
+    if has_header:
+        above = next(i for i, row in enumerate(rows) if len(row) == width)
+        titles, rows = [*titles, *rows[:above]], rows[above:]
+    if not columns.texts:
+        table.notes.append("it has no column of texts, so it is not used")
+        return table
+    if must and like is not None and like.header and has_header and like.texts_in(columns.header) is None:
+        table.notes.append(f"it lacks {like.named(like.texts)} of the training set, so it is not used")
+        return table
     used = [*columns.texts, *([] if columns.label is None else [columns.label])]
     broken, empty = list[str](), 0
     for number, row in enumerate(rows[has_header:], 1):
@@ -131,36 +137,23 @@ def read_table(text: str, suffix: str, where: str, like: Columns | None = None) 
         table.notes.append(f"left out {count_of(len(titles), 'row')} above the table")
     if broken:
         hint = "" if suffix == ".tsv" else " (a text with commas needs quotation marks)"
-        table.notes.append(f"left out {count_of(len(broken), 'row')} with other cells than the first one: {examples(broken)}{hint}")
+        table.notes.append(
+            f"left out {count_of(len(broken), 'row')} with more or fewer cells than {width}: {examples(broken)}{hint}"
+        )
     if empty:
         table.notes.append(f"{count_of(empty, 'row has', 'rows have')} no text")
     return table
 
 
-def parsed(text: str, suffix: str, where: str) -> list[list[str]]:
-    """The rows of a table without its blank lines, as cells without white space around them."""
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if suffix == ".tsv" else csv.QUOTE_MINIMAL
-    directive = _DIRECTIVE.match(text)  # of Excel
-    text = text[directive.end() :] if directive else text
-    delimiter = directive[1] if directive else "\t" if suffix == ".tsv" else delimiter_of(text)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
-    try:
-        with large_cells():
-            return [[cell.strip() for cell in row] for row in lines if len(row) > 1 or any(map(str.strip, row))]
-    except csv.Error as error:
-        reason = "a quotation mark is never closed" if "unexpected end" in str(error) else str(error)
-        raise UnveilError(f"{where} cannot be read as a table: line {lines.line_num:,}: {reason}") from None
-
-
-def delimiter_of(text: str) -> str:
-    """The delimiter by which most of the first rows have the same number of cells, and more than one; a comma if there is none."""
-    found = dict[str, int]()
-    with large_cells():
-        for delimiter in ",;\t|":
-            rows = itertools.islice(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True), SNIFFED)
-            widths = Counter(len(row) for row in rows if len(row) > 1)
-            found[delimiter] = max(widths.values(), default=0)
-    return max(found, key=lambda delimiter: found[delimiter])  # of equals the first
+def padded_header(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first row; if it is a header with one cell less than most rows, with an empty one at the end or, as in R, in front."""
+    first, width = list(rows[0]), Counter(map(len, rows)).most_common(1)[0][0]
+    if len(first) != width - 1 or not is_named(first):
+        return first
+    if not any(row[-1] for row in rows if len(row) == width):
+        return [*first, ""]
+    names = [row[0] for row in rows if len(row) == width]
+    return ["", *first] if len(set(names)) == len(names) else first
 
 
 def is_title(row: Sequence[str], width: int) -> bool:
@@ -177,15 +170,19 @@ def columns_of(rows: Sequence[Sequence[str]], like: Columns | None) -> Columns:
     """
     again = like is not None and bool(like.header) and like.texts_in(rows[0]) is not None
     header = tuple(rows[0]) if again or is_header(rows[0], list(zip(*rows[1:], strict=True))) else ()
-    same = None if like is None else as_in(like, header, len(rows[0]))
-    if same is not None:
-        return same
     lower = [name.lower() for name in header]
     columns = list(zip(*rows[bool(header) :], strict=True)) or [()] * len(rows[0])
+    wordy = [i for i, column in enumerate(columns) if sum(" " in cell for cell in column) > len(column) / 2]
+    same = None if like is None else as_in(like, header, columns, wordy)
+    if same is not None:
+        return same
     label = next((lower.index(name) for name in LABEL_NAMES if name in lower), None)
     repeating = [i for i, column in enumerate(columns) if 1 < len(set(column)) <= len(column) / 2]
-    wordy = [i for i, column in enumerate(columns) if i != label and sum(" " in cell for cell in column) > len(column) / 2]
-    texts = [i for i, name in enumerate(lower) if i != label and is_text_name(name)]
+    texts = [i for i, name in enumerate(lower) if i != label and name in TEXT_NAMES]
+    if BESIDE.issuperset(lower[i] for i in texts):
+        more = {i for i, name in enumerate(lower) if i != label and is_text_name(name) and i not in repeating}
+        texts = sorted({*texts, *more})
+    wordy = [i for i in wordy if i != label]
     texts = texts or [i for i in wordy if i not in repeating] or wordy
     rest = [i for i in range(len(columns)) if i != label and i not in repeating] or [i for i in range(len(columns)) if i != label]
     texts = texts or sorted(rest, key=lambda i: -sum(map(len, columns[i])))[:1]
@@ -195,53 +192,59 @@ def columns_of(rows: Sequence[Sequence[str]], like: Columns | None) -> Columns:
     return Columns(header, tuple(texts), label, tuple(classes) if label is None else ())
 
 
-def as_in(like: Columns, header: tuple[str, ...], width: int) -> Columns | None:
-    """The columns of another table, in one with this header and this number of columns; None if it does not have them."""
-    if not (like.header or header):
-        return like if max([*like.texts, -1 if like.label is None else like.label]) < width else None
-    texts = like.texts_in(header) if like.header else None
-    if texts is None:
+def as_in(like: Columns, header: tuple[str, ...], columns: Sequence[Sequence[str]], wordy: Sequence[int]) -> Columns | None:
+    """The columns of another table, in one with this header and these cells; None if it does not have them."""
+    if header and like.header:
+        texts = like.texts_in(header)
+        if texts is None:
+            return None
+        label, lower = "" if like.label is None else like.header[like.label].lower(), [name.lower() for name in header]
+        return Columns(header, texts, lower.index(label) if label and label in lower else None)
+    if header or like.header or max([*like.texts, -1 if like.label is None else like.label]) >= len(columns):
         return None
-    label, lower = "" if like.label is None else like.header[like.label].lower(), [name.lower() for name in header]
-    return Columns(header, texts, lower.index(label) if label in lower else None)
+    if wordy and not any(i in wordy for i in like.texts):
+        return None  # the texts of this table are in other columns
+    own = [] if like.label is None else columns[like.label]
+    return like if len(own) < SURE or len(set(own)) < len(own) else like._replace(label=None)
 
 
 def is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
     """Whether the first row of a table is a header.
 
     It is one if it has a name of a column of classes or of texts, and also if it differs from the cells below it: a word above
-    numbers, or above classes of which each occurs again.
+    numbers, or above classes of which each occurs again. A name does not occur again below it.
     """
-    if any(len(name.split()) > SEVERAL for name in first):
-        return False
-    if any(name.lower() in LABEL_NAMES or is_text_name(name) for name in first):
+    pairs = [(cell, Counter(filter(None, column))) for cell, column in zip(first, columns, strict=False)] or [
+        (cell, Counter[str]()) for cell in first
+    ]
+    if any(is_named([cell]) and cell not in below for cell, below in pairs):
         return True
-    return any(cell and differs(cell, column) for cell, column in zip(first, columns, strict=False))
+    if any(_NUMBER.fullmatch(cell) or len(cell.split()) > SEVERAL for cell in first):
+        return False
+    if any(is_text_name(cell) and cell not in below for cell, below in pairs):
+        return True
+    return any(cell and differs(cell, below) for cell, below in pairs)
+
+
+def is_named(row: Sequence[str]) -> bool:
+    """Whether a row has a name of `LABEL_NAMES` or `TEXT_NAMES`."""
+    return any(name.lower() in LABEL_NAMES or name.lower() in TEXT_NAMES for name in row)
 
 
 def is_text_name(name: str) -> bool:
-    """Whether a header says that its column has texts, such as "text", "review_text" or "Sentence 1"."""
-    return not TEXT_NAMES.isdisjoint(re.split(r"[\W\d_]+", name.lower()))
+    """Whether the last word of a header says that its column has texts, as in "review_text" or "Sentence 1"."""
+    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
+    return 0 < len(words) <= SEVERAL and words[-1] in TEXT_NAMES and set(words).isdisjoint(LABEL_NAMES)
 
 
-def differs(cell: str, column: Sequence[str]) -> bool:
+def differs(cell: str, below: Counter[str]) -> bool:
     """Whether a cell is a word above numbers, or above classes of which each occurs again."""
-    below = Counter(filter(None, column))
-    if len(below) > 1 and all(map(_NUMBER.fullmatch, below)):
+    if below and all(map(_NUMBER.fullmatch, below)):
         return not _NUMBER.fullmatch(cell)
-    return below.total() >= SURE and 1 < len(below) <= below.total() / 2 and min(below.values()) > 1 and cell not in below
+    repeats = 1 < len(below) <= below.total() / 2 and min(below.values(), default=0) > 1
+    return below.total() >= SURE and repeats and cell not in below
 
 
 def joined(names: Sequence[str]) -> str:
     """Names as in "a, b and c"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-@contextlib.contextmanager
-def large_cells() -> Iterator[None]:
-    """Lets `csv` read cells as long as whole documents. The limit is global, so it is restored at the end."""
-    before = csv.field_size_limit(MAX_CELL)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
