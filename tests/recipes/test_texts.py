@@ -14,6 +14,8 @@ from unveil.errors import UnveilError
 from unveil.methods.bert import BERT
 from unveil.recipes.fill_mask import fill_mask
 from unveil.runs.labelled_texts import labelled_texts
+from unveil.runs.text_pretraining import TextPlan
+from unveil.runs.texts import TEXT
 from unveil.tasks.text_classification import TextClassification
 from unveil.train.run_folder import Run
 
@@ -178,3 +180,18 @@ def test_every_split_is_predicted_and_cut_texts_are_said(
         (f"{split}.csv:{number}", split) for split in ("train", "test", "val") for number in (1, 2)
     ]
     assert said(capsys, "predict", run, data, "--split", "val", "--out", tmp_path / "val.csv", "--device", "cpu")[0] == 0
+
+
+def test_pretraining_watches_the_validation_split(tmp_path: Path) -> None:
+    """It watched the test split, which the page of a comparison says nobody has looked at."""
+    for split in ("train", "test", "val"):
+        (tmp_path / f"{split}.txt").write_text(f"{split} words")
+    plan = TEXT.plan(tmp_path, "bert", "bert-nano", {})
+    assert isinstance(plan, TextPlan)
+    assert plan.test_texts is not None
+    assert plan.test_texts.texts == ["val words"]
+    assert plan.notes[0].endswith("train (1 text) for training; test (1 text) not used; val (1 text) held out")
+    (tmp_path / "val.txt").unlink()
+    plan = TEXT.plan(tmp_path, "bert", "bert-nano", {})
+    assert plan.test_texts is not None
+    assert plan.test_texts.texts == ["test words"]

@@ -35,10 +35,9 @@ class TextFinetuneConfig(FinetuneRunConfig):
     training texts, and keeps the test split for later."""
 
 
-def pretraining_sentence(opened: OpenedTexts) -> str:
-    """What each split is used for in pre-training."""
-    held_out = next((name for name in TESTS if name in opened.splits), "")
-    return split_sentence(opened, {TRAIN: "for training", held_out: "held out"})
+def watched_split(opened: OpenedTexts) -> str:
+    """The split whose masked words are predicted in pre-training: val, so that test is kept for later; "" if there is none."""
+    return next((name for name in reversed(TESTS) if name in opened.splits), "")
 
 
 class TextModality(Modality):
@@ -68,6 +67,8 @@ class TextModality(Modality):
         config, method_config, *rest = configure(defaults | dict(options), *self.configs(method))
         recipe = join(*rest)
         opened = open_texts(data)
+        watched = watched_split(opened)
+        sentence = split_sentence(opened, {TRAIN: "for training", watched: "held out"})
         return TextPlan(
             method=METHODS.find(method),
             model=model,
@@ -75,8 +76,8 @@ class TextModality(Modality):
             recipe=recipe,
             run_config=config,
             texts=opened.train,
-            test_texts=next(iter(opened.tests), None),
-            notes=[*filter(None, [pretraining_sentence(opened)]), *opened.notes],
+            test_texts=opened.splits.get(watched),
+            notes=[*filter(None, [sentence]), *opened.notes],
         )
 
     def finetune_configs(self, task: type[Task]) -> tuple[type, ...]:
