@@ -250,3 +250,10 @@ def test_rows_keep_their_numbers() -> None:
 )
 def test_the_delimiter(text: str, delimiter: str) -> None:
     assert delimiter_of(text) == delimiter
+
+
+def test_a_cell_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for the delimiter ended in a traceback."""
+    monkeypatch.setattr("unveil.text.table_rows.MAX_CELL", 50)
+    with pytest.raises(UnveilError, match=r"a\.csv cannot be read as a table: line 2: field larger than field limit"):
+        read_table(f"text,label\n{'long ' * 20},1\n", ".csv", "a.csv")

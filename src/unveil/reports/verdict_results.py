@@ -111,7 +111,7 @@ def answer_sentence(found: VerdictResults) -> str:
     }[found.answer]
     parts = [f"{opening}: {listed([phrase(each, found.total) for each in sure or unsure])}."]
     if sure and unsure:
-        parts.append(f"What cannot be told from chance: {listed([phrase(each, found.total) for each in unsure])}.")
+        parts.append(f"This cannot be told from chance: {listed([phrase(each, found.total) for each in unsure])}.")
     return " ".join(parts)
 
 

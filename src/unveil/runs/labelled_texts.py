@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +29,24 @@ from unveil.train.parallel import HardwareConfig, World, autocast
 from unveil.train.recipe import Recipe
 
 
+class LabelledSplits(NamedTuple):
+    """Labelled texts for fine-tuning."""
+
+    train: Texts
+    test: Texts
+    validation: Texts | None
+    """The validation split, if it has labels and is not the test set."""
+    held_out: bool
+    """Whether the test set was held out from the training set."""
+    roles: dict[str, list[str]]
+    """The splits of DATA that are "train", "validation", "test" and "unused", as run.json records them; empty if there is one."""
+
+    def with_classes(self, classes: list[str]) -> "LabelledSplits":
+        """The same texts, with labels numbered as in `classes`."""
+        validation = self.validation and self.validation.with_classes(classes)
+        return self._replace(train=self.train.with_classes(classes), test=self.test.with_classes(classes), validation=validation)
+
+
 class LabelledTexts(LabelledData):
     """Texts with labels: a train set and a test set."""
 
@@ -37,17 +55,9 @@ class LabelledTexts(LabelledData):
     test_set: Texts
     validation_set: Texts | None
 
-    def __init__(
-        self,
-        train_set: Texts,
-        test_set: Texts,
-        held_out: bool,
-        shape: TextConfig,
-        validation_set: Texts | None = None,
-        roles: Mapping[str, list[str]] | None = None,
-    ) -> None:
-        self.train_set, self.test_set, self.held_out, self.validation_set = train_set, test_set, held_out, validation_set
-        self.classes, self.length, self.roles = train_set.classes, shape.length, dict(roles or {})
+    def __init__(self, splits: LabelledSplits, shape: TextConfig) -> None:
+        self.train_set, self.test_set, self.validation_set, self.held_out, self.roles = splits
+        self.classes, self.length = splits.train.classes, shape.length
         self.tokenizer = WordPieceTokenizer(shape.vocabulary, shape.lower)
 
     @property
@@ -131,19 +141,6 @@ def text_predictions(
         with autocast(hardware, world):
             predictions = task.predict(batch)
         yield batch, predictions.float().cpu(), ClassTargets(classes)
-
-
-class LabelledSplits(NamedTuple):
-    """Labelled texts for fine-tuning."""
-
-    train: Texts
-    test: Texts
-    validation: Texts | None
-    """The validation split, if it has labels and is not the test set."""
-    held_out: bool
-    """Whether the test set was held out from the training set."""
-    roles: dict[str, list[str]]
-    """The splits of DATA that are "train", "validation", "test" and "unused", as run.json records them; empty if there is one."""
 
 
 def labelled_texts(

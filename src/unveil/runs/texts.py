@@ -90,23 +90,20 @@ class TextModality(Modality):
         self, run: str | os.PathLike[str], data: AnyData | None, test: AnyData | None, request: LabelledRequest
     ) -> LabelledTexts:
         say = printer(request.recipe.world.is_main)
-        train_set, test_set, validation_set, held_out, roles = labelled_texts(
-            data if data is not None else data_of(run), test, say, request.config.test_split
-        )
-        if set(train_set.classes) <= set(request.classes):  # of the run that is resumed
-            train_set, test_set = (texts.with_classes(list(request.classes)) for texts in (train_set, test_set))
-            validation_set = validation_set and validation_set.with_classes(list(request.classes))
-        if request.config.labels:
-            check_count(request.config.labels, len(train_set), noun="labelled texts")
-            train_set = train_set.subset(
-                balanced_indices(label_tensor(train_set), request.config.labels, request.recipe.training.seed)
-            )
-        share = 0.0 if validation_set is not None else request.config.kept_aside(len(train_set))
-        if share:
-            rest, aside = stratified_split(label_tensor(train_set), share, request.recipe.training.seed)
-            train_set, validation_set = train_set.subset(rest), train_set.subset(aside) if len(aside) else None
-        labelled = LabelledTexts(train_set, test_set, held_out, request.encoder, validation_set, roles)
-        if note := labelled.tokenizer.cut_sentence([*train_set.texts, *test_set.texts], labelled.length):
+        splits = labelled_texts(data if data is not None else data_of(run), test, say, request.config.test_split)
+        if set(splits.train.classes) <= set(request.classes):  # of the run that is resumed
+            splits = splits.with_classes(list(request.classes))
+        train_set, seed = splits.train, request.recipe.training.seed
+        if labels := request.config.labels:
+            check_count(labels, len(train_set), noun="labelled texts")
+            train_set = train_set.subset(balanced_indices(label_tensor(train_set), labels, seed))
+        splits = splits._replace(train=train_set)
+        if splits.validation is None and (share := request.config.kept_aside(len(train_set))):
+            rest, aside = stratified_split(label_tensor(train_set), share, seed)
+            validation = train_set.subset(aside) if len(aside) else None
+            splits = splits._replace(train=train_set.subset(rest), validation=validation)
+        labelled = LabelledTexts(splits, request.encoder)
+        if note := labelled.tokenizer.cut_sentence([*splits.train.texts, *splits.test.texts], labelled.length):
             say(note)
         return labelled
 

@@ -209,7 +209,7 @@ class Reader:
                 part.label_sources += ["the folders"] * (name in folders)
 
     def _add_table(self, part: Part, name: str, text: str, *, is_train: bool) -> None:
-        table = read_table(text, suffix_of(name), f"{self.where}: {name}", self._columns, must=not is_train)
+        table = read_table(text, suffix_of(name), f"{self.where}: {name}", self._columns, needs_texts=not is_train)
         if is_train and table.rows and self._columns is None:
             self._columns = table.columns
         part.texts += [text for text, _, _ in table.rows]

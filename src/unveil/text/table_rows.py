@@ -13,7 +13,7 @@ from unveil.errors import UnveilError
 
 MAX_CELL = 2**27
 """Largest size of a table cell in characters."""
-SNIFFED = 20
+SNIFFED_ROWS = 20
 """How many rows of a .csv are read to find its delimiter."""
 _DIRECTIVE = re.compile(r'"?sep=(.)"?\r?\n')
 
@@ -60,8 +60,9 @@ def delimiter_of(text: str) -> str:
     found = dict[str, int]()
     with large_cells():
         for delimiter in ",;\t|":
-            rows = itertools.islice(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True), SNIFFED)
-            widths = Counter(len(row) for row in rows if len(row) > 1)
+            lines, widths = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True), Counter[int]()
+            with contextlib.suppress(csv.Error):  # a cell that is too large; `cells_of` refuses it
+                widths.update(len(row) for row in itertools.islice(lines, SNIFFED_ROWS) if len(row) > 1)
             found[delimiter] = max(widths.values(), default=0)
     return max(found, key=lambda delimiter: found[delimiter])  # of equals the first
 

@@ -18,11 +18,11 @@ TEXT_NAMES = frozenset(
     "text sentence review title description comment content body tweet message post question document headline summary".split()
 )
 """Headers of a column of texts, in any case. If a table has none, the last word of a header counts, as in review_text."""
-BESIDE = frozenset(("title", "headline", "summary"))
+TITLE_NAMES = frozenset(("title", "headline", "summary"))
 """Those of `TEXT_NAMES` beside which there are others, so that last words count nevertheless, as in Title and Review Text."""
-SEVERAL = 3
+MAX_HEADER_WORDS = 3
 """Largest number of words in a header of which the last one counts. More words are a text."""
-SURE = 10
+MIN_ROWS = 10
 """Rows without which the cells of a column do not tell whether the first one is a header."""
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
@@ -79,7 +79,7 @@ class Table:
         return f"the classes could be in {found}: name one of these columns label" if found else ""
 
 
-def read_table(text: str, suffix: str, where: str, like: Columns | None = None, *, must: bool = False) -> Table:
+def read_table(text: str, suffix: str, where: str, like: Columns | None = None, *, needs_texts: bool = False) -> Table:
     """The texts of a table, and their classes if it has any.
 
     The class is in the column with a header of `LABEL_NAMES`, or else in the only column whose cells repeat. The text is in the
@@ -91,7 +91,7 @@ def read_table(text: str, suffix: str, where: str, like: Columns | None = None, 
         suffix: An item of `TABLES`.
         where: The file, for error messages.
         like: The columns of a table of the training set. A table with the same ones is read in the same way.
-        must: Whether a table with a header is not used if it lacks the columns of texts of `like`.
+        needs_texts: Whether a table with a header is not used if it lacks the columns of texts of `like`.
 
     Raises:
         UnveilError: If the quotation marks of a .csv are wrong, so that it is not known where its rows end.
@@ -113,7 +113,7 @@ def read_table(text: str, suffix: str, where: str, like: Columns | None = None, 
     if not columns.texts:
         table.notes.append("it has no column of texts, so it is not used")
         return table
-    if must and like is not None and like.header and has_header and like.texts_in(columns.header) is None:
+    if needs_texts and like is not None and like.header and has_header and like.texts_in(columns.header) is None:
         table.notes.append(f"it lacks {like.named(like.texts)} of the training set, so it is not used")
         return table
     used = [*columns.texts, *([] if columns.label is None else [columns.label])]
@@ -179,7 +179,7 @@ def columns_of(rows: Sequence[Sequence[str]], like: Columns | None) -> Columns:
     label = next((lower.index(name) for name in LABEL_NAMES if name in lower), None)
     repeating = [i for i, column in enumerate(columns) if 1 < len(set(column)) <= len(column) / 2]
     texts = [i for i, name in enumerate(lower) if i != label and name in TEXT_NAMES]
-    if BESIDE.issuperset(lower[i] for i in texts):
+    if TITLE_NAMES.issuperset(lower[i] for i in texts):
         more = {i for i, name in enumerate(lower) if i != label and is_text_name(name) and i not in repeating}
         texts = sorted({*texts, *more})
     wordy = [i for i in wordy if i != label]
@@ -205,7 +205,7 @@ def as_in(like: Columns, header: tuple[str, ...], columns: Sequence[Sequence[str
     if wordy and not any(i in wordy for i in like.texts):
         return None  # the texts of this table are in other columns
     own = [] if like.label is None else columns[like.label]
-    return like if len(own) < SURE or len(set(own)) < len(own) else like._replace(label=None)
+    return like if len(own) < MIN_ROWS or len(set(own)) < len(own) else like._replace(label=None)
 
 
 def is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
@@ -219,7 +219,7 @@ def is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
     ]
     if any(is_named([cell]) and cell not in below for cell, below in pairs):
         return True
-    if any(_NUMBER.fullmatch(cell) or len(cell.split()) > SEVERAL for cell in first):
+    if any(_NUMBER.fullmatch(cell) or len(cell.split()) > MAX_HEADER_WORDS for cell in first):
         return False
     if any(is_text_name(cell) and cell not in below for cell, below in pairs):
         return True
@@ -234,7 +234,7 @@ def is_named(row: Sequence[str]) -> bool:
 def is_text_name(name: str) -> bool:
     """Whether the last word of a header says that its column has texts, as in "review_text" or "Sentence 1"."""
     words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
-    return 0 < len(words) <= SEVERAL and words[-1] in TEXT_NAMES and set(words).isdisjoint(LABEL_NAMES)
+    return 0 < len(words) <= MAX_HEADER_WORDS and words[-1] in TEXT_NAMES and set(words).isdisjoint(LABEL_NAMES)
 
 
 def differs(cell: str, below: Counter[str]) -> bool:
@@ -242,7 +242,7 @@ def differs(cell: str, below: Counter[str]) -> bool:
     if below and all(map(_NUMBER.fullmatch, below)):
         return not _NUMBER.fullmatch(cell)
     repeats = 1 < len(below) <= below.total() / 2 and min(below.values(), default=0) > 1
-    return below.total() >= SURE and repeats and cell not in below
+    return below.total() >= MIN_ROWS and repeats and cell not in below
 
 
 def joined(names: Sequence[str]) -> str:
