@@ -13,7 +13,7 @@ from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
 from unveil.methods.bert import BERT
 from unveil.recipes.fill_mask import fill_mask
-from unveil.runs.labelled_texts import labelled_texts
+from unveil.runs.labelled_texts import label_tensor, labelled_texts
 from unveil.runs.text_pretraining import TextPlan
 from unveil.runs.texts import TEXT
 from unveil.tasks.text_classification import TextClassification
@@ -129,12 +129,42 @@ def test_copies_of_test_texts_are_left_out_or_said(tmp_path: Path) -> None:
     held_out = labelled_texts(tmp_path / "a.csv", tmp_path / "again.csv", said.append).held_out
     (tmp_path / "again.csv").unlink()
     assert (held_out, "80 of 80 test texts are copies of training texts: the results are too good" in said) == (False, True)
-    for rest, message in (("the same,0\n", "is a copy of one held out"), ("a,0\n", "to train on have only one class, 1")):
+    for rest, message in (("the same,0\n", "is a copy of one that is held out"), ("a,0\n", "to train on have only one class, 1")):
         (tmp_path / "a.csv").write_text(
             "text,label\n" + "the same,1\n" * 4 + rest * 16 + "".join(f"n {i},1\n" for i in range(9) if rest[0] == "a")
         )
         with pytest.raises(UnveilError, match=message):
             labelled_texts(tmp_path, None, said.append)
+
+
+def test_copies_between_training_and_validation(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts kept aside for validation were copies of training texts, and chose the best step."""
+    rows = [f"a {word} film number {i % 20},{i % 2}" for i, word in enumerate(["good", "bad"] * 60)]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]))
+    (tmp_path / "test.csv").write_text("text,label\none film,0\nanother film,1\n")
+    code, text = said(capsys, "finetune", trained, tmp_path, "--validation", "0.1", "--epochs", "1", "--out", tmp_path / "run")
+    assert (code, "training texts that are copies of held-out ones" in text) == (0, True)
+    (tmp_path / "val.csv").write_text("\n".join(["text,label", *rows[:2], "one film,0"]))
+    notes: list[str] = []
+    labelled_texts(tmp_path, None, notes.append)
+    assert notes[-2:] == [
+        "2 of 3 validation texts are copies of training texts: the validation is too good",
+        "1 of 2 test texts is a copy of validation texts: the results are too good",
+    ]
+
+
+def test_another_test_set_is_read_as_the_training_set(tmp_path: Path) -> None:
+    """Other columns were added to its texts, and its classes 0.0 and 1.0 were other ones than 0 and 1: 0 % were right."""
+    train = "text,title,label\n" + "".join(f"a film number {i},no,{i % 2}\n" for i in range(20))
+    test = "title,comment,text,label\n" + "".join(f"so good,so bad,a new film {i},{i % 2}.0\n" for i in range(20))
+    (tmp_path / "train.csv").write_text(train.replace("title", "ignored"))
+    (tmp_path / "other.csv").write_text(test)
+    opened = labelled_texts(tmp_path / "train.csv", tmp_path / "other.csv", lambda text: None)
+    assert opened.test.texts == [f"a new film {i}" for i in range(20)]
+    assert (opened.test.classes, label_tensor(opened.test).tolist()) == (["0", "1"], [0, 1] * 10)
+    (tmp_path / "other.csv").write_text(test.replace("0.0", "neg").replace("1.0", "pos"))
+    with pytest.raises(UnveilError, match="has the classes neg, pos, and none of those of the training texts, 0, 1"):
+        labelled_texts(tmp_path / "train.csv", tmp_path / "other.csv", lambda text: None)
 
 
 def test_unclear_classes_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,8 +220,8 @@ def test_pretraining_watches_the_validation_split(tmp_path: Path) -> None:
     assert isinstance(plan, TextPlan)
     assert plan.test_texts is not None
     assert plan.test_texts.texts == ["val words"]
-    assert plan.notes[0].endswith("train (1 text) for training; test (1 text) not used; val (1 text) held out")
+    assert plan.notes[0].endswith("train (1 text) for training; test (1 text) kept for later; val (1 text) held out")
     (tmp_path / "val.txt").unlink()
     plan = TEXT.plan(tmp_path, "bert", "bert-nano", {})
-    assert plan.test_texts is not None
-    assert plan.test_texts.texts == ["test words"]
+    assert isinstance(plan, TextPlan)
+    assert plan.test_texts is None  # a twentieth of the training texts

@@ -212,10 +212,9 @@ def test_splits_are_told_by_many_names(tmp_path: Path) -> None:
     assert {name: len(texts) for name, texts in found.splits.items()} == {"train": 4, "test": 2, "val": 4}
     assert [texts.labels is not None for texts in found.splits.values()] == [True, False, True]
     assert found.notes == [
-        "about.txt is not used beside tables",
-        "more.tsv is in no split, and not used",
         "Training/a.tsv, dev/a.tsv, testing/a.tsv: took the column sentence as text",
         "testing/a.tsv: the column index is not used",
+        "about.txt, more.tsv are in no split, and not used",
     ]
     for name, texts in {"train": 3, "test": 2}.items():
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:

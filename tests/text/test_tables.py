@@ -37,7 +37,7 @@ def test_what_pandas_writes(rows: list[tuple[str, str]], delimiter: str) -> None
     written = frame.to_csv(sep=delimiter, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     read = pandas.read_csv(io.StringIO(written), sep=delimiter, dtype=str, keep_default_na=False)
     table = read_table(written, ".csv", "a.csv")
-    assert [(text, label) for text, label, _ in table.rows] == list(read.itertuples(index=False, name=None)) == rows
+    assert [(text, label) for text, label, *_ in table.rows] == list(read.itertuples(index=False, name=None)) == rows
     assert (table.notes, table.label_source) == (["took the column text as text"], "the column label")
 
 
@@ -47,7 +47,7 @@ def test_what_pandas_writes(rows: list[tuple[str, str]], delimiter: str) -> None
 def test_encodings_and_delimiters(encoding: str, separator: str, header: str, tmp_path: Path) -> None:
     """With the mark of "CSV UTF-8", the first header was taken for a text whose class was its second one."""
     (tmp_path / "a.csv").write_bytes(lines(separator, header).replace("film", "café").encode(encoding))
-    splits, notes = open_texts(tmp_path)
+    splits, notes, _ = open_texts(tmp_path)
     texts = splits["train"]
     assert texts.texts == [text.replace("film", "café") for text in TEXTS]
     assert (texts.classes, texts.labels.tolist()) == (["0", "1"], [0, 1] * 5)
@@ -58,9 +58,9 @@ def test_encodings_and_delimiters(encoding: str, separator: str, header: str, tm
 def test_bytes_that_are_no_text_are_said(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_bytes("élan à côté ".encode() + b"\xff.")
-    splits, notes = open_texts(tmp_path)
+    splits, notes, _ = open_texts(tmp_path)
     assert splits["train"].texts == ["élan à côté \ufffd."] * 5
-    assert notes == ["5 files (0.txt, 1.txt, 2.txt, ...) have bytes that are no UTF-8, which are replaced by \ufffd"]
+    assert notes[0] == "5 files (0.txt, 1.txt, 2.txt, ...) have bytes that are no UTF-8, which are replaced by \ufffd"
     (tmp_path / "0.txt").write_text("a \ufffd of its own", encoding="utf-8")
     assert "4 files" in open_texts(tmp_path).notes[0]
     (tmp_path / "0.txt").write_bytes("no mark".encode("utf-16-le"))
@@ -112,7 +112,7 @@ def test_a_header_is_needed_to_skip_the_first_text() -> None:
     """A first text of one word was taken for one."""
     rows = "a0,Excellent!\n" + "".join(f"a{i},{text}\n" for i, text in enumerate(TEXTS, 1))
     table = read_table(rows, ".csv", "a.csv")
-    assert [text for text, _, _ in table.rows] == ["Excellent!", *TEXTS]
+    assert [text for text, *_ in table.rows] == ["Excellent!", *TEXTS]
     assert table.notes == ["took column 2 as text (it has no header)", "column 1 is not used"]
 
 
@@ -132,12 +132,12 @@ def test_tables_of_a_test_set_are_read_as_those_of_the_training_set(tmp_path: Pa
     """Few rows, in which no class occurs twice, had no classes; and other columns were added to the text."""
     (tmp_path / "train.csv").write_text("note,stars\n" + "".join(f"{text},{label}\n" for text, label in ROWS))
     (tmp_path / "test.csv").write_text("Stars,author,NOTE\n0,Jo Ann,so bad\n1,Al Bo,so good\n")
-    splits, notes = open_texts(tmp_path)
+    splits, notes, _ = open_texts(tmp_path)
     assert (splits["test"].texts, splits["test"].labels.tolist()) == (["so bad", "so good"], [0, 1])
     assert notes[-1] == "test.csv: the column author is not used"
     like = Columns(("note", "stars"), (0,), 1)
     assert read_table("a,b\nso good,so bad\n", ".csv", "a.csv", like).columns.header == ()
-    assert read_table("note,b\nso good,1\n", ".csv", "a.csv", like).columns == (("note", "b"), (0,), None, ())
+    assert read_table("note,b\nso good,1\n", ".csv", "a.csv", like).columns == (("note", "b"), (0,), None, (), None)
 
 
 @pytest.mark.parametrize(
@@ -175,21 +175,20 @@ def test_tables_without_texts_are_not_used(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("id,text\n" + "".join(f"{i},{text}\n" for i, text in enumerate(TEXTS)))
     (tmp_path / "test_labels.csv").write_text("id,label\n" + "".join(f"{i},{label}\n" for i, (_, label) in enumerate(ROWS)))
     (tmp_path / "y_train.csv").write_text("label\n" + "".join(f"{label}\n" for _, label in ROWS))
-    splits, notes = open_texts(tmp_path)
+    splits, notes, _ = open_texts(tmp_path)
     assert (splits["train"].texts, splits["test"].texts) == (TEXTS, TEXTS)
-    assert "test_labels.csv: it lacks the column text of the training set, so it is not used" in notes
-    assert "y_train.csv: it has no column of texts, so it is not used" in notes
+    assert "y_train.csv, test_labels.csv: it has no column of texts, so it is not used" in notes
 
 
 def test_columns_without_a_header_must_fit() -> None:
     like = Columns((), (1,), 0)
     swapped = "".join(f"{text},{label}\n" for text, label in ROWS)
-    assert read_table(swapped, ".csv", "a.csv", like).columns == ((), (0,), 1, ())
+    assert read_table(swapped, ".csv", "a.csv", like).columns == ((), (0,), 1, (), None)
     numbered = "".join(f"{i},{text}\n" for i, text in enumerate(TEXTS))
-    assert read_table(numbered, ".csv", "a.csv", like).columns == ((), (1,), None, ())  # numbers are no classes
+    assert read_table(numbered, ".csv", "a.csv", like).columns == ((), (1,), None, (), None)  # numbers are no classes
     assert read_table("1,so good\n", ".csv", "a.csv", like).columns == like
     titled = "".join(f"{label},Good,{text}\n" for text, label in ROWS)
-    assert read_table(titled, ".csv", "a.csv", Columns((), (1, 2), 0)).columns == ((), (1, 2), 0, ())
+    assert read_table(titled, ".csv", "a.csv", Columns((), (1, 2), 0)).columns == ((), (1, 2), 0, (), None)
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
@@ -214,10 +213,14 @@ def test_rows_with_one_cell_more_than_the_header() -> None:
 def test_what_is_left_out_is_said() -> None:
     """A comma in a text made the rest of it the class."""
     table = read_table(lines() + "good, but long,1\nno label\nthe last one,0\n,1\n", ".csv", "a.csv")
-    assert table.rows == [*((*row, i) for i, row in enumerate(ROWS, 1)), ("the last one", "0", 13), ("", "1", 14)]
+    assert [row[:3] for row in table.rows] == [
+        *((*row, i) for i, row in enumerate(ROWS, 1)),
+        ("the last one", "0", 13),
+        ("", "1", 14),
+    ]
     assert table.notes == [
         "took the column text as text",
-        "left out 2 rows with more or fewer cells than 2: row 11, row 12 (a text with commas needs quotation marks)",
+        "left out 2 rows with more or fewer cells than 2: row 11, row 12 (a text with commas or line breaks needs quotation marks)",
         "1 row has no text",
     ]
     for title in ("Our reviews\n", '"Our reviews",,\n', "# by me, 2020\n", "sep=,\n"):
@@ -226,7 +229,7 @@ def test_what_is_left_out_is_said() -> None:
         assert table.notes[1:] == ["left out 1 row above the table"] * ("sep" not in title)
     with pytest.raises(UnveilError, match=r"x: a\.csv cannot be read as a table: line 3: a quotation mark is never closed"):
         read_table('text,label\na b,1\n"c d,0\n', ".csv", "x: a.csv")
-    assert read_table('text\tlabel\n"c d\t0\n', ".tsv", "x").rows == [('"c d', "0", 1)]
+    assert read_table('text\tlabel\n"c d\t0\n', ".tsv", "x").rows == [('"c d', "0", 1, None)]
     assert read_table("text,label\n", ".csv", "x").notes == ["it has no rows"]
     assert read_table("", ".csv", "x").notes == ["it has no rows"]
 
@@ -234,7 +237,7 @@ def test_what_is_left_out_is_said() -> None:
 def test_rows_keep_their_numbers() -> None:
     """Rows with empty cells vanished from predictions, and later ones had the number of the row before."""
     table = read_table("id,text\n1,so good\n,\n3,so bad\n\n4,fine film\n", ".csv", "a.csv")
-    assert table.rows == [("so good", None, 1), ("", None, 2), ("so bad", None, 3), ("fine film", None, 4)]
+    assert [row[:3] for row in table.rows] == [("so good", None, 1), ("", None, 2), ("so bad", None, 3), ("fine film", None, 4)]
 
 
 @pytest.mark.parametrize(
@@ -257,3 +260,51 @@ def test_a_cell_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("unveil.text.table_rows.MAX_CELL", 50)
     with pytest.raises(UnveilError, match=r"a\.csv cannot be read as a table: line 2: field larger than field limit"):
         read_table(f"text,label\n{'long ' * 20},1\n", ".csv", "a.csv")
+
+
+def test_rows_that_a_line_break_cuts_are_left_out() -> None:
+    """The first half of a text was one, with the class of another column; the second half was one of its own."""
+    rows = "".join(f"{i},{text},{label},web\n" for i, (text, label) in enumerate(ROWS))
+    table = read_table(f"id,text,label,source\n{rows}10,the first half\nthe second half,1,web\n", ".csv", "a.csv")
+    assert [row[:2] for row in table.rows] == ROWS
+    assert table.notes[-1].startswith("left out 2 rows with more or fewer cells than 4: row 11, row 12")
+    short = read_table("text,label,note\n" + "".join(f"{text},{label}\n" for text, label in ROWS) + "so good,1,\n", ".csv", "a")
+    assert [row[:2] for row in short.rows] == [*ROWS, ("so good", "1")]  # a column at the end that is empty may be missing
+
+
+def test_a_table_of_one_column_by_pandas(tmp_path: Path) -> None:
+    """Empty cells vanished, and later rows had other numbers; a semicolon, a tab or a bar was a delimiter."""
+    pandas = pytest.importorskip("pandas")
+    texts = ["so good; so bad", "", "a\tb", "c | d", "e, f", "two\nlines", 'a "quote"', "last"] * 4
+    pandas.DataFrame({"text": texts}).to_csv(tmp_path / "a.csv", index=False)
+    table = read_table((tmp_path / "a.csv").read_text(), ".csv", "a.csv")
+    assert table.rows == [(text, None, number, None) for number, text in enumerate(texts, 1)]
+    assert table.notes == ["took the column text as text", "4 rows have no text"]
+    assert [row.text for row in read_table("text\nso good, really\nbad | bad\n", ".csv", "a.csv").rows] == [
+        "so good, really",
+        "bad | bad",
+    ]
+    named = '"text"\n' + "".join(f'"{i}","{text}"\n' for i, text in enumerate(TEXTS, 1))  # by R
+    assert [row.text for row in read_table(named, ".csv", "a.csv").rows] == TEXTS
+
+
+def test_the_header_of_a_second_table_is_no_text() -> None:
+    """Two tables in one had no header: both were texts, with the class "label"."""
+    table = read_table(lines() + lines(), ".csv", "a.csv")
+    assert [row[:2] for row in table.rows] == [*ROWS, *ROWS]
+    assert table.notes == ["took the column text as text", "its header is repeated 1 time, which is no text"]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "texts"),
+    [
+        ("document,sentence,label", "{i},{text},{label}", (1,)),
+        ("post,body,label", "{i},{text},{label}", (1,)),
+        ("filename,label,comments on it", "f{i}.txt,{label},x{i}", (2,)),
+    ],
+)
+def test_columns_of_numbers_and_names_are_no_texts(header: str, row: str, texts: tuple[int, ...]) -> None:
+    rows = [row.format(i=i, text=text, label=label) for i, (text, label) in enumerate(ROWS)]
+    assert read_table("\n".join([header, *rows]), ".csv", "a.csv").columns.texts == texts
+    only = "id,label\n" + "".join(f"{i},{label}\n" for i, (_, label) in enumerate(ROWS))
+    assert read_table(only, ".csv", "a.csv").notes == ["it has no column of texts, so it is not used"]

@@ -141,9 +141,10 @@ def default_out(run: str | os.PathLike[str], trust: str | Path | None) -> str:
 def refuse_without_head(learner: Learner, run: str | os.PathLike[str]) -> None:
     """Raises `UnveilError` if a learner predicts nothing."""
     if not isinstance(learner, Predicts):
+        probe = f" or `unveil probe {run} DATA`" if learner.modality == "images" else ""
         raise UnveilError(
-            f"{run} is an encoder without a head, so it has no classes to predict: train one with `unveil finetune {run} DATA` or "
-            f"`unveil probe {run} DATA`, and give the run of that"
+            f"{run} is an encoder without a head, so it has no classes to predict: train one with "
+            f"`unveil finetune {run} DATA`{probe}, and give the run of that"
         )
 
 

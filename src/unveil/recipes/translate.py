@@ -124,6 +124,9 @@ def train_translator(
         for name, count in corpus.copies().items():
             verb = "is a training pair" if count == 1 else "are training pairs"
             session.say(f"{count:,} of {count_of(len(corpus.judged[name][0]), 'pair')} of {name} {verb} as well: BLEU is too high")
+        for name, count in corpus.empty_references().items():
+            counted = "is empty, and counts" if count == 1 else "are empty, and count"
+            session.say(f"{count:,} of {count_of(len(corpus.judged[name][1]), 'reference')} of {name} {counted} in BLEU")
         run = session.run
         if run.checkpoints().steps():  # a resumed run keeps its vocabulary
             tokenizer = BPETokenizer.load(run.path / "subwords.json")

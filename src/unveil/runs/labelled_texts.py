@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unveil.atomic_files import replacing
+from unveil.data.label_table import examples
 from unveil.data.labels import classes_sentence
 from unveil.data.parts import HELD_OUT
 from unveil.data.shuffle import shuffled
@@ -163,8 +164,9 @@ def labelled_texts(
     test_set = None if test_split == HELD_OUT else parts.get("test")
     notes = list(opened.notes)
     if test is not None:
-        of_test = open_texts(test)
+        of_test = open_texts(test, opened.columns)
         test_set = next((texts for texts in of_test.tests if texts.labels is not None), (of_test.tests or [of_test.train])[0])
+        notes += [split_sentence(of_test, {name: "as the test set" for name, texts in of_test.splits.items() if texts is test_set})]
         notes += of_test.notes
     elif test_set is None:
         test_set, validation = validation, None
@@ -184,21 +186,31 @@ def labelled_texts(
     refuse_one_class(train_set)
     if test_set is not None and test_set.labels is None:
         raise UnveilError(f"the test set {test_set.name} has no labels: {test_set.unclear or 'give labelled texts with --test'}")
-    for texts in (train_set, test_set, validation):
+    for noun, texts in (("training text", train_set), ("test text", test_set), ("validation text", validation)):
         if texts is not None and len(texts.labelled()) < len(texts):
-            say(f"left out {count_of(len(texts) - len(texts.labelled()), 'text')} of {texts.name} without a class")
+            say(f"left out {count_of(len(texts) - len(texts.labelled()), noun)} without a class")
     train_set = train_set.labelled()
     validation = validation and validation.labelled().with_classes(train_set.classes)
-    if test_set is not None:
-        test_set = test_set.labelled().with_classes(train_set.classes)
-        trained = set(map(without_case, train_set.texts))
-        if copies := sum(without_case(text) in trained for text in test_set.texts):
-            verb = "is a copy of a training text" if copies == 1 else "are copies of training texts"
-            say(f"{copies:,} of {count_of(len(test_set), 'test text')} {verb}: the results are too good")
-        return LabelledSplits(train_set, test_set, validation, False, roles)
-    train_set, test_set = hold_out(train_set, say)
-    refuse_one_class(train_set)
-    return LabelledSplits(train_set, test_set, validation, True, roles)
+    if validation is not None:
+        say_copies(validation, "validation text", train_set, "training texts", "the validation is", say)
+    if test_set is None:
+        train_set, test_set = hold_out(train_set, say)
+        refuse_one_class(train_set)
+        return LabelledSplits(train_set, test_set, validation, True, roles)
+    test_set = test_set.labelled().with_classes(train_set.classes)
+    refuse_other_classes(test_set, train_set)
+    say_copies(test_set, "test text", train_set, "training texts", "the results are", say)
+    if validation is not None:
+        say_copies(test_set, "test text", validation, "validation texts", "the results are", say)
+    return LabelledSplits(train_set, test_set, validation, False, roles)
+
+
+def say_copies(texts: Texts, noun: str, known: Texts, known_noun: str, what: str, say: Callable[[str], None]) -> None:
+    """Says how many of some texts are among others that the model has seen or was chosen on."""
+    found = set(map(without_case, known.texts))
+    if copies := sum(without_case(text) in found for text in texts.texts):
+        verb = "is a copy" if copies == 1 else "are copies"
+        say(f"{copies:,} of {count_of(len(texts), noun)} {verb} of {known_noun}: {what} too good")
 
 
 def hold_out(texts: Texts, say: Callable[[str], None]) -> tuple[Texts, Texts]:
@@ -207,15 +219,31 @@ def hold_out(texts: Texts, say: Callable[[str], None]) -> tuple[Texts, Texts]:
     if len(texts) < 10:
         raise UnveilError(f"{texts.name} has {len(texts)} texts, too few to hold out a tenth: give a test set with --test")
     count = min(1000, len(texts) // 10)
-    held_out = texts.subset(order[:count].sort().values)
-    tested, rest = set(map(without_case, held_out.texts)), order[count:].sort().values.tolist()
-    kept = [index for index in rest if without_case(texts.texts[index]) not in tested]
-    if copies := len(rest) - len(kept):
+    held_out, rest = texts.subset(order[:count].sort().values), texts.subset(order[count:].sort().values)
+    return without_copies(rest, held_out, say), held_out
+
+
+def without_copies(texts: Texts, held_out: Texts, say: Callable[[str], None]) -> Texts:
+    """Texts to train on without those that are copies of held-out ones. Raises `UnveilError` if none is left."""
+    apart = set(map(without_case, held_out.texts))
+    kept = [index for index, text in enumerate(texts.texts) if without_case(text) not in apart]
+    if not kept:
+        raise UnveilError(f"each text of {texts.name} is a copy of one that is held out, so none is left to train on")
+    if copies := len(texts) - len(kept):
         verb = "is a copy of a held-out one" if copies == 1 else "are copies of held-out ones"
         say(f"left out {count_of(copies, 'training text')} that {verb}")
-    if not kept:
-        raise UnveilError(f"each text of {texts.name} is a copy of one held out for the test, so none is left to train on")
-    return texts.subset(kept), held_out
+    return texts.subset(kept)
+
+
+def refuse_other_classes(test_set: Texts, train_set: Texts) -> None:
+    """Raises `UnveilError` if no text of a test set has a class that occurs in training."""
+    trained = set(label_tensor(train_set).tolist())
+    found = [test_set.classes[label] for label in sorted(set(label_tensor(test_set).tolist()))]
+    if trained.isdisjoint(label_tensor(test_set).tolist()):
+        raise UnveilError(
+            f"the test set {test_set.name} has the classes {examples(found)}, and none of those of the training texts, "
+            f"{examples(train_set.classes)}: give the classes the same names"
+        )
 
 
 def without_case(text: str) -> str:

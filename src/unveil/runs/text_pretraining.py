@@ -20,7 +20,7 @@ from unveil.ranges import Range, ShareBelowOne
 from unveil.runs.modality import Pretraining, PretrainPlan, slug
 from unveil.runs.session import Session, options_by_name
 from unveil.text.files import Texts, documents
-from unveil.text.wordpiece import SPECIAL, CorpusLoader, WordPieceTokenizer, train_vocabulary
+from unveil.text.wordpiece import SPECIAL, CorpusLoader, WordPieceTokenizer, train_vocabulary, unknown_remarks
 from unveil.train.log import Record
 from unveil.train.recorder import Monitor
 
@@ -92,6 +92,8 @@ class TextPretraining(Pretraining):
         )
         self.tokenizer = WordPieceTokenizer(self.vocabulary, config.lower)
         ids = self.tokenizer.concatenated(self.corpus)
+        for note in unknown_remarks(int((ids == self.tokenizer.unknown).sum()), len(ids)):
+            session.say(note)
         test_ids = self.tokenizer.concatenated(documents(plan.test_texts.texts)) if plan.test_texts else None
         self.ids, self.test_ids = held_out_blocks(ids) if test_ids is None else (ids, test_ids)
 
@@ -150,7 +152,11 @@ class TextPretraining(Pretraining):
 
 
 def held_out_blocks(ids: Int[Tensor, " n"], block: int = 2048, every: int = 20) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
-    """Splits a corpus without a test split: every twentieth block of tokens is held out. Returns the rest, and these blocks."""
+    """Splits a corpus without a validation split: every twentieth block of tokens is held out. Returns the rest, and these blocks.
+
+    The blocks of a small corpus are smaller, so that there is a twentieth one.
+    """
+    block = min(block, max(1, len(ids) // every))
     held_out = torch.arange(len(ids)) // block % every == every - 1
     return ids[~held_out], ids[held_out]
 

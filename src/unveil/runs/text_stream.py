@@ -74,11 +74,11 @@ def open_text_stream(data: Any, split: str | None, shape: TextConfig) -> TextStr
             found = "an empty list" if not data else f"a list with a {type(wrong).__name__}"
             raise UnveilError(f"the texts are {found}: give a list of texts, or the path of a file or a folder")
         return TextStream({"train": unlabelled_texts("list", data, [f"text-{i:06d}" for i in range(len(data))])}, shape)
-    parts, notes = open_texts(data)
+    parts, notes, _ = open_texts(data)
     wanted = list(parts) if split in (None, "all") else [word.strip() for word in str(split).split("+")]
     if not set(wanted) <= parts.keys():
         raise UnveilError(f"{data} has the splits {', '.join(parts)}: --split {split} is not among them")
     stream = TextStream({name: texts for name, texts in parts.items() if name in wanted}, shape, notes)
-    if note := stream.tokenizer.cut_sentence([text for texts in stream.parts.values() for text in texts.texts], shape.length):
-        stream.notes = [*notes, note]
+    every = [text for texts in stream.parts.values() for text in texts.texts]
+    stream.notes = [*notes, *stream.tokenizer.remarks(every, shape.length)]
     return stream

@@ -12,13 +12,13 @@ from unveil.methods import METHODS, method_class
 from unveil.models.bert import MODELS, TextEncoder
 from unveil.options import configure
 from unveil.runs.labelled_data import data_of
-from unveil.runs.labelled_texts import LabelledTexts, label_tensor, labelled_texts
+from unveil.runs.labelled_texts import LabelledTexts, label_tensor, labelled_texts, without_copies
 from unveil.runs.modality import AnyData, FinetuneRunConfig, LabelledRequest, Modality
 from unveil.runs.session import join
 from unveil.runs.text_pretraining import TextPlan, TextPretrainConfig
 from unveil.runs.text_stream import TextStream, open_text_stream
 from unveil.text.files import OpenedTexts, open_texts, split_sentence
-from unveil.text.split_names import TESTS, TRAIN
+from unveil.text.split_names import TRAIN
 from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
@@ -36,8 +36,8 @@ class TextFinetuneConfig(FinetuneRunConfig):
 
 
 def watched_split(opened: OpenedTexts) -> str:
-    """The split whose masked words are predicted in pre-training: val, so that test is kept for later; "" if there is none."""
-    return next((name for name in reversed(TESTS) if name in opened.splits), "")
+    """The split whose masked words are predicted in pre-training: val, since test is kept for later; "" if there is none."""
+    return "val" if "val" in opened.splits else ""
 
 
 class TextModality(Modality):
@@ -68,7 +68,7 @@ class TextModality(Modality):
         recipe = join(*rest)
         opened = open_texts(data)
         watched = watched_split(opened)
-        sentence = split_sentence(opened, {TRAIN: "for training", watched: "held out"})
+        sentence = split_sentence(opened, {TRAIN: "for training", watched: "held out", "test": "kept for later"})
         return TextPlan(
             method=METHODS.find(method),
             model=model,
@@ -101,9 +101,10 @@ class TextModality(Modality):
         if splits.validation is None and (share := request.config.kept_aside(len(train_set))):
             rest, aside = stratified_split(label_tensor(train_set), share, seed)
             validation = train_set.subset(aside) if len(aside) else None
-            splits = splits._replace(train=train_set.subset(rest), validation=validation)
+            kept = train_set.subset(rest)
+            splits = splits._replace(train=without_copies(kept, validation, say) if validation else kept, validation=validation)
         labelled = LabelledTexts(splits, request.encoder)
-        if note := labelled.tokenizer.cut_sentence([*splits.train.texts, *splits.test.texts], labelled.length):
+        for note in labelled.tokenizer.remarks([*splits.train.texts, *splits.test.texts], labelled.length):
             say(note)
         return labelled
 

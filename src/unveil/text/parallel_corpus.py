@@ -48,6 +48,11 @@ class Corpus(NamedTuple):
         counts = {name: sum(pair in trained for pair in zip(*lines, strict=True)) for name, lines in self.judged.items()}
         return {name: count for name, count in counts.items() if count}
 
+    def empty_references(self) -> dict[str, int]:
+        """How many translations of each set that is judged are empty, if any are."""
+        counts = {name: sum(not line.strip() for line in target) for name, (_, target) in self.judged.items()}
+        return {name: count for name, count in counts.items() if count}
+
 
 def read_corpus(data: str | Path, source: str, target: str) -> Corpus:
     """Reads pairs of files `<name>.<source>` and `<name>.<target>` from a folder or a .tar.gz.

@@ -9,15 +9,19 @@ from typing import NamedTuple
 
 from unveil.data.label_table import examples
 from unveil.plain_text import count_of
+from unveil.text.split_names import split_of_file
 from unveil.text.table_rows import parsed
 
-TABLES = (".csv", ".tsv")
 LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "polarity")
 """Headers of a column of classes, in any case. The first one that a table has is used."""
 TEXT_NAMES = frozenset(
     "text sentence review title description comment content body tweet message post question document headline summary".split()
 )
 """Headers of a column of texts, in any case. If a table has none, the last word of a header counts, as in review_text."""
+ID_NAMES = frozenset("id ids idx index guid uuid key number file filename path url".split())
+"""Last words of the header of a column that has no texts, unless it has a header of `TEXT_NAMES` as well."""
+SPLIT_NAMES = ("split", "set", "subset", "partition", "fold")
+"""Headers of a column of splits, in any case, if all of its cells name one."""
 TITLE_NAMES = frozenset(("title", "headline", "summary"))
 """Those of `TEXT_NAMES` beside which there are others, so that last words count nevertheless, as in Title and Review Text."""
 MAX_HEADER_WORDS = 3
@@ -37,6 +41,8 @@ class Columns(NamedTuple):
     """The column of classes."""
     unclear: tuple[int, ...] = ()
     """Without a label, the columns that could hold the classes, if these are several."""
+    split: int | None = None
+    """The column of splits."""
 
     def texts_in(self, header: Sequence[str]) -> tuple[int, ...] | None:
         """The columns with the names of `texts` in another header; None if it lacks one of them."""
@@ -53,18 +59,29 @@ class Columns(NamedTuple):
         return f"the column{several} {joined([self.header[i] or f'number {i + 1}' for i in indices])}"
 
 
+class Row(NamedTuple):
+    """A row of a table."""
+
+    text: str
+    label: str | None
+    number: int
+    """The number of the row; the header has none."""
+    split: str | None = None
+    """The split in the column of splits, if there is one."""
+
+
 @dataclass
 class Table:
     """The texts of a table.
 
     Attributes:
         columns: What was used of it.
-        rows: The text and the class of each row that can be used, and the number of the row; the header has none.
+        rows: The rows that can be used.
         notes: How it was read, and what of it is not used, each a clause such as "the column id is not used".
     """
 
     columns: Columns
-    rows: list[tuple[str, str | None, int]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -96,7 +113,7 @@ def read_table(text: str, suffix: str, where: str, like: Columns | None = None, 
     Raises:
         UnveilError: If the quotation marks of a .csv are wrong, so that it is not known where its rows end.
     """
-    rows = parsed(text, suffix, where)
+    rows = parsed(text, suffix, where, TEXT_NAMES)
     common = Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
     titles = list(itertools.takewhile(lambda row: is_title(row, common), rows))
     rows = rows[len(titles) :]
@@ -104,7 +121,8 @@ def read_table(text: str, suffix: str, where: str, like: Columns | None = None, 
         return Table(Columns((), (), None), notes=["it has no rows"])
     rows[0] = padded_header(rows)
     width = len(rows[0]) if is_named(rows[0]) else Counter(map(len, rows)).most_common(1)[0][0]
-    complete = [row for row in rows if len(row) == width]
+    once_more = rows[0] if has_both_names(rows[0]) else None  # the header of a second table at the end of the first
+    complete = [row for i, row in enumerate(rows) if len(row) == width and (i == 0 or row != once_more)]
     columns = columns_of(complete, like)
     table, has_header = Table(columns), bool(columns.header)
     if has_header:
@@ -116,27 +134,33 @@ def read_table(text: str, suffix: str, where: str, like: Columns | None = None, 
     if needs_texts and like is not None and like.header and has_header and like.texts_in(columns.header) is None:
         table.notes.append(f"it lacks {like.named(like.texts)} of the training set, so it is not used")
         return table
-    used = [*columns.texts, *([] if columns.label is None else [columns.label])]
-    broken, empty = list[str](), 0
+    used = [*columns.texts, *(i for i in (columns.label, columns.split) if i is not None)]
+    filled = {i for row in complete[has_header:] for i, cell in enumerate(row) if cell}
+    least = 1 + max([*used, *filled])  # empty cells at the end may be missing
+    broken, empty, repeated = list[str](), 0, 0
     for number, row in enumerate(rows[has_header:], 1):
-        if len(row) > width or len(row) <= max(used, default=0):
-            broken.append(f"row {number:,}")
-        else:
+        if row == once_more:
+            repeated += 1
+        elif least <= len(row) <= width:
             joint = " ".join(row[i] for i in columns.texts)
-            table.rows.append((joint, None if columns.label is None else row[columns.label] or None, number))
+            label = None if columns.label is None else row[columns.label] or None
+            table.rows.append(Row(joint, label, number, None if columns.split is None else split_of_file(row[columns.split])))
             empty += not joint.strip()
+        else:
+            broken.append(f"row {number:,}")
     if not table.rows:
         table.notes.append("it has no rows")
     else:
         table.notes.append(f"took {columns.named(columns.texts)} as text{'' if has_header else ' (it has no header)'}")
-    filled = {i for row in rows if len(row) == width for i, cell in enumerate(row) if cell}
     unused = sorted(filled - {*used, *columns.unclear})
     if unused:
         table.notes.append(f"{columns.named(unused)} {'is' if len(unused) == 1 else 'are'} not used")
+    if repeated:
+        table.notes.append(f"its header is repeated {count_of(repeated, 'time')}, which {'is' if repeated == 1 else 'are'} no text")
     if titles:
         table.notes.append(f"left out {count_of(len(titles), 'row')} above the table")
     if broken:
-        hint = "" if suffix == ".tsv" else " (a text with commas needs quotation marks)"
+        hint = "" if suffix == ".tsv" else " (a text with commas or line breaks needs quotation marks)"
         table.notes.append(
             f"left out {count_of(len(broken), 'row')} with more or fewer cells than {width}: {examples(broken)}{hint}"
         )
@@ -178,18 +202,29 @@ def columns_of(rows: Sequence[Sequence[str]], like: Columns | None) -> Columns:
         return same
     label = next((lower.index(name) for name in LABEL_NAMES if name in lower), None)
     repeating = [i for i, column in enumerate(columns) if 1 < len(set(column)) <= len(column) / 2]
+    split = split_column(lower, columns)
+    numbers = {i for i, column in enumerate(columns) if any(column) and all(_NUMBER.fullmatch(cell) for cell in column if cell)}
     texts = [i for i, name in enumerate(lower) if i != label and name in TEXT_NAMES]
+    texts = [i for i in texts if i not in numbers] or texts  # the column "document" may have ids
     if TITLE_NAMES.issuperset(lower[i] for i in texts):
         more = {i for i, name in enumerate(lower) if i != label and is_text_name(name) and i not in repeating}
         texts = sorted({*texts, *more})
     wordy = [i for i in wordy if i != label]
     texts = texts or [i for i in wordy if i not in repeating] or wordy
-    rest = [i for i in range(len(columns)) if i != label and i not in repeating] or [i for i in range(len(columns)) if i != label]
+    known = {label, split, *numbers, *(i for i, name in enumerate(lower) if not ID_NAMES.isdisjoint(header_words(name)[-1:]))}
+    rest = [i for i in range(len(columns)) if i not in known]
+    rest = [i for i in rest if i not in repeating] or rest
     texts = texts or sorted(rest, key=lambda i: -sum(map(len, columns[i])))[:1]
-    classes = [i for i in repeating if i not in texts]
+    classes = [i for i in repeating if i not in texts and i != split]
     if label is None and len(classes) == 1:
         label = classes[0]
-    return Columns(header, tuple(texts), label, tuple(classes) if label is None else ())
+    return Columns(header, tuple(texts), label, tuple(classes) if label is None else (), split)
+
+
+def split_column(header: Sequence[str], columns: Sequence[Sequence[str]]) -> int | None:
+    """The column with a header of `SPLIT_NAMES`, in lower case, if each of its cells names a split; None if there is none."""
+    named = [i for i, name in enumerate(header) if name in SPLIT_NAMES]
+    return next((i for i in named if columns[i] and None not in map(split_of_file, set(columns[i]))), None)
 
 
 def as_in(like: Columns, header: tuple[str, ...], columns: Sequence[Sequence[str]], wordy: Sequence[int]) -> Columns | None:
@@ -199,7 +234,7 @@ def as_in(like: Columns, header: tuple[str, ...], columns: Sequence[Sequence[str
         if texts is None:
             return None
         label, lower = "" if like.label is None else like.header[like.label].lower(), [name.lower() for name in header]
-        return Columns(header, texts, lower.index(label) if label and label in lower else None)
+        return Columns(header, texts, lower.index(label) if label and label in lower else None, (), split_column(lower, columns))
     if header or like.header or max([*like.texts, -1 if like.label is None else like.label]) >= len(columns):
         return None
     if wordy and not any(i in wordy for i in like.texts):
@@ -221,7 +256,7 @@ def is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
         return True
     if any(_NUMBER.fullmatch(cell) or len(cell.split()) > MAX_HEADER_WORDS for cell in first):
         return False
-    if any(is_text_name(cell) and cell not in below for cell, below in pairs):
+    if any(is_text_name(cell) and cell not in below for cell, below in pairs) and not any(cell in below for cell, below in pairs):
         return True
     return any(cell and differs(cell, below) for cell, below in pairs)
 
@@ -231,9 +266,20 @@ def is_named(row: Sequence[str]) -> bool:
     return any(name.lower() in LABEL_NAMES or name.lower() in TEXT_NAMES for name in row)
 
 
+def has_both_names(row: Sequence[str]) -> bool:
+    """Whether a row has a name of `LABEL_NAMES` and one of `TEXT_NAMES`."""
+    lower = {name.lower() for name in row}
+    return not lower.isdisjoint(LABEL_NAMES) and not lower.isdisjoint(TEXT_NAMES)
+
+
+def header_words(name: str) -> list[str]:
+    """The words of a header in lower case, without numbers."""
+    return [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
+
+
 def is_text_name(name: str) -> bool:
     """Whether the last word of a header says that its column has texts, as in "review_text" or "Sentence 1"."""
-    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
+    words = header_words(name)
     return 0 < len(words) <= MAX_HEADER_WORDS and words[-1] in TEXT_NAMES and set(words).isdisjoint(LABEL_NAMES)
 
 

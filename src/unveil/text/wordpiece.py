@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+UNKNOWN_SHARE = 0.02
+"""Share of unknown word pieces above which a user is told."""
 
 
 class _TextBatch(NamedTuple):
@@ -61,6 +63,7 @@ class WordPieceTokenizer:
         ids = {piece: i for i, piece in enumerate(vocabulary)}
         self.vocabulary, self.lower = tuple(vocabulary), lower
         self.cls, self.sep, self.pad, self.mask = (ids[piece] for piece in ("[CLS]", "[SEP]", "[PAD]", "[MASK]"))
+        self.unknown = ids.get("[UNK]", -1)
         self.tokenizer = with_bert_rules(library.Tokenizer(library.models.WordPiece(ids, unk_token="[UNK]")), lower)
         self.tokenizer.add_special_tokens(SPECIAL)
 
@@ -91,12 +94,20 @@ class WordPieceTokenizer:
         rows = [torch.tensor([self.cls, *ids[: max_length - 2], self.sep]) for ids in self.encode(texts)]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad)
 
-    def cut_sentence(self, texts: Sequence[str], max_length: int) -> str:
-        """What a user should know of texts that `padded` cuts; "" if it cuts none."""
-        longest = max_length - 2
-        cut = sum(len(ids) > longest for ids in self.encode(texts))
-        verb = "is" if cut == 1 else "are"
-        return f"{cut:,} of {count_of(len(texts), 'text')} {verb} longer than {longest} word pieces, and cut there" if cut else ""
+    def remarks(self, texts: Sequence[str], max_length: int) -> list[str]:
+        """What a user should know of texts that `padded` cuts, and of words that the vocabulary lacks; each in one sentence."""
+        rows, longest, said = self.encode(texts), max_length - 2, list[str]()
+        if cut := sum(len(ids) > longest for ids in rows):
+            verb = "is" if cut == 1 else "are"
+            said.append(f"{cut:,} of {count_of(len(texts), 'text')} {verb} longer than {longest} word pieces, and cut there")
+        return [*said, *unknown_remarks(sum(ids.count(self.unknown) for ids in rows), sum(map(len, rows)))]
+
+
+def unknown_remarks(unknown: int, pieces: int) -> list[str]:
+    """A sentence on words that the vocabulary lacks, if they are more than `UNKNOWN_SHARE` of all word pieces."""
+    if unknown <= UNKNOWN_SHARE * pieces:
+        return []
+    return [f"{100 * unknown / pieces:.1f} % of the word pieces are [UNK]: words with characters that the vocabulary lacks"]
 
 
 def train_vocabulary(texts: Sequence[str], size: int, lower: bool = True) -> tuple[str, ...]:
