@@ -54,7 +54,8 @@ CLASSES = {"pos/1.txt": "fine", "pos/2.txt": "good", "neg/1.txt": "poor", "neg/2
         ({"train/a.zip/a.csv": "", "test/b.zip/b.csv": ""}, {"train": ["train/a.zip/a.csv"], "test": ["test/b.zip/b.csv"]}),
         ({"blood.txt": "", "blood-test.txt": ""}, {"train": ["blood-test.txt", "blood.txt"]}),
         ({"train.csv": "", "~$train.csv": ""}, {"train": ["train.csv"]}),
-        ({**{f"story_{i}.txt": "" for i in range(9)}, "training_for_it.txt": ""}, {"train": None}),
+        ({**{f"story_{i}.txt": "" for i in range(9)}, "training_for_a_marathon.txt": ""}, {"train": None}),
+        ({"train.txt": "", "vocab.txt": "", "README.txt": "", "LICENCE.txt": ""}, {"train": ["train.txt"]}),
     ],
 )
 def test_splits_by_the_names_of_files_and_archives(

@@ -15,6 +15,9 @@ SPLIT_OF = {word: split for split in (*TESTS, TRAIN) for word in SPLIT_WORDS[spl
 SPLIT_OF |= {"eval": "val", "evaluation": "val"}
 """The splits by the words in the name of a file or of a folder. Of texts, an eval split often has a test split beside it."""
 
+MAX_NAME_WORDS = 3
+"""Largest number of words in the name of a plain text file that names its split, as in wiki.train.tokens."""
+
 
 def suffix_of(name: str) -> str:
     """The suffix of a file, in lower case."""
@@ -25,7 +28,7 @@ def splits_of(names: Sequence[str]) -> dict[str, str]:
     """The splits of files, for those that have one: by the outermost folder that names it, then by the words of their own names.
 
     Folders that hold all files say nothing, and neither do the names of a few files in class folders, such as
-    pos/training-tips.txt, or of a few files named train beside which none is named test.
+    pos/training-tips.txt, or a few long ones, such as training_for_a_marathon.txt.
     """
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     steps = zip(*folders, strict=False)
@@ -34,13 +37,10 @@ def splits_of(names: Sequence[str]) -> dict[str, str]:
         name: next(filter(None, map(split_of_folder, parts[shared:])), None) for name, parts in zip(names, folders, strict=True)
     }
     by_name = {name: split_of_file(PurePosixPath(name).stem) for name in names if by_folder[name] is None}
-    few = sum(map(bool, by_name.values())) < len(by_name) / 2
-    if (
-        few
-        and suffix_of(names[0]) in PLAIN
-        and (class_folders([*by_name]) or {*by_folder.values(), *by_name.values()} == {TRAIN, None})
-    ):
-        by_name = {}
+    named = [name for name, split in by_name.items() if split is not None]
+    if len(named) < len(by_name) / 2 and suffix_of(names[0]) in PLAIN:
+        are_titles = all(len(words_of(PurePosixPath(name).stem)) > MAX_NAME_WORDS for name in named)
+        by_name = {} if are_titles or class_folders([*by_name]) else by_name
     return {name: split for name, split in {**by_folder, **by_name}.items() if split is not None}
 
 
