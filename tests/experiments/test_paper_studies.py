@@ -130,6 +130,11 @@ def test_one_encoder_is_evaluated_with_few_and_with_all_labels(images: str, tmp_
     assert results.with_name("results.damaged.json").read_text() == content[:50]
     with pytest.raises(ChangedSettingsError, match="epochs"):
         unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=2.0, **TINY)
+    other = str(write_images(tmp_path / "other", 14))
+    with pytest.raises(
+        ChangedSettingsError, match="linear-1-of-the-labels is a probe with different settings: data: was 24 images"
+    ):
+        unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=0.5, labelled_data=other, **TINY)
 
 
 def test_more_and_more_blocks_are_fine_tuned_by_one_recipe(images: str, tmp_path: Path) -> None:

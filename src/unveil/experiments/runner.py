@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from unveil.atomic_files import set_aside, write_text
+from unveil.atomic_files import write_text
 from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
 from unveil.experiments.calls import Call, finished_run
+from unveil.experiments.finished_probes import finished_probe, refuse_other_probe
 from unveil.experiments.jobs import Job, JobsConfig, run_jobs
 from unveil.json_files import json_text, read_json
 from unveil.learner import Method
@@ -24,7 +25,7 @@ from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import HARMLESS, ChangedSettingsError, Run, receipt
+from unveil.train.run_folder import Run, receipt
 from unveil.train.run_schema import check, reading_results
 from unveil.train.terminal import printer
 
@@ -199,16 +200,17 @@ class Comparison:
 
     def evaluating(self, name: str, seed: int, evaluation: "Evaluation") -> Call | None:
         """One more evaluation of the encoder of an entry."""
-        options = dict(evaluation.options(self, Run(self.path(name, seed))))
+        run = Run(self.path(name, seed))
+        options = dict(evaluation.options(self, run))
         out = self.path(name, seed, f"-{evaluation.suffix}")
         if evaluation.command == "finetune":
             return self.finetuning(name, seed, out, **options)
-        kept = {"test_split": HELD_OUT} if Run(self.path(name, seed)).config.get("test_split") == HELD_OUT else {}
+        kept = {"test_split": HELD_OUT} if run.config.get("test_split") == HELD_OUT else {}
         given = known_to(self.finetune_options, HardwareConfig) | kept | options | {"seed": seed}
         if finished_probe(out):
-            refuse_other_probe(out, given)
+            refuse_other_probe(out, run, self.config.labelled_data or self.data, given)
             return None
-        return Call("probe", (self.path(name, seed), self.config.labelled_data), {"out": out, **given})
+        return Call("probe", (run.path, self.config.labelled_data), {"out": out, **given})
 
     def probed(self, name: str, seed: int, suffix: str) -> dict[str, float]:
         """The accuracies of a probe that has finished, of the encoder and perhaps of baselines; nothing if it has not."""
@@ -306,26 +308,3 @@ class Comparison:
         """The runs that failed when they were tried last."""
         names = {job.name for job in self.jobs()}
         return [each for each in read_failures(self.folder) if each.run in names]
-
-
-def finished_probe(folder: Path) -> bool:
-    """Whether a probe has ended. If its results are damaged, they are set aside: it is computed again when its turn comes."""
-    if not (folder / "results.json").is_file():
-        return False
-    try:
-        read_json(folder / "results.json")
-    except UnveilError as error:
-        printer(True)(f"{error}: it is set aside as {set_aside(folder / 'results.json').name}")
-        return False
-    return True
-
-
-def refuse_other_probe(folder: Path, options: Mapping[str, Any]) -> None:
-    """Raises `ChangedSettingsError` if a probe that has ended had other options."""
-    found = Run(folder, {}).results.get("config") or {}
-    for key, value in options.items():
-        if key in found and key not in HARMLESS and found[key] != value:
-            raise ChangedSettingsError(
-                f"{folder} is a probe with different settings: {key} was {found[key]!r}, is {value!r}. ",
-                "Use the old settings, or choose another --out",
-            )
