@@ -260,23 +260,34 @@ class Comparison:
 
     def rows(self) -> list[ComparisonRow]:
         """The results of the runs that have finished: a row for each entry, then for each baseline."""
-        rows, first = [], (self.transferred or self.compared)[0].name
-        baselines: dict[str, list[dict[str, float]]] = {"untrained": [], "raw pixels": []}
+        rows, first = [], self.baselines_of.name
+        baselines: dict[str, dict[int, dict[str, float]]] = {"untrained": {}, "raw pixels": {}}
         for entry in self.entries:
-            seeds = []
+            seeds = dict[int, dict[str, float]]()
             for seed in self.config.seeds:
                 run = finished_run(self.path(entry.name, seed))
                 if run:
                     with reading_results(run.path):
                         figures = figures_of(run, self.stages_of(entry, seed))
-                    seeds.append(figures | self.finetuned(entry.name, seed))
+                    seeds[seed] = figures | self.finetuned(entry.name, seed)
                 if run and entry.name == first:
                     features = run.results.get("features") or {}
-                    baselines["untrained"].append(features.get("untrained", {}) | self.finetuned("untrained", seed))
-                    baselines["raw pixels"].append(features.get("raw pixels", {}))
+                    baselines["untrained"][seed] = features.get("untrained", {}) | self.finetuned("untrained", seed)
+                    baselines["raw pixels"][seed] = features.get("raw pixels", {})
             if seeds:
-                rows.append(row_of(entry.name, seeds))
-        return rows + [row_of(name, seeds, baseline=True) for name, seeds in baselines.items() if any(seeds)]
+                rows.append(row_of(entry.name, [*seeds.values()], seeds=[*seeds]))
+        every = [(name, seeds) for name, seeds in baselines.items() if any(seeds.values())]
+        return rows + [row_of(name, [*seeds.values()], baseline=True, seeds=[*seeds]) for name, seeds in every]
+
+    @property
+    def baselines_of(self) -> Entry:
+        """The entry whose runs have the baselines: an encoder of its shape without training, and raw pixels."""
+        return (self.transferred or self.compared)[0]
+
+    def has_finished(self, run: str) -> bool:
+        """Whether a run, or a probe, has finished."""
+        path = self.folder_of(run)
+        return bool(finished_run(path)) or (not (path / "run.json").is_file() and finished_probe(path))
 
     def finetuned(self, name: str, seed: int) -> dict[str, float]:
         """The scores after fine-tuning of an entry or of the untrained encoder, by metric, of the runs that have finished."""
@@ -300,7 +311,9 @@ class Comparison:
         config |= {f"{entry.name}.{key}": value for entry in self.entries for key, value in entry.options.items()}
         config |= {f"finetune.{key}": value for key, value in self.finetune_options.items()}
         failed = [each._asdict() for each in self.failures]
-        runs = {"runs": len(self.jobs()), "failed": failed} if failed else {}
+        ended = [self.has_finished(job.name) for job in self.jobs()]
+        runs: dict[str, Any] = {} if all(ended) else {"runs": len(ended), "finished": sum(ended)}
+        runs |= {"failed": failed} if failed else {}
         return {"methods": self.names, "data": self.data, "config": config, **runs, **receipt()}
 
     @property

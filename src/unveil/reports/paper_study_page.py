@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from unveil.reports.chance import TestCounts
 from unveil.reports.comparison import EVALUATED_ON, chance_notes, format_mean, held_out_note, row_of
-from unveil.reports.failures import failure_note
+from unveil.reports.failures import failure_note, unfinished_note
 from unveil.reports.findings import Judgement
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
@@ -231,8 +231,7 @@ def write_paper_study(folder: Path, result: PaperStudyResult, facts: Mapping[str
     title = f"{result.question} {result.name} on {Path(result.data).name or result.data}"
     parts = [element("h1", result.question), element("p", result.judgement.reason, class_="verdict")]
     parts.append(element("p", f"The paper ({result.source}): {result.finding}"))
-    if failed := failure_note(facts):
-        parts.append(element("p", failed))
+    parts += [element("p", text) for text in (unfinished_note(facts), failure_note(facts)) if text]
     images = EVALUATED_ON[result.evaluated_on]
     if result.evaluated_on == "held-out":
         parts.append(element("p", f"Our accuracies are those on {images}. {held_out_note(runs)}"))
