@@ -14,11 +14,11 @@ from tests.recipes.test_end_to_end import write_images
 from unveil import cli
 from unveil.command_line import verb_name
 from unveil.errors import Interrupted, UnveilError
-from unveil.experiments import calls, jobs
+from unveil.experiments import calls, jobs, run_paper_study
 from unveil.experiments.jobs import FailedRunsError, Job
 from unveil.experiments.paper_studies import STUDIES, list_studies
 from unveil.experiments.paper_study import Shape
-from unveil.experiments.run_paper_study import applicable, plan_study
+from unveil.experiments.run_paper_study import applicable, plan_study, result_of
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.interop.model_files import rebuild
 from unveil.models.flops import mae_cost
@@ -163,6 +163,32 @@ def test_ratios_that_mask_as_many_patches_are_one_setting() -> None:
     assert study.left_out(Shape(96, 4, 20.0, patches=16)) == ["0.7"]  # 4 of 16 stay visible, as with 0.75
     assert [setting.label for setting in study.settings(Shape(96, 4, 20.0, patches=4))] == ["0.1", "0.3", "0.75"]
     assert len(study.settings(Shape(96, 4, 20.0, patches=64))) == 10
+
+
+def test_epochs_that_are_equally_many_steps_are_one_setting(images: str, tmp_path: Path) -> None:
+    plan = plan_study(STUDIES["epochs"], "mae", images, tmp_path, {"epochs": 1.0, "seeds": (0, 1), "with_finetune": False})
+
+    def train(label: str, steps: int) -> None:
+        for seed in (0, 1):
+            path = plan.comparison.path(plan.names[label], seed)
+            path.mkdir()
+            (path / "run.json").write_text('{"config": {"batch_size": 64}}')
+            (path / "report.html").write_text("")
+            Run(path).write_results({"seconds": 1.0, "images_seen": 64 * steps, "features": {"encoder": {"linear": 0.5}}})
+
+    for label in ("1/8 of the epochs", "1/4 of the epochs", "1/2 of the epochs"):
+        train(label, 1)
+    result = result_of(plan)
+    assert [point.label for point in result.points] == ["1/2 of the epochs"]  # the longest, before the default has finished
+    assert "Without results: 1, 2." in result.notes
+    train("the epochs", 1)
+    train("twice the epochs", 2)
+    result = result_of(plan)
+    assert [point.label for point in result.points] == ["the epochs", "twice the epochs"]
+    assert result.correlation("linear") is None  # two settings have no order
+    left_out = "1/8 of the epochs, 1/4 of the epochs, 1/2 of the epochs."
+    assert any(note.startswith("Left out") and note.endswith(left_out) for note in result.notes)
+    assert result.judgement.answer == "open"
 
 
 def test_missing_seeds_are_told() -> None:
@@ -310,9 +336,15 @@ def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("unveil.experiments.run_paper_study.STUDIES", few)
     folder = tmp_path / "all"
     options = {"epochs": 0.5, "seeds": (0,), **TINY, "loss_on_all": True}  # which masked-loss ignores
+    unfinished, usual = list[str](), run_paper_study.write_all_studies
+    monkeypatch.setattr(
+        run_paper_study, "write_all_studies", lambda *given: (unfinished.extend(given[2]), usual(*given))
+    )  # after the first study
     found = unveil.study("all", images, out=folder, **options)
     page = (folder / "report.html").read_text()
     assert "Of 2 findings of the paper, 0 hold here, 0 do not, and 2 cannot be told." in page
+    assert "Unfinished" not in page
+    assert unfinished == ["Unfinished: 1 of 2 studies have results. Without: mask-token."]
     assert all(f"<h3>{name}: cannot be told</h3>" in page for name in few)
     assert all((folder / name / "report.html").is_file() and f'href="{name}/report.html"' in page for name in few)
 
