@@ -23,7 +23,7 @@ from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.interop.model_files import rebuild
 from unveil.models.flops import mae_cost
 from unveil.reports.failures import read_failures
-from unveil.reports.findings import Judgement
+from unveil.reports.findings import Judgement, judge_finding
 from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table
 from unveil.train.log import JsonLines
 from unveil.train.run_folder import ChangedSettingsError, Run
@@ -90,14 +90,14 @@ def test_a_study_agrees_with_its_runs(images: str, tmp_path: Path) -> None:
         runs = [Run(tmp_path / f"mae-{name}-seed{seed}") for seed in (0,)]
         assert [run.config["mask_tokens_in_encoder"] for run in runs] == [name == "with-tokens"]
         assert cell["figures"]["linear"] == [run.results["features"]["encoder"]["linear"] for run in runs]
-        steps = [run.results["seconds"] / (run.results["images_seen"] / 8) for run in runs]
-        assert cell["figures"]["step"] == pytest.approx(steps)
+        assert cell["figures"]["seconds"] == [run.results["seconds"] for run in runs]
+        assert "step" not in cell["figures"]  # one step is no median
     learner: Any = rebuild(json.loads((tmp_path / "mae-without-tokens-seed0" / "config.json").read_text()))
     depth, width = learner.config.decoder_depth, learner.config.decoder_width
     cost = mae_cost(learner.encoder.config, 4, width=width, depth=depth, predicted=48, batch=8)  # 4 of 16 patches, 4 x 4 x 3 values
     assert flops_per_step(Run(tmp_path / "mae-without-tokens-seed0")) == pytest.approx(cost.step * 8)
     table = study_table(found)
-    assert table.heads == ["setting", "linear, %", "paper, %", "FLOPs of a step", "step", "training"]
+    assert table.heads == ["setting", "linear, %", "paper, %", "FLOPs of a step", "training"]
     assert [row[2] for row in table.rows] == ["59.6", "73.5"]
     page = (tmp_path / "report.html").read_text()
     assert found.judgement.reason in page
@@ -244,14 +244,32 @@ def test_the_time_of_a_step_leaves_the_start_of_a_process_out(tmp_path: Path) ->
     run.mkdir()
     (run / "run.json").write_text('{"config": {"batch_size": 8}}')
     Run(run).write_results({"seconds": 10.0, "images_seen": 40})
-    assert seconds_per_step(Run(run)) == 2.0  # without a log, the mean
-    records = [{"step": step, "samples_per_second": speed} for step, speed in enumerate((1.0, 80.0, 100.0, 90.0))]
+    assert seconds_per_step(Run(run)) is None  # without a log
     log = JsonLines(run / "log.jsonl")
     log.start(0)
-    for record in records:
-        log.write(record)
+    for step, (speed, known) in enumerate(((1.0, None), (80.0, None), (100.0, 8 / 80), (90.0, 8 / 85))):
+        log.write({"step": step, "samples_per_second": speed})
+        assert seconds_per_step(Run(run)) == (known if known is None else pytest.approx(known))
     log.close()
-    assert seconds_per_step(Run(run)) == pytest.approx(8 / 85)
+
+
+def test_runs_that_are_too_short_do_not_tell_which_step_is_faster() -> None:
+    def point(name: str, linear: float, **more: list[float]) -> Point:
+        return Point(name, name, name, 0.0, {"linear": [linear, linear + 0.01], "seconds": [2.0, 2.0], **more}, {"linear": 0.5})
+
+    def told(*points: Point) -> tuple[str, str, list[str]]:
+        study = STUDIES["mask-token"]
+        judgement = judge_finding(study.claims([]), {each.label: each.figures for each in points}, {"linear": 10**6})
+        result = PaperStudyResult("mask-token", "Table 1c", "?", "", "photos", points, judgement)
+        return judgement.answer, judgement.reason, study_table(result).heads
+
+    answer, reason, heads = told(point("with tokens", 0.2), point("without tokens", 0.6))
+    assert answer == "open"
+    assert "the runs of without tokens are too short to tell the time of a step." in reason
+    assert heads[-2:] == ["paper, %", "training"]
+    answer, _, heads = told(point("with tokens", 0.2, step=[2.0, 2.1]), point("without tokens", 0.6, step=[1.0, 1.1]))
+    assert answer == "holds"
+    assert heads[-2:] == ["step", "training"]
 
 
 def test_a_failed_run_stops_only_what_needs_it(

@@ -197,7 +197,8 @@ def point_of(plan: Plan, setting: Setting) -> Point:
         if study.varies != "pretraining":
             found = figures_of_setting(comparison, study, setting, name, seed)
         elif run:
-            found = {"step": seconds_per_step(run), "seconds": run.results["seconds"]}
+            step = seconds_per_step(run)
+            found = {"seconds": run.results["seconds"]} | ({} if step is None else {"step": step})
             found |= {
                 key: value for key, value in (run.results.get("features") or {}).get("encoder", {}).items() if key == "linear"
             }

@@ -128,11 +128,11 @@ def study_table(result: PaperStudyResult) -> ResultTable:
     """The table of a study, with the paper's column beside ours, and notes."""
     differ = any(point.ours != point.theirs for point in result.points)
     has_flops = any(point.flops for point in result.points)
-    has_steps = any(point.figures.get("step") for point in result.points)
+    has_steps, has_times = (any(point.figures.get(key) for point in result.points) for key in ("step", "seconds"))
     heads = ["setting", *(["in the paper"] if differ else [])]
     for key in result.shown:
         heads += [f"{METRIC_NAMES[key]}, %", "paper, %"]
-    heads += ["FLOPs of a step"] * has_flops + ["step", "training"] * has_steps
+    heads += ["FLOPs of a step"] * has_flops + ["step"] * has_steps + ["training"] * has_times
     rows = []
     for point in result.points:
         row = [point.heading + " *" * point.default, *([point.theirs] if differ else [])]
@@ -141,9 +141,8 @@ def study_table(result: PaperStudyResult) -> ResultTable:
             ours = format_mean("finetune" if key == "scratch" else key, point.figures.get(key, ()))
             row += [ours, f"{100 * point.paper[key]:.1f}" if key in point.paper else ""]
         row += [spell_flops(point.flops) if point.flops else ""] * has_flops
-        if has_steps:
-            step, seconds = (point.figures.get(key, ()) for key in ("step", "seconds"))
-            row += [spell_step(mean(step)) if step else "", spell_time(mean(seconds)) if seconds else ""]
+        step, seconds = (point.figures.get(key, ()) for key in ("step", "seconds"))
+        row += [spell_step(mean(step)) if step else ""] * has_steps + [spell_time(mean(seconds)) if seconds else ""] * has_times
         rows.append(row)
     return ResultTable(f"{result.question} ({result.data})", heads, rows, table_notes(result, has_flops))
 
@@ -165,10 +164,13 @@ def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
     notes.append(f"The paper: He et al. (2021), {result.source[0].lower()}{result.source[1:]}, ImageNet-1K.")
     if has_flops:
         notes.append("FLOPs are those of matrix products, forward and backward, for a whole batch.")
-    if any(point.figures.get("step") for point in result.points):
+    has_steps, has_times = (any(point.figures.get(key) for point in result.points) for key in ("step", "seconds"))
+    if has_steps:
+        notes.append("The time of a step is the median of a run.")
+    if has_times:
+        depends = "Both depend" if has_steps else "It depends"
         notes.append(
-            "The time of a step is the median of a run. That of the training includes what a run does before its first step. Both "
-            "depend on what else the machine did."
+            f"The time of the training includes what a run does before its first step. {depends} on what else the machine did."
         )
     return [*notes, *result.notes]
 
