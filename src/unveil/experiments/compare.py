@@ -287,8 +287,9 @@ def write_results(comparison: Comparison) -> tuple[list[ComparisonRow], ResultTa
     rows, facts, seconds = comparison.rows(), comparison.facts, comparison.config.seconds
     budget = f"{seconds:g} seconds of training each" if seconds else "equal epochs"
     counts, seeds = evaluated_images(comparison), seed_counts(comparison, rows)
-    table = comparison_table(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", counts, seeds)
+    where = f"{comparison.data}{f', fine-tuned on {comparison.other_labelled}' if comparison.other_labelled else ''}"
+    table = comparison_table(rows, f"{', '.join(comparison.names)} on {where}, {budget}", counts, seeds)
     content = facts | {"rows": [row.to_json() for row in rows]}
     write_text(comparison.folder / "compare.json", json_text(content))
-    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, counts, seeds)
+    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, counts, seeds, comparison.other_labelled)
     return rows, table

@@ -184,6 +184,8 @@ def result_of(plan: Plan) -> PaperStudyResult:
         test_counts=counts,
         evaluated_on=comparison.config.evaluate_on,
         notes=notes,
+        labelled=comparison.other_labelled,
+        labelled_metrics=study.metrics if study.varies == "labels" else ("finetune",),
     )
 
 

@@ -17,6 +17,7 @@ from unveil.json_files import json_text, read_json
 from unveil.learner import Method
 from unveil.methods import method_class
 from unveil.options import known_to
+from unveil.paths import absolute_data
 from unveil.planning.dry_run import dry_run
 from unveil.ranges import Positive, Seed
 from unveil.reports.comparison import ComparisonRow, figures_of, finetune_score, row_of
@@ -120,6 +121,13 @@ class Comparison:
     def test_split(self, entry: Entry) -> dict[str, str]:
         """The option that keeps the test set of images for later. Encoders of texts are evaluated by fine-tuning alone."""
         return {"test_split": HELD_OUT} if self.config.evaluate_on == "held-out" and entry.kind.modality == "images" else {}
+
+    @property
+    def other_labelled(self) -> str:
+        """The labelled data of fine-tuning, if they are not the data of pre-training; "" otherwise."""
+        labelled = self.config.labelled_data or self.data
+        same = labelled == self.data or ((path := absolute_data(labelled)) is not None and path == absolute_data(self.data))
+        return "" if same else labelled
 
     @property
     def names(self) -> list[str]:

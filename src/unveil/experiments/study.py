@@ -75,8 +75,9 @@ class SweepSpec:
         by_name = {row.name: row for row in rows if not row.baseline}
         counts, values = seed_counts(comparison, rows), dict(zip(comparison.names, map(str, self.values), strict=True))
         finished = [(value, by_name[name]) for value, name in zip(self.values, comparison.names, strict=True) if name in by_name]
+        labelled = comparison.other_labelled
         return Sweep(
-            title=self.title or f"{self.label} on {self.data}",
+            title=self.title or f"{self.label} on {self.data}{f', fine-tuned on {labelled}' if labelled else ''}",
             option=self.option,
             values=[value for value, _ in finished],
             rows=[row for _, row in finished],
@@ -84,6 +85,7 @@ class SweepSpec:
             test_counts=evaluated_images(comparison),
             evaluated_on=comparison.config.evaluate_on,
             seeds=counts._replace(finished={values.get(name, name): count for name, count in counts.finished.items()}),
+            labelled=labelled,
         )
 
 

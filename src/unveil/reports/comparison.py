@@ -46,6 +46,8 @@ ACCURACIES = {"knn": "k-NN", "linear": "linear", "partial": "last block", "finet
 """Kinds of accuracy, with their labels; linear is the linear probe, and partial is fine-tuning of the last block."""
 EVALUATED_ON = {"held-out": "images held out from training", "test": "the test set"}
 """Values of `evaluate_on` in words."""
+TRANSFERRED = ("partial", "finetune", "scratch")
+"""Kinds of accuracy on the labelled data of fine-tuning; others are on those of pre-training."""
 HELD_OUT_NOTE = (
     "The test set was not looked at. To report a number, evaluate the run that you choose on it once: unveil probe RUN, or unveil "
     "finetune RUN with the same options."
@@ -226,6 +228,26 @@ def distance(own: Sequence[float], name: str, other: Sequence[float], count: flo
     """A phrase with the points between the best method and another row."""
     by_chance = within_chance(own, other, count)
     return f"{position_of(100 * (mean(own) - mean(other)), by_chance)} {'an untrained encoder' if name == 'untrained' else name}"
+
+
+def evaluated_images_of(key: str, evaluated_on: str, labelled: str = "") -> str:
+    """The images, or texts, of an accuracy in words.
+
+    Args:
+        key: The kind of accuracy.
+        evaluated_on: A key of `EVALUATED_ON`.
+        labelled: The labelled data of fine-tuning, if they are not those of pre-training.
+    """
+    if not labelled or key not in TRANSFERRED:
+        return EVALUATED_ON[evaluated_on]
+    name = Path(labelled).name or labelled
+    return f"a part of {name} held out from training with labels" if evaluated_on == "held-out" else f"the test set of {name}"
+
+
+def seen_note(labelled: str) -> str:
+    """What is not known of labelled data that are not those of pre-training."""
+    name = Path(labelled).name or labelled
+    return f"Whether pre-training has seen samples of {name} is not known: if it has, accuracies on {name} may be too high."
 
 
 def held_out_note(runs: Iterable[Path]) -> str:

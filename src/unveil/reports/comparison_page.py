@@ -6,7 +6,15 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from unveil.reports.chance import TestCounts
-from unveil.reports.comparison import ACCURACIES, EVALUATED_ON, ComparisonRow, comparison_verdict, format_mean, held_out_note
+from unveil.reports.comparison import (
+    ACCURACIES,
+    ComparisonRow,
+    comparison_verdict,
+    evaluated_images_of,
+    format_mean,
+    held_out_note,
+    seen_note,
+)
 from unveil.reports.failures import failure_note, unfinished_note
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
@@ -51,13 +59,13 @@ def bar_figure(rows: Sequence[ComparisonRow], key: str) -> "Figure":
     return figure
 
 
-def accuracy_section(rows: Sequence[ComparisonRow], evaluated_on: str) -> Markup:
-    """A bar chart for each kind of accuracy; `evaluated_on` is a key of `EVALUATED_ON`."""
+def accuracy_section(rows: Sequence[ComparisonRow], evaluated_on: str, labelled: str) -> Markup:
+    """A bar chart for each kind of accuracy. See `evaluated_images_of` for the other arguments."""
     figures = []
     for key, name in ACCURACIES.items():
         if any(row.figures.get(key) for row in rows):
             alt = "; ".join(f"{row.name} {format_mean(key, row.figures[key])} %" for row in rows if row.figures.get(key))
-            title = element("h3", f"Accuracy on {EVALUATED_ON[evaluated_on]}: {name}")
+            title = element("h3", f"Accuracy on {evaluated_images_of(key, evaluated_on, labelled)}: {name}")
             several = any(len(row.figures.get(key, ())) > 1 for row in rows)
             note = "Bars and numbers are means over the seeds; each dot is a seed." if several else "Each bar is one seed."
             caption = element("figcaption", f"{note} Grey bars are baselines.")
@@ -73,6 +81,7 @@ def write_comparison(
     facts: Mapping[str, Any],
     test_counts: TestCounts,
     seeds: SeedCounts,
+    labelled: str = "",
 ) -> Path:
     """Writes `report.html` into the folder of a comparison.
 
@@ -84,11 +93,14 @@ def write_comparison(
         facts: The data, the config and the environment.
         test_counts: Numbers of independent images of the evaluations.
         seeds: How many seeds were asked for, and how many each row has.
+        labelled: The labelled data of fine-tuning, if they are not those of pre-training.
     """
     title = f"Methods compared on {Path(facts['data']).name or facts['data']}"
+    title += f", fine-tuned on {Path(labelled).name or labelled}" if labelled else ""
     line = element("p", f"comparison {folder.name}", class_="muted")
     evaluated_on = facts["config"].get("evaluate_on", "test")  # earlier versions had no choice
     note = [element("p", held_out_note(runs))] if evaluated_on == "held-out" else []
+    note += [element("p", seen_note(labelled))] if labelled else []
     verdict = element("p", comparison_verdict(rows, test_counts, seeds), class_="verdict")
     notes = (unfinished_note(facts, seeds.without_results), failure_note(facts))
     failed = [element("p", text) for text in notes if text]
@@ -96,7 +108,7 @@ def write_comparison(
     links = [element("li", element("a", each.name, href=f"{each.name}/report.html")) for each in runs]
     sections = [
         ("Results", to_html(table)),
-        ("Accuracy", accuracy_section(rows, evaluated_on)),
+        ("Accuracy", accuracy_section(rows, evaluated_on, labelled)),
         ("Runs", element("ul", *links, class_="names")),
         ("Settings", settings_section(facts["config"])),
         ("Environment", environment_section(facts, {})),

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 from unveil.reports.chance import TestCounts
-from unveil.reports.comparison import EVALUATED_ON, chance_notes, format_mean, held_out_note, row_of
+from unveil.reports.comparison import EVALUATED_ON, chance_notes, evaluated_images_of, format_mean, held_out_note, row_of, seen_note
 from unveil.reports.failures import failure_note, unfinished_note
 from unveil.reports.findings import Judgement
 from unveil.reports.html import Markup, element, join_markup
@@ -74,6 +74,30 @@ class PaperStudyResult(NamedTuple):
     """Numbers of independent images of the evaluations, as far as they are known."""
     evaluated_on: str = "test"
     notes: Sequence[str] = ()
+    labelled: str = ""
+    """The labelled data of the evaluations, if they are not those of pre-training."""
+    labelled_metrics: Sequence[str] = ("finetune",)
+    """The accuracies on these; the others are on images of pre-training data that were held out."""
+
+    @property
+    def about(self) -> str:
+        """The data, and the labelled data if they are others."""
+        if not self.labelled:
+            return self.data
+        how = "evaluated" if set(self.labelled_metrics) >= set(self.metrics) else "fine-tuned"
+        return f"pre-trained on {self.data}, {how} on {self.labelled}"
+
+    @property
+    def images(self) -> str:
+        """A sentence that says which images our accuracies are those on; "" for the test set of the data."""
+        held_out = self.evaluated_on == "held-out"
+        if not self.labelled:
+            return f"Our accuracies are those on {EVALUATED_ON[self.evaluated_on]}." if held_out else ""
+        images = evaluated_images_of("finetune", self.evaluated_on, self.labelled)
+        own = [METRIC_NAMES[key] for key in self.shown if key not in self.labelled_metrics]
+        whose = f"{EVALUATED_ON[self.evaluated_on]} {'on' if held_out else 'of'} {self.data}"
+        apart = f", and those of the column {' and '.join(own)} are on {whose}" if own else ""
+        return f"Our accuracies are those on {images}{apart}. {seen_note(self.labelled)}"
 
     def seeds(self, metric: str) -> int:
         """The number of seeds of the cells that have the most."""
@@ -144,7 +168,7 @@ def study_table(result: PaperStudyResult) -> ResultTable:
         step, seconds = (point.figures.get(key, ()) for key in ("step", "seconds"))
         row += [spell_step(mean(step)) if step else ""] * has_steps + [spell_time(mean(seconds)) if seconds else ""] * has_times
         rows.append(row)
-    return ResultTable(f"{result.question} ({result.data})", heads, rows, table_notes(result, has_flops))
+    return ResultTable(f"{result.question} ({result.about})", heads, rows, table_notes(result, has_flops))
 
 
 def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
@@ -231,13 +255,14 @@ def write_paper_study(folder: Path, result: PaperStudyResult, facts: Mapping[str
         runs: The run folders, to link to.
     """
     title = f"{result.question} {result.name} on {Path(result.data).name or result.data}"
+    title += f" and {Path(result.labelled).name or result.labelled}" if result.labelled else ""
     parts = [element("h1", result.question), element("p", result.judgement.reason, class_="verdict")]
     parts.append(element("p", f"The paper ({result.source}): {result.finding}"))
     parts += [element("p", text) for text in (unfinished_note(facts), failure_note(facts)) if text]
-    images = EVALUATED_ON[result.evaluated_on]
-    if result.evaluated_on == "held-out":
-        parts.append(element("p", f"Our accuracies are those on {images}. {held_out_note(runs)}"))
-    parts.append(element("p", f"study {result.name} on {result.data}", class_="muted"))
+    if result.images:
+        advice = held_out_note(runs) if result.evaluated_on == "held-out" else ""
+        parts.append(element("p", f"{result.images} {advice}".strip()))
+    parts.append(element("p", f"study {result.name}{', ' if result.labelled else ' on '}{result.about}", class_="muted"))
     names = [Path(os.path.relpath(path, folder)).as_posix() for path in runs]  # a run may be that of another study
     links = [element("li", element("a", name, href=f"{name}/report.html")) for name in names]
     sections = [
@@ -266,6 +291,7 @@ def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], failed:
     )
     data = results[0].data if results else ""
     title = f"The ablations of MAE on {Path(data).name or data}"
+    title += f" and {Path(labelled).name or labelled}" if (labelled := results[0].labelled if results else "") else ""
     top = [element("h1", title), element("p", summary, class_="verdict"), *(element("p", text) for text in failed)]
     items = []
     for result in results:

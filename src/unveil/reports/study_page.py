@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unveil.reports.chance import TestCounts, contenders
 from unveil.reports.comparison import (
     ACCURACIES,
-    EVALUATED_ON,
     ComparisonRow,
     comparison_table,
+    evaluated_images_of,
     format_mean,
     held_out_note,
     seed_counts_of,
+    seen_note,
 )
 from unveil.reports.curves import PLOT_SIZE
 from unveil.reports.failures import failure_note, unfinished_note
@@ -51,6 +52,8 @@ class Sweep(NamedTuple):
     """The images of the evaluation: a key of `EVALUATED_ON`."""
     seeds: SeedCounts | None = None
     """How many seeds were asked for, and how many each value and baseline has; by default as many as the row with the most."""
+    labelled: str = ""
+    """The labelled data of fine-tuning, if they are not those of pre-training."""
 
     def to_json(self) -> dict[str, Any]:
         """The sweep in `study.json`."""
@@ -154,7 +157,7 @@ def sweep_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) 
                 for value, row in zip(sweep.values, sweep.rows, strict=True)
                 if row.figures.get(key)
             )
-            images = EVALUATED_ON[sweeps[0].evaluated_on]
+            images = evaluated_images_of(key, sweeps[0].evaluated_on, sweeps[0].labelled)
             title = f"{accuracy}, points below the best of each line" if below_best else f"Accuracy on {images}: {accuracy}"
             note = "Each dot is a seed." if below_best else "Each dot is a seed. The dashed line is the same encoder untrained."
             svg = inline_svg(sweep_figure(sweeps, key, below_best), f"{name}-{key}", alt)
@@ -185,6 +188,7 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
     every = [sweep for sweeps in groups.values() for sweep in sweeps]
     held_out = any(sweep.evaluated_on == "held-out" for sweep in every)
     note = [element("p", held_out_note(path.parent for path in sorted(folder.rglob("run.json"))))] if held_out else []
+    note += [element("p", seen_note(name)) for name in dict.fromkeys(sweep.labelled for sweep in every) if name]
     missing = [
         f"{sweep.title}, {name}" if len(every) > 1 else name
         for sweep in every
