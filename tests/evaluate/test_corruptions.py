@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from unveil.data.arrays import array_source
@@ -20,6 +21,7 @@ from unveil.evaluate.corruption_errors import CorruptionErrors, corruption_error
 from unveil.evaluate.corruption_workers import Corrupted, CorruptionWorkers
 from unveil.evaluate.corruptions import CORRUPTIONS, SEVERITIES, Pixels, corrupt, corrupted_versions, library, seed_of
 from unveil.models.vit_config import ViTConfig
+from unveil.reports.chance import accuracy_interval, chance_margin
 from unveil.reports.corruption_table import corruption_table
 from unveil.train.parallel import HardwareConfig, World
 
@@ -191,7 +193,7 @@ def test_the_mean_corruption_error_by_hand() -> None:
     assert table.rows[-1] == ["mean", "30.0", "30.0", "30.0", "30.0", "40.0", "32.0", "52.0", "61.5"]
     alone = corruption_table(corruption_facts({"encoder": own}, None, images=10, seed=0))
     assert alone.heads[-1] == "mean"
-    assert not alone.sentences
+    assert len(alone.sentences) == 1  # chance alone, without a baseline
 
 
 def test_quotients_that_are_not_defined() -> None:
@@ -213,6 +215,38 @@ def test_errors_from_correct_answers() -> None:
     assert errors.clean == 0.25
     assert errors.corrupted["fog"] == [0.0, 0.0, 0.0, 0.0, 0.75]
     assert errors.mean == pytest.approx(0.75 / 75)
+
+
+def test_the_intervals_are_those_of_images_and_not_of_versions() -> None:
+    """33 of 40 images are wrong. All versions of an image are as the image itself, or one half of them is wrong."""
+    wrong = torch.arange(40) < 33
+    same = errors_of(~wrong[:, None].expand(40, 76))
+    assert (same.independent, same.independent_mean) == (40, pytest.approx(39))  # 39, as the variance is divided by n - 1
+    half = torch.rand(40, 75, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.2, 0.8, 40)[:, None]
+    found = errors_of(torch.cat([~wrong[:, None], half], dim=1))
+    of_image = 1 - half.double().mean(dim=1).numpy()
+    assert found.independent_mean == pytest.approx(found.mean * (1 - found.mean) / (of_image.var(ddof=1) / 40), abs=0.01)
+    pairs = errors_of(~wrong[:, None].expand(40, 76), torch.arange(40) // 2)  # two of each original
+    assert pairs.independent == pytest.approx(20, abs=2)
+    facts = corruption_facts({"encoder": same, "raw pixels": found}, "raw pixels", images=40, seed=0)
+    intervals = [binomtest(33, 40).proportion_ci(method="wilson"), accuracy_interval(33 / 40, same.independent_mean)]
+    shown = [f"{100 * low:.1f} to {100 * high:.1f} %" for low, high in intervals]
+    margins = [
+        100 * chance_margin([getattr(same, key)], [getattr(found, key)], count)
+        for key, count in (("clean", 40), ("mean", same.independent_mean))
+    ]
+    assert corruption_table(facts).sentences[1:] == [
+        f"With 40 test images, the 95 % interval of the error of this encoder is {shown[0]} without corruption, and {shown[1]} for "
+        f"the mean.",
+        f"Differences from another column of up to about {margins[0]:.1f} points without corruption, and {margins[1]:.1f} points "
+        f"for the mean, can be due to chance.",
+    ]
+    earlier = {key: value for key, value in facts.items() if key != "independent"}
+    assert (
+        corruption_table(earlier)
+        .sentences[1]
+        .startswith(f"With 40 test images, the 95 % interval of the error of this encoder is {shown[0]}")
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from unveil.experiments.compare import build_comparison, entry_of, evaluated_ima
 from unveil.experiments.runner import Comparison, ComparisonConfig, Entry
 from unveil.methods import base_of
 from unveil.planning.dry_run import DryRun
-from unveil.reports.comparison import ComparisonRow, bar_figure, comparison_table, comparison_verdict, figures_of, row_of
+from unveil.reports.comparison import ComparisonRow, comparison_table, comparison_verdict, figures_of, row_of
+from unveil.reports.comparison_page import bar_figure
 from unveil.reports.table import to_markdown
 from unveil.train.run_folder import Run
 

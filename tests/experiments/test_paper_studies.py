@@ -14,16 +14,16 @@ from tests.recipes.test_end_to_end import write_images
 from unveil import cli
 from unveil.command_line import verb_name
 from unveil.errors import Interrupted, UnveilError
-from unveil.experiments import calls, jobs
+from unveil.experiments import calls, jobs, run_paper_study
 from unveil.experiments.jobs import FailedRunsError, Job
 from unveil.experiments.paper_studies import STUDIES, list_studies
 from unveil.experiments.paper_study import Shape
-from unveil.experiments.run_paper_study import applicable, plan_study
+from unveil.experiments.run_paper_study import applicable, plan_study, result_of
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.interop.model_files import rebuild
 from unveil.models.flops import mae_cost
 from unveil.reports.failures import read_failures
-from unveil.reports.findings import Judgement
+from unveil.reports.findings import Judgement, judge_finding
 from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table
 from unveil.train.log import JsonLines
 from unveil.train.run_folder import ChangedSettingsError, Run
@@ -90,14 +90,14 @@ def test_a_study_agrees_with_its_runs(images: str, tmp_path: Path) -> None:
         runs = [Run(tmp_path / f"mae-{name}-seed{seed}") for seed in (0,)]
         assert [run.config["mask_tokens_in_encoder"] for run in runs] == [name == "with-tokens"]
         assert cell["figures"]["linear"] == [run.results["features"]["encoder"]["linear"] for run in runs]
-        steps = [run.results["seconds"] / (run.results["images_seen"] / 8) for run in runs]
-        assert cell["figures"]["step"] == pytest.approx(steps)
+        assert cell["figures"]["seconds"] == [run.results["seconds"] for run in runs]
+        assert "step" not in cell["figures"]  # one step is no median
     learner: Any = rebuild(json.loads((tmp_path / "mae-without-tokens-seed0" / "config.json").read_text()))
     depth, width = learner.config.decoder_depth, learner.config.decoder_width
     cost = mae_cost(learner.encoder.config, 4, width=width, depth=depth, predicted=48, batch=8)  # 4 of 16 patches, 4 x 4 x 3 values
     assert flops_per_step(Run(tmp_path / "mae-without-tokens-seed0")) == pytest.approx(cost.step * 8)
     table = study_table(found)
-    assert table.heads == ["setting", "linear, %", "paper, %", "FLOPs of a step", "step", "training"]
+    assert table.heads == ["setting", "linear, %", "paper, %", "FLOPs of a step", "training"]
     assert [row[2] for row in table.rows] == ["59.6", "73.5"]
     page = (tmp_path / "report.html").read_text()
     assert found.judgement.reason in page
@@ -130,6 +130,11 @@ def test_one_encoder_is_evaluated_with_few_and_with_all_labels(images: str, tmp_
     assert results.with_name("results.damaged.json").read_text() == content[:50]
     with pytest.raises(ChangedSettingsError, match="epochs"):
         unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=2.0, **TINY)
+    other = str(write_images(tmp_path / "other", 14))
+    with pytest.raises(
+        ChangedSettingsError, match="linear-1-of-the-labels is a probe with different settings: data: was 24 images"
+    ):
+        unveil.study("label-fraction", images, out=tmp_path, seeds=(0,), epochs=0.5, labelled_data=other, **TINY)
 
 
 def test_more_and_more_blocks_are_fine_tuned_by_one_recipe(images: str, tmp_path: Path) -> None:
@@ -158,6 +163,32 @@ def test_ratios_that_mask_as_many_patches_are_one_setting() -> None:
     assert study.left_out(Shape(96, 4, 20.0, patches=16)) == ["0.7"]  # 4 of 16 stay visible, as with 0.75
     assert [setting.label for setting in study.settings(Shape(96, 4, 20.0, patches=4))] == ["0.1", "0.3", "0.75"]
     assert len(study.settings(Shape(96, 4, 20.0, patches=64))) == 10
+
+
+def test_epochs_that_are_equally_many_steps_are_one_setting(images: str, tmp_path: Path) -> None:
+    plan = plan_study(STUDIES["epochs"], "mae", images, tmp_path, {"epochs": 1.0, "seeds": (0, 1), "with_finetune": False})
+
+    def train(label: str, steps: int) -> None:
+        for seed in (0, 1):
+            path = plan.comparison.path(plan.names[label], seed)
+            path.mkdir()
+            (path / "run.json").write_text('{"config": {"batch_size": 64}}')
+            (path / "report.html").write_text("")
+            Run(path).write_results({"seconds": 1.0, "images_seen": 64 * steps, "features": {"encoder": {"linear": 0.5}}})
+
+    for label in ("1/8 of the epochs", "1/4 of the epochs", "1/2 of the epochs"):
+        train(label, 1)
+    result = result_of(plan)
+    assert [point.label for point in result.points] == ["1/2 of the epochs"]  # the longest, before the default has finished
+    assert "Without results: 1, 2." in result.notes
+    train("the epochs", 1)
+    train("twice the epochs", 2)
+    result = result_of(plan)
+    assert [point.label for point in result.points] == ["the epochs", "twice the epochs"]
+    assert result.correlation("linear") is None  # two settings have no order
+    left_out = "1/8 of the epochs, 1/4 of the epochs, 1/2 of the epochs."
+    assert any(note.startswith("Left out") and note.endswith(left_out) for note in result.notes)
+    assert result.judgement.answer == "open"
 
 
 def test_missing_seeds_are_told() -> None:
@@ -213,14 +244,32 @@ def test_the_time_of_a_step_leaves_the_start_of_a_process_out(tmp_path: Path) ->
     run.mkdir()
     (run / "run.json").write_text('{"config": {"batch_size": 8}}')
     Run(run).write_results({"seconds": 10.0, "images_seen": 40})
-    assert seconds_per_step(Run(run)) == 2.0  # without a log, the mean
-    records = [{"step": step, "samples_per_second": speed} for step, speed in enumerate((1.0, 80.0, 100.0, 90.0))]
+    assert seconds_per_step(Run(run)) is None  # without a log
     log = JsonLines(run / "log.jsonl")
     log.start(0)
-    for record in records:
-        log.write(record)
+    for step, (speed, known) in enumerate(((1.0, None), (80.0, None), (100.0, 8 / 80), (90.0, 8 / 85))):
+        log.write({"step": step, "samples_per_second": speed})
+        assert seconds_per_step(Run(run)) == (known if known is None else pytest.approx(known))
     log.close()
-    assert seconds_per_step(Run(run)) == pytest.approx(8 / 85)
+
+
+def test_runs_that_are_too_short_do_not_tell_which_step_is_faster() -> None:
+    def point(name: str, linear: float, **more: list[float]) -> Point:
+        return Point(name, name, name, 0.0, {"linear": [linear, linear + 0.01], "seconds": [2.0, 2.0], **more}, {"linear": 0.5})
+
+    def told(*points: Point) -> tuple[str, str, list[str]]:
+        study = STUDIES["mask-token"]
+        judgement = judge_finding(study.claims([]), {each.label: each.figures for each in points}, {"linear": 10**6})
+        result = PaperStudyResult("mask-token", "Table 1c", "?", "", "photos", points, judgement)
+        return judgement.answer, judgement.reason, study_table(result).heads
+
+    answer, reason, heads = told(point("with tokens", 0.2), point("without tokens", 0.6))
+    assert answer == "open"
+    assert "the runs of without tokens are too short to tell the time of a step." in reason
+    assert heads[-2:] == ["paper, %", "training"]
+    answer, _, heads = told(point("with tokens", 0.2, step=[2.0, 2.1]), point("without tokens", 0.6, step=[1.0, 1.1]))
+    assert answer == "holds"
+    assert heads[-2:] == ["step", "training"]
 
 
 def test_a_failed_run_stops_only_what_needs_it(
@@ -305,9 +354,15 @@ def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("unveil.experiments.run_paper_study.STUDIES", few)
     folder = tmp_path / "all"
     options = {"epochs": 0.5, "seeds": (0,), **TINY, "loss_on_all": True}  # which masked-loss ignores
+    unfinished, usual = list[str](), run_paper_study.write_all_studies
+    monkeypatch.setattr(
+        run_paper_study, "write_all_studies", lambda *given: (unfinished.extend(given[2]), usual(*given))
+    )  # after the first study
     found = unveil.study("all", images, out=folder, **options)
     page = (folder / "report.html").read_text()
     assert "Of 2 findings of the paper, 0 hold here, 0 do not, and 2 cannot be told." in page
+    assert "Unfinished" not in page
+    assert unfinished == ["Unfinished: 1 of 2 studies have results. Without: mask-token."]
     assert all(f"<h3>{name}: cannot be told</h3>" in page for name in few)
     assert all((folder / name / "report.html").is_file() and f'href="{name}/report.html"' in page for name in few)
 

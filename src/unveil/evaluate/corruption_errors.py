@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from unveil.data.batch import Batch
@@ -16,7 +16,7 @@ from unveil.data.splits import Subset
 from unveil.errors import UnveilError
 from unveil.evaluate.corruption_workers import CorruptionWorkers
 from unveil.evaluate.corruptions import CORRUPTIONS, SEVERITIES, VERSIONS, Pixels, library_version
-from unveil.evaluate.features import evaluation_batch_size, prepared, read_batch
+from unveil.evaluate.features import evaluation_batch_size, independent_count, prepared, read_batch, variance_of_mean
 from unveil.models.vit_config import ViTConfig
 from unveil.train.parallel import HardwareConfig, World
 
@@ -33,6 +33,10 @@ class CorruptionErrors(NamedTuple):
     """The error on the same images without a corruption."""
     corrupted: Mapping[str, list[float]]
     """The error at each severity, by corruption."""
+    independent: float | None = None
+    """How many independent images are as informative about the clean error as these images; None if that is not known."""
+    independent_mean: float | None = None
+    """How many independent images, with one answer for each, are as informative about the mean."""
 
     @property
     def mean(self) -> float:
@@ -93,12 +97,12 @@ def corruption_errors(
         UnveilError: If a classifier returns scores that are not finite.
     """
     size = batch_size or evaluation_batch_size(world, hardware)
-    labels, correct, done = subset.dataset.labels, {name: list[Tensor]() for name in classifiers}, 0
+    labels, correct, keys = subset.dataset.labels, {name: list[Tensor]() for name in classifiers}, list[int]()
 
     def batches(versions: UInt8[Tensor, "V C S T"]) -> Iterator[Batch]:
         for part in versions.split(size):
-            sizes, keys = torch.tensor(part.shape[2:]).expand(len(part), 2), torch.zeros(len(part), dtype=torch.int64)
-            yield prepared(Batch(part, sizes, keys), subset, vit, hardware, world)
+            sizes, none = torch.tensor(part.shape[2:]).expand(len(part), 2), torch.zeros(len(part), dtype=torch.int64)
+            yield prepared(Batch(part, sizes, none), subset, vit, hardware, world)
 
     with CorruptionWorkers(max(1, min(cores(), len(subset) // IMAGES_PER_WORKER)), seed) as workers:
         for key, image, corrupted in workers.corrupted(images_of(subset, vit, size)):
@@ -106,9 +110,10 @@ def corruption_errors(
             found = are_correct(classifiers, batches(torch.from_numpy(versions).movedim(-1, 1)), int(labels[key]))
             for name, each in found.items():
                 correct[name].append(each)
-            done += 1
-            progress(done, len(subset))
-    return {name: errors_of(torch.stack(rows)) for name, rows in correct.items()}, done
+            keys.append(key)
+            progress(len(keys), len(subset))
+    groups = Subset(subset.dataset, torch.tensor(keys)).groups
+    return {name: errors_of(torch.stack(rows), groups) for name, rows in correct.items()}, len(keys)
 
 
 def are_correct(classifiers: Mapping[str, Classifier], batches: Iterable[Batch], label: int) -> dict[str, Bool[Tensor, " V"]]:
@@ -124,11 +129,21 @@ def are_correct(classifiers: Mapping[str, Classifier], batches: Iterable[Batch],
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def errors_of(correct: Bool[Tensor, "n V"]) -> CorruptionErrors:
-    """The errors from whether each image is classified correctly: first without a corruption, then each version."""
+def errors_of(correct: Bool[Tensor, "n V"], groups: Int[Tensor, " n"] | None = None) -> CorruptionErrors:
+    """The errors from whether each image is classified correctly: first without a corruption, then each version.
+
+    Args:
+        correct: The answers for each image.
+        groups: The number of the original of each image; None if all differ.
+    """
     shares = (~correct).double().mean(dim=0)
     table = shares[1:].reshape(len(CORRUPTIONS), len(SEVERITIES)).tolist()
-    return CorruptionErrors(float(shares[0]), dict(zip(CORRUPTIONS, table, strict=True)))
+    independent = float(len(correct)) if groups is None else independent_count(correct[:, 0], groups)
+    # The versions of an image share its difficulty, so the spread of the mean is that of one number for each image.
+    of_image = (~correct[:, 1:]).double().mean(dim=1)
+    mean, variance = float(of_image.mean()), variance_of_mean(of_image, torch.arange(len(correct)) if groups is None else groups)
+    informative = round(mean * (1 - mean) / variance, 2) if variance > 1e-12 else independent
+    return CorruptionErrors(float(shares[0]), dict(zip(CORRUPTIONS, table, strict=True)), round(independent, 2), informative)
 
 
 def relative_to(own: CorruptionErrors, baseline: CorruptionErrors) -> dict[str, Any]:
@@ -172,6 +187,10 @@ def corruption_facts(errors: Mapping[str, CorruptionErrors], baseline: str | Non
         "clean_error": {name: each.clean for name, each in errors.items()},
         "errors": {name: dict(each.corrupted) for name, each in errors.items()},
         "mean_error": {name: each.mean for name, each in errors.items()},
+        "independent": {
+            name: {"clean_error": each.independent or images, "mean_error": each.independent_mean or images}
+            for name, each in errors.items()
+        },
     }
     if baseline is not None:
         relative = {name: relative_to(each, errors[baseline]) for name, each in errors.items() if name != baseline}

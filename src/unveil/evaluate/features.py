@@ -244,13 +244,15 @@ def independent_count(correct: Bool[Tensor, " n"], groups: Int[Tensor, " n"]) ->
     It is the number that gives the accuracy p the variance of the estimate: p (1 - p) divided by the cluster-robust variance, which
     adds up the deviations within each group before they are squared (Liang and Zeger, 1986). At most n.
     """
+    share, variance = float(correct.double().mean()), variance_of_mean(correct.double(), groups)
+    return min(float(len(correct)), share * (1 - share) / variance) if variance else float(len(groups.unique()))
+
+
+def variance_of_mean(values: Float[Tensor, " n"], groups: Int[Tensor, " n"]) -> float:
+    """The cluster-robust variance of a mean of samples, of which those of a group share an original (Liang and Zeger, 1986)."""
     _, group = groups.unique(return_inverse=True)
-    deviations = correct.double() - correct.double().mean()
-    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, deviations)
-    count, number = len(correct), len(sums)
-    variance = float(sums.square().sum()) / count**2 * number / max(number - 1, 1)
-    share = float(correct.double().mean())
-    return min(float(count), share * (1 - share) / variance) if variance else float(number)
+    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, values - values.mean())
+    return float(sums.square().sum()) / len(values) ** 2 * len(sums) / max(len(sums) - 1, 1)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 from unveil.atomic_files import write_text
 from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
+from unveil.experiments.finished_seeds import seed_counts
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.results_folder import refuse_other_results
 from unveil.experiments.runner import LAST_BLOCK, Comparison, ComparisonConfig, Entry
@@ -20,7 +21,8 @@ from unveil.options import check_options, configure, known_to
 from unveil.planning.rules import applies_to, choose_base_lr
 from unveil.plugins import is_path
 from unveil.reports.chance import TestCounts
-from unveil.reports.comparison import ComparisonRow, comparison_table, write_comparison
+from unveil.reports.comparison import ComparisonRow, comparison_table
+from unveil.reports.comparison_page import write_comparison
 from unveil.reports.notebook import ShownList
 from unveil.reports.run_summary import independent_tests
 from unveil.reports.table import ResultTable, to_markdown, to_terminal
@@ -284,9 +286,10 @@ def write_results(comparison: Comparison) -> tuple[list[ComparisonRow], ResultTa
     """Writes `compare.json` and `report.html` from the runs that have finished."""
     rows, facts, seconds = comparison.rows(), comparison.facts, comparison.config.seconds
     budget = f"{seconds:g} seconds of training each" if seconds else "equal epochs"
-    counts = evaluated_images(comparison)
-    table = comparison_table(rows, f"{', '.join(comparison.names)} on {comparison.data}, {budget}", counts)
+    counts, seeds = evaluated_images(comparison), seed_counts(comparison, rows)
+    where = f"{comparison.data}{f', fine-tuned on {comparison.other_labelled}' if comparison.other_labelled else ''}"
+    table = comparison_table(rows, f"{', '.join(comparison.names)} on {where}, {budget}", counts, seeds)
     content = facts | {"rows": [row.to_json() for row in rows]}
     write_text(comparison.folder / "compare.json", json_text(content))
-    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, counts)
+    write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, counts, seeds, comparison.other_labelled)
     return rows, table

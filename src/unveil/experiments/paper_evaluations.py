@@ -3,16 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unveil.data.augment import AugmentConfig
 from unveil.experiments.calls import finished_run
+from unveil.experiments.finished_probes import finished_probe, probed_subsets
 from unveil.experiments.paper_study import PaperStudy, Setting, folder_name
-from unveil.experiments.runner import FINETUNE, Comparison, Evaluation, finished_probe
-from unveil.interop.encoder_only import vit_of
-from unveil.interop.load import load
+from unveil.experiments.runner import FINETUNE, Comparison, Evaluation
 from unveil.options import known_to
 from unveil.reports.comparison import finetune_score
 from unveil.reports.paper_study_page import Point
-from unveil.runs.labelled_data import LabelledOptions, labelled_subsets
 from unveil.runs.probing import ProbeConfig
 from unveil.train.run_folder import Run
 from unveil.train.run_schema import reading_results
@@ -54,19 +51,9 @@ def few_labels(share: float, fixed: Mapping[str, Any]) -> Callable[[Comparison, 
 
 def labels_of(comparison: Comparison, run: Run, share: float) -> int:
     """The number of labels that a share is: at least one for each class."""
-    defaults = {field: getattr(ProbeConfig, field) for field in ("split", "max_pixels")}
-    given = known_to(comparison.finetune_options, ProbeConfig)
-    asked = LabelledOptions(
-        **{**defaults, **{key: value for key, value in given.items() if key in defaults}},
-        test_split=given.get("test_split", run.config.get("test_split")),
-        augment=AugmentConfig(),
-        read=False,
-        say=lambda text: None,
-        show=False,
-    )
-    encoder = vit_of(load(run.path, say=lambda text: None))
-    data = comparison.config.labelled_data or comparison.data
-    train = labelled_subsets(run.path, data, None, encoder.config, asked).train
+    given = {"test_split": run.config.get("test_split"), **known_to(comparison.finetune_options, ProbeConfig)}
+    _, opened = probed_subsets(run, comparison.config.labelled_data or comparison.data, given)
+    train = opened.train
     return min(len(train.labelled()), max(len(train.dataset.classes), round(share * len(train.labelled()))))
 
 

@@ -150,7 +150,8 @@ EPOCHS = PaperStudy(
     axis="log",
     axis_title="epochs, as a multiple of the epochs that are given",
     scaled="epochs",
-    note="The epochs are the same multiples of the epochs of a run (--epochs) as in the paper of 800.",
+    note="The epochs are the same multiples of the epochs of a run (--epochs) as in the paper of 800. Settings with equally many "
+    "training steps are one.",
 )
 PARTIAL = PaperStudy(
     name="partial",

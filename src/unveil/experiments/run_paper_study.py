@@ -16,6 +16,7 @@ from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_na
 from unveil.experiments.results_folder import refuse_other_results
 from unveil.experiments.runner import FINETUNE, Comparison, Entry
 from unveil.experiments.same_runs import with_same_runs
+from unveil.experiments.same_steps import without_same_steps
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
@@ -152,7 +153,11 @@ def result_of(plan: Plan) -> PaperStudyResult:
     """The results of the runs that have finished."""
     study, comparison = plan.study, plan.comparison
     every = [point_of(plan, setting) for setting in plan.settings]
-    every, same = with_label_counts(comparison, plan.settings, plan.names, every) if study.varies == "labels" else (every, [])
+    same = list[str]()
+    if study.varies == "labels":
+        every, same = with_label_counts(comparison, plan.settings, plan.names, every)
+    elif study.scaled == "epochs":
+        every, same = without_same_steps(comparison, plan.names, every)
     points = [point for point in every if point.figures]
     counts = dict(evaluated_images(comparison))
     if study.varies == "labels" and "finetune" in counts:
@@ -179,6 +184,8 @@ def result_of(plan: Plan) -> PaperStudyResult:
         test_counts=counts,
         evaluated_on=comparison.config.evaluate_on,
         notes=notes,
+        labelled=comparison.other_labelled,
+        labelled_metrics=study.metrics if study.varies == "labels" else ("finetune",),
     )
 
 
@@ -192,7 +199,8 @@ def point_of(plan: Plan, setting: Setting) -> Point:
         if study.varies != "pretraining":
             found = figures_of_setting(comparison, study, setting, name, seed)
         elif run:
-            found = {"step": seconds_per_step(run), "seconds": run.results["seconds"]}
+            step = seconds_per_step(run)
+            found = {"seconds": run.results["seconds"]} | ({} if step is None else {"step": step})
             found |= {
                 key: value for key, value in (run.results.get("features") or {}).get("encoder", {}).items() if key == "linear"
             }
@@ -258,10 +266,12 @@ def study_of_paper(
         results += [result] if result else []
         failures += [each._replace(run=f"{plan.study.name}/{each.run}") for each in failed]
         sentences += [f"{plan.study.name}: {failure_sentence(failed, len(plan.comparison.jobs()))}"] if failed else []
-        facts = receipt()
+        facts, begun = receipt(), {each.name for each in results}
+        missing = [each.study.name for each in plans if each.study.name not in begun]
+        unfinished = f"Unfinished: {len(begun)} of {len(plans)} studies have results. Without: {', '.join(missing)}."
         content = {"study": name, "studies": [each.to_json() for each in results], "failed": [each._asdict() for each in failures]}
         write_text(folder / "study.json", json_text(facts | content))
-        write_all_studies(folder, results, sentences, facts)
+        write_all_studies(folder, results, [unfinished] * bool(missing) + sentences, facts)
     end(folder, results)
     shown = ShownList(results, [study_table(each) for each in results], folder)
     refuse_failures(failures, sum(len(plan.comparison.jobs()) for plan in plans), shown)

@@ -7,15 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from unveil.atomic_files import set_aside, write_text
+from unveil.atomic_files import write_text
 from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
 from unveil.experiments.calls import Call, finished_run
+from unveil.experiments.finished_probes import finished_probe, refuse_other_probe
 from unveil.experiments.jobs import Job, JobsConfig, run_jobs
 from unveil.json_files import json_text, read_json
 from unveil.learner import Method
 from unveil.methods import method_class
 from unveil.options import known_to
+from unveil.paths import absolute_data
 from unveil.planning.dry_run import dry_run
 from unveil.ranges import Positive, Seed
 from unveil.reports.comparison import ComparisonRow, figures_of, finetune_score, row_of
@@ -24,7 +26,7 @@ from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import HARMLESS, ChangedSettingsError, Run, receipt
+from unveil.train.run_folder import Run, receipt
 from unveil.train.run_schema import check, reading_results
 from unveil.train.terminal import printer
 
@@ -121,6 +123,13 @@ class Comparison:
         return {"test_split": HELD_OUT} if self.config.evaluate_on == "held-out" and entry.kind.modality == "images" else {}
 
     @property
+    def other_labelled(self) -> str:
+        """The labelled data of fine-tuning, if they are not the data of pre-training; "" otherwise."""
+        labelled = self.config.labelled_data or self.data
+        same = labelled == self.data or ((path := absolute_data(labelled)) is not None and path == absolute_data(self.data))
+        return "" if same else labelled
+
+    @property
     def names(self) -> list[str]:
         return [entry.name for entry in self.entries]
 
@@ -199,16 +208,17 @@ class Comparison:
 
     def evaluating(self, name: str, seed: int, evaluation: "Evaluation") -> Call | None:
         """One more evaluation of the encoder of an entry."""
-        options = dict(evaluation.options(self, Run(self.path(name, seed))))
+        run = Run(self.path(name, seed))
+        options = dict(evaluation.options(self, run))
         out = self.path(name, seed, f"-{evaluation.suffix}")
         if evaluation.command == "finetune":
             return self.finetuning(name, seed, out, **options)
-        kept = {"test_split": HELD_OUT} if Run(self.path(name, seed)).config.get("test_split") == HELD_OUT else {}
+        kept = {"test_split": HELD_OUT} if run.config.get("test_split") == HELD_OUT else {}
         given = known_to(self.finetune_options, HardwareConfig) | kept | options | {"seed": seed}
         if finished_probe(out):
-            refuse_other_probe(out, given)
+            refuse_other_probe(out, run, self.config.labelled_data or self.data, given)
             return None
-        return Call("probe", (self.path(name, seed), self.config.labelled_data), {"out": out, **given})
+        return Call("probe", (run.path, self.config.labelled_data), {"out": out, **given})
 
     def probed(self, name: str, seed: int, suffix: str) -> dict[str, float]:
         """The accuracies of a probe that has finished, of the encoder and perhaps of baselines; nothing if it has not."""
@@ -258,23 +268,34 @@ class Comparison:
 
     def rows(self) -> list[ComparisonRow]:
         """The results of the runs that have finished: a row for each entry, then for each baseline."""
-        rows, first = [], (self.transferred or self.compared)[0].name
-        baselines: dict[str, list[dict[str, float]]] = {"untrained": [], "raw pixels": []}
+        rows, first = [], self.baselines_of.name
+        baselines: dict[str, dict[int, dict[str, float]]] = {"untrained": {}, "raw pixels": {}}
         for entry in self.entries:
-            seeds = []
+            seeds = dict[int, dict[str, float]]()
             for seed in self.config.seeds:
                 run = finished_run(self.path(entry.name, seed))
                 if run:
                     with reading_results(run.path):
                         figures = figures_of(run, self.stages_of(entry, seed))
-                    seeds.append(figures | self.finetuned(entry.name, seed))
+                    seeds[seed] = figures | self.finetuned(entry.name, seed)
                 if run and entry.name == first:
                     features = run.results.get("features") or {}
-                    baselines["untrained"].append(features.get("untrained", {}) | self.finetuned("untrained", seed))
-                    baselines["raw pixels"].append(features.get("raw pixels", {}))
+                    baselines["untrained"][seed] = features.get("untrained", {}) | self.finetuned("untrained", seed)
+                    baselines["raw pixels"][seed] = features.get("raw pixels", {})
             if seeds:
-                rows.append(row_of(entry.name, seeds))
-        return rows + [row_of(name, seeds, baseline=True) for name, seeds in baselines.items() if any(seeds)]
+                rows.append(row_of(entry.name, [*seeds.values()], seeds=[*seeds]))
+        every = [(name, seeds) for name, seeds in baselines.items() if any(seeds.values())]
+        return rows + [row_of(name, [*seeds.values()], baseline=True, seeds=[*seeds]) for name, seeds in every]
+
+    @property
+    def baselines_of(self) -> Entry:
+        """The entry whose runs have the baselines: an encoder of its shape without training, and raw pixels."""
+        return (self.transferred or self.compared)[0]
+
+    def has_finished(self, run: str) -> bool:
+        """Whether a run, or a probe, has finished."""
+        path = self.folder_of(run)
+        return bool(finished_run(path)) or (not (path / "run.json").is_file() and finished_probe(path))
 
     def finetuned(self, name: str, seed: int) -> dict[str, float]:
         """The scores after fine-tuning of an entry or of the untrained encoder, by metric, of the runs that have finished."""
@@ -298,7 +319,9 @@ class Comparison:
         config |= {f"{entry.name}.{key}": value for entry in self.entries for key, value in entry.options.items()}
         config |= {f"finetune.{key}": value for key, value in self.finetune_options.items()}
         failed = [each._asdict() for each in self.failures]
-        runs = {"runs": len(self.jobs()), "failed": failed} if failed else {}
+        ended = [self.has_finished(job.name) for job in self.jobs()]
+        runs: dict[str, Any] = {} if all(ended) else {"runs": len(ended), "finished": sum(ended)}
+        runs |= {"failed": failed} if failed else {}
         return {"methods": self.names, "data": self.data, "config": config, **runs, **receipt()}
 
     @property
@@ -306,26 +329,3 @@ class Comparison:
         """The runs that failed when they were tried last."""
         names = {job.name for job in self.jobs()}
         return [each for each in read_failures(self.folder) if each.run in names]
-
-
-def finished_probe(folder: Path) -> bool:
-    """Whether a probe has ended. If its results are damaged, they are set aside: it is computed again when its turn comes."""
-    if not (folder / "results.json").is_file():
-        return False
-    try:
-        read_json(folder / "results.json")
-    except UnveilError as error:
-        printer(True)(f"{error}: it is set aside as {set_aside(folder / 'results.json').name}")
-        return False
-    return True
-
-
-def refuse_other_probe(folder: Path, options: Mapping[str, Any]) -> None:
-    """Raises `ChangedSettingsError` if a probe that has ended had other options."""
-    found = Run(folder, {}).results.get("config") or {}
-    for key, value in options.items():
-        if key in found and key not in HARMLESS and found[key] != value:
-            raise ChangedSettingsError(
-                f"{folder} is a probe with different settings: {key} was {found[key]!r}, is {value!r}. ",
-                "Use the old settings, or choose another --out",
-            )

@@ -12,6 +12,9 @@ from unveil.models.vit_config import ViTConfig
 from unveil.train.log import read_log
 from unveil.train.run_folder import Run
 
+FEWEST_SPEEDS = 3
+"""Lines of the log with a speed, below which no time of a step is given."""
+
 
 def flops_per_step(run: Run) -> float | None:
     """FLOPs of a step, of the whole batch, forward and backward; None for another method than MAE.
@@ -41,13 +44,12 @@ def flops_per_step(run: Run) -> float | None:
     return cost.step * batch
 
 
-def seconds_per_step(run: Run) -> float:
-    """The median time of a training step, without reading, evaluation and reports.
+def seconds_per_step(run: Run) -> float | None:
+    """The median time of a training step, without reading, evaluation and reports; None if the log has fewer than 3 speeds.
 
-    The mean would charge the first run of a process for its start, which takes seconds.
+    The first speed of a log includes the start of the process, which takes seconds. It would be the median of one speed, half of
+    that of two, and no part of that of three.
     """
     records, _ = read_log(run.path / "log.jsonl")
     speeds = [float(record["samples_per_second"]) for record in records if record.get("samples_per_second")]
-    if speeds:
-        return float(run.config["batch_size"] / median(speeds))
-    return float(run.results["seconds"]) * float(run.config["batch_size"]) / float(run.results["images_seen"])
+    return float(run.config["batch_size"] / median(speeds)) if len(speeds) >= FEWEST_SPEEDS else None

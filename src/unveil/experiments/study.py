@@ -10,6 +10,7 @@ from typing import Any
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
+from unveil.experiments.finished_seeds import seed_counts
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_studies import INFORMATION_DENSITY, STUDIES
 from unveil.experiments.results_folder import refuse_other_results
@@ -72,15 +73,19 @@ class SweepSpec:
         """The results of the runs that have finished."""
         rows = comparison.rows()
         by_name = {row.name: row for row in rows if not row.baseline}
+        counts, values = seed_counts(comparison, rows), dict(zip(comparison.names, map(str, self.values), strict=True))
         finished = [(value, by_name[name]) for value, name in zip(self.values, comparison.names, strict=True) if name in by_name]
+        labelled = comparison.other_labelled
         return Sweep(
-            title=self.title or f"{self.label} on {self.data}",
+            title=self.title or f"{self.label} on {self.data}{f', fine-tuned on {labelled}' if labelled else ''}",
             option=self.option,
             values=[value for value, _ in finished],
             rows=[row for _, row in finished],
             baselines=[row for row in rows if row.baseline],
             test_counts=evaluated_images(comparison),
             evaluated_on=comparison.config.evaluate_on,
+            seeds=counts._replace(finished={values.get(name, name): count for name, count in counts.finished.items()}),
+            labelled=labelled,
         )
 
 
@@ -147,7 +152,9 @@ def run_study(
         sweeps = {heading: begun for heading, found in sweeps.items() if (begun := [sweep for sweep in found if sweep.rows])}
         facts = every[0].facts
         failed = [each._asdict() for comparison in every for each in comparison.failures]
-        facts |= {"runs": runs, "failed": failed} if failed else {}
+        finished = sum(comparison.has_finished(job.name) for comparison in every for job in comparison.jobs())
+        facts |= {"runs": runs, "finished": finished} if finished < runs else {}
+        facts |= {"failed": failed} if failed else {}
         rows = {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}
         content = facts | dict([subject]) | {"sweeps": rows}
         write_text(folder / "study.json", json_text(content))

@@ -13,7 +13,7 @@ from unveil.data.splits import few_labels
 from unveil.errors import UnveilError
 from unveil.folder_lock import locked
 from unveil.interop import model_files
-from unveil.interop.encoder_only import vit_of
+from unveil.interop.encoder_only import checksums, vit_of
 from unveil.interop.load import load
 from unveil.json_files import json_text
 from unveil.metrics import classification_metrics
@@ -141,6 +141,7 @@ def probe_into(
         raise UnveilError("a probe runs in one process: start it without torchrun")
     learner = load(run, say=say).to(recipe.world.device).eval()
     encoder = vit_of(learner)
+    sums = checksums(encoder)  # so that a study notices another encoder in its place
     asked = LabelledOptions(
         split=config.split,
         test_split=config.test_split,
@@ -196,6 +197,7 @@ def probe_into(
         "config": asdict(config) | {"pool": setup.pool} | used_options(config, recipe) | asdict(recipe.hardware),
         **({"penalty": penalties} if (penalties := {name: each.penalty for name, each in scores.items() if each.penalty}) else {}),
         "run": str(run),
+        "encoder": sums,
         "data": data_facts(train_set.dataset.source, test_set.dataset.source, opened.splits),
         **receipt(),
     }

@@ -1,27 +1,21 @@
-"""The report of a comparison of methods: a table, bar charts, and a page. All numbers come from run folders."""
+"""The rows of a comparison of methods, their table, and the sentence that names the best. All numbers come from run folders."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from unveil.data.split_folders import split_of
 from unveil.errors import UnveilError
 from unveil.reports.chance import TestCounts, chance_margin, contenders, within_chance
-from unveil.reports.failures import failure_note
-from unveil.reports.html import Markup, element, join_markup
-from unveil.reports.page import write_document
-from unveil.reports.run_info import environment_section, settings_section
+from unveil.reports.findings import FEWEST_SEEDS
 from unveil.reports.run_summary import has_collapsed, position_of
-from unveil.reports.style import LIGHT, inline_svg, new_figure, styled
-from unveil.reports.table import ResultTable, to_html
+from unveil.reports.seed_counts import SeedCounts, one_seed_phrase, with_one_seed
+from unveil.reports.table import ResultTable
 from unveil.reports.vocabulary import primary_of
 from unveil.train.run_cost import spell_time
 from unveil.train.run_folder import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class ComparisonRow(NamedTuple):
@@ -32,6 +26,16 @@ class ComparisonRow(NamedTuple):
     """Numbers by a key of `RESULT_COLUMNS`, one for each seed."""
     baseline: bool = False
     """Whether this is an untrained encoder or raw pixels."""
+    seeds: Mapping[str, Sequence[int]] = {}
+    """The seeds of these numbers, by the same key, as far as they are known."""
+
+    def beside(self, other: "ComparisonRow", key: str) -> tuple[list[float], list[float]]:
+        """The numbers of this row and of another one from the seeds that both have; all numbers if the seeds are not known."""
+        own, others = (dict(zip(row.seeds.get(key, ()), row.figures[key], strict=False)) for row in (self, other))
+        if not (own and others):
+            return self.figures[key], other.figures[key]
+        common = [seed for seed in own if seed in others]
+        return [own[seed] for seed in common], [others[seed] for seed in common]
 
     def to_json(self) -> dict[str, Any]:
         """The row in `compare.json` and `study.json`."""
@@ -42,6 +46,8 @@ ACCURACIES = {"knn": "k-NN", "linear": "linear", "partial": "last block", "finet
 """Kinds of accuracy, with their labels; linear is the linear probe, and partial is fine-tuning of the last block."""
 EVALUATED_ON = {"held-out": "images held out from training", "test": "the test set"}
 """Values of `evaluate_on` in words."""
+TRANSFERRED = ("partial", "finetune", "scratch")
+"""Kinds of accuracy on the labelled data of fine-tuning; others are on those of pre-training."""
 HELD_OUT_NOTE = (
     "The test set was not looked at. To report a number, evaluate the run that you choose on it once: unveil probe RUN, or unveil "
     "finetune RUN with the same options."
@@ -89,24 +95,40 @@ def finetune_score(run: Run) -> float:
     return float(run.results["score"][primary_of(run.results)])
 
 
-def row_of(name: str, seeds: Sequence[Mapping[str, float]], baseline: bool = False) -> ComparisonRow:
-    """A row from the numbers of each seed."""
-    keys = dict.fromkeys(key for each in seeds for key in each)
-    return ComparisonRow(name, {key: [each[key] for each in seeds if key in each] for key in keys}, baseline)
+def row_of(
+    name: str, figures: Sequence[Mapping[str, float]], baseline: bool = False, seeds: Sequence[int] | None = None
+) -> ComparisonRow:
+    """A row from the numbers of each seed, and the seeds if they are known."""
+    keys = dict.fromkeys(key for each in figures for key in each)
+    found = {key: [each[key] for each in figures if key in each] for key in keys}
+    if seeds is None:
+        return ComparisonRow(name, found, baseline)
+    known = {key: [seed for seed, each in zip(seeds, figures, strict=True) if key in each] for key in keys}
+    return ComparisonRow(name, found, baseline, known)
 
 
-def comparison_table(rows: Sequence[ComparisonRow], title: str, test_counts: TestCounts) -> ResultTable:
+def seed_counts_of(rows: Sequence[ComparisonRow]) -> SeedCounts:
+    """How many seeds rows have, where it is not known how many were asked for: as many as the row with the most has."""
+    asked = max((len(values) for row in rows for values in row.figures.values()), default=0)
+    return SeedCounts(asked, {row.name: min(map(len, row.figures.values()), default=0) for row in rows})
+
+
+def comparison_table(
+    rows: Sequence[ComparisonRow], title: str, test_counts: TestCounts, seeds: SeedCounts | None = None
+) -> ResultTable:
     """The table of a comparison. Columns without numbers are left out.
 
     Args:
         rows: The methods, then the baselines.
         title: What is compared.
         test_counts: Numbers of independent images of the evaluations, to estimate which differences can be due to chance.
+        seeds: How many seeds were asked for, and how many each row has; by default as many as the row with the most.
     """
     columns = [key for key in RESULT_COLUMNS if any(key in row.figures for row in rows)]
     cells = [[row.name, *(format_mean(key, row.figures.get(key, [])) for key in columns)] for row in rows]
     count = max(len(values) for row in rows for values in row.figures.values())
     notes = [f"Mean and standard deviation over {count} seeds." if count > 1 else "One seed: the spread over seeds is unknown."]
+    notes += filter(None, [(seeds or seed_counts_of(rows)).sentence])
     if "ahead" in columns:
         notes.append("Gain: the linear probe accuracy minus that of the same encoder untrained.")
     if with_spread := [row for row in rows if not row.baseline and row.figures.get("rank_me")]:
@@ -153,30 +175,53 @@ def format_mean(key: str, values: Sequence[float]) -> str:
     return f"{text} ± {RESULT_COLUMNS[key][1](stdev(values)).lstrip('+')}"
 
 
-def comparison_verdict(rows: Sequence[ComparisonRow], test_counts: TestCounts) -> str:
+def comparison_verdict(rows: Sequence[ComparisonRow], test_counts: TestCounts, seeds: SeedCounts | None = None) -> str:
     """A sentence with the best method, and its distance to the next method and to the baselines.
 
-    If several methods are within chance of the best one, it names them all and no winner.
+    If several methods are within chance of the best one, it names them all and no winner. A method with one of several seeds is
+    neither the best nor beaten. A baseline is compared by the seeds that it shares with the best method.
+
+    Args:
+        rows: The methods, then the baselines.
+        test_counts: Numbers of independent images of the evaluations.
+        seeds: As for `comparison_table`.
     """
+    asked = (seeds or seed_counts_of(rows)).asked
     for key in ("linear", "finetune", "knn"):
-        methods = {row.name: row.figures[key] for row in rows if row.figures.get(key) and not row.baseline}
+        methods = {row.name: row for row in rows if row.figures.get(key) and not row.baseline}
         if not methods:
             continue
-        baselines = {row.name: row.figures[key] for row in rows if row.figures.get(key) and row.baseline}
-        order = sorted(methods, key=lambda name: -mean(methods[name]))
+        every = {name: row.figures[key] for name, row in methods.items()}
+        single = with_one_seed(every, asked) if len(every) > 1 else []
+        found = {name: values for name, values in every.items() if name not in single}
+        if len(found) < 2 <= len(every):
+            return f"No winner by {ACCURACIES[key]} accuracy: {one_seed_phrase(single, asked)}."
+        left_out = f" Left out: {one_seed_phrase(single, asked)}." if single else ""
         count = test_counts.get(key)
-        level = contenders(methods, count)
-        best = format_mean(key, methods[order[0]])
+        level = contenders(found, count)
         if len(level) > 1:
-            listed = ", ".join(f"{name} {format_mean(key, methods[name])} %" for name in level)
-            return f"No winner by {ACCURACIES[key]} accuracy: the differences between {listed} can be due to chance."
-        others = {name: methods[name] for name in order[1:2]} | baselines
-        distances = ", ".join(distance(methods[order[0]], name, values, count) for name, values in others.items())
-        compared = f", {distances}" if distances else ""
-        if len(methods) == 1:
-            return f"{order[0]} reaches a {ACCURACIES[key]} accuracy of {best} %{compared}."
-        return f"Best by {ACCURACIES[key]} accuracy: {order[0]} with {best} %{compared}."
+            listed = ", ".join(f"{name} {format_mean(key, found[name])} %" for name in level)
+            return f"No winner by {ACCURACIES[key]} accuracy: the differences between {listed} can be due to chance.{left_out}"
+        order = sorted(found, key=lambda name: -mean(found[name]))
+        best, top = methods[order[0]], format_mean(key, found[order[0]])
+        distances = [distance(found[best.name], name, found[name], count) for name in order[1:2]]
+        for row in rows:
+            if row.baseline and row.figures.get(key):
+                distances += filter(None, [distance_to_baseline(best, row, key, count, asked)])
+        compared = "".join(f", {each}" for each in distances)
+        if len(every) == 1:
+            return f"{best.name} reaches a {ACCURACIES[key]} accuracy of {top} %{compared}."
+        return f"Best by {ACCURACIES[key]} accuracy: {best.name} with {top} %{compared}.{left_out}"
     return "There are no results yet."
+
+
+def distance_to_baseline(best: ComparisonRow, baseline: ComparisonRow, key: str, count: float | None, asked: int) -> str:
+    """A phrase with the points between the best method and a baseline; "" if they share one of several seeds, or none."""
+    own, other = best.beside(baseline, key)
+    if not own or (baseline.seeds and len(own) < FEWEST_SEEDS <= asked):
+        return ""
+    shared = f" (by the {len(own)} seeds of both)" if len(own) < len(best.figures[key]) else ""
+    return distance(own, baseline.name, other, count) + shared
 
 
 def distance(own: Sequence[float], name: str, other: Sequence[float], count: float | None) -> str:
@@ -185,50 +230,24 @@ def distance(own: Sequence[float], name: str, other: Sequence[float], count: flo
     return f"{position_of(100 * (mean(own) - mean(other)), by_chance)} {'an untrained encoder' if name == 'untrained' else name}"
 
 
-def bar_figure(rows: Sequence[ComparisonRow], key: str) -> "Figure":
-    """Draws a bar for the mean of each row, and a dot for each seed. Baselines are grey."""
-    drawn = [row for row in rows if row.figures.get(key)][::-1]
-    left, right, bottom, height = 0.09 * max(len(row.name) for row in drawn) + 0.1, 0.85, 0.3, 0.3 * len(drawn)
-    full_width, full_height = 4.4, bottom + height + 0.08
-    figure = new_figure(full_width, full_height)
-    with styled({"axes.grid.axis": "x"}):
-        axes = figure.add_axes((left / full_width, bottom / full_height, 1 - (left + right) / full_width, height / full_height))
-        means = [mean(row.figures[key]) for row in drawn]
-        colours = [LIGHT["tertiary" if row.baseline else "primary"] for row in drawn]
-        axes.barh(range(len(drawn)), means, height=0.62, color=colours)
-        for y, row in enumerate(drawn):
-            values = row.figures[key]
-            dots: dict[str, Any] = {
-                "color": LIGHT["text"],
-                "markeredgecolor": LIGHT["background"],
-                "markersize": 4.5,
-                "clip_on": False,
-            }
-            axes.plot(values, [y] * len(values), "o", **dots)
-            end = max(means[y], *values)
-            text = f"{'mean ' if len(values) > 1 else ''}{100 * means[y]:.1f} %"
-            axes.annotate(text, (end, y), (6, 0), textcoords="offset points", va="center", annotation_clip=False)
-        axes.set_yticks(range(len(drawn)), [row.name for row in drawn])
-        axes.tick_params(axis="y", labelcolor=LIGHT["text"])
-        axes.spines["left"].set_visible(False)
-        axes.set_xlim(left=0)
-        axes.set_ylim(-0.5, len(drawn) - 0.5)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
-    return figure
+def evaluated_images_of(key: str, evaluated_on: str, labelled: str = "") -> str:
+    """The images, or texts, of an accuracy in words.
+
+    Args:
+        key: The kind of accuracy.
+        evaluated_on: A key of `EVALUATED_ON`.
+        labelled: The labelled data of fine-tuning, if they are not those of pre-training.
+    """
+    if not labelled or key not in TRANSFERRED:
+        return EVALUATED_ON[evaluated_on]
+    name = Path(labelled).name or labelled
+    return f"a part of {name} held out from training with labels" if evaluated_on == "held-out" else f"the test set of {name}"
 
 
-def accuracy_section(rows: Sequence[ComparisonRow], evaluated_on: str) -> Markup:
-    """A bar chart for each kind of accuracy; `evaluated_on` is a key of `EVALUATED_ON`."""
-    figures = []
-    for key, name in ACCURACIES.items():
-        if any(row.figures.get(key) for row in rows):
-            alt = "; ".join(f"{row.name} {format_mean(key, row.figures[key])} %" for row in rows if row.figures.get(key))
-            title = element("h3", f"Accuracy on {EVALUATED_ON[evaluated_on]}: {name}")
-            several = any(len(row.figures.get(key, ())) > 1 for row in rows)
-            note = "Bars and numbers are means over the seeds; each dot is a seed." if several else "Each bar is one seed."
-            caption = element("figcaption", f"{note} Grey bars are baselines.")
-            figures.append(element("figure", title, inline_svg(bar_figure(rows, key), f"bars-{key}", alt), caption))
-    return element("div", *figures, class_="figures")
+def seen_note(labelled: str) -> str:
+    """What is not known of labelled data that are not those of pre-training."""
+    name = Path(labelled).name or labelled
+    return f"Whether pre-training has seen samples of {name} is not known: if it has, accuracies on {name} may be too high."
 
 
 def held_out_note(runs: Iterable[Path]) -> str:
@@ -239,39 +258,3 @@ def held_out_note(runs: Iterable[Path]) -> str:
             splits = (Run(path).facts.get("data") or {}).get("splits") or {}
             unused.append(any(split_of(name) == "test" for name in splits.get("unused", ())))
     return HELD_OUT_NOTE if any(unused) or not unused else NO_TEST_NOTE
-
-
-def write_comparison(
-    folder: Path,
-    rows: Sequence[ComparisonRow],
-    table: ResultTable,
-    runs: Sequence[Path],
-    facts: Mapping[str, Any],
-    test_counts: TestCounts,
-) -> Path:
-    """Writes `report.html` into the folder of a comparison.
-
-    Args:
-        folder: The folder of the comparison.
-        rows: The methods, then the baselines.
-        table: The table of these rows.
-        runs: The run folders, to link to.
-        facts: The data, the config and the environment.
-        test_counts: Numbers of independent images of the evaluations.
-    """
-    title = f"Methods compared on {Path(facts['data']).name or facts['data']}"
-    line = element("p", f"comparison {folder.name}", class_="muted")
-    evaluated_on = facts["config"].get("evaluate_on", "test")  # earlier versions had no choice
-    note = [element("p", held_out_note(runs))] if evaluated_on == "held-out" else []
-    verdict = element("p", comparison_verdict(rows, test_counts), class_="verdict")
-    failed = [element("p", text)] if (text := failure_note(facts)) else []
-    heading = join_markup([element("h1", title), verdict, *failed, *note, line])
-    links = [element("li", element("a", each.name, href=f"{each.name}/report.html")) for each in runs]
-    sections = [
-        ("Results", to_html(table)),
-        ("Accuracy", accuracy_section(rows, evaluated_on)),
-        ("Runs", element("ul", *links, class_="names")),
-        ("Settings", settings_section(facts["config"])),
-        ("Environment", environment_section(facts, {})),
-    ]
-    return write_document(folder, heading, title, sections, f"Generated from the run folders in {folder.name}.")

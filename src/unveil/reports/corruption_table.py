@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unveil.plain_text import count_of
+from unveil.reports.chance import accuracy_interval, chance_margin
 from unveil.reports.table import ResultTable
 from unveil.reports.vocabulary import ENCODER_LABELS, humanize
 
@@ -28,7 +29,39 @@ def corruption_table(facts: Mapping[str, Any]) -> ResultTable:
         ratios = ["", *map(number, facts["corruption_error"]["encoder"].values()), number(facts["mce"]["encoder"])]
         rows = [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)]
     title = f"Top-1 error of this encoder on {count_of(facts['images'], 'corrupted test image')}, in %, by severity"
-    return ResultTable(title, heads, rows, [relative_sentence(facts, baseline)] if baseline else [])
+    relative = [relative_sentence(facts, baseline)] if baseline else []
+    return ResultTable(title, heads, rows, relative + chance_sentences(facts))
+
+
+def chance_sentences(facts: Mapping[str, Any]) -> list[str]:
+    """The 95 % intervals of the errors of the encoder, and the differences from other probes that can be due to chance.
+
+    They are those of other tables, for the numbers of independent images that `facts` records.
+    """
+    images = facts["images"]
+
+    def worth(name: str, kind: str) -> float:
+        return float(facts.get("independent", {}).get(name, {}).get(kind) or images)  # earlier versions recorded none
+
+    intervals, margins = list[str](), list[float]()
+    for kind in ("clean_error", "mean_error"):
+        errors = facts[kind]
+        low, high = accuracy_interval(errors["encoder"], worth("encoder", kind))
+        intervals.append(f"{number(low)} to {number(high)}")
+        others = {name: min(worth(name, kind), worth("encoder", kind)) for name in errors if name != "encoder"}
+        margins.append(
+            max((chance_margin([errors["encoder"]], [errors[name]], count) for name, count in others.items()), default=0)
+        )
+    found = [
+        f"With {count_of(images, 'test image')}, the 95 % interval of the error of this encoder is {intervals[0]} % without "
+        f"corruption, and {intervals[1]} % for the mean."
+    ]
+    if all(margins):
+        found.append(
+            f"Differences from another column of up to about {100 * margins[0]:.1f} points without corruption, and "
+            f"{100 * margins[1]:.1f} points for the mean, can be due to chance."
+        )
+    return found
 
 
 def relative_sentence(facts: Mapping[str, Any], baseline: str) -> str:

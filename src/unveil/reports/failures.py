@@ -1,4 +1,4 @@
-"""Runs of a comparison or a study that have failed: `failed.json`, and a sentence about them."""
+"""Runs of a comparison or a study that have failed or not finished: `failed.json`, and sentences about them."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -63,3 +63,17 @@ def failure_note(facts: Mapping[str, Any]) -> str:
     failures = [Failure(**each) for each in facts.get("failed") or ()]
     again = " The same command tries them again." if failures else ""
     return failure_sentence(failures, int(facts.get("runs") or len(failures))) + again
+
+
+def unfinished_note(facts: Mapping[str, Any], without_results: Sequence[str] = ()) -> str:
+    """The sentence for a page some of whose runs have not finished: how many have, and the rows without results; "" if all have.
+
+    Args:
+        facts: What a comparison records: "runs", how many there are, and "finished", how many of them have finished.
+        without_results: The names of the rows of which no run has finished.
+    """
+    runs, finished = facts.get("runs"), facts.get("finished")
+    if runs is None or finished is None or finished >= runs:
+        return ""
+    note = f"Unfinished: {finished} of {runs} runs {'has' if finished == 1 else 'have'} finished."
+    return f"{note} Without results: {', '.join(without_results)}." if without_results else note

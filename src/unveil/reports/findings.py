@@ -74,6 +74,8 @@ class Claim(ABC):
         for label, metric in self.needs():
             found = cells.get(label, {}).get(metric, ())
             if len(found) < FEWEST_SEEDS:
+                if metric == "step" and not found and cells.get(label):
+                    return Judgement("open", f"the runs of {label} are too short to tell the time of a step")
                 what = METRICS.get(metric, "step time")
                 have = "only one result" if found else "no result"
                 return Judgement("open", f"there is {have} for {label} ({what}), and at least {FEWEST_SEEDS} seeds are needed")

@@ -10,8 +10,8 @@ from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 from unveil.reports.chance import TestCounts
-from unveil.reports.comparison import EVALUATED_ON, chance_notes, format_mean, held_out_note, row_of
-from unveil.reports.failures import failure_note
+from unveil.reports.comparison import EVALUATED_ON, chance_notes, evaluated_images_of, format_mean, held_out_note, row_of, seen_note
+from unveil.reports.failures import failure_note, unfinished_note
 from unveil.reports.findings import Judgement
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
@@ -74,6 +74,30 @@ class PaperStudyResult(NamedTuple):
     """Numbers of independent images of the evaluations, as far as they are known."""
     evaluated_on: str = "test"
     notes: Sequence[str] = ()
+    labelled: str = ""
+    """The labelled data of the evaluations, if they are not those of pre-training."""
+    labelled_metrics: Sequence[str] = ("finetune",)
+    """The accuracies on these; the others are on images of pre-training data that were held out."""
+
+    @property
+    def about(self) -> str:
+        """The data, and the labelled data if they are others."""
+        if not self.labelled:
+            return self.data
+        how = "evaluated" if set(self.labelled_metrics) >= set(self.metrics) else "fine-tuned"
+        return f"pre-trained on {self.data}, {how} on {self.labelled}"
+
+    @property
+    def images(self) -> str:
+        """A sentence that says which images our accuracies are those on; "" for the test set of the data."""
+        held_out = self.evaluated_on == "held-out"
+        if not self.labelled:
+            return f"Our accuracies are those on {EVALUATED_ON[self.evaluated_on]}." if held_out else ""
+        images = evaluated_images_of("finetune", self.evaluated_on, self.labelled)
+        own = [METRIC_NAMES[key] for key in self.shown if key not in self.labelled_metrics]
+        whose = f"{EVALUATED_ON[self.evaluated_on]} {'on' if held_out else 'of'} {self.data}"
+        apart = f", and those of the column {' and '.join(own)} are on {whose}" if own else ""
+        return f"Our accuracies are those on {images}{apart}. {seen_note(self.labelled)}"
 
     def seeds(self, metric: str) -> int:
         """The number of seeds of the cells that have the most."""
@@ -128,11 +152,11 @@ def study_table(result: PaperStudyResult) -> ResultTable:
     """The table of a study, with the paper's column beside ours, and notes."""
     differ = any(point.ours != point.theirs for point in result.points)
     has_flops = any(point.flops for point in result.points)
-    has_steps = any(point.figures.get("step") for point in result.points)
+    has_steps, has_times = (any(point.figures.get(key) for point in result.points) for key in ("step", "seconds"))
     heads = ["setting", *(["in the paper"] if differ else [])]
     for key in result.shown:
         heads += [f"{METRIC_NAMES[key]}, %", "paper, %"]
-    heads += ["FLOPs of a step"] * has_flops + ["step", "training"] * has_steps
+    heads += ["FLOPs of a step"] * has_flops + ["step"] * has_steps + ["training"] * has_times
     rows = []
     for point in result.points:
         row = [point.heading + " *" * point.default, *([point.theirs] if differ else [])]
@@ -141,11 +165,10 @@ def study_table(result: PaperStudyResult) -> ResultTable:
             ours = format_mean("finetune" if key == "scratch" else key, point.figures.get(key, ()))
             row += [ours, f"{100 * point.paper[key]:.1f}" if key in point.paper else ""]
         row += [spell_flops(point.flops) if point.flops else ""] * has_flops
-        if has_steps:
-            step, seconds = (point.figures.get(key, ()) for key in ("step", "seconds"))
-            row += [spell_step(mean(step)) if step else "", spell_time(mean(seconds)) if seconds else ""]
+        step, seconds = (point.figures.get(key, ()) for key in ("step", "seconds"))
+        row += [spell_step(mean(step)) if step else ""] * has_steps + [spell_time(mean(seconds)) if seconds else ""] * has_times
         rows.append(row)
-    return ResultTable(f"{result.question} ({result.data})", heads, rows, table_notes(result, has_flops))
+    return ResultTable(f"{result.question} ({result.about})", heads, rows, table_notes(result, has_flops))
 
 
 def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
@@ -165,10 +188,13 @@ def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
     notes.append(f"The paper: He et al. (2021), {result.source[0].lower()}{result.source[1:]}, ImageNet-1K.")
     if has_flops:
         notes.append("FLOPs are those of matrix products, forward and backward, for a whole batch.")
-    if any(point.figures.get("step") for point in result.points):
+    has_steps, has_times = (any(point.figures.get(key) for point in result.points) for key in ("step", "seconds"))
+    if has_steps:
+        notes.append("The time of a step is the median of a run.")
+    if has_times:
+        depends = "Both depend" if has_steps else "It depends"
         notes.append(
-            "The time of a step is the median of a run. That of the training includes what a run does before its first step. Both "
-            "depend on what else the machine did."
+            f"The time of the training includes what a run does before its first step. {depends} on what else the machine did."
         )
     return [*notes, *result.notes]
 
@@ -229,14 +255,14 @@ def write_paper_study(folder: Path, result: PaperStudyResult, facts: Mapping[str
         runs: The run folders, to link to.
     """
     title = f"{result.question} {result.name} on {Path(result.data).name or result.data}"
+    title += f" and {Path(result.labelled).name or result.labelled}" if result.labelled else ""
     parts = [element("h1", result.question), element("p", result.judgement.reason, class_="verdict")]
     parts.append(element("p", f"The paper ({result.source}): {result.finding}"))
-    if failed := failure_note(facts):
-        parts.append(element("p", failed))
-    images = EVALUATED_ON[result.evaluated_on]
-    if result.evaluated_on == "held-out":
-        parts.append(element("p", f"Our accuracies are those on {images}. {held_out_note(runs)}"))
-    parts.append(element("p", f"study {result.name} on {result.data}", class_="muted"))
+    parts += [element("p", text) for text in (unfinished_note(facts), failure_note(facts)) if text]
+    if result.images:
+        advice = held_out_note(runs) if result.evaluated_on == "held-out" else ""
+        parts.append(element("p", f"{result.images} {advice}".strip()))
+    parts.append(element("p", f"study {result.name}{', ' if result.labelled else ' on '}{result.about}", class_="muted"))
     names = [Path(os.path.relpath(path, folder)).as_posix() for path in runs]  # a run may be that of another study
     links = [element("li", element("a", name, href=f"{name}/report.html")) for name in names]
     sections = [
@@ -265,6 +291,7 @@ def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], failed:
     )
     data = results[0].data if results else ""
     title = f"The ablations of MAE on {Path(data).name or data}"
+    title += f" and {Path(labelled).name or labelled}" if (labelled := results[0].labelled if results else "") else ""
     top = [element("h1", title), element("p", summary, class_="verdict"), *(element("p", text) for text in failed)]
     items = []
     for result in results:

@@ -6,12 +6,22 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unveil.reports.chance import TestCounts, contenders
-from unveil.reports.comparison import ACCURACIES, EVALUATED_ON, ComparisonRow, comparison_table, format_mean, held_out_note
+from unveil.reports.comparison import (
+    ACCURACIES,
+    ComparisonRow,
+    comparison_table,
+    evaluated_images_of,
+    format_mean,
+    held_out_note,
+    seed_counts_of,
+    seen_note,
+)
 from unveil.reports.curves import PLOT_SIZE
-from unveil.reports.failures import failure_note
+from unveil.reports.failures import failure_note, unfinished_note
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
 from unveil.reports.run_info import environment_section, settings_section
+from unveil.reports.seed_counts import SeedCounts, one_seed_phrase, with_one_seed
 from unveil.reports.style import LIGHT, inline_svg, limit_ticks, new_figure, styled
 from unveil.reports.table import ResultTable, to_html
 from unveil.reports.vocabulary import humanize
@@ -40,6 +50,10 @@ class Sweep(NamedTuple):
     """Numbers of independent images of the evaluations, as far as the runs record them."""
     evaluated_on: str = "test"
     """The images of the evaluation: a key of `EVALUATED_ON`."""
+    seeds: SeedCounts | None = None
+    """How many seeds were asked for, and how many each value and baseline has; by default as many as the row with the most."""
+    labelled: str = ""
+    """The labelled data of fine-tuning, if they are not those of pre-training."""
 
     def to_json(self) -> dict[str, Any]:
         """The sweep in `study.json`."""
@@ -56,27 +70,35 @@ class Sweep(NamedTuple):
 def sweep_table(sweep: Sweep) -> ResultTable:
     """The table of a sweep, with a row for each value."""
     rows = [row._replace(name=f"{value}") for value, row in zip(sweep.values, sweep.rows, strict=True)]
-    table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_counts)
+    table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_counts, sweep.seeds)
     best = [sentence for key in ACCURACIES if (sentence := best_value(sweep, key))]
     return table._replace(heads=[humanize(sweep.option), *table.heads[1:]], sentences=[*best, *table.sentences])
 
 
 def best_value(sweep: Sweep, key: str) -> str:
-    """A sentence with the best value, and its distance to the worst value; with all values that are within chance of the best."""
+    """A sentence with the best value, and its distance to the worst value; with all values that are within chance of the best.
+
+    A value with one of several seeds is neither the best nor the worst.
+    """
     pairs = zip(sweep.values, sweep.rows, strict=True)
-    accuracies = {str(value): row.figures[key] for value, row in pairs if row.figures.get(key)}
-    if len(accuracies) < 2:  # nothing to compare
+    every = {str(value): row.figures[key] for value, row in pairs if row.figures.get(key)}
+    if len(every) < 2:  # nothing to compare
         return ""
+    asked = (sweep.seeds or seed_counts_of(sweep.rows)).asked
+    single = with_one_seed(every, asked)
+    accuracies = {value: found for value, found in every.items() if value not in single}
+    if len(accuracies) < 2:
+        return f"{ACCURACIES[key]}: no best {humanize(sweep.option)}; {one_seed_phrase(single, asked)}."
+    left_out = f" Left out: {one_seed_phrase(single, asked)}." if single else ""
     level, name, option = contenders(accuracies, sweep.test_counts.get(key)), ACCURACIES[key], humanize(sweep.option)
     best, worst = mean(accuracies[level[0]]), min(mean(values) for values in accuracies.values())
     if len(level) == len(accuracies):
-        return f"{name}: no best {option}; all differences can be due to chance."
+        return f"{name}: no best {option}; all differences can be due to chance.{left_out}"
     if len(level) > 1:
         listed = ", ".join(f"{value} ({100 * mean(accuracies[value]):.1f} %)" for value in level)
-        return f"{name}: no best {option}; the differences between {listed} can be due to chance."
-    return (
-        f"{name}: best at {option} {level[0]}, with {100 * best:.1f} %; the worst value is {100 * (best - worst):.1f} points lower."
-    )
+        return f"{name}: no best {option}; the differences between {listed} can be due to chance.{left_out}"
+    found = f"best at {option} {level[0]}, with {100 * best:.1f} %; the worst value is {100 * (best - worst):.1f} points lower."
+    return f"{name}: {found}{left_out}"
 
 
 def sweep_figure(sweeps: Sequence[Sweep], key: str, below_best: bool = False) -> "Figure":
@@ -135,7 +157,7 @@ def sweep_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) 
                 for value, row in zip(sweep.values, sweep.rows, strict=True)
                 if row.figures.get(key)
             )
-            images = EVALUATED_ON[sweeps[0].evaluated_on]
+            images = evaluated_images_of(key, sweeps[0].evaluated_on, sweeps[0].labelled)
             title = f"{accuracy}, points below the best of each line" if below_best else f"Accuracy on {images}: {accuracy}"
             note = "Each dot is a seed." if below_best else "Each dot is a seed. The dashed line is the same encoder untrained."
             svg = inline_svg(sweep_figure(sweeps, key, below_best), f"{name}-{key}", alt)
@@ -163,8 +185,16 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
             body.append(element("div", *sweep_figures(f"sweep{number}-{i}", [sweep]), class_="figures"))
         sections.append((heading, join_markup(body)))
     sections += [("Settings", settings_section(facts["config"])), ("Environment", environment_section(facts, {}))]
-    held_out = any(sweep.evaluated_on == "held-out" for sweeps in groups.values() for sweep in sweeps)
+    every = [sweep for sweeps in groups.values() for sweep in sweeps]
+    held_out = any(sweep.evaluated_on == "held-out" for sweep in every)
     note = [element("p", held_out_note(path.parent for path in sorted(folder.rglob("run.json"))))] if held_out else []
-    failed = [element("p", text)] if (text := failure_note(facts)) else []
+    note += [element("p", seen_note(name)) for name in dict.fromkeys(sweep.labelled for sweep in every) if name]
+    missing = [
+        f"{sweep.title}, {name}" if len(every) > 1 else name
+        for sweep in every
+        if sweep.seeds
+        for name in sweep.seeds.without_results
+    ]
+    failed = [element("p", text) for text in (unfinished_note(facts, missing), failure_note(facts)) if text]
     top = join_markup([element("h1", title), *failed, *note, element("p", f"study {folder.name}", class_="muted")])
     return write_document(folder, top, title, sections, f"Generated from the run folders in {folder.name}.")

@@ -63,7 +63,7 @@ def refuse_unlike(
     if source.facts["kind"] != kind:
         raise UnveilError(f"{source.path} is a {source.facts['kind']} run: a {kind} run cannot go on from it")
     changes = config_changes(source.config, json.loads(json.dumps(config)))
-    lines = data_changes(source.facts["data"], data) + weight_changes(source, weights or {})
+    lines = data_changes(source.facts["data"], data) + weight_changes(source.facts, weights or {})
     lines += [line for key, line in changes.items() if key not in MAY_CHANGE]
     if lines:
         text = "\n".join(lines)

@@ -260,7 +260,7 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
         kinds = f"{run.path} is a {run.facts.get('kind')} run, not a {facts['kind']} run: "
         raise ChangedSettingsError(kinds, "choose another --out")
     changes, harmless = config_changes(run.config, facts["config"]), harmless_options(run.config)
-    data = data_changes(run.facts.get("data") or {}, facts["data"]) + weight_changes(run, facts)
+    data = data_changes(run.facts.get("data") or {}, facts["data"]) + weight_changes(run.facts, facts)
     # A harmless option that an earlier version did not have is not worth a line.
     lines = data + [line for key, line in changes.items() if key not in harmless or key in run.config]
     if data or changes.keys() - harmless:
@@ -282,11 +282,11 @@ def refuse_changes(run: Run, facts: Mapping[str, Any], say: Callable[[str], None
         say("\n".join(["resuming with different settings, which do not change the result:", *lines]))
 
 
-def weight_changes(run: Run, facts: Mapping[str, Any]) -> list[str]:
+def weight_changes(recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """A line for each of "encoder" and "teacher" that is another one now, under the same path. Earlier versions recorded none."""
     lines = []
     for name in ("encoder", "teacher"):
-        old, new = run.facts.get(name) or {}, facts.get(name) or {}
+        old, new = recorded.get(name) or {}, facts.get(name) or {}
         changed = [key for key in old.keys() & new.keys() if old[key] != new[key]]
         if changed:
             lines.append(f"  the {name}: its {' and '.join(sorted(changed))} changed since the run began")

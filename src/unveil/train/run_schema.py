@@ -71,6 +71,8 @@ RESULTS: Shape = {
     "skipped": int,
     "unreadable": dict[str, int] | None,
     "kept_aside": bool,
+    "encoder": dict[str, str] | None,
+    "data": dict | None,
 }
 JUDGED: Shape = {"train": int, "test": int, "classes": int, "independent": int | None, "unseen_classes": dict[str, int] | None}
 SCORE: Shape = {
