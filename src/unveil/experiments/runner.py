@@ -194,7 +194,8 @@ class Comparison:
     def pretraining(self, entry: Entry, seed: int) -> Call:
         """The pre-training run of an entry."""
         options = self.options(entry, seed) | {"epochs": self.epochs(entry, seed)}
-        printer(True)(f"\n{entry.name}, seed {seed}: {options['epochs']:.4g} epochs")
+        epochs = f"{options['epochs']:.4g}"
+        printer(True)(f"\n{entry.name}, seed {seed}: {epochs} epoch{'s' * (epochs != '1')}")
         return Call("pretrain", (self.data,), {"method": entry.method, "out": self.path(entry.name, seed), **options})
 
     def finetuning(self, name: str, seed: int, out: Path, **options: Any) -> Call:
