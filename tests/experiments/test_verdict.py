@@ -236,6 +236,24 @@ def test_unreadable_images_and_test_images_that_were_trained_on_are_told(data: P
     assert len(found["cautions"]) == 2
 
 
+def test_every_way_to_test_on_images_that_were_trained_on_is_told(run: Run, data: Path, tmp_path: Path) -> None:
+    """Given by another path, or copied into the training images: in the sentence, in `verdict.json` and on the page."""
+    copied = shutil.copytree(data, tmp_path / "copied")
+    for path in (data / "test" / "down").iterdir():
+        (copied / "train" / "down" / f"test-{path.name}").write_bytes(path.read_bytes())
+    options = QUICK | {"shares": (1.0,), "with_finetune": False}
+    for images, said in (
+        (data / "train", f"{run} was trained on 4 of 4 test images: its results are too good."),
+        (copied, "15 of 60 test images are exact copies of training images: the results are too good (unveil doctor lists them)."),
+    ):
+        out = tmp_path / f"verdict-{images.name}"
+        found = unveil.verdict(run, str(images), out=out, **options)
+        assert found["cautions"] == [said[:1].upper() + said[1:]]
+        assert found["cautions"][0] in found["sentence"]
+        assert json.loads((out / "verdict.json").read_text())["cautions"] == found["cautions"]
+        assert said.split(":")[0] in (out / "report.html").read_text()
+
+
 def test_numbers_of_labels() -> None:
     assert label_counts(25_000, 100, (1.0, 0.01, 0.1)) == (250, 2500, 25_000)
     assert label_counts(2640, 81, (0.01, 0.1, 1.0)) == (81, 264, 2640)  # at least one for each class
