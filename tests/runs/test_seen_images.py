@@ -127,12 +127,15 @@ def test_copies_of_held_out_images_that_training_left_out_are_not_counted(home: 
     assert told(run, str(home / "A" / "test"), str(data)) == [of(41 - 4 + 1, 41)]  # also the held-out one, by its copy
 
 
-def test_what_a_run_started_from_counts_as_well(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_run_started_from_counts_as_well(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     other = write(tmp_path / "other", {"cat": 12, "dog": 12}, seed=3)
     monkeypatch.chdir(home)
-    run = Path(unveil.pretrain(str(other), out=tmp_path / "run", init="on-test", **TINY | {"model": None}))
+    run = Path(unveil.pretrain(str(home / "A"), out=tmp_path / "run", init="on-test", **TINY | {"model": None}))
     monkeypatch.chdir(tmp_path)  # the path of the other run was relative
     seen = f"started from {home / 'on-test'}, which {of(11, 12)}"
+    assert f"{run} {seen}" in capfd.readouterr().err  # the results of the run itself are of these test images
     assert told(run, str(home / "A")) == [seen]
     assert told(run, str(home / "A" / "test")) == []
     assert held_out_count(run) == 1000

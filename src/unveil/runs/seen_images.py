@@ -45,6 +45,8 @@ class Trained(NamedTuple):
 def recorded_run(run: str | os.PathLike[str]) -> Path | None:
     """The run folder that `run` is, or in which it lies as a file or as an export; None if there is none."""
     path = Path(os.path.abspath(run))
+    if not path.exists():  # such as a name in timm
+        return None
     return next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
 
 
