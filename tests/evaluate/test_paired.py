@@ -53,6 +53,38 @@ def test_mean_squares_are_those_of_a_table_by_hand() -> None:
     assert (found.seeds, found.images) == (4, 30)
 
 
+def half_by_hand(difference: np.ndarray, added: tuple[float, ...]) -> float:
+    """Half of Satterthwaite's interval for differences (S, I), with these images in the variance over images."""
+    seeds, images = difference.shape
+    by_seed, by_image = difference.mean(axis=1), difference.mean(axis=0)
+    rest = sum((difference[s, i] - by_seed[s] - by_image[i] + difference.mean()) ** 2 for s in range(seeds) for i in range(images))
+    freedom = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
+    variance = [by_seed.var(ddof=1) / seeds, np.append(by_image, added).var(ddof=1) / images, rest / freedom[2] / seeds / images]
+    total = max(variance[0] + variance[1] - variance[2], variance[0], variance[1])
+    return float(stats.t.ppf(0.975, max(1, total**2 / (np.square(variance) / freedom).sum())) * np.sqrt(total))
+
+
+def test_the_added_pair_never_narrows_the_interval() -> None:
+    """Three seeds that differ, on 200 images with few that only one classifier gets right: the pair adds degrees of freedom."""
+    difference = np.zeros((3, 200))
+    for seed, count in enumerate((1, 6, 9)):
+        difference[seed, 20 * seed : 20 * seed + count] = 1
+    found = paired_gain(difference == 1, difference == -1)
+    plain, paired = half_by_hand(difference, ()), half_by_hand(difference, (1.0, -1.0))
+    over_seeds = stats.t.ppf(0.975, 2) * difference.mean(axis=1).std(ddof=1) / np.sqrt(3)
+    assert paired < 0.9 * plain
+    assert plain > over_seeds > paired
+    assert (found.high - found.mean, found.mean - found.low) == pytest.approx((plain, plain))
+    chance, wider = np.random.default_rng(9), []
+    for _ in range(40):
+        first, second = simulated(chance, 3, 60, 0.3, 0.3, 0.0)
+        halves = [half_by_hand(first.astype(float) - second, added) for added in ((), (1.0, -1.0))]
+        found = paired_gain(first, second)
+        assert found.high - found.low == pytest.approx(2 * max(halves))
+        wider.append(halves[0] > halves[1])
+    assert 0 < sum(wider) < 40
+
+
 @pytest.mark.parametrize(("seeds", "images", "gain", "of_seeds", "of_images"), [
     (3, 100, 0.0, 0.0, 0.0),
     (3, 500, 0.5, 0.3, 0.5),

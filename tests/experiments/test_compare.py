@@ -97,13 +97,18 @@ def test_a_second_call_trains_only_what_is_missing(
     assert len(before) > 100
     others = {"epochs": 1.0, "with_finetune": False, "markdown": True, "mae-half": {"mask_ratio": 0.5}}
     pretraining = {key: value for key, value in TINY.items() if key != "finetune"}
+    known = (folder / "compare.json").read_bytes()
+    with pytest.raises(UnveilError, match=r"would be lost: method mae-pixel; seed 1; fine-tuning\. Ask for them as well, choose"):
+        unveil.compare(["mae", "mae-half"], images, out=folder, seeds=(0,), **pretraining, **others)
+    assert (folder / "compare.json").read_bytes() == known
+    (folder / "compare.json").unlink()
     again = unveil.compare(["mae", "mae-half"], images, out=folder, seeds=(0,), **pretraining, **others)
     assert again[0].figures == {key: values[:1] for key, values in rows[0].figures.items() if key != "finetune"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert Run(folder / "mae-half-seed0").config["mask_ratio"] == 0.5
     assert "| mae-half |" in capsys.readouterr().out
     with pytest.raises(UnveilError, match=r"epochs: was 1\.0, is 2\.0"):
-        unveil.compare("mae", images, out=folder, seeds=(0,), epochs=2.0, **TINY)
+        unveil.compare("mae,mae-half", images, out=folder, seeds=(0,), epochs=2.0, **TINY)
 
 
 def trial(steps: tuple[float, ...], train: int) -> DryRun:

@@ -100,6 +100,14 @@ def test_a_study_agrees_with_its_runs(images: str, tmp_path: Path) -> None:
     assert table.heads == ["setting", "linear, %", "paper, %", "FLOPs of a step", "training"]
     assert [row[2] for row in table.rows] == ["59.6", "73.5"]
     page = (tmp_path / "report.html").read_text()
+    with pytest.raises(UnveilError, match="would be lost: seed 0"):
+        unveil.study("mask-token", images, out=tmp_path, **options | {"seeds": (1, 2)})
+    del content["checksum"]
+    content["cells"][0]["figures"]["finetune"] = [0.5]  # as with fine-tuning
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    with pytest.raises(UnveilError, match="would be lost: fine-tuning"):
+        unveil.study("mask-token", images, out=tmp_path, **options)
+    assert (tmp_path / "report.html").read_text() == page
     assert found.judgement.reason in page
     assert all((tmp_path / link).is_file() for link in re.findall(r'href="([^"#]+)"', page))
 

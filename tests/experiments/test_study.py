@@ -31,8 +31,11 @@ def test_a_sweep_agrees_with_its_runs(tmp_path: Path) -> None:
         assert run.config["mask_ratio"] == value
         assert row.figures["linear"] == [run.results["features"]["encoder"]["linear"]]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*/**/*")}
+    with pytest.raises(UnveilError, match=r"study\.json has results that .* would be lost: setting mae-mask_ratio-0\.75; seed 0\."):
+        unveil.study("mask_ratio=0.5", data, out=folder, **options | {"seeds": (1,)})
+    assert len(json.loads((folder / "study.json").read_text())["sweeps"]["mask ratio"][0]["rows"]) == 2
     specs = {
-        "": SweepSpec(method="mae", data=data, option="mask_ratio", values=(0.5,)),
+        "": SweepSpec(method="mae", data=data, option="mask_ratio", values=(0.5, 0.75)),
         "depth": SweepSpec(method="mae", data=data, option="decoder_depth", values=(1,), fixed={"target": "pixel"}),
     }
     both = run_study({"ratio and depth": specs}, folder, "two curves", ("option", "mask_ratio"), options)

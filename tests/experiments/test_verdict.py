@@ -148,6 +148,46 @@ def test_runs_on_other_images_are_refused(run: Run, data: Path, tmp_path: Path, 
         unveil.verdict(run.path, str(data), **options)
 
 
+def test_a_smaller_verdict_does_not_replace_a_larger_one(run: Run, data: Path, tmp_path: Path, tuned: list[Path]) -> None:
+    options = QUICK | {"shares": (0.1, 1.0), "seeds": (0, 1, 2, 3), "out": tmp_path / "verdict"}
+    unveil.verdict(run.path, str(data), **options)
+    path = tmp_path / "verdict" / "verdict.json"
+    known = path.read_bytes()
+    for fewer, lost in (
+        ({"with_finetune": False}, "fine-tuning"),
+        ({"shares": (1.0,)}, "8 labels"),
+        ({"seeds": (1, 2, 3, 4, 5)}, "seed 0"),
+        ({"seeds": (0, 1, 4), "shares": (0.5,)}, "seeds 2, 3; 8 labels, 80 labels"),
+    ):
+        with pytest.raises(UnveilError, match=f"would be lost: {lost}\\. Ask for them as well, choose another --out, or remove"):
+            unveil.verdict(run.path, str(data), **options | fewer)
+        assert path.read_bytes() == known
+    more = unveil.verdict(run.path, str(data), **options | {"seeds": tuple(range(5)), "shares": (0.1, 0.5, 1.0)})
+    assert (len(more["config"]["seeds"]), {row["labels"] for row in more["accuracies"]}) == (5, {8, 40, 80})
+    path.unlink()
+    fewer = unveil.verdict(run.path, str(data), **options | {"shares": (1.0,)})
+    assert {row["labels"] for row in fewer["accuracies"]} == {80}
+
+
+def test_a_verdict_on_other_weights_of_the_same_name_is_refused(run: Run, data: Path, tmp_path: Path, tuned: list[Path]) -> None:
+    mine, other = tmp_path / "run", tmp_path / "other"
+    options = QUICK | {"with_finetune": False, "out": tmp_path / "verdict", "against": (str(other),)}
+    for path in (mine, other):
+        shutil.copytree(run.path, path)
+    unveil.verdict(mine, str(data), **options)
+    unveil.verdict(mine, str(data), **options)
+    again = unveil.pretrain(str(data), out=tmp_path / "again", epochs=0.5, batch_size=8, **SHAPE).path
+    for path in (other, mine):
+        shutil.rmtree(path)
+        shutil.copytree(again, path)
+        with pytest.raises(
+            UnveilError, match=f"verdict on other weights of {path}, which have changed since: choose another --out"
+        ):
+            unveil.verdict(mine, str(data), **options)
+        shutil.rmtree(path)
+        shutil.copytree(run.path, path)
+
+
 def test_linear_probes_are_those_of_the_probe_command(run: Run, data: Path, tmp_path: Path) -> None:
     """With few and with all labels; of another encoder, with images of another size, as well."""
     other = unveil.pretrain(str(data), out=tmp_path / "other", epochs=0.5, batch_size=8, **SHAPE | {"image_size": (8,)})
@@ -234,6 +274,24 @@ def test_unreadable_images_and_test_images_that_were_trained_on_are_told(data: P
     assert "is the test set now: its results are too good." in found["sentence"]
     assert "1 training image could not be read" in found["sentence"]
     assert len(found["cautions"]) == 2
+
+
+def test_every_way_to_test_on_images_that_were_trained_on_is_told(run: Run, data: Path, tmp_path: Path) -> None:
+    """Given by another path, or copied into the training images: in the sentence, in `verdict.json` and on the page."""
+    copied = shutil.copytree(data, tmp_path / "copied")
+    for path in (data / "test" / "down").iterdir():
+        (copied / "train" / "down" / f"test-{path.name}").write_bytes(path.read_bytes())
+    options = QUICK | {"shares": (1.0,), "with_finetune": False}
+    for images, said in (
+        (data / "train", f"{run} was trained on 4 of 4 test images: its results are too good."),
+        (copied, "15 of 60 test images are exact copies of training images: the results are too good (unveil doctor lists them)."),
+    ):
+        out = tmp_path / f"verdict-{images.name}"
+        found = unveil.verdict(run, str(images), out=out, **options)
+        assert found["cautions"] == [said[:1].upper() + said[1:]]
+        assert found["cautions"][0] in found["sentence"]
+        assert json.loads((out / "verdict.json").read_text())["cautions"] == found["cautions"]
+        assert said.split(":")[0] in (out / "report.html").read_text()
 
 
 def test_numbers_of_labels() -> None:

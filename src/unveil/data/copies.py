@@ -52,13 +52,22 @@ def copies_within(source: Source, rows: Indices) -> dict[int, int]:
 
 def copies_of_tests(test: Source, train: Source) -> tuple[int, int]:
     """How many test images are exact copies of training images, and how many were looked for: some of a large set."""
+    rows = checked_rows(test, np.arange(len(test)), train)
+    return len(copies_of(train, np.arange(len(train)), test, rows)), len(rows)
+
+
+def checked_rows(test: Source, rows: Indices, train: Source) -> Indices:
+    """Those of some test images that are worth to be looked for: fewer if many files of the train set would have to be read.
+
+    All of them, if a source does not know the sizes of its files, since then nothing is read.
+    """
     if test.sizes is None or train.sizes is None:
-        return 0, 0
+        return rows
     for count in (MOST_CHECKED // 2**i for i in range(9)):  # down to 3
-        rows = np.array(evenly_spaced(range(len(test)), count), dtype=np.int64)
-        if np.isin(train.sizes, test.sizes[rows]).sum() <= MOST_READ:
+        some = np.array(evenly_spaced(rows.tolist(), count), dtype=np.int64)
+        if np.isin(train.sizes, test.sizes[some]).sum() <= MOST_READ:
             break
-    return len(set(copies_of(test, rows, train, np.arange(len(train))).values())), len(rows)
+    return some
 
 
 def digests(source: Source, indices: Indices) -> Iterator[tuple[int, str]]:

@@ -319,8 +319,8 @@ def is_hugging_face(data: Any) -> bool:
     return bool(tables) and all(hasattr(each, "features") and hasattr(each, "select_columns") for each in tables)
 
 
-def absolute_paths(source: Source, root: str | None) -> set[str] | None:
-    """The absolute paths of the files of a source in a folder `root`, or of a list of paths; None if they are not files."""
+def absolute_paths(source: Source, root: str | None) -> list[str] | None:
+    """The absolute path of each file of a source in a folder `root`, or of a list of paths; None if they are not files."""
     if source.form.endswith("paths"):
-        return {os.path.abspath(os.path.expanduser(name)) for name in source.names}
-    return None if source.form or root is None else {os.path.normpath(f"{root}/{name}") for name in source.names}
+        return [os.path.abspath(os.path.expanduser(name)) for name in source.names]
+    return None if source.form or root is None else [os.path.normpath(f"{root}/{name}") for name in source.names]

@@ -55,8 +55,10 @@ def paired_gain(first: NDArray[np.bool_], second: NDArray[np.bool_], groups: NDA
     """The difference of two accuracies, with an interval of 95 %.
 
     The interval is that of Satterthwaite (1946): the variance of the mean is a sum of mean squares, each with its degrees of
-    freedom. Before the variance over images is computed, an image on which only the first one is right and one on which only the
-    second one is are added (Agresti and Min, 2005), so that it does not vanish if both are always right.
+    freedom. It is computed twice: as it is, and with two images more in the variance over images, one on which only the first
+    classifier is right and one on which only the second one is (Agresti and Min, 2005), since that would vanish if both were always
+    right. The wider interval counts. With few seeds that differ much, it is that without the two images: they add to the part of
+    the variance that has many degrees of freedom, and so to the degrees of freedom of the whole.
 
     Args:
         first: (S, I) whether the first classifier is right.
@@ -81,13 +83,11 @@ def paired_gain(first: NDArray[np.bool_], second: NDArray[np.bool_], groups: NDA
     rest = difference - of_seed[:, None] - difference.mean(axis=0) + difference.mean()
     freedom = (seeds - 1) * (images - 1)
     square_seed = float(of_seed.var(ddof=1)) / seeds
-    of_image = np.concatenate([difference.mean(axis=0), [1.0, -1.0]])
-    square_image = float(of_image.var(ddof=1)) / images
     square_both = float((rest**2).sum()) / freedom / (seeds * images)
-    total = max(square_seed + square_image - square_both, square_image, square_seed)
-    parts = ((square_seed, seeds - 1), (square_image, images - 1), (square_both, freedom))
-    effective = total**2 / sum(square**2 / each for square, each in parts)
-    half = quantile(effective) * math.sqrt(total)
+    of_image = difference.mean(axis=0)
+    of_more = np.concatenate([of_image, [1.0, -1.0]])
+    squares = [float(values.var(ddof=1)) / images for values in (of_image, of_more)]
+    half, square_image = max((half_width(square_seed, each, square_both, seeds, images), each) for each in squares)
     return Gain(
         mean=mean,
         low=max(-1.0, mean - half),
@@ -98,6 +98,15 @@ def paired_gain(first: NDArray[np.bool_], second: NDArray[np.bool_], groups: NDA
         seeds=seeds,
         images=images,
     )
+
+
+def half_width(square_seed: float, square_image: float, square_both: float, seeds: int, images: int) -> float:
+    """Half of the interval, from the mean squares over seeds, over images, and of what remains, each divided by S I."""
+    total = max(square_seed + square_image - square_both, square_image, square_seed)
+    if total <= 0:
+        return 0.0
+    parts = ((square_seed, seeds - 1), (square_image, images - 1), (square_both, (seeds - 1) * (images - 1)))
+    return quantile(total**2 / sum(square**2 / freedom for square, freedom in parts)) * math.sqrt(total)
 
 
 def by_group(difference: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:

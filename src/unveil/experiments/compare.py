@@ -11,7 +11,7 @@ from unveil.data.targets import ClassTargets
 from unveil.errors import UnveilError
 from unveil.experiments.finished_seeds import seed_counts
 from unveil.experiments.jobs import refuse_failures
-from unveil.experiments.results_folder import refuse_other_results
+from unveil.experiments.results_folder import refuse_fewer_results, refuse_other_results, scope_of
 from unveil.experiments.runner import LAST_BLOCK, Comparison, ComparisonConfig, Entry
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
@@ -84,6 +84,8 @@ def compare(
     folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-compare"
     refuse_other_results(folder, "comparison")
     comparison = build_comparison([entry_of(method) for method in listed], str(data), folder, options)
+    names = [entry.name for entry in comparison.entries]
+    refuse_fewer_results(folder, "comparison", scope_of("method", names, comparison.config.seeds, comparison.finetunings))
 
     def write() -> tuple[list[ComparisonRow], ResultTable]:
         return write_results(comparison)

@@ -13,7 +13,7 @@ from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting, with_label_counts
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_name
-from unveil.experiments.results_folder import refuse_other_results
+from unveil.experiments.results_folder import refuse_fewer_results, refuse_other_results, scope_of
 from unveil.experiments.runner import FINETUNE, Comparison, Entry
 from unveil.experiments.same_runs import with_same_runs
 from unveil.experiments.same_steps import without_same_steps
@@ -111,6 +111,9 @@ def plan_study(study: PaperStudy, method: str | type[Method], data: str, folder:
         evaluations, whole = evaluations_of(study, settings), study.varies == "partial"
         comparison = replace(comparison, evaluations=evaluations, finetunes_whole=whole, finetunes_untrained=False)
         names = dict.fromkeys((setting.label for setting in settings), base.name)
+    is_finetuned = comparison.config.with_finetune or study.varies != "pretraining"
+    labels, ways = [setting.label for setting in settings], ["finetune"] * is_finetuned
+    refuse_fewer_results(folder, "study", scope_of("setting", labels, comparison.config.seeds, ways))
     return Plan(study, settings, study.left_out(shape), comparison, names)
 
 

@@ -13,7 +13,7 @@ from unveil.experiments.compare import build_comparison, entry_of, evaluated_ima
 from unveil.experiments.finished_seeds import seed_counts
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_studies import INFORMATION_DENSITY, STUDIES
-from unveil.experiments.results_folder import refuse_other_results
+from unveil.experiments.results_folder import refuse_fewer_results, refuse_other_results, scope_of
 from unveil.experiments.run_paper_study import study_of_paper
 from unveil.experiments.runner import Comparison
 from unveil.folder_lock import locked
@@ -162,6 +162,8 @@ def run_study(
         return sweeps
 
     every = [comparison for pairs in comparisons.values() for _, comparison in pairs]
+    names = [name for comparison in every for name in comparison.names]
+    refuse_fewer_results(folder, "study", scope_of("setting", names, every[0].config.seeds, every[0].finetunings))
     runs = sum(len(comparison.jobs()) for comparison in every)
 
     def has_finished() -> bool:

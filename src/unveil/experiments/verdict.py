@@ -10,10 +10,10 @@ from unveil.data.sources import Data
 from unveil.errors import UnveilError
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.label_budgets import Budgets, label_counts
-from unveil.experiments.results_folder import refuse_other_results
+from unveil.experiments.results_folder import refuse_fewer_results, refuse_other_results
 from unveil.experiments.verdict_runs import FOLDERS, VerdictConfig, VerdictRuns
 from unveil.folder_lock import locked
-from unveil.interop.encoder_only import vit_of
+from unveil.interop.encoder_only import checksums, vit_of
 from unveil.interop.load import load
 from unveil.json_files import read_json
 from unveil.learner import Task
@@ -23,7 +23,7 @@ from unveil.plugins import trust as allow
 from unveil.reports.notebook import Verdict
 from unveil.reports.table import to_terminal, unseen_sentence
 from unveil.reports.verdict_page import verdict_tables
-from unveil.reports.verdict_results import verdict_sentence
+from unveil.reports.verdict_results import OWN, verdict_sentence
 from unveil.runs.labelled_data import LabelledOptions, beside, data_facts, data_of, labelled_subsets, unseen_classes
 from unveil.runs.modality import slug
 from unveil.runs.session import join
@@ -86,6 +86,8 @@ def verdict(
         raise UnveilError(
             f"{run} was trained with labels, so its gain is not that of pre-training: give the run that it started from"
         )
+    weights = {OWN: checksums(vit_of(learner))}
+    weights |= {name: checksums(vit_of(load(name, say=lambda text: None))) for name in config.against}
     data = data if data is not None else data_of(run)
     request = LabelledOptions(max_pixels=MAX_PIXELS, read=False, say=say, show=True)
     opened = labelled_subsets(run, data, test, vit_of(learner).config, request)
@@ -105,6 +107,7 @@ def verdict(
         facts={
             "config": asdict(config) | {f"finetune.{key}": value for key, value in finetune_options.items()} | asdict(hardware),
             "data": data_facts(opened.train.dataset.source, opened.test.dataset.source, opened.splits),
+            "weights": weights,
             **receipt(),
         },
     )
@@ -116,6 +119,7 @@ def verdict(
     if unseen := unseen_classes(train_set, opened.test):
         say(unseen_sentence(unseen, len(opened.test)))
     refuse_other(folder, runs.facts | {"run": str(run)})
+    refuse_fewer_results(folder, "verdict", runs.scope)
     with locked(folder, "training in"):
         runs.probe()
         if config.with_finetune:
@@ -173,7 +177,7 @@ def refuse(
 
 
 def refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Raises `UnveilError` if a folder has a verdict on another run, or on other images."""
+    """Raises `UnveilError` if a folder has a verdict on another run, on other weights under the same name, or on other images."""
     path = folder / "verdict.json"
     if not path.is_file():
         return
@@ -182,3 +186,10 @@ def refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
     images = [known.get(key) if isinstance(known, dict) else None for key in FINGERPRINTS]
     if images != [facts["data"].get(key) for key in FINGERPRINTS] or earlier.get("run") != facts["run"]:
         raise UnveilError(f"{folder} has a verdict on another run or on other images: choose another --out")
+    recorded = earlier.get("weights") or {}  # earlier versions recorded none
+    for name, sums in facts["weights"].items():
+        if name in recorded and recorded[name] != sums:
+            raise UnveilError(
+                f"{folder} has a verdict on other weights of {facts['run'] if name == OWN else name}, which have changed since: "
+                f"choose another --out"
+            )

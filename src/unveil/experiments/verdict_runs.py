@@ -19,6 +19,7 @@ from unveil.evaluate.paired import paired_gain
 from unveil.experiments.calls import Call
 from unveil.experiments.jobs import Job, JobsConfig, run_jobs
 from unveil.experiments.label_budgets import Budgets, Correct, frozen_model, raw_model, saved_predictions, untrained_model
+from unveil.experiments.results_folder import Scope
 from unveil.json_files import json_text
 from unveil.plain_text import count_of, csv_cell
 from unveil.ranges import Seed, ShareAboveZero
@@ -118,6 +119,13 @@ class VerdictRuns:
     def encoders(self) -> dict[str, str | os.PathLike[str]]:
         """The encoders that are compared, by name."""
         return {OWN: self.run} | {name: name for name in self.config.against}
+
+    @property
+    def scope(self) -> Scope:
+        """What the results will be of."""
+        ways = ["fine-tuning"] * self.config.with_finetune
+        labels = [f"{count:,} labels" for count in self.budgets.counts]
+        return {"seed": self.config.seeds, "encoder": self.config.against, "": [*ways, *labels]}
 
     @property
     def results(self) -> VerdictResults:

@@ -13,7 +13,7 @@ from unveil.options import known_to
 from unveil.plain_text import count_of
 from unveil.reports.table import terminal_table
 from unveil.runs.modality import AnyData, modality
-from unveil.runs.option_files import takes_options
+from unveil.runs.option_files import input_facts, takes_options
 from unveil.runs.own_code import attach, own_augment, recorded, refuse_without
 from unveil.runs.session import RunSpec, Session
 from unveil.train.loop import total_steps
@@ -77,6 +77,7 @@ def pretrain(
         tracker=plan.config["tracker"],
         resume_from=resume_from,
         weights=plan.weights,
+        inputs=input_facts(init=plan.config.get("init")),
         extend=extend,
     )
     with Session.open(spec, plan.recipe, began) as session:

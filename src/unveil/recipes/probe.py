@@ -192,6 +192,7 @@ def probe_into(
         "trained_on": len(train_set),
         "unreadable": skipped.unreadable(),
         "kept_aside": held_out,
+        **({"cautions": opened.leaks} if opened.leaks else {}),
         "top1": {name: metric["top1"] for name, metric in metrics.items()},
         "score": metrics["encoder"],
         "config": asdict(config) | {"pool": setup.pool} | used_options(config, recipe) | asdict(recipe.hardware),

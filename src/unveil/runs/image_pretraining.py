@@ -35,6 +35,7 @@ from unveil.runs.initial_weights import InitialWeights, name_of_weights
 from unveil.runs.labelled_data import data_facts, recorded_classes
 from unveil.runs.modality import Pretraining, PretrainPlan, slug
 from unveil.runs.open_data import ImageSubsets, image_facts, open_subsets, pack_sentence, say_notes, stored_side
+from unveil.runs.seen_images import sentences_on_seen_images
 from unveil.runs.session import Session, options_by_name
 from unveil.runs.skipped_files import SkippedFiles, refuse_earlier_numbering
 from unveil.runs.teacher import Teacher, TeacherWeights
@@ -208,6 +209,9 @@ class ImagePretraining(Pretraining):
         say_notes(session.say, pack_sentence(plan.source, plan.side))
         self.train_set, self.test_set, self.held_out, self.validation_set, note = plan.open_subsets()
         say_notes(session.say, note)
+        if plan.init and session.is_main:  # whose training may have had the test images of today
+            for sentence in sentences_on_seen_images(session.run.path, plan.roles, self.test_set) or []:
+                session.say(sentence)
         self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, session.world, session.say)
         refuse_earlier_numbering(session.run, self.train_set, self.test_set)
         self.write_skipped()

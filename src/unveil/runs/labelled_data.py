@@ -25,7 +25,8 @@ from unveil.errors import UnveilError
 from unveil.models.vit_config import ViTConfig
 from unveil.paths import absolute_data
 from unveil.plain_text import count_of, csv_cell
-from unveil.runs.open_data import Say, open_subsets, pack_sentence, say_notes, stored_side
+from unveil.runs.open_data import ImageSubsets, Say, open_subsets, pack_sentence, say_notes, stored_side
+from unveil.runs.seen_images import held_out_count, recorded_data, sentences_on_seen_images
 from unveil.runs.table_formats import save_arrays
 from unveil.train.run_folder import Run
 
@@ -102,19 +103,6 @@ def labelled_subsets(
         roles = roles._replace(test=chosen, validation=None)
     roles = roles.numbered_as(request.classes)
     say_notes(request.say, roles.sentence, roles.train, *([roles.test] if test is not None and roles.test else []))
-    leaks = list[str]()
-    if trained := trained_on_test(run, roles):
-        leaks.append(f"{run} was trained on {trained}, which is the test set now: its results are too good")
-    if other_images_held_out(run, roles):
-        leaks.append(
-            f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
-            f"trained on images that are held out now: its accuracy may be too high"
-        )
-    shared = shared_images(roles.train, roles.test) if test is not None and roles.test else 0
-    if shared and roles.test:
-        leaks.append(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the results are too good")
-    for leak in leaks:
-        request.say(leak)
     side = request.side if request.whole else stored_side(vit.image_size, request.augment)
     if side is not None:
         say_notes(request.say, pack_sentence(roles.train, side))
@@ -129,7 +117,10 @@ def labelled_subsets(
         read=request.read,
         leave_out_copies=request.leave_out_copies,
     )
-    say_notes(request.say, opened.note * (not shared))
+    leaks = leak_sentences(run, roles, opened, is_given=test is not None)
+    for leak in leaks:
+        request.say(leak)
+    say_notes(request.say, opened.note * opened.held_out)
     name, test_name = roles.train.name, opened.test.dataset.source.name
     if not len(opened.test):
         count = count_of(len(opened.train), "image")
@@ -189,18 +180,33 @@ def refuse_one_class(source: Source, request: LabelledOptions) -> None:
         )
 
 
-def recorded_run(run: str | os.PathLike[str]) -> Path | None:
-    """The run folder that `run` is, or in which it lies as a file or as an export; None if there is none."""
-    path = Path(os.path.abspath(run))
-    return next((folder for folder in (path, *path.parents[:2]) if (folder / "run.json").is_file()), None)
+def leak_sentences(run: str | os.PathLike[str], roles: Roles, opened: ImageSubsets, *, is_given: bool) -> list[str]:
+    """Sentences on test images that are trained on, or that the run was trained on.
 
-
-def recorded_data(run: str | os.PathLike[str], data: str) -> dict[str, Any]:
-    """What a run records of its data; nothing if it was trained on other data than this, or there is no run folder."""
-    folder = recorded_run(run)
-    facts: dict[str, Any] = Run(folder).facts["data"] if folder else {}
-    same = facts.get("path") == absolute_data(data) if facts.get("path") else facts.get("name") == data
-    return facts if same else {}
+    Args:
+        run: The run.
+        roles: The images to train on, and to test on.
+        opened: The same, opened.
+        is_given: Whether the test images were given beside DATA.
+    """
+    found = list[str]()
+    seen = sentences_on_seen_images(run, roles, opened.test)
+    trained = "" if is_given else trained_on_test(run, roles)
+    if seen:
+        found += seen
+    elif trained:
+        found.append(f"{run} was trained on {trained}, which is the test set now: its results are too good")
+    elif seen is None and other_images_held_out(run, roles):
+        found.append(
+            f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
+            f"trained on images that are held out now: its accuracy may be too high"
+        )
+    shared = shared_images(roles.train, roles.test) if is_given and roles.test else 0
+    if shared and roles.test:
+        found.append(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the results are too good")
+    elif opened.note and not opened.held_out:
+        found.append(opened.note)
+    return found
 
 
 def trained_on_test(run: str | os.PathLike[str], roles: Roles) -> str:
@@ -224,7 +230,7 @@ def shared_images(train: Source, test: Source) -> int:
     if test.fingerprint == train.fingerprint:
         return len(test)
     first, second = (absolute_paths(source, absolute_data(source.name)) for source in (train, test))
-    return 0 if first is None or second is None else len(first & second)
+    return 0 if first is None or second is None else len(set(first) & set(second))
 
 
 def unseen_classes(train_set: Subset, test_set: Subset) -> dict[str, int]:
@@ -232,12 +238,6 @@ def unseen_classes(train_set: Subset, test_set: Subset) -> dict[str, int]:
     trained = set(train_set.labels.tolist())
     counts = Counter(label for label in test_set.labels.tolist() if label >= 0 and label not in trained)
     return {test_set.dataset.classes[label]: count for label, count in sorted(counts.items())}
-
-
-def held_out_count(run: str | os.PathLike[str]) -> int:
-    """The maximum number of images to hold out: that of the run, so that no test image was used in pre-training."""
-    folder = recorded_run(run)
-    return int(Run(folder).config.get("held_out", 1000)) if folder else 1000
 
 
 def data_of(run: str | os.PathLike[str]) -> str:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from rich.progress import MofNCompleteColumn
+from torch import Tensor
 
 from unveil.blocks.patches import Size
 from unveil.data.augment import AugmentConfig
@@ -126,9 +128,7 @@ def open_subsets(
     with progress_bar(roles.train.name, show) as progress:
         train = opened(roles.train, side=side, channels=channels, max_pixels=max_pixels, progress=progress)
     if roles.test is None:
-        groups = Subset(train, torch.arange(roles.held_out_of)).groups
-        kept, held_out = held_out_split(roles.held_out_of, min(most, int(roles.held_out_of * HELD_OUT_SHARE)), groups)
-        kept = torch.cat([kept, torch.arange(roles.held_out_of, len(train))])
+        kept, held_out = kept_and_held_out(roles.train, roles.held_out_of, most)
         all_kept, test = Subset(train, kept), Subset(train, held_out)
         rest = without_copies(all_kept, test) if leave_out_copies else all_kept
         if not len(rest) and len(all_kept):
@@ -149,6 +149,13 @@ def open_subsets(
     validation = None if roles.validation is None else like_train(roles.validation)
     note = shared_sentence(*copies_of_tests(roles.test, roles.train), len(roles.test))
     return ImageSubsets(Subset(train, torch.arange(len(train))), like_train(roles.test), False, validation, note)
+
+
+def kept_and_held_out(source: Source, among: int, most: int) -> tuple[Int[Tensor, " t"], Int[Tensor, " c"]]:
+    """Indices to train on, and to hold out, of the images of a source: a tenth of the first `among`, at most `most`."""
+    groups = None if source.groups is None else torch.from_numpy(source.groups[:among])
+    kept, held_out = held_out_split(among, min(most, int(among * HELD_OUT_SHARE)), groups)
+    return torch.cat([kept, torch.arange(among, len(source))]), held_out
 
 
 def without_copies(kept: Subset, aside: Subset) -> Subset:

@@ -1,0 +1,175 @@
+"""Test images that a run was pre-trained on are counted, wherever DATA lies and however it is given; others never are."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unveil
+from unveil.runs.images import IMAGES
+from unveil.runs.labelled_data import LabelledOptions, LabelledSubsets, labelled_subsets
+from unveil.runs.seen_images import held_out_count
+
+pytestmark = pytest.mark.usefixtures("without_reports")
+
+TINY = {
+    "model": "vit-nano",
+    "image_size": (16,),
+    "patch_size": (8,),
+    "batch_size": 8,
+    "epochs": 1.0,
+    "device": "cpu",
+    "precision": "float32",
+    "num_evals": 0,
+}
+OPTIONS = {key: value for key, value in TINY.items() if key != "model"}
+TUNED = {key: TINY[key] for key in ("batch_size", "epochs", "device", "precision", "num_evals")}
+
+
+def write(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """Uncompressed images, so that any two of them have the same number of bytes."""
+    chance = np.random.default_rng(seed)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / folder / f"{index}.bmp")
+    return root
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DATA with two splits, and a run on each."""
+    home = tmp_path_factory.mktemp("seen")
+    write(home / "A", {"train/cat": 20, "train/dog": 20, "test/cat": 6, "test/dog": 6})
+    unveil.pretrain(str(home / "A"), out=home / "on-train", **TINY)
+    run_on(home, home / "A" / "test", home / "on-test", held_out=1)
+    return home
+
+
+def run_on(home: Path, data: Path, path: Path, **config: object) -> Path:
+    """A run that records other data and options, so that not every test has to train one."""
+    shutil.copytree(home / "on-train", path)
+    return record(path, data=IMAGES.plan(str(data), "mae", "vit-nano", OPTIONS).facts, config=config)
+
+
+def record(run: Path, *, config: dict[str, object], **facts: object) -> Path:
+    """Changes what a run records."""
+    recorded = json.loads((run / "run.json").read_text())
+    recorded.pop("checksum", None)
+    (run / "run.json").write_text(json.dumps(recorded | facts | {"config": recorded["config"] | config}))
+    return run
+
+
+def opened_sets(run: Path, data: object, test: object = None, **options: object) -> LabelledSubsets:
+    asked = LabelledOptions(max_pixels=10**6, say=lambda text: None, show=False, **options)
+    return labelled_subsets(run, data, test, unveil.load(run).encoder.config, asked)
+
+
+def told(run: Path, data: object, test: object = None, **options: object) -> list[str]:
+    """What is said about test images that were trained on, without the name of the run."""
+    return [leak.removeprefix(f"{run} ") for leak in opened_sets(run, data, test, **options).leaks]
+
+
+def of(seen: int, tests: int) -> str:
+    return f"was trained on {seen} of {tests} test images: its results are too good"
+
+
+def test_the_data_of_a_run_given_by_another_path(home: Path, tmp_path: Path) -> None:
+    run, data = home / "on-train", home / "A"
+    assert told(run, str(data)) == []  # its test images are others
+    assert told(run, str(data / "train")) == [of(4, 4)]  # held out from what the run was trained on
+    assert told(run, str(data / "test"), str(data / "train")) == [of(40, 40)]
+    copied = tmp_path / "copied"
+    shutil.copytree(data / "train", copied)
+    assert told(run, str(copied)) == [of(4, 4)]
+    write(copied, {"cat": 20}, seed=1)  # other images with the same names and sizes
+    held_out = opened_sets(run, str(copied)).test.names
+    assert told(run, str(copied)) == [of(sum("dog" in name for name in held_out), 4)]
+
+
+def test_a_test_set_that_the_run_was_trained_on_apart_from_those_it_held_out(home: Path) -> None:
+    run, data = home / "on-test", home / "A"
+    assert told(run, str(data)) == [of(11, 12)]
+    assert told(run, str(data / "test")) == []  # the same image is held out again
+    probed = unveil.probe(run, str(data), kind="knn", compare=False, out=home / "probed", device="cpu")
+    assert probed["cautions"] == [f"{run} {of(11, 12)}"]
+
+
+def test_nothing_false_is_said_of_data_that_are_gone_or_have_changed(home: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(home / "A" / "train", data)
+    run = run_on(home, data, tmp_path / "run", held_out=2)
+    assert told(run, str(home / "A"), str(home / "A" / "train")) == [
+        of(38, 40),
+        "40 of 40 test images are trained on as well: the results are too good",
+    ]
+    moved = data.rename(tmp_path / "moved")
+    assert told(run, str(home / "A" / "test"), str(home / "A" / "train")) == []  # where its images are is not known
+    assert told(run, str(moved)) == []  # the same two are held out again
+    moved.rename(data)
+    write(data, {"cat": 20}, seed=1)
+    assert told(run, str(home / "A" / "test"), str(home / "A" / "train")) == []
+
+
+def test_copies_of_held_out_images_that_training_left_out_are_not_counted(home: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(home / "A" / "train", tmp_path / "data")
+    write(data, {"more": 1}, seed=2)
+    plan = IMAGES.plan(str(data), "mae", "vit-nano", OPTIONS)
+    first, *others = plan.open_subsets().test.names
+    assert (len(others), "more/0.bmp" in (first, *others)) == (3, False)
+    shutil.copy(data / first, data / "more" / "0.bmp")
+    run = run_on(home, data, tmp_path / "run")
+    assert told(run, str(home / "A" / "test"), str(data)) == [of(41 - 4 - 1, 41)]
+    record(run, config={"leave_out_copies": False})
+    assert told(run, str(home / "A" / "test"), str(data)) == [of(41 - 4 + 1, 41)]  # also the held-out one, by its copy
+
+
+def test_what_a_run_started_from_counts_as_well(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = write(tmp_path / "other", {"cat": 12, "dog": 12}, seed=3)
+    monkeypatch.chdir(home)
+    run = Path(unveil.pretrain(str(home / "A"), out=tmp_path / "run", init="on-test", **TINY | {"model": None}))
+    monkeypatch.chdir(tmp_path)  # the path of the other run was relative
+    seen = f"started from {home / 'on-test'}, which {of(11, 12)}"
+    assert f"{run} {seen}" in capfd.readouterr().err  # the results of the run itself are of these test images
+    assert told(run, str(home / "A")) == [seen]
+    assert told(run, str(home / "A" / "test")) == []
+    assert held_out_count(run) == 1000
+    tuned = Path(unveil.finetune(run, str(other), out=tmp_path / "tuned", **TUNED))
+    assert told(tuned, str(home / "A")) == [seen]
+    record(run, started="2001-01-01T00:00:00+0000", config={})  # so the run in that folder has taken the place of another
+    assert told(run, str(home / "A")) == []
+
+
+def test_fine_tuning_is_training_too(home: Path, tmp_path: Path) -> None:
+    """The held-out images are those of the pre-training, in both runs."""
+    data = home / "A"
+    tuned = Path(unveil.finetune(home / "on-test", str(data / "train"), out=tmp_path / "tuned", **TUNED))
+    assert held_out_count(tuned) == 1
+    assert told(tuned, str(data / "train")) == []
+    assert told(tuned, str(data / "test"), str(data / "train")) == [of(39, 40).replace("trained", "trained or validated")]
+    assert told(record(tuned, config={"labels": 8}), str(data / "test"), str(data / "train")) == []  # it is not known which
+
+
+def test_of_a_large_set_some_are_looked_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unveil.data.copies.MOST_CHECKED", 8)
+    copied = shutil.copytree(home / "A" / "train", tmp_path / "copied")
+    assert told(home / "on-train", str(home / "A" / "test"), str(copied)) == [
+        "was trained on at least 8 of 40 test images: its results are too good"
+    ]
+
+
+def test_copies_between_splits_are_told_once_for_every_test_image(home: Path, tmp_path: Path) -> None:
+    """Also of two test images that are copies of each other."""
+    data = shutil.copytree(home / "A", tmp_path / "A")
+    for number in range(3):
+        shutil.copy(data / "test" / "cat" / f"{number}.bmp", data / "train" / "cat" / f"copy-{number}.bmp")
+    shutil.copy(data / "test" / "cat" / "0.bmp", data / "test" / "cat" / "again.bmp")
+    copies = "4 of 13 test images are exact copies of training images: the results are too good (unveil doctor lists them)"
+    assert told(home / "on-train", str(data)) == [copies]
+    run = run_on(home, data, tmp_path / "run")
+    assert told(run, str(data)) == [copies]
