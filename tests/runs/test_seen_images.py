@@ -123,8 +123,10 @@ def test_copies_of_held_out_images_that_training_left_out_are_not_counted(home: 
     shutil.copy(data / first, data / "more" / "0.bmp")
     run = run_on(home, data, tmp_path / "run")
     assert told(run, str(home / "A" / "test"), str(data)) == [of(41 - 4 - 1, 41)]
+    assert told(run, str(data)) == []
     record(run, config={"leave_out_copies": False})
     assert told(run, str(home / "A" / "test"), str(data)) == [of(41 - 4 + 1, 41)]  # also the held-out one, by its copy
+    assert told(run, str(data)) == [of(1, 4)]
 
 
 def test_what_a_run_started_from_counts_as_well(
@@ -153,6 +155,15 @@ def test_fine_tuning_is_training_too(home: Path, tmp_path: Path) -> None:
     assert told(tuned, str(data / "train")) == []
     assert told(tuned, str(data / "test"), str(data / "train")) == [of(39, 40).replace("trained", "trained or validated")]
     assert told(record(tuned, config={"labels": 8}), str(data / "test"), str(data / "train")) == []  # it is not known which
+
+
+def test_a_validation_split_that_chose_the_checkpoint(home: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "three", {f"{split}/{name}": 4 for split in ("train", "val", "test") for name in ("cat", "dog")})
+    run = record(run_on(home, data, tmp_path / "run"), kind="finetune", config={"validation": None})
+    assert told(run, str(data)) == []
+    validated = ["was validated on val/, which is the test set now: its results are too good"]
+    assert told(run, str(data), test_split="val") == validated
+    assert told(record(run, config={"validation": 0}), str(data), test_split="val") == []
 
 
 def test_of_a_large_set_some_are_looked_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ CLASSES = {"pos/1.txt": "fine", "pos/2.txt": "good", "neg/1.txt": "poor", "neg/2
         ({"Train+Dev.csv": "", "test.csv": ""}, {"train": ["Train+Dev.csv"], "test": ["test.csv"]}),
         ({"reviews.csv": "", "reviews_test.csv": ""}, {"train": ["reviews.csv"], "test": ["reviews_test.csv"]}),
         ({"train/a.zip/a.csv": "", "test/b.zip/b.csv": ""}, {"train": ["train/a.zip/a.csv"], "test": ["test/b.zip/b.csv"]}),
+        ({f"wiki.{part}.tokens": "" for part in ("train", "test")}, {"train": ["wiki.train.tokens"], "test": ["wiki.test.tokens"]}),
         ({"blood.txt": "", "blood-test.txt": ""}, {"train": ["blood-test.txt", "blood.txt"]}),
         ({"train.csv": "", "~$train.csv": ""}, {"train": ["train.csv"]}),
         ({**{f"story_{i}.txt": "" for i in range(9)}, "training_for_a_marathon.txt": ""}, {"train": None}),

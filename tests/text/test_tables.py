@@ -72,7 +72,7 @@ def test_bytes_that_are_no_text_are_said(tmp_path: Path) -> None:
     ("header", "said"),
     [
         ("source,review,stars\n", "the classes could be in the columns source and stars: name one of these columns label"),
-        ("", "the classes could be in columns 1 and 3: name one of these columns label"),
+        ("", "the classes could be in columns 1 and 3: add a first line that names one of these columns label"),
     ],
 )
 def test_columns_that_could_both_be_the_classes(header: str, said: str) -> None:
@@ -308,3 +308,13 @@ def test_columns_of_numbers_and_names_are_no_texts(header: str, row: str, texts:
     assert read_table("\n".join([header, *rows]), ".csv", "a.csv").columns.texts == texts
     only = "id,label\n" + "".join(f"{i},{label}\n" for i, (_, label) in enumerate(ROWS))
     assert read_table(only, ".csv", "a.csv").notes == ["it has no column of texts, so it is not used"]
+
+
+def test_a_mark_beside_a_class_is_no_class() -> None:
+    """CoLA marks the sentences of one class by *, so it had two columns of classes, and no header to name."""
+    rows = "".join(f"gj04\t{label}\t{'*' if label == '0' else ''}\t{text}\n" for text, label in ROWS)
+    columns = read_table(rows, ".tsv", "train.tsv").columns
+    assert (columns.texts, columns.label) == ((3,), 1)
+    doubtful = "".join(f"{text}\t{label}\t{label}x\n" for text, label in ROWS)
+    expected = "the classes could be in columns 2 and 3: add a first line that names one of these columns label"
+    assert read_table(doubtful, ".tsv", "train.tsv").unclear == expected

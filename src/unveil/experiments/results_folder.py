@@ -92,26 +92,27 @@ def of_verdict(content: Mapping[str, Any]) -> Scope:
 
 def of_comparison(content: Mapping[str, Any]) -> Scope:
     """What the results in a `compare.json` are of."""
-    return of_rows("method", "name", content["rows"], content["config"]["seeds"])
+    return of_rows("method", "name", content["rows"], content)
 
 
 def of_study(content: Mapping[str, Any]) -> Scope:
     """What the results in a `study.json` are of."""
     if "studies" in content:  # all studies: each has a folder of its own
         return {}
-    seeds = content["config"]["seeds"]
     if "cells" in content:
-        return of_rows("setting", "label", content["cells"], seeds)
+        return of_rows("setting", "label", content["cells"], content)
     rows = [row for sweeps in content["sweeps"].values() for sweep in sweeps for row in sweep["rows"]]
-    return of_rows("setting", "name", rows, seeds)
+    return of_rows("setting", "name", rows, content)
 
 
-def of_rows(noun: str, key: str, rows: Iterable[Mapping[str, Any]], seeds: Sequence[int]) -> Scope:
-    """What some rows are of. Runs are trained seed after seed, so the first seeds are those that have results."""
+def of_rows(noun: str, key: str, rows: Iterable[Mapping[str, Any]], content: Mapping[str, Any]) -> Scope:
+    """What some rows of a file are of."""
     own = [row for row in rows if not row.get("yardstick")]
-    count = max((len(values) for row in own for values in row["figures"].values()), default=0)
+    seeds = content.get("finished_seeds")
+    if seeds is None:  # by an earlier version; runs are trained seed after seed
+        seeds = content["config"]["seeds"][: max((len(values) for row in own for values in row["figures"].values()), default=0)]
     ways = [way for way in WAYS if any(row["figures"].get(way) for row in own)]
-    return scope_of(noun, [row[key] for row in own], seeds[:count], ways)
+    return scope_of(noun, [row[key] for row in own], seeds, ways)
 
 
 HELD: Mapping[str, Callable[[Mapping[str, Any]], Scope]] = {"verdict": of_verdict, "comparison": of_comparison, "study": of_study}

@@ -323,7 +323,8 @@ class Comparison:
         ended = [self.has_finished(job.name) for job in self.jobs()]
         runs: dict[str, Any] = {} if all(ended) else {"runs": len(ended), "finished": sum(ended)}
         runs |= {"failed": failed} if failed else {}
-        return {"methods": self.names, "data": self.data, "config": config, **runs, **receipt()}
+        seeds = [seed for seed in self.config.seeds if any(finished_run(self.path(name, seed)) for name in self.names)]
+        return {"methods": self.names, "data": self.data, "config": config, "finished_seeds": seeds, **runs, **receipt()}
 
     @property
     def failures(self) -> list[Failure]:

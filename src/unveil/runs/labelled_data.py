@@ -26,7 +26,7 @@ from unveil.models.vit_config import ViTConfig
 from unveil.paths import absolute_data
 from unveil.plain_text import count_of, csv_cell
 from unveil.runs.open_data import ImageSubsets, Say, open_subsets, pack_sentence, say_notes, stored_side
-from unveil.runs.seen_images import held_out_count, recorded_data, sentences_on_seen_images
+from unveil.runs.seen_images import held_out_count, recorded_data, recorded_run, sentences_on_seen_images
 from unveil.runs.table_formats import save_arrays
 from unveil.train.run_folder import Run
 
@@ -195,7 +195,7 @@ def leak_sentences(run: str | os.PathLike[str], roles: Roles, opened: ImageSubse
     if seen:
         found += seen
     elif trained:
-        found.append(f"{run} was trained on {trained}, which is the test set now: its results are too good")
+        found.append(f"{run} was {trained}, which is the test set now: its results are too good")
     elif seen is None and other_images_held_out(run, roles):
         found.append(
             f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
@@ -210,9 +210,17 @@ def leak_sentences(run: str | os.PathLike[str], roles: Roles, opened: ImageSubse
 
 
 def trained_on_test(run: str | os.PathLike[str], roles: Roles) -> str:
-    """The folders of the test set that a run on the same data was trained on, because of --split; "" if there are none."""
-    trained = (recorded_data(run, roles.train.name).get("splits") or {}).get("train", [])
-    return " and ".join(f"{name}/" for name in roles.splits.get("test", []) if name in trained)
+    """What a run on the same data did with the folders of the test set, such as "trained on val/" because of --split; else "".
+
+    Fine-tuning validated on a folder if it chose its best checkpoint there.
+    """
+    splits, folder = recorded_data(run, roles.train.name).get("splits") or {}, recorded_run(run)
+    found = Run(folder) if folder else None
+    chose = found is not None and found.facts.get("kind") == "finetune" and found.config.get("validation") != 0
+    for verb, used in (("trained on", splits.get("train", [])), ("validated on", splits.get("validation", []) if chose else [])):
+        if names := [f"{name}/" for name in roles.splits.get("test", []) if name in used]:
+            return f"{verb} {' and '.join(names)}"
+    return ""
 
 
 def other_images_held_out(run: str | os.PathLike[str], roles: Roles) -> bool:

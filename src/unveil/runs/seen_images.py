@@ -134,6 +134,7 @@ def seen_rows(test: Source, rows: Indices, trained: Trained) -> tuple[set[int], 
         own, others = (absolute_paths(each, absolute_data(each.name)) for each in (test, source))
         wanted = {others[row] for row in trained.rows.tolist()} if own and others else set[str]()
         seen = {row for row in rows.tolist() if own and own[row] in wanted}
+    if test is not source or not len(trained.aside):  # else the copies of its test images were left out
         rest = np.array([row for row in rows.tolist() if row not in seen], dtype=np.int64)
         checked = checked_rows(test, rest, source)
         all_checked = len(checked) == len(rest)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from unveil.data.split_folders import SPLIT_WORDS, split_of
 
-PLAIN = (".txt",)
+PLAIN = (".txt", ".tokens")  # the latter of WikiText
 TABLES = (".csv", ".tsv")
 TRAIN, TESTS = "train", ("test", "val")
 """The splits. The test set is the first of `TESTS` that exists or, for fine-tuning, that has labels."""

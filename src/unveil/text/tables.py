@@ -93,7 +93,8 @@ class Table:
     def unclear(self) -> str:
         """Why there are no classes, if several columns could hold them; else ""."""
         found = self.columns.named(self.columns.unclear)
-        return f"the classes could be in {found}: name one of these columns label" if found else ""
+        how = "name one of these columns label" if self.columns.header else "add a first line that names one of these columns label"
+        return f"the classes could be in {found}: {how}" if found else ""
 
 
 def read_table(text: str, suffix: str, where: str, like: Columns | None = None, *, needs_texts: bool = False) -> Table:
@@ -201,7 +202,7 @@ def columns_of(rows: Sequence[Sequence[str]], like: Columns | None) -> Columns:
     if same is not None:
         return same
     label = next((lower.index(name) for name in LABEL_NAMES if name in lower), None)
-    repeating = [i for i, column in enumerate(columns) if 1 < len(set(column)) <= len(column) / 2]
+    repeating = [i for i, column in enumerate(columns) if 1 < len(set(filter(None, column))) <= len(column) / 2]
     split = split_column(lower, columns)
     numbers = {i for i, column in enumerate(columns) if any(column) and all(_NUMBER.fullmatch(cell) for cell in column if cell)}
     texts = [i for i, name in enumerate(lower) if i != label and name in TEXT_NAMES]
