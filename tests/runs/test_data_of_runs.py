@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import unveil
+from tests.runs.tiny_runs import FINETUNE, OPTIONS, TINY, write
 from unveil.errors import UnveilError
 from unveil.runs import image_pretraining
 from unveil.runs.image_pretraining import ImagePlan
@@ -23,29 +23,7 @@ from unveil.train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("without_reports")
 
-TINY = {
-    "model": "vit-nano",
-    "image_size": (16,),
-    "patch_size": (8,),
-    "batch_size": 8,
-    "epochs": 1.0,
-    "device": "cpu",
-    "precision": "float32",
-    "num_evals": 1,
-}
-OPTIONS = {key: value for key, value in TINY.items() if key != "model"}
-FINETUNE = {key: TINY[key] for key in ("batch_size", "epochs", "device", "precision", "num_evals")}
 SPLITS = {"train/cat": 8, "train/dog": 8, "validation/cat": 3, "validation/dog": 3, "test/cat": 2, "test/dog": 2, "extra": 2}
-
-
-def write(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """Uncompressed images, so that any two of them have the same number of bytes."""
-    chance = np.random.default_rng(seed)
-    for folder, count in counts.items():
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for index in range(count):
-            Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / folder / f"{index}.bmp")
-    return root
 
 
 @pytest.fixture(scope="module")

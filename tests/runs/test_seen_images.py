@@ -4,39 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import unveil
+from tests.runs.tiny_runs import FINETUNE, OPTIONS, TINY, write
 from unveil.runs.images import IMAGES
 from unveil.runs.labelled_data import LabelledOptions, LabelledSubsets, labelled_subsets
 from unveil.runs.seen_images import held_out_count
 
 pytestmark = pytest.mark.usefixtures("without_reports")
-
-TINY = {
-    "model": "vit-nano",
-    "image_size": (16,),
-    "patch_size": (8,),
-    "batch_size": 8,
-    "epochs": 1.0,
-    "device": "cpu",
-    "precision": "float32",
-    "num_evals": 0,
-}
-OPTIONS = {key: value for key, value in TINY.items() if key != "model"}
-TUNED = {key: TINY[key] for key in ("batch_size", "epochs", "device", "precision", "num_evals")}
-
-
-def write(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """Uncompressed images, so that any two of them have the same number of bytes."""
-    chance = np.random.default_rng(seed)
-    for folder, count in counts.items():
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for index in range(count):
-            Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / folder / f"{index}.bmp")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +117,7 @@ def test_what_a_run_started_from_counts_as_well(
     assert told(run, str(home / "A")) == [seen]
     assert told(run, str(home / "A" / "test")) == []
     assert held_out_count(run) == 1000
-    tuned = Path(unveil.finetune(run, str(other), out=tmp_path / "tuned", **TUNED))
+    tuned = Path(unveil.finetune(run, str(other), out=tmp_path / "tuned", **FINETUNE))
     assert told(tuned, str(home / "A")) == [seen]
     record(run, started="2001-01-01T00:00:00+0000", config={})  # so the run in that folder has taken the place of another
     assert told(run, str(home / "A")) == []
@@ -150,7 +126,7 @@ def test_what_a_run_started_from_counts_as_well(
 def test_fine_tuning_is_training_too(home: Path, tmp_path: Path) -> None:
     """The held-out images are those of the pre-training, in both runs."""
     data = home / "A"
-    tuned = Path(unveil.finetune(home / "on-test", str(data / "train"), out=tmp_path / "tuned", **TUNED))
+    tuned = Path(unveil.finetune(home / "on-test", str(data / "train"), out=tmp_path / "tuned", **FINETUNE))
     assert held_out_count(tuned) == 1
     assert told(tuned, str(data / "train")) == []
     assert told(tuned, str(data / "test"), str(data / "train")) == [of(39, 40).replace("trained", "trained or validated")]

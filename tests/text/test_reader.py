@@ -105,6 +105,16 @@ def test_tables_that_name_files_are_no_texts(opened: Callable[[dict[str, str]], 
     assert "test/labels.csv: its texts are names of other files, so it is not used" in found.notes
 
 
+def test_a_table_that_names_files_says_nothing_of_other_tables(opened: Callable[[dict[str, str]], OpenedTexts]) -> None:
+    """The table of names was read first, and the other ones with its columns."""
+    names = "text,label\n0.txt,pos\n1.txt,neg\n"
+    rows = "review,stars\n" + "".join(f"a {word} film,{i % 2}\n" for i, word in enumerate("good bad fine poor".split()))
+    found = opened({"train/a_names.csv": names, "train/b.csv": rows, "train/0.txt": "one", "train/1.txt": "two"})
+    assert found.train.texts == ["a good film", "a bad film", "a fine film", "a poor film"]
+    assert found.columns is not None
+    assert found.columns.header == ("review", "stars")
+
+
 def test_backups_of_a_table_are_said(opened: Callable[[dict[str, str]], OpenedTexts]) -> None:
     rows = table("good", "bad", "fine", "poor")
     found = opened({"train.csv": rows, "train.csv.zip/train.csv": rows, "test.csv": table("so", "no")})

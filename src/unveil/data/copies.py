@@ -57,7 +57,7 @@ def copies_of_tests(test: Source, train: Source) -> tuple[int, int]:
 
 
 def checked_rows(test: Source, rows: Indices, train: Source) -> Indices:
-    """Those of some test images that are worth to be looked for: fewer if many files of the train set would have to be read.
+    """Those of `rows` to look for, evenly spaced: not all of them if many files of the train set would have to be read.
 
     All of them, if a source does not know the sizes of its files, since then nothing is read.
     """

@@ -1,7 +1,7 @@
 """Finds the text files and the tables of DATA, in folders and archives, and reads the texts in them."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -86,27 +86,37 @@ class Reader:
 
     def _read(self, path: Path) -> None:
         loose, packed = files_in(path)
-        readable = [file for file in loose if suffix_of(file.place) in (*PLAIN, *TABLES)]
-        groups = {name: [file for file in files if suffix_of(file.place) in (*PLAIN, *TABLES)] for name, files in packed.items()}
-        inside = {name: [file.archive.names[file.member] for file in files] for name, files in groups.items()}
-        splits, train_is_named, sentence = splits_in([file.place for file in readable], inside)
-        self._sentences += [sentence] * bool(sentence)
-        files = [*readable, *(file for group in groups.values() for file in group)]
         everything = [*loose, *(file for group in packed.values() for file in group)]
+        groups = {name: [file for file in group if is_read(file)] for name, group in packed.items()}
+        inside = {name: [file.archive.names[file.member] for file in group] for name, group in groups.items()}
+        splits, train_is_named, sentence = splits_in([file.place for file in loose if is_read(file)], inside)
+        self._sentences += [sentence] * bool(sentence)
         self._note_unread([file.place for file in everything], train_is_named=train_is_named)
-        used = sorted((file for file in files if file.place in splits), key=lambda file: splits[file.place] != TRAIN)
-        tables, named_splits = [file for file in used if suffix_of(file.place) in TABLES], set(splits.values())
+        used = sorted((file for file in everything if file.place in splits), key=lambda file: splits[file.place] != TRAIN)
         plain = [file for file in used if suffix_of(file.place) in PLAIN]
-        names = {PurePosixPath(file.place).name for file in plain}
-        with_tables = set[str]()
+        with_tables = self._add_tables([file for file in used if suffix_of(file.place) in TABLES], plain, splits)
+        self._add_plain(plain, splits, with_tables)
+        for file in everything:
+            if is_read(file) and file.place not in splits:
+                self._note(file.place, " is in no split, and not used", " are in no split, and not used")
+
+    def _add_tables(self, tables: Sequence[File], plain: Sequence[File], splits: Mapping[str, str]) -> set[str]:
+        """Adds the texts of tables, without those that name the plain text files. Returns the splits that have tables."""
+        names, by_row, found = {PurePosixPath(file.place).name for file in plain}, set(splits.values()) == {TRAIN}, set[str]()
         for file in tables:
-            table = self._table(file, is_train=splits[file.place] == TRAIN)
+            split, where = splits[file.place], f"{self.where}: {file.place}"
+            table = read_table(self._decoded(file), suffix_of(file.place), where, self.columns, needs_texts=split != TRAIN)
             if names and sum(PurePosixPath(row.text).name in names for row in table.rows) > len(table.rows) / 2:
                 self._note(file.place, ": its texts are names of other files, so it is not used")
                 continue
             if table.rows:
-                with_tables.add(splits[file.place])
-            self._add(table, file.place, splits[file.place], by_row=named_splits == {TRAIN})
+                found.add(split)
+                self.columns = table.columns if self.columns is None and split == TRAIN else self.columns
+            self._add_table(table, file.place, split, by_row=by_row)
+        return found
+
+    def _add_plain(self, plain: Sequence[File], splits: Mapping[str, str], with_tables: Collection[str]) -> None:
+        """Adds plain text files. Beside tables, only class folders of a split without tables are used."""
         folders = class_folders([file.place for file in plain])
         for file in plain:
             split = splits[file.place]
@@ -116,9 +126,6 @@ class Reader:
             part = self.parts.setdefault(split, Part())
             part.add(self._decoded(file), folders.get(file.place), file.place, file.place)
             part.label_sources += ["the folders"] * (file.place in folders)
-        for file in files:
-            if file.place not in splits:
-                self._note(file.place, " is in no split, and not used", " are in no split, and not used")
 
     def _note_unread(self, places: Sequence[str], *, train_is_named: bool) -> None:
         """Notes the files that are not read. Raises `UnveilError` if they are the only ones named train."""
@@ -129,14 +136,7 @@ class Reader:
         for place in unread:
             self._note(place, *(f" {verb} not read: expected .txt, .csv or .tsv" for verb in ("is", "are")))
 
-    def _table(self, file: File, *, is_train: bool) -> Table:
-        text = self._decoded(file)
-        table = read_table(text, suffix_of(file.place), f"{self.where}: {file.place}", self.columns, needs_texts=not is_train)
-        if is_train and table.rows and self.columns is None:
-            self.columns = table.columns
-        return table
-
-    def _add(self, table: Table, name: str, split: str, *, by_row: bool) -> None:
+    def _add_table(self, table: Table, name: str, split: str, *, by_row: bool) -> None:
         """Adds the texts of a table to the split of its file or, with `by_row`, to those in its column of splits."""
         chosen = [row.split if by_row and row.split is not None else split for row in table.rows]
         for row, own in zip(table.rows, chosen, strict=True):
@@ -184,6 +184,11 @@ class Reader:
                 total = count_of(len(self.parts[split].texts), "text")
                 found.append(f"{again:,} of {total} of {split} {'is' if again == 1 else 'are'} in another of its files as well")
         return [*self._sentences, *found]
+
+
+def is_read(file: File) -> bool:
+    """Whether a file is plain text or a table."""
+    return suffix_of(file.place) in (*PLAIN, *TABLES)
 
 
 def files_in(path: Path) -> tuple[list[File], dict[str, list[File]]]:
