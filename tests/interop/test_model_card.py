@@ -17,7 +17,8 @@ from unveil.errors import UnveilError
 from unveil.interop import hub as hub_module
 from unveil.interop import model_files
 from unveil.recipes.export import export
-from unveil.reports.model_card import data_lines, licence_lines, without_folders
+from unveil.reports.model_card import data_lines, escaped, licence_lines, without_folders
+from unveil.reports.table import ResultTable
 
 pytestmark = pytest.mark.usefixtures("without_reports")
 
@@ -78,6 +79,13 @@ def test_a_card_holds_neither_paths_nor_names_of_files(runs, tmp_path, logged):
             assert "secret-place" not in text
             assert "patient" not in text
             assert run.facts["hardware"]["host"] not in re.findall(r"[\w.-]+", text)
+
+
+def test_a_warning_names_runs_without_their_folders():
+    told = "Warning: /home/jane/run started from C:\\Users\\jane\\first, which was trained on 8 of 9 test images and/or texts."
+    table = ResultTable("Results", ["metric", "value"], [], [told])
+    warning = "Warning: run started from first, which was trained on 8 of 9 test images and/or texts."
+    assert escaped(table).sentences == [warning]
 
 
 @pytest.mark.parametrize(

@@ -119,16 +119,19 @@ def test_copies_of_test_texts_are_left_out_or_said(tmp_path: Path) -> None:
     rows = [f"a {word} film number {i},{i % 2}" for i, word in enumerate(["good", "bad"] * 20)]
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows, *rows]))
     said: list[str] = []
-    train, test, validation, held_out, roles = labelled_texts(tmp_path, None, said.append)
-    assert (validation, roles) == (None, {})
+    train, test, validation, held_out, roles, cautions = labelled_texts(tmp_path, None, said.append)
+    assert (validation, roles, cautions) == (None, {}, [])
     assert (len(test), held_out, set(train.texts) & set(test.texts)) == (8, True, set())
     assert f"left out {72 - len(train)} training texts that are copies of held-out ones" in said
     assert "took the column label as classes: 0, 1 (40 texts each)" in said
     said.clear()
     (tmp_path / "again.csv").write_text("\n".join(["text,label", *rows, *rows]).replace("film", "  FILM"))
-    held_out = labelled_texts(tmp_path / "a.csv", tmp_path / "again.csv", said.append).held_out
+    opened = labelled_texts(tmp_path / "a.csv", tmp_path / "again.csv", said.append)
     (tmp_path / "again.csv").unlink()
-    assert (held_out, "80 of 80 test texts are copies of training texts: the results are too good" in said) == (False, True)
+    assert (opened.held_out, opened.cautions) == (
+        False,
+        ["80 of 80 test texts are copies of training texts: the results are too good"],
+    )
     for rest, message in (("the same,0\n", "is a copy of one that is held out"), ("a,0\n", "to train on have only one class, 1")):
         (tmp_path / "a.csv").write_text(
             "text,label\n" + "the same,1\n" * 4 + rest * 16 + "".join(f"n {i},1\n" for i in range(9) if rest[0] == "a")
@@ -145,12 +148,14 @@ def test_copies_between_training_and_validation(tmp_path: Path, trained: Path, c
     code, text = said(capsys, "finetune", trained, tmp_path, "--validation", "0.1", "--epochs", "1", "--out", tmp_path / "run")
     assert (code, "training texts that are copies of held-out ones" in text) == (0, True)
     (tmp_path / "val.csv").write_text("\n".join(["text,label", *rows[:2], "one film,0"]))
-    notes: list[str] = []
-    labelled_texts(tmp_path, None, notes.append)
-    assert notes[-2:] == [
+    cautions = [
         "2 of 3 validation texts are copies of training texts: the validation is too good",
         "1 of 2 test texts is a copy of validation texts: the results are too good",
     ]
+    assert labelled_texts(tmp_path, None, lambda text: None).cautions == cautions
+    code, text = said(capsys, "finetune", trained, tmp_path, "--epochs", "1", "--out", tmp_path / "again")
+    assert (code, [text.count(each) for each in cautions]) == (0, [2, 2])  # before training, and beside the results
+    assert Run(tmp_path / "again").results["cautions"] == cautions
 
 
 def test_another_test_set_is_read_as_the_training_set(tmp_path: Path) -> None:

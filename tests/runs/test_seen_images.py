@@ -8,9 +8,12 @@ import pytest
 
 import unveil
 from tests.runs.tiny_runs import FINETUNE, OPTIONS, TINY, write
+from unveil.reports.comparison import caution_note
+from unveil.reports.table import feature_table, metric_table
 from unveil.runs.images import IMAGES
 from unveil.runs.labelled_data import LabelledOptions, LabelledSubsets, labelled_subsets
 from unveil.runs.seen_images import held_out_count
+from unveil.train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("without_reports")
 
@@ -131,6 +134,26 @@ def test_fine_tuning_is_training_too(home: Path, tmp_path: Path) -> None:
     assert told(tuned, str(data / "train")) == []
     assert told(tuned, str(data / "test"), str(data / "train")) == [of(39, 40).replace("trained", "trained or validated")]
     assert told(record(tuned, config={"labels": 8}), str(data / "test"), str(data / "train")) == []  # it is not known which
+
+
+def test_results_and_pages_warn_of_them(home: Path, tmp_path: Path) -> None:
+    """They were said before training only. From scratch, the weights of the run do not matter."""
+    run, data = home / "on-train", home / "A"
+    folder = tmp_path / "comparison"
+    options = FINETUNE | {"test": str(data / "train"), "validation": 0.0}
+    tuned = unveil.finetune(run, str(data / "test"), out=folder / "tuned", **options)
+    scratch = unveil.finetune(run, str(data / "test"), out=folder / "scratch", scratch=True, **options)
+    seen = f"{run} {of(40, 40)}"
+    assert (tuned.results["cautions"], scratch.results.get("cautions")) == ([seen], None)
+    assert f"Warning: {seen}." in metric_table(tuned.results).sentences
+    assert caution_note([folder / "tuned", folder / "scratch"]) == f"Warning: {seen}."
+    assert caution_note([folder / "scratch"]) == ""
+    started = Path(unveil.pretrain(str(data), out=folder / "started", init=str(home / "on-test"), **TINY | {"model": None}))
+    clause = f"{started} started from {home / 'on-test'}, which {of(11, 12)}"
+    assert Run(started).results["cautions"] == [clause]
+    assert feature_table(Run(started).results).sentences[0] == f"Warning: {clause}."
+    every = caution_note([folder / "tuned", started, folder / "scratch"])
+    assert every == f"Warning: {seen}. Such a warning is on the pages of 2 of 3 runs."
 
 
 def test_a_validation_split_that_chose_the_checkpoint(home: Path, tmp_path: Path) -> None:

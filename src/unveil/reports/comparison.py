@@ -12,7 +12,7 @@ from unveil.reports.chance import TestCounts, chance_margin, contenders, within_
 from unveil.reports.findings import FEWEST_SEEDS
 from unveil.reports.run_summary import has_collapsed, position_of
 from unveil.reports.seed_counts import SeedCounts, one_seed_phrase, with_one_seed
-from unveil.reports.table import ResultTable
+from unveil.reports.table import ResultTable, cautions
 from unveil.reports.vocabulary import primary_of
 from unveil.train.run_cost import spell_time
 from unveil.train.run_folder import Run
@@ -258,3 +258,15 @@ def held_out_note(runs: Iterable[Path]) -> str:
             splits = (Run(path).facts.get("data") or {}).get("splits") or {}
             unused.append(any(split_of(name) == "test" for name in splits.get("unused", ())))
     return HELD_OUT_NOTE if any(unused) or not unused else NO_TEST_NOTE
+
+
+def caution_note(runs: Sequence[Path]) -> str:
+    """A warning if test samples were trained on, from what the runs record; "" otherwise. A damaged run says nothing."""
+    found = list[str]()
+    for path in runs:
+        with contextlib.suppress(UnveilError):
+            found += cautions(Run(path).results)[:1]
+    if not found:
+        return ""
+    others = f" Such a warning is on the pages of {len(found):,} of {len(runs):,} runs." if len(found) > 1 else ""
+    return f"{found[0]}{others}"

@@ -9,6 +9,7 @@ from unveil.reports.chance import TestCounts
 from unveil.reports.comparison import (
     ACCURACIES,
     ComparisonRow,
+    caution_note,
     comparison_verdict,
     evaluated_images_of,
     format_mean,
@@ -102,7 +103,7 @@ def write_comparison(
     note = [element("p", held_out_note(runs))] if evaluated_on == "held-out" else []
     note += [element("p", seen_note(labelled))] if labelled else []
     verdict = element("p", comparison_verdict(rows, test_counts, seeds), class_="verdict")
-    notes = (unfinished_note(facts, seeds.without_results), failure_note(facts))
+    notes = (unfinished_note(facts, seeds.without_results), failure_note(facts), caution_note(runs))
     failed = [element("p", text) for text in notes if text]
     heading = join_markup([element("h1", title), verdict, *failed, *note, line])
     links = [element("li", element("a", each.name, href=f"{each.name}/report.html")) for each in runs]

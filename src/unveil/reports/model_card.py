@@ -46,6 +46,8 @@ MAX_ANCESTORS = 5
 """Maximum number of earlier runs, each of which the next one started from."""
 ABSOLUTE = re.compile(r"^((?:--[\w-]+=)?(?:hf://)?)((?:/|~|\.\.|[A-Za-z]:\\).*?)[/\\]*$", re.DOTALL)
 """A word of a command that is an absolute path, perhaps after an option and a scheme: what stands before it, and the path."""
+FOLDERS = re.compile(r"(?<!\S)(?:/|~|\.\.|[A-Za-z]:\\)[^\s,]*[/\\]")
+"""The folders at the beginning of an absolute path in a sentence."""
 FEW_TESTS = 100
 """With fewer test images, the limits say that accuracies are uncertain."""
 
@@ -176,11 +178,11 @@ def result_lines(run: Run | None) -> list[str]:
 
 
 def escaped(table: ResultTable) -> ResultTable:
-    """A table whose names of classes and test sets are safe in Markdown."""
+    """A table whose names of classes and test sets are safe in Markdown, and whose sentences name runs without their folders."""
     return table._replace(
         rows=[[in_text(cell) for cell in row] for row in table.rows],
         heads=[in_text(head) for head in table.heads],
-        sentences=[in_text(sentence) for sentence in table.sentences],
+        sentences=[in_text(FOLDERS.sub("", sentence)) for sentence in table.sentences],
     )
 
 

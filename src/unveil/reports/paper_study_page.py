@@ -10,7 +10,16 @@ from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 from unveil.reports.chance import TestCounts
-from unveil.reports.comparison import EVALUATED_ON, chance_notes, evaluated_images_of, format_mean, held_out_note, row_of, seen_note
+from unveil.reports.comparison import (
+    EVALUATED_ON,
+    caution_note,
+    chance_notes,
+    evaluated_images_of,
+    format_mean,
+    held_out_note,
+    row_of,
+    seen_note,
+)
 from unveil.reports.failures import failure_note, unfinished_note
 from unveil.reports.findings import Judgement
 from unveil.reports.html import Markup, element, join_markup
@@ -258,7 +267,7 @@ def write_paper_study(folder: Path, result: PaperStudyResult, facts: Mapping[str
     title += f" and {Path(result.labelled).name or result.labelled}" if result.labelled else ""
     parts = [element("h1", result.question), element("p", result.judgement.reason, class_="verdict")]
     parts.append(element("p", f"The paper ({result.source}): {result.finding}"))
-    parts += [element("p", text) for text in (unfinished_note(facts), failure_note(facts)) if text]
+    parts += [element("p", text) for text in (unfinished_note(facts), failure_note(facts), caution_note(runs)) if text]
     if result.images:
         advice = held_out_note(runs) if result.evaluated_on == "held-out" else ""
         parts.append(element("p", f"{result.images} {advice}".strip()))

@@ -9,6 +9,7 @@ from unveil.reports.chance import TestCounts, contenders
 from unveil.reports.comparison import (
     ACCURACIES,
     ComparisonRow,
+    caution_note,
     comparison_table,
     evaluated_images_of,
     format_mean,
@@ -187,7 +188,8 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
     sections += [("Settings", settings_section(facts["config"])), ("Environment", environment_section(facts, {}))]
     every = [sweep for sweeps in groups.values() for sweep in sweeps]
     held_out = any(sweep.evaluated_on == "held-out" for sweep in every)
-    note = [element("p", held_out_note(path.parent for path in sorted(folder.rglob("run.json"))))] if held_out else []
+    runs = [path.parent for path in sorted(folder.rglob("run.json"))]
+    note = [element("p", held_out_note(runs))] if held_out else []
     note += [element("p", seen_note(name)) for name in dict.fromkeys(sweep.labelled for sweep in every) if name]
     missing = [
         f"{sweep.title}, {name}" if len(every) > 1 else name
@@ -195,6 +197,6 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
         if sweep.seeds
         for name in sweep.seeds.without_results
     ]
-    failed = [element("p", text) for text in (unfinished_note(facts, missing), failure_note(facts)) if text]
+    failed = [element("p", text) for text in (unfinished_note(facts, missing), failure_note(facts), caution_note(runs)) if text]
     top = join_markup([element("h1", title), *failed, *note, element("p", f"study {folder.name}", class_="muted")])
     return write_document(folder, top, title, sections, f"Generated from the run folders in {folder.name}.")

@@ -143,10 +143,15 @@ def metric_table(results: Results) -> ResultTable | None:
         compared = (format_number(key, other[key]) if key in other else "" for other in others.values())
         rows.append([label_of(key), format_number(key, value), *compared])
     unseen = results.get("unseen_classes")
-    sentences = [unseen_sentence(unseen, count or 0, samples)] if unseen else []
+    sentences = cautions(results) + ([unseen_sentence(unseen, count or 0, samples)] if unseen else [])
     sentences += [sentence for sentence in (chosen_sentence(results), probe_warning(results)) if sentence]
     own = "fine-tuned" if others else "value"
     return ResultTable(title, ["metric", own, *others], rows, sentences) if rows else None
+
+
+def cautions(results: Results) -> list[str]:
+    """Sentences on test samples that were trained on."""
+    return [f"Warning: {clause}." for clause in results.get("cautions") or []]
 
 
 def chosen_sentence(results: Results) -> str:
@@ -209,7 +214,7 @@ def feature_table(results: Results) -> ResultTable | None:
     heads = ["features", *(CLASSIFIER_LABELS.get(column, column) for column in columns)]
     unseen = (counts or {}).get("unseen_classes")
     sentences = [unseen_sentence(unseen, counts["test"])] if counts and unseen else []
-    return ResultTable(title, heads, rows, comparisons(results) + sentences)
+    return ResultTable(title, heads, rows, cautions(results) + comparisons(results) + sentences)
 
 
 def spread_table(results: Results) -> ResultTable | None:

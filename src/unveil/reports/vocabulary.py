@@ -12,6 +12,7 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
     "judged_on"  the images of "features": {"train": count, "test": count, "classes": count}, "unseen_classes", and
                      "independent" if several images share an original: how many independent images are worth as much
     "unseen_classes"   test samples of classes that no training sample has, which count as wrong: {class: count}; if there are any
+    "cautions"   clauses on test samples that the encoder, or the model, was trained on; if there are any
     "spread"     collapse of features: {"encoder" | "before training" | "untrained": {"feature_deviation" | "rank_me": number}};
                      "width": dimensions
     "words"      masked words of held-out texts: "word_loss", "word_accuracy", "frequency_loss", "frequency_accuracy"

@@ -131,6 +131,7 @@ class Finetuning:
             "samples": labelled.noun,
             "classes": list(labelled.test_classes),
             **({"unseen_classes": dict(unseen)} if unseen else {}),
+            **({"cautions": list(labelled.cautions)} if labelled.cautions else {}),
             "trained_on": labelled.counts[0],
             **({"validated_on": labelled.validation_count} if labelled.validation_count else {}),
             **({"unreadable": unreadable} if unreadable else {}),

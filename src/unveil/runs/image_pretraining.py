@@ -209,15 +209,23 @@ class ImagePretraining(Pretraining):
         say_notes(session.say, pack_sentence(plan.source, plan.side))
         self.train_set, self.test_set, self.held_out, self.validation_set, note = plan.open_subsets()
         say_notes(session.say, note)
-        if plan.init and session.is_main:  # whose training may have had the test images of today
-            for sentence in sentences_on_seen_images(session.run.path, plan.roles, self.test_set) or []:
-                session.say(sentence)
+        self.cautions = self.say_cautions()
         self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, session.world, session.say)
         refuse_earlier_numbering(session.run, self.train_set, self.test_set)
         self.write_skipped()
         self.vit = plan.vit(self.train_set.dataset)
         self.before: ViT | None = None
         """The encoder before training, if it does not start at random."""
+
+    def say_cautions(self) -> list[str]:
+        """Says which test images of today the weights of --init were trained on, in clauses that it returns."""
+        session = self.session
+        if not self.plan.init or not session.is_main:
+            return []
+        found = sentences_on_seen_images(session.run.path, self.plan.roles, self.test_set) or []
+        for clause in found:
+            session.say(clause)
+        return found
 
     def build(self) -> Method:
         return self.plan.build(self.vit)
@@ -286,6 +294,7 @@ class ImagePretraining(Pretraining):
             "skipped": self.skipped.count,
             "unreadable": self.skipped.unreadable(),
             "held_out": held_out,
+            **({"cautions": self.cautions} if self.cautions else {}),
         }
         return found | compared | {"images_seen": self.session.samples_trained, "kept_aside": self.held_out}
 

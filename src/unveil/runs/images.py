@@ -197,6 +197,7 @@ class ImageModality(Modality):
             augment=request.augment,
             max_pixels=config.max_pixels,
             leave_out_copies=config.leave_out_copies,
+            scratch=config.scratch,
             say=printer(world.is_main),
             show=world.is_main,
         )

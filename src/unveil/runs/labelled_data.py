@@ -55,6 +55,8 @@ class LabelledOptions:
     """Files with more pixels than this are not decoded."""
     leave_out_copies: bool = True
     """Whether training images that are exact copies of test images held out, or of validation images, are left out."""
+    scratch: bool = False
+    """Whether the encoder is not used, only its shape, so that it does not matter what it was trained on."""
     read: bool = True
     """Whether images are read into memory if they fit; if not, only a sample is, and `reopened` reads them."""
     say: Say
@@ -75,7 +77,7 @@ class LabelledSubsets(NamedTuple):
     splits: dict[str, list[str]]
     """See `Roles.splits`."""
     leaks: list[str]
-    """Sentences on test images that the encoder, or the model, is trained on as well."""
+    """Clauses on test images that the encoder, or the model, is trained on as well."""
 
 
 def labelled_subsets(
@@ -117,7 +119,7 @@ def labelled_subsets(
         read=request.read,
         leave_out_copies=request.leave_out_copies,
     )
-    leaks = leak_sentences(run, roles, opened, is_given=test is not None)
+    leaks = leak_sentences(None if request.scratch else run, roles, opened, is_given=test is not None)
     for leak in leaks:
         request.say(leak)
     say_notes(request.say, opened.note * opened.held_out)
@@ -180,33 +182,38 @@ def refuse_one_class(source: Source, request: LabelledOptions) -> None:
         )
 
 
-def leak_sentences(run: str | os.PathLike[str], roles: Roles, opened: ImageSubsets, *, is_given: bool) -> list[str]:
-    """Sentences on test images that are trained on, or that the run was trained on.
+def leak_sentences(run: str | os.PathLike[str] | None, roles: Roles, opened: ImageSubsets, *, is_given: bool) -> list[str]:
+    """Clauses on test images that are trained on, or that the run was trained on.
 
     Args:
-        run: The run.
+        run: The run; None if its weights are not used.
         roles: The images to train on, and to test on.
         opened: The same, opened.
         is_given: Whether the test images were given beside DATA.
     """
-    found = list[str]()
-    seen = sentences_on_seen_images(run, roles, opened.test)
-    trained = "" if is_given else trained_on_test(run, roles)
-    if seen:
-        found += seen
-    elif trained:
-        found.append(f"{run} was {trained}, which is the test set now: its results are too good")
-    elif seen is None and other_images_held_out(run, roles):
-        found.append(
-            f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
-            f"trained on images that are held out now: its accuracy may be too high"
-        )
+    found = [] if run is None else clauses_on_run(run, roles, opened, is_given=is_given)
     shared = shared_images(roles.train, roles.test) if is_given and roles.test else 0
     if shared and roles.test:
         found.append(f"{shared:,} of {count_of(len(roles.test), 'test image')} are trained on as well: the results are too good")
     elif opened.note and not opened.held_out:
         found.append(opened.note)
     return found
+
+
+def clauses_on_run(run: str | os.PathLike[str], roles: Roles, opened: ImageSubsets, *, is_given: bool) -> list[str]:
+    """Clauses on test images that a run was trained on; see `leak_sentences`."""
+    seen = sentences_on_seen_images(run, roles, opened.test)
+    trained = "" if is_given else trained_on_test(run, roles)
+    if seen:
+        return seen
+    if trained:
+        return [f"{run} was {trained}, which is the test set now: its results are too good"]
+    if seen is None and other_images_held_out(run, roles):
+        return [
+            f"the files of {roles.train.name}, or its test set, are not those that {run} was trained on, so it may have been "
+            f"trained on images that are held out now: its accuracy may be too high"
+        ]
+    return []
 
 
 def trained_on_test(run: str | os.PathLike[str], roles: Roles) -> str:

@@ -58,7 +58,7 @@ class LabelledImages(LabelledData):
     validation_set: Subset | None
 
     def __init__(self, opened: LabelledSubsets, world: World, max_unreadable: float) -> None:
-        self.train_set, self.test_set, self.held_out, self.validation_set, self.splits, _ = opened
+        self.train_set, self.test_set, self.held_out, self.validation_set, self.splits, self.cautions = opened
         self.max_unreadable, self.say = max_unreadable, printer(world.is_main)
         self.classes = self.train_set.dataset.classes
         objects = self.train_set.dataset.source.objects

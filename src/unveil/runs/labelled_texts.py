@@ -41,6 +41,8 @@ class LabelledSplits(NamedTuple):
     """Whether the test set was held out from the training set."""
     roles: dict[str, list[str]]
     """The splits of DATA that are "train", "validation", "test" and "unused", as run.json records them; empty if there is one."""
+    cautions: list[str]
+    """Clauses on test texts that the encoder, or the model, is trained on as well. Nothing has said them yet."""
 
     def with_classes(self, classes: list[str]) -> "LabelledSplits":
         """The same texts, with labels numbered as in `classes`."""
@@ -57,7 +59,7 @@ class LabelledTexts(LabelledData):
     validation_set: Texts | None
 
     def __init__(self, splits: LabelledSplits, shape: TextConfig) -> None:
-        self.train_set, self.test_set, self.validation_set, self.held_out, self.roles = splits
+        self.train_set, self.test_set, self.validation_set, self.held_out, self.roles, self.cautions = splits
         self.classes, self.length = splits.train.classes, shape.length
         self.tokenizer = WordPieceTokenizer(shape.vocabulary, shape.lower)
 
@@ -147,7 +149,7 @@ def text_predictions(
 def labelled_texts(
     data: AnyData, test: AnyData | None, say: Callable[[str], None], test_split: Literal["held-out"] | None = None
 ) -> LabelledSplits:
-    """Opens labelled texts, and says what they are.
+    """Opens labelled texts, and says what they are. Of copies among the splits, it only tells in the result.
 
     Args:
         data: Labelled texts to train on. Those without a class are left out.
@@ -191,26 +193,26 @@ def labelled_texts(
             say(f"left out {count_of(len(texts) - len(texts.labelled()), noun)} without a class")
     train_set = train_set.labelled()
     validation = validation and validation.labelled().with_classes(train_set.classes)
-    if validation is not None:
-        say_copies(validation, "validation text", train_set, "training texts", "the validation is", say)
+    cautions = copies_clauses(validation, "validation text", train_set, "training texts", "the validation is")
     if test_set is None:
         train_set, test_set = hold_out(train_set, say)
         refuse_one_class(train_set)
-        return LabelledSplits(train_set, test_set, validation, True, roles)
+        return LabelledSplits(train_set, test_set, validation, True, roles, cautions)
     test_set = test_set.labelled().with_classes(train_set.classes)
     refuse_other_classes(test_set, train_set)
-    say_copies(test_set, "test text", train_set, "training texts", "the results are", say)
-    if validation is not None:
-        say_copies(test_set, "test text", validation, "validation texts", "the results are", say)
-    return LabelledSplits(train_set, test_set, validation, False, roles)
+    cautions += copies_clauses(test_set, "test text", train_set, "training texts", "the results are")
+    cautions += copies_clauses(test_set, "test text", validation, "validation texts", "the results are")
+    return LabelledSplits(train_set, test_set, validation, False, roles, cautions)
 
 
-def say_copies(texts: Texts, noun: str, known: Texts, known_noun: str, what: str, say: Callable[[str], None]) -> None:
-    """Says how many of some texts are among others that the model has seen or was chosen on."""
+def copies_clauses(texts: Texts | None, noun: str, known: Texts | None, known_noun: str, what: str) -> list[str]:
+    """A clause on how many of some texts are among others that the model has seen or was chosen on; none if there are no others."""
+    if texts is None or known is None:
+        return []
     found = set(map(without_case, known.texts))
-    if copies := sum(without_case(text) in found for text in texts.texts):
-        verb = "is a copy" if copies == 1 else "are copies"
-        say(f"{copies:,} of {count_of(len(texts), noun)} {verb} of {known_noun}: {what} too good")
+    copies = sum(without_case(text) in found for text in texts.texts)
+    verb = "is a copy" if copies == 1 else "are copies"
+    return [f"{copies:,} of {count_of(len(texts), noun)} {verb} of {known_noun}: {what} too good"] if copies else []
 
 
 def hold_out(texts: Texts, say: Callable[[str], None]) -> tuple[Texts, Texts]:

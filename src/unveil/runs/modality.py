@@ -145,6 +145,8 @@ class LabelledData(ABC):
     test_set: Sized
     validation_set: Sized | None
     """The samples that are evaluated during training; None if there are none. They are never those of the test set."""
+    cautions: Sequence[str] = ()
+    """Clauses on test samples that the encoder, or the model, is trained on as well, which make the results too good."""
 
     @property
     def counts(self) -> tuple[int, int]:

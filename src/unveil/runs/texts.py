@@ -14,6 +14,7 @@ from unveil.options import configure
 from unveil.runs.labelled_data import data_of
 from unveil.runs.labelled_texts import LabelledTexts, label_tensor, labelled_texts, without_copies
 from unveil.runs.modality import AnyData, FinetuneRunConfig, LabelledRequest, Modality
+from unveil.runs.seen_texts import sentences_on_seen_texts
 from unveil.runs.session import join
 from unveil.runs.text_pretraining import TextPlan, TextPretrainConfig
 from unveil.runs.text_stream import TextStream, open_text_stream
@@ -91,6 +92,10 @@ class TextModality(Modality):
     ) -> LabelledTexts:
         say = printer(request.recipe.world.is_main)
         splits = labelled_texts(data if data is not None else data_of(run), test, say, request.config.test_split)
+        if not request.config.scratch:
+            splits = splits._replace(cautions=[*sentences_on_seen_texts(run, splits), *splits.cautions])
+        for clause in splits.cautions:
+            say(clause)
         if set(splits.train.classes) <= set(request.classes):  # of the run that is resumed
             splits = splits.with_classes(list(request.classes))
         train_set, seed = splits.train, request.recipe.training.seed
