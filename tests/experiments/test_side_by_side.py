@@ -18,7 +18,7 @@ from tests.recipes.test_end_to_end import write_images
 from unveil.errors import Interrupted, UnveilError
 from unveil.experiments import calls
 from unveil.experiments.calls import Call, Outcome
-from unveil.experiments.jobs import FailedRunsError, Job, Notes, run_at_once, run_jobs
+from unveil.experiments.jobs import FailedRunsError, Job, JobsConfig, Notes, run_at_once, run_jobs
 from unveil.experiments.side_by_side import WorkerProcesses, visible_gpus
 from unveil.experiments.slurm import parse
 from unveil.folder_lock import locked
@@ -269,6 +269,22 @@ def test_slurm_needs_its_commands_and_options_with_values(images: str, tmp_path:
     pytest.importorskip("submitit")
     with pytest.raises(UnveilError, match="needs the commands sbatch and srun"):
         unveil.compare("mae", images, out=tmp_path / "runs", slurm=("partition=gpu",), epochs=1.0, **OPTIONS)
+
+
+def test_the_folder_of_a_sweep_is_made_before_its_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study of several sweeps could not be trained side by side: there was no folder for the logs of the processes."""
+
+    def launcher(folder: Path, count: int) -> Scripted:
+        assert folder.is_dir()
+        return Scripted()
+
+    def unknown() -> Call:
+        raise UnveilError("no such option")
+
+    monkeypatch.setattr("unveil.experiments.jobs.WorkerProcesses", launcher)
+    assert run_jobs([job("a"), job("b")], tmp_path / "study" / "ratio", lambda name: None, JobsConfig(jobs=2)) == []
+    failures = run_jobs([job("a", call=unknown)], tmp_path / "study" / "depth", lambda name: None)
+    assert [each.run for each in failures] == ["a"]
 
 
 def test_jobs_of_one_process_need_no_other(tmp_path: Path) -> None:

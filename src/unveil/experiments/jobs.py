@@ -75,6 +75,7 @@ def run_jobs(
         WriteError: If the disk is full, since all other runs would fail as well.
     """
     notes, config = Notes(folder, jobs, missing), config or JobsConfig()
+    folder.mkdir(parents=True, exist_ok=True)  # for the logs of processes and for failures, which come before any run has a folder
     at_once = config.jobs or (len(jobs) if config.slurm else max(1, torch.cuda.device_count()))
     if config.slurm:
         run_at_once(jobs, notes, SlurmJobs(folder, config.slurm, at_once), at_once, after_each)
