@@ -77,6 +77,11 @@ def lineage(run: str | os.PathLike[str]) -> Iterator[Run]:
         folder = next((place for path in paths if path and (place := recorded_run(path))), None)
 
 
+def beginning(run: str | os.PathLike[str], number: int, ancestor: Run) -> str:
+    """The beginning of a clause on what a run, or the one at this place of its lineage, was trained on."""
+    return f"{run} was" if number == 0 else f"{run} started from {ancestor.path}, which was"
+
+
 def began_before(one: str, other: str) -> bool:
     """Whether a run was begun before another one, or in the same second, by what `run.json` records as "started"."""
     try:
@@ -167,7 +172,7 @@ def sentences_on_seen_images(run: str | os.PathLike[str], roles: Roles, test: Su
         if not seen:
             continue
         rows = rows[~np.isin(rows, list(seen))]
-        who = f"{run} was" if number == 0 else f"{run} started from {each.path}, which was"
+        who = beginning(run, number, each)
         validated = each.facts.get("kind") == "finetune" and each.config.get("validation") != 0
         how = f"trained{' or validated' * validated} on{' at least' * (not all_checked)}"
         found.append(f"{who} {how} {len(seen):,} of {of}: its results are too good")

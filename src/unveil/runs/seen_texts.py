@@ -11,7 +11,7 @@ from pathlib import Path
 from unveil.errors import UnveilError
 from unveil.plain_text import count_of
 from unveil.runs.labelled_texts import LabelledSplits, hold_out, without_case
-from unveil.runs.seen_images import lineage
+from unveil.runs.seen_images import beginning, lineage
 from unveil.text.files import Texts, documents, open_texts
 from unveil.train.run_folder import Run
 
@@ -61,7 +61,7 @@ def sentences_on_seen_texts(run: str | os.PathLike[str], splits: LabelledSplits)
         known = set(parts_of(trained))
         seen = sum(without_case(text) in known for text in splits.test.texts)
         if seen:
-            who = f"{run} was" if number == 0 else f"{run} started from {each.path}, which was"
+            who = beginning(run, number, each)
             how = "trained or validated on" if each.facts.get("kind") == "finetune" else "trained, without labels, on"
             some = f"{'up to ' * held_out_words(each)}{seen:,} of {count_of(len(splits.test), 'test text')}"
             found.append(f"{who} {how} {some}: its results may be too good")
