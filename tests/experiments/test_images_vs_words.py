@@ -10,9 +10,12 @@ from unveil.command_line import parse_options
 from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.experiments import images_vs_words as module
-from unveil.experiments.images_vs_words import SIZES, default_folder, images_vs_words
+from unveil.experiments.images_vs_words import CURVES, QUESTIONS, SIZES, default_folder, images_vs_words, judge
 from unveil.experiments.study import SweepSpec, run_study
 from unveil.models import bert, vit_config
+from unveil.reports.chance import TestCounts
+from unveil.reports.comparison import row_of
+from unveil.reports.study_page import Sweep, write_study
 from unveil.train.run_folder import Run
 
 
@@ -79,6 +82,61 @@ def test_words_and_images_are_trained_and_drawn(tmp_path: Path, monkeypatch: pyt
         results = run.results
         assert sweep.rows[0].figures["finetune"] == [results["score"]["top1"]]
         assert sweep.baselines[0].name == "untrained"
+
+
+def curve(counts: TestCounts, **accuracies: list[float]) -> Sweep:
+    """A curve over mask ratios, with fine-tuning accuracies by names such as r75."""
+    ratios = [int(name[1:]) / 100 for name in accuracies]
+    rows = [
+        row_of(f"{ratio}", [{"finetune": value} for value in values])
+        for ratio, values in zip(ratios, accuracies.values(), strict=True)
+    ]
+    return Sweep("a curve", "mask_ratio", ratios, rows, [], counts)
+
+
+def test_the_answers_compare_each_kind_of_data_with_itself() -> None:
+    few, many = {"finetune": 400.0}, {"finetune": 10_000.0}
+    sweeps = {
+        "ratio-images": curve(many, r15=[0.50, 0.51, 0.52], r75=[0.54, 0.55, 0.56]),
+        "ratio-words": curve(few, r15=[0.80, 0.81, 0.82], r75=[0.80, 0.80, 0.80]),
+    }
+    (found,) = judge(sweeps)  # the other questions have no results yet
+    assert found.question == next(iter(QUESTIONS))
+    assert found.judgement.answer == "open"
+    # By hand: the two-sample t-test over the seeds (4 degrees of freedom, 2.776), and Agresti and Caffo over 10,000 images.
+    seeds = 2.776**2 * 0.01**2 * 2 / 3
+    images = 1.96**2 * sum(p * (1 - p) / 10_002 for p in ((5_101 / 10_002), (5_501 / 10_002)))
+    margin = 100 * (seeds + images) ** 0.5 * 10_002 / 10_000
+    assert f'ahead of "MAE on images, ratio 0.15" by fine-tuning ({4 - margin:+.1f} to {4 + margin:+.1f})' in found.text
+    assert 'cannot be told from 3 seeds: the difference between "MAE on words, ratio 0.15" and' in found.text
+    assert found.text.index("on words") < found.text.index("A part of it does") < found.text.index("on images, ratio 0.75")
+
+
+def test_answers_that_hold_and_fail(tmp_path: Path) -> None:
+    counts = {"finetune": 10_000.0}
+    high, low = [0.60, 0.601, 0.602], [0.50, 0.501, 0.502]
+    sweeps = {
+        "ratio-images": curve(counts, r15=low, r75=high),
+        "ratio-words": curve(counts, r15=low, r75=high),
+        "tokens-images": curve(counts, r15=low, r75=low),
+        "tokens-words": curve(counts, r15=high),
+    }
+    mae, bert_like, architectures = judge(sweeps)
+    assert mae.judgement.answer == "fails"  # words are better at 0.75 as well
+    assert '"MAE on words, ratio 0.15" is 10.0 points behind' in mae.text
+    assert bert_like.judgement.answer == "open"
+    assert "there is no result for BERT on words, ratio 0.75" in bert_like.text
+    assert architectures.judgement.answer == "holds"
+    assert judge({"depth-images": sweeps["ratio-images"]}) == []  # another option
+    facts = {"config": {}, "environment": {}, "versions": {}}
+    page = write_study(tmp_path, "A study", {"Mask ratio": list(sweeps.values())}, facts, [architectures]).read_text()
+    assert page.index("BERT&#x27;s for words at 0.15? The finding holds here") < page.index("<h2")
+
+
+def test_questions_ask_for_what_the_study_trains() -> None:
+    cells = {cell for pairs in QUESTIONS.values() for pair in pairs for cell in pair}
+    assert {folder for folder, _ in cells} == set(CURVES)
+    assert {ratio for _, ratio in cells} <= set(module.RATIOS)
 
 
 def test_options_for_each_side() -> None:

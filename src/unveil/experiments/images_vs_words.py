@@ -3,19 +3,45 @@
 docs/images-vs-words.md explains the comparison.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unveil.errors import UnveilError
 from unveil.experiments.paper_studies import INFORMATION_DENSITY
 from unveil.experiments.study import SweepSpec, run_study
-from unveil.reports.study_page import Sweep
+from unveil.reports.findings import Ahead, judge_all
+from unveil.reports.study_page import Finding, Sweep
 
 RATIOS, DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9), (1, 2, 4)
 SIZES = {"nano": ("vit-nano", "bert-nano"), "base": ("vit-base", "bert-base")}
 """Encoders of images and of text with the same width, depth and heads."""
 TEXT_LENGTH = 64
 """Word pieces in a sequence: the number of patches of a small image."""
+CURVES = {
+    "ratio-images": "MAE on images",
+    "ratio-words": "MAE on words",
+    "tokens-images": "BERT on images",
+    "tokens-words": "BERT on words",
+}
+"""The architecture and the data of the curves over the mask ratio, by the names of their folders."""
+Cell = tuple[str, float]
+"""A key of `CURVES` and a mask ratio."""
+QUESTIONS: dict[str, tuple[tuple[Cell, Cell], ...]] = {
+    "In MAE's architecture, is a mask ratio of 0.75 better for images, and one of 0.15 for words?": (
+        (("ratio-images", 0.75), ("ratio-images", 0.15)),
+        (("ratio-words", 0.15), ("ratio-words", 0.75)),
+    ),
+    "In BERT's architecture, is a mask ratio of 0.75 better for images, and one of 0.15 for words?": (
+        (("tokens-images", 0.75), ("tokens-images", 0.15)),
+        (("tokens-words", 0.15), ("tokens-words", 0.75)),
+    ),
+    "Is MAE's architecture better for images at its ratio of 0.75, and BERT's for words at 0.15?": (
+        (("ratio-images", 0.75), ("tokens-images", 0.75)),
+        (("tokens-words", 0.15), ("ratio-words", 0.15)),
+    ),
+}
+"""What the page answers: each pair claims that the first cell has a higher accuracy than the second, on the same data."""
 
 
 def images_vs_words(
@@ -62,7 +88,35 @@ def images_vs_words(
         },
     }
     subject = ("study", INFORMATION_DENSITY[0])
-    return run_study(groups, Path(out) if out else default_folder(), "Masking images and masking words", subject, options)
+    return run_study(groups, Path(out) if out else default_folder(), "Masking images and masking words", subject, options, judge)
+
+
+def judge(sweeps: Mapping[str, Sweep]) -> list[Finding]:
+    """Answers `QUESTIONS`, each as soon as all of its curves have results.
+
+    Args:
+        sweeps: The curves, by the names of their folders.
+    """
+    cells = {
+        cell_name((folder, value)): row.figures
+        for folder, sweep in sweeps.items()
+        if folder in CURVES
+        for value, row in zip(sweep.values, sweep.rows, strict=True)
+    }
+    seeds = max((len(figures.get("finetune", ())) for figures in cells.values()), default=0)
+    findings = []
+    for question, pairs in QUESTIONS.items():
+        if any(folder not in sweeps for pair in pairs for folder, _ in pair):
+            continue
+        claims = [(Ahead(cell_name(better), cell_name(worse), "finetune"), better[0]) for better, worse in pairs]
+        judged = [claim.judged(cells, sweeps[folder].test_counts) for claim, folder in claims]
+        findings.append(Finding(question, judge_all(judged, seeds)))
+    return findings
+
+
+def cell_name(cell: Cell) -> str:
+    """The name of a cell in an answer."""
+    return f"{CURVES[cell[0]]}, ratio {cell[1]}"
 
 
 def default_folder(runs: Path = Path("runs")) -> Path:

@@ -2,7 +2,7 @@
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from unveil.json_files import json_text
 from unveil.learner import Method
 from unveil.reports.notebook import ShownList
 from unveil.reports.paper_study_page import PaperStudyResult
-from unveil.reports.study_page import Sweep, sweep_table, write_study
+from unveil.reports.study_page import Finding, Sweep, sweep_table, write_study
 from unveil.reports.table import to_terminal
 from unveil.reports.vocabulary import humanize
 from unveil.runs.modality import slug
@@ -129,7 +129,12 @@ def study(
 
 
 def run_study(
-    groups: Mapping[str, Mapping[str, SweepSpec]], folder: Path, title: str, subject: tuple[str, str], options: Mapping[str, Any]
+    groups: Mapping[str, Mapping[str, SweepSpec]],
+    folder: Path,
+    title: str,
+    subject: tuple[str, str],
+    options: Mapping[str, Any],
+    judge: Callable[[Mapping[str, Sweep]], Sequence[Finding]] = lambda sweeps: (),
 ) -> list[Sweep]:
     """Trains all runs of a study, and writes `study.json` and `report.html` after each of them.
 
@@ -139,29 +144,35 @@ def run_study(
         title: The title of the page.
         subject: What the folder is of, as for `refuse_other_results`.
         options: As for `study`.
+        judge: What the curves say together. It is given those that have results, by the names of their folders.
     """
-    comparisons = {
-        heading: [(spec, spec.comparison(folder / name, options)) for name, spec in specs.items()]
-        for heading, specs in groups.items()
-    }
+    specs = {name: spec for curves in groups.values() for name, spec in curves.items()}
+    comparisons = {name: spec.comparison(folder / name, options) for name, spec in specs.items()}
+    every = list(comparisons.values())
 
     refuse_other_results(folder, "study", subject)
 
-    def write() -> dict[str, list[Sweep]]:
-        sweeps = {heading: [spec.sweep(comparison) for spec, comparison in pairs] for heading, pairs in comparisons.items()}
-        sweeps = {heading: begun for heading, found in sweeps.items() if (begun := [sweep for sweep in found if sweep.rows])}
+    def finished_sweeps() -> dict[str, Sweep]:
+        sweeps = {name: spec.sweep(comparisons[name]) for name, spec in specs.items()}
+        return {name: sweep for name, sweep in sweeps.items() if sweep.rows}
+
+    def write() -> tuple[list[Sweep], Sequence[Finding]]:
+        by_name = finished_sweeps()
+        findings = judge(by_name)
+        sweeps = {heading: [by_name[name] for name in curves if name in by_name] for heading, curves in groups.items()}
+        sweeps = {heading: found for heading, found in sweeps.items() if found}
         facts = every[0].facts
         failed = [each._asdict() for comparison in every for each in comparison.failures]
         finished = sum(comparison.has_finished(job.name) for comparison in every for job in comparison.jobs())
         facts |= {"runs": runs, "finished": finished} if finished < runs else {}
         facts |= {"failed": failed} if failed else {}
+        facts |= {"findings": [finding.to_json() for finding in findings]} if findings else {}
         rows = {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}
         content = facts | dict([subject]) | {"sweeps": rows}
         write_text(folder / "study.json", json_text(content))
-        write_study(folder, title, sweeps, facts)
-        return sweeps
+        write_study(folder, title, sweeps, facts, findings)
+        return list(by_name.values()), findings
 
-    every = [comparison for pairs in comparisons.values() for _, comparison in pairs]
     names = [name for comparison in every for name in comparison.names]
     refuse_fewer_results(folder, "study", scope_of("setting", names, every[0].config.seeds, every[0].finetunings))
     runs = sum(len(comparison.jobs()) for comparison in every)
@@ -173,10 +184,12 @@ def run_study(
         failures = [each for comparison in every for each in comparison.run(lambda: has_finished() and write())]
         if not has_finished():
             refuse_failures(failures, runs)
-        sweeps = [sweep for found in write().values() for sweep in found]
+        sweeps, findings = write()
     tables = [sweep_table(sweep) for sweep in sweeps]
     for table in tables:
         show(to_terminal(table))
+    for finding in findings:
+        show(finding.text)
     printer(True)(f"The report: {folder / 'report.html'}")
     results = ShownList(sweeps, tables, folder)
     refuse_failures(failures, runs, results)

@@ -200,7 +200,20 @@ def judge_finding(claims: Sequence[Claim], cells: Numbers, counts: TestCounts) -
     Returns:
         The answer, and a whole sentence.
     """
-    judged = [claim.judged(cells, counts) for claim in claims]
+    seeds = max((len(values) for numbers in cells.values() for values in numbers.values()), default=0)
+    return judge_all([claim.judged(cells, counts) for claim in claims], seeds)
+
+
+def judge_all(judged: Sequence[Judgement], seeds: int) -> Judgement:
+    """Whether a finding holds whose claims have been judged, each with the cells and images that it is about.
+
+    Args:
+        judged: The judgement of each claim.
+        seeds: The number of seeds of the cells that have the most.
+
+    Returns:
+        The answer, and a whole sentence.
+    """
     answers = {each.answer for each in judged}
     answer: Answer = "fails" if "fails" in answers else "open" if "open" in answers or not judged else "holds"
     reasons = "; ".join(each.reason for each in judged if each.answer == answer)
@@ -210,6 +223,5 @@ def judge_finding(claims: Sequence[Claim], cells: Numbers, counts: TestCounts) -
     part = f" A part of it does: {held}." if held else ""
     if answer == "fails":
         return Judgement(answer, f"The finding does not hold here: {reasons}.{part}")
-    seeds = max((len(values) for numbers in cells.values() for values in numbers.values()), default=0)
     told = f"Whether the finding holds cannot be told from {seeds} seed{'s' * (seeds != 1)}: {reasons}."
     return Judgement(answer, told + part)

@@ -19,6 +19,7 @@ from unveil.reports.comparison import (
 )
 from unveil.reports.curves import PLOT_SIZE
 from unveil.reports.failures import failure_note, unfinished_note
+from unveil.reports.findings import Judgement
 from unveil.reports.html import Markup, element, join_markup
 from unveil.reports.page import write_document
 from unveil.reports.run_info import environment_section, settings_section
@@ -66,6 +67,23 @@ class Sweep(NamedTuple):
             "yardsticks": [row.to_json() for row in self.baselines],
             "judged_on": self.test_counts,
         }
+
+
+class Finding(NamedTuple):
+    """What a study of several sweeps asks, and what its runs answer."""
+
+    question: str
+    """The question, with its mark."""
+    judgement: Judgement
+
+    @property
+    def text(self) -> str:
+        """The question and the answer."""
+        return f"{self.question} {self.judgement.reason}"
+
+    def to_json(self) -> dict[str, str]:
+        """The finding in `study.json`."""
+        return {"question": self.question, "answer": self.judgement.answer, "sentence": self.judgement.reason}
 
 
 def sweep_table(sweep: Sweep) -> ResultTable:
@@ -166,7 +184,9 @@ def sweep_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) 
     return figures
 
 
-def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]], facts: Mapping[str, Any]) -> Path:
+def write_study(
+    folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]], facts: Mapping[str, Any], findings: Sequence[Finding] = ()
+) -> Path:
     """Writes `report.html` into the folder of a study.
 
     Args:
@@ -175,6 +195,7 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
         groups: Sweeps by the heading of their section. Sweeps of a section have the same option. Each is drawn on its own and, if
             there are several, also in a joint figure.
         facts: The config and the environment.
+        findings: What the sweeps say together, for the top of the page.
     """
     sections = []
     for number, (heading, sweeps) in enumerate(groups.items()):
@@ -198,5 +219,6 @@ def write_study(folder: Path, title: str, groups: Mapping[str, Sequence[Sweep]],
         for name in sweep.seeds.without_results
     ]
     failed = [element("p", text) for text in (unfinished_note(facts, missing), failure_note(facts), caution_note(runs)) if text]
-    top = join_markup([element("h1", title), *failed, *note, element("p", f"study {folder.name}", class_="muted")])
+    answers = [element("p", finding.text, class_="verdict") for finding in findings]
+    top = join_markup([element("h1", title), *answers, *failed, *note, element("p", f"study {folder.name}", class_="muted")])
     return write_document(folder, top, title, sections, f"Generated from the run folders in {folder.name}.")
