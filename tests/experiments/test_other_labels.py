@@ -1,12 +1,16 @@
 """With --labelled-data, pages say on which data an accuracy was measured, and not that pre-training has not seen them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
+import unveil
 from tests.experiments.test_missing_seeds import comparison_of
-from tests.recipes.test_end_to_end import write_images
+from tests.recipes.test_end_to_end import TINY, write_images
 from unveil.experiments.compare import write_results
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.run_paper_study import plan_study, result_of
@@ -15,7 +19,10 @@ from unveil.reports.comparison import evaluated_images_of
 from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table, write_paper_study
 from unveil.train.run_folder import receipt
 
-NOT_KNOWN = "Whether pre-training has seen samples of {} is not known: if it has, accuracies on {} may be too high."
+NOT_KNOWN = (
+    "There is a warning only if pre-training has seen exact copies of test samples of {}: if it has seen others, such as "
+    "recompressed images, accuracies on {} are too high."
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +89,33 @@ def test_comparisons_and_sweeps_name_them(tmp_path: Path) -> None:
     assert evaluated_images_of("finetune", "held-out", "some/labels") == "a part of labels held out from training with labels"
     spec = SweepSpec(method="mae", data="photos", option="mask_ratio", values=(0.5,))
     assert spec.sweep(comparison).title == "mae on photos, fine-tuned on some/labels"
+
+
+def test_terminal_and_files_warn_of_test_images_that_were_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run says so once, before and after its training; so do the table at the end, and the file that programs read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    write_images(Path("photos"))
+    write_images(Path("labelled/test"))
+    for name in ("warm", "cold"):  # images of their own
+        Path("labelled/train", name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (16, 16), (i, 2, 3)).save(Path("labelled/train", name, f"{name}{i}.png"))
+    options: dict[str, Any] = {**TINY, "seeds": (0,), "epochs": 0.5, "held_out": 2, "finetune": {"epochs": 0.5}}
+    options |= {"labelled_data": "labelled", "evaluate_on": "test"}
+    results = unveil.compare("mae", "photos", out="compared", markdown=True, **options)
+    clause = "compared/mae-seed0 was trained on 22 of 24 test images: its results are too good"
+    assert json.loads(Path("compared/compare.json").read_text())["cautions"] == [clause]
+    assert f"Warning: {clause}." in capsys.readouterr().out.split("| mae |")[-1]
+    assert f"Warning: {clause}." in results._repr_html_()
+    assert f"Warning: {clause}." in Path("compared/report.html").read_text()
+    unveil.study("mask_ratio=0.5", "photos", out="swept", **options)
+    clause = clause.replace("compared/mae", "swept/mae-mask_ratio-0.5")
+    assert json.loads(Path("swept/study.json").read_text())["cautions"] == [clause]
+    assert capsys.readouterr().out.rindex(f"Warning: {clause}.") > 0
+    unveil.study("mask-token", "photos", out="tokens", **options)
+    cautions = json.loads(Path("tokens/study.json").read_text())["cautions"]
+    assert len(cautions) == 2
+    assert f"Warning: {cautions[0]}. Such a warning is on the pages of 2 of 4 runs." in capsys.readouterr().out

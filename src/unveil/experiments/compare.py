@@ -25,7 +25,7 @@ from unveil.reports.comparison import ComparisonRow, comparison_table
 from unveil.reports.comparison_page import write_comparison
 from unveil.reports.notebook import ShownList
 from unveil.reports.run_summary import independent_tests
-from unveil.reports.table import ResultTable, to_markdown, to_terminal
+from unveil.reports.table import ResultTable, to_markdown, to_terminal, with_warning
 from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.modality import modality, slug
 from unveil.tasks import TASKS, task_class
@@ -95,6 +95,7 @@ def compare(
         if not comparison.finished_runs:
             refuse_failures(failures, len(comparison.jobs()))
         rows, table = write()
+    table = with_warning(table, comparison.warning)
     if config.markdown:
         print(to_markdown(table))
     else:

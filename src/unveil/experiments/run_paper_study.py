@@ -27,7 +27,7 @@ from unveil.reports.failures import Failure, failure_sentence
 from unveil.reports.findings import judge_finding
 from unveil.reports.notebook import ShownList
 from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table, write_all_studies, write_paper_study
-from unveil.reports.table import to_terminal
+from unveil.reports.table import ResultTable, to_terminal, with_warning
 from unveil.runs.images import IMAGES
 from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.modality import modality, slug
@@ -246,8 +246,9 @@ def study_of_paper(
         plan = plan_study(STUDIES[name], method, data, out or Path("runs") / f"{start}-study-{name}", options)
         result, failures = run_paper_study(plan)
         results = [result] if result else []
-        end(plan.comparison.folder, results)
-        shown = ShownList(results, [study_table(each) for each in results], plan.comparison.folder)
+        tables = [with_warning(study_table(each), plan.comparison.warning) for each in results]
+        end(plan.comparison.folder, results, tables)
+        shown = ShownList(results, tables, plan.comparison.folder)
         refuse_failures(failures, len(plan.comparison.jobs()), shown)
         return shown
     folder = out or Path("runs") / f"{start}-studies"
@@ -262,11 +263,12 @@ def study_of_paper(
             continue
         plan = plan_study(study, method, data, folder / study.name, applicable(study, options))
         plans.append(plan._replace(comparison=with_same_runs(plan.comparison, [each.comparison for each in plans])))
-    results, failures, sentences = list[PaperStudyResult](), list[Failure](), list[str]()
+    results, tables, failures, sentences = list[PaperStudyResult](), list[ResultTable](), list[Failure](), list[str]()
     for plan in plans:
         printer(True)(f"\n{plan.study.name}: {plan.study.question}")
         result, failed = run_paper_study(plan)
         results += [result] if result else []
+        tables += [with_warning(study_table(result), plan.comparison.warning)] if result else []
         failures += [each._replace(run=f"{plan.study.name}/{each.run}") for each in failed]
         sentences += [f"{plan.study.name}: {failure_sentence(failed, len(plan.comparison.jobs()))}"] if failed else []
         facts, begun = receipt(), {each.name for each in results}
@@ -275,8 +277,8 @@ def study_of_paper(
         content = {"study": name, "studies": [each.to_json() for each in results], "failed": [each._asdict() for each in failures]}
         write_text(folder / "study.json", json_text(facts | content))
         write_all_studies(folder, results, [unfinished] * bool(missing) + sentences, facts)
-    end(folder, results)
-    shown = ShownList(results, [study_table(each) for each in results], folder)
+    end(folder, results, tables)
+    shown = ShownList(results, tables, folder)
     refuse_failures(failures, sum(len(plan.comparison.jobs()) for plan in plans), shown)
     return shown
 
@@ -296,10 +298,10 @@ def applicable(study: PaperStudy, options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def end(folder: Path, results: Sequence[PaperStudyResult]) -> None:
+def end(folder: Path, results: Sequence[PaperStudyResult], tables: Sequence[ResultTable]) -> None:
     """Prints the tables, the answers and the path of the report."""
-    for result in results:
-        show(to_terminal(study_table(result)))
+    for result, table in zip(results, tables, strict=True):
+        show(to_terminal(table))
         show(result.judgement.reason)
     if results:
         printer(True)(f"The report: {folder / 'report.html'}")

@@ -19,10 +19,11 @@ from unveil.experiments.runner import Comparison
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
+from unveil.reports.comparison import cautions_of
 from unveil.reports.notebook import ShownList
 from unveil.reports.paper_study_page import PaperStudyResult
 from unveil.reports.study_page import Finding, Sweep, sweep_table, write_study
-from unveil.reports.table import to_terminal
+from unveil.reports.table import to_terminal, with_warning
 from unveil.reports.vocabulary import humanize
 from unveil.runs.modality import slug
 from unveil.train.terminal import printer, show
@@ -156,7 +157,7 @@ def run_study(
         sweeps = {name: spec.sweep(comparisons[name]) for name, spec in specs.items()}
         return {name: sweep for name, sweep in sweeps.items() if sweep.rows}
 
-    def write() -> tuple[list[Sweep], Sequence[Finding]]:
+    def write() -> tuple[dict[str, Sweep], Sequence[Finding]]:
         by_name = finished_sweeps()
         findings = judge(by_name)
         sweeps = {heading: [by_name[name] for name in curves if name in by_name] for heading, curves in groups.items()}
@@ -166,12 +167,14 @@ def run_study(
         finished = sum(comparison.has_finished(job.name) for comparison in every for job in comparison.jobs())
         facts |= {"runs": runs, "finished": finished} if finished < runs else {}
         facts |= {"failed": failed} if failed else {}
+        cautions = cautions_of(path for comparison in every for path in comparison.finished_runs)
+        facts |= {"cautions": cautions} if cautions else {}
         facts |= {"findings": [finding.to_json() for finding in findings]} if findings else {}
         rows = {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}
         content = facts | dict([subject]) | {"sweeps": rows}
         write_text(folder / "study.json", json_text(content))
         write_study(folder, title, sweeps, facts, findings)
-        return list(by_name.values()), findings
+        return by_name, findings
 
     names = [name for comparison in every for name in comparison.names]
     refuse_fewer_results(folder, "study", scope_of("setting", names, every[0].config.seeds, every[0].finetunings))
@@ -185,13 +188,13 @@ def run_study(
         if not has_finished():
             refuse_failures(failures, runs)
         sweeps, findings = write()
-    tables = [sweep_table(sweep) for sweep in sweeps]
+    tables = [with_warning(sweep_table(sweep), comparisons[name].warning) for name, sweep in sweeps.items()]
     for table in tables:
         show(to_terminal(table))
     for finding in findings:
         show(finding.text)
     printer(True)(f"The report: {folder / 'report.html'}")
-    results = ShownList(sweeps, tables, folder)
+    results = ShownList(sweeps.values(), tables, folder)
     refuse_failures(failures, runs, results)
     return results
 

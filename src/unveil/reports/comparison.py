@@ -12,7 +12,7 @@ from unveil.reports.chance import TestCounts, chance_margin, contenders, within_
 from unveil.reports.findings import FEWEST_SEEDS
 from unveil.reports.run_summary import has_collapsed, position_of
 from unveil.reports.seed_counts import SeedCounts, one_seed_phrase, with_one_seed
-from unveil.reports.table import ResultTable, cautions
+from unveil.reports.table import ResultTable
 from unveil.reports.vocabulary import primary_of
 from unveil.train.run_cost import spell_time
 from unveil.train.run_folder import Run
@@ -247,7 +247,10 @@ def evaluated_images_of(key: str, evaluated_on: str, labelled: str = "") -> str:
 def seen_note(labelled: str) -> str:
     """What is not known of labelled data that are not those of pre-training."""
     name = Path(labelled).name or labelled
-    return f"Whether pre-training has seen samples of {name} is not known: if it has, accuracies on {name} may be too high."
+    return (
+        f"There is a warning only if pre-training has seen exact copies of test samples of {name}: if it has seen others, such as "
+        f"recompressed images, accuracies on {name} are too high."
+    )
 
 
 def held_out_note(runs: Iterable[Path]) -> str:
@@ -260,13 +263,19 @@ def held_out_note(runs: Iterable[Path]) -> str:
     return HELD_OUT_NOTE if any(unused) or not unused else NO_TEST_NOTE
 
 
-def caution_note(runs: Sequence[Path]) -> str:
-    """A warning if test samples were trained on, from what the runs record; "" otherwise. A damaged run says nothing."""
+def cautions_of(runs: Iterable[Path]) -> list[str]:
+    """For each run that was trained on test samples, a clause that says so. A damaged run says nothing."""
     found = list[str]()
     for path in runs:
         with contextlib.suppress(UnveilError):
-            found += cautions(Run(path).results)[:1]
+            found += (Run(path).results.get("cautions") or [])[:1]
+    return found
+
+
+def caution_note(runs: Sequence[Path]) -> str:
+    """A warning if test samples were trained on, from what the runs record; "" otherwise."""
+    found = cautions_of(runs)
     if not found:
         return ""
     others = f" Such a warning is on the pages of {len(found):,} of {len(runs):,} runs." if len(found) > 1 else ""
-    return f"{found[0]}{others}"
+    return f"Warning: {found[0]}.{others}"

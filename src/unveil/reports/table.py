@@ -51,6 +51,11 @@ class ResultTable(NamedTuple):
     sentences: list[str]
 
 
+def with_warning(table: ResultTable, warning: str) -> ResultTable:
+    """The table with a warning as its first note, for where it is shown on its own; pages have theirs at the top."""
+    return table._replace(sentences=[warning, *table.sentences]) if warning else table
+
+
 def terminal_table(results: Results) -> RenderableType:
     """The results as tables for a terminal, with notes below each table."""
     parts: list[RenderableType] = [part for table in result_tables(results) for part in (to_terminal(table), Text(""))]
