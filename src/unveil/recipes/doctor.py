@@ -45,7 +45,7 @@ class DoctorConfig:
 
     HIDDEN = ("max_pixels",)
     near: bool = True
-    """Search for near duplicates. The time grows with the square of the number of images: 30,000 take about two minutes."""
+    """Search for near duplicates. The time grows with the square of the number of images: 30,000 take about a minute."""
     max_pixels: Count = 64_000_000
     """Files with more pixels than this are not decoded."""
 
