@@ -17,7 +17,7 @@ from unveil.experiments.run_paper_study import plan_study, result_of
 from unveil.experiments.study import SweepSpec
 from unveil.reports.comparison import evaluated_images_of
 from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table, write_paper_study
-from unveil.train.run_folder import receipt
+from unveil.train.run_folder import ChangedSettingsError, receipt
 
 NOT_KNOWN = (
     "There is a warning only if pre-training has seen exact copies of test samples of {}: if it has seen others, such as "
@@ -111,6 +111,11 @@ def test_terminal_and_files_warn_of_test_images_that_were_trained_on(
     assert f"Warning: {clause}." in capsys.readouterr().out.split("| mae |")[-1]
     assert f"Warning: {clause}." in results._repr_html_()
     assert f"Warning: {clause}." in Path("compared/report.html").read_text()
+    known = {path: path.read_bytes() for path in Path("compared").glob("*.*")}
+    for jobs in (None, 2):  # the runs of pre-training fit, and those of fine-tuning do not
+        with pytest.raises(ChangedSettingsError, match="epochs"):
+            unveil.compare("mae", "photos", out="compared", jobs=jobs, **options | {"finetune": {"epochs": 1.0}})
+        assert {path: path.read_bytes() for path in Path("compared").glob("*.*")} == known
     unveil.study("mask_ratio=0.5", "photos", out="swept", **options)
     clause = clause.replace("compared/mae", "swept/mae-mask_ratio-0.5")
     assert json.loads(Path("swept/study.json").read_text())["cautions"] == [clause]

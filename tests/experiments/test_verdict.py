@@ -16,11 +16,12 @@ from tests.experiments.test_compare import no_pages
 from unveil.command_line import parse_options
 from unveil.commands import VERBS
 from unveil.errors import Interrupted, UnveilError
-from unveil.evaluate.paired import paired_gain
+from unveil.evaluate.paired import Gain, paired_gain
 from unveil.experiments import calls
 from unveil.experiments.jobs import FailedRunsError
 from unveil.experiments.label_budgets import label_counts
 from unveil.experiments.verdict_runs import VerdictRuns
+from unveil.reports.verdict_results import GainOver, VerdictResults, answer_sentence
 from unveil.train.run_folder import Run
 
 __all__ = ["no_pages"]
@@ -106,7 +107,9 @@ def tuned(monkeypatch: pytest.MonkeyPatch, data: Path) -> Iterator[list[Path]]:
             right = 30 + seed if scratch else 55
             lines = [f"{i}.png,a,{'a' if i < right else 'b'}" for i in range(60)]
             (out / "predictions.csv").write_text("\n".join(["file,label,predicted", *lines]) + "\n")
-            (out / "results.json").write_text("{}")
+            (out / "run.json").write_text('{"kind": "finetune", "config": {}}')
+            (out / "results.json").write_text('{"task": "finetune"}')
+            (out / "report.html").write_text("a page")
 
     monkeypatch.setattr(calls, "COMMANDS", {"finetune": finetune})
     monkeypatch.setattr(VerdictRuns, "probe", lambda self: None)
@@ -120,20 +123,52 @@ def test_a_stopped_verdict_goes_on(
     real = calls.COMMANDS["finetune"]
 
     def stop(*args: Any, **options: Any) -> None:
-        if len(tuned) == 4:
+        if len(tuned) in (5, 7):
             raise Interrupted("stopped")
         real(*args, **options)
 
-    options = QUICK | {"shares": (1.0,), "out": tmp_path / "verdict"}
+    options, path = QUICK | {"shares": (1.0,), "out": tmp_path / "verdict"}, tmp_path / "verdict" / "verdict.json"
     with monkeypatch.context() as patch:
         patch.setattr(calls, "COMMANDS", {"finetune": stop})
         with pytest.raises(Interrupted):
             unveil.verdict(run.path, str(data), **options)
+    early = json.loads(path.read_text())  # training from scratch has ended, with all seeds
+    assert (early["runs"], early["finished"], early["answer"]) == (6, 5, "cannot tell")
+    assert early["sentence"].startswith("There is no answer yet: fine-tuning has not finished.")
     found = unveil.verdict(run.path, str(data), **options)
     assert len(tuned) == len(set(tuned)) == 6
-    assert found["answer"] == "yes"
+    assert (found["answer"], found.get("runs"), found.get("finished")) == ("yes", None, None)
     (gain,) = (each for each in found["gains"] if each["model"] == "from scratch")
     assert gain["mean"] == pytest.approx((25 + 24 + 23) / 3 / 60)
+    again = unveil.verdict(run.path, str(data), **options, jobs=2)  # nothing is left to do for two processes
+    assert (again["sentence"], again["gains"]) == (found["sentence"], found["gains"])
+    known = path.read_bytes()
+    more = options | {"seeds": (0, 1, 2, 3)}
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "COMMANDS", {"finetune": stop})
+        with pytest.raises(Interrupted):
+            unveil.verdict(run.path, str(data), **more)
+    assert path.read_bytes() == known  # until there is a full answer with the new seed
+    assert unveil.verdict(run.path, str(data), **more)["accuracies"][0]["seeds"] == [0.5, 31 / 60, 32 / 60, 33 / 60]
+
+
+def test_linear_probes_do_not_stand_in_for_fine_tuning_to_come() -> None:
+    gain = Gain(0.05, 0.04, 0.06, of_seeds=0.0, of_images=0.1, of_both=0.1, seeds=3, images=100)
+    probed = GainOver("raw pixels", "linear probe", 8, gain)
+    found = VerdictResults("run", 80, 100, [], [probed], [], unfinished=3)
+    assert (found.answer, found.deciding) == ("cannot tell", [])
+    assert answer_sentence(found) == "There is no answer yet: fine-tuning has not finished."
+    assert found._replace(unfinished=0).answer == "yes"  # without fine-tuning, or if all of it has failed
+
+
+def test_an_answer_names_labels_with_which_it_cannot_be_told() -> None:
+    lower, unsure = Gain(-0.01, -0.015, -0.005, 0.0, 0.1, 0.1, 3, 100), Gain(0.05, -0.01, 0.11, 0.0, 0.1, 0.1, 3, 100)
+    compared = [GainOver("from scratch", "fine-tuned", labels, gain) for labels, gain in ((10, unsure), (995, lower))]
+    sentence = answer_sentence(VerdictResults("run", 1000, 100, [], compared, []))
+    assert sentence.startswith("No, pre-training did not pay off with some numbers of labels: -1.0 points")
+    assert "with 995 labels (99.5 %)" in sentence
+    assert "cannot be told from chance: +5.0 points" in sentence
+    assert "with 10 labels (1 %)" in sentence
 
 
 def test_runs_on_other_images_are_refused(run: Run, data: Path, tmp_path: Path, tuned: list[Path]) -> None:

@@ -37,7 +37,7 @@ def results(*gains: Gain, how: str = FINETUNED, model: str = SCRATCH) -> Verdict
     [
         ((gain(0.08, 0.02), gain(0.03, 0.01)), "yes", "Yes, pre-training paid off: +8.0 points (95 % interval +6.0 to +10.0)"),
         ((gain(0.08, 0.02), gain(0.01, 0.03)), "yes", "with some numbers of labels"),
-        ((gain(-0.08, 0.02), gain(0.01, 0.03)), "no", "No, pre-training did not pay off: -8.0 points"),
+        ((gain(-0.08, 0.02), gain(0.01, 0.03)), "no", "No, pre-training did not pay off with some numbers of labels: -8.0 points"),
         ((gain(-0.08, 0.02), gain(0.08, 0.03)), "depends", "It depends on the number of labels"),
         ((gain(0.01, 0.02), gain(-0.01, 0.03)), "cannot tell", "cannot tell whether pre-training paid off"),
     ],

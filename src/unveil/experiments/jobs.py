@@ -9,7 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from unveil.errors import Interrupted, UnveilError
-from unveil.experiments.calls import Call, Outcome, outcome_of
+from unveil.experiments.calls import Call, Outcome, finished_run, outcome_of
+from unveil.experiments.finished_probes import finished_probe
 from unveil.experiments.side_by_side import Launched, Launcher, WorkerProcesses
 from unveil.experiments.slurm import SlurmJobs
 from unveil.ranges import Count
@@ -64,8 +65,9 @@ def run_jobs(
     *,
     missing: Sequence[str] = (),
 ) -> list[Failure]:
-    """Does all jobs, and calls `after_each` with the name of every one that has ended, or could not start.
+    """Does all jobs, and calls `after_each` with the name of every one that ends, or cannot start.
 
+    Runs that have ended before are compared with their settings first, so a call that is refused has trained and written nothing.
     Those that need a run which is `missing`, because it has failed elsewhere, are left out. Returns what has failed, which
     `failed.json` in `folder` records.
 
@@ -76,6 +78,7 @@ def run_jobs(
     """
     notes, config = Notes(folder, jobs, missing), config or JobsConfig()
     folder.mkdir(parents=True, exist_ok=True)  # for the logs of processes and for failures, which come before any run has a folder
+    jobs = without_ended(jobs, folder, notes)
     at_once = config.jobs or (len(jobs) if config.slurm else max(1, torch.cuda.device_count()))
     if config.slurm:
         run_at_once(jobs, notes, SlurmJobs(folder, config.slurm, at_once), at_once, after_each)
@@ -89,6 +92,29 @@ def run_jobs(
                     notes.take(job, call())
                 after_each(job.name)
     return notes.failures
+
+
+def without_ended(jobs: Sequence[Job], folder: Path, notes: "Notes") -> list[Job]:
+    """The jobs that are left to do, once the settings of those that have ended were compared. Other arguments: see `run_jobs`.
+
+    A job that needs one which is not there any more waits for its turn.
+    """
+    left = dict[str, Job]()
+    for job in jobs:
+        path, waits = folder / job.name, any(name in left or name in notes.lost for name in job.needs)
+        if waits or not is_finished(path):
+            left[job.name] = job
+        elif call := notes.prepared(job):
+            if call.has_ended:
+                notes.take(job, call())
+            else:
+                left[job.name] = job
+    return list(left.values())
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run, or the probe, in a folder has finished."""
+    return bool(finished_run(path)) or (not (path / "run.json").is_file() and finished_probe(path))
 
 
 def run_at_once(jobs: Sequence[Job], notes: "Notes", launcher: Launcher, at_once: int, after_each: Callable[[str], object]) -> None:

@@ -67,6 +67,15 @@ def refuse_fewer_results(folder: Path, kind: str, asked: Scope) -> None:
         )
 
 
+def holds_all_results(folder: Path, kind: str) -> bool:
+    """Whether a folder has results of this kind to which nothing was left to add when they were written. See `FILES`."""
+    try:
+        found = read_json(folder / FILES[kind])
+    except (UnveilError, OSError):
+        return False
+    return isinstance(found, dict) and found.get("finished") is None
+
+
 def scope_of(noun: str, names: Iterable[str], seeds: Iterable[int], ways: Iterable[str]) -> Scope:
     """What a comparison or a study is of.
 

@@ -12,7 +12,7 @@ from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
 from unveil.experiments.calls import Call, finished_run
 from unveil.experiments.finished_probes import finished_probe, refuse_other_probe
-from unveil.experiments.jobs import Job, JobsConfig, run_jobs
+from unveil.experiments.jobs import Job, JobsConfig, is_finished, run_jobs
 from unveil.json_files import json_text, read_json
 from unveil.learner import Method
 from unveil.methods import method_class
@@ -295,8 +295,7 @@ class Comparison:
 
     def has_finished(self, run: str) -> bool:
         """Whether a run, or a probe, has finished."""
-        path = self.folder_of(run)
-        return bool(finished_run(path)) or (not (path / "run.json").is_file() and finished_probe(path))
+        return is_finished(self.folder_of(run))
 
     def finetuned(self, name: str, seed: int) -> dict[str, float]:
         """The scores after fine-tuning of an entry or of the untrained encoder, by metric, of the runs that have finished."""

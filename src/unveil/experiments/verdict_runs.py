@@ -16,10 +16,10 @@ from unveil.data.sources import Data
 from unveil.data.splits import Subset
 from unveil.errors import UnveilError
 from unveil.evaluate.paired import paired_gain
-from unveil.experiments.calls import Call
+from unveil.experiments.calls import Call, finished_run
 from unveil.experiments.jobs import Job, JobsConfig, run_jobs
 from unveil.experiments.label_budgets import Budgets, Correct, frozen_model, raw_model, saved_predictions, untrained_model
-from unveil.experiments.results_folder import Scope
+from unveil.experiments.results_folder import Scope, holds_all_results
 from unveil.json_files import json_text
 from unveil.plain_text import count_of, csv_cell
 from unveil.ranges import Seed, ShareAboveZero
@@ -64,7 +64,7 @@ class VerdictRuns:
     """Sentences on test images that were trained on."""
 
     def __post_init__(self) -> None:
-        self.failures: list[Failure] = []
+        self.replaces_complete = holds_all_results(self.folder, "verdict")
         self.originals = originals_of(self.budgets.test_set)
         """The number of the original of each test image, by name; None if all originals differ."""
         self.found: dict[tuple[str, str], dict[int, dict[int, Correct]]] = defaultdict(lambda: defaultdict(dict))
@@ -82,7 +82,8 @@ class VerdictRuns:
 
     def finetune(self) -> None:
         """Fine-tunes the encoders, and trains from scratch."""
-        self.failures = run_jobs(list(self.jobs().values()), self.folder, self.collect, self.config)
+        run_jobs(list(self.jobs().values()), self.folder, self.collect, self.config)
+        self.read_predictions()
 
     def jobs(self) -> dict[tuple[str, int, int], Job]:
         """The runs of fine-tuning, by model, number of labels and seed; the smallest numbers of labels come first."""
@@ -106,14 +107,34 @@ class VerdictRuns:
         return self.budgets.tuned(weights, path, self.data, self.test, count, seed, options)
 
     def collect(self, ended: str) -> None:
-        """Reads the predictions of a run that has ended. Writes the page when all seeds of a model and number of labels have."""
-        if any(each.run == ended for each in read_failures(self.folder)):
-            return
-        name, count, seed = next(key for key, job in self.jobs().items() if job.name == ended)
-        known = self.found[name, FINETUNED][count]
-        known[seed] = saved_predictions(self.folder / ended)
-        if len(known) == len(self.config.seeds):
+        """Writes the page when a run has ended with which all seeds of a model and number of labels have.
+
+        A verdict that was complete before, with fewer seeds or labels, stays until all runs of this one have ended.
+        """
+        before = len(self.complete)
+        self.read_predictions()
+        if len(self.complete) > before and not self.replaces_complete:
             self.write()
+
+    def read_predictions(self) -> None:
+        """Reads the predictions of all runs that have finished, also in an earlier call."""
+        failed = {each.run for each in self.failures}
+        for (name, count, seed), job in self.jobs().items():
+            known = self.found[name, FINETUNED][count]
+            if seed not in known and job.name not in failed and finished_run(self.folder / job.name):
+                known[seed] = saved_predictions(self.folder / job.name)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The runs that failed when they were tried last."""
+        names = {job.name for job in self.jobs().values()}
+        return [each for each in read_failures(self.folder) if each.run in names]
+
+    @property
+    def unfinished(self) -> int:
+        """The number of runs of fine-tuning that have neither finished nor failed."""
+        failed = {each.run for each in self.failures}
+        return sum(job.name not in failed and not finished_run(self.folder / job.name) for job in self.jobs().values())
 
     @property
     def encoders(self) -> dict[str, str | os.PathLike[str]]:
@@ -128,14 +149,19 @@ class VerdictRuns:
         return {"seed": self.config.seeds, "encoder": self.config.against, "": [*ways, *labels]}
 
     @property
-    def results(self) -> VerdictResults:
-        """What is known so far: models and numbers of labels for which all seeds have been trained."""
-        complete = {
+    def complete(self) -> dict[tuple[str, str, int], list[Correct]]:
+        """What is correct for each seed, by model, way and number of labels for which all seeds have been trained."""
+        return {
             (model, how, count): [of_seed[seed] for seed in self.config.seeds]
             for (model, how), of_count in self.found.items()
             for count, of_seed in of_count.items()
             if len(of_seed) == len(self.config.seeds)
         }
+
+    @property
+    def results(self) -> VerdictResults:
+        """What is known so far."""
+        complete = self.complete
         accuracies = [Accuracies(*key, [float(each.right.mean()) for each in correct]) for key, correct in complete.items()]
         comparisons = [
             GainOver(
@@ -146,7 +172,9 @@ class VerdictRuns:
         ]
         budgets = self.budgets
         tested = next((len(correct[0].names) for correct in complete.values()), len(budgets.test_set))  # that could be read
-        return VerdictResults(str(self.run), len(budgets.train_set), tested, accuracies, comparisons, self.cautions)
+        return VerdictResults(
+            str(self.run), len(budgets.train_set), tested, accuracies, comparisons, self.cautions, self.unfinished
+        )
 
     @property
     def cautions(self) -> list[str]:
@@ -179,7 +207,9 @@ class VerdictRuns:
         """Writes `verdict.json` and `report.html` from what is known so far."""
         results = self.results
         failed = [each._asdict() for each in self.failures]
-        facts = self.facts | ({"runs": len(self.jobs()), "failed": failed} if failed else {})
+        runs, left = len(self.jobs()), results.unfinished + len(failed)
+        facts = self.facts | ({"runs": runs, "finished": runs - left} if left else {})
+        facts |= {"failed": failed} if failed else {}
         content = facts | results.to_json()
         write_text(self.folder / "verdict.json", json_text(content))
         write_verdict_page(self.folder, results, facts)

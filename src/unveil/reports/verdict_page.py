@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from unveil.plain_text import count_of
-from unveil.reports.failures import failure_note
+from unveil.reports.failures import failure_note, unfinished_note
 from unveil.reports.html import element, join_markup
 from unveil.reports.page import write_document
 from unveil.reports.run_info import environment_section, settings_section
@@ -148,7 +148,7 @@ def write_verdict_page(folder: Path, found: VerdictResults, facts: Mapping[str, 
     """
     title = f"Did the pre-training of {Path(found.run).name or found.run} pay off?"
     line = element("p", f"verdict {folder.name}", class_="muted")
-    failed = [element("p", failure_note(facts))] if facts.get("failed") else []
+    failed = [element("p", text) for text in (unfinished_note(facts), failure_note(facts)) if text]
     answer = element("p", answer_sentence(found), class_="verdict")
     notes = [element("p", " ".join(sentences))] if (sentences := remarks(found)) else []
     heading = join_markup([element("h1", title), answer, *notes, *failed, line])

@@ -45,6 +45,8 @@ class VerdictResults(NamedTuple):
     comparisons: list[GainOver]
     cautions: list[str]
     """Sentences on what makes the numbers of labels or the accuracies other than they look."""
+    unfinished: int = 0
+    """The number of runs of fine-tuning that are still to come."""
 
     @property
     def deciding(self) -> list[GainOver]:
@@ -55,7 +57,7 @@ class VerdictResults(NamedTuple):
         clearly ahead of the run comes first.
         """
         tuned = [each for each in self.comparisons if each.how == FINETUNED and each.model == SCRATCH]
-        if tuned:
+        if tuned or self.unfinished:  # linear probes do not stand in for fine-tuning that is to come
             return tuned
         probed = [each for each in self.comparisons if each.how == LINEAR and each.model in (RAW, UNTRAINED)]
         return [
@@ -100,12 +102,12 @@ def answer_sentence(found: VerdictResults) -> str:
     """The answer, in one or two sentences."""
     deciding = found.deciding
     if not deciding:
-        return "There are no results yet."
+        return "There are no results yet." if not found.unfinished else "There is no answer yet: fine-tuning has not finished."
     sure = [each for each in deciding if each.gain.sign]
     unsure = [each for each in deciding if not each.gain.sign]
     opening = {
         "yes": "Yes, pre-training paid off" if not unsure else "Yes, pre-training paid off with some numbers of labels",
-        "no": "No, pre-training did not pay off",
+        "no": "No, pre-training did not pay off" if not unsure else "No, pre-training did not pay off with some numbers of labels",
         "depends": "It depends on the number of labels whether pre-training paid off",
         "cannot tell": "These results cannot tell whether pre-training paid off",
     }[found.answer]
@@ -152,7 +154,10 @@ def phrase(compared: GainOver, total: int) -> str:
 
 def labels_of(count: int, total: int) -> str:
     """A number of labels, and its share of all."""
-    return f"{count_of(count, 'label')} ({100 * count / total:.2g} %)" if count < total else f"all {count_of(count, 'label')}"
+    share = 100 * count / total
+    return (
+        f"{count_of(count, 'label')} ({share:.{3 if share > 99 else 2}g} %)" if count < total else f"all {count_of(count, 'label')}"
+    )
 
 
 def needed_sentence(compared: GainOver) -> str:
