@@ -79,7 +79,13 @@ def test_step_times() -> None:
 
 @pytest.mark.parametrize(
     ("linear", "finetune", "answer"),
-    [((LOW, HIGH), (HIGH, HIGH), "holds"), ((HIGH, HIGH), (LOW, HIGH), "fails"), ((LOW, HIGH), (LOW, HIGH), "open")],
+    [
+        ((LOW, HIGH), (HIGH, HIGH), "holds"),
+        ((HIGH, HIGH), (LOW, HIGH), "fails"),
+        ((LOW, HIGH), (LOW, HIGH), "open"),
+        ((HIGH, HIGH), (HIGH, LOW), "open"),  # fine-tuning falls, and the linear probe may not rise
+        ((HIGH, [0.60, 0.61, 0.59]), (HIGH, LOW), "fails"),  # both fall
+    ],
 )
 def test_one_accuracy_rises_more_than_another(
     linear: tuple[list[float], list[float]], finetune: tuple[list[float], list[float]], answer: str
@@ -105,7 +111,7 @@ def test_the_part_of_a_finding_that_holds_is_said() -> None:
 
 
 def test_the_best_cell() -> None:
-    claim = BestAmong(("0.6", "0.75"), "a ratio of 0.6 or more")
+    claim = BestAmong(("0.6", "0.75"), "a ratio of 0.6 or more", ("0.25",))
     assert judge_finding([claim], cells(**{"0.25": LOW, "0.75": HIGH}), {"linear": 2000}).answer == "holds"
     assert judge_finding([claim], cells(**{"0.25": HIGH, "0.6": LOW}), {"linear": 2000}).answer == "fails"
     tied = judge_finding([claim], cells(**{"0.25": HIGH, "0.6": MIDDLE}), {"linear": 2000})
@@ -119,6 +125,19 @@ def test_the_best_cell() -> None:
         open_ = judge_finding([claim], cells(**{"0.1": LOW, "0.25": MIDDLE, "0.6": HIGH, **more}), {"linear": 2000})
         assert open_.answer == "open"
         assert open_.reason.endswith(f": by linear probe, the best is 0.6 (70.0 %), {others}")
+
+
+def test_a_cell_without_results_may_be_the_best_one() -> None:
+    """A ratio of 0.5 with one of three seeds, the highest of all, was left out without a word."""
+    every = ("0.1", "0.5", "0.6", "0.75")
+    claim = BestAmong(("0.6", "0.75"), "a ratio of 0.6 or more", every)
+    found = judge_finding([claim], cells(**{"0.1": LOW, "0.5": [0.80], "0.75": HIGH}), {"linear": 2000})
+    assert found.answer == "open"
+    assert found.reason.endswith("the best is 0.75 (70.0 %), but there are no results of 2 seeds for 0.5.")  # 0.6 would not matter
+    found = judge_finding([claim], cells(**{"0.1": HIGH, "0.5": LOW, "0.6": LOW}), {"linear": 2000})
+    assert found.answer == "open"
+    assert found.reason.endswith("the best is 0.1 (70.0 %), but there are no results of 2 seeds for 0.75.")
+    assert judge_finding([claim], cells(**{"0.1": LOW, "0.5": LOW, "0.75": HIGH}), {"linear": 2000}).answer == "holds"
 
 
 def test_the_rank_correlation_is_that_of_scipy() -> None:

@@ -35,7 +35,7 @@ MASK_RATIO = PaperStudy(
         ]
     ),
     finding="A high mask ratio works best: 0.6 or more.",
-    claims=lambda labels: (BestAmong(("0.6", "0.7", "0.75", "0.8", "0.9"), "a mask ratio of 0.6 or more"),),
+    claims=lambda labels: (BestAmong(("0.6", "0.7", "0.75", "0.8", "0.9"), "a mask ratio of 0.6 or more", tuple(labels)),),
     axis="linear",
     axis_title="mask ratio",
 )
@@ -161,7 +161,7 @@ PARTIAL = PaperStudy(
         Cell(label="no block" if not blocks else f"{blocks} of 24 blocks", at=blocks, finetune=finetune, default=blocks == 24)
         for blocks, finetune in [(0, 73.5), (1, 81.0), (2, 83.1), (4, 84.2), (6, 84.4), (12, 84.6), (18, 84.7), (24, 84.9)]
     ),
-    finding="Fine-tuning the last block is much better than the linear probe.",
+    finding="Fine-tuning the last blocks is much better than the linear probe.",
     claims=lambda labels: (Ahead(labels[1], labels[0], "finetune"),),
     axis="linear",
     axis_title="share of the blocks that is fine-tuned",

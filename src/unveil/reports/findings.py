@@ -136,7 +136,7 @@ class Faster(Claim):
 
 @dataclass(frozen=True)
 class RaisesMore(Claim):
-    """From one cell to another, the accuracy by one metric rises by more points than that by another metric."""
+    """From one cell to another, the accuracy by one metric rises, and by more points than that by another metric."""
 
     start: str
     end: str
@@ -153,7 +153,12 @@ class RaisesMore(Claim):
         found = Difference(rises[0].value - rises[1].value, math.hypot(rises[0].margin, rises[1].margin), limit=2.0)
         by = [f"{METRICS[metric]} by {100 * rise.value:+z.1f}" for metric, rise in zip((self.more, self.less), rises, strict=True)]
         extra = f"a difference of {found.interval()} points" + ", which includes 0" * (found.answer == "open")
-        return Judgement(found.answer, f'from "{self.start}" to "{self.end}", {by[0]} and {by[1]} points, {extra}')
+        answer = found.answer
+        if answer == "holds" and rises[0].answer != "holds":  # it falls, if less than the other one, or may not rise
+            answer = rises[0].answer
+            told = "falls" if answer == "fails" else "may not rise"
+            extra += f", but the accuracy by {METRICS[self.more]} {told} ({rises[0].interval()})"
+        return Judgement(answer, f'from "{self.start}" to "{self.end}", {by[0]} and {by[1]} points, {extra}')
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,8 @@ class BestAmong(Claim):
     cells: tuple[str, ...]
     what: str
     """What these cells have in common, such as "a ratio of 0.6 or higher"."""
+    every: tuple[str, ...]
+    """All cells of the study. The best one may be a cell without results."""
     metric: str = "linear"
 
     def needs(self) -> list[tuple[str, str]]:
@@ -185,7 +192,10 @@ class BestAmong(Claim):
                 others = f"{len(best) - 1} others are within chance of it, among them {named[other]}"
             return Judgement(answer, f"by {METRICS[self.metric]}, the best is {named[best[0]]}, but {others}")
         tied = ", which are within chance of each other" if len(best) > 1 else ""
-        return Judgement(answer, f"by {METRICS[self.metric]}, the best is {', '.join(named.values())}{tied}")
+        reason = f"by {METRICS[self.metric]}, the best is {', '.join(named.values())}{tied}"
+        if missing := [label for label in self.every if label not in accuracies and (label in self.cells) == (answer == "fails")]:
+            return Judgement("open", f"{reason}, but there are no results of {FEWEST_SEEDS} seeds for {', '.join(missing)}")
+        return Judgement(answer, reason)
 
 
 def judge_finding(claims: Sequence[Claim], cells: Numbers, counts: TestCounts) -> Judgement:
