@@ -11,7 +11,7 @@ from unveil.commands import VERBS
 from unveil.errors import UnveilError
 from unveil.experiments import images_vs_words as module
 from unveil.experiments.images_vs_words import CURVES, QUESTIONS, SIZES, default_folder, images_vs_words, judge
-from unveil.experiments.study import SweepSpec, run_study
+from unveil.experiments.study import SweepSpec, facts_of, run_study
 from unveil.models import bert, vit_config
 from unveil.reports.chance import TestCounts
 from unveil.reports.comparison import row_of
@@ -84,11 +84,11 @@ def test_words_and_images_are_trained_and_drawn(tmp_path: Path, monkeypatch: pyt
         assert sweep.baselines[0].name == "untrained"
 
 
-def curve(counts: TestCounts, **accuracies: list[float]) -> Sweep:
+def curve(counts: TestCounts, samples: float = 1000.0, **accuracies: list[float]) -> Sweep:
     """A curve over mask ratios, with fine-tuning accuracies by names such as r75."""
     ratios = [int(name[1:]) / 100 for name in accuracies]
     rows = [
-        row_of(f"{ratio}", [{"finetune": value} for value in values])
+        row_of(f"{ratio}", [{"finetune": value, "samples": samples} for value in values])
         for ratio, values in zip(ratios, accuracies.values(), strict=True)
     ]
     return Sweep("a curve", "mask_ratio", ratios, rows, [], counts)
@@ -131,6 +131,40 @@ def test_answers_that_hold_and_fail(tmp_path: Path) -> None:
     facts = {"config": {}, "environment": {}, "versions": {}}
     page = write_study(tmp_path, "A study", {"Mask ratio": list(sweeps.values())}, facts, [architectures]).read_text()
     assert page.index("BERT&#x27;s for words at 0.15? The finding holds here") < page.index("<h2")
+
+
+def test_unequal_training_is_not_compared() -> None:
+    counts, high, low = {"finetune": 10_000.0}, [0.60, 0.601, 0.602], [0.50, 0.501, 0.502]
+    sweeps = {
+        "ratio-images": curve(counts, r15=low, r75=high),
+        "tokens-images": curve(counts, r75=low),
+        "ratio-words": curve(counts, r15=low, r75=high),
+        "tokens-words": curve(counts, samples=3000.0, r15=high, r75=low),
+    }
+    *_, architectures = judge(sweeps)
+    assert architectures.judgement.answer == "open"
+    assert '"BERT on words, ratio 0.15" was trained on 3,000 samples, and "MAE on words, ratio 0.15" was trained on 1,000' in (
+        architectures.text
+    )
+
+
+def test_the_settings_of_all_curves_are_recorded(tmp_path: Path) -> None:
+    """Those of the first curve stood for all of them, so the texts and the epochs of words were nowhere."""
+    images, texts = str(write_images(tmp_path / "images")), write_texts(tmp_path / "texts")
+    specs = {
+        "ratio-images": SweepSpec(method="mae", data=images, option="mask_ratio", values=(0.5, 0.75), fixed={"decoder_depth": 2}),
+        "ratio-words": SweepSpec(method="wordmae", data=texts, option="mask_ratio", values=(0.5, 0.75), labelled_data=texts),
+    }
+    options = {"seeds": (0,), "mae": {"epochs": 2.0}, "wordmae": {"epochs": 3.0}, "finetune": {"epochs": 1.0}}
+    facts = facts_of({name: spec.comparison(tmp_path / name, options) for name, spec in specs.items()})
+    config = facts["config"]
+    assert (config["ratio-images.data"], config["ratio-words.data"], config["ratio-words.labelled_data"]) == (images, texts, texts)
+    assert (config["ratio-images.epochs"], config["ratio-words.epochs"], config["ratio-images.decoder_depth"]) == (2.0, 3.0, 2)
+    assert (config["finetune.epochs"], config["seeds"]) == (1.0, (0,))
+    assert not any("mask_ratio" in key for key in config)  # which the curves vary
+    assert facts["data"] == f"{images}, {texts}"
+    with pytest.raises(UnveilError, match="there are options for simmim, expected one of mae, wordmae, finetune"):
+        run_study({"both": specs}, tmp_path, "both", ("study", "both"), options | {"simmim": {"epochs": 5.0}})
 
 
 def test_questions_ask_for_what_the_study_trains() -> None:

@@ -20,8 +20,7 @@ from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table
 from unveil.train.run_folder import ChangedSettingsError, receipt
 
 NOT_KNOWN = (
-    "There is a warning only if pre-training has seen exact copies of test samples of {}: if it has seen others, such as "
-    "recompressed images, accuracies on {} are too high."
+    "Whether pre-training has seen samples of {} that no warning counts is not known: if it has, accuracies on {} may be too high."
 )
 
 

@@ -26,6 +26,7 @@ from unveil.reports.comparison_page import write_comparison
 from unveil.reports.notebook import ShownList
 from unveil.reports.run_summary import independent_tests
 from unveil.reports.table import ResultTable, to_markdown, to_terminal, with_warning
+from unveil.reports.vocabulary import independent_count_of
 from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.modality import modality, slug
 from unveil.tasks import TASKS, task_class
@@ -274,13 +275,11 @@ def refuse_few_labels(data: str, config: ComparisonConfig, entries: Iterable[Ent
 def evaluated_images(comparison: Comparison) -> TestCounts:
     """The numbers of independent images on which the runs were evaluated, as far as they record them.
 
-    Those of frozen features are images of DATA, and so are those of fine-tuning, unless there are other labelled data.
+    Frozen features are evaluated on images of DATA, and at most 10,000 of them. Where runs differ, the smallest number counts.
     """
     results = [Run(path).results for path in comparison.finished_runs]
-    frozen = next(filter(None, map(independent_tests, results)), None)
-    tuned = frozen
-    if comparison.config.labelled_data or frozen is None:
-        tuned = next((float(count) for each in results if (count := (each.get("score") or {}).get("count"))), None)
+    frozen = min(filter(None, map(independent_tests, results)), default=None)
+    tuned = min(filter(None, (independent_count_of(each.get("score") or {}) for each in results)), default=frozen)
     kinds = {"knn": frozen, "linear": frozen} | dict.fromkeys(("partial", "finetune", "scratch"), tuned)
     return {key: count for key, count in kinds.items() if count}
 

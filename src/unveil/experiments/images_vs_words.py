@@ -5,12 +5,13 @@ docs/images-vs-words.md explains the comparison.
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from unveil.errors import UnveilError
 from unveil.experiments.paper_studies import INFORMATION_DENSITY
 from unveil.experiments.study import SweepSpec, run_study
-from unveil.reports.findings import Ahead, judge_all
+from unveil.reports.findings import Ahead, Judgement, Numbers, judge_all
 from unveil.reports.study_page import Finding, Sweep
 
 RATIOS, DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9), (1, 2, 4)
@@ -109,9 +110,18 @@ def judge(sweeps: Mapping[str, Sweep]) -> list[Finding]:
         if any(folder not in sweeps for pair in pairs for folder, _ in pair):
             continue
         claims = [(Ahead(cell_name(better), cell_name(worse), "finetune"), better[0]) for better, worse in pairs]
-        judged = [claim.judged(cells, sweeps[folder].test_counts) for claim, folder in claims]
+        judged = [unequal(claim, cells) or claim.judged(cells, sweeps[folder].test_counts) for claim, folder in claims]
         findings.append(Finding(question, judge_all(judged, seeds)))
     return findings
+
+
+def unequal(claim: Ahead, cells: Numbers) -> Judgement | None:
+    """That nothing can be said of cells that were trained on different numbers of samples; None if the numbers are the same."""
+    counts = {name: mean(found) for name in (claim.better, claim.worse) if (found := cells.get(name, {}).get("samples"))}
+    if len(counts) < 2 or max(counts.values()) <= 1.01 * min(counts.values()):
+        return None
+    first, second = (f'"{name}" was trained on {count:,.0f} samples' for name, count in counts.items())
+    return Judgement("open", f"{first}, and {second}")
 
 
 def cell_name(cell: Cell) -> str:

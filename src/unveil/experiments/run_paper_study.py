@@ -22,7 +22,7 @@ from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
 from unveil.options import known_to
-from unveil.reports.comparison import finetune_score
+from unveil.reports.comparison import caution_note, finetune_score, joined_cautions
 from unveil.reports.failures import Failure, failure_sentence
 from unveil.reports.findings import judge_finding
 from unveil.reports.notebook import ShownList
@@ -274,9 +274,13 @@ def study_of_paper(
         facts, begun = receipt(), {each.name for each in results}
         missing = [each.study.name for each in plans if each.study.name not in begun]
         unfinished = f"Unfinished: {len(begun)} of {len(plans)} studies have results. Without: {', '.join(missing)}."
+        ended = [path for each in plans for path in each.comparison.finished_runs]
+        cautions = joined_cautions(ended)
+        facts |= {"cautions": cautions} if cautions else {}
         content = {"study": name, "studies": [each.to_json() for each in results], "failed": [each._asdict() for each in failures]}
         write_text(folder / "study.json", json_text(facts | content))
-        write_all_studies(folder, results, [unfinished] * bool(missing) + sentences, facts)
+        notes = [unfinished] * bool(missing) + [caution_note(ended)] * bool(cautions) + sentences
+        write_all_studies(folder, results, notes, facts)
     end(folder, results, tables)
     shown = ShownList(results, tables, folder)
     refuse_failures(failures, sum(len(plan.comparison.jobs()) for plan in plans), shown)

@@ -20,7 +20,7 @@ from unveil.options import known_to
 from unveil.paths import absolute_data
 from unveil.planning.dry_run import dry_run
 from unveil.ranges import Positive, Seed
-from unveil.reports.comparison import ComparisonRow, caution_note, cautions_of, figures_of, finetune_score, row_of
+from unveil.reports.comparison import ComparisonRow, caution_note, figures_of, finetune_score, joined_cautions, row_of
 from unveil.reports.failures import Failure, read_failures
 from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
@@ -327,7 +327,7 @@ class Comparison:
         ended = [self.has_finished(job.name) for job in self.jobs()]
         runs: dict[str, Any] = {} if all(ended) else {"runs": len(ended), "finished": sum(ended)}
         runs |= {"failed": failed} if failed else {}
-        cautions = cautions_of(self.finished_runs)
+        cautions = joined_cautions(self.finished_runs)
         runs |= {"cautions": cautions} if cautions else {}
         seeds = [seed for seed in self.config.seeds if any(finished_run(self.path(name, seed)) for name in self.names)]
         return {"methods": self.names, "data": self.data, "config": config, "finished_seeds": seeds, **runs, **receipt()}

@@ -2,8 +2,8 @@
 
 import ast
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from unveil.experiments.runner import Comparison
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
-from unveil.reports.comparison import cautions_of
+from unveil.reports.comparison import joined_cautions
 from unveil.reports.notebook import ShownList
 from unveil.reports.paper_study_page import PaperStudyResult
 from unveil.reports.study_page import Finding, Sweep, sweep_table, write_study
@@ -152,6 +152,7 @@ def run_study(
     every = list(comparisons.values())
 
     refuse_other_results(folder, "study", subject)
+    refuse_options_for_others(specs.values(), options)
 
     def finished_sweeps() -> dict[str, Sweep]:
         sweeps = {name: spec.sweep(comparisons[name]) for name, spec in specs.items()}
@@ -162,12 +163,12 @@ def run_study(
         findings = judge(by_name)
         sweeps = {heading: [by_name[name] for name in curves if name in by_name] for heading, curves in groups.items()}
         sweeps = {heading: found for heading, found in sweeps.items() if found}
-        facts = every[0].facts
+        facts = facts_of(comparisons)
         failed = [each._asdict() for comparison in every for each in comparison.failures]
         finished = sum(comparison.has_finished(job.name) for comparison in every for job in comparison.jobs())
         facts |= {"runs": runs, "finished": finished} if finished < runs else {}
         facts |= {"failed": failed} if failed else {}
-        cautions = cautions_of(path for comparison in every for path in comparison.finished_runs)
+        cautions = joined_cautions(path for comparison in every for path in comparison.finished_runs)
         facts |= {"cautions": cautions} if cautions else {}
         facts |= {"findings": [finding.to_json() for finding in findings]} if findings else {}
         rows = {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}
@@ -197,6 +198,33 @@ def run_study(
     results = ShownList(sweeps.values(), tables, folder)
     refuse_failures(failures, runs, results)
     return results
+
+
+def facts_of(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
+    """The data, the config and the environment of all curves. Of several, each has what is its own under the name of its folder."""
+    every = list(comparisons.values())
+    facts = every[0].facts
+    if len(every) == 1:
+        return facts
+    seeds = [seed for seed in every[0].config.seeds if any(seed in each.facts["finished_seeds"] for each in every)]
+    config = {key: value for key, value in facts["config"].items() if key in asdict(every[0].config) or key.startswith("finetune.")}
+    config |= every[0].shared_options
+    for name, each in comparisons.items():
+        own = {"data": each.data, "method": each.entries[0].method, "labelled_data": each.config.labelled_data}
+        own |= {
+            key: value for key, value in each.entries[0].options.items() if all(e.options.get(key) == value for e in each.entries)
+        }
+        config |= {f"{name}.{key}": value for key, value in own.items() if value is not None and config.get(key) != value}
+    methods = list(dict.fromkeys(name for each in every for name in each.names))
+    data = ", ".join(dict.fromkeys(each.data for each in every))
+    return facts | {"methods": methods, "data": data, "config": config, "finished_seeds": seeds}
+
+
+def refuse_options_for_others(specs: Collection[SweepSpec], options: Mapping[str, Any]) -> None:
+    """Raises `UnveilError` if there are options for a method that is not trained."""
+    known = list(dict.fromkeys([*(spec.label for spec in specs), "finetune"]))
+    if unknown := [key for key, value in options.items() if isinstance(value, Mapping) and key not in known]:
+        raise UnveilError(f"there are options for {', '.join(unknown)}, expected one of {', '.join(known)}")
 
 
 def refuse_unknown_study(name: str) -> None:

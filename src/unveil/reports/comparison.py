@@ -248,8 +248,8 @@ def seen_note(labelled: str) -> str:
     """What is not known of labelled data that are not those of pre-training."""
     name = Path(labelled).name or labelled
     return (
-        f"There is a warning only if pre-training has seen exact copies of test samples of {name}: if it has seen others, such as "
-        f"recompressed images, accuracies on {name} are too high."
+        f"Whether pre-training has seen samples of {name} that no warning counts is not known: if it has, accuracies on {name} may "
+        f"be too high."
     )
 
 
@@ -263,19 +263,25 @@ def held_out_note(runs: Iterable[Path]) -> str:
     return HELD_OUT_NOTE if any(unused) or not unused else NO_TEST_NOTE
 
 
-def cautions_of(runs: Iterable[Path]) -> list[str]:
-    """For each run that was trained on test samples, a clause that says so. A damaged run says nothing."""
-    found = list[str]()
+def cautions_of(runs: Iterable[Path]) -> list[list[str]]:
+    """The clauses on test samples that were trained on, of each run that has any. A damaged run says nothing."""
+    found = list[list[str]]()
     for path in runs:
         with contextlib.suppress(UnveilError):
-            found += (Run(path).results.get("cautions") or [])[:1]
+            if clauses := Run(path).results.get("cautions"):
+                found.append(list(clauses))
     return found
 
 
+def joined_cautions(runs: Iterable[Path]) -> list[str]:
+    """All of these clauses, each once."""
+    return list(dict.fromkeys(clause for clauses in cautions_of(runs) for clause in clauses))
+
+
 def caution_note(runs: Sequence[Path]) -> str:
-    """A warning if test samples were trained on, from what the runs record; "" otherwise."""
+    """A warning if test samples were trained on, from what the runs record; "" otherwise. It is the first one, of the first run."""
     found = cautions_of(runs)
     if not found:
         return ""
     others = f" Such a warning is on the pages of {len(found):,} of {len(runs):,} runs." if len(found) > 1 else ""
-    return f"Warning: {found[0]}.{others}"
+    return f"Warning: {found[0][0]}.{others}"

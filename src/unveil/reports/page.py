@@ -29,7 +29,7 @@ from unveil.reports.sections import (
 )
 from unveil.reports.style import style_sheet
 from unveil.reports.table import html_table
-from unveil.reports.vocabulary import format_number, primary_of
+from unveil.reports.vocabulary import format_number, independent_count_of, primary_of
 from unveil.train.run_folder import Run
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -162,7 +162,7 @@ def scratch_sentence(run: Run) -> str:
     primary, score = primary_of(run.results), scratch_score(run)
     if primary is None or primary not in score:
         return ""
-    own, count = run.results["score"], score.get("count")
+    own, count = run.results["score"], independent_count_of(run.results["score"])
     by_chance = primary == "top1" and bool(count) and within_chance([own[primary]], [score[primary]], count)
     place = position_of_score(run.results, score[primary], by_chance)
     return f"It is {place} the same model from scratch ({format_number(primary, score[primary])})."

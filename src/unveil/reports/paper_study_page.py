@@ -284,13 +284,13 @@ def write_paper_study(folder: Path, result: PaperStudyResult, facts: Mapping[str
     return write_document(folder, join_markup(parts), title, sections, f"Generated from the run folders in {folder.name}.")
 
 
-def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], failed: Sequence[str], facts: Mapping[str, Any]) -> Path:
+def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], notes: Sequence[str], facts: Mapping[str, Any]) -> Path:
     """Writes a page with the answer of every study, and links to their pages.
 
     Args:
         folder: The folder with a folder for each study.
         results: The studies that have results.
-        failed: A sentence for each study that has none, or some of whose runs have failed.
+        notes: Sentences on studies without results, on runs that have failed, and on test samples that were trained on.
         facts: The environment.
     """
     counts = {answer: sum(result.judgement.answer == answer for result in results) for answer in ("holds", "fails", "open")}
@@ -301,7 +301,7 @@ def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], failed:
     data = results[0].data if results else ""
     title = f"The ablations of MAE on {Path(data).name or data}"
     title += f" and {Path(labelled).name or labelled}" if (labelled := results[0].labelled if results else "") else ""
-    top = [element("h1", title), element("p", summary, class_="verdict"), *(element("p", text) for text in failed)]
+    top = [element("h1", title), element("p", summary, class_="verdict"), *(element("p", text) for text in notes)]
     items = []
     for result in results:
         link = element("a", result.question, href=f"{result.name}/report.html")

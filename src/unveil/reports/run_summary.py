@@ -11,6 +11,7 @@ from unveil.reports.vocabulary import (
     WORD_PREDICTORS,
     Results,
     format_number,
+    independent_count_of,
     is_behind,
     label_of,
     numbers_of,
@@ -91,9 +92,11 @@ def metric_sentence(results: Results) -> str:
     sentence = f"Its {label_of(primary)} is {format_number(primary, metric[primary])} on {test_set}"
     if primary == "mae" and "mae_of_mean" in metric:
         sentence += f"; always predicting the mean of the train set has {format_number('mae_of_mean', metric['mae_of_mean'])}"
-    if primary == "top1" and count:
-        low, high = accuracy_interval(metric[primary], count)
-        sentence += f" (95 % interval: {100 * low:.1f} to {100 * high:.1f} %)"
+    independent = independent_count_of(metric)
+    if primary == "top1" and count and independent:
+        low, high = accuracy_interval(metric[primary], independent)
+        worth = f", worth {independent:,.0f} independent ones" if independent < count else ""
+        sentence += f"{worth} (95 % interval: {100 * low:.1f} to {100 * high:.1f} %)"
     classes = len(metric.get("per_class") or ())
     if primary == "top1" and classes:
         if classes > 5 and "top5" in numbers_of(metric):

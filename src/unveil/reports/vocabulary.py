@@ -20,7 +20,7 @@ for a new quantity, add a line to `QUANTITIES`. To draw its curve, add its key t
     "score"      numbers of a task by name; "primary" is the key of the most important one. Besides numbers it may hold
                      "confusion"   K x K counts, true classes as rows; with "background" true, the last of them is no class
                      "per_class"   a number, or None, for each class; further such lists have keys that begin with "per_class_"
-                     "count"       number of test samples
+                     "count"       number of test samples; "independent" as in "judged_on"
                      "reliability"   count, mean probability and accuracy in each range of probabilities
                      "unit"        the unit of "confusion", such as "pixels"; by default samples
                      "scatter"     pairs of a true and a predicted number
@@ -149,9 +149,15 @@ def format_number(key: str, value: float) -> str:
 
 
 def numbers_of(metric: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a metric, without lists, names and the number of samples."""
+    """The numbers of a metric, without lists, names and numbers of samples."""
     numbers = {key: value for key, value in metric.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-    return {key: value for key, value in numbers.items() if key != "count"}
+    return {key: value for key, value in numbers.items() if key not in ("count", "independent")}
+
+
+def independent_count_of(score: Mapping[str, Any]) -> float | None:
+    """The number of independent test samples of a "score": fewer than all if several come from one original, as in the digits."""
+    count = score.get("independent") or score.get("count")
+    return float(count) if count else None
 
 
 def primary_of(results: Results) -> str | None:

@@ -209,7 +209,7 @@ class ImagePretraining(Pretraining):
         say_notes(session.say, pack_sentence(plan.source, plan.side))
         self.train_set, self.test_set, self.held_out, self.validation_set, note = plan.open_subsets()
         say_notes(session.say, note)
-        self.cautions = self.say_cautions()
+        self.cautions = [note] * bool(note and not self.held_out) + self.say_cautions()
         self.skipped = SkippedFiles(self.train_set, self.test_set, self.validation_set, session.world, session.say)
         refuse_earlier_numbering(session.run, self.train_set, self.test_set)
         self.write_skipped()

@@ -16,9 +16,17 @@ from unveil.data.loader import ImageLoader
 from unveil.data.mask_meaning import listed
 from unveil.data.mask_values import MaskValues
 from unveil.data.splits import Subset
-from unveil.data.targets import PER_IMAGE, BoxTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
+from unveil.data.targets import PER_IMAGE, BoxTargets, ClassTargets, MultiLabelTargets, NumberTargets, PixelTargets, Targets
 from unveil.errors import UnveilError
-from unveil.evaluate.features import Features, NothingReadableError, features_of, predictions_of, refuse_non_finite, views_of
+from unveil.evaluate.features import (
+    Features,
+    NothingReadableError,
+    features_of,
+    independent_count,
+    predictions_of,
+    refuse_non_finite,
+    views_of,
+)
 from unveil.evaluate.label_fits import fit_labels, fit_ridge
 from unveil.evaluate.logistic import fit_logistic
 from unveil.learner import Task
@@ -211,7 +219,11 @@ class LabelledImages(LabelledData):
             names = np.array(Subset(judged.dataset, indices).names)
             arrays = {"images": images.numpy(), "maps": true.numpy(), "predicted": predicted.numpy()}
             write_arrays(folder / "samples.npz", {"names": names, **arrays})
-        return metric.compute()
+        found = metric.compute()
+        if scores and judged.groups is not None and isinstance(judged.targets, ClassTargets):
+            correct = torch.cat(scores).argmax(dim=1) == judged.labels
+            found["independent"] = max(1, round(independent_count(correct, judged.groups)))
+        return found
 
     def write_skipped(self, session: Session) -> None:
         refuse_earlier_numbering(session.run, self.train_set, self.test_set)

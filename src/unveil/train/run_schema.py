@@ -81,6 +81,7 @@ SCORE: Shape = {
     "per_class": list[float | None] | None,
     "confusion": list[list[int]] | None,
     "count": int | None,
+    "independent": int | None,
 }
 COST: Shape = {"seconds": float | None, "memory": float | None, "planned": dict[str, float | None]}
 """The kinds of values by key. Other keys may hold anything."""
