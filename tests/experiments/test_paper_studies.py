@@ -208,7 +208,9 @@ def test_missing_seeds_are_told() -> None:
     points = [point("a", 0.1, 0.12), point("bb", 0.2, 0.21), point("ccc", 0.3, 0.31)]
     result = PaperStudyResult("sampling", "Table 1f", "?", "", "photos", [*points, point("dddd", 0.0)], judgement)
     notes = study_table(result).sentences
-    assert "Seeds are missing, and the rank correlation leaves these settings out: dddd (1 of 2)." in notes
+    assert (
+        "Seeds are missing: dddd (1 of 2). The rank correlation of an accuracy leaves out settings that lack its numbers." in notes
+    )
     assert "Rank correlation with the paper (Spearman), linear: 1.00 (an interval takes 3 seeds), 3 settings." in notes
     assert study_table(result).rows[0][3] == "1,380 ms"
     assert not any("missing" in note for note in study_table(result._replace(points=points)).sentences)

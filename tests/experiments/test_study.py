@@ -83,3 +83,13 @@ def test_options_and_values() -> None:
         "target": "pixel",
         "finetune": {"epochs": 2.0},
     }
+
+
+def test_which_untrained_encoder_is_drawn() -> None:
+    """The dashed line of a study of models is that of the first one."""
+    sweep = swept([0.5, 0.51], [0.7, 0.71])
+    assert sweep.untrained == "the same encoder untrained"
+    models = sweep._replace(option="model", values=["vit-nano", "vit-tiny"])
+    assert models.untrained == "the untrained encoder of model vit-nano"
+    assert "The row untrained is the untrained encoder of model vit-nano." in sweep_table(models).sentences
+    assert sweep._replace(option="patch_size", values=[4, 8]).untrained == "the untrained encoder of patch size 4"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import unveil
+from tests.recipes.test_end_to_end import write_images
 from tests.runs.tiny_runs import FINETUNE, OPTIONS, TINY, write
 from unveil.reports.comparison import caution_note
 from unveil.reports.table import feature_table, metric_table
@@ -183,3 +184,15 @@ def test_copies_between_splits_are_told_once_for_every_test_image(home: Path, tm
     assert told(home / "on-train", str(data)) == [copies]
     run = run_on(home, data, tmp_path / "run")
     assert told(run, str(data)) == [copies]
+
+
+def test_copies_between_the_splits_of_the_data_stand_beside_the_results(tmp_path: Path) -> None:
+    """They were said once, in the terminal; `probe` and `finetune` recorded them already."""
+    for split, count in (("train", 12), ("test", 6)):
+        write_images(tmp_path / "data" / split, count)
+    run = unveil.pretrain(str(tmp_path / "data"), out=tmp_path / "run", **TINY | {"epochs": 0.5})
+    (clause,) = run.results["cautions"]
+    assert clause.startswith("12 of 12 test images are exact copies of training images")
+    assert f"Warning: {clause}" in feature_table(run.results).sentences[0]
+    alone = unveil.pretrain(str(tmp_path / "data" / "train"), out=tmp_path / "alone", held_out=4, **TINY | {"epochs": 0.5})
+    assert "cautions" not in alone.results  # held-out images are no copies: those are left out of training

@@ -117,7 +117,8 @@ def verdict(
     if len(runs.budgets.test_set) < 2:
         raise UnveilError(f"{tests}, expected at least 2 with a label: give more, with --test")
     if unseen := unseen_classes(train_set, opened.test):
-        say(unseen_sentence(unseen, len(opened.test)))
+        runs.leaks.append(unseen_sentence(unseen, len(opened.test)))
+        say(runs.leaks[-1])
     refuse_other(folder, runs.facts | {"run": str(run)})
     refuse_fewer_results(folder, "verdict", runs.scope)
     with locked(folder, "training in"):

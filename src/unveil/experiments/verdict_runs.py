@@ -61,7 +61,7 @@ class VerdictRuns:
     finetune_options: dict[str, Any]
     facts: dict[str, Any]
     leaks: list[str] = field(default_factory=list)
-    """Sentences on test images that were trained on."""
+    """Clauses on test images that were trained on, or whose class was not."""
 
     def __post_init__(self) -> None:
         self.replaces_complete = holds_all_results(self.folder, "verdict")

@@ -186,7 +186,7 @@ def table_notes(result: PaperStudyResult, has_flops: bool) -> list[str]:
     notes = [f"Mean and standard deviation over {seeds} seeds." if seeds > 1 else "One seed: the spread over seeds is unknown."]
     if incomplete := result.incomplete:
         listed = "; ".join(f"{setting} ({count} of {seeds})" for setting, count in incomplete.items())
-        notes.append(f"Seeds are missing, and the rank correlation leaves these settings out: {listed}.")
+        notes.append(f"Seeds are missing: {listed}. The rank correlation of an accuracy leaves out settings that lack its numbers.")
     notes += chance_notes([row_of(point.label, seeds_of(point, result.shown)) for point in result.points], result.test_counts)
     correlations = {METRIC_NAMES[key]: found for key in result.shown if (found := result.correlation(key))}
     notes += [f"Rank correlation with the paper (Spearman), {name}: {found}." for name, found in correlations.items()]

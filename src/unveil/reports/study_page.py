@@ -1,10 +1,12 @@
 """The report of a study of one option: curves with their spread, tables, and a page. All numbers come from run folders."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unveil.models.vit_config import ViTConfig
 from unveil.reports.chance import TestCounts, contenders
 from unveil.reports.comparison import (
     ACCURACIES,
@@ -57,6 +59,14 @@ class Sweep(NamedTuple):
     labelled: str = ""
     """The labelled data of fine-tuning, if they are not those of pre-training."""
 
+    @property
+    def untrained(self) -> str:
+        """What the untrained encoder is: that of the first value, if the option changes the encoder."""
+        changes = self.option == "model" or self.option in {field.name for field in fields(ViTConfig)}
+        if not changes or not self.values:
+            return "the same encoder untrained"
+        return f"the untrained encoder of {humanize(self.option)} {self.values[0]}"
+
     def to_json(self) -> dict[str, Any]:
         """The sweep in `study.json`."""
         return {
@@ -91,6 +101,7 @@ def sweep_table(sweep: Sweep) -> ResultTable:
     rows = [row._replace(name=f"{value}") for value, row in zip(sweep.values, sweep.rows, strict=True)]
     table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_counts, sweep.seeds)
     best = [sentence for key in ACCURACIES if (sentence := best_value(sweep, key))]
+    best += [f"The row untrained is {sweep.untrained}."] if sweep.baselines and " of " in sweep.untrained else []
     return table._replace(heads=[humanize(sweep.option), *table.heads[1:]], sentences=[*best, *table.sentences])
 
 
@@ -178,7 +189,8 @@ def sweep_figures(name: str, sweeps: Sequence[Sweep], below_best: bool = False) 
             )
             images = evaluated_images_of(key, sweeps[0].evaluated_on, sweeps[0].labelled)
             title = f"{accuracy}, points below the best of each line" if below_best else f"Accuracy on {images}: {accuracy}"
-            note = "Each dot is a seed." if below_best else "Each dot is a seed. The dashed line is the same encoder untrained."
+            untrained = " and ".join(dict.fromkeys(sweep.untrained for sweep in sweeps))
+            note = "Each dot is a seed." if below_best else f"Each dot is a seed. The dashed line is {untrained}."
             svg = inline_svg(sweep_figure(sweeps, key, below_best), f"{name}-{key}", alt)
             figures.append(element("figure", element("h3", title), svg, element("figcaption", note)))
     return figures
