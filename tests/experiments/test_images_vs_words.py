@@ -130,7 +130,8 @@ def test_answers_that_hold_and_fail(tmp_path: Path) -> None:
     assert judge({"depth-images": sweeps["ratio-images"]}) == []  # another option
     facts = {"config": {}, "environment": {}, "versions": {}}
     page = write_study(tmp_path, "A study", {"Mask ratio": list(sweeps.values())}, facts, [architectures]).read_text()
-    assert page.index("BERT&#x27;s for words at 0.15? The finding holds here") < page.index("<h2")
+    assert page.index("BERT&#x27;s for words at 0.15? <strong>Yes.</strong></p>") < page.index("<p>The finding holds here: ")
+    assert page.index("<p>The finding holds here: ") < page.index("<h2")
 
 
 def test_unequal_training_is_not_compared() -> None:

@@ -79,6 +79,10 @@ class Sweep(NamedTuple):
         }
 
 
+SHORT_ANSWERS = {"holds": "Yes.", "fails": "No.", "open": "Cannot be told."}
+"""The answers to the question of a `Finding`."""
+
+
 class Finding(NamedTuple):
     """What a study of several sweeps asks, and what its runs answer."""
 
@@ -231,6 +235,13 @@ def write_study(
         for name in sweep.seeds.without_results
     ]
     failed = [element("p", text) for text in (unfinished_note(facts, missing), failure_note(facts), caution_note(runs)) if text]
-    answers = [element("p", finding.text, class_="verdict") for finding in findings]
+    answers = [
+        part
+        for finding in findings
+        for part in (
+            element("p", finding.question, " ", element("strong", SHORT_ANSWERS[finding.judgement.answer]), class_="verdict"),
+            element("p", finding.judgement.reason),
+        )
+    ]
     top = join_markup([element("h1", title), *answers, *failed, *note, element("p", f"study {folder.name}", class_="muted")])
     return write_document(folder, top, title, sections, f"Generated from the run folders in {folder.name}.")
