@@ -91,5 +91,5 @@ def test_which_untrained_encoder_is_drawn() -> None:
     assert sweep.untrained == "the same encoder untrained"
     models = sweep._replace(option="model", values=["vit-nano", "vit-tiny"])
     assert models.untrained == "the untrained encoder of model vit-nano"
-    assert "The row untrained is the untrained encoder of model vit-nano." in sweep_table(models).sentences
+    assert 'The row "untrained" is the untrained encoder of model vit-nano.' in sweep_table(models).sentences
     assert sweep._replace(option="patch_size", values=[4, 8]).untrained == "the untrained encoder of patch size 4"

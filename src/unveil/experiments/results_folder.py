@@ -70,10 +70,9 @@ def refuse_fewer_results(folder: Path, kind: str, asked: Scope) -> None:
 def holds_all_results(folder: Path, kind: str) -> bool:
     """Whether a folder has results of this kind to which nothing was left to add when they were written. See `FILES`."""
     try:
-        found = read_json(folder / FILES[kind])
-    except (UnveilError, OSError):
+        return "finished" not in read_json(folder / FILES[kind])
+    except UnveilError:  # there are none, or they are damaged
         return False
-    return isinstance(found, dict) and found.get("finished") is None
 
 
 def scope_of(noun: str, names: Iterable[str], seeds: Iterable[int], ways: Iterable[str]) -> Scope:

@@ -154,12 +154,8 @@ def run_study(
     refuse_other_results(folder, "study", subject)
     refuse_options_for_others(specs.values(), options)
 
-    def finished_sweeps() -> dict[str, Sweep]:
-        sweeps = {name: spec.sweep(comparisons[name]) for name, spec in specs.items()}
-        return {name: sweep for name, sweep in sweeps.items() if sweep.rows}
-
     def write() -> tuple[dict[str, Sweep], Sequence[Finding]]:
-        by_name = finished_sweeps()
+        by_name = {name: sweep for name, spec in specs.items() if (sweep := spec.sweep(comparisons[name])).rows}
         findings = judge(by_name)
         sweeps = {heading: [by_name[name] for name in curves if name in by_name] for heading, curves in groups.items()}
         sweeps = {heading: found for heading, found in sweeps.items() if found}
@@ -168,8 +164,6 @@ def run_study(
         finished = sum(comparison.has_finished(job.name) for comparison in every for job in comparison.jobs())
         facts |= {"runs": runs, "finished": finished} if finished < runs else {}
         facts |= {"failed": failed} if failed else {}
-        cautions = joined_cautions(path for comparison in every for path in comparison.finished_runs)
-        facts |= {"cautions": cautions} if cautions else {}
         facts |= {"findings": [finding.to_json() for finding in findings]} if findings else {}
         rows = {heading: [sweep.to_json() for sweep in found] for heading, found in sweeps.items()}
         content = facts | dict([subject]) | {"sweeps": rows}
@@ -217,6 +211,8 @@ def facts_of(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
         config |= {f"{name}.{key}": value for key, value in own.items() if value is not None and config.get(key) != value}
     methods = list(dict.fromkeys(name for each in every for name in each.names))
     data = ", ".join(dict.fromkeys(each.data for each in every))
+    cautions = joined_cautions(path for each in every for path in each.finished_runs)
+    facts |= {"cautions": cautions} if cautions else {}
     return facts | {"methods": methods, "data": data, "config": config, "finished_seeds": seeds}
 
 

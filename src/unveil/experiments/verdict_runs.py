@@ -65,6 +65,7 @@ class VerdictRuns:
 
     def __post_init__(self) -> None:
         self.replaces_complete = holds_all_results(self.folder, "verdict")
+        """Whether the folder has a verdict without missing runs, which only a complete one may replace."""
         self.originals = originals_of(self.budgets.test_set)
         """The number of the original of each test image, by name; None if all originals differ."""
         self.found: dict[tuple[str, str], dict[int, dict[int, Correct]]] = defaultdict(lambda: defaultdict(dict))

@@ -60,10 +60,14 @@ class Sweep(NamedTuple):
     """The labelled data of fine-tuning, if they are not those of pre-training."""
 
     @property
+    def varies_encoder(self) -> bool:
+        """Whether each value has an encoder of another shape. The untrained one is then that of the first value."""
+        return self.option == "model" or self.option in {field.name for field in fields(ViTConfig)}
+
+    @property
     def untrained(self) -> str:
-        """What the untrained encoder is: that of the first value, if the option changes the encoder."""
-        changes = self.option == "model" or self.option in {field.name for field in fields(ViTConfig)}
-        if not changes or not self.values:
+        """What the untrained encoder is, in words."""
+        if not self.varies_encoder or not self.values:
             return "the same encoder untrained"
         return f"the untrained encoder of {humanize(self.option)} {self.values[0]}"
 
@@ -91,9 +95,14 @@ class Finding(NamedTuple):
     judgement: Judgement
 
     @property
+    def answer(self) -> str:
+        """The answer in a word or three."""
+        return SHORT_ANSWERS[self.judgement.answer]
+
+    @property
     def text(self) -> str:
-        """The question and the answer."""
-        return f"{self.question} {self.judgement.reason}"
+        """The question, the answer and the reason."""
+        return f"{self.question} {self.answer} {self.judgement.reason}"
 
     def to_json(self) -> dict[str, str]:
         """The finding in `study.json`."""
@@ -105,7 +114,7 @@ def sweep_table(sweep: Sweep) -> ResultTable:
     rows = [row._replace(name=f"{value}") for value, row in zip(sweep.values, sweep.rows, strict=True)]
     table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_counts, sweep.seeds)
     best = [sentence for key in ACCURACIES if (sentence := best_value(sweep, key))]
-    best += [f"The row untrained is {sweep.untrained}."] if sweep.baselines and " of " in sweep.untrained else []
+    best += [f'The row "untrained" is {sweep.untrained}.'] if sweep.baselines and sweep.varies_encoder else []
     return table._replace(heads=[humanize(sweep.option), *table.heads[1:]], sentences=[*best, *table.sentences])
 
 
@@ -239,7 +248,7 @@ def write_study(
         part
         for finding in findings
         for part in (
-            element("p", finding.question, " ", element("strong", SHORT_ANSWERS[finding.judgement.answer]), class_="verdict"),
+            element("p", finding.question, " ", element("strong", finding.answer), class_="verdict"),
             element("p", finding.judgement.reason),
         )
     ]
