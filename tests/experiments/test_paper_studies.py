@@ -14,11 +14,12 @@ from tests.recipes.test_end_to_end import write_images
 from unveil import cli
 from unveil.command_line import verb_name
 from unveil.errors import Interrupted, UnveilError
-from unveil.experiments import calls, jobs, run_paper_study
+from unveil.experiments import all_studies, calls, jobs
+from unveil.experiments.all_studies import applicable
 from unveil.experiments.jobs import FailedRunsError, Job
 from unveil.experiments.paper_studies import STUDIES, list_studies
 from unveil.experiments.paper_study import Shape
-from unveil.experiments.run_paper_study import applicable, plan_study, result_of
+from unveil.experiments.run_paper_study import plan_study, result_of
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.interop.model_files import rebuild
 from unveil.models.flops import mae_cost
@@ -361,18 +362,18 @@ def test_mistakes_are_found_at_once(what: str, options: dict[str, Any], message:
 
 def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: STUDIES[name] for name in ("masked-loss", "mask-token")}
-    monkeypatch.setattr("unveil.experiments.run_paper_study.STUDIES", few)
+    monkeypatch.setattr("unveil.experiments.all_studies.STUDIES", few)
     folder = tmp_path / "all"
     options = {"epochs": 0.5, "seeds": (0,), **TINY, "loss_on_all": True}  # which masked-loss ignores
-    unfinished, usual = list[str](), run_paper_study.write_all_studies
+    unfinished, usual = list[str](), all_studies.write_all_studies
     monkeypatch.setattr(
-        run_paper_study, "write_all_studies", lambda *given: (unfinished.extend(given[2]), usual(*given))
+        all_studies, "write_all_studies", lambda *given: (unfinished.extend(given[2]), usual(*given))
     )  # after the first study
     found = unveil.study("all", images, out=folder, **options)
     page = (folder / "report.html").read_text()
     assert "Of 2 findings of the paper, 0 hold here, 0 do not, and 2 cannot be told." in page
     assert "Unfinished" not in page
-    assert unfinished == ["Unfinished: 1 of 2 studies have results. Without: mask-token."]
+    assert unfinished == ["Unfinished: 4 of 6 runs have finished."]  # mask-token has a result of a run that it shares
     assert all(f"<h3>{name}: cannot be told</h3>" in page for name in few)
     assert all((folder / name / "report.html").is_file() and f'href="{name}/report.html"' in page for name in few)
 

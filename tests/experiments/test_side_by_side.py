@@ -22,6 +22,7 @@ from unveil.experiments.jobs import FailedRunsError, Job, JobsConfig, Notes, run
 from unveil.experiments.side_by_side import WorkerProcesses, visible_gpus
 from unveil.experiments.slurm import parse
 from unveil.folder_lock import locked
+from unveil.reports.failures import read_failures
 from unveil.train.run_folder import ChangedSettingsError, Run
 
 OPTIONS: dict[str, Any] = {key: value for key, value in TINY.items() if key != "finetune"} | {"with_finetune": False}
@@ -271,20 +272,34 @@ def test_slurm_needs_its_commands_and_options_with_values(images: str, tmp_path:
         unveil.compare("mae", images, out=tmp_path / "runs", slurm=("partition=gpu",), epochs=1.0, **OPTIONS)
 
 
-def test_the_folder_of_a_sweep_is_made_before_its_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study of several sweeps could not be trained side by side: there was no folder for the logs of the processes."""
+def test_no_run_of_a_sweep_waits_for_those_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sweep ended before the next began, and its last run left all other cores idle."""
+    launcher = Scripted({"depth/a": Outcome("failed", "too deep")})
 
-    def launcher(folder: Path, count: int) -> Scripted:
-        assert folder.is_dir()
-        return Scripted()
+    def made(folder: Path, count: int) -> Scripted:
+        assert all((folder / name).is_dir() for name in ("ratio", "depth"))  # for the logs of the processes
+        return launcher
 
-    def unknown() -> Call:
-        raise UnveilError("no such option")
+    monkeypatch.setattr("unveil.experiments.jobs.WorkerProcesses", made)
+    jobs = [job("ratio/a"), job("ratio/a-tuned", "ratio/a"), job("depth/a"), job("depth/a-tuned", "depth/a"), job("depth/b")]
+    failures = run_jobs(jobs, tmp_path / "study", lambda name: None, JobsConfig(jobs=2))
+    assert launcher.started == [["ratio/a", "depth/a"], ["ratio/a-tuned", "depth/b"]]
+    assert [(each.run, each.error) for each in failures] == [("depth/a", "too deep")]
+    assert [each.run for each in read_failures(tmp_path / "study" / "depth")] == ["a"]
+    assert not (tmp_path / "study" / "ratio" / "failed.json").exists()
+    monkeypatch.setattr("unveil.experiments.jobs.WorkerProcesses", lambda *given: Scripted())
+    assert run_jobs(jobs, tmp_path / "study", lambda name: None, JobsConfig(jobs=2)) == []
+    assert not (tmp_path / "study" / "depth" / "failed.json").exists()
 
-    monkeypatch.setattr("unveil.experiments.jobs.WorkerProcesses", launcher)
-    assert run_jobs([job("a"), job("b")], tmp_path / "study" / "ratio", lambda name: None, JobsConfig(jobs=2)) == []
-    failures = run_jobs([job("a", call=unknown)], tmp_path / "study" / "depth", lambda name: None)
-    assert [each.run for each in failures] == ["a"]
+
+def test_processes_of_several_sweeps_have_a_log_and_a_reply_each(tmp_path: Path) -> None:
+    def missing(run: str) -> Job:
+        return job(run, call=lambda: Call("probe", (tmp_path / run / "none",), {}))
+
+    failures = run_jobs([missing("ratio/a"), missing("depth/a")], tmp_path, lambda name: None, JobsConfig(jobs=2))
+    assert [each.run for each in failures] == ["ratio/a", "depth/a"]
+    assert all(str(tmp_path / each.run / "none") in each.error for each in failures)
+    assert all((tmp_path / f"{each.run}.log").is_file() for each in failures)
 
 
 def test_jobs_of_one_process_need_no_other(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A study: each point of a curve agrees with its run folders, and nothing is trained twice."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -15,7 +17,7 @@ from unveil.errors import UnveilError
 from unveil.experiments.study import SweepSpec, parse_values, run_study
 from unveil.reports.comparison import row_of
 from unveil.reports.study_page import Sweep, best_value, sweep_figure, sweep_table
-from unveil.train.run_folder import Run
+from unveil.train.run_folder import ChangedSettingsError, Run
 
 __all__ = ["no_pages"]
 
@@ -45,6 +47,13 @@ def test_a_sweep_agrees_with_its_runs(tmp_path: Path) -> None:
     content = json.loads((folder / "study.json").read_text())["sweeps"]["ratio and depth"]
     assert content[1]["rows"][0]["figures"] == both[1].rows[0].figures
     assert "points below the best of each line" in (folder / "report.html").read_text()
+
+    # Settings of a later curve that have changed are refused before an earlier one trains what it lacks.
+    shutil.rmtree(folder / "mae-mask_ratio-0.75-seed0")
+    specs["depth"] = replace(specs["depth"], fixed={"target": "pixel", "epochs": 1.0})
+    with pytest.raises(ChangedSettingsError, match=r"epochs: was 0\.5, is 1\.0"):
+        run_study({"ratio and depth": specs}, folder, "two curves", ("option", "mask_ratio"), options)
+    assert not (folder / "mae-mask_ratio-0.75-seed0").exists()
 
 
 def swept(*scores: list[float]) -> Sweep:

@@ -12,7 +12,7 @@ from unveil.errors import UnveilError
 from unveil.experiments.finished_seeds import seed_counts
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.results_folder import refuse_fewer_results, refuse_other_results, scope_of
-from unveil.experiments.runner import LAST_BLOCK, Comparison, ComparisonConfig, Entry
+from unveil.experiments.runner import LAST_BLOCK, Comparison, ComparisonConfig, Entry, run_comparisons
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method, Task
@@ -92,7 +92,7 @@ def compare(
         return write_results(comparison)
 
     with locked(folder, "training in"):
-        failures = comparison.run(lambda: comparison.finished_runs and write())
+        failures = run_comparisons([comparison], folder, lambda run: comparison.finished_runs and write())
         if not comparison.finished_runs:
             refuse_failures(failures, len(comparison.jobs()))
         rows, table = write()

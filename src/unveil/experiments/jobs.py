@@ -50,7 +50,7 @@ class Job(NamedTuple):
     """A run of a comparison or a study."""
 
     name: str
-    """The name of its folder."""
+    """Its folder, relative to that of all jobs, such as mae-seed0 or mask-ratio/mae-mask-ratio-0.75-seed0."""
     prepare: Callable[[], Call | None]
     """Resolves its options, when its turn comes; None if there is nothing left to do."""
     needs: tuple[str, ...] = ()
@@ -58,26 +58,21 @@ class Job(NamedTuple):
 
 
 def run_jobs(
-    jobs: Sequence[Job],
-    folder: Path,
-    after_each: Callable[[str], object],
-    config: JobsConfig | None = None,
-    *,
-    missing: Sequence[str] = (),
+    jobs: Sequence[Job], folder: Path, after_each: Callable[[str], object], config: JobsConfig | None = None
 ) -> list[Failure]:
     """Does all jobs, and calls `after_each` with the name of every one that ends, or cannot start.
 
     Runs that have ended before are compared with their settings first, so a call that is refused has trained and written nothing.
-    Those that need a run which is `missing`, because it has failed elsewhere, are left out. Returns what has failed, which
-    `failed.json` in `folder` records.
+    Returns what has failed, which `failed.json` records beside the folders of the runs.
 
     Raises:
         Interrupted: On SIGTERM, SIGHUP or Ctrl-C, after saving.
         ChangedSettingsError: If a run has been trained with other settings: that is a mistake of this call, and no failure.
         WriteError: If the disk is full, since all other runs would fail as well.
     """
-    notes, config = Notes(folder, jobs, missing), config or JobsConfig()
-    folder.mkdir(parents=True, exist_ok=True)  # for the logs of processes and for failures, which come before any run has a folder
+    for job in jobs:  # for the logs of processes and for failures, which come before any run has a folder
+        (folder / job.name).parent.mkdir(parents=True, exist_ok=True)
+    notes, config = Notes(folder, jobs), config or JobsConfig()
     jobs = without_ended(jobs, folder, notes)
     at_once = config.jobs or (len(jobs) if config.slurm else max(1, torch.cuda.device_count()))
     if config.slurm:
@@ -169,17 +164,18 @@ def next_calls(waiting: list[Job], running: Mapping[str, object], notes: "Notes"
 class Notes:
     """Which jobs have failed, on disk and in the terminal."""
 
-    def __init__(self, folder: Path, jobs: Sequence[Job], missing: Sequence[str] = ()) -> None:
-        names = [job.name for job in jobs]
-        self.folder, self.lost = folder, set(missing)
+    def __init__(self, folder: Path, jobs: Sequence[Job]) -> None:
+        self.folder, self.lost = folder, set[str]()
+        self.names = [job.name for job in jobs]
         # A call with fewer seeds or entries leaves the other failures as they are.
-        self.found = {each.run: each for each in read_failures(folder)}
-        self.names = names
+        parents = dict.fromkeys((folder / name).parent for name in self.names)
+        self.found = {parent: {each.run: each for each in read_failures(parent)} for parent in parents}
 
     @property
     def failures(self) -> list[Failure]:
-        """The failures of this call, in the order of its jobs."""
-        return [self.found[name] for name in self.names if name in self.found]
+        """The failures of this call, in the order of its jobs and by their names."""
+        paths = [(name, self.folder / name) for name in self.names]
+        return [each._replace(run=name) for name, path in paths if (each := self.found[path.parent].get(path.name))]
 
     def may_start(self, job: Job) -> bool:
         """Whether all that a job needs has succeeded. If not, says that it is left out."""
@@ -204,14 +200,16 @@ class Notes:
         """Records what has become of a job. Raises the error of an outcome that stops all others."""
         if outcome.stops_all:
             outcome.raise_again()
+        path = self.folder / job.name
+        found = self.found[path.parent]
         if outcome.kind == "done":
-            if self.found.pop(job.name, None):
-                write_failures(self.folder, list(self.found.values()))
+            if found.pop(path.name, None):
+                write_failures(path.parent, list(found.values()))
             return
         self.lost.add(job.name)
-        self.found[job.name] = failure_of(job.name, outcome.text, outcome.details)
-        write_failures(self.folder, list(self.found.values()))
-        printer(True)(f"\n{job.name} has failed, the other runs go on: {self.found[job.name].error}")
+        found[path.name] = failure_of(path.name, outcome.text, outcome.details)
+        write_failures(path.parent, list(found.values()))
+        printer(True)(f"\n{job.name} has failed, the other runs go on: {outcome.text}")
 
 
 def refuse_failures(failures: Sequence[Failure], runs: int, results: Any = None) -> None:

@@ -14,25 +14,23 @@ from unveil.experiments.paper_evaluations import evaluations_of, figures_of_sett
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy, Setting, Shape, folder_name
 from unveil.experiments.results_folder import refuse_fewer_results, refuse_other_results, scope_of
-from unveil.experiments.runner import FINETUNE, Comparison, Entry
-from unveil.experiments.same_runs import with_same_runs
+from unveil.experiments.runner import FINETUNE, Comparison, Entry, run_comparisons
 from unveil.experiments.same_steps import without_same_steps
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
 from unveil.options import known_to
-from unveil.reports.comparison import caution_note, finetune_score, joined_cautions
-from unveil.reports.failures import Failure, failure_sentence
+from unveil.reports.comparison import finetune_score
+from unveil.reports.failures import Failure
 from unveil.reports.findings import judge_finding
 from unveil.reports.notebook import ShownList
-from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table, write_all_studies, write_paper_study
-from unveil.reports.table import ResultTable, to_terminal, with_warning
+from unveil.reports.paper_study_page import PaperStudyResult, Point, study_table, write_paper_study
+from unveil.reports.table import to_terminal, with_warning
 from unveil.runs.images import IMAGES
 from unveil.runs.initial_weights import open_initial_weights
-from unveil.runs.modality import modality, slug
+from unveil.runs.modality import modality
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import receipt
 from unveil.train.terminal import printer, show
 
 FINETUNE_VARIED: dict[str, tuple[str, ...]] = {"partial": ("blocks",), "labels": ("labels",)}
@@ -217,95 +215,48 @@ def point_of(plan: Plan, setting: Setting) -> Point:
     )
 
 
-def run_paper_study(plan: Plan) -> tuple[PaperStudyResult | None, list[Failure]]:
-    """Trains what is missing, and writes `study.json` and `report.html` after each run. Returns what has failed as well."""
-    comparison, folder = plan.comparison, plan.comparison.folder
-
-    def write() -> PaperStudyResult | None:
-        result = result_of(plan)
-        if not result.points:
-            return None
-        facts = comparison.facts
-        write_text(folder / "study.json", json_text(facts | result.to_json()))
-        write_paper_study(folder, result, facts, comparison.finished_runs)
-        return result
-
-    with locked(folder, "training in"):
-        for name, path in comparison.elsewhere.items():
-            printer(True)(f"{name} is the same run as {path}" + ", which has failed" * (not finished_run(path)))
-        failures = comparison.run(write)
-        return write(), failures
+def write_result(plan: Plan) -> PaperStudyResult | None:
+    """Writes `study.json` and `report.html` of a study, as soon as a run has finished."""
+    result, folder = result_of(plan), plan.comparison.folder
+    if not result.points:
+        return None
+    facts = plan.comparison.facts
+    write_text(folder / "study.json", json_text(facts | result.to_json()))
+    write_paper_study(folder, result, facts, plan.comparison.finished_runs)
+    return result
 
 
 def study_of_paper(
-    name: str, method: str | type[Method], data: str, out: Path | None, options: Mapping[str, Any]
+    name: str, method: str | type[Method], data: str, folder: Path, options: Mapping[str, Any]
 ) -> list[PaperStudyResult]:
-    """One study of the paper by its name, or "all" of them. See `unveil.study` for the arguments."""
-    start = slug(data)
-    if name != "all":
-        plan = plan_study(STUDIES[name], method, data, out or Path("runs") / f"{start}-study-{name}", options)
-        result, failures = run_paper_study(plan)
-        results = [result] if result else []
-        tables = [with_warning(study_table(each), plan.comparison.warning) for each in results]
-        end(plan.comparison.folder, results, tables)
-        shown = ShownList(results, tables, plan.comparison.folder)
-        refuse_failures(failures, len(plan.comparison.jobs()), shown)
-        return shown
-    folder = out or Path("runs") / f"{start}-studies"
-    refuse_other_results(folder, "study", ("study", name))
-    # All plans come first, so that a wrong option is found before hours of training.
-    plans = list[Plan]()
-    left_out = [study.name for study in STUDIES.values() if study.varies != "pretraining" and options.get("with_finetune") is False]
-    if left_out:
-        printer(True)(f"Without fine-tuning, there is no study {' and no study '.join(left_out)}.")
-    for study in STUDIES.values():
-        if study.name in left_out:
-            continue
-        plan = plan_study(study, method, data, folder / study.name, applicable(study, options))
-        plans.append(plan._replace(comparison=with_same_runs(plan.comparison, [each.comparison for each in plans])))
-    results, tables, failures, sentences = list[PaperStudyResult](), list[ResultTable](), list[Failure](), list[str]()
-    for plan in plans:
-        printer(True)(f"\n{plan.study.name}: {plan.study.question}")
-        result, failed = run_paper_study(plan)
-        results += [result] if result else []
-        tables += [with_warning(study_table(result), plan.comparison.warning)] if result else []
-        failures += [each._replace(run=f"{plan.study.name}/{each.run}") for each in failed]
-        sentences += [f"{plan.study.name}: {failure_sentence(failed, len(plan.comparison.jobs()))}"] if failed else []
-        facts, begun = receipt(), {each.name for each in results}
-        missing = [each.study.name for each in plans if each.study.name not in begun]
-        unfinished = f"Unfinished: {len(begun)} of {len(plans)} studies have results. Without: {', '.join(missing)}."
-        ended = [path for each in plans for path in each.comparison.finished_runs]
-        cautions = joined_cautions(ended)
-        facts |= {"cautions": cautions} if cautions else {}
-        content = {"study": name, "studies": [each.to_json() for each in results], "failed": [each._asdict() for each in failures]}
-        write_text(folder / "study.json", json_text(facts | content))
-        notes = [unfinished] * bool(missing) + [caution_note(ended)] * bool(cautions) + sentences
-        write_all_studies(folder, results, notes, facts)
-    end(folder, results, tables)
-    shown = ShownList(results, tables, folder)
-    refuse_failures(failures, sum(len(plan.comparison.jobs()) for plan in plans), shown)
-    return shown
+    """One study of the paper by its name. See `unveil.study` for the arguments."""
+    plan = plan_study(STUDIES[name], method, data, folder, options)
+    with locked(folder, "training in"):
+        failures = run_comparisons([plan.comparison], folder, lambda run: write_result(plan))
+        result = write_result(plan)
+    return end([(plan, result)] if result else [], folder, failures, len(plan.comparison.jobs()))
 
 
-def applicable(study: PaperStudy, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options for one of all studies: without those that it varies itself, which are meant for the others.
+def end(
+    found: Sequence[tuple[Plan, PaperStudyResult]], folder: Path, failures: Sequence[Failure], runs: int
+) -> list[PaperStudyResult]:
+    """Prints the tables, the answers and the path of the report. Returns the results.
 
-    With a budget in seconds, the epochs are meant for the study of the epochs.
+    Args:
+        found: The studies with results.
+        folder: The folder of the report.
+        failures: What has failed.
+        runs: How many runs there are.
+
+    Raises:
+        FailedRunsError: If a run has failed.
     """
-    varied = {key for cell in study.cells for key in cell.options}
-    varied |= {"seconds"} if study.scaled == "epochs" else {"epochs"} if options.get("seconds") else set()
-    varied |= {"decoder_width"} if study.scaled == "width" else {"decoder_depth"} if study.scaled == "depth" else set()
-    found = {key: value for key, value in options.items() if key not in varied}
-    if finetune := options.get("finetune"):
-        own = FINETUNE_VARIED.get(study.varies, ())
-        found["finetune"] = {key: value for key, value in finetune.items() if key not in own}
-    return found
-
-
-def end(folder: Path, results: Sequence[PaperStudyResult], tables: Sequence[ResultTable]) -> None:
-    """Prints the tables, the answers and the path of the report."""
-    for result, table in zip(results, tables, strict=True):
+    tables = [with_warning(study_table(result), plan.comparison.warning) for plan, result in found]
+    for (_, result), table in zip(found, tables, strict=True):
         show(to_terminal(table))
         show(result.judgement.reason)
-    if results:
+    if found:
         printer(True)(f"The report: {folder / 'report.html'}")
+    results = ShownList([result for _, result in found], tables, folder)
+    refuse_failures(failures, runs, results)
+    return results

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -160,14 +160,17 @@ class Comparison:
         values = [value for key, value in self.options(entry, seed).items() if key in entry.options and isinstance(value, str)]
         return [Run(value) for value in values if (Path(value) / "run.json").is_file()]
 
-    def run(self, after_each: Callable[[], object]) -> list[Failure]:
-        """Trains what is missing, seed after seed, and calls `after_each` after every run. Returns what has failed."""
-        missing = [name for name, path in self.elsewhere.items() if not finished_run(path)]
-        return run_jobs(self.jobs(), self.folder, lambda name: after_each(), self.config, missing=missing)
-
     def jobs(self) -> list[Job]:
         """The runs of this comparison, in their order."""
         return [job for job in self.all_jobs() if job.name not in self.elsewhere]
+
+    def jobs_in(self, folder: Path) -> list[Job]:
+        """The runs of this comparison, with the names that they have in a folder of several comparisons."""
+
+        def name_of(run: str) -> str:
+            return self.folder_of(run).relative_to(folder).as_posix()
+
+        return [job._replace(name=name_of(job.name), needs=tuple(map(name_of, job.needs))) for job in self.jobs()]
 
     def all_jobs(self) -> list[Job]:
         """All runs, in their order, with those that another comparison has trained."""
@@ -337,3 +340,18 @@ class Comparison:
         """The runs that failed when they were tried last."""
         names = {job.name for job in self.jobs()}
         return [each for each in read_failures(self.folder) if each.run in names]
+
+
+def run_comparisons(comparisons: Sequence[Comparison], folder: Path, after_each: Callable[[Path], object]) -> list[Failure]:
+    """Trains what is missing, and calls `after_each` with the folder of every run that ends. Returns what has failed.
+
+    Args:
+        comparisons: One, or several that share their seeds and how many runs are trained at a time: no run waits for the end of
+            another comparison, unless it needs one of its runs.
+        folder: Of all comparisons, or of the only one.
+        after_each: What to do after every run.
+    """
+    one_at_a_time = any(each.config.seconds for each in comparisons)  # runs side by side would change their speed
+    config = replace(comparisons[0].config, jobs=1) if one_at_a_time else comparisons[0].config
+    jobs = [job for each in comparisons for job in each.jobs_in(folder)]
+    return run_jobs(jobs, folder, lambda name: after_each(folder / name), config)

@@ -5,6 +5,7 @@ gets its call through standard input, which stays open: when it is closed, becau
 been killed, the run saves a checkpoint and ends.
 """
 
+import itertools
 import os
 import pickle
 import signal
@@ -70,7 +71,7 @@ class WorkerProcesses:
         """By place, from 0 to `count` - 1."""
 
     def __enter__(self) -> Self:
-        self._replies = TemporaryDirectory(prefix="unveil-")
+        self._replies, self._numbers = TemporaryDirectory(prefix="unveil-"), itertools.count()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -90,7 +91,8 @@ class WorkerProcesses:
         self._running = {place: worker for place, worker in self._running.items() if worker.process.poll() is None}
         for name, call in calls:
             place = next(place for place in range(self.count) if place not in self._running)
-            worker = WorkerProcess(self.folder / f"{name}.log", Path(self._replies.name, name), call, self.environment(place))
+            reply = Path(self._replies.name, str(next(self._numbers)))
+            worker = WorkerProcess(self.folder / f"{name}.log", reply, call, self.environment(place))
             self._running[place] = worker
             found.append(worker)
         return found

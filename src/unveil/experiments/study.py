@@ -4,18 +4,20 @@ import ast
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
+from unveil.experiments.all_studies import all_studies
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images
 from unveil.experiments.finished_seeds import seed_counts
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_studies import INFORMATION_DENSITY, STUDIES
 from unveil.experiments.results_folder import refuse_fewer_results, refuse_other_results, scope_of
 from unveil.experiments.run_paper_study import study_of_paper
-from unveil.experiments.runner import Comparison
+from unveil.experiments.runner import Comparison, run_comparisons
 from unveil.folder_lock import locked
 from unveil.json_files import json_text
 from unveil.learner import Method
@@ -121,7 +123,10 @@ def study(
     """
     if "=" not in what:
         refuse_unknown_study(what)
-        return study_of_paper(what, method, str(data), Path(out) if out else None, {"model": model} | options)
+        name = "studies" if what == "all" else f"study-{what}"
+        folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-{name}"
+        train = all_studies if what == "all" else partial(study_of_paper, what)
+        return train(method, str(data), folder, {"model": model} | options)
     option, values = parse_values(what)
     spec = SweepSpec(method=method, data=str(data), option=option, values=values)
     folder = Path(out) if out else Path("runs") / f"{slug(str(data))}-{spec.label}-{option}"
@@ -160,7 +165,11 @@ def run_study(
         sweeps = {heading: [by_name[name] for name in curves if name in by_name] for heading, curves in groups.items()}
         sweeps = {heading: found for heading, found in sweeps.items() if found}
         facts = facts_of(comparisons)
-        failed = [each._asdict() for comparison in every for each in comparison.failures]
+        failed = [
+            each._replace(run=f"{name}/{each.run}" if name else each.run)._asdict()
+            for name, comparison in comparisons.items()
+            for each in comparison.failures
+        ]
         finished = sum(comparison.has_finished(job.name) for comparison in every for job in comparison.jobs())
         facts |= {"runs": runs, "finished": finished} if finished < runs else {}
         facts |= {"failed": failed} if failed else {}
@@ -179,7 +188,7 @@ def run_study(
         return any(comparison.finished_runs for comparison in every)
 
     with locked(folder, "training in"):
-        failures = [each for comparison in every for each in comparison.run(lambda: has_finished() and write())]
+        failures = run_comparisons(every, folder, lambda run: has_finished() and write())
         if not has_finished():
             refuse_failures(failures, runs)
         sweeps, findings = write()
