@@ -230,7 +230,9 @@ def test_finetune_goes_on_and_is_loaded_again(run: Run, tmp_path: Path) -> None:
     task = unveil.load(tuned.path)
     scores = task.logits(torch.randn(2, 3, 16, 16))
     assert scores.shape == (2, 2)
-    assert unveil.finetune(run.path, **options).results == tuned.results
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageDataset, "_read_all", lambda *given: pytest.fail("the images of a finished run were read"))
+        assert unveil.finetune(run.path, **options).results == tuned.results
     scratch = unveil.finetune(run.path, scratch=True, **options | {"out": tmp_path / "scratch"})
     assert scratch.config["from"] == "scratch"
 

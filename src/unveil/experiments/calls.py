@@ -14,7 +14,7 @@ from unveil.folder_lock import locked
 from unveil.recipes.finetune import finetune
 from unveil.recipes.pretrain import pretrain
 from unveil.recipes.probe import probe
-from unveil.train.run_folder import ChangedSettingsError, Run
+from unveil.train.run_folder import ChangedSettingsError, finished_run
 from unveil.train.terminal import printer
 
 COMMANDS: Mapping[str, Callable[..., Any]] = {"pretrain": pretrain, "finetune": finetune, "probe": probe}
@@ -79,17 +79,6 @@ class Call(NamedTuple):
         except Exception as error:
             return outcome_of(error)
         return Outcome()
-
-
-def finished_run(path: Path) -> Run | None:
-    """The run in a folder if it has finished, else None."""
-    if not ((path / "results.json").is_file() and (path / "report.html").is_file()):
-        return None
-    try:
-        run = Run(path)
-        return run if run.results else None
-    except UnveilError:  # damaged results are computed again when the turn of the run comes
-        return None
 
 
 def wait_until_free(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from unveil.errors import Interrupted, UnveilError
-from unveil.experiments.calls import Call, Outcome, finished_run, outcome_of
+from unveil.experiments.calls import Call, Outcome, outcome_of
 from unveil.experiments.finished_probes import finished_probe
 from unveil.experiments.side_by_side import Launched, Launcher, WorkerProcesses
 from unveil.experiments.slurm import SlurmJobs
@@ -17,6 +17,7 @@ from unveil.ranges import Count
 from unveil.reports.failures import Failure, failure_of, failure_sentence, read_failures, write_failures
 from unveil.stop_signals import note_signals
 from unveil.train.run_cost import spell_time
+from unveil.train.run_folder import finished_run
 from unveil.train.terminal import printer
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unveil.experiments.calls import finished_run
 from unveil.experiments.finished_probes import finished_probe, probed_subsets
 from unveil.experiments.paper_study import PaperStudy, Setting, folder_name
 from unveil.experiments.runner import FINETUNE, Comparison, Evaluation
@@ -11,7 +10,7 @@ from unveil.options import known_to
 from unveil.reports.comparison import finetune_score
 from unveil.reports.paper_study_page import Point
 from unveil.runs.probing import ProbeConfig
-from unveil.train.run_folder import Run
+from unveil.train.run_folder import Run, finished_run
 from unveil.train.run_schema import reading_results
 
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from unveil.atomic_files import write_text
 from unveil.errors import UnveilError
-from unveil.experiments.calls import finished_run
 from unveil.experiments.compare import build_comparison, entry_of, evaluated_images, existing_weights, refuse_without_blocks
 from unveil.experiments.jobs import refuse_failures
 from unveil.experiments.paper_evaluations import evaluations_of, figures_of_setting, with_label_counts
@@ -31,6 +30,7 @@ from unveil.runs.images import IMAGES
 from unveil.runs.initial_weights import open_initial_weights
 from unveil.runs.modality import modality
 from unveil.train.recipe import TrainConfig
+from unveil.train.run_folder import finished_run
 from unveil.train.terminal import printer, show
 
 FINETUNE_VARIED: dict[str, tuple[str, ...]] = {"partial": ("blocks",), "labels": ("labels",)}

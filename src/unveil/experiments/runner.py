@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from unveil.atomic_files import write_text
 from unveil.data.parts import HELD_OUT
 from unveil.errors import UnveilError
-from unveil.experiments.calls import Call, finished_run
+from unveil.experiments.calls import Call
 from unveil.experiments.finished_probes import finished_probe, refuse_other_probe
 from unveil.experiments.jobs import Job, JobsConfig, is_finished, run_jobs
 from unveil.json_files import json_text, read_json
@@ -26,7 +26,7 @@ from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
-from unveil.train.run_folder import Run, receipt
+from unveil.train.run_folder import Run, finished_run, receipt
 from unveil.train.run_schema import check, reading_results
 from unveil.train.terminal import printer
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from unveil.experiments.calls import finished_run
 from unveil.experiments.runner import Comparison
 from unveil.reports.paper_study_page import Point
+from unveil.train.run_folder import finished_run
 
 
 def without_same_steps(comparison: Comparison, names: Mapping[str, str], points: Sequence[Point]) -> tuple[list[Point], list[str]]:

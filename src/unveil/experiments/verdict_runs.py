@@ -16,7 +16,7 @@ from unveil.data.sources import Data
 from unveil.data.splits import Subset
 from unveil.errors import UnveilError
 from unveil.evaluate.paired import paired_gain
-from unveil.experiments.calls import Call, finished_run
+from unveil.experiments.calls import Call
 from unveil.experiments.jobs import Job, JobsConfig, run_jobs
 from unveil.experiments.label_budgets import Budgets, Correct, frozen_model, raw_model, saved_predictions, untrained_model
 from unveil.experiments.results_folder import Scope, holds_all_results
@@ -27,6 +27,7 @@ from unveil.reports.failures import Failure, read_failures
 from unveil.reports.verdict_page import write_verdict_page
 from unveil.reports.verdict_results import FINETUNED, LINEAR, OWN, RAW, SCRATCH, UNTRAINED, Accuracies, GainOver, VerdictResults
 from unveil.runs.modality import slug
+from unveil.train.run_folder import finished_run
 from unveil.train.terminal import printer
 
 FOLDERS = {SCRATCH: "scratch", OWN: "finetune"}

@@ -30,7 +30,7 @@ from unveil.train.optim import OptimConfig
 from unveil.train.parallel import HardwareConfig
 from unveil.train.recipe import TrainConfig
 from unveil.train.resume_from import options_to_keep
-from unveil.train.run_folder import Run, recorded_options
+from unveil.train.run_folder import Run, finished_run, recorded_options
 from unveil.train.terminal import printer
 
 
@@ -103,6 +103,7 @@ def finetune(
         augment=augment,
         task_config=task_config,
         classes=recorded_classes(path),
+        read=extend or finished_run(path) is None,
     )
     labelled = samples.labelled(run, data, test, request)
     if not labelled.counts[0]:

@@ -198,6 +198,7 @@ class ImageModality(Modality):
             max_pixels=config.max_pixels,
             leave_out_copies=config.leave_out_copies,
             scratch=config.scratch,
+            read=request.read,
             say=printer(world.is_main),
             show=world.is_main,
         )

@@ -346,6 +346,8 @@ class LabelledRequest:
     """The options of the task."""
     classes: Sequence[str] = ()
     """The classes of the run that is resumed, so that labels keep their numbers."""
+    read: bool = True
+    """Whether images are read into memory if they fit; not for a run that has finished, whose settings are only compared."""
 
 
 PLACES = {"images": "unveil.runs.images:IMAGES", "text": "unveil.runs.texts:TEXT"}

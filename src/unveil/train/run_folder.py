@@ -165,6 +165,17 @@ class Run(os.PathLike[str]):
         return Checkpoints(self.path / "checkpoints", keep, warn)
 
 
+def finished_run(path: Path) -> Run | None:
+    """The run in a folder if it has finished, else None."""
+    if not ((path / "results.json").is_file() and (path / "report.html").is_file()):
+        return None
+    try:
+        run = Run(path)
+        return run if run.results else None
+    except UnveilError:  # damaged results are computed again when the turn of the run comes
+        return None
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """The content of a `results.json`, converted to the names of this version."""
     results = migrate_results(read_json(path, LARGEST_RESULTS))
