@@ -103,7 +103,7 @@ def test_tables_and_page(tmp_path: Path) -> None:
     found = results(gain(0.08, 0.02), gain(0.01, 0.03))
     accuracy, gains = verdict_tables(found)
     assert accuracy.rows == [["this run, fine-tuned", "60.0 ± 10.0", "60.0 ± 10.0"], ["from scratch", "60.0 ± 10.0", "60.0 ± 10.0"]]
-    assert gains.rows == [["over from scratch", "+8.0 (+6.0 to +10.0)", "+1.0 (-2.0 to +4.0)"]]
+    assert gains.rows == [["training from scratch", "+8.0 (+6.0 to +10.0)", "+1.0 (-2.0 to +4.0)"]]
     facts = {"config": {"seeds": (0, 1, 2)}, "command": "unveil verdict", "versions": {}, "hardware": {}}
     page = write_verdict_page(tmp_path, found, facts).read_text()
     assert "Did the pre-training of cells pay off?" in page
