@@ -58,7 +58,7 @@ def test_a_study_of_the_labels_names_the_labelled_data(data: tuple[str, str], tm
     alone = result_with("label-fraction", photos, tmp_path, labelled_data=photos + "/")  # the same data
     assert alone.labelled == ""
     assert study_table(alone).title.endswith(f"({photos})")
-    assert "Our accuracies are those on images held out from training. " in page_of(alone, tmp_path)
+    assert "Our accuracies are those on samples held out from training. " in page_of(alone, tmp_path)
 
 
 def test_a_study_of_pre_training_is_fine_tuned_on_them(data: tuple[str, str], tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_study_of_pre_training_is_fine_tuned_on_them(data: tuple[str, str], tm
     assert result.about == f"pre-trained on {photos}, fine-tuned on {labelled}"
     assert (
         f"Our accuracies are those on a part of labelled held out from training with labels, and those of the column linear are on "
-        f"images held out from training on {photos}. {NOT_KNOWN.format('labelled', 'labelled')}"
+        f"samples held out from training on {photos}. {NOT_KNOWN.format('labelled', 'labelled')}"
     ) == result.images
     test = result._replace(evaluated_on="test").images
     assert test.startswith(
@@ -84,7 +84,7 @@ def test_comparisons_and_sweeps_name_them(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "<h1>Methods compared on photos, fine-tuned on labels</h1>" in page
     assert NOT_KNOWN.format("labels", "labels") in page
-    assert "Accuracy on images held out from training: linear" in page  # which is measured at the end of pre-training
+    assert "Accuracy on samples held out from training: linear" in page  # which is measured at the end of pre-training
     assert evaluated_images_of("finetune", "held-out", "some/labels") == "a part of labels held out from training with labels"
     spec = SweepSpec(method="mae", data="photos", option="mask_ratio", values=(0.5,))
     assert spec.sweep(comparison).title == "mae on photos, fine-tuned on some/labels"

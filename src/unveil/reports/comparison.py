@@ -44,7 +44,7 @@ class ComparisonRow(NamedTuple):
 
 ACCURACIES = {"knn": "k-NN", "linear": "linear", "partial": "last block", "finetune": "fine-tuned"}
 """Kinds of accuracy, with their labels; linear is the linear probe, and partial is fine-tuning of the last block."""
-EVALUATED_ON = {"held-out": "images held out from training", "test": "the test set"}
+EVALUATED_ON = {"held-out": "samples held out from training", "test": "the test set"}
 """Values of `evaluate_on` in words."""
 TRANSFERRED = ("partial", "finetune", "scratch")
 """Kinds of accuracy on the labelled data of fine-tuning; others are on those of pre-training."""
