@@ -4,7 +4,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from unveil.experiments.calls import Outcome
 from unveil.experiments.compare import entry_of, write_results
+from unveil.experiments.jobs import Notes
 from unveil.experiments.runner import Comparison, ComparisonConfig
 from unveil.experiments.study import SweepSpec
 from unveil.reports.comparison import comparison_verdict, row_of
@@ -30,6 +32,18 @@ def comparison_of(folder: Path, runs: Mapping[str, Accuracies], seeds: tuple[int
     config = ComparisonConfig(seeds=seeds, with_finetune=False)
     entries = [entry_of("mae")._replace(name=name) for name in runs]
     return Comparison(folder=folder, data="photos", config=config, shared_options={}, finetune_options={}, entries=entries)
+
+
+def test_failures_of_a_name_with_a_slash(tmp_path: Path) -> None:
+    """`failed.json` lies beside the folder of a run, which `study init=runs/a,runs/b` has in a folder of its own."""
+    comparison = comparison_of(tmp_path, {"mae-init-runs/a": {0: 0.5}}, (0,))
+    job = next(job for job in comparison.jobs_in(tmp_path) if job.name == "mae-init-runs/a-seed0")
+    notes = Notes(tmp_path, [job])
+    notes.take(job, Outcome("failed", "no memory"))
+    assert [(each.run, each.error) for each in comparison.failures] == [(job.name, "no memory")]
+    assert comparison.facts["failed"][0]["run"] == job.name
+    notes.take(job, Outcome())
+    assert not comparison.failures
 
 
 def swept(asked: int, *scores: list[float]) -> Sweep:

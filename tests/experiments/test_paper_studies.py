@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from unveil.experiments.jobs import FailedRunsError, Job
 from unveil.experiments.paper_studies import STUDIES, list_studies
 from unveil.experiments.paper_study import Shape
 from unveil.experiments.run_paper_study import plan_study, result_of
+from unveil.experiments.same_runs import with_same_runs
 from unveil.experiments.step_cost import flops_per_step, seconds_per_step
 from unveil.interop.model_files import rebuild
 from unveil.models.flops import mae_cost
@@ -395,11 +397,25 @@ def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pyt
         unveil.study("all", images, out=folder, **options)
     assert {path.name for path in (folder / "mask-token").iterdir() if path.is_dir()} == runs
     for name, setting in (("masked-loss", "all patches"), ("mask-token", "without tokens")):
-        assert f"Without results: {setting}." in (folder / name / "report.html").read_text()
+        page = (folder / name / "report.html").read_text()
+        assert f"Without results: {setting}." in page
+        assert re.search(r"1 of 4 runs failed: mae-(all-patches|without-tokens)-seed0 ", page)
     shared.unlink()
     (tmp_path / "away").rename(shared)
     again_all = unveil.study("all", images, out=folder, **options)
     assert [result.points for result in again_all] == [result.points for result in found]
+
+
+def test_runs_with_a_budget_in_seconds_are_not_shared(images: str, tmp_path: Path) -> None:
+    """`study all --seconds` took a run of so many seconds for one with the default epochs."""
+    plans = [
+        plan_study(STUDIES[name], "mae", images, tmp_path / name, {"seeds": (0,), "with_finetune": False, **given})
+        for name, given in (("decoder-depth", {"seconds": 9.0}), ("masked-loss", {"seconds": 9.0}), ("epochs", {}))
+    ]
+    _, timed, untimed = comparisons = [plan.comparison for plan in plans]
+    assert not any(with_same_runs(each, comparisons[:i]).elsewhere for i, each in enumerate(comparisons))
+    same = with_same_runs(untimed, [replace(timed, config=untimed.config)])
+    assert list(same.elsewhere) == ["mae-the-epochs-seed0"]
 
 
 def test_options_of_fine_tuning_are_left_out_of_the_studies_that_vary_them() -> None:

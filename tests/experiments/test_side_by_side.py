@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from unveil.experiments import calls
 from unveil.experiments.calls import Call, Outcome
 from unveil.experiments.jobs import FailedRunsError, Job, JobsConfig, Notes, run_at_once, run_jobs
 from unveil.experiments.side_by_side import WorkerProcesses, visible_gpus
-from unveil.experiments.slurm import parse
+from unveil.experiments.slurm import SlurmJobs, parse
 from unveil.folder_lock import locked
 from unveil.reports.failures import read_failures
 from unveil.train.run_folder import ChangedSettingsError, Run
@@ -92,14 +93,16 @@ def test_what_fails_stops_only_what_needs_it_and_some_errors_stop_all(tmp_path: 
     def unknown() -> Call:
         raise UnveilError("no such option")
 
-    notes, launcher = Notes(tmp_path, JOBS), Scripted({"a": Outcome("failed", "out of memory", "trace")})
-    run_at_once(JOBS, notes, launcher, 2, lambda name: None)
+    notes, launcher, ended = Notes(tmp_path, JOBS), Scripted({"a": Outcome("failed", "out of memory", "trace")}), list[str]()
+    run_at_once(JOBS, notes, launcher, 2, ended.append)
     assert launcher.started == [["a", "b"], ["b-tuned", "c"]]
+    assert ended == ["a", "b", "a-tuned", "b-tuned", "c"]  # also those that are left out
     assert [(each.run, each.error, each.details) for each in notes.failures] == [("a", "out of memory", "trace")]
     jobs = [job("x", call=unknown), job("y", call=lambda: None), job("z", "y")]
-    notes, launcher = Notes(tmp_path, jobs), Scripted()
-    run_at_once(jobs, notes, launcher, 2, lambda name: None)
+    notes, launcher, ended = Notes(tmp_path, jobs), Scripted(), list[str]()
+    run_at_once(jobs, notes, launcher, 2, ended.append)
     assert launcher.started == [["z"]]  # there was nothing left to do for y
+    assert ended == ["x", "y", "z"]
     assert [(each.run, each.error) for each in notes.failures] == [("x", "no such option")]
     for kind, error in {"changed settings": ChangedSettingsError, "full disk": UnveilError, "interrupted": Interrupted}.items():
         stopped = Scripted({"a": Outcome(kind, "why")})  # type: ignore[arg-type]  # the keys are those of the Literal
@@ -260,6 +263,28 @@ def test_an_array_of_slurm_jobs(images: str, tmp_path: Path, cluster: Path) -> N
     assert Run(tmp_path / "runs" / "mae-seed0").results["features"]["encoder"]["linear"] > 0
     with pytest.raises(UnveilError, match=r"--slurm colour=red: .*colour"):
         unveil.compare("mae", images, slurm=("colour=red",), **options)
+
+
+def test_more_jobs_than_an_array_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = list[list[object]]()
+
+    class Executor:
+        @contextmanager
+        def batch(self) -> Iterator[None]:
+            submitted.append([])
+            yield
+
+        def submit(self, task: object) -> object:
+            submitted[-1].append(task)
+            return task
+
+    monkeypatch.setattr("unveil.experiments.slurm.LONGEST_ARRAY", 2)
+    jobs = SlurmJobs.__new__(SlurmJobs)
+    jobs._executor, jobs._started = Executor(), []
+    assert len(jobs.start([(name, Call("probe", (), {})) for name in "abcde"])) == 5
+    assert [len(each) for each in submitted] == [2, 2, 1]
+    assert jobs.start([]) == []
+    assert len(submitted) == 3
 
 
 def test_slurm_needs_its_commands_and_options_with_values(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

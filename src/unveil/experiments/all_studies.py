@@ -10,7 +10,7 @@ from unveil.experiments.jobs import is_finished
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy
 from unveil.experiments.results_folder import refuse_other_results
-from unveil.experiments.run_paper_study import FINETUNE_VARIED, Plan, end, plan_study, result_of, write_result
+from unveil.experiments.run_paper_study import FINETUNE_VARIED, Plan, end, plan_study, write_result
 from unveil.experiments.runner import run_comparisons
 from unveil.experiments.same_runs import with_same_runs
 from unveil.folder_lock import locked
@@ -43,7 +43,7 @@ def all_studies(method: str | type[Method], data: str, folder: Path, options: Ma
         say(f"\n{study.name}: {study.question}")
         for run, path in plans[-1].comparison.elsewhere.items():
             say(f"{run} is the same run as {path}")
-    comparisons, ended = [plan.comparison for plan in plans], set[Path]()
+    comparisons, ended = [plan.comparison for plan in plans], set[Path]()  # or left out, since what they need has failed
     needed = {plan.study.name: {plan.comparison.folder_of(job.name) for job in plan.comparison.all_jobs()} for plan in plans}
 
     def write(run: Path) -> None:
@@ -58,14 +58,14 @@ def all_studies(method: str | type[Method], data: str, folder: Path, options: Ma
         for path in (folder, *(each.folder for each in comparisons)):
             locks.enter_context(locked(path, "training in"))
         failures = run_comparisons(comparisons, folder, write)
-        results = [(plan, result) for plan in plans if (result := write_result(plan))]
-        write_overview(folder, plans)
+        results = write_overview(folder, plans)
     return end(results, folder, failures, sum(len(each.jobs()) for each in comparisons))
 
 
-def write_overview(folder: Path, plans: Sequence[Plan]) -> None:
-    """Writes `study.json` and `report.html` of all studies, with those that have results."""
-    results = [result for plan in plans if (result := result_of(plan)).points]
+def write_overview(folder: Path, plans: Sequence[Plan]) -> list[tuple[Plan, PaperStudyResult]]:
+    """Writes the pages of the studies that have results, and `study.json` and `report.html` of all. Returns these studies."""
+    found = [(plan, result) for plan in plans if (result := write_result(plan))]
+    results = [result for _, result in found]
     failures = {plan.study.name: plan.comparison.failures for plan in plans}
     sentences = [
         f"{plan.study.name}: {failure_sentence(failures[plan.study.name], len(plan.comparison.jobs()))}"
@@ -85,6 +85,7 @@ def write_overview(folder: Path, plans: Sequence[Plan]) -> None:
     write_text(folder / "study.json", json_text(facts | content))
     notes = [unfinished] * bool(unfinished) + [caution_note(finished)] * bool(cautions) + sentences
     write_all_studies(folder, results, notes, facts)
+    return found
 
 
 def applicable(study: PaperStudy, options: Mapping[str, Any]) -> dict[str, Any]:

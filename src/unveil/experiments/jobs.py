@@ -82,11 +82,9 @@ def run_jobs(
         run_at_once(jobs, notes, WorkerProcesses(folder, at_once), at_once, after_each)
     else:
         for job in jobs:
-            if notes.may_start(job):
-                call = notes.prepared(job)
-                if call is not None:
-                    notes.take(job, call())
-                after_each(job.name)
+            if notes.may_start(job) and (call := notes.prepared(job)) is not None:
+                notes.take(job, call())
+            after_each(job.name)
     return notes.failures
 
 
@@ -118,10 +116,12 @@ def run_at_once(jobs: Sequence[Job], notes: "Notes", launcher: Launcher, at_once
     waiting, running, say = list(jobs), dict[str, Running](), printer(True)
     with note_signals() as stop, launcher:
         while waiting or running:
-            calls = next_calls(waiting, running, notes, at_once)
+            calls, done = next_calls(waiting, running, notes, at_once)
             for (job, _), launched in zip(calls, launcher.start([(job.name, call) for job, call in calls]), strict=True):
                 running[job.name] = Running(job, launched, time.monotonic())
                 say(f"{job.name} has started")
+            for name in done:
+                after_each(name)
             for name, (job, launched, since) in list(running.items()):
                 if (outcome := launched.outcome()) is not None:
                     del running[name]
@@ -145,21 +145,29 @@ class Running(NamedTuple):
     """When, on the clock of `time.monotonic`."""
 
 
-def next_calls(waiting: list[Job], running: Mapping[str, object], notes: "Notes", at_once: int) -> list[tuple[Job, Call]]:
-    """Takes jobs whose turn it is from those that wait, as many as may run."""
-    found = list[tuple[Job, Call]]()
+def next_calls(
+    waiting: list[Job], running: Mapping[str, object], notes: "Notes", at_once: int
+) -> tuple[list[tuple[Job, Call]], list[str]]:
+    """Takes jobs whose turn it is from those that wait, as many as may run. Returns them, and the names of those that are not run.
+
+    These cannot start, or there was nothing left to do.
+    """
+    found, done = list[tuple[Job, Call]](), list[str]()
+    unfinished = {each.name for each in waiting} | set(running)
     for job in list(waiting):
-        unfinished = {each.name for each in waiting} | set(running) | {each.name for each, _ in found}
         if len(running) + len(found) == at_once:
             break
         if unfinished.isdisjoint(job.needs):
             waiting.remove(job)
-            if notes.may_start(job) and (call := notes.prepared(job)) is not None:
-                if call.has_ended:  # a process of its own would only compare the settings
-                    notes.take(job, call())
-                else:
-                    found.append((job, call))
-    return found
+            call = notes.prepared(job) if notes.may_start(job) else None
+            if call is not None and not call.has_ended:
+                found.append((job, call))
+                continue
+            if call is not None:  # a process of its own would only compare the settings
+                notes.take(job, call())
+            unfinished.remove(job.name)
+            done.append(job.name)
+    return found, done
 
 
 class Notes:

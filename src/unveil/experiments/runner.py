@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ from unveil.paths import absolute_data
 from unveil.planning.dry_run import dry_run
 from unveil.ranges import Positive, Seed
 from unveil.reports.comparison import ComparisonRow, caution_note, figures_of, finetune_score, joined_cautions, row_of
-from unveil.reports.failures import Failure, read_failures
+from unveil.reports.failures import Failure, failures_of
 from unveil.runs.images import IMAGES
 from unveil.runs.modality import modality
 from unveil.train.parallel import HardwareConfig
@@ -103,7 +103,7 @@ class Comparison:
     finetunes_untrained: bool = True
     """Whether an untrained encoder is fine-tuned as well, as a baseline."""
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
-    """Folders of runs that another comparison has trained with the same settings, by the names that they would have here."""
+    """Folders of runs that another comparison trains with the same settings, by the names that they would have here."""
 
     def path(self, name: str, seed: int, suffix: str = "") -> Path:
         """A run folder."""
@@ -173,7 +173,7 @@ class Comparison:
         return [job._replace(name=name_of(job.name), needs=tuple(map(name_of, job.needs))) for job in self.jobs()]
 
     def all_jobs(self) -> list[Job]:
-        """All runs, in their order, with those that another comparison has trained."""
+        """All runs, in their order, with those that another comparison trains."""
         jobs = []
         for seed in self.config.seeds:
             for entry in self.entries:
@@ -197,9 +197,9 @@ class Comparison:
     def pretraining(self, entry: Entry, seed: int) -> Call:
         """The pre-training run of an entry."""
         options = self.options(entry, seed) | {"epochs": self.epochs(entry, seed)}
-        epochs = f"{options['epochs']:.4g}"
-        printer(True)(f"\n{entry.name}, seed {seed}: {epochs} epoch{'s' * (epochs != '1')}")
-        return Call("pretrain", (self.data,), {"method": entry.method, "out": self.path(entry.name, seed), **options})
+        epochs, path = f"{options['epochs']:.4g}", self.path(entry.name, seed)
+        printer(True)(f"\n{path}: {epochs} epoch{'s' * (epochs != '1')}")
+        return Call("pretrain", (self.data,), {"method": entry.method, "out": path, **options})
 
     def finetuning(self, name: str, seed: int, out: Path, **options: Any) -> Call:
         """Fine-tunes the encoder of an entry or, with `scratch`, an untrained encoder of the same shape."""
@@ -326,8 +326,9 @@ class Comparison:
         config = {**asdict(self.config), **self.shared_options}
         config |= {f"{entry.name}.{key}": value for entry in self.entries for key, value in entry.options.items()}
         config |= {f"finetune.{key}": value for key, value in self.finetune_options.items()}
-        failed = [each._asdict() for each in self.failures]
-        ended = [self.has_finished(job.name) for job in self.jobs()]
+        every = self.all_jobs()
+        failed = [each._asdict() for each in self.failures_of(every)]
+        ended = [self.has_finished(job.name) for job in every]
         runs: dict[str, Any] = {} if all(ended) else {"runs": len(ended), "finished": sum(ended)}
         runs |= {"failed": failed} if failed else {}
         cautions = joined_cautions(self.finished_runs)
@@ -335,11 +336,15 @@ class Comparison:
         seeds = [seed for seed in self.config.seeds if any(finished_run(self.path(name, seed)) for name in self.names)]
         return {"methods": self.names, "data": self.data, "config": config, "finished_seeds": seeds, **runs, **receipt()}
 
+    def failures_of(self, jobs: Sequence[Job]) -> list[Failure]:
+        """Those of these runs that failed when they were tried last."""
+        found = failures_of(self.folder_of(job.name) for job in jobs)
+        return [found[path]._replace(run=job.name) for job in jobs if (path := self.folder_of(job.name)) in found]
+
     @property
     def failures(self) -> list[Failure]:
         """The runs that failed when they were tried last."""
-        names = {job.name for job in self.jobs()}
-        return [each for each in read_failures(self.folder) if each.run in names]
+        return self.failures_of(self.jobs())
 
 
 def run_comparisons(comparisons: Sequence[Comparison], folder: Path, after_each: Callable[[Path], object]) -> list[Failure]:
@@ -347,11 +352,16 @@ def run_comparisons(comparisons: Sequence[Comparison], folder: Path, after_each:
 
     Args:
         comparisons: One, or several that share their seeds and how many runs are trained at a time: no run waits for the end of
-            another comparison, unless it needs one of its runs.
+            another comparison, unless it needs one of its runs. Those with a budget in seconds come first, one run at a time.
         folder: Of all comparisons, or of the only one.
         after_each: What to do after every run.
     """
-    one_at_a_time = any(each.config.seconds for each in comparisons)  # runs side by side would change their speed
-    config = replace(comparisons[0].config, jobs=1) if one_at_a_time else comparisons[0].config
-    jobs = [job for each in comparisons for job in each.jobs_in(folder)]
-    return run_jobs(jobs, folder, lambda name: after_each(folder / name), config)
+    failures = list[Failure]()
+    for chosen in (
+        [each for each in comparisons if each.config.seconds],
+        [each for each in comparisons if not each.config.seconds],
+    ):
+        if chosen:
+            jobs = [job for each in chosen for job in each.jobs_in(folder)]
+            failures += run_jobs(jobs, folder, lambda name: after_each(folder / name), chosen[0].config)
+    return failures

@@ -14,11 +14,11 @@ def with_same_runs(comparison: Comparison, earlier: Sequence[Comparison]) -> Com
     """A comparison that uses the runs which earlier ones have with the same settings, perhaps under other names.
 
     The settings and the seed decide every number of a run, so training it again would give the same. A run that has a folder in
-    the comparison stays there. With a budget in seconds, each comparison measures its own epochs, so nothing is shared.
+    the comparison stays there. With a budget in seconds, each comparison measures its own epochs, so nothing is shared with it.
 
     Args:
-        comparison: The comparison whose turn has come.
-        earlier: Those that came before.
+        comparison: The comparison that may use runs of earlier ones.
+        earlier: Those whose runs are trained before its own.
     """
     found = dict[str, Path]()
     if comparison.config.seconds:
@@ -39,7 +39,7 @@ def with_same_runs(comparison: Comparison, earlier: Sequence[Comparison]) -> Com
 def same_run(comparison: Comparison, entry: Entry, seed: int, earlier: Sequence[Comparison]) -> tuple[Comparison, str] | None:
     """The first comparison with a run of the same settings, and the name of the entry there; None if there is none."""
     settings = settings_of(comparison, entry, seed)
-    for other in earlier:
+    for other in (each for each in earlier if not each.config.seconds):
         for twin in other.entries:
             if seed in other.config.seeds and settings_of(other, twin, seed) == settings:
                 return other, twin.name

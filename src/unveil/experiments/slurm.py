@@ -12,6 +12,8 @@ from unveil.experiments.calls import Call, Outcome
 from unveil.experiments.side_by_side import perform
 from unveil.plugins import trusted
 
+LONGEST_ARRAY = 1000
+"""Jobs of an array: Slurm's MaxArraySize is 1001 by default."""
 MAX_TIMEOUTS = 100
 """How often a run that has reached its time limit goes on in a new job."""
 
@@ -20,7 +22,7 @@ class SlurmJobs:
     """Jobs of Slurm.
 
     Args:
-        folder: The folder of the comparison; `slurm` inside of it is for what Slurm and submitit write.
+        folder: The folder of all runs; `slurm` inside of it is for what Slurm and submitit write.
         options: Options of sbatch, as submitit names them, such as "partition=gpu".
         count: How many run at a time.
 
@@ -54,12 +56,12 @@ class SlurmJobs:
             each.cancel()
 
     def start(self, calls: Sequence[tuple[str, Call]]) -> "list[SlurmJob]":
-        """Submits an array of jobs."""
-        if not calls:
-            return []
-        with self._executor.batch():
-            jobs = [self._executor.submit(SlurmTask(call, trusted())) for _, call in calls]
-        started = [SlurmJob(job) for job in jobs]
+        """Submits an array of jobs, or several if there are too many for one."""
+        started = list[SlurmJob]()
+        for first in range(0, len(calls), LONGEST_ARRAY):
+            with self._executor.batch():
+                jobs = [self._executor.submit(SlurmTask(call, trusted())) for _, call in calls[first : first + LONGEST_ARRAY]]
+            started += [SlurmJob(job) for job in jobs]
         self._started += started
         return started
 

@@ -1,7 +1,7 @@
 """Runs of a comparison or a study that have failed or not finished: `failed.json`, and sentences about them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class Failure(NamedTuple):
     """A run that has failed."""
 
     run: str
-    """The name of its folder."""
+    """Its folder, relative to that of the comparison or study that tells of it."""
     error: str
     """The error message."""
     when: str
@@ -39,6 +39,13 @@ def read_failures(folder: Path) -> list[Failure]:
     found = read_json(path)
     check(found, {"failed": list[dict[str, str]]}, path)
     return [Failure(**{key: each.get(key, "") for key in Failure._fields}) for each in found.get("failed", ())]
+
+
+def failures_of(runs: Iterable[Path]) -> dict[Path, Failure]:
+    """The failures of runs, by their folders. `failed.json` is beside the folder of a run, and names it by its last part."""
+    paths = list(runs)
+    recorded = {parent: {each.run: each for each in read_failures(parent)} for parent in {path.parent for path in paths}}
+    return {path: failure for path in paths if (failure := recorded[path.parent].get(path.name))}
 
 
 def write_failures(folder: Path, failures: Sequence[Failure]) -> None:

@@ -52,13 +52,12 @@ def verdict_tables(found: VerdictResults) -> list[ResultTable]:
         [other_name(model, how), *(gains.get((model, how, count), "") for count in counts)]
         for model, how in dict.fromkeys((each.model, each.how) for each in found.comparisons)
     ]
-    note = (
-        "In parentheses: 95 % intervals, paired over seeds and test images. Linear probes are compared with a linear probe of this "
-        "run, and the others with this run fine-tuned. About 5 of 100 such intervals do not hold the truth."
-    )
+    notes = ["In parentheses: intervals of 95 %, paired over seeds and test images. About 5 of 100 do not contain the true gain."]
+    if any(each.how == FINETUNED for each in found.comparisons):
+        notes.append("Linear probes are compared with a linear probe of this run, and all others with this run fine-tuned.")
     return [
         ResultTable("Accuracy, %", ["model", *heads], rows, [about]),
-        ResultTable("Gain of this run, points", ["over", *heads], compared, [note]),
+        ResultTable("Gain of this run, points", ["over", *heads], compared, notes),
     ]
 
 
@@ -68,7 +67,7 @@ def row_name(model: str, how: str) -> str:
 
 
 def other_name(model: str, how: str = "") -> str:
-    """What the run is compared with, in the same way."""
+    """What the run is compared with, and how that was trained, if that is to be said."""
     return "training from scratch" if model == SCRATCH else f"{model}, {how}" if how else model
 
 
