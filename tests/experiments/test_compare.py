@@ -251,7 +251,7 @@ def test_images_without_labels_are_refused(images: str, tmp_path: Path, monkeypa
         (warm, None, "or give --labelled-data"),
         (images, warm, "or give other data with --labelled-data"),
     ):
-        with pytest.raises(UnveilError, match=f"warm has no labelled images to evaluate with.*, {advice}$"):
+        with pytest.raises(UnveilError, match=f"warm has no images of two classes or more to evaluate with.*, {advice}$"):
             unveil.compare("mae", data, out=tmp_path / "out", labelled_data=labelled)
     comparison = build_comparison([entry_of("mae")], str(Path(images) / "warm"), tmp_path, {"labelled_data": images})
     assert comparison.config.labelled_data == images

@@ -1,11 +1,13 @@
 """`unveil study all`: all ablations of the MAE paper, with one page of all answers. What several of them need is trained once."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from unveil.atomic_files import write_text
+from unveil.errors import Interrupted
 from unveil.experiments.jobs import is_finished
 from unveil.experiments.paper_studies import STUDIES
 from unveil.experiments.paper_study import PaperStudy
@@ -21,6 +23,9 @@ from unveil.reports.failures import failure_sentence, unfinished_note
 from unveil.reports.paper_study_page import PaperStudyResult, write_all_studies
 from unveil.train.run_folder import receipt
 from unveil.train.terminal import printer
+
+PAUSE = 60.0
+"""Seconds from one writing of the page of all studies to the next, while runs are trained. It takes a few seconds itself."""
 
 
 def all_studies(method: str | type[Method], data: str, folder: Path, options: Mapping[str, Any]) -> list[PaperStudyResult]:
@@ -43,21 +48,26 @@ def all_studies(method: str | type[Method], data: str, folder: Path, options: Ma
         say(f"\n{study.name}: {study.question}")
         for run, path in plans[-1].comparison.elsewhere.items():
             say(f"{run} is the same run as {path}")
-    comparisons, ended = [plan.comparison for plan in plans], set[Path]()  # or left out, since what they need has failed
+    comparisons, written = [plan.comparison for plan in plans], list[float]()
     needed = {plan.study.name: {plan.comparison.folder_of(job.name) for job in plan.comparison.all_jobs()} for plan in plans}
 
     def write(run: Path) -> None:
-        ended.add(run)
-        mine = [plan for plan in plans if run in needed[plan.study.name]]
-        for plan in mine:
-            write_result(plan)
-        if any(all(each in ended or is_finished(each) for each in needed[plan.study.name]) for plan in mine):
+        for plan in plans:
+            if run in needed[plan.study.name]:
+                write_result(plan)
+        if not written or time.monotonic() - written[-1] > PAUSE:
             write_overview(folder, plans)
+            written.append(time.monotonic())
 
     with ExitStack() as locks:
         for path in (folder, *(each.folder for each in comparisons)):
             locks.enter_context(locked(path, "training in"))
-        failures = run_comparisons(comparisons, folder, write)
+        try:
+            failures = run_comparisons(comparisons, folder, write)
+        except Interrupted:
+            if written:  # else nothing has been trained
+                write_overview(folder, plans)
+            raise
         results = write_overview(folder, plans)
     return end(results, folder, failures, sum(len(each.jobs()) for each in comparisons))
 
@@ -74,17 +84,18 @@ def write_overview(folder: Path, plans: Sequence[Plan]) -> list[tuple[Plan, Pape
     ]
     begun = {each.name for each in results}
     missing = [plan.study.name for plan in plans if plan.study.name not in begun]
-    jobs = [(plan.comparison, job.name) for plan in plans for job in plan.comparison.jobs()]
-    ended = sum(comparison.has_finished(name) for comparison, name in jobs)
-    unfinished = unfinished_note({"runs": len(jobs), "finished": ended}, missing)
+    runs = {plan.study.name: [plan.comparison.folder_of(job.name) for job in plan.comparison.all_jobs()] for plan in plans}
+    ended = {path: is_finished(path) for paths in runs.values() for path in paths}
+    unfinished = [name for name, paths in runs.items() if not all(ended[path] for path in paths)]
+    note = unfinished_note({"runs": len(ended), "finished": sum(ended.values())}, missing)
     finished = [path for plan in plans for path in plan.comparison.finished_runs]
     cautions, facts = joined_cautions(finished), receipt()
     facts |= {"cautions": cautions} if cautions else {}
     failed = [each._replace(run=f"{study}/{each.run}")._asdict() for study, found in failures.items() for each in found]
     content = {"study": "all", "studies": [each.to_json() for each in results], "failed": failed}
     write_text(folder / "study.json", json_text(facts | content))
-    notes = [unfinished] * bool(unfinished) + [caution_note(finished)] * bool(cautions) + sentences
-    write_all_studies(folder, results, notes, facts)
+    notes = [*filter(None, [note, caution_note(finished)]), *sentences]
+    write_all_studies(folder, results, notes, facts, len(plans), unfinished)
     return found
 
 

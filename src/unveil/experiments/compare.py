@@ -262,8 +262,8 @@ def refuse_few_labels(data: str, config: ComparisonConfig, entries: Iterable[Ent
         if not count:
             other = "other data with --labelled-data" if config.labelled_data else "--labelled-data"
             raise UnveilError(
-                f"{labelled} has no labelled {samples.noun} to evaluate with: put each class into a folder of its own, "
-                f"add labels as described in docs/getting-started.md, or give {other}"
+                f"{labelled} has no {samples.noun} of two classes or more to evaluate with: put each class into a folder of its "
+                f"own, add labels as described in docs/getting-started.md, or give {other}"
             )
         if needed > count:
             raise UnveilError(
@@ -290,7 +290,8 @@ def write_results(comparison: Comparison) -> tuple[list[ComparisonRow], ResultTa
     budget = f"{seconds:g} seconds of training each" if seconds else "equal epochs"
     counts, seeds = evaluated_images(comparison), seed_counts(comparison, rows)
     where = f"{comparison.data}{f', fine-tuned on {comparison.other_labelled}' if comparison.other_labelled else ''}"
-    table = comparison_table(rows, f"{', '.join(comparison.names)} on {where}, {budget}", counts, seeds)
+    whose = comparison.baselines_of.name if len(comparison.compared) > 1 else ""
+    table = comparison_table(rows, f"{', '.join(comparison.names)} on {where}, {budget}", counts, seeds, whose)
     content = facts | {"rows": [row.to_json() for row in rows]}
     write_text(comparison.folder / "compare.json", json_text(content))
     write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, counts, seeds, comparison.other_labelled)

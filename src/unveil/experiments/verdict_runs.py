@@ -109,13 +109,12 @@ class VerdictRuns:
         return self.budgets.tuned(weights, path, self.data, self.test, count, seed, options)
 
     def collect(self, ended: str) -> None:
-        """Writes the page when a run has ended with which all seeds of a model and number of labels have.
+        """Writes the page when a run has ended.
 
         A verdict that was complete before, with fewer seeds or labels, stays until all runs of this one have ended.
         """
-        before = len(self.complete)
         self.read_predictions()
-        if len(self.complete) > before and not self.replaces_complete:
+        if self.complete and not self.replaces_complete:
             self.write()
 
     def read_predictions(self) -> None:

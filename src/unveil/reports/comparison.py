@@ -13,7 +13,7 @@ from unveil.reports.findings import FEWEST_SEEDS
 from unveil.reports.run_summary import has_collapsed, position_of
 from unveil.reports.seed_counts import SeedCounts, one_seed_phrase, with_one_seed
 from unveil.reports.table import ResultTable
-from unveil.reports.vocabulary import primary_of
+from unveil.reports.vocabulary import Results, independent_count_of, is_behind, primary_of
 from unveil.train.run_cost import spell_time
 from unveil.train.run_folder import Run
 
@@ -114,7 +114,7 @@ def seed_counts_of(rows: Sequence[ComparisonRow]) -> SeedCounts:
 
 
 def comparison_table(
-    rows: Sequence[ComparisonRow], title: str, test_counts: TestCounts, seeds: SeedCounts | None = None
+    rows: Sequence[ComparisonRow], title: str, test_counts: TestCounts, seeds: SeedCounts | None = None, baselines_of: str = ""
 ) -> ResultTable:
     """The table of a comparison. Columns without numbers are left out.
 
@@ -123,6 +123,7 @@ def comparison_table(
         title: What is compared.
         test_counts: Numbers of independent images of the evaluations, to estimate which differences can be due to chance.
         seeds: How many seeds were asked for, and how many each row has; by default as many as the row with the most.
+        baselines_of: The method whose runs the baselines are of, if there are several.
     """
     columns = [key for key in RESULT_COLUMNS if any(key in row.figures for row in rows)]
     cells = [[row.name, *(format_mean(key, row.figures.get(key, [])) for key in columns)] for row in rows]
@@ -130,7 +131,8 @@ def comparison_table(
     notes = [f"Mean and standard deviation over {count} seeds." if count > 1 else "One seed: the spread over seeds is unknown."]
     notes += filter(None, [(seeds or seed_counts_of(rows)).sentence])
     if "ahead" in columns:
-        notes.append("Gain: the linear probe accuracy minus that of the same encoder untrained.")
+        whose = f" The row untrained is that of {baselines_of}." if baselines_of else ""
+        notes.append(f"Gain: the linear probe accuracy minus that of the same encoder untrained.{whose}")
     if with_spread := [row for row in rows if not row.baseline and row.figures.get("rank_me")]:
         notes.append(collapse_note(with_spread))
     notes += chance_notes(rows, test_counts)
@@ -263,14 +265,18 @@ def held_out_note(runs: Iterable[Path]) -> str:
     return HELD_OUT_NOTE if any(unused) or not unused else NO_TEST_NOTE
 
 
-def cautions_of(runs: Iterable[Path]) -> list[list[str]]:
-    """The clauses on test samples that were trained on, of each run that has any. A damaged run says nothing."""
-    found = list[list[str]]()
+def results_of(runs: Iterable[Path]) -> list[dict[str, Any]]:
+    """The results of runs. A damaged one is left out."""
+    found = list[dict[str, Any]]()
     for path in runs:
         with contextlib.suppress(UnveilError):
-            if clauses := Run(path).results.get("cautions"):
-                found.append(list(clauses))
+            found.append(Run(path).results)
     return found
+
+
+def cautions_of(runs: Iterable[Path]) -> list[list[str]]:
+    """The clauses on test samples that were trained on, of each run that has any."""
+    return [list(clauses) for results in results_of(runs) if (clauses := results.get("cautions"))]
 
 
 def joined_cautions(runs: Iterable[Path]) -> list[str]:
@@ -279,9 +285,34 @@ def joined_cautions(runs: Iterable[Path]) -> list[str]:
 
 
 def caution_note(runs: Sequence[Path]) -> str:
-    """A warning if test samples were trained on, from what the runs record; "" otherwise. It is the first one, of the first run."""
-    found = cautions_of(runs)
-    if not found:
+    """Warnings on runs, from what they record; "" if there are none.
+
+    One says that test samples were trained on: it is the first one, of the first run. The other says that fine-tuning is behind
+    linear probes.
+    """
+    found, warnings = cautions_of(runs), list[str]()
+    if found:
+        others = f" Such a warning is on the pages of {len(found):,} of {len(runs):,} runs." if len(found) > 1 else ""
+        warnings.append(f"Warning: {found[0][0]}.{others}")
+    return " ".join([*warnings, *filter(None, [behind_note(runs)])])
+
+
+def behind_note(runs: Iterable[Path]) -> str:
+    """A warning if fine-tuning is behind the linear probe of the same encoder by more than chance, in some runs; "" otherwise."""
+    tuned = [results for results in results_of(runs) if primary_of(results) in (results.get("probe") or {})]
+    behind = [results for results in tuned if is_far_behind(results)]
+    if not behind:
         return ""
-    others = f" Such a warning is on the pages of {len(found):,} of {len(runs):,} runs." if len(found) > 1 else ""
-    return f"Warning: {found[0][0]}.{others}"
+    return (
+        f"Warning: in {len(behind):,} of {len(tuned):,} fine-tuning runs, the accuracy is lower than that of a linear probe of the "
+        f"same encoder on the same labels. Use more --finetune.epochs, or another --finetune.base-lr, before you trust fine-tuned "
+        f"accuracies."
+    )
+
+
+def is_far_behind(results: Results) -> bool:
+    """Whether the accuracy of fine-tuning is below that of its linear probe, by more than the choice of test samples explains."""
+    key, score = primary_of(results), results["score"]
+    if not is_behind(results, results["probe"][key]):
+        return False
+    return not within_chance([float(score[key])], [float(results["probe"][key])], independent_count_of(score))

@@ -178,7 +178,9 @@ class BestAmong(Claim):
     def judge(self, cells: Numbers, counts: TestCounts) -> Judgement:
         accuracies = {label: numbers[self.metric] for label, numbers in cells.items() if len(numbers.get(self.metric, ())) > 1}
         if len({label in self.cells for label in accuracies}) < 2:
-            return Judgement("open", f"it takes results of {FEWEST_SEEDS} seeds for {self.what}, and for other settings")
+            return Judgement(
+                "open", f"there are not yet results of {FEWEST_SEEDS} seeds both for {self.what} and for another setting"
+            )
         best = contenders(accuracies, counts.get(self.metric))
         inside = [label for label in best if label in self.cells]
         named = {label: f"{label} ({100 * mean(accuracies[label]):.1f} %)" for label in best}
@@ -226,7 +228,7 @@ def judge_all(judged: Sequence[Judgement], seeds: int) -> Judgement:
     """
     answers = {each.answer for each in judged}
     answer: Answer = "fails" if "fails" in answers else "open" if "open" in answers or not judged else "holds"
-    reasons = "; ".join(each.reason for each in judged if each.answer == answer)
+    reasons = "; ".join(dict.fromkeys(each.reason for each in judged if each.answer == answer))
     if answer == "holds":
         return Judgement(answer, f"The finding holds here: {reasons}.")
     held = "; ".join(each.reason for each in judged if each.answer == "holds")

@@ -4,7 +4,7 @@ All of our numbers come from run folders.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple
@@ -284,31 +284,55 @@ def write_paper_study(folder: Path, result: PaperStudyResult, facts: Mapping[str
     return write_document(folder, join_markup(parts), title, sections, f"Generated from the run folders in {folder.name}.")
 
 
-def write_all_studies(folder: Path, results: Sequence[PaperStudyResult], notes: Sequence[str], facts: Mapping[str, Any]) -> Path:
+def findings_summary(results: Sequence[PaperStudyResult], asked: int, unfinished: Collection[str]) -> str:
+    """A sentence with the numbers of findings that hold, that do not, and that cannot be told.
+
+    Args:
+        results: The studies that have results.
+        asked: The number of studies.
+        unfinished: The names of the studies some of whose runs have not finished.
+    """
+    answers = [result.judgement.answer for result in results if result.judgement.answer != "open" or result.name not in unfinished]
+    hold, fail, cannot = (answers.count(answer) for answer in ("holds", "fails", "open"))
+    told = [f"{hold} hold{'s' * (hold == 1)} here", f"{fail} do{'es' * (fail == 1)} not", f"{cannot} cannot be told"]
+    told += [f"{asked - len(answers)} cannot be told yet"] if asked > len(answers) else []
+    return f"Of {asked} finding{'s' * (asked != 1)} of the paper, {', '.join(told[:-1])}, and {told[-1]}."
+
+
+def write_all_studies(
+    folder: Path,
+    results: Sequence[PaperStudyResult],
+    notes: Sequence[str],
+    facts: Mapping[str, Any],
+    asked: int,
+    unfinished: Collection[str],
+) -> Path:
     """Writes a page with the answer of every study, and links to their pages.
 
     Args:
         folder: The folder with a folder for each study.
         results: The studies that have results.
+        asked: As for `findings_summary`.
+        unfinished: As for `findings_summary`.
         notes: Sentences on studies without results, on runs that have failed, and on test samples that were trained on.
         facts: The environment.
     """
-    counts = {answer: sum(result.judgement.answer == answer for result in results) for answer in ("holds", "fails", "open")}
-    summary = (
-        f"Of {len(results)} findings of the paper, {counts['holds']} hold here, {counts['fails']} do not, and {counts['open']} "
-        f"cannot be told."
-    )
     data = results[0].data if results else ""
     title = f"The ablations of MAE on {Path(data).name or data}"
     title += f" and {Path(labelled).name or labelled}" if (labelled := results[0].labelled if results else "") else ""
-    top = [element("h1", title), element("p", summary, class_="verdict"), *(element("p", text) for text in notes)]
+    top = [
+        element("h1", title),
+        element("p", findings_summary(results, asked, unfinished), class_="verdict"),
+        *(element("p", text) for text in notes),
+    ]
     items = []
     for result in results:
         link = element("a", result.question, href=f"{result.name}/report.html")
         found = [f"{METRIC_NAMES[key]} {value}" for key in result.shown if (value := result.correlation(key))]
         agreement = f"Rank correlation with the paper (Spearman): {'; '.join(found)}." if found else ""
         body = [element("p", link, f" ({result.source})"), element("p", result.judgement.reason)]
-        heading = element("h3", f"{result.name}: {ANSWERS[result.judgement.answer]}")
+        yet = " yet" * (result.judgement.answer == "open" and result.name in unfinished)
+        heading = element("h3", f"{result.name}: {ANSWERS[result.judgement.answer]}{yet}")
         items.append(element("div", heading, *body, *([element("p", agreement)] if agreement else [])))
     sections = [("Studies", join_markup(items)), ("Environment", environment_section(facts, {}))]
     return write_document(folder, join_markup(top), title, sections, f"Generated from the studies in {folder.name}.")

@@ -22,6 +22,8 @@ from unveil.reports.vocabulary import (
 
 MIN_DEVIATION, MIN_RANK = 0.02, 1.5
 """Features with a smaller standard deviation, or a smaller RankMe, count as collapsed."""
+FLAT_ERROR = 1e-6
+"""With a smaller error of predicting the mean of each image, images have no detail. Pixels have a variance of about 1."""
 BASELINE_NOTE = (
     "The mean of each patch is that of its own pixels, which the model does not see. Only with a normalised target, the model is "
     "given this mean, and the standard deviation."
@@ -192,6 +194,9 @@ def error_sentences(errors: Mapping[str, float]) -> list[str]:
     own = errors.get("held_out_error")
     if own is None:
         return []
+    sentence = f"On masked patches of held-out images its mean squared error is {own:.3g}"
+    if errors.get("image_mean_error", 1.0) < FLAT_ERROR:
+        return [f"{sentence}. There is nothing to learn from these images: each of them has one colour only, without any detail."]
     parts = []
     for key in ("patch_mean_error", "image_mean_error"):
         if errors.get(key):
@@ -199,7 +204,7 @@ def error_sentences(errors: Mapping[str, float]) -> list[str]:
             position = f"{abs(less):.0f} % {'lower' if less > 0 else 'higher'} than" if abs(less) >= 0.5 else "level with"
             parts.append(f"{position} predicting {HELD_OUT_ERRORS[key]} ({errors[key]:.3g})")
     compared = f", {' and '.join(parts)}" if parts else ""
-    return [f"On masked patches of held-out images its mean squared error is {own:.3g}{compared}.", BASELINE_NOTE]
+    return [f"{sentence}{compared}.", BASELINE_NOTE]
 
 
 def word_sentence(words: Mapping[str, float]) -> str:

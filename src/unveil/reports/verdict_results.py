@@ -169,7 +169,8 @@ def needed_sentence(compared: GainOver) -> str:
     ways += [f"{asked.images:,} test images"] if asked.images else []
     enough = f"about {' or '.join(ways)}" if ways else "more than 100 seeds, or more than a million test images"
     labels = count_of(compared.labels, "label")
-    return f"To tell a gain of {in_points(gain)[0]} points with {labels} from chance, {enough} would be needed."
+    size = in_points(gain)[0].lstrip("+-")
+    return f"To tell a difference of {size} points with {labels} from chance, {enough} would be needed."
 
 
 def listed(parts: Sequence[str]) -> str:

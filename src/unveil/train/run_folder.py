@@ -320,6 +320,12 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def command_name() -> list[str]:
+    """The first words of the command of this process: unveil, or a script of the user."""
+    path = Path(sys.argv[0])
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]
+
+
 def receipt() -> dict[str, Any]:
     """The provenance of a run: command, commit, time, versions, hardware."""
     packages = {}
@@ -330,7 +336,7 @@ def receipt() -> dict[str, Any]:
             packages[name] = "unknown"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*command_name(), *sys.argv[1:]]),
         "commit": commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), **packages},
