@@ -399,6 +399,8 @@ def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pyt
         page = (folder / name / "report.html").read_text()
         assert f"Without results: {setting}." in page
         assert re.search(r"1 of 4 runs failed: mae-(all-patches|without-tokens)-seed0 ", page)
+    told = json.loads((folder / "study.json").read_text())
+    assert (told["finished"], told["runs"]) == (5, 6)
     shared.unlink()
     (tmp_path / "away").rename(shared)
     again_all = unveil.study("all", images, out=folder, **options)

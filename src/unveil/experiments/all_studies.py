@@ -87,11 +87,12 @@ def write_overview(folder: Path, plans: Sequence[Plan]) -> list[tuple[Plan, Pape
     runs = {plan.study.name: [plan.comparison.folder_of(job.name) for job in plan.comparison.all_jobs()] for plan in plans}
     ended = {path: is_finished(path) for paths in runs.values() for path in paths}
     unfinished = [name for name, paths in runs.items() if not all(ended[path] for path in paths)]
-    note = unfinished_note({"runs": len(ended), "finished": sum(ended.values())}, missing)
+    counts = {"runs": len(ended), "finished": sum(ended.values())}
+    note = unfinished_note(counts, missing)
     finished = [path for plan in plans for path in plan.comparison.finished_runs]
     cautions, facts = joined_cautions(finished), receipt()
-    facts |= {"cautions": cautions} if cautions else {}
-    failed = [each._replace(run=f"{study}/{each.run}")._asdict() for study, found in failures.items() for each in found]
+    facts |= ({"cautions": cautions} if cautions else {}) | (counts if note else {})
+    failed = [each._replace(run=f"{study}/{each.run}")._asdict() for study, of_study in failures.items() for each in of_study]
     content = {"study": "all", "studies": [each.to_json() for each in results], "failed": failed}
     write_text(folder / "study.json", json_text(facts | content))
     notes = [*filter(None, [note, caution_note(finished)]), *sentences]
