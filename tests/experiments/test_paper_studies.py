@@ -368,7 +368,7 @@ def test_all_studies_have_one_page(images: str, tmp_path: Path, monkeypatch: pyt
     folder = tmp_path / "all"
     options = {"epochs": 0.5, "seeds": (0,), **TINY, "loss_on_all": True}  # which masked-loss ignores
     unfinished, usual = list[str](), all_studies.write_all_studies
-    monkeypatch.setattr(all_studies, "PAUSE", 0.0)
+    monkeypatch.setattr(all_studies, "OVERVIEW_EVERY", 0.0)
     monkeypatch.setattr(all_studies, "write_all_studies", lambda *given: (unfinished.extend(given[2]), usual(*given)))
     found = unveil.study("all", images, out=folder, **options)
     page = (folder / "report.html").read_text()

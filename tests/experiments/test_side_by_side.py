@@ -24,7 +24,7 @@ from unveil.experiments.side_by_side import WorkerProcesses, visible_gpus
 from unveil.experiments.slurm import SlurmJobs, parse
 from unveil.folder_lock import locked
 from unveil.reports.failures import read_failures
-from unveil.train.run_folder import ChangedSettingsError, Run
+from unveil.train.run_folder import ChangedSettingsError, Run, receipt
 
 OPTIONS: dict[str, Any] = {key: value for key, value in TINY.items() if key != "finetune"} | {"with_finetune": False}
 LONG = 30.0
@@ -194,6 +194,7 @@ def test_a_process_reports_errors_stops_with_a_checkpoint_and_may_be_killed(imag
         assert long.outcome() is None
     assert long.process.returncode == 0
     assert any((tmp_path / "good" / "checkpoints").iterdir())
+    assert Run(tmp_path / "good").facts["command"] == receipt()["command"]  # not that of the process
     with locked(tmp_path / "good", "testing"):  # it has left nothing locked
         pass
     with WorkerProcesses(tmp_path, 1) as workers:
@@ -261,6 +262,7 @@ def test_an_array_of_slurm_jobs(images: str, tmp_path: Path, cluster: Path) -> N
     assert "#SBATCH --partition=gpu" in script
     assert "#SBATCH --time=90" in script
     assert Run(tmp_path / "runs" / "mae-seed0").results["features"]["encoder"]["linear"] > 0
+    assert Run(tmp_path / "runs" / "mae-seed0").facts["command"] == receipt()["command"]  # not that of a process of Slurm
     with pytest.raises(UnveilError, match=r"--slurm colour=red: .*colour"):
         unveil.compare("mae", images, slurm=("colour=red",), **options)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from unveil.reports.comparison import behind_note, caution_note, comparison_table, row_of
+from unveil.reports.comparison import behind_note, caution_note, comparison_table, results_of, row_of
 from unveil.reports.findings import Judgement
 from unveil.reports.paper_study_page import PaperStudyResult, findings_summary
 from unveil.reports.run_summary import error_sentences
@@ -32,22 +32,21 @@ def test_fine_tuning_behind_linear_probes_is_said_once(tmp_path: Path) -> None:
     pretrained.mkdir()
     (pretrained / "run.json").write_text("{}")
     Run(pretrained).write_results({"seconds": 1.0})
-    assert behind_note([ahead, level, few, pretrained]) == ""
-    note = behind_note([ahead, level, few, pretrained, behind])
+    assert caution_note([ahead, level, few, pretrained]) == ""
+    note = caution_note([ahead, level, few, pretrained, behind])
     assert note.startswith(
         "Warning: in 1 of 4 fine-tuning runs, the accuracy is lower than that of a linear probe of the same encoder"
     )
     seen = tuned(tmp_path, "seen", 0.3, 0.5, cautions=["2 test images were trained on"])
-    assert caution_note([ahead, seen]) == f"Warning: 2 test images were trained on. {behind_note([ahead, seen])}"
+    assert caution_note([ahead, seen]) == f"Warning: 2 test images were trained on. {behind_note(results_of([ahead, seen]))}"
 
 
 def test_the_table_says_whose_encoder_is_untrained() -> None:
-    rows = [row_of("mae", [{"linear": 0.5, "ahead": 0.1}]), row_of("simmim", [{"linear": 0.45, "ahead": 0.2}])]
-    named = comparison_table(rows, "title", {}, baselines_of="mae").sentences
-    assert "Gain: the linear probe accuracy minus that of the same encoder untrained. The row untrained is that of mae." in named
-    assert (
-        "Gain: the linear probe accuracy minus that of the same encoder untrained." in comparison_table(rows, "title", {}).sentences
-    )
+    rows = [row_of("mae", [{"linear": 0.5}]), row_of("simmim", [{"linear": 0.45}]), row_of("untrained", [{"linear": 0.4}], True)]
+    sentence = 'The row "untrained" is the untrained encoder of mae.'
+    assert sentence in comparison_table(rows, "title", {}, untrained="the untrained encoder of mae").sentences
+    assert sentence not in comparison_table(rows[:2], "title", {}, untrained="the untrained encoder of mae").sentences
+    assert not any("untrained" in each for each in comparison_table(rows, "title", {}).sentences)
 
 
 def test_images_without_detail_have_no_percentages() -> None:

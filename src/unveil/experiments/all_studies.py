@@ -1,5 +1,6 @@
 """`unveil study all`: all ablations of the MAE paper, with one page of all answers. What several of them need is trained once."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,8 +25,8 @@ from unveil.reports.paper_study_page import PaperStudyResult, write_all_studies
 from unveil.train.run_folder import receipt
 from unveil.train.terminal import printer
 
-PAUSE = 60.0
-"""Seconds from one writing of the page of all studies to the next, while runs are trained. It takes a few seconds itself."""
+OVERVIEW_EVERY = 60.0
+"""Seconds from one writing of all pages to the next, while runs are trained. It takes a few seconds itself."""
 
 
 def all_studies(method: str | type[Method], data: str, folder: Path, options: Mapping[str, Any]) -> list[PaperStudyResult]:
@@ -48,16 +49,18 @@ def all_studies(method: str | type[Method], data: str, folder: Path, options: Ma
         say(f"\n{study.name}: {study.question}")
         for run, path in plans[-1].comparison.elsewhere.items():
             say(f"{run} is the same run as {path}")
-    comparisons, written = [plan.comparison for plan in plans], list[float]()
+    comparisons, last = [plan.comparison for plan in plans], -math.inf
     needed = {plan.study.name: {plan.comparison.folder_of(job.name) for job in plan.comparison.all_jobs()} for plan in plans}
 
     def write(run: Path) -> None:
-        for plan in plans:
-            if run in needed[plan.study.name]:
-                write_result(plan)
-        if not written or time.monotonic() - written[-1] > PAUSE:
+        nonlocal last
+        if time.monotonic() - last > OVERVIEW_EVERY:
             write_overview(folder, plans)
-            written.append(time.monotonic())
+            last = time.monotonic()
+        else:
+            for plan in plans:
+                if run in needed[plan.study.name]:
+                    write_result(plan)
 
     with ExitStack() as locks:
         for path in (folder, *(each.folder for each in comparisons)):
@@ -65,7 +68,7 @@ def all_studies(method: str | type[Method], data: str, folder: Path, options: Ma
         try:
             failures = run_comparisons(comparisons, folder, write)
         except Interrupted:
-            if written:  # else nothing has been trained
+            if last > -math.inf:  # else nothing has been trained
                 write_overview(folder, plans)
             raise
         results = write_overview(folder, plans)

@@ -290,8 +290,8 @@ def write_results(comparison: Comparison) -> tuple[list[ComparisonRow], ResultTa
     budget = f"{seconds:g} seconds of training each" if seconds else "equal epochs"
     counts, seeds = evaluated_images(comparison), seed_counts(comparison, rows)
     where = f"{comparison.data}{f', fine-tuned on {comparison.other_labelled}' if comparison.other_labelled else ''}"
-    whose = comparison.baselines_of.name if len(comparison.compared) > 1 else ""
-    table = comparison_table(rows, f"{', '.join(comparison.names)} on {where}, {budget}", counts, seeds, whose)
+    untrained = f"the untrained encoder of {comparison.baselines_of.name}" if len(comparison.compared) > 1 else ""
+    table = comparison_table(rows, f"{', '.join(comparison.names)} on {where}, {budget}", counts, seeds, untrained)
     content = facts | {"rows": [row.to_json() for row in rows]}
     write_text(comparison.folder / "compare.json", json_text(content))
     write_comparison(comparison.folder, rows, table, comparison.finished_runs, facts, counts, seeds, comparison.other_labelled)

@@ -357,10 +357,8 @@ def run_comparisons(comparisons: Sequence[Comparison], folder: Path, after_each:
         after_each: What to do after every run.
     """
     failures = list[Failure]()
-    for chosen in (
-        [each for each in comparisons if each.config.seconds],
-        [each for each in comparisons if not each.config.seconds],
-    ):
+    for is_timed in (True, False):
+        chosen = [each for each in comparisons if bool(each.config.seconds) == is_timed]
         if chosen:
             jobs = [job for each in chosen for job in each.jobs_in(folder)]
             failures += run_jobs(jobs, folder, lambda name: after_each(folder / name), chosen[0].config)

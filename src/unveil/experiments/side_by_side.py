@@ -134,7 +134,7 @@ class WorkerProcess:
             )
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
-            pickle.dump((trusted(), call), self.process.stdin)
+            pickle.dump((call, trusted(), sys.argv), self.process.stdin)
             self.process.stdin.flush()
 
     def stop(self) -> None:
@@ -158,13 +158,15 @@ class WorkerProcess:
         return found
 
 
-def perform(call: Call, plugins: Sequence[str]) -> Outcome:
+def perform(call: Call, plugins: Sequence[str], argv: Sequence[str]) -> Outcome:
     """Does what a call says, in a process that was started for it.
 
     Args:
         call: The call.
         plugins: What the user has trusted.
+        argv: The `sys.argv` of the process that started it, which the run records as its command.
     """
+    sys.argv = list(argv)
     try:
         for each in plugins:
             trust(each)
@@ -178,11 +180,11 @@ def perform(call: Call, plugins: Sequence[str]) -> Outcome:
 def main() -> None:
     """Reads a call from standard input, and writes what becomes of it to a file. Ends when standard input is closed."""
     reply = Path(sys.argv[1])
-    plugins, call = pickle.load(sys.stdin.buffer)
+    call, plugins, argv = pickle.load(sys.stdin.buffer)
     threading.Thread(target=end_with, args=(sys.stdin.fileno(),), daemon=True).start()
     try:
         with raise_on_signals():
-            outcome = perform(call, plugins)
+            outcome = perform(call, plugins, argv)
     except KeyboardInterrupt:
         outcome = Outcome("interrupted", "stopped by a signal: the same command resumes it")
     partial = reply.with_name(f"{reply.name}.part")

@@ -1,6 +1,7 @@
 """Runs as jobs of Slurm, through `submitit`. Those that start together are one array."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -60,7 +61,9 @@ class SlurmJobs:
         started = list[SlurmJob]()
         for first in range(0, len(calls), LONGEST_ARRAY):
             with self._executor.batch():
-                jobs = [self._executor.submit(SlurmTask(call, trusted())) for _, call in calls[first : first + LONGEST_ARRAY]]
+                jobs = [
+                    self._executor.submit(SlurmTask(call, trusted(), sys.argv)) for _, call in calls[first : first + LONGEST_ARRAY]
+                ]
             started += [SlurmJob(job) for job in jobs]
         self._started += started
         return started
@@ -72,13 +75,14 @@ class SlurmTask:
     Args:
         call: The call.
         plugins: What the user has trusted.
+        argv: As for `perform`.
     """
 
-    def __init__(self, call: Call, plugins: Sequence[str]) -> None:
-        self.call, self.plugins = call, plugins
+    def __init__(self, call: Call, plugins: Sequence[str], argv: Sequence[str]) -> None:
+        self.call, self.plugins, self.argv = call, plugins, argv
 
     def __call__(self) -> Outcome:
-        return perform(self.call, self.plugins)
+        return perform(self.call, self.plugins, self.argv)
 
     def checkpoint(self) -> Any:
         """What submitit submits in its place. The run itself has saved checkpoints."""

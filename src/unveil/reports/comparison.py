@@ -114,7 +114,7 @@ def seed_counts_of(rows: Sequence[ComparisonRow]) -> SeedCounts:
 
 
 def comparison_table(
-    rows: Sequence[ComparisonRow], title: str, test_counts: TestCounts, seeds: SeedCounts | None = None, baselines_of: str = ""
+    rows: Sequence[ComparisonRow], title: str, test_counts: TestCounts, seeds: SeedCounts | None = None, untrained: str = ""
 ) -> ResultTable:
     """The table of a comparison. Columns without numbers are left out.
 
@@ -123,7 +123,7 @@ def comparison_table(
         title: What is compared.
         test_counts: Numbers of independent images of the evaluations, to estimate which differences can be due to chance.
         seeds: How many seeds were asked for, and how many each row has; by default as many as the row with the most.
-        baselines_of: The method whose runs the baselines are of, if there are several.
+        untrained: What the row "untrained" is, in words, if encoders differ from row to row.
     """
     columns = [key for key in RESULT_COLUMNS if any(key in row.figures for row in rows)]
     cells = [[row.name, *(format_mean(key, row.figures.get(key, [])) for key in columns)] for row in rows]
@@ -131,8 +131,9 @@ def comparison_table(
     notes = [f"Mean and standard deviation over {count} seeds." if count > 1 else "One seed: the spread over seeds is unknown."]
     notes += filter(None, [(seeds or seed_counts_of(rows)).sentence])
     if "ahead" in columns:
-        whose = f" The row untrained is that of {baselines_of}." if baselines_of else ""
-        notes.append(f"Gain: the linear probe accuracy minus that of the same encoder untrained.{whose}")
+        notes.append("Gain: the linear probe accuracy minus that of the same encoder untrained.")
+    if untrained and any(row.name == "untrained" for row in rows):
+        notes.append(f'The row "untrained" is {untrained}.')
     if with_spread := [row for row in rows if not row.baseline and row.figures.get("rank_me")]:
         notes.append(collapse_note(with_spread))
     notes += chance_notes(rows, test_counts)
@@ -274,14 +275,9 @@ def results_of(runs: Iterable[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def cautions_of(runs: Iterable[Path]) -> list[list[str]]:
-    """The clauses on test samples that were trained on, of each run that has any."""
-    return [list(clauses) for results in results_of(runs) if (clauses := results.get("cautions"))]
-
-
 def joined_cautions(runs: Iterable[Path]) -> list[str]:
-    """All of these clauses, each once."""
-    return list(dict.fromkeys(clause for clauses in cautions_of(runs) for clause in clauses))
+    """All clauses on test samples that were trained on, each once."""
+    return list(dict.fromkeys(clause for results in results_of(runs) for clause in results.get("cautions") or ()))
 
 
 def caution_note(runs: Sequence[Path]) -> str:
@@ -290,16 +286,16 @@ def caution_note(runs: Sequence[Path]) -> str:
     One says that test samples were trained on: it is the first one, of the first run. The other says that fine-tuning is behind
     linear probes.
     """
-    found, warnings = cautions_of(runs), list[str]()
-    if found:
+    every, warnings = results_of(runs), list[str]()
+    if found := [clauses for results in every if (clauses := results.get("cautions"))]:
         others = f" Such a warning is on the pages of {len(found):,} of {len(runs):,} runs." if len(found) > 1 else ""
         warnings.append(f"Warning: {found[0][0]}.{others}")
-    return " ".join([*warnings, *filter(None, [behind_note(runs)])])
+    return " ".join([*warnings, *filter(None, [behind_note(every)])])
 
 
-def behind_note(runs: Iterable[Path]) -> str:
+def behind_note(every: Iterable[Results]) -> str:
     """A warning if fine-tuning is behind the linear probe of the same encoder by more than chance, in some runs; "" otherwise."""
-    tuned = [results for results in results_of(runs) if primary_of(results) in (results.get("probe") or {})]
+    tuned = [results for results in every if primary_of(results) in (results.get("probe") or {})]
     behind = [results for results in tuned if is_far_behind(results)]
     if not behind:
         return ""

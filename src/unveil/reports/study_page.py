@@ -112,9 +112,9 @@ class Finding(NamedTuple):
 def sweep_table(sweep: Sweep) -> ResultTable:
     """The table of a sweep, with a row for each value."""
     rows = [row._replace(name=f"{value}") for value, row in zip(sweep.values, sweep.rows, strict=True)]
-    table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_counts, sweep.seeds)
+    untrained = sweep.untrained if sweep.varies_encoder else ""
+    table = comparison_table([*rows, *sweep.baselines], sweep.title, sweep.test_counts, sweep.seeds, untrained)
     best = [sentence for key in ACCURACIES if (sentence := best_value(sweep, key))]
-    best += [f'The row "untrained" is {sweep.untrained}.'] if sweep.baselines and sweep.varies_encoder else []
     return table._replace(heads=[humanize(sweep.option), *table.heads[1:]], sentences=[*best, *table.sentences])
 
 
